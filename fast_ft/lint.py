@@ -1,7 +1,9 @@
 """stub"""
 
 from __future__ import annotations
+
 from typing import NamedTuple
+
 from fast_ft.recipe import Recipe
 
 

@@ -34,58 +34,80 @@ class Model(Section):
     """The base model, and how it is loaded."""
 
     name_or_path: str = Field(description="A folder, or a model's id on the Hugging Face hub.")
-    revision: str | None = Field(None, description="The hub's branch, tag or commit.")
-    tokenizer: str | None = Field(None, description="A tokenizer's folder or id, in place of the model's own.")
+    revision: str | None = Field(default=None, description="The hub's branch, tag or commit.")
+    tokenizer: str | None = Field(default=None, description="A tokenizer's folder or id, in place of the model's own.")
     template: Literal["llama-2", "tokenizer"] = Field(
-        "llama-2", description="The prompt's form: Llama 2's [INST] ... [/INST], or the tokenizer's chat template.")
+        default="llama-2",
+        description="The prompt's form: Llama 2's [INST] ... [/INST], or the tokenizer's chat template.",
+    )
     max_length: Annotated[int, Field(ge=8)] = Field(
-        2048, description="Most tokens in a training row, prompt and response together.")
-    load_in_4bit: bool = Field(True, description="NF4 with double quantisation (bitsandbytes); false: 16 or 32 bits.")
+        default=2048, description="Most tokens in a training row, prompt and response together."
+    )
+    load_in_4bit: bool = Field(
+        default=True, description="NF4 with double quantisation (bitsandbytes); false: 16 or 32 bits."
+    )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
-        "auto", description="auto: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU.")
+        default="auto", description="auto: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU."
+    )
     backend: Literal["auto", "unsloth", "peft"] = Field(
-        "auto", description="auto: unsloth where there is an NVIDIA GPU, else peft (transformers + peft).")
+        default="auto", description="auto: unsloth where there is an NVIDIA GPU, else peft (transformers + peft)."
+    )
 
 
 class Lora(Section):
     """The adapter, in PEFT's terms."""
 
-    r: Annotated[int, Field(ge=0)] = Field(16, description="Rank.")
-    lora_alpha: Annotated[float, Field(ge=0)] = Field(32, description="The adapter's output is scaled by lora_alpha / r.")
+    r: Annotated[int, Field(ge=0)] = Field(default=16, description="Rank.")
+    lora_alpha: Annotated[float, Field(ge=0)] = Field(
+        default=32, description="The adapter's output is scaled by lora_alpha / r."
+    )
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Unsloth's fused kernels need 0.")
+        default=0.0, description="Unsloth's fused kernels need 0."
+    )
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", description="all-linear, or names such as q_proj.")
+        default="all-linear", description="all-linear, or names such as q_proj."
+    )
 
 
 class Data(Section):
     """Where rows come from. The layout is found by looking at the content."""
 
     train: str = Field(description="Training rows: a file, a folder or a hub id.")
-    test: str | None = Field(None, description="Prompts to answer; without it a run ends with the adapter.")
-    max_train_rows: Count | None = Field(None, description="Most distinct rows over all stages; null: no limit.")
+    test: str | None = Field(default=None, description="Prompts to answer; without it a run ends with the adapter.")
+    max_train_rows: Count | None = Field(
+        default=None, description="Most distinct rows over all stages; null: no limit."
+    )
     multi_turn: Literal["error", "first", "last"] = Field(
-        "error", description="A row of several turns: refuse it, or keep its first or its last exchange.")
+        default="error", description="A row of several turns: refuse it, or keep its first or its last exchange."
+    )
     overlong: Literal["error", "drop"] = Field(
-        "error", description="A selected row over model.max_length tokens: refuse, or drop it and say so.")
+        default="error", description="A selected row over model.max_length tokens: refuse, or drop it and say so."
+    )
 
 
 class Select(Section):
     """Which rows are taken: `where` filters, `rank_by` orders, `method` and `take` pick, duplicates go."""
 
     where: dict[str, Condition] = Field(
-        default_factory=dict, description='Conditions on metrics, for example {score: ">= 4.5"}.')
+        default_factory=dict, description='Conditions on metrics, for example {score: ">= 4.5"}.'
+    )
     rank_by: dict[str, float] = Field(
-        default_factory=dict, description="One metric, or a weighted sum of z-scores over the rows that `where` "
-        "left. The highest come first; a negative weight turns a metric round. Ties keep file order.")
+        default_factory=dict,
+        description="One metric, or a weighted sum of z-scores over the rows that `where` "
+        "left. The highest come first; a negative weight turns a metric round. Ties keep file order.",
+    )
     method: Literal["top", "middle", "stratified", "random"] = Field(
-        "top", description="top: the first ranks; middle: the central ones; stratified: evenly over all ranks; "
-        "random: drawn with the recipe's seed.")
-    take: Count | None = Field(None, description="How many rows; null: all that are left.")
+        default="top",
+        description="top: the first ranks; middle: the central ones; stratified: evenly over all ranks; "
+        "random: drawn with the recipe's seed.",
+    )
+    take: Count | None = Field(default=None, description="How many rows; null: all that are left.")
     deduplicate: Literal["none", "exact", "near"] = Field(
-        "exact", description="exact: same prompt and response but for case, spaces and punctuation; near: also "
-        "rows whose word 5-grams overlap by near_duplicate_similarity or more.")
-    near_duplicate_similarity: Share = Field(0.6, description="Jaccard similarity of word 5-gram sets.")
+        default="exact",
+        description="exact: same prompt and response but for case, spaces and punctuation; near: also "
+        "rows whose word 5-grams overlap by near_duplicate_similarity or more.",
+    )
+    near_duplicate_similarity: Share = Field(default=0.6, description="Jaccard similarity of word 5-gram sets.")
 
 
 class StageSpec(Section):
@@ -93,27 +115,30 @@ class StageSpec(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
     upto: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
-        None, description="The selected rows up to this quantile of curriculum.by.")
-    where: dict[str, Condition] | None = Field(None, description="In place of upto: conditions on metrics.")
-    num_train_epochs: Count | None = Field(None, description="null: train.num_train_epochs.")
-    learning_rate: Positive | None = Field(None, description="null: train.learning_rate.")
+        default=None, description="The selected rows up to this quantile of curriculum.by."
+    )
+    where: dict[str, Condition] | None = Field(default=None, description="In place of upto: conditions on metrics.")
+    num_train_epochs: Count | None = Field(default=None, description="null: train.num_train_epochs.")
+    learning_rate: Positive | None = Field(default=None, description="null: train.learning_rate.")
     order: Literal["shuffled", "ascending"] = Field(
-        "shuffled", description="Order of rows: drawn anew each epoch, or ascending in curriculum.by.")
+        default="shuffled", description="Order of rows: drawn anew each epoch, or ascending in curriculum.by."
+    )
 
 
 class Carry(Section):
     """What goes from one stage to the next. false: it starts again."""
 
-    optimizer: bool = Field(True, description="The optimizer's state, and the fp16 loss scale with it.")
-    schedule: bool = Field(True, description="One warm-up and decay over all stages, or one for each.")
+    optimizer: bool = Field(default=True, description="The optimizer's state, and the fp16 loss scale with it.")
+    schedule: bool = Field(default=True, description="One warm-up and decay over all stages, or one for each.")
 
 
 class Curriculum(Section):
     """Stages of training. No stages given means one, over all selected rows."""
 
-    by: str = Field("response_words", description="The metric whose quantiles make stages; low is easy.")
+    by: str = Field(default="response_words", description="The metric whose quantiles make stages; low is easy.")
     cumulative: bool = Field(
-        True, description="A stage holds the rows of the stages before it too; false: only its own.")
+        default=True, description="A stage holds the rows of the stages before it too; false: only its own."
+    )
     carry: Carry = Carry()
     stages: tuple[StageSpec, ...] = ()
 
@@ -121,22 +146,31 @@ class Curriculum(Section):
 class Train(Section):
     """Training arguments, in TRL's and transformers' terms."""
 
-    effective_batch_size: Count = Field(8, description="Rows in one optimizer step.")
+    effective_batch_size: Count = Field(default=8, description="Rows in one optimizer step.")
     per_device_train_batch_size: Count | Literal["auto"] = Field(
-        "auto", description="Rows in one forward pass; auto: as many as the memory budget holds.")
+        default="auto", description="Rows in one forward pass; auto: as many as the memory budget holds."
+    )
     num_train_epochs: Count = 1
     learning_rate: Positive = 2e-4
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="Gradients are clipped to it; 0: never.")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="Gradients are clipped to it; 0: never."
+    )
     optim: Literal["adamw_torch", "adamw_8bit"] = Field(
-        "adamw_8bit", description="adamw_8bit: bitsandbytes' 8-bit states.")
+        default="adamw_8bit", description="adamw_8bit: bitsandbytes' 8-bit states."
+    )
     neftune_noise_alpha: Positive | None = Field(
-        None, description="NEFTune: noise of alpha / sqrt(L d) on the embeddings, L being each row's own length.")
+        default=None,
+        description="NEFTune: noise of alpha / sqrt(L d) on the embeddings, L being each row's own length.",
+    )
     gradient_checkpointing: bool = Field(
-        True, description="Compute activations again in the backward pass, for less memory.")
-    save_steps: Count | None = Field(None, description="A checkpoint every so many steps; null: at stage ends only.")
+        default=True, description="Compute activations again in the backward pass, for less memory."
+    )
+    save_steps: Count | None = Field(
+        default=None, description="A checkpoint every so many steps; null: at stage ends only."
+    )
 
 
 class Generate(Section):
@@ -145,25 +179,28 @@ class Generate(Section):
     do_sample: bool = True
     temperature: Positive = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    top_k: Annotated[int, Field(ge=0)] = Field(30, description="0: no limit.")
+    top_k: Annotated[int, Field(ge=0)] = Field(default=30, description="0: no limit.")
     repetition_penalty: Positive = 1.0
     max_new_tokens: Count = 1024
-    batch_size: Count | Literal["auto"] = Field("auto", description="auto: as many as the memory budget holds.")
+    batch_size: Count | Literal["auto"] = Field(default="auto", description="auto: as many as the memory budget holds.")
 
 
 class Judge(Section):
     """How answers are scored."""
 
     kind: Literal["none", "reference"] = Field(
-        "none", description="reference: exact match and ROUGE-L against `references`; no network.")
-    references: str | None = Field(None, description="Reference answers: a file in any layout that data.py reads.")
+        default="none", description="reference: exact match and ROUGE-L against `references`; no network."
+    )
+    references: str | None = Field(
+        default=None, description="Reference answers: a file in any layout that data.py reads."
+    )
 
 
 class Budget(Section):
     """What a run may use."""
 
-    gpu: str | None = Field(None, description="The card to plan for when there is none here, for example t4.")
-    memory_gib: Positive | Literal["auto"] = Field("auto", description="auto: what is free on the card.")
+    gpu: str | None = Field(default=None, description="The card to plan for when there is none here, for example t4.")
+    memory_gib: Positive | Literal["auto"] = Field(default="auto", description="auto: what is free on the card.")
     train_minutes: Positive | None = None
     generate_minutes: Positive | None = None
 
@@ -172,9 +209,10 @@ class Recipe(Section):
     """A complete run: rows, model, adapter, training, decoding, and their limits."""
 
     rules: Literal["ntu-ml-2025-hw5"] | None = Field(
-        None, description="A homework's rules, kept by code: at most 100 rows, LLaMA2-7B in 4 bits, seed 3407.")
+        default=None, description="A homework's rules, kept by code: at most 100 rows, LLaMA2-7B in 4 bits, seed 3407."
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
-    output_dir: str = Field("runs/{recipe}-{digest8}", description="The run folder.")
+    output_dir: str = Field(default="runs/{recipe}-{digest8}", description="The run folder.")
     model: Model
     lora: Lora = Lora()
     data: Data

@@ -9,8 +9,8 @@ from typing import Any
 
 from fast_ft.errors import nearest
 from fast_ft.recipe import Recipe
+from fast_ft.recipe_yaml import Key, scalar
 
-Key = tuple[str | int, ...]
 _KINDS = {
     "integer": "a whole number",
     "number": "a number",
@@ -52,7 +52,7 @@ def without(tree: dict[str, Any], bad: Sequence[Key]) -> dict[str, Any]:
     for key in bad:
         at: Any = tree
         for part in key[:-1]:
-            at = at.get(part) if isinstance(at, dict) else at[part] if isinstance(at, list) else None
+            at = _at(at, (part,)) if isinstance(at, dict | list) else None
         if isinstance(at, dict):
             at.pop(key[-1], None)
         if key[:2] == ("curriculum", "stages") and isinstance(at, dict) and key[-1] == "name":
@@ -99,8 +99,6 @@ def allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
 def _hint(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> str:
     words = allowed(schema, root)
     if isinstance(value, str):
-        from fast_ft.load import scalar
-
         if "number" in words and not isinstance(scalar(value), str | bool | None):
             return "; write it without quotes"
         if "number" in words and not isinstance(scalar(value.replace("_", "").replace(",", "")), str | bool | None):

@@ -1,6 +1,7 @@
 """stub"""
 
 from __future__ import annotations
+
 from fast_ft.recipe import Recipe
 
 

@@ -1,0 +1,151 @@
+"""Files and folders that appear whole or not at all: written beside, flushed to the disk, renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fast_ft.errors import InputError
+
+# What a disk or its owner refuses. Any other OSError is a bug, and keeps its traceback.
+_REFUSED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises InputError if the disk refuses; the old file is then untouched."""
+    path = Path(path)
+    with _refusal(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.parent / f".{path.name}.{os.getpid()}.new"
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as write_bytes does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, as write_bytes does. NaN and infinity raise ValueError: they are no JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; on leaving it takes the place of `path`, whole.
+
+    If the body raises, what was at `path` stays as it was. A full or read-only disk becomes InputError, also where a
+    library reports it as an error of its own.
+    """
+    path = Path(path)
+    beside = path.parent / f".{path.name}.{os.getpid()}.new"
+    old = path.parent / f".{path.name}.old"
+    with _refusal(path):
+        _remove(beside)
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            for item in sorted(beside.rglob("*")):
+                if item.is_file():
+                    with item.open("rb") as file:
+                        os.fsync(file.fileno())
+            # A full folder cannot be renamed over another, so the old one steps aside. A crash between the two
+            # renames leaves it there under its other name, where `recover` finds it.
+            if path.exists():
+                _remove(old)
+                path.rename(old)
+            try:
+                beside.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+            _sync_folder(path.parent)
+        except BaseException:
+            _remove(beside)
+            raise
+        _remove(old)
+
+
+def recover(root: Path) -> None:
+    """Put right, under `root`, what a crash in the middle of a write left. Call it before a run goes on."""
+    for old in list(root.rglob(".*.old")):
+        target = old.with_name(old.name[1 : -len(".old")])
+        if target.exists():
+            _remove(old)
+        else:
+            old.rename(target)
+    for beside in list(root.rglob(".*.new")):
+        _remove(beside)
+
+
+def sha256_file(path: Path) -> str:
+    """Return a file's SHA-256 in hex, or a folder's: over the names and contents of its files, in order of name."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for item in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{item.relative_to(path).as_posix()}\0{sha256_file(item)}\n".encode())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def _refusal(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # safetensors and pyarrow wrap the system's error in types of their own; its text stays.
+        full = "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not (isinstance(error, OSError) and error.errno in _REFUSED):
+            raise
+        if full:
+            reason, remedy = "the disk is full", "Free some space"
+        else:
+            reason, remedy = (
+                str(getattr(error, "strerror", error)).lower(),
+                "Make it writable, or choose another output_dir",
+            )
+        raise InputError(
+            f"cannot write {path}: {reason}. What was there is as it was. {remedy}, then run the command again"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a rename may be lost when the power fails; Windows has no such call.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

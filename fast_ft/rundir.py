@@ -1,0 +1,220 @@
+"""A run's folder: every path in it, its manifest, and the claim that a folder holds one recipe only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fast_ft.atomic import recover, replace_folder, sha256_file, write_bytes, write_json, write_text
+from fast_ft.errors import InputError, nearest
+from fast_ft.recipe import Recipe
+
+__all__ = [
+    "RunDir",
+    "differences",
+    "list_runs",
+    "output_folder",
+    "replace_folder",
+    "sha256_file",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]  # fmt: skip
+
+_PLACEHOLDERS = ("recipe", "digest8")
+
+
+class RunDir:
+    """The folder of one run. `open` makes or resumes it; `at` takes one that is there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest_path = root / "manifest.json"
+        self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
+        self.plan = root / "plan.json"
+        self.log = root / "log.jsonl"
+        self.loss_png = root / "loss.png"
+        self.adapter = root / "adapter"
+        self.stages = root / "stages"
+        self.pred = root / "pred.json"
+        self.pred_partial = root / "pred.partial.jsonl"
+        self.scores = root / "scores.json"
+        self.report = root / "report.html"
+
+    def stage(self, index: int, name: str) -> Path:
+        """Return the folder of stage `index` (counted from 0): stages/01-easy for the first."""
+        return self.stages / f"{index + 1:02d}-{name}"
+
+    @classmethod
+    def open(cls, recipe: Recipe, recipe_path: str | Path) -> RunDir:
+        """Return this recipe's run folder, new or to be resumed.
+
+        A new one gets a manifest with the resolved recipe at once. Raises InputError if the folder holds another
+        recipe's run (naming the keys that differ) or files that are no run's, or cannot be written.
+        """
+        from fast_ft.load import digest, resolved
+
+        root = output_folder(recipe, recipe_path)
+        run = cls(root)
+        if run.manifest_path.exists():
+            there = run.manifest()
+            if differ := differences(there.get("recipe", {}), resolved(recipe), ignore=("output_dir",)):
+                keys = "\n".join(f"  {key}: {_show(a)} there, {_show(b)} here" for key, (a, b) in differ.items())
+                raise InputError(
+                    f"the folder {root} holds a run of another recipe:\n{keys}\n"
+                    "Give this one its own folder (output_dir=...; with {digest8} in it that happens by itself), "
+                    "or delete that folder"
+                )
+            recover(root)
+            return run
+        if root.is_file() or (root.is_dir() and any(not p.name.startswith(".") for p in root.iterdir())):
+            raise InputError(f"{root} is there already and is no run's folder: choose another output_dir, or move it")
+        manifest = {
+            "recipe": resolved(recipe),
+            "recipe_file": Path(recipe_path).name,
+            "recipe_digest": digest(recipe),
+            "started": now(),
+            "phases": {},
+        }
+        write_json(run.manifest_path, manifest)
+        return run
+
+    @classmethod
+    def at(cls, root: str | Path) -> RunDir:
+        """Return the run in folder `root`; InputError where there is none."""
+        run = cls(Path(root))
+        if not run.manifest_path.is_file():
+            raise InputError(f"{root} is no run folder (it has no manifest.json); `python -m fast_ft runs` lists them")
+        run.manifest()
+        return run
+
+    def manifest(self) -> dict[str, Any]:
+        """Return manifest.json: recipe, recipe_file, recipe_digest, started, phases, and what phases put there."""
+        return _read_object(self.manifest_path)
+
+    def update(self, **values: Any) -> dict[str, Any]:
+        """Put JSON values under these names into the manifest, in place of what is there, and return the manifest."""
+        manifest = self.manifest() | values
+        write_json(self.manifest_path, manifest)
+        return manifest
+
+    def finish(self, phase: str, seconds: float, **facts: Any) -> None:
+        """Note that `phase` is done, when, how long it took in all, and facts about it (JSON values)."""
+        phases = self.manifest().get("phases", {})
+        phases.pop(phase, None)  # so that the last finished is the last listed
+        phases[phase] = {"seconds": round(seconds, 3), "finished": now(), **facts}
+        self.update(phases=phases)
+
+    def done(self, phase: str) -> dict[str, Any] | None:
+        """Return what `finish` noted for `phase`, or None while it is not done."""
+        return self.manifest().get("phases", {}).get(phase)
+
+    def recipe(self) -> Recipe:
+        """Return the run's own recipe, from its manifest; InputError if it was written by another version."""
+        from fast_ft.load import validated
+
+        return validated(self.manifest().get("recipe", {}), {}, f"{self.manifest_path} (recipe)")
+
+
+def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
+    """Return output_dir with {recipe} (the recipe file's stem) and {digest8} (see load.digest) filled in."""
+    from fast_ft.load import digest
+
+    if problem := unknown_placeholder(recipe.output_dir):
+        raise InputError(f"output_dir: {problem}")
+    values = {"recipe": Path(recipe_path).stem, "digest8": digest(recipe)[:8]}
+    return Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir)).expanduser()
+
+
+def unknown_placeholder(output_dir: str) -> str | None:
+    """Return what is wrong with the {names} in output_dir, or None."""
+    for name in re.findall(r"\{([^}]*)\}?", output_dir):
+        if name not in _PLACEHOLDERS:
+            known = " and ".join(f"{{{word}}}" for word in _PLACEHOLDERS)
+            return f"{{{name}}} is unknown{nearest(name, _PLACEHOLDERS)}; {known} are filled in"
+    return None
+
+
+def differences(a: Any, b: Any, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Return {dotted key: (value in a, value in b)} where two resolved recipes differ; None where a key is absent."""
+    flat_a, flat_b = dict(_flat(a)), dict(_flat(b))
+    keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
+    return {
+        key: (flat_a.get(key), flat_b.get(key))
+        for key in keys
+        if key not in ignore and flat_a.get(key) != flat_b.get(key)
+    }
+
+
+def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
+    """Return one row for each run in `root`, oldest first.
+
+    A row has folder (str), started (ISO time), phase (the last one finished, or None), minutes (all finished
+    phases), score (scores.json's, or None) and keys ({dotted key: value} for the keys that differ among the runs).
+    An unreadable manifest gives a row whose phase says so: one bad run must not hide the others.
+    """
+    rows, recipes = [], []
+    for path in sorted(Path(root).glob("**/manifest.json")):
+        try:
+            manifest = _read_object(path)
+        except InputError:
+            manifest = {"phases": {"unreadable manifest": {}}}
+        phases = manifest.get("phases", {})
+        seconds = sum(phase.get("seconds", 0.0) for phase in phases.values())
+        rows.append(
+            {
+                "folder": str(path.parent),
+                "started": manifest.get("started", ""),
+                "phase": next(reversed(phases), None),
+                "minutes": round(seconds / 60, 2),
+                "score": _score(path.parent / "scores.json"),
+            }
+        )
+        recipes.append(dict(_flat(manifest.get("recipe", {}))))
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "output_dir")
+    differing = [key for key in keys if len({json.dumps(recipe.get(key)) for recipe in recipes}) > 1]
+    for row, recipe in zip(rows, recipes, strict=True):
+        row["keys"] = {key: recipe.get(key) for key in differing}
+    return sorted(rows, key=lambda row: str(row["started"]))
+
+
+def now() -> str:
+    """Return the time in UTC, as 2026-01-31T12:00:00+00:00."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def _score(path: Path) -> float | None:
+    try:
+        content = _read_object(path)
+    except InputError:
+        return None
+    value = content.get("mean", content.get("score"))
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): delete its folder, or restore the file") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object: delete its folder, or restore the file")
+    return content
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    # Lists (stages) are compared whole: by position, one inserted stage would make every later key differ.
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    elif prefix:
+        yield prefix, value
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
