@@ -33,6 +33,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return validated(tree, places, str(path))
 
 
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return `recipe` with overrides put over it, checked as load_recipe checks."""
+    tree: dict[str, Any] = resolved(recipe)
+    places: dict[Key, str] = {}
+    for override in overrides:
+        apply_override(tree, places, override)
+    return validated(tree, places, "the run's recipe")
+
+
 def validated(tree: dict[str, Any], places: dict[Key, str], name: str) -> Recipe:
     """Return the Recipe that `tree` describes, or raise InputError with all problems.
 
@@ -51,7 +60,7 @@ def validated(tree: dict[str, Any], places: dict[Key, str], name: str) -> Recipe
             recipe = Recipe.model_validate(_tuples(patched), strict=True)
         except ValidationError:
             _raise(problems, places, name)
-    unsure = {".".join(map(str, key)) for key, _ in problems}
+    unsure = recipe_errors.doubtful(problems)
     found = [*lint(recipe)[0], *(Problem(text, (text.split(":")[0],)) for text in check_recipe(recipe))]
     for problem in found:
         # A default stands where a value was wrong: what follows from it is not the user's fault.

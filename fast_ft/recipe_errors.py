@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -62,6 +63,16 @@ def without(tree: dict[str, Any], bad: Sequence[Key]) -> dict[str, Any]:
     return tree
 
 
+def doubtful(problems: Iterable[tuple[Key, str]]) -> set[str]:
+    """Return the dotted keys whose value nobody knows: the wrong ones, and those that an unknown key may stand for."""
+    keys = set()
+    for key, text in problems:
+        keys.add(_dotted(key))
+        if meant := re.search(r"unknown key \(did you mean '([^']+)'", text):
+            keys |= {meant[1], _dotted((*key[:-1], meant[1]))}
+    return keys
+
+
 def show(value: Any) -> str:
     """Return a value as YAML's flow style would write it, cut at 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -104,7 +115,7 @@ def _hint(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> str:
         if "number" in words and not isinstance(scalar(value.replace("_", "").replace(",", "")), str | bool | None):
             return "; write digits only, with a point for the decimals"
         if "true or false" in words and value.lower() in ("yes", "on", "no", "off", "true", "false"):
-            return f"; write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'} without quotes"
+            return f"; write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'}, unquoted"
         if " or " in words:
             return nearest(value, words.replace(",", "").split(" or "))
     elif schema.get("type") == "string" and isinstance(value, int | float):

@@ -106,8 +106,9 @@ class _Plain:
             raise InputError(
                 f"{place}: over {MAX_NODES:,} values or {MAX_DEPTH} levels with aliases (*name) written out"
             )
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rsplit(":")[-1] not in ("str", "map", "seq"):
-            raise InputError(f"{place}: the tag {node.tag!r}; a recipe takes no tags (!...): put the value in quotes")
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        if tag not in ("!!str", "!!map", "!!seq"):
+            raise InputError(f"{place}: the tag {tag}; a recipe takes no tags (!...): put the value in quotes")
         if isinstance(node, yaml.SequenceNode):
             for i, item in enumerate(node.value):
                 self.places.setdefault((*key, i), f"{self.name}:{item.start_mark.line + 1}")

@@ -35,7 +35,7 @@ def test_the_same_recipe_resumes_and_another_is_refused(tmp_path: Path) -> None:
     run = RunDir.open(recipe, "a.yaml")
     run.finish("data", 1.5, rows=100)
     again = RunDir.open(recipe, "a.yaml")
-    assert again.done("data")["rows"] == 100 and again.done("train") is None
+    assert (again.done("data") or {})["rows"] == 100 and again.done("train") is None
     assert again.recipe() == recipe
     before = run.manifest_path.read_bytes()
     with pytest.raises(InputError, match=r"lora\.r: 16 there, 32 here"):
@@ -90,9 +90,12 @@ def test_a_disk_that_refuses_leaves_the_old_file_whole(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_really_full_device_becomes_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the disk is full"), replace_folder(tmp_path / "adapter"):
-        with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
-            full.write(b"x")
+    with (
+        pytest.raises(InputError, match="the disk is full"),
+        replace_folder(tmp_path / "adapter"),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"x")
     assert names(tmp_path) == []
 
 
