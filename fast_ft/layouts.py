@@ -86,7 +86,7 @@ def strip_leads(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
 def parse_row(row: Any, name: str, number: int) -> Row:
     """Read one row, a JSON object of any known layout. Raises InputError naming file, row and field."""
     if not isinstance(row, dict):
-        fail(name, number, "the row", f"a {type(row).__name__}, not an object", f"Known layouts: {LAYOUTS}.")
+        fail(name, number, "the row", f"not an object ({type(row).__name__})", f"Known layouts: {LAYOUTS}.")
     row = {key: value for key, value in row.items() if value is not None}  # Arrow fills absent keys with None
     id_ = _id(row, name, number)
     score = row.get("score")
@@ -172,7 +172,7 @@ def _id(row: dict[str, Any], name: str, number: int) -> str | None:
 
 def _text(value: Any, name: str, number: int, field: str) -> str:
     if not isinstance(value, str):
-        fail(name, number, field, f"{str(value)[:40]!r} is a {type(value).__name__}, not text", "Give a string.")
+        fail(name, number, field, f"{str(value)[:40]!r} is not text ({type(value).__name__})", "Give a string.")
     return value.strip()
 
 

@@ -20,8 +20,8 @@ TokenCounter = Callable[[list[str], list[str]], tuple[list[int], list[int]]]
 
 #: Final punctuation, then any closing quotes, brackets, code ticks and markdown stars.
 FINAL = r"[.!?…。！？]([\"'”’»)\]}*_`]|\s)*$"
-#: A last line that holds only a list's number ("3.") is where a list was cut off.
-CUT_LIST = r"(^|\n)\s*\d+\.\s*$"
+#: A last line that holds only a list's number ("3.") is where a list was cut off; a whole answer may be "16.".
+CUT_LIST = r"\n\s*\d+\.\s*$"
 FENCE = "```"
 #: Rows whose words are held at once for type_token_ratio, which bounds its memory.
 SLICE_ROWS = 8192

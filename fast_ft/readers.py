@@ -180,7 +180,7 @@ def _parse_json(path: Path, text: str) -> list[Any]:
                 return content[key]
         return [content]
     if not isinstance(content, list):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not rows. Give a list of objects.")
+        raise InputError(f"{path}: holds no rows but one value ({type(content).__name__}). Give a list of objects.")
     return content
 
 

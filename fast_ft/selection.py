@@ -20,10 +20,10 @@ from fast_ft.metrics import TokenCounter, check_metric, measure
 from fast_ft.recipe import Condition, Select
 from fast_ft.similarity import Duplicates
 
-__all__ = ["Selection", "Check", "TokenCounter", "parse_condition", "select"]
+__all__ = ["Check", "Selection", "TokenCounter", "parse_condition", "select"]
 
 FORMS = '">= 4.5", "<= 10", "> 3", "< 3", "== 2", "150..450" (both ends included), a number, true or false'
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"  # not "1." or ".5", which "1...5" would make ambiguous
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 COMPUTE = {">=": pc.greater_equal, "<=": pc.less_equal, ">": pc.greater, "<": pc.less, "==": pc.equal}
 BLOCK = 256  # rows turned into Python objects at a time while taking
@@ -200,8 +200,8 @@ def _take(pool: Pool, ranked: list[int], section: Select, seed: int, notes: list
                 dropped.append(example.id)
     if dropped:
         shown = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
-        near = " or near-duplicates" if section.deduplicate == "near" else ""
-        notes.append(f"{_rows(len(dropped))} passed over as duplicates{near} of rows taken: {shown}.")
+        how = "nearly " if section.deduplicate == "near" else ""
+        notes.append(f"{_rows(len(dropped))} passed over, {how}repeating rows taken: {shown}".rstrip(".") + ".")
     if section.take and len(taken) < section.take:
         notes.append(f"select.take: only {_rows(len(taken))} of the {section.take} asked for.")
     return [ranked[place] for place in sorted(taken)]
