@@ -1,0 +1,168 @@
+"""The command line, and nothing else. Modules are imported when their command runs, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from fast_ft.errors import BudgetMissed, InputError, nearest
+
+EPILOG = """\
+A recipe's values can be overridden: python -m fast_ft recipes/strong.yaml lora.r=32 seed=1
+Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130 interrupted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    if words and words[0] not in COMMANDS and not words[0].startswith("-"):
+        if not words[0].endswith((".yaml", ".yml")) and "/" not in words[0]:
+            print(
+                f"error: {words[0]!r} is no recipe (.yaml) and no command{nearest(words[0], COMMANDS)}", file=sys.stderr
+            )
+            return 2
+        words.insert(0, "run")
+    options = parser.parse_args(words)
+    if not hasattr(options, "call"):
+        parser.print_help()
+        return 2
+    try:
+        return options.call(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BudgetMissed as error:
+        print(error, file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has left
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser: one subcommand for each entry of COMMANDS."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fast_ft",
+        usage="python -m fast_ft RECIPE [key=value ...]\n       python -m fast_ft COMMAND ...",
+        description="One recipe in; a LoRA adapter and answered prompts out. The same command again goes on.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, text: str, recipe: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(call=COMMANDS[name])
+        if recipe:
+            command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
+            command.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the recipe's value")
+        return command
+
+    add("run", "run a recipe: train, then answer the prompts")
+    add("train", "run a recipe up to its adapter")
+    data = add("data", "show which rows are selected, and why")
+    data.add_argument("--show", type=int, default=0, metavar="N", help="print N rows, trained and masked tokens apart")
+    data.add_argument("--row", metavar="ID", help="print this selected row")
+    data.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    plan = add("plan", "show what training will take")
+    plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    generate = add("generate", "answer the prompts again with a run's adapter", recipe=False)
+    generate.add_argument("run", metavar="RUN_DIR")
+    generate.add_argument("overrides", nargs="*", metavar="key=value", help="generate.* or data.test")
+    runs = add("runs", "list the run folders and what differs between them", recipe=False)
+    runs.add_argument("root", nargs="?", default="runs", metavar="FOLDER")
+    add("schema", "print the recipe's JSON Schema", recipe=False)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fast_ft.load import load_recipe
+    from fast_ft.pipeline import run
+    from fast_ft.progress import note
+
+    folder = run(load_recipe(options.recipe, options.overrides), options.recipe)
+    note(f"done: {folder.root}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from fast_ft.load import load_recipe
+    from fast_ft.pipeline import run
+    from fast_ft.progress import note
+
+    folder = run(load_recipe(options.recipe, options.overrides), options.recipe, until="adapter")
+    note(f"done: {folder.adapter}")
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from fast_ft.load import load_recipe
+    from fast_ft.prepare import prepare
+    from fast_ft.show import print_row, print_selection, selection_json
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    prepared = prepare(recipe, tokens=False)
+    if options.json:
+        print(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False))
+        return 0
+    if options.row is None:
+        print_selection(recipe, prepared, options.show)
+        return 0
+    ids = [example.id for example in prepared.examples]
+    if options.row not in ids:
+        raise InputError(f"--row {options.row!r}: not among the {len(ids)} selected rows{nearest(options.row, ids)}")
+    print_row(prepared, options.row)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from fast_ft.load import load_recipe
+    from fast_ft.prepare import prepare
+    from fast_ft.show import print_steps
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    print_steps(recipe, prepare(recipe), options.json)
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from fast_ft.pipeline import generate_again
+    from fast_ft.progress import note
+
+    note(f"done: {generate_again(options.run, options.overrides)}")
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from fast_ft.rundir import list_runs
+    from fast_ft.show import print_runs
+
+    print_runs(list_runs(options.root))
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from fast_ft.load import schema
+
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+COMMANDS = {
+    "run": _run,
+    "train": _train,
+    "data": _data,
+    "plan": _plan,
+    "generate": _generate,
+    "runs": _runs,
+    "schema": _schema,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

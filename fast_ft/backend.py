@@ -1,0 +1,317 @@
+"""Base model and adapter: load, add LoRA, save, load again. Two ways, one recipe.
+
+UnslothBackend uses Unsloth's patched kernels and needs an NVIDIA GPU. PeftBackend uses transformers, PEFT and
+bitsandbytes alone; it runs on a CPU too, and is the yardstick that Unsloth is compared with.
+
+Importing unsloth patches transformers and trl. So a backend is made before either is imported, and unsloth is named
+in this module only.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from fast_ft import hub, recipe
+from fast_ft.errors import InputError
+
+#: All linear layers of a Llama block, by the names that Unsloth wants spelled out.
+LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class Loaded:
+    """A model on its device, and what is known of it.
+
+    `model` is a PeftModel; `tokenizer` is transformers' own, for whoever loads the adapter later (ids come from
+    template.py). `dtype` is what the base computes in. `notes` are sentences for the manifest.
+    """
+
+    model: Any
+    tokenizer: Any
+    backend: str
+    device: str
+    dtype: str
+    notes: list[str] = field(default_factory=list)
+
+    def free(self) -> None:
+        """Give the model's memory back, so that the next one fits where this one was."""
+        self.model = None
+        gc.collect()
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+class Backend(Protocol):
+    """Loads a base model with an adapter. `name` is "unsloth" or "peft"."""
+
+    name: str
+    notes: list[str]
+
+    def for_training(self, adapter: Path | None = None) -> Loaded:
+        """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
+
+    def for_generation(self, adapter: Path) -> Loaded:
+        """Return a fresh base model with the adapter in a folder, ready to answer."""
+
+
+def make_backend(
+    model: recipe.Model, lora: recipe.Lora, *, seed: int, gradient_checkpointing: bool, name: str | None = None
+) -> Backend:
+    """Return the backend that the recipe asks for, or `name` in its place.
+
+    auto is Unsloth where there is an NVIDIA GPU. Where its import fails, the run goes on through PEFT, and says so.
+    """
+    # Both read these at import time: no telemetry, no tokenizer threads forked under a data loader.
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a CPU kernel that it would fetch from the hub
+    arguments = (model, lora, seed, gradient_checkpointing)
+    wanted = name or model.backend
+    if wanted == "peft":
+        return PeftBackend(*arguments)
+    import torch
+
+    if not torch.cuda.is_available():
+        if wanted == "auto":
+            return PeftBackend(*arguments)
+        raise InputError(
+            "model.backend: 'unsloth' needs an NVIDIA GPU, and torch sees none. Use model.backend=peft, or "
+            "check the driver with nvidia-smi."
+        )
+    try:
+        import unsloth  # noqa: F401
+    except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        if wanted == "unsloth":
+            raise InputError(
+                f"model.backend: 'unsloth' does not import ({reason}). Install the versions in requirements.txt, "
+                "or use model.backend=peft."
+            ) from error
+        backend = PeftBackend(*arguments)
+        backend.notes.append(f"Unsloth does not import ({reason}): the run went through PEFT, more slowly.")
+        return backend
+    return UnslothBackend(*arguments)
+
+
+class _Base:
+    """What both backends share: the base model's folder, its type, and the adapter's arguments."""
+
+    name = ""
+
+    def __init__(self, model: recipe.Model, lora: recipe.Lora, seed: int, gradient_checkpointing: bool) -> None:
+        import torch
+
+        self.section, self.lora, self.seed = model, lora, seed
+        self.gradient_checkpointing = gradient_checkpointing
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = _dtype(model.dtype, self.device)
+        self.notes: list[str] = []
+        self.folder = hub.model_folder(model.name_or_path, model.revision)
+
+    def _loaded(self, model: Any) -> Loaded:
+        import transformers
+
+        source = self.section.tokenizer or self.section.name_or_path
+        folder = hub.tokenizer_folder(source, self.section.revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True, padding_side="right"
+        )
+        if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+        return Loaded(model, tokenizer, self.name, self.device, self.dtype, self.notes)
+
+
+class PeftBackend(_Base):
+    """transformers, PEFT and bitsandbytes, unpatched; on a CPU or an NVIDIA GPU."""
+
+    name = "peft"
+
+    def for_training(self, adapter: Path | None = None) -> Loaded:
+        import peft
+        import torch
+
+        base = self._base_model()
+        if adapter is not None:
+            return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True))
+        torch.manual_seed(self.seed)  # LoRA's A matrices are drawn here
+        targets = self.lora.target_modules
+        config = peft.LoraConfig(
+            r=self.lora.r,
+            lora_alpha=self.lora.lora_alpha,
+            lora_dropout=self.lora.lora_dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        return self._loaded(peft.get_peft_model(base, config))
+
+    def for_generation(self, adapter: Path) -> Loaded:
+        import peft
+
+        check_adapter(adapter, self.folder)
+        base = self._base_model()
+        base.config.use_cache = True
+        return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter)).eval())
+
+    def _base_model(self) -> Any:
+        import torch
+        import transformers
+
+        if not sys.stderr.isatty():
+            transformers.utils.logging.disable_progress_bar()
+        config = transformers.AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
+        quantised = getattr(config, "quantization_config", None) is not None
+        dtype = getattr(torch, self.dtype)
+        extra: dict[str, Any] = {}
+        if self.section.load_in_4bit and not quantised:
+            extra["quantization_config"] = transformers.BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(self.folder),
+            config=config,
+            dtype=dtype,
+            device_map={"": self.device},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            **extra,
+        )
+        for module in model.modules():
+            if hasattr(module, "compute_dtype"):  # a stored checkpoint may ask for bf16, which a T4 has not
+                module.compute_dtype = dtype
+        return model
+
+
+class UnslothBackend(_Base):
+    """Unsloth's FastLanguageModel: patched kernels, its own checkpointing; NVIDIA GPUs only."""
+
+    name = "unsloth"
+
+    def for_training(self, adapter: Path | None = None) -> Loaded:
+        from unsloth import FastLanguageModel
+
+        model = self._base_model(self.folder)
+        targets = LLAMA_LINEAR if self.lora.target_modules == "all-linear" else self.lora.target_modules
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=self.lora.r,
+            lora_alpha=self.lora.lora_alpha,
+            lora_dropout=self.lora.lora_dropout,
+            target_modules=list(targets),
+            bias="none",
+            use_gradient_checkpointing="unsloth" if self.gradient_checkpointing else False,
+            random_state=self.seed,
+        )
+        if adapter is not None:
+            load_adapter_weights(model, adapter / "adapter_model.safetensors")
+        return self._loaded(model)
+
+    def for_generation(self, adapter: Path) -> Loaded:
+        from peft import PeftModel
+        from unsloth import FastLanguageModel
+
+        check_adapter(adapter, self.folder)
+        # Unsloth's own loader takes the base from the name inside adapter_config.json; the recipe's is the one meant.
+        model = PeftModel.from_pretrained(self._base_model(self.folder), str(adapter))
+        FastLanguageModel.for_inference(model)
+        return self._loaded(model)
+
+    def _base_model(self, folder: Path) -> Any:
+        import torch
+        from unsloth import FastLanguageModel
+
+        model, _ = FastLanguageModel.from_pretrained(
+            model_name=str(folder),
+            max_seq_length=self.section.max_length,
+            dtype=getattr(torch, self.dtype),
+            load_in_4bit=self.section.load_in_4bit,
+            trust_remote_code=False,
+            use_exact_model_name=True,  # never another repository that Unsloth knows by this name
+        )
+        return model
+
+
+def adapter_weights(model: Any) -> dict[str, Any]:
+    """Return the adapter's tensors by PEFT's names, on the CPU."""
+    import peft
+
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in peft.get_peft_model_state_dict(model).items()}
+
+
+def load_adapter_weights(model: Any, path: Path) -> None:
+    """Put the tensors of a safetensors file into a model's adapter, in place."""
+    import peft
+    from safetensors.torch import load_file
+
+    result = peft.set_peft_model_state_dict(model, load_file(str(path)))
+    if result.unexpected_keys:
+        raise InputError(
+            f"{path}: tensors that this model's adapter has no place for, such as {result.unexpected_keys[0]}. "
+            "It was made for another base model or other target_modules."
+        )
+
+
+def save_adapter(model: Any, folder: Path, base_name: str, card: str) -> None:
+    """Write adapter_model.safetensors, adapter_config.json and README.md (`card`) into an existing folder."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+    config_path = folder / "adapter_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    # the recipe's name, not this machine's cache folder, so that the adapter loads elsewhere
+    config |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def check_adapter(adapter: Path, base: Path) -> None:
+    """Raise InputError where the folder holds no adapter, or one whose shapes do not fit the base model."""
+    from safetensors import SafetensorError, safe_open
+
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file() or not (adapter / "adapter_config.json").is_file():
+        raise InputError(
+            f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
+        )
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    hidden, layers = config.get("hidden_size"), config.get("num_hidden_layers")
+    try:
+        with safe_open(str(path), framework="np") as tensors:
+            names = list(tensors.keys())
+            deepest = max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=-1)
+            widths = {tensors.get_slice(name).get_shape()[1] for name in names if "q_proj.lora_A" in name}
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
+    if (layers is not None and deepest >= layers) or (widths and hidden not in widths):
+        raise InputError(
+            f"{adapter}: this adapter was made for another base model: it has {deepest + 1} layers of width "
+            f"{sorted(widths)}, and {base} has {layers} of width {hidden}. Use the base model that it was trained on."
+        )
+
+
+def _dtype(wanted: str, device: str) -> str:
+    """auto: bfloat16 from compute capability 8.0 on, for torch claims it for a T4 too; float32 on a CPU."""
+    import torch
+
+    if wanted != "auto":
+        if wanted == "bfloat16" and device == "cuda" and torch.cuda.get_device_capability()[0] < 8:
+            raise InputError(
+                f"model.dtype: 'bfloat16' needs compute capability 8.0, and {torch.cuda.get_device_name()} has "
+                f"{'.'.join(map(str, torch.cuda.get_device_capability()))}. Use float16 or auto."
+            )
+        return wanted
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"

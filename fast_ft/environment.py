@@ -1,0 +1,54 @@
+"""What the run ran on: package versions, the GPU, and the memory that is free on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from typing import Any
+
+PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers",
+    "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
+)  # fmt: skip
+
+
+def describe() -> dict[str, Any]:
+    """Return versions (null where a package is absent), system and GPU. Imports none of the packages."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+        "gpu": gpu(),
+    }
+
+
+def gpu() -> dict[str, str] | None:
+    """Return the first NVIDIA GPU's name, memory and driver as nvidia-smi tells them, or None."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    name, memory, driver = (part.strip() for part in answer.stdout.splitlines()[0].split(","))
+    return {"name": name, "memory": memory, "driver": driver}
+
+
+def free_gpu_gib() -> float | None:
+    """Return the GPU memory that this process may still take, in GiB, or None without a GPU.
+
+    A cap set by torch.cuda.set_per_process_memory_fraction counts.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    cap = torch.cuda.get_per_process_memory_fraction() * total
+    return min(free, cap) / 2**30

@@ -1,0 +1,304 @@
+"""The whole run on one page: recipe in; adapter, pred.json and manifest out. The same call again goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fast_ft import atomic, backend, environment, generate, hub, plan, rules, selfcheck, state, train
+from fast_ft.errors import InputError
+from fast_ft.load import resolved, with_overrides
+from fast_ft.picture import loss_picture
+from fast_ft.prepare import Prepared, prepare
+from fast_ft.progress import Bar, note
+from fast_ft.recipe import Recipe
+from fast_ft.rundir import RunDir
+
+
+def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunDir:
+    """Run a recipe to its adapter (`until="adapter"`) or to its answers, and return the run folder.
+
+    What is finished is not done again: the manifest's phases say what that is.
+    """
+    prepared = prepare(recipe)
+    folder = RunDir.open(recipe, recipe_path)
+    record_selection(folder, recipe, prepared)
+    if folder.done("train") is None:
+        train_phase(folder, recipe, prepared)
+    if until == "pred" and prepared.prompts and folder.done("generate") is None:
+        generate_phase(folder, recipe, prepared)
+    return folder
+
+
+def record_selection(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    """Put into the manifest what will be trained on, and refuse to go on where the data has changed since."""
+    rows = [{"id": e.id, "digest": e.digest} for e in prepared.examples]
+    earlier = folder.manifest().get("rows")
+    if earlier is not None and earlier != rows:
+        raise InputError(
+            f"{folder.root}: the selected rows are not those that this run began with; {recipe.data.train} has "
+            "changed. Put the data back, or start anew with another output_dir."
+        )
+    for text in prepared.notes:
+        note(f"note: {text}")
+    if prepared.leakage["hits"]:
+        note(f"warning: {len(prepared.leakage['hits'])} selected rows equal a test prompt; manifest.json names them")
+    folder.update(
+        rows=rows,
+        stages=[{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages],
+        leakage=prepared.leakage,
+        digests=folder.manifest().get("digests", {}) | prepared.digests,
+        notes=prepared.notes,
+        environment=environment.describe(),
+        carry=resolved(recipe)["curriculum"]["carry"] if len(prepared.stages) > 1 else None,
+    )
+
+
+def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str) -> plan.Plan:
+    """Return this run's plan: the one in plan.json if there is one, else a new one, written there."""
+    if folder.plan.is_file():
+        return plan.Plan(**json.loads(folder.plan.read_text(encoding="utf-8")))
+    assert prepared.encoder is not None
+    config = model_config(recipe)
+    micro, batch = recipe.train.per_device_train_batch_size, recipe.generate.batch_size
+    memory: float | None = environment.free_gpu_gib()
+    if memory is not None and recipe.budget.memory_gib != "auto":
+        memory = min(memory, float(recipe.budget.memory_gib))
+    settled = plan.settle(
+        plan.ModelShape.from_config(config),
+        [len(row.input_ids) for row in prepared.rows.values()],
+        [len(prepared.encoder.prompt_ids(prompt.messages)) for prompt in prepared.prompts],
+        effective_batch_size=recipe.train.effective_batch_size,
+        wanted_micro_batch=None if micro == "auto" else micro,
+        wanted_generation_batch=None if batch == "auto" else batch,
+        max_new_tokens=recipe.generate.max_new_tokens,
+        r=recipe.lora.r,
+        optim=recipe.train.optim,
+        load_in_4bit=recipe.model.load_in_4bit,
+        checkpointing=recipe.train.gradient_checkpointing,
+        fused_loss=backend_name == "unsloth",
+        memory_gib=memory,
+    )
+    atomic.write_json(folder.plan, settled.to_json())
+    return settled
+
+
+def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    """Train all stages, save the adapter, and store what generation will check it by."""
+    assert prepared.encoder is not None
+    check_model_rules(recipe)
+    started = time.monotonic()
+    maker = backend.make_backend(
+        recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=recipe.train.gradient_checkpointing
+    )
+    settled = settle_plan(folder, recipe, prepared, maker.name)
+    loaded = maker.for_training()
+    notes = [*prepared.notes, *loaded.notes, *compare_tokenizers(loaded.tokenizer, prepared)]
+    for text in notes[len(prepared.notes) :]:
+        note(f"note: {text}")
+    jobs = prepared.jobs(recipe.train.effective_batch_size, recipe.seed)
+    earlier = latest_state(folder, prepared)
+    done = state.read_progress(earlier).global_step if earlier else 0
+    lines = _log_lines(folder.log, done)
+    total = sum(len(job.batches) for job in jobs)
+    with Bar("training", total, done=done) as bar, folder.log.open("a", encoding="utf-8") as log:
+
+        def on_step(entry: dict[str, Any]) -> None:
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+            lines.append(entry)
+            speed = entry["tokens"] / max(entry["seconds"], 1e-9)
+            memory = f"  {entry['gib']:.1f} GiB" if entry["gib"] else ""
+            bar.advance(1, f"{entry['stage']}  loss {entry['loss']:.3f}  {speed:,.0f} tokens/s{memory}")
+
+        course = train.Course(
+            loaded,
+            jobs,
+            recipe.train,
+            recipe.curriculum.carry,
+            seed=recipe.seed,
+            pad_id=prepared.encoder.pad_id,
+            micro_batch=settled.micro_batch,
+            log=on_step,
+            work_folder=folder.root / "stages",
+        )
+        if earlier is not None:
+            note(f"going on after step {done} of {total}")
+            course.resume(earlier)
+
+        def save_state(course: train.Course) -> None:
+            where = course.progress.stage
+            with atomic.replace_folder(folder.stage(where, jobs[where].name)) as target:
+                state.save(target, loaded.model, course.optimizer, course.progress)
+
+        course.on_checkpoint = save_state
+        results = course.run()
+    with atomic.replace_folder(folder.adapter) as target:
+        backend.save_adapter(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
+        loaded.tokenizer.save_pretrained(str(target))
+        selfcheck.store(target, loaded, [prepared.rows[e.id] for e in prepared.examples], prepared.encoder.pad_id)
+    loss_picture(folder.loss_png, lines)
+    loaded.free()
+    folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": adapter_digest(folder)})
+    folder.finish(
+        "train",
+        time.monotonic() - started,
+        backend=loaded.backend,
+        dtype=loaded.dtype,
+        steps=len(lines),
+        skipped_steps=sum(line["skipped"] for line in lines),
+        first_loss=lines[0]["loss"],
+        last_loss=lines[-1]["loss"],
+        tokens=sum(line["tokens"] for line in lines),
+        supervised_tokens=sum(line["supervised_tokens"] for line in lines),
+        training_seconds=round(sum(line["seconds"] for line in lines), 3),
+        peak_gib=round(max((result.peak_gib for result in results), default=0.0), 3),
+        micro_batch=course.progress.micro_batch,
+    )
+
+
+def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts."""
+    assert prepared.encoder is not None
+    started = time.monotonic()
+    trained = folder.done("train") or {}
+    maker = backend.make_backend(
+        recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False, name=trained.get("backend")
+    )
+    settled = settle_plan(folder, recipe, prepared, maker.name)
+    loaded = maker.for_generation(folder.adapter)
+    difference = selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)
+    result = generate.generate(
+        loaded,
+        prepared.encoder,
+        prepared.prompts,
+        recipe.generate,
+        seed=recipe.seed,
+        batch_size=settled.generation_batch,
+        partial=folder.pred_partial,
+    )
+    loaded.free()
+    atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
+    folder.pred_partial.unlink(missing_ok=True)
+    answers = list(result.answers.values())
+    manifest = folder.manifest()
+    folder.update(
+        notes=[*manifest.get("notes", []), *result.notes],
+        digests=manifest["digests"] | {"pred": atomic.sha256_file(folder.pred)},
+    )
+    folder.finish(
+        "generate",
+        time.monotonic() - started,
+        answers=len(answers),
+        empty=sum(not answer.text for answer in answers),
+        ended_at_eos=round(sum(answer.ended for answer in answers) / len(answers), 4),
+        new_tokens=sum(answer.tokens for answer in answers),
+        decoding_seconds=round(result.seconds, 3),
+        batch_size=result.batch_size,
+        adapter_difference_nats=round(difference, 6),
+        batched_difference_nats=round(result.parity, 6),
+    )
+
+
+def check_model_rules(recipe: Recipe) -> None:
+    """Under a homework's rules, look at the model's own config.json: a folder may hold anything."""
+    if recipe.rules is not None and (broken := rules.check_model_config(model_config(recipe))):
+        raise InputError("\n".join(broken))
+
+
+def model_config(recipe: Recipe) -> dict[str, Any]:
+    """Return config.json's content of the base model."""
+    folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision)
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def compare_tokenizers(tokenizer: Any, prepared: Prepared) -> list[str]:
+    """Compare our ids with those of the model's own tokenizer; return a sentence where some rows differ."""
+    assert prepared.encoder is not None
+    if prepared.encoder.template != "llama-2":
+        return []
+    special = [token for token in tokenizer.all_special_tokens if token]
+    plain = [e for e in prepared.examples if not any(token in e.prompt + e.response for token in special)]
+    differing = []
+    for example in plain:
+        row = prepared.rows[example.id]
+        prompt = row.input_ids[: len(row.labels) - row.supervised]
+        if tokenizer(f"[INST] {example.prompt} [/INST]", add_special_tokens=False)["input_ids"] != prompt[1:]:
+            differing.append(example.id)
+    if plain and len(differing) == len(plain):
+        raise InputError(
+            "the tokenizer that made the training rows gives other ids than the model's own on every row. "
+            "Set model.tokenizer to the model's own tokenizer, or leave it out."
+        )
+    if differing:
+        return [
+            f"{len(differing)} of {len(plain)} rows' prompts are split differently by the model's own tokenizer in "
+            f"transformers (first: {differing[0]!r}); training and answers both use ours"
+        ]
+    return []
+
+
+def latest_state(folder: RunDir, prepared: Prepared) -> Path | None:
+    """Return the newest checkpoint of this run: the last stage's that has one."""
+    there = [folder.stage(index, stage.name) for index, stage in enumerate(prepared.stages)]
+    return next((path for path in reversed(there) if (path / "state.json").is_file()), None)
+
+
+def adapter_digest(folder: RunDir) -> str:
+    return atomic.sha256_file(folder.adapter / "adapter_model.safetensors")
+
+
+def model_card(recipe: Recipe, prepared: Prepared, lines: Sequence[dict[str, Any]]) -> str:
+    """Return the adapter's README.md: what it is, how it was made, how to load it."""
+    base, section = recipe.model.name_or_path, recipe.train
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [lora, sft, fast_ft]
+---
+# LoRA adapter for {base}
+
+Trained with fast_ft on {len(prepared.examples)} rows of `{Path(recipe.data.train).name}`, response tokens only, in
+{len(lines)} steps of {section.effective_batch_size} rows: r {recipe.lora.r}, alpha {recipe.lora.lora_alpha:g},
+learning rate {section.learning_rate:g} ({section.lr_scheduler_type}), seed {recipe.seed}.
+Loss per token went from {lines[0]["loss"]:.3f} to {lines[-1]["loss"]:.3f} on the training rows; that is no measure
+of the answers' quality.
+
+Prompts have the form `{"[INST] ... [/INST]" if recipe.model.template == "llama-2" else "of the chat template"}`.
+
+    from peft import AutoPeftModelForCausalLM
+    model = AutoPeftModelForCausalLM.from_pretrained("this folder")
+
+`selfcheck.json` holds the log-probabilities of three training rows, by which a loaded copy can be checked. It holds
+those rows' tokens: leave it out where the rows must not be shared.
+"""
+
+
+def _log_lines(path: Path, steps: int) -> list[dict[str, Any]]:
+    """Return the log's first `steps` lines, and cut the file there: what came after is trained again."""
+    if not path.is_file():
+        return []
+    kept = path.read_text(encoding="utf-8").splitlines()[:steps]
+    atomic.write_text(path, "".join(line + "\n" for line in kept))
+    return [json.loads(line) for line in kept]
+
+
+def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
+    """Answer the prompts again with a run's adapter; the former pred.json is kept beside, under its digest."""
+    folder = RunDir.at(root)
+    if folder.done("train") is None:
+        raise InputError(f"{root}: this run has no adapter yet. Run its recipe first.")
+    allowed = ("generate.", "data.test=")
+    if wrong := [text for text in overrides if not text.startswith(allowed)]:
+        raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train anew for other keys.")
+    recipe = with_overrides(folder.recipe(), overrides)
+    if folder.pred.is_file():
+        digest = atomic.sha256_file(folder.pred)
+        folder.pred.rename(folder.pred.with_name(f"pred-{digest[:8]}.json"))
+    folder.pred_partial.unlink(missing_ok=True)
+    generate_phase(folder, recipe, prepare(recipe))
+    folder.update(generated_with=resolved(recipe)["generate"])
+    return folder.pred

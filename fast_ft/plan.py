@@ -1,0 +1,145 @@
+"""How a run's work is cut: rows in a forward pass, prompts in a decoding batch, and the memory that takes.
+
+Pure arithmetic on the model's shape and the rows' token counts; no torch. What is settled here is written to
+plan.json and obeyed when the run is resumed. The effective batch, the order of rows and the loss stay the recipe's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+GIB = 2**30
+_CONTEXT_GIB = 0.45  #: the CUDA context and library handles, outside torch's allocator (measured 0.4 to 0.5)
+_SLACK = 0.92  #: of the memory may be planned for; the rest is fragmentation
+_CPU_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The dimensions of a Llama-like model, from its config.json."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tied: bool
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ModelShape:
+        """Read config.json's content; keys as in transformers' LlamaConfig."""
+        heads = config["num_attention_heads"]
+        return cls(
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            vocab_size=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings")),
+        )
+
+    @property
+    def linear_shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of the seven linear layers of one block."""
+        h, m = self.hidden_size, self.intermediate_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)]
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights in all blocks' linear layers: what 4-bit quantisation covers."""
+        return self.num_hidden_layers * sum(a * b for a, b in self.linear_shapes)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of 16-bit KV cache for one token."""
+        return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was settled. GiB are predicted peaks, CUDA context included; 0 on a CPU, where nothing is predicted."""
+
+    micro_batch: int
+    generation_batch: int
+    memory_gib: float
+    train_gib: float
+    generate_gib: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def weights_gib(shape: ModelShape, *, load_in_4bit: bool) -> float:
+    """Memory of the base: NF4 with double quantisation is 0.516 bytes a weight; embeddings and head stay 16-bit."""
+    embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tied else 2) * 2
+    return (shape.linear_weights * (0.516 if load_in_4bit else 2) + embeddings) / GIB
+
+
+def lora_gib(shape: ModelShape, r: int, optim: str) -> float:
+    """Memory of a LoRA on all linear layers: fp32 weights and gradients, and AdamW's two states."""
+    weights = shape.num_hidden_layers * r * sum(a + b for a, b in shape.linear_shapes)
+    return weights * (4 + 4 + (2 if optim == "adamw_8bit" else 8)) / GIB
+
+
+def activations_gib(shape: ModelShape, tokens: int, *, checkpointing: bool, fused_loss: bool) -> float:
+    """Memory of one micro-batch of so many tokens, padding included, in 16-bit.
+
+    With checkpointing each layer keeps its input (2 bytes a value) and one layer at a time is computed again.
+    """
+    one_layer = 2 * (10 * shape.hidden_size + 5 * shape.intermediate_size)
+    layers = shape.num_hidden_layers
+    kept = layers * 2 * shape.hidden_size + one_layer if checkpointing else layers * one_layer
+    # without a fused loss the logits exist in 16 bits, in fp32, as probabilities and as a gradient
+    logits = shape.vocab_size * (1 if fused_loss else 14)
+    return tokens * (kept + logits) / GIB
+
+
+def settle(
+    shape: ModelShape,
+    row_tokens: Sequence[int],
+    prompt_tokens: Sequence[int],
+    *,
+    effective_batch_size: int,
+    wanted_micro_batch: int | None,
+    wanted_generation_batch: int | None,
+    max_new_tokens: int,
+    r: int,
+    optim: str,
+    load_in_4bit: bool,
+    checkpointing: bool,
+    fused_loss: bool,
+    memory_gib: float | None,
+) -> Plan:
+    """Return the plan; `memory_gib` None is a CPU. What the recipe fixes (`wanted_...`) stays as it is."""
+    longest = max(row_tokens, default=1)
+    fixed = weights_gib(shape, load_in_4bit=load_in_4bit) + _CONTEXT_GIB
+
+    def train_gib(rows: int) -> float:
+        tokens = rows * longest
+        act = activations_gib(shape, tokens, checkpointing=checkpointing, fused_loss=fused_loss)
+        return fixed + lora_gib(shape, r, optim) + act
+
+    def generate_gib(rows: int) -> float:
+        # transformers' cache grows by copying: for a moment old and new are both there
+        cache = 2 * shape.kv_bytes * (max(prompt_tokens, default=0) + max_new_tokens) / GIB
+        return fixed + 0.3 + rows * cache
+
+    budget = math.inf if memory_gib is None else memory_gib * _SLACK
+    micro = wanted_micro_batch or _most(train_gib, effective_batch_size, budget)
+    batch = wanted_generation_batch or _most(generate_gib, min(_CPU_BATCH, max(1, len(prompt_tokens))), budget)
+    if memory_gib is None:
+        return Plan(micro, batch, 0.0, 0.0, 0.0)
+    return Plan(micro, batch, memory_gib, round(train_gib(micro), 2), round(generate_gib(batch), 2))
+
+
+def _most(gib: Any, limit: int, budget: float) -> int:
+    """The largest count up to `limit` whose memory fits; 1 where none does, for the run itself will say so."""
+    return next((rows for rows in range(limit, 0, -1) if gib(rows) <= budget), 1)

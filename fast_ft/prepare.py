@@ -1,0 +1,131 @@
+"""Everything before a model is loaded: rows chosen, staged, checked for leakage, turned into tokens, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fast_ft import curriculum, data, leakage, rules, selection, template
+from fast_ft.curriculum import Stage
+from fast_ft.data import Example, Prompt
+from fast_ft.errors import InputError
+from fast_ft.recipe import Recipe
+from fast_ft.template import Encoder, Row
+from fast_ft.train import StageJob, batches
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on and answers. `rows` are the tokenised examples by id; empty where no tokenizer was."""
+
+    selection: selection.Selection
+    stages: list[Stage]
+    prompts: list[Prompt]
+    leakage: dict[str, Any]
+    digests: dict[str, str]
+    encoder: Encoder | None
+    rows: dict[str, Row]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def examples(self) -> list[Example]:
+        """The distinct training rows, in the order in which stages first use them."""
+        return list({e.id: e for stage in self.stages for e in stage.examples}.values())
+
+    def jobs(self, effective_batch_size: int, seed: int) -> list[StageJob]:
+        """Return the stages as rows and batches, ready to train."""
+        return [
+            StageJob(
+                index=index,
+                name=stage.name,
+                rows=[self.rows[example.id] for example in stage.examples],
+                batches=batches(
+                    len(stage.examples),
+                    stage.num_train_epochs,
+                    effective_batch_size,
+                    shuffled=stage.order == "shuffled",
+                    seed=seed,
+                    stage=index,
+                ),
+                learning_rate=stage.learning_rate,
+            )
+            for index, stage in enumerate(self.stages)
+        ]
+
+
+def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:
+    """Select, stage, check and tokenise. InputError says what is wrong with the data or the recipe.
+
+    `tokens=False` lets a missing tokenizer pass: `data` then shows the selection and says that tokens were not
+    checked. Training never passes it.
+    """
+    notes: list[str] = []
+    encoder: Encoder | None = None
+    try:
+        encoder = template.load_encoder(recipe.model)
+    except InputError as error:
+        if tokens:
+            raise
+        notes.append(f"tokens were not checked: {error}")
+
+    pool = data.load_pool(recipe.data)
+    prompts: list[Prompt] = []
+    digests = {"train": pool.digest}
+    if recipe.data.test is not None:
+        prompts, digests["test"] = data.load_prompts(recipe.data.test)
+        data.refuse_test_as_train(pool, prompts, digests["test"])
+
+    limit = rules.max_train_rows(recipe)
+    chosen = selection.select(
+        pool,
+        recipe.select,
+        seed=recipe.seed,
+        limit=limit,
+        also_measure=[*curriculum.metrics_needed(recipe.curriculum), "score", "response_words"],
+        token_counter=encoder.count if encoder else None,
+    )
+    notes += chosen.notes
+    rows: dict[str, Row] = {}
+    if encoder is not None:
+        rows, chosen = _tokenise(recipe, encoder, chosen, notes)
+    stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
+    examples = list({e.id: e for stage in stages for e in stage.examples}.values())
+    if recipe.rules is not None and (broken := rules.check_rows(len(examples))):
+        raise InputError("\n".join(broken))
+    certificate = leakage.certificate(examples, prompts)
+    return Prepared(chosen, stages, prompts, certificate, digests, encoder, rows, notes)
+
+
+def _tokenise(
+    recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
+) -> tuple[dict[str, Row], selection.Selection]:
+    """Tokenise the selected rows and hold each to the contract; rows that are too long go, if the recipe says so."""
+    rows, kept, dropped, broken = {}, [], [], []
+    for index, example in zip(chosen.indices, chosen.examples, strict=True):
+        row = encoder.row(example)
+        if len(row.input_ids) > recipe.model.max_length and recipe.data.overlong == "drop":
+            dropped.append(example.id)
+            continue
+        problems = template.contract_problems(row, example, encoder, recipe.model.max_length)
+        broken += [f"row {example.id!r}: {problem}" for problem in problems]
+        rows[example.id] = row
+        kept.append(index)
+    if broken:
+        raise InputError(_first(broken, "selected rows break the contract of prompt and response tokens", recipe))
+    if dropped:
+        notes.append(f"{len(dropped)} selected rows over model.max_length {recipe.model.max_length} were dropped")
+        chosen = replace(chosen, indices=kept)
+    if not kept:
+        raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
+    return rows, chosen
+
+
+def _first(problems: Sequence[str], title: str, recipe: Recipe, most: int = 5) -> str:
+    more = f"\n  and {len(problems) - most} more" if len(problems) > most else ""
+    remedy = ""
+    if any("over model.max_length" in problem for problem in problems):
+        remedy = (
+            f"\nRaise model.max_length ({recipe.model.max_length}), or set data.overlong: drop to leave long rows out."
+        )
+    return f"{title}:\n  " + "\n  ".join(problems[:most]) + more + remedy

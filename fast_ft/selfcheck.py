@@ -1,0 +1,93 @@
+"""Is the adapter that was loaded the one that was trained?
+
+Training stores the log-probabilities of the trained tokens of three rows beside the adapter. Generation, with its
+fresh base model, computes them again and compares: a wrong base, other quantisation, a scale lost on the way or
+another prompt template shows as a difference, before any answer is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fast_ft.backend import Loaded
+from fast_ft.errors import InputError
+from fast_ft.template import IGNORE_INDEX, Row
+
+FILE = "selfcheck.json"
+ROWS = 3
+#: Mean absolute difference allowed, in nats a token, by the dtype that the base computes in.
+TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+
+
+def log_probabilities(
+    model: Any, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
+) -> list[list[float]]:
+    """Return log p(ids[t] | ids[<t]) for t from each row's start on, in nats; rows are padded on the left.
+
+    The model must be in evaluation mode. One forward pass over all rows.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    width = max(len(row) for row in ids)
+    padded = [[pad_id] * (width - len(row)) + list(row) for row in ids]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in ids]
+    mask_BL = torch.tensor(mask, device=device)
+    position_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits_BLV = model(
+            input_ids=torch.tensor(padded, device=device),
+            # rows of one length need no mask, and kernels without one are the ones that training used
+            attention_mask=mask_BL if any(len(row) < width for row in ids) else None,
+            position_ids=position_BL,
+        ).logits
+        values = []
+        for index, (row, start) in enumerate(zip(ids, starts, strict=True)):
+            shift = width - len(row)
+            logits_TV = logits_BLV[index, shift + start - 1 : width - 1].float()
+            target_T = torch.tensor(list(row[start:]), device=device)
+            values.append(torch.log_softmax(logits_TV, dim=-1).gather(1, target_T[:, None])[:, 0].tolist())
+    return values
+
+
+def store(folder: Path, loaded: Loaded, rows: Sequence[Row], pad_id: int) -> None:
+    """Write the log-probabilities of the first three rows beside the adapter."""
+    loaded.model.eval()
+    entries = []
+    for row in rows[:ROWS]:
+        start = _start(row)
+        values = log_probabilities(loaded.model, [row.input_ids], [start], pad_id)[0]
+        entries.append({"input_ids": row.input_ids, "start": start, "log_probabilities": values})
+    content = {"dtype": loaded.dtype, "backend": loaded.backend, "rows": entries}
+    (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
+
+
+def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
+    """Return the mean absolute difference in nats a token; InputError where it is over the tolerance.
+
+    The tolerance is the coarser one of the two dtypes, for an adapter may be trained on one card and used on another.
+    """
+    try:
+        stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / FILE}: cannot be read ({error}). Train again, or restore the file.") from None
+    differences: list[float] = []
+    for entry in stored["rows"]:
+        now = log_probabilities(loaded.model, [entry["input_ids"]], [entry["start"]], pad_id)[0]
+        differences += [abs(a - b) for a, b in zip(now, entry["log_probabilities"], strict=True)]
+    mean = sum(differences) / len(differences)
+    allowed = max(TOLERANCE[stored["dtype"]], TOLERANCE[loaded.dtype])
+    if not mean <= allowed:  # a NaN fails too
+        raise InputError(
+            f"{folder}: this adapter is not what was trained. On {len(stored['rows'])} training rows the trained "
+            f"tokens' log-probabilities differ from those stored after training by {mean:.4f} nat on average; "
+            f"{allowed} is allowed in {loaded.dtype}. Is it the same base model, quantisation and tokenizer?"
+        )
+    return mean
+
+
+def _start(row: Row) -> int:
+    return next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX)

@@ -1,0 +1,147 @@
+"""What `data`, `plan` and `runs` print: tables for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from typing import Any
+
+from fast_ft.prepare import Prepared
+from fast_ft.recipe import Recipe
+from fast_ft.template import IGNORE_INDEX
+
+
+def selection_json(prepared: Prepared) -> dict[str, Any]:
+    """Return `data --json`: selected (ids in training order, with stages), rows, metrics, contract, leakage."""
+    stages_of: dict[str, list[str]] = {}
+    for stage in prepared.stages:
+        for example in stage.examples:
+            stages_of.setdefault(example.id, []).append(stage.name)
+    measured = {row["id"]: row for row in prepared.selection.rows}
+    names = sorted({name for row in measured.values() for name in row if name != "id"})
+    checked = prepared.encoder is not None
+    return {
+        "selected": [{"id": e.id, "stages": stages_of[e.id]} for e in prepared.examples],
+        "rows": {"pool": len(prepared.selection.pool), "selected": len(prepared.examples)},
+        "metrics": {name: _summary([measured[e.id].get(name) for e in prepared.examples]) for name in names},
+        "contract": {
+            "checked": len(prepared.rows) if checked else 0,
+            "holds": True if checked else None,
+            "prompt_tokens": _summary([len(r.labels) - r.supervised for r in prepared.rows.values()]),
+            "supervised_tokens": _summary([r.supervised for r in prepared.rows.values()]),
+        },
+        "leakage": prepared.leakage,
+        "notes": prepared.notes,
+    }
+
+
+def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
+    """Print what was selected and why; then `show` rows, each with trained and masked tokens told apart."""
+    from rich.table import Table
+
+    console = _console()
+    content = selection_json(prepared)
+    title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {recipe.data.train}"
+    table = Table(title=title, title_justify="left")
+    for column in ("metric", "least", "median", "most"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    tokens = {name: content["contract"][name] for name in ("prompt_tokens", "supervised_tokens")}
+    for name, summary in {**content["metrics"], **tokens}.items():
+        if summary is not None:
+            table.add_row(name, *(f"{summary[key]:g}" for key in ("least", "median", "most")))
+    console.print(table)
+    for stage in prepared.stages:
+        console.print(
+            f"stage {stage.name}: {len(stage.examples)} rows, {stage.num_train_epochs} epochs, "
+            f"learning rate {stage.learning_rate:g}, {stage.order}"
+        )
+    for note in prepared.notes:
+        console.print(f"note: {note}", markup=False)
+    if prepared.encoder is not None:
+        console.print(f"contract: holds for all {len(prepared.rows)} rows (one BOS, prompt masked, EOS trained)")
+    hits = prepared.leakage["hits"]
+    console.print(f"leakage: {len(hits)} rows equal or overlap one of {len(prepared.prompts)} test prompts")
+    for hit in hits:
+        console.print(f"  {hit['example']} ~ {hit['prompt']} ({hit['kind']})", markup=False)
+    for example in prepared.examples[:show]:
+        print_row(prepared, example.id)
+
+
+def print_row(prepared: Prepared, row_id: str) -> None:
+    """Print one row: masked tokens grey, trained tokens green on alternating ground, so that borders show."""
+    from rich.control import strip_control_codes
+    from rich.text import Text
+
+    if prepared.encoder is None:
+        return
+    row = prepared.rows[row_id]
+    text = Text(f"\nrow {row_id}: {len(row.input_ids) - row.supervised} masked, {row.supervised} trained tokens\n")
+    controls = {prepared.encoder.bos_id: "<BOS>", prepared.encoder.eos_id: "<EOS>"}
+    pieces = prepared.encoder.pieces(row.input_ids)
+    for index, (token, label, piece) in enumerate(zip(row.input_ids, row.labels, pieces, strict=True)):
+        style = "grey50" if label == IGNORE_INDEX else ("green", "green underline")[index % 2]
+        shown = controls.get(token) or strip_control_codes(piece.replace("\r", "").replace("\x1b", ""))
+        text.append(shown, "bold " + style if token in controls else style)
+    _console().print(text)
+
+
+def print_steps(recipe: Recipe, prepared: Prepared, as_json: bool) -> None:
+    """Print what training will take in steps and tokens, by stage."""
+    from rich.table import Table
+
+    entries: list[dict[str, Any]] = []
+    for job in prepared.jobs(recipe.train.effective_batch_size, recipe.seed):
+        seen = [job.rows[index] for batch in job.batches for index in batch]
+        entries.append(
+            {
+                "stage": job.name,
+                "rows": len(job.rows),
+                "steps": len(job.batches),
+                "tokens": sum(len(row.input_ids) for row in seen),
+                "supervised_tokens": sum(row.supervised for row in seen),
+                "longest_row": max(len(row.input_ids) for row in job.rows),
+            }
+        )
+    if as_json:
+        print(json.dumps({"stages": entries}, indent=2))
+        return
+    table = Table()
+    for name in entries[0]:
+        table.add_column(name.replace("_", " "), justify="left" if name == "stage" else "right")
+    for entry in entries:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in entry.values()))
+    _console().print(table)
+
+
+def print_runs(rows: list[dict[str, Any]]) -> None:
+    """Print the run folders, and the recipe keys that differ among them."""
+    from rich.table import Table
+
+    if not rows:
+        print("no runs here yet")
+        return
+    keys = list(rows[0]["keys"])
+    table = Table()
+    for name in ("folder", "started", "finished", "minutes", "score", *keys):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        score = "" if row["score"] is None else f"{row['score']:.3f}"
+        values = [json.dumps(row["keys"][key]) for key in keys]
+        table.add_row(
+            row["folder"], row["started"][:16], row["phase"] or "nothing", f"{row['minutes']}", score, *values
+        )
+    _console().print(table)
+
+
+def _summary(values: list[Any]) -> dict[str, float] | None:
+    numbers = [float(value) for value in values if value is not None]
+    if not numbers:
+        return None
+    return {"least": min(numbers), "median": statistics.median(numbers), "most": max(numbers)}
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)

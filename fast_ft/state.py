@@ -1,0 +1,85 @@
+"""The state of training: adapter, optimizer, loss scale, and how far it came; safetensors and JSON, no pickles.
+
+A state folder holds adapter.safetensors, optimizer.safetensors and state.json. Random states are not in it: every
+training step seeds itself from the recipe's seed and its own number (train.py), so there is nothing to restore.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fast_ft import backend
+from fast_ft.errors import InputError
+
+_TENSOR = "__tensor__"
+
+
+@dataclass
+class Progress:
+    """How far training came. `stage` counts from 0; `step` are the finished steps of that stage."""
+
+    stage: int = 0
+    step: int = 0
+    global_step: int = 0
+    schedule_step: int = 0  #: fewer than the steps by those that the loss scale skipped
+    micro_batch: int = 0  #: what was settled, an out-of-memory error counted in
+    scaler: dict[str, Any] | None = None
+
+
+def save(folder: Path, model: Any, optimizer: Any, progress: Progress) -> None:
+    """Write the state into an existing folder (atomic.replace_folder makes it appear whole)."""
+    from safetensors.torch import save_file
+
+    save_file(backend.adapter_weights(model), str(folder / "adapter.safetensors"))
+    tensors: dict[str, Any] = {}
+    plain = _flatten(optimizer.state_dict()["state"], "", tensors)
+    save_file(tensors, str(folder / "optimizer.safetensors"))
+    content = {"progress": asdict(progress), "optimizer": plain}
+    (folder / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_progress(folder: Path) -> Progress:
+    """Return how far a saved state came; InputError if it cannot be read."""
+    return Progress(**_read(folder)["progress"])
+
+
+def load(folder: Path, model: Any, optimizer: Any | None) -> None:
+    """Put a saved state into a model's adapter and, if one is given, into an optimizer, in place."""
+    from safetensors.torch import load_file
+
+    backend.load_adapter_weights(model, folder / "adapter.safetensors")
+    if optimizer is not None:
+        tensors = load_file(str(folder / "optimizer.safetensors"))
+        state = {int(index): value for index, value in _restore(_read(folder)["optimizer"], tensors).items()}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: this checkpoint cannot be read ({error}). Delete the folder to go back.") from None
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Any]) -> Any:
+    """Return `value` with each tensor moved to `tensors` and a mark with its key in its place."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()  # quantisation maps are shared; safetensors refuses
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        return {str(key): _flatten(item, f"{path}.{key}", tensors) for key, item in value.items()}
+    return value
+
+
+def _restore(value: Any, tensors: Mapping[str, Any]) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {key: _restore(item, tensors) for key, item in value.items()}
+    return value

@@ -1,0 +1,289 @@
+"""Prompt template, tokens and labels: the one place where text becomes ids, for training and for generation.
+
+A training row, with Llama 2's template (`.` is masked with -100, `^` is trained on):
+
+    <s> [INST] Name a colour. [/INST] Red is one. </s>
+     .    .      .   .    .       .    ^  ^  ^     ^
+
+Prompt and response are encoded apart, so that the border between them is the same in training, where the response
+is known, and in generation, where it is not. Text is encoded as text: a literal "</s>" in a row never becomes the
+control token. Ids come from `tokenizers` or `sentencepiece`; torch is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fast_ft import hub, recipe
+from fast_ft.data import Example
+from fast_ft.errors import InputError
+
+IGNORE_INDEX = -100  #: torch's cross_entropy skips this label
+Message = dict[str, str]
+
+
+class _Codec(Protocol):
+    """Ids from text and back; `specials` says whether control tokens in the text count as such."""
+
+    def encode(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def token_id(self, token: str) -> int | None: ...
+    def special_tokens(self) -> list[str]: ...
+
+
+class _Fast:
+    """A tokenizer.json, read by the `tokenizers` library."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        self._plain = tokenizers.Tokenizer.from_file(str(path))
+        self._plain.encode_special_tokens = True  # "</s>" in a row is four characters, not the end
+        self._parsing = tokenizers.Tokenizer.from_file(str(path))
+        for each in (self._plain, self._parsing):  # a tokenizer.json may carry its trainer's settings
+            each.no_padding()
+            each.no_truncation()
+
+    def encode(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
+        tokenizer = self._parsing if specials else self._plain
+        return [each.ids for each in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._plain.decode(list(ids), skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        return self._plain.token_to_id(token)
+
+    def special_tokens(self) -> list[str]:
+        return [token.content for token in self._plain.get_added_tokens_decoder().values() if token.special]
+
+
+class _SentencePiece:
+    """A bare tokenizer.model, as Llama 2 was published with; its control tokens never match text."""
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+    def encode(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
+        if specials:
+            raise InputError(
+                "model.template: 'tokenizer' needs a tokenizer.json; this folder has a tokenizer.model alone. "
+                "Use template: llama-2, or convert the tokenizer."
+            )
+        return self._model.encode(list(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._model.decode([i for i in ids if not self._model.is_control(i)])
+
+    def token_id(self, token: str) -> int | None:
+        index = self._model.piece_to_id(token)
+        return index if self._model.id_to_piece(index) == token else None
+
+    def special_tokens(self) -> list[str]:
+        return [self._model.id_to_piece(i) for i in range(len(self._model)) if self._model.is_control(i)]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tokenised training row. `labels` is as long as `input_ids`: IGNORE_INDEX on the prompt, then the ids."""
+
+    id: str
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def supervised(self) -> int:
+        """The number of trained tokens, EOS included."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+class Encoder:
+    """Turns prompts and responses into ids by one template.
+
+    `bos_id` and `eos_id` come from tokenizer_config.json. `pad_id` is <unk> where there is one, and never EOS: a
+    pad that is EOS gets masked with the padding, and the model does not learn to stop.
+    """
+
+    def __init__(self, folder: Path, template: str = "llama-2") -> None:
+        if (folder / "tokenizer.json").is_file():
+            self._codec: _Codec = _Fast(folder / "tokenizer.json")
+        elif (folder / "tokenizer.model").is_file():
+            self._codec = _SentencePiece(folder / "tokenizer.model")
+        else:
+            raise InputError(
+                f"{folder}: no tokenizer here. A tokenizer.json or a tokenizer.model is needed; "
+                "set model.tokenizer to a folder or hub id that has one."
+            )
+        config = _read_json(folder / "tokenizer_config.json")
+        self._bos = _token_text(config.get("bos_token")) or "<s>"
+        self._eos = _token_text(config.get("eos_token")) or "</s>"
+        self.bos_id = self._codec.token_id(self._bos)
+        eos_id = self._codec.token_id(self._eos)
+        if eos_id is None:
+            raise InputError(f"{folder}: its end-of-sequence token {self._eos!r} is not in its vocabulary.")
+        self.eos_id: int = eos_id
+        pads = ["<unk>", _token_text(config.get("pad_token")), _token_text(config.get("unk_token"))]
+        known = [self._codec.token_id(token) for token in pads if token and token != self._eos]
+        self.pad_id: int = next((i for i in known if i is not None), 0)
+        self.template = template
+        self._chat = _chat_template(folder, config) if template == "tokenizer" else None
+        if template == "llama-2" and self.bos_id is None:
+            raise InputError(f"{folder}: template llama-2 needs a <s> token, and this tokenizer has none.")
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids up to where the response begins. `messages` are role and content, the last one the user's."""
+        if self._chat is None:
+            return [_known(self.bos_id), *self._codec.encode([_llama_2(messages)])[0]]
+        return self._rendered(messages, add_generation_prompt=True)
+
+    def response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
+        """Ids of the response after those messages, the end-of-sequence token included."""
+        if self._chat is None:
+            return [*self._codec.encode([response])[0], self.eos_id]
+        prompt = self._rendered(messages, add_generation_prompt=True)
+        full = self._rendered([*messages, {"role": "assistant", "content": response}], add_generation_prompt=False)
+        if full[: len(prompt)] != prompt or self.eos_id not in full[len(prompt) :]:
+            raise InputError(
+                "The tokenizer's chat template does not give the prompt, then the response, then the end of "
+                "sequence. Use model.template: llama-2, or another tokenizer."
+            )
+        rest = full[len(prompt) :]
+        return rest[: len(rest) - rest[::-1].index(self.eos_id)]  # what follows EOS is never generated
+
+    def row(self, example: Example) -> Row:
+        """Return the tokenised row of an example."""
+        messages = [{"role": "user", "content": example.prompt}]
+        prompt, response = self.prompt_ids(messages), self.response_ids(messages, example.response)
+        return Row(example.id, prompt + response, [IGNORE_INDEX] * len(prompt) + response)
+
+    def count(self, prompts: list[str], responses: list[str]) -> tuple[list[int], list[int]]:
+        """Return the tokens of each prompt (template included) and of each response (EOS included)."""
+        if self._chat is None:
+            texts = [_llama_2([{"role": "user", "content": prompt}]) for prompt in prompts]
+            return (
+                [1 + len(ids) for ids in self._codec.encode(texts)],
+                [1 + len(ids) for ids in self._codec.encode(responses)],
+            )
+        rows = [self.row(Example("", p, r, None)) for p, r in zip(prompts, responses, strict=True)]
+        return [len(r.labels) - r.supervised for r in rows], [r.supervised for r in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, control tokens left out, outer spaces stripped."""
+        return self._codec.decode(ids).strip()
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text that each id adds, for showing tokens apart."""
+        # decoding ever longer prefixes would be quadratic; a neighbour on the left is enough to keep the space
+        texts = []
+        for before, now in zip([self.eos_id, *ids], ids, strict=False):
+            left = self._codec.decode([before])
+            texts.append(self._codec.decode([before, now])[len(left) :])
+        return texts
+
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        """Ids of the tokenizer's own template, in which content that looks like a control token stays text."""
+        chat = self._chat
+        assert chat is not None
+
+        def render(contents: Sequence[str]) -> str:
+            filled = [{**m, "content": c} for m, c in zip(messages, contents, strict=True)]
+            return chat.render(
+                messages=filled, add_generation_prompt=add_generation_prompt, bos_token=self._bos, eos_token=self._eos
+            )
+
+        contents = [m["content"] for m in messages]
+        if not any(token in content for token in self._codec.special_tokens() for content in contents):
+            return self._codec.encode([render(contents)], specials=True)[0]
+        # Private-use characters stand for the contents, so that the template's own text is told from theirs.
+        marks = [chr(0xE000 + i) for i in range(len(contents))]
+        ids: list[int] = []
+        rest = render(marks)
+        for mark, content in zip(marks, contents, strict=True):
+            before, _, rest = rest.partition(mark)
+            ids += self._codec.encode([before], specials=True)[0] + self._codec.encode([content])[0]
+        return ids + self._codec.encode([rest], specials=True)[0]
+
+
+def load_encoder(section: recipe.Model) -> Encoder:
+    """Return the encoder of a recipe's model. InputError where no tokenizer can be reached."""
+    return Encoder(hub.tokenizer_folder(section.tokenizer or section.name_or_path, section.revision), section.template)
+
+
+def contract_problems(row: Row, example: Example, encoder: Encoder, max_length: int) -> list[str]:
+    """Say how a row breaks the contract, in plain words; [] when it holds.
+
+    The row is checked against the text it came from, not against the code that made it: one BOS, at the start; the
+    prompt masked to its last token; the response trained on from its first token to its EOS; nothing cut.
+    """
+    ids, labels, problems = row.input_ids, row.labels, []
+    border = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
+    if len(ids) != len(labels):
+        return [f"{len(ids)} ids but {len(labels)} labels"]
+    if labels[border:] != ids[border:]:
+        problems.append("a label after the prompt is not the id at its own place")
+    if (
+        encoder.bos_id is not None
+        and encoder.template == "llama-2"
+        and (ids[:1] != [encoder.bos_id] or ids.count(encoder.bos_id) != 1)
+    ):
+        problems.append(f"{ids.count(encoder.bos_id)} BOS tokens, where one is due, at the start")
+    if labels[-1:] != [encoder.eos_id]:
+        problems.append("the response's EOS is not trained on")
+    if encoder.decode(ids[border:]) != example.response:
+        problems.append("the trained tokens do not spell the response")
+    if example.prompt not in encoder.decode(ids[:border]):
+        problems.append("the masked tokens do not spell the prompt")
+    if len(ids) > max_length:
+        problems.append(f"{len(ids)} tokens, over model.max_length {max_length}")
+    return problems
+
+
+def _llama_2(messages: Sequence[Message]) -> str:
+    """Llama 2's chat form of one exchange (Meta's llama repository, generation.py), without BOS and EOS."""
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    user = [m["content"] for m in messages if m["role"] == "user"]
+    lead = f"<<SYS>>\n{system[0]}\n<</SYS>>\n\n" if system else ""
+    return f"[INST] {lead}{user[-1]} [/INST]"
+
+
+def _known(token_id: int | None) -> int:
+    assert token_id is not None, "the constructor refuses a tokenizer without BOS"
+    return token_id
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}). Fetch the tokenizer again.") from None
+
+
+def _token_text(value: Any) -> str | None:
+    """A token in tokenizer_config.json is a string, or an object with its text as `content`."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> Any:
+    """Compile the tokenizer's chat template. It comes from outside, so it runs in Jinja's sandbox."""
+    import jinja2.sandbox
+
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if not isinstance(source, str):
+        raise InputError(f"{folder}: this tokenizer has no chat template. Use model.template: llama-2.")
+
+    def raise_exception(message: str) -> None:
+        raise InputError(f"{folder}: its chat template refuses these messages: {message}")
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = raise_exception
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise InputError(f"{folder}: its chat template does not compile: {error}") from None

@@ -1,0 +1,179 @@
+"""Training: each stage is one SFTTrainer over the same model, with our own order of rows and our own step.
+
+The trainer sees an effective batch as one batch. Our `training_step` cuts it into micro-batches of similar length
+and divides each one's summed loss by the response tokens of the whole effective batch, so that the cut changes memory
+and speed but not the gradient. Each step seeds torch from (recipe seed, stage, step): a resumed run draws the same
+dropout and the same noise as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fast_ft import recipe, state
+from fast_ft.backend import Loaded
+from fast_ft.template import Row
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage, tokenised: `rows` in the stage's own order, `batches` of indices into them, one for each step."""
+
+    index: int
+    name: str
+    rows: Sequence[Row]
+    batches: Sequence[Sequence[int]]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did. Tokens leave padding out; `supervised_tokens` are the trained ones; losses are nats a token."""
+
+    name: str
+    steps: int
+    skipped_steps: int
+    tokens: int
+    supervised_tokens: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+    peak_gib: float
+
+
+def batches(rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:
+    """Return the row indices of every step of a stage: `ceil(rows / size)` steps an epoch.
+
+    Shuffled epochs are drawn anew, each from (seed, stage, epoch).
+    """
+    steps = []
+    for epoch in range(epochs):
+        order = list(range(rows))
+        if shuffled:
+            random.Random(f"{seed}/{stage}/{epoch}").shuffle(order)
+        steps += [order[start : start + size] for start in range(0, rows, size)]
+    return steps
+
+
+class Course:
+    """Training over several stages: the optimizer, the schedule and the loss scale that go from one to the next.
+
+    `jobs` are all stages, since one schedule spans them; `save_state(progress)` is called at stage ends and every
+    `section.save_steps` steps; `log` gets one flat dict a step.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        jobs: Sequence[StageJob],
+        section: recipe.Train,
+        carry: recipe.Carry,
+        *,
+        seed: int,
+        pad_id: int,
+        micro_batch: int,
+        log: Log,
+        work_folder: Path,
+    ) -> None:
+        self.loaded, self.jobs, self.section, self.carry = loaded, jobs, section, carry
+        self.seed, self.pad_id, self.log, self.work_folder = seed, pad_id, log, work_folder
+        self.progress = state.Progress(micro_batch=micro_batch)
+        self.optimizer = make_optimizer(loaded, section)
+        self.on_checkpoint: Callable[[Course], None] | None = None
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a saved state, in place of from the beginning."""
+        self.progress = state.read_progress(folder)
+        state.load(folder, self.loaded.model, self.optimizer)
+        if self.progress.step >= len(self.jobs[self.progress.stage].batches):
+            self._next_stage()
+
+    def run(self) -> list[StageResult]:
+        """Train what is left, and return the stages that were trained, at least in part."""
+        results = []
+        while self.progress.stage < len(self.jobs):
+            results.append(self._run_stage(self.jobs[self.progress.stage]))
+            self._next_stage()
+        return results
+
+    def checkpoint(self) -> None:
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(self)
+
+    def _next_stage(self) -> None:
+        self.progress.stage, self.progress.step = self.progress.stage + 1, 0
+        if not self.carry.schedule:
+            self.progress.schedule_step = 0
+        if not self.carry.optimizer and self.progress.stage < len(self.jobs):
+            self.optimizer = make_optimizer(self.loaded, self.section)
+            self.progress.scaler = None
+
+    def _run_stage(self, job: StageJob) -> StageResult:
+        import torch
+
+        from fast_ft.trainer import make_trainer
+
+        trainer = make_trainer(self, job)
+        on_gpu = self.loaded.device == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        started = time.monotonic()
+        try:
+            trainer.train()
+        finally:
+            trainer.remove_noise()
+        seconds = time.monotonic() - started
+        scaler = trainer.accelerator.scaler
+        self.progress.scaler = scaler.state_dict() if scaler is not None else None
+        self.checkpoint()
+        seen = trainer.seen
+        return StageResult(
+            name=job.name,
+            steps=len(seen),
+            skipped_steps=sum(each["skipped"] for each in seen),
+            tokens=sum(each["tokens"] for each in seen),
+            supervised_tokens=sum(each["supervised_tokens"] for each in seen),
+            first_loss=seen[0]["loss"],
+            last_loss=seen[-1]["loss"],
+            seconds=seconds,
+            peak_gib=torch.cuda.max_memory_reserved() / 2**30 if on_gpu else 0.0,
+        )
+
+
+def make_optimizer(loaded: Loaded, section: recipe.Train) -> Any:
+    """Return a new AdamW over the adapter's weights. LoRA's weights are all matrices, so all of them decay."""
+    import torch
+
+    weights = [p for p in loaded.model.parameters() if p.requires_grad]
+    arguments: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
+    arguments |= {"betas": (0.9, 0.999), "eps": 1e-8}  # spelled out: libraries' defaults differ
+    if section.optim == "adamw_8bit":
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(weights, **arguments)
+    return torch.optim.AdamW(weights, fused=loaded.device == "cuda", **arguments)
+
+
+def make_scheduler(optimizer: Any, section: recipe.Train, learning_rate: float, total: int, start: int) -> Any:
+    """Return transformers' schedule over `total` steps, standing at step `start`, with this peak learning rate."""
+    import torch
+    import transformers
+
+    shape = transformers.get_scheduler(
+        section.lr_scheduler_type,
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0),
+        num_warmup_steps=min(section.warmup_steps, total),
+        num_training_steps=total,
+    )
+    factor = shape.lr_lambdas[0] if hasattr(shape, "lr_lambdas") else lambda _: 1.0
+    for group in optimizer.param_groups:
+        group.pop("initial_lr", None)  # else LambdaLR keeps the stage before's
+        group["lr"] = learning_rate
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(start + step))

@@ -1,0 +1,202 @@
+"""The stage's SFTTrainer: our own batches, our own step, one log line a step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fast_ft import seeds
+from fast_ft.progress import note
+from fast_ft.template import IGNORE_INDEX, Row
+
+if TYPE_CHECKING:
+    from fast_ft.train import Course, StageJob
+
+
+def cut(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return indices in micro-batches of at most `size` rows, longest first, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> dict[str, Any]:
+    """Pad rows on the right to one length, a multiple of 8 (tensor cores want that).
+
+    Returns input_ids, attention_mask and labels, each an int64 tensor of shape (rows, length).
+    """
+    import torch
+
+    length = max(len(row.input_ids) for row in rows)
+    length += -length % multiple
+    filled = {
+        "input_ids": [row.input_ids + [pad_id] * (length - len(row.input_ids)) for row in rows],
+        "attention_mask": [[1] * len(row.input_ids) + [0] * (length - len(row.input_ids)) for row in rows],
+        "labels": [row.labels + [IGNORE_INDEX] * (length - len(row.labels)) for row in rows],
+    }
+    return {name: torch.tensor(values, dtype=torch.int64) for name, values in filled.items()}
+
+
+def make_trainer(course: Course, job: StageJob) -> Any:
+    """Return an SFTTrainer that runs the stage's remaining batches."""
+    import torch
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import PrinterCallback, Trainer, TrainerCallback
+    from transformers.trainer_callback import ProgressCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from fast_ft.train import make_scheduler
+
+    section, loaded, progress = course.section, course.loaded, course.progress
+    first = progress.step
+    remaining = list(job.batches[first:])
+
+    class StageTrainer(SFTTrainer):
+        seen: list[dict[str, Any]]  # the log's lines of this stage
+        noise_hook: Any = None
+
+        def get_train_dataloader(self) -> Any:
+            return DataLoader(
+                list(job.rows), batch_sampler=remaining, collate_fn=lambda rows: collate(rows, course.pad_id)
+            )
+
+        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            while True:
+                torch.manual_seed(seeds.derive(course.seed, "train", job.index, first + self.state.global_step))
+                try:
+                    return self._effective_batch(model, inputs)
+                except torch.OutOfMemoryError:
+                    if progress.micro_batch == 1:
+                        raise
+                    progress.micro_batch = math.ceil(progress.micro_batch / 2)
+                model.zero_grad()  # outside the handler: the error's traceback holds the activations
+                torch.cuda.empty_cache()
+                note(f"out of memory: the step is done again with micro-batches of {progress.micro_batch}")
+
+        def _effective_batch(self, model: Any, inputs: dict[str, Any]) -> Any:
+            lengths = inputs["attention_mask"].sum(dim=1)
+            supervised = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
+            total = torch.zeros((), device=lengths.device)
+            host_lengths = lengths.tolist()
+            for piece in cut(host_lengths, progress.micro_batch):
+                longest = max(host_lengths[i] for i in piece)
+                width = longest + -longest % 8
+                part = {name: tensor[piece, :width] for name, tensor in inputs.items()}
+                self.row_lengths = lengths[piece]
+                with self.compute_loss_context_manager():
+                    # Trainer's, not SFTTrainer's: that one adds a pass over all logits for its own metrics
+                    loss = Trainer.compute_loss(self, model, part, num_items_in_batch=supervised)
+                self.accelerator.backward(loss)
+                total += loss.detach().float()
+            self.step_facts = (sum(host_lengths), int(supervised), total)
+            return total
+
+        def add_noise(self, alpha: float) -> None:
+            """NEFTune (arXiv 2310.05914): uniform noise of alpha / sqrt(L d), L being each row's own length."""
+
+            def hook(module: Any, _: Any, output: Any) -> Any:
+                if not module.training:
+                    return output
+                scale = alpha / torch.sqrt(self.row_lengths * float(output.shape[-1]))
+                return output + torch.empty_like(output).uniform_(-1, 1) * scale[:, None, None].to(output.dtype)
+
+            self.noise_hook = self.model.get_input_embeddings().register_forward_hook(hook)
+
+        def remove_noise(self) -> None:
+            if self.noise_hook is not None:
+                self.noise_hook.remove()
+
+    class Steps(TrainerCallback):
+        """One line a step: nothing is averaged, and a loss that is no number stays one."""
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.since = time.monotonic()
+            if progress.scaler is not None and trainer.accelerator.scaler is not None:
+                trainer.accelerator.scaler.load_state_dict(progress.scaler)
+
+        def on_log(self, args: Any, trainer_state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+            if "grad_norm" not in logs:  # the summary at the end of train()
+                return
+            now = time.monotonic()
+            tokens, supervised, loss = trainer.step_facts
+            scaler = trainer.accelerator.scaler
+            skipped = bool(trainer.accelerator.optimizer_step_was_skipped)
+            progress.step, progress.global_step = progress.step + 1, progress.global_step + 1
+            progress.schedule_step += not skipped
+            entry = {
+                "stage": job.name,
+                "step": progress.global_step,
+                "stage_step": progress.step,
+                "loss": loss.item(),
+                "grad_norm": float(logs["grad_norm"]),
+                "learning_rate": logs["learning_rate"],
+                "tokens": tokens,
+                "supervised_tokens": supervised,
+                "seconds": round(now - self.since, 4),
+                "gib": round(torch.cuda.memory_reserved() / 2**30, 3) if loaded.device == "cuda" else 0.0,
+                "skipped": skipped,
+                "loss_scale": scaler.get_scale() if scaler is not None else None,
+            }
+            self.since = now
+            trainer.seen.append(entry)
+            course.log(entry)
+            if section.save_steps and progress.step % section.save_steps == 0 and progress.step < len(job.batches):
+                progress.scaler = scaler.state_dict() if scaler is not None else None
+                course.checkpoint()
+
+    config = SFTConfig(
+        output_dir=str(course.work_folder),
+        per_device_train_batch_size=section.effective_batch_size,
+        gradient_accumulation_steps=1,
+        num_train_epochs=1,
+        max_steps=len(remaining),
+        learning_rate=job.learning_rate,
+        max_grad_norm=section.max_grad_norm,
+        seed=course.seed,
+        data_seed=course.seed,
+        fp16=loaded.dtype == "float16",
+        bf16=loaded.dtype == "bfloat16",
+        use_cpu=loaded.device == "cpu",
+        gradient_checkpointing=section.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        loss_type="nll",
+        packing=False,
+        padding_free=False,
+        max_length=None,
+        neftune_noise_alpha=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    weights = [p for p in loaded.model.parameters() if p.requires_grad]
+    kept = [p.data for p in weights]
+    total = sum(len(each.batches) for each in course.jobs) if course.carry.schedule else len(job.batches)
+    scheduler = make_scheduler(course.optimizer, section, job.learning_rate, total, progress.schedule_step)
+    trainer = StageTrainer(
+        model=loaded.model,
+        args=config,
+        train_dataset=Dataset.from_list([{"input_ids": r.input_ids, "labels": r.labels} for r in job.rows]),
+        processing_class=loaded.tokenizer,
+        data_collator=lambda rows: collate(rows, course.pad_id),
+        optimizers=(course.optimizer, scheduler),
+        callbacks=[Steps()],
+    )
+    for weight, data in zip(weights, kept, strict=True):
+        weight.data = data  # TRL casts a quantised model's adapter to bf16, which fp16's GradScaler refuses
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.seen = []
+    if section.neftune_noise_alpha is not None:
+        trainer.add_noise(section.neftune_noise_alpha)
+    return trainer
