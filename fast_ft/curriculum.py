@@ -13,7 +13,10 @@ from fast_ft.selection import Selection, parse_condition
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. Examples stand in ascending order of curriculum.by; `order` "shuffled" draws it anew each epoch."""
+    """One stage. Examples ascend in curriculum.by (a recipe without stages: best rank first).
+
+    order: "shuffled", the trainer draws it anew each epoch; "ascending", it keeps the order that stands here.
+    """
 
     name: str
     examples: tuple[Example, ...]

@@ -24,6 +24,8 @@ ROW_KEYS = ("data", "rows", "train", "test", "examples", "instances")
 KINDS = "JSON, JSONL, Parquet, Arrow, or a folder that datasets.save_to_disk wrote"
 HOMEWORK = "https://github.com/ericsunkuan/ML_Spring2025_HW5"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+#: JSON files beside the rows of a hub's data set.
+NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
 DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json")
 #: First bytes of what is no text: (bytes, what it is).
 BINARY = ((b"\x80", "a pickle"), (b"PK", "a zip archive, as torch.save writes"), (b"\x1f\x8b", "gzip"))
@@ -40,8 +42,8 @@ class Source:
 
 def read(where: str, split: str = "train") -> Source:
     """Read all rows of a file, a folder or a hub id; `split` picks among several splits. Raises InputError."""
-    files = data_files(locate(where), split)
     try:
+        files = data_files(locate(where), split)
         tables: list[pa.Table] = []
         rows: list[Any] = []
         for file in files:
@@ -108,7 +110,7 @@ def data_files(path: Path, split: str) -> list[Path]:
         return data_files(path / Path(str(chosen)).name, split)
     for suffix in DATA_SUFFIXES:
         found = sorted(file for place in (path, path / "data") for file in place.glob(f"*{suffix}"))
-        found = [file for file in found if not file.name.endswith("_info.json") and not file.name.startswith(".")]
+        found = [file for file in found if file.name not in NOT_ROWS and not file.name.startswith(".")]
         found = [file for file in found if file.stem.startswith(split)] or found
         if len({re.sub(r"-\d{5}-of-\d{5}.*", "", file.name) for file in found}) > 1:
             listed = ", ".join(file.name for file in found[:5])
