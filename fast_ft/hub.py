@@ -234,7 +234,7 @@ def _explain(error: BaseException, name: str, revision: str | None, kind: str, d
         return f"the download of {name} was interrupted: run the same command again, it goes on where it stopped"
     if status:
         return f"the hub answers {status} for {name}: open {page} to see why"
-    return f"the hub cannot be reached for {name} (no network, or a proxy?): connect, or give a local folder"
+    return f"there is no folder {name} here, and the hub cannot be reached (no network?): connect, or give a folder"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

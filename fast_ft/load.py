@@ -42,10 +42,11 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return validated(tree, places, "the run's recipe")
 
 
-def validated(tree: dict[str, Any], places: dict[Key, str], name: str) -> Recipe:
+def validated(tree: dict[str, Any], places: dict[Key, str], name: str, *, consequences: bool = True) -> Recipe:
     """Return the Recipe that `tree` describes, or raise InputError with all problems.
 
     `places` says where each key stands ("strong.yaml:12"); a key without a place gets its section's, or `name`.
+    consequences: look for what the values lead to (lint, rules) too, not at each value alone.
     """
     from fast_ft.lint import Problem, lint
     from fast_ft.rules import check_recipe
@@ -60,7 +61,9 @@ def validated(tree: dict[str, Any], places: dict[Key, str], name: str) -> Recipe
             recipe = Recipe.model_validate(_tuples(patched), strict=True)
         except ValidationError:
             _raise(problems, places, name)
-    unsure = recipe_errors.doubtful(problems)
+    if not consequences and not problems:
+        return recipe
+    unsure = recipe_errors.doubtful(problems, tree)
     found = [*lint(recipe)[0], *(Problem(text, (text.split(":")[0],)) for text in check_recipe(recipe))]
     for problem in found:
         # A default stands where a value was wrong: what follows from it is not the user's fault.

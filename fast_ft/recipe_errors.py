@@ -63,13 +63,14 @@ def without(tree: dict[str, Any], bad: Sequence[Key]) -> dict[str, Any]:
     return tree
 
 
-def doubtful(problems: Iterable[tuple[Key, str]]) -> set[str]:
-    """Return the dotted keys whose value nobody knows: the wrong ones, and those that an unknown key may stand for."""
+def doubtful(problems: Iterable[tuple[Key, str]], tree: dict[str, Any]) -> set[str]:
+    """Return the dotted keys whose value nobody knows: the wrong ones, and those that a misspelt key may stand for."""
     keys = set()
     for key, text in problems:
         keys.add(_dotted(key))
         if meant := re.search(r"unknown key \(did you mean '([^']+)'", text):
-            keys |= {meant[1], _dotted((*key[:-1], meant[1]))}
+            dotted = {meant[1], _dotted((*key[:-1], meant[1]))}
+            keys |= {path for path in dotted if not _given(tree, path)}
     return keys
 
 
@@ -170,6 +171,14 @@ def _at(tree: Any, key: Key) -> Any:
     for part in key:
         tree = tree.get(part) if isinstance(tree, dict) else tree[part]
     return tree
+
+
+def _given(tree: Any, dotted: str) -> bool:
+    for part in dotted.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
 
 
 def _dotted(key: Key) -> str:

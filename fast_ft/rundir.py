@@ -117,7 +117,8 @@ class RunDir:
         """Return the run's own recipe, from its manifest; InputError if it was written by another version."""
         from fast_ft.load import validated
 
-        return validated(self.manifest().get("recipe", {}), {}, f"{self.manifest_path} (recipe)")
+        # Values only: a finished run can be read where its base model or its data are gone.
+        return validated(self.manifest().get("recipe", {}), {}, f"{self.manifest_path} (recipe)", consequences=False)
 
 
 def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:

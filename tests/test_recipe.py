@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fast_ft.errors import InputError
-from fast_ft.load import digest, load_recipe, resolved, schema
+from fast_ft.load import digest, load_recipe, resolved, schema, with_overrides
 from fast_ft.recipe import METRICS
 
 SMALL = "model: {name_or_path: base}\ndata: {train: rows}\n"
@@ -75,6 +75,18 @@ def test_no_consequence_is_drawn_from_a_misspelt_key(tmp_path: Path) -> None:
     # The default of one epoch would make ten steps of warm-up too long: not what this user wrote.
     said = message(tmp_path, SMALL + "select: {take: 8}\ntrain: {num_train_epoch: 30}\n")
     assert "num_train_epochs" in said and "warm-up" not in said
+
+
+def test_a_misspelt_key_hides_nothing_about_a_key_that_is_there(tmp_path: Path) -> None:
+    said = message(tmp_path, SMALL + "lora: {r: 0, rnk: 3}\n")
+    assert "unknown key (did you mean 'r'?)" in said and "lora.r: rank 0" in said
+
+
+def test_overrides_over_a_finished_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALL))
+    assert with_overrides(recipe, ["generate.top_k=5"]).generate.top_k == 5
+    with pytest.raises(InputError, match=r"override lora\.r=0: lora\.r: rank 0"):
+        with_overrides(recipe, ["lora.r=0"])
 
 
 def test_a_key_in_the_wrong_section_is_shown_the_right_one(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def test_the_same_recipe_resumes_and_another_is_refused(tmp_path: Path) -> None:
     again = RunDir.open(recipe, "a.yaml")
     assert (again.done("data") or {})["rows"] == 100 and again.done("train") is None
     assert again.recipe() == recipe
+    homework = make(tmp_path, rules="ntu-ml-2025-hw5", output_dir=f"{tmp_path}/hw")  # a base that has gone since
+    assert RunDir.open(homework, "hw.yaml").recipe() == homework
     before = run.manifest_path.read_bytes()
     with pytest.raises(InputError, match=r"lora\.r: 16 there, 32 here"):
         RunDir.open(make(tmp_path, lora={"r": 32}), "a.yaml")
