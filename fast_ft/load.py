@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from fast_ft import recipe_errors
 from fast_ft.errors import InputError
 from fast_ft.recipe import Recipe
-from fast_ft.recipe_yaml import Key, parse, read_yaml, scalar
+from fast_ft.recipe_yaml import Key, check_text, parse, read_yaml, scalar
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -122,6 +122,7 @@ def _override_value(text: str, name: str) -> Any:
     # Only lists, mappings and quoted text need the parser. All else is one scalar, so that `>= 4` (to YAML the
     # start of a folded block), `!= 3` (a tag) and a path with " #" in it (a comment) come through as they are.
     text = text.strip()
+    check_text(text, name)
     if not text.startswith(("[", "{", '"', "'")):
         return scalar(text)
     return parse(text, name)

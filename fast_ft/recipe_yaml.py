@@ -58,6 +58,12 @@ def parse(text: str, name: str) -> Any:
     return None if node is None else _Plain(name, {}).value(node, ())
 
 
+def check_text(text: str, place: str) -> None:
+    """Raise InputError for characters that no file can be named by or written with: NUL, halves of surrogate pairs."""
+    if bad := re.search("[\x00\ud800-\udfff]", text):
+        raise InputError(f"{place}: character number {bad.start() + 1} of the value (code {ord(bad[0])}) is no text")
+
+
 def scalar(text: str) -> Any:
     """Return what YAML 1.2 takes an unquoted word for: null, a truth value, a number, or the text itself."""
     if text in _WORDS:
@@ -116,6 +122,7 @@ class _Plain:
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, key)
         assert isinstance(node, yaml.ScalarNode)
+        check_text(node.value, place)
         return scalar(node.value) if node.style is None else node.value
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:

@@ -117,6 +117,8 @@ def test_a_key_in_the_wrong_section_is_shown_the_right_one(tmp_path: Path) -> No
         (b"model: \x00\n", "not valid YAML"),
         ("a" * 1_000_001, "at most 1,000,000"),
         ("seed: [1\n", "not valid YAML"),
+        ('model: {name_or_path: "a\\0b"}\n', "character number 2"),
+        ('model: {name_or_path: "\\ud800"}\n', "character number 1"),
         ("seed: " + "9" * 5000, "seed"),
     ],
 )
