@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fast_ft.errors import BudgetMissed, InputError, nearest
+
+if TYPE_CHECKING:
+    from fast_ft.recipe import Recipe
 
 EPILOG = """\
 A recipe's values can be overridden: python -m fast_ft recipes/strong.yaml lora.r=32 seed=1
@@ -81,32 +86,37 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _recipe(options: argparse.Namespace) -> Recipe:
+    from fast_ft.lint import lint
     from fast_ft.load import load_recipe
+    from fast_ft.progress import note
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    for warning in lint(recipe)[1]:
+        note(f"warning: {warning}")
+    return recipe
+
+
+def _run(options: argparse.Namespace, until: str = "pred") -> int:
+    recipe = _recipe(options)
     from fast_ft.pipeline import run
     from fast_ft.progress import note
 
-    folder = run(load_recipe(options.recipe, options.overrides), options.recipe)
-    note(f"done: {folder.root}")
+    with contextlib.redirect_stdout(sys.stderr):  # the libraries' banners; stdout is for results
+        folder = run(recipe, options.recipe, until=until)
+    note(f"done: {folder.root if until == 'pred' else folder.adapter}")
     return 0
 
 
 def _train(options: argparse.Namespace) -> int:
-    from fast_ft.load import load_recipe
-    from fast_ft.pipeline import run
-    from fast_ft.progress import note
-
-    folder = run(load_recipe(options.recipe, options.overrides), options.recipe, until="adapter")
-    note(f"done: {folder.adapter}")
-    return 0
+    return _run(options, until="adapter")
 
 
 def _data(options: argparse.Namespace) -> int:
-    from fast_ft.load import load_recipe
+    recipe = _recipe(options)
     from fast_ft.prepare import prepare
     from fast_ft.show import print_row, print_selection, selection_json
 
-    recipe = load_recipe(options.recipe, options.overrides)
     prepared = prepare(recipe, tokens=False)
     if options.json:
         print(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False))
@@ -122,11 +132,10 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from fast_ft.load import load_recipe
+    recipe = _recipe(options)
     from fast_ft.prepare import prepare
     from fast_ft.show import print_steps
 
-    recipe = load_recipe(options.recipe, options.overrides)
     print_steps(recipe, prepare(recipe), options.json)
     return 0
 
@@ -135,7 +144,9 @@ def _generate(options: argparse.Namespace) -> int:
     from fast_ft.pipeline import generate_again
     from fast_ft.progress import note
 
-    note(f"done: {generate_again(options.run, options.overrides)}")
+    with contextlib.redirect_stdout(sys.stderr):
+        pred = generate_again(options.run, options.overrides)
+    note(f"done: {pred}")
     return 0
 
 

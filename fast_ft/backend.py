@@ -74,6 +74,7 @@ def make_backend(
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a CPU kernel that it would fetch from the hub
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it repeats one hint with each batch
     arguments = (model, lora, seed, gradient_checkpointing)
     wanted = name or model.backend
     if wanted == "peft":

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,11 @@ def stage_steps(recipe: Recipe) -> list[int] | None:
         before = stage.upto or before
         held = min(rows, math.ceil(round(rows * share, 6)))
         steps.append(math.ceil(held / batch) * (stage.num_train_epochs or recipe.train.num_train_epochs))
-    return steps or [math.ceil(rows / batch) * recipe.train.num_train_epochs]
+    steps = steps or [math.ceil(rows / batch) * recipe.train.num_train_epochs]
+    if recipe.train.max_steps is None:
+        return steps
+    ends = [min(end, recipe.train.max_steps) for end in accumulate(steps, initial=0)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def context_length(name_or_path: str) -> int | None:
@@ -98,8 +103,9 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
     train = recipe.train
     if steps is None:
         return
-    hangs_on = ("select.take", "data.max_train_rows", "train.num_train_epochs", "train.effective_batch_size",
-                "curriculum.stages", "curriculum.cumulative", "curriculum.carry.schedule")  # fmt: skip
+    hangs_on = ("select.take", "data.max_train_rows", "train.num_train_epochs", "train.max_steps",
+                "train.effective_batch_size", "curriculum.stages", "curriculum.cumulative",
+                "curriculum.carry.schedule")  # fmt: skip
     if train.save_steps and train.save_steps > max(steps):
         longest = "the run" if len(steps) == 1 else "the longest stage"
         text = f"train.save_steps: step {train.save_steps} never comes, {longest} has at most {max(steps)} steps"

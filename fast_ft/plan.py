@@ -14,7 +14,7 @@ from typing import Any
 GIB = 2**30
 _CONTEXT_GIB = 0.45  #: the CUDA context and library handles, outside torch's allocator (measured 0.4 to 0.5)
 _SLACK = 0.92  #: of the memory may be planned for; the rest is fragmentation
-_CPU_BATCH = 32
+_MOST_PROMPTS = 64  #: in a decoding batch; more waste time on rows that have ended
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def settle(
 
     budget = math.inf if memory_gib is None else memory_gib * _SLACK
     micro = wanted_micro_batch or _most(train_gib, effective_batch_size, budget)
-    batch = wanted_generation_batch or _most(generate_gib, min(_CPU_BATCH, max(1, len(prompt_tokens))), budget)
+    batch = wanted_generation_batch or _most(generate_gib, min(_MOST_PROMPTS, max(1, len(prompt_tokens))), budget)
     if memory_gib is None:
         return Plan(micro, batch, 0.0, 0.0, 0.0)
     return Plan(micro, batch, memory_gib, round(train_gib(micro), 2), round(generate_gib(batch), 2))

@@ -33,25 +33,23 @@ class Prepared:
         """The distinct training rows, in the order in which stages first use them."""
         return list({e.id: e for stage in self.stages for e in stage.examples}.values())
 
-    def jobs(self, effective_batch_size: int, seed: int) -> list[StageJob]:
-        """Return the stages as rows and batches, ready to train."""
-        return [
-            StageJob(
-                index=index,
-                name=stage.name,
-                rows=[self.rows[example.id] for example in stage.examples],
-                batches=batches(
-                    len(stage.examples),
-                    stage.num_train_epochs,
-                    effective_batch_size,
-                    shuffled=stage.order == "shuffled",
-                    seed=seed,
-                    stage=index,
-                ),
-                learning_rate=stage.learning_rate,
-            )
-            for index, stage in enumerate(self.stages)
-        ]
+    def jobs(self, effective_batch_size: int, seed: int, max_steps: int | None = None) -> list[StageJob]:
+        """Return the stages as rows and batches, ready to train; `max_steps` is over all of them."""
+        jobs, left = [], max_steps
+        for index, stage in enumerate(self.stages):
+            steps = batches(
+                len(stage.examples),
+                stage.num_train_epochs,
+                effective_batch_size,
+                shuffled=stage.order == "shuffled",
+                seed=seed,
+                stage=index,
+            )[:left]
+            left = None if left is None else left - len(steps)
+            rows = [self.rows[example.id] for example in stage.examples]
+            if steps:
+                jobs.append(StageJob(index, stage.name, rows, steps, stage.learning_rate))
+        return jobs
 
 
 def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:

@@ -151,6 +151,9 @@ class Train(Section):
         default="auto", description="Rows in one forward pass; auto: as many as the memory budget holds."
     )
     num_train_epochs: Count = 1
+    max_steps: Count | None = Field(
+        default=None, description="Stop after so many optimizer steps, over all stages; null: when the epochs are done."
+    )
     learning_rate: Positive = 2e-4
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 10

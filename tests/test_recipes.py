@@ -66,7 +66,7 @@ def test_homework_recipes_keep_the_rules_and_find_the_cloned_files(name: str) ->
         ("simple", 8, 16, 2e-4, 10, [13], 1.5, 100, None),
         ("medium", 16, 32, 2e-4, 5, [65], 0.7, 1024, None),
         ("strong", 16, 32, 1.5e-4, 10, [10, 169], 0.7, 1024, 5),
-        ("strong-flat", 16, 32, 1.5e-4, 10, [182], 0.7, 1024, 5),
+        ("strong-flat", 16, 32, 1.5e-4, 10, [179], 0.7, 1024, 5),
     ],
 )
 def test_homework_values(
@@ -85,7 +85,7 @@ def test_homework_values(
 def test_the_control_differs_from_strong_in_stages_only() -> None:
     strong, flat = resolved(load("strong")), resolved(load("strong-flat"))
     for content in (strong, flat):
-        del content["curriculum"], content["train"]["num_train_epochs"]
+        del content["curriculum"], content["train"]["num_train_epochs"], content["train"]["max_steps"]
     assert strong == flat
 
 

@@ -1,0 +1,93 @@
+"""Do two ways of training do the same work? One optimizer step of each, compared where it can be seen.
+
+A comparison of speed counts only between steps that agree. On random weights a loss is near ln(vocabulary) whatever
+is masked, so agreement is shown on a trained model, with an adapter whose B matrices are not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fast_ft import recipe
+from fast_ft.backend import Loaded
+from fast_ft.template import Row
+from fast_ft.train import Course, StageJob
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step: trained tokens, loss in nats a token, the adapter's gradients (fp32, on the CPU) by name."""
+
+    supervised_tokens: int
+    loss: float
+    gradients: dict[str, Any]
+
+    @property
+    def grad_norm(self) -> float:
+        return float(sum(float((g.double() ** 2).sum()) for g in self.gradients.values()) ** 0.5)
+
+
+def first_step(
+    loaded: Loaded, rows: Sequence[Row], *, pad_id: int, micro_batch: int, work_folder: Path, seed: int = 3407
+) -> StepRecord:
+    """Run one step over `rows` through the real trainer and record it, before the optimizer uses the gradients."""
+    from transformers import TrainerCallback
+
+    from fast_ft.trainer import make_trainer
+
+    # Clipping at a huge norm divides the fp16 loss scale out and leaves the gradients as they are.
+    section = recipe.Train(effective_batch_size=len(rows), max_grad_norm=1e9, optim="adamw_torch", warmup_steps=0)
+    log: list[dict[str, Any]] = []
+    job = StageJob(0, "agreement", rows, [list(range(len(rows)))], section.learning_rate)
+    course = Course(
+        loaded,
+        [job],
+        section,
+        recipe.Carry(),
+        seed=seed,
+        pad_id=pad_id,
+        micro_batch=micro_batch,
+        log=log.append,
+        work_folder=work_folder,
+    )
+    gradients: dict[str, Any] = {}
+
+    class Capture(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            for name, weight in loaded.model.named_parameters():
+                if weight.grad is not None:
+                    gradients[name] = weight.grad.detach().float().cpu().clone()
+
+    trainer = make_trainer(course, job)
+    trainer.add_callback(Capture())
+    trainer.train()
+    return StepRecord(log[0]["supervised_tokens"], log[0]["loss"], gradients)
+
+
+def disagreements(
+    a: StepRecord, b: StepRecord, *, loss: float = 0.002, grad_norm: float = 0.02, cosine: float = 0.99
+) -> list[str]:
+    """Say where two steps differ: trained tokens exactly, loss and gradient norm by share, gradients by cosine."""
+    found = []
+    if a.supervised_tokens != b.supervised_tokens:
+        found.append(f"trained tokens: {a.supervised_tokens} and {b.supervised_tokens}")
+    if not abs(a.loss - b.loss) <= loss * abs(a.loss):
+        found.append(f"loss: {a.loss:.6f} and {b.loss:.6f}, over {loss:.1%} apart")
+    if not abs(a.grad_norm - b.grad_norm) <= grad_norm * a.grad_norm:
+        found.append(f"gradient norm: {a.grad_norm:.6f} and {b.grad_norm:.6f}, over {grad_norm:.0%} apart")
+    if a.gradients.keys() != b.gradients.keys():
+        odd = sorted(a.gradients.keys() ^ b.gradients.keys())
+        return [*found, f"weights with a gradient on one side only: {len(odd)}, such as {odd[0]}"]
+    worst, name = min((_cosine(a.gradients[name], b.gradients[name]), name) for name in a.gradients)
+    if not worst >= cosine:
+        found.append(f"gradient of {name}: cosine {worst:.4f}, under {cosine}")
+    return found
+
+
+def _cosine(a: Any, b: Any) -> float:
+    a, b = a.double().flatten(), b.double().flatten()
+    length = float(a.norm() * b.norm())
+    return float(a @ b) / length if length else float(bool((a == b).all()))

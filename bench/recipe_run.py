@@ -1,0 +1,86 @@
+"""One recipe through each backend, from command to pred.json, each in a process of its own; then crosswise loading."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fast_ft import environment, load
+from fast_ft.errors import InputError
+from fast_ft.rundir import RunDir, now, output_folder
+
+BACKENDS = ("unsloth", "peft")
+
+
+def measure(recipe_path: str, overrides: Sequence[str], backends: Sequence[str], log_folder: Path) -> dict[str, Any]:
+    """Run the recipe through each backend and return what was measured, per backend, with the environment.
+
+    Each run's wall time is from the command's start to its end. InputError where a run fails; its log is in
+    `log_folder`.
+    """
+    log_folder.mkdir(parents=True, exist_ok=True)
+    runs = {
+        name: _run(recipe_path, [*overrides, f"model.backend={name}"], log_folder / f"{name}.log") for name in backends
+    }
+    for name, run in runs.items():
+        run["adapter_in_plain_peft_nats"] = _check_with_peft(run["folder"])
+        run["pred_ids"] = len(json.loads((Path(run["folder"]) / "pred.json").read_text(encoding="utf-8")))
+        run["log_tail"] = _last_lines(log_folder / f"{name}.log")
+        del run["folder"]
+    return {
+        "command": shlex.join(["python", "-m", "bench", recipe_path, *overrides]),
+        "date": now(),
+        "environment": environment.describe(),
+        "runs": runs,
+    }
+
+
+def _run(recipe_path: str, overrides: Sequence[str], log: Path) -> dict[str, Any]:
+    recipe = load.load_recipe(recipe_path, overrides)
+    folder = output_folder(recipe, recipe_path)
+    if (folder / "manifest.json").exists():
+        raise InputError(f"{folder}: this run is there already, and would not be measured. Move or delete it first.")
+    started = time.monotonic()
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "fast_ft", recipe_path, *overrides]
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    seconds = time.monotonic() - started
+    if status:
+        raise InputError(f"the run ended with status {status}; {log} ends with:\n" + "\n".join(_last_lines(log)))
+    run = RunDir.at(folder)
+    manifest = run.manifest()
+    lines = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
+    return {
+        "folder": str(folder),
+        "wall_seconds": round(seconds, 2),
+        "train": manifest["phases"]["train"],
+        "generate": manifest["phases"]["generate"],
+        "rows": len(manifest["rows"]),
+        "plan": json.loads(run.plan.read_text(encoding="utf-8")),
+        "digests": manifest["digests"],
+        "steps": [{key: line[key] for key in ("stage", "loss", "grad_norm", "tokens", "seconds")} for line in lines],
+    }
+
+
+def _check_with_peft(folder: str) -> float:
+    """Load a run's adapter with plain transformers and PEFT, in a process without Unsloth; return the difference."""
+    code = (
+        "import sys; from fast_ft import backend, selfcheck; from fast_ft.rundir import RunDir; "
+        "from fast_ft.template import load_encoder; r = RunDir.at(sys.argv[1]); p = r.recipe(); "
+        "b = backend.make_backend(p.model, p.lora, seed=p.seed, gradient_checkpointing=False, name='peft'); "
+        "print(selfcheck.verify(r.adapter, b.for_generation(r.adapter), load_encoder(p.model).pad_id))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    if answer.returncode:
+        raise InputError(f"plain PEFT does not load the adapter of {folder}:\n{answer.stderr[-2000:]}")
+    return round(float(answer.stdout.split()[-1]), 6)
+
+
+def _last_lines(log: Path, count: int = 12) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]

@@ -1,0 +1,116 @@
+"""Both backends from one initial adapter, on a small trained model: the same tokens, loss and gradients.
+
+Run on a machine with an NVIDIA GPU: pytest -m gpu
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).parents[2]
+POCKET = ROOT / "fast_ft" / "pocket"
+
+# Importing unsloth patches transformers for good, so each backend's step runs in a process of its own.
+STEP = """
+import json, sys
+from pathlib import Path
+import torch
+from bench.agreement import first_step
+from fast_ft import backend, recipe
+from fast_ft.template import Row
+job = json.loads(Path(sys.argv[1]).read_text())
+model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
+maker = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=True, name=job["backend"])
+assert maker.name == job["backend"], maker.notes
+loaded = maker.for_training(Path(job["adapter"]))
+records = {}
+for name, rows in job["rows"].items():
+    for micro_batch in job["micro_batches"]:
+        record = first_step(loaded, [Row(**row) for row in rows], pad_id=0, micro_batch=micro_batch,
+                            work_folder=Path(job["work"]))
+        records[f"{name}/{micro_batch}"] = record
+        backend.load_adapter_weights(loaded.model, Path(job["adapter"]) / "adapter_model.safetensors")
+torch.save(records, job["out"])
+"""
+
+INITIAL = """
+import json, sys
+from pathlib import Path
+import torch
+from fast_ft import backend, recipe
+job = json.loads(Path(sys.argv[1]).read_text())
+model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
+loaded = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft").for_training()
+torch.manual_seed(2)
+with torch.no_grad():
+    for name, weight in loaded.model.named_parameters():
+        if "lora_B" in name:
+            weight.normal_(std=0.02)
+Path(job["adapter"]).mkdir()
+backend.save_adapter(loaded.model, Path(job["adapter"]), job["base"], "")
+"""
+
+
+def run(code: str, job: dict, tmp: Path) -> None:
+    path = tmp / f"{job['backend']}.json"
+    path.write_text(json.dumps(job))
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def mutations(rows: list) -> dict[str, list[dict]]:
+    """The right rows, and three ways in which a mask goes wrong."""
+    from fast_ft.template import IGNORE_INDEX
+
+    unmasked = [replace(r, labels=list(r.input_ids)) for r in rows]
+    shifted = [replace(r, labels=[*r.labels[1:], IGNORE_INDEX]) for r in rows]
+    no_eos = [replace(r, input_ids=r.input_ids[:-1], labels=r.labels[:-1]) for r in rows]
+    named = {"right": rows, "prompt unmasked": unmasked, "labels shifted": shifted, "EOS missing": no_eos}
+    return {
+        name: [{"id": r.id, "input_ids": r.input_ids, "labels": r.labels} for r in each] for name, each in named.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    import torch
+
+    from fast_ft import recipe
+    from fast_ft.data import load_pool
+    from fast_ft.template import Encoder
+
+    tmp = tmp_path_factory.mktemp("agreement")
+    encoder = Encoder(POCKET / "base")
+    examples = load_pool(recipe.Data(train=str(POCKET / "train.json"))).examples(range(8))
+    rows = [encoder.row(example) for example in examples]
+    job = {"base": str(POCKET / "base"), "adapter": str(tmp / "adapter"), "work": str(tmp), "rows": mutations(rows)}
+    run(INITIAL, job | {"backend": "initial"}, tmp)
+    found = {}
+    for backend in ("peft", "unsloth"):
+        out = str(tmp / f"{backend}.pt")
+        run(STEP, job | {"backend": backend, "micro_batches": [8, 3], "out": out}, tmp)
+        found[backend] = torch.load(out, weights_only=False)
+    return found
+
+
+@pytest.mark.parametrize("micro_batch", [8, 3])
+def test_backends_agree(records: dict[str, dict], micro_batch: int) -> None:
+    from bench.agreement import disagreements
+
+    name = f"right/{micro_batch}"
+    assert disagreements(records["peft"][name], records["unsloth"][name]) == []
+
+
+@pytest.mark.parametrize("wrong", ["prompt unmasked", "labels shifted", "EOS missing"])
+def test_a_wrong_mask_shows(records: dict[str, dict], wrong: str) -> None:
+    from bench.agreement import disagreements
+
+    assert disagreements(records["peft"]["right/8"], records["unsloth"][f"{wrong}/8"])

@@ -1,0 +1,30 @@
+"""The small model's whole run on a GPU, through each backend."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("unsloth", "float16"), ("peft", "bfloat16")])
+def test_a_run_ends_with_adapter_and_answers(backend: str, dtype: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "fast_ft", "recipes/quickstart.yaml", f"model.backend={backend}", f"model.dtype={dtype}",
+        f"output_dir={tmp_path}/run", "generate.max_new_tokens=24", "train.optim=adamw_8bit",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["phases"]["train"]["backend"] == backend
+    assert manifest["phases"]["train"]["last_loss"] < 0.7 * manifest["phases"]["train"]["first_loss"]
+    pred = json.loads((tmp_path / "run" / "pred.json").read_text())
+    prompts = json.loads((ROOT / "fast_ft/pocket/test.json").read_text())
+    assert list(pred) == [row["id"] for row in prompts]
+    assert all(entry["output"][0] for entry in pred.values())
