@@ -41,9 +41,12 @@ class _Fast:
     def __init__(self, path: Path) -> None:
         import tokenizers
 
-        self._plain = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            self._plain = tokenizers.Tokenizer.from_file(str(path))
+            self._parsing = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exceptions
+            raise InputError(f"{path}: not a readable tokenizer ({error}). Fetch the tokenizer again.") from None
         self._plain.encode_special_tokens = True  # "</s>" in a row is four characters, not the end
-        self._parsing = tokenizers.Tokenizer.from_file(str(path))
         for each in (self._plain, self._parsing):  # a tokenizer.json may carry its trainer's settings
             each.no_padding()
             each.no_truncation()
@@ -68,7 +71,10 @@ class _SentencePiece:
     def __init__(self, path: Path) -> None:
         import sentencepiece
 
-        self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path}: not a readable tokenizer ({error}). Fetch the tokenizer again.") from None
 
     def encode(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
         if specials:
@@ -137,18 +143,34 @@ class Encoder:
             raise InputError(f"{folder}: template llama-2 needs a <s> token, and this tokenizer has none.")
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids up to where the response begins. `messages` are role and content, the last one the user's."""
-        if self._chat is None:
-            return [_known(self.bos_id), *self._codec.encode([_llama_2(messages)])[0]]
-        return self._rendered(messages, add_generation_prompt=True)
+        """Ids up to where the response begins. `messages` are role and content, the last one the user's.
+
+        Llama 2's template begins each exchange with BOS and ends each earlier one with EOS.
+        """
+        if self._chat is not None:
+            return self._rendered(messages, add_generation_prompt=True, apart=self._looks_special(messages))
+        ids: list[int] = []
+        for text, answer in _llama_2(messages):
+            ids += [_known(self.bos_id), *self._codec.encode([text])[0]]
+            if answer is not None:
+                ids += [*self._codec.encode([answer])[0], self.eos_id]
+        return ids
 
     def response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         """Ids of the response after those messages, the end-of-sequence token included."""
         if self._chat is None:
             return [*self._codec.encode([response])[0], self.eos_id]
-        prompt = self._rendered(messages, add_generation_prompt=True)
-        full = self._rendered([*messages, {"role": "assistant", "content": response}], add_generation_prompt=False)
-        if full[: len(prompt)] != prompt or self.eos_id not in full[len(prompt) :]:
+        whole = [*messages, {"role": "assistant", "content": response}]
+        # Encoded in one go, as everybody else will; apart where that would read text as control tokens, or where a
+        # token would reach over the border of prompt and response.
+        for apart in (False, True):
+            if not apart and self._looks_special(whole):
+                continue
+            prompt = self._rendered(messages, add_generation_prompt=True, apart=apart)
+            full = self._rendered(whole, add_generation_prompt=False, apart=apart)
+            if full[: len(prompt)] == prompt and self.eos_id in full[len(prompt) :]:
+                break
+        else:
             raise InputError(
                 "The tokenizer's chat template does not give the prompt, then the response, then the end of "
                 "sequence. Use model.template: llama-2, or another tokenizer."
@@ -165,7 +187,7 @@ class Encoder:
     def count(self, prompts: list[str], responses: list[str]) -> tuple[list[int], list[int]]:
         """Return the tokens of each prompt (template included) and of each response (EOS included)."""
         if self._chat is None:
-            texts = [_llama_2([{"role": "user", "content": prompt}]) for prompt in prompts]
+            texts = [_inst(prompt) for prompt in prompts]
             return (
                 [1 + len(ids) for ids in self._codec.encode(texts)],
                 [1 + len(ids) for ids in self._codec.encode(responses)],
@@ -178,27 +200,47 @@ class Encoder:
         return self._codec.decode(ids).strip()
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return the text that each id adds, for showing tokens apart."""
+        """Return the text that each id adds, for showing tokens apart.
+
+        A character of several tokens (bytes) stands at the last of them, the others get "".
+        """
         # decoding ever longer prefixes would be quadratic; a neighbour on the left is enough to keep the space
-        texts = []
-        for before, now in zip([self.eos_id, *ids], ids, strict=False):
-            left = self._codec.decode([before])
-            texts.append(self._codec.decode([before, now])[len(left) :])
+        texts, before, now = [], [self.eos_id], []
+        for position, token in enumerate(ids, 1):
+            now.append(token)
+            text = self._codec.decode(before + now)[len(self._codec.decode(before)) :]
+            whole = not text.endswith("\ufffd") or len(now) == 4 or position == len(ids)
+            texts.append(text if whole else "")
+            if whole:
+                before, now = now, []
         return texts
 
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        """Ids of the tokenizer's own template, in which content that looks like a control token stays text."""
+    def _looks_special(self, messages: Sequence[Message]) -> bool:
+        return any(token in message["content"] for token in self._codec.special_tokens() for message in messages)
+
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool, apart: bool) -> list[int]:
+        """Ids of the tokenizer's own template; `apart`: contents are encoded each by itself, as text."""
+        import jinja2
+
         chat = self._chat
         assert chat is not None
 
         def render(contents: Sequence[str]) -> str:
             filled = [{**m, "content": c} for m, c in zip(messages, contents, strict=True)]
-            return chat.render(
-                messages=filled, add_generation_prompt=add_generation_prompt, bos_token=self._bos, eos_token=self._eos
-            )
+            try:
+                return chat.render(
+                    messages=filled,
+                    add_generation_prompt=add_generation_prompt,
+                    bos_token=self._bos,
+                    eos_token=self._eos,
+                )
+            except jinja2.TemplateError as error:
+                raise InputError(
+                    f"the tokenizer's chat template fails: {error}. Use model.template: llama-2."
+                ) from None
 
         contents = [m["content"] for m in messages]
-        if not any(token in content for token in self._codec.special_tokens() for content in contents):
+        if not apart:
             return self._codec.encode([render(contents)], specials=True)[0]
         # Private-use characters stand for the contents, so that the template's own text is told from theirs.
         marks = [chr(0xE000 + i) for i in range(len(contents))]
@@ -218,8 +260,9 @@ def load_encoder(section: recipe.Model) -> Encoder:
 def contract_problems(row: Row, example: Example, encoder: Encoder, max_length: int) -> list[str]:
     """Say how a row breaks the contract, in plain words; [] when it holds.
 
-    The row is checked against the text it came from, not against the code that made it: one BOS, at the start; the
-    prompt masked to its last token; the response trained on from its first token to its EOS; nothing cut.
+    The row is checked against the text it came from, not only against the code that made it: one BOS, at the start;
+    the prompt, as generation will give it, masked to its last token; the response trained on from its first token to
+    its EOS; nothing cut.
     """
     ids, labels, problems = row.input_ids, row.labels, []
     border = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
@@ -227,12 +270,13 @@ def contract_problems(row: Row, example: Example, encoder: Encoder, max_length: 
         return [f"{len(ids)} ids but {len(labels)} labels"]
     if labels[border:] != ids[border:]:
         problems.append("a label after the prompt is not the id at its own place")
-    if (
-        encoder.bos_id is not None
-        and encoder.template == "llama-2"
-        and (ids[:1] != [encoder.bos_id] or ids.count(encoder.bos_id) != 1)
-    ):
-        problems.append(f"{ids.count(encoder.bos_id)} BOS tokens, where one is due, at the start")
+    begins = ids.count(encoder.bos_id) if encoder.bos_id is not None else 0
+    if encoder.template == "llama-2" and (ids[:1] != [encoder.bos_id] or begins != 1):
+        problems.append(f"{begins} BOS tokens, where one is due, at the start")
+    elif begins > 1 and encoder.bos_id != encoder.eos_id:  # a chat template may do without
+        problems.append(f"{begins} BOS tokens, where one is due at most")
+    if ids[:border] != encoder.prompt_ids([{"role": "user", "content": example.prompt}]):
+        problems.append("the masked tokens are not the prompt that generation will give")
     if labels[-1:] != [encoder.eos_id]:
         problems.append("the response's EOS is not trained on")
     if encoder.decode(ids[border:]) != example.response:
@@ -244,12 +288,20 @@ def contract_problems(row: Row, example: Example, encoder: Encoder, max_length: 
     return problems
 
 
-def _llama_2(messages: Sequence[Message]) -> str:
-    """Llama 2's chat form of one exchange (Meta's llama repository, generation.py), without BOS and EOS."""
-    system = [m["content"] for m in messages if m["role"] == "system"]
-    user = [m["content"] for m in messages if m["role"] == "user"]
-    lead = f"<<SYS>>\n{system[0]}\n<</SYS>>\n\n" if system else ""
-    return f"[INST] {lead}{user[-1]} [/INST]"
+def _llama_2(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
+    """(prompt, answer) of each exchange in Llama 2's chat form (Meta's llama repository, generation.py).
+
+    The last answer is None. BOS and EOS are left to the caller.
+    """
+    lead = "".join(f"<<SYS>>\n{m['content']}\n<</SYS>>\n\n" for m in messages if m["role"] == "system")
+    turns = [m["content"] for m in messages if m["role"] != "system"]
+    answers = [*turns[1::2], None]
+    users = turns[::2]
+    return [(_inst(lead * (i == 0) + user), answers[i]) for i, user in enumerate(users)]
+
+
+def _inst(text: str) -> str:
+    return f"[INST] {text} [/INST]"
 
 
 def _known(token_id: int | None) -> int:
@@ -281,7 +333,9 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> Any:
     def raise_exception(message: str) -> None:
         raise InputError(f"{folder}: its chat template refuses these messages: {message}")
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = raise_exception
     try:
         return environment.from_string(source)

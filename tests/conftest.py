@@ -1,0 +1,114 @@
+"""Small real parts that tests share: two models, our own rows and prompts, a recipe that runs on a CPU in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before torch is imported: two cores, no network. Commands that tests start inherit both.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).parents[1]
+POCKET = ROOT / "fast_ft" / "pocket" / "base"  # a trained model, on which a loss means something
+REAL = ROOT.parent / "shared" / "data"  # Alpaca's rows and Llama's tokenizer, which the project does not ship
+
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real rows: {REAL} is absent")
+
+COLOURS = ["red", "blue", "green", "white", "black", "grey", "pink", "brown", "gold", "teal"]
+THINGS = ["door", "boat", "hat", "cup", "lamp", "chair", "kite", "tent", "coat", "bell"]
+
+
+def save_random_llama(folder: Path, *, seed: int = 0, hidden: int = 64, layers: int = 2) -> Path:
+    """Write a random Llama with the pocket tokenizer."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=2048, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 32, head_dim=32, max_position_embeddings=256,
+        initializer_range=0.1, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(str(folder))
+    for path in POCKET.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of two layers: enough wherever loss need not mean anything."""
+    return save_random_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 scored rows of our own, with responses of 3 to 26 words."""
+    rows = []
+    for i in range(24):
+        colour, thing = COLOURS[i % 10], THINGS[i * 7 % 10]
+        answer = f"The {thing} is {colour}." + "".join(f" It is not {c}." for c in COLOURS[: i % 6] if c != colour)
+        turns = [{"from": "human", "value": f"What colour is {thing} {i}?"}, {"from": "gpt", "value": answer}]
+        rows.append({"id": f"r{i}", "conversations": turns, "score": 3.0 + i % 5 / 2})
+    path = tmp_path_factory.mktemp("data") / "train.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def test_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five prompts of our own, of different lengths, in no order of length."""
+    prompts = ["Name a hat.", "Where is the cup now?", "Why?", "Is the tent gold, or is it green, or teal?", "A bell?"]
+    rows = [
+        {"id": f"t{i}", "conversations": [{"from": "human", "value": prompt}]}
+        for i, prompt in zip((4, 0, 3, 1, 2), prompts, strict=True)
+    ]
+    path = tmp_path_factory.mktemp("data") / "test.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+RecipeFactory = Callable[..., Path]
+
+
+@pytest.fixture
+def recipe_file(tiny: Path, train_file: Path, test_file: Path, tmp_path: Path) -> RecipeFactory:
+    """Return a function that writes a small CPU recipe, changed by dotted keys, and returns its path."""
+
+    def write(changes: dict[str, Any] | None = None, name: str = "small.yaml") -> Path:
+        content: dict[str, Any] = {
+            "output_dir": str(tmp_path / "runs" / "{recipe}-{digest8}"),
+            "model": {"name_or_path": str(tiny), "max_length": 128, "backend": "peft"},
+            "lora": {"r": 4, "lora_alpha": 8},
+            "data": {"train": str(train_file), "test": str(test_file)},
+            "select": {"take": 16, "rank_by": {"score": 1.0}},
+            "curriculum": {
+                "stages": [
+                    {"name": "easy", "upto": 0.5, "num_train_epochs": 1},
+                    {"name": "all", "upto": 1.0, "num_train_epochs": 1},
+                ]
+            },
+            "train": {
+                "effective_batch_size": 4, "per_device_train_batch_size": 4, "warmup_steps": 1, "optim": "adamw_torch",
+                "learning_rate": 0.01, "gradient_checkpointing": False,
+            },
+            "generate": {"do_sample": False, "max_new_tokens": 6, "batch_size": 3},
+        }  # fmt: skip
+        for key, value in (changes or {}).items():
+            *path, last = key.split(".")
+            at = content
+            for part in path:
+                at = at.setdefault(part, {})
+            at[last] = value
+        path_ = tmp_path / name
+        path_.write_text(json.dumps(content, indent=1), encoding="utf-8")  # JSON is YAML
+        return path_
+
+    return write
