@@ -19,13 +19,13 @@ def main() -> int:
     parser.add_argument("recipe", nargs="?", help="a recipe; its run folders must not be there yet")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--backends", default=",".join(recipe_run.BACKENDS), help="default: %(default)s")
-    parser.add_argument("--name", help="the result's name: bench/results/NAME.json and recipe.NAME.* in figures.json")
-    parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for NAME.json and its logs")
+    parser.add_argument("--name", help="the result's name: NAME-BACKEND.json; default: the recipe's")
+    parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for results and logs")
     parser.add_argument("--readme", action="store_true", help="render README.md's table from figures.json")
     parser.add_argument(
         "--adopt", type=Path, metavar="JSON", help="take a result from another machine into figures.json"
     )
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         if options.readme:
             readme = figures.RESULTS.parents[1] / "README.md"
@@ -43,13 +43,13 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace) -> None:
+    """Measure the recipe through each backend, one NAME-BACKEND.json each, and print one JSON line each."""
     name = options.name or Path(options.recipe).stem
-    logs = options.results / f"{name}-logs"
-    result = recipe_run.measure(options.recipe, options.overrides, options.backends.split(","), logs)
-    path = options.results / f"{name}.json"
-    write_json(path, result)
-    for backend, run in result["runs"].items():
-        print(json.dumps({"name": f"recipe.{name}.{backend}", "wall_seconds": run["wall_seconds"], **headline(run)}))
+    for backend in options.backends.split(","):
+        log = options.results / "logs" / f"{name}-{backend}.log"
+        result = recipe_run.measure(options.recipe, options.overrides, backend, log)
+        write_json(options.results / f"{name}-{backend}.json", result)
+        print(json.dumps({"name": f"{name}-{backend}", **{key: value for key, (value, _) in headline(result).items()}}))
 
 
 def adopt(path: Path) -> None:
@@ -58,13 +58,12 @@ def adopt(path: Path) -> None:
         raise InputError(f"{path}: put it into {figures.RESULTS} first, for figures.json points at it by name")
     result = json.loads(path.read_text(encoding="utf-8"))
     card = (result["environment"]["gpu"] or {"name": "CPU"})["name"]
-    for backend, run in result["runs"].items():
-        values = {f"recipe.{path.stem}.{backend}.{key}": value for key, value in headline(run).items()}
-        figures.record(values, card=card, command=result["command"], source=path.name)
+    values = {f"recipe.{path.stem}.{key}": value for key, value in headline(result).items()}
+    figures.record(values, card=card, command=result["command"], source=path.name)
 
 
 def headline(run: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    """Return {figure: (value, unit)} of one backend's run, computed from its raw steps."""
+    """Return {figure: (value, unit)} of one result, computed from its raw steps."""
     train, generate = run["train"], run["generate"]
     later = run["steps"][len(run["steps"]) // 2 :]  # the second half: nothing compiles there any more
     speed = sum(step["tokens"] for step in later) / sum(step["seconds"] for step in later)

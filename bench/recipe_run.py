@@ -18,30 +18,25 @@ from fast_ft.rundir import RunDir, now, output_folder
 BACKENDS = ("unsloth", "peft")
 
 
-def measure(recipe_path: str, overrides: Sequence[str], backends: Sequence[str], log_folder: Path) -> dict[str, Any]:
-    """Run the recipe through each backend and return what was measured, per backend, with the environment.
+def measure(recipe_path: str, overrides: Sequence[str], backend: str, log: Path) -> dict[str, Any]:
+    """Run the recipe through one backend and return what was measured, with the environment.
 
-    Each run's wall time is from the command's start to its end. InputError where a run fails; its log is in
-    `log_folder`.
+    The wall time is from the command's start to its end. InputError where the run fails; `log` keeps its output.
     """
-    log_folder.mkdir(parents=True, exist_ok=True)
-    runs = {
-        name: _run(recipe_path, [*overrides, f"model.backend={name}"], log_folder / f"{name}.log") for name in backends
-    }
-    for name, run in runs.items():
-        run["adapter_in_plain_peft_nats"] = _check_with_peft(run["folder"])
-        run["pred_ids"] = len(json.loads((Path(run["folder"]) / "pred.json").read_text(encoding="utf-8")))
-        run["log_tail"] = _last_lines(log_folder / f"{name}.log")
-        del run["folder"]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    folder, run = _run(recipe_path, [*overrides, f"model.backend={backend}"], log)
     return {
-        "command": shlex.join(["python", "-m", "bench", recipe_path, *overrides]),
+        "command": shlex.join(["python", "-m", "bench", recipe_path, *overrides, "--backends", backend]),
         "date": now(),
         "environment": environment.describe(),
-        "runs": runs,
+        "backend": backend,
+        **run,
+        "adapter_in_plain_peft_nats": _check_with_peft(folder),
+        "pred_ids": len(json.loads((folder / "pred.json").read_text(encoding="utf-8"))),
     }
 
 
-def _run(recipe_path: str, overrides: Sequence[str], log: Path) -> dict[str, Any]:
+def _run(recipe_path: str, overrides: Sequence[str], log: Path) -> tuple[Path, dict[str, Any]]:
     recipe = load.load_recipe(recipe_path, overrides)
     folder = output_folder(recipe, recipe_path)
     if (folder / "manifest.json").exists():
@@ -56,8 +51,7 @@ def _run(recipe_path: str, overrides: Sequence[str], log: Path) -> dict[str, Any
     run = RunDir.at(folder)
     manifest = run.manifest()
     lines = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
-    return {
-        "folder": str(folder),
+    return folder, {
         "wall_seconds": round(seconds, 2),
         "train": manifest["phases"]["train"],
         "generate": manifest["phases"]["generate"],
@@ -68,7 +62,7 @@ def _run(recipe_path: str, overrides: Sequence[str], log: Path) -> dict[str, Any
     }
 
 
-def _check_with_peft(folder: str) -> float:
+def _check_with_peft(folder: Path) -> float:
     """Load a run's adapter with plain transformers and PEFT, in a process without Unsloth; return the difference."""
     code = (
         "import sys; from fast_ft import backend, selfcheck; from fast_ft.rundir import RunDir; "
@@ -76,7 +70,7 @@ def _check_with_peft(folder: str) -> float:
         "b = backend.make_backend(p.model, p.lora, seed=p.seed, gradient_checkpointing=False, name='peft'); "
         "print(selfcheck.verify(r.adapter, b.for_generation(r.adapter), load_encoder(p.model).pad_id))"
     )
-    answer = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    answer = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
     if answer.returncode:
         raise InputError(f"plain PEFT does not load the adapter of {folder}:\n{answer.stderr[-2000:]}")
     return round(float(answer.stdout.split()[-1]), 6)

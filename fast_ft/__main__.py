@@ -14,8 +14,9 @@ from fast_ft.errors import BudgetMissed, InputError, nearest
 if TYPE_CHECKING:
     from fast_ft.recipe import Recipe
 
+_Raw = argparse.RawDescriptionHelpFormatter
 EPILOG = """\
-A recipe's values can be overridden: python -m fast_ft recipes/strong.yaml lora.r=32 seed=1
+key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
 Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130 interrupted."""
 
 
@@ -30,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 2
         words.insert(0, "run")
-    options = parser.parse_args(words)
+    # argparse takes a list of words in one piece only; overrides may stand anywhere.
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    options = parser.parse_args([word for word in words if word not in overrides])
+    options.overrides = overrides
     if not hasattr(options, "call"):
         parser.print_help()
         return 2
@@ -57,16 +61,18 @@ def build_parser() -> argparse.ArgumentParser:
         usage="python -m fast_ft RECIPE [key=value ...]\n       python -m fast_ft COMMAND ...",
         description="One recipe in; a LoRA adapter and answered prompts out. The same command again goes on.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Raw,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def add(name: str, text: str, recipe: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+    def add(name: str, text: str, takes: str = "RECIPE [key=value ...]") -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=EPILOG, formatter_class=_Raw,
+            usage=f"python -m fast_ft {name} {takes} [options]".replace("  ", " "),
+        )  # fmt: skip
         command.set_defaults(call=COMMANDS[name])
-        if recipe:
+        if takes.startswith("RECIPE"):
             command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
-            command.add_argument("overrides", nargs="*", metavar="key=value", help="in place of the recipe's value")
         return command
 
     add("run", "run a recipe: train, then answer the prompts")
@@ -77,12 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--json", action="store_true", help="one JSON object on stdout")
     plan = add("plan", "show what training will take")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    generate = add("generate", "answer the prompts again with a run's adapter", recipe=False)
+    generate = add("generate", "answer the prompts again with a run's adapter", takes="RUN_DIR [key=value ...]")
     generate.add_argument("run", metavar="RUN_DIR")
-    generate.add_argument("overrides", nargs="*", metavar="key=value", help="generate.* or data.test")
-    runs = add("runs", "list the run folders and what differs between them", recipe=False)
+    runs = add("runs", "list the run folders and what differs between them", takes="[FOLDER]")
     runs.add_argument("root", nargs="?", default="runs", metavar="FOLDER")
-    add("schema", "print the recipe's JSON Schema", recipe=False)
+    add("schema", "print the recipe's JSON Schema", takes="")
     return parser
 
 
