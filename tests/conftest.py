@@ -13,6 +13,7 @@ import pytest
 
 # Before torch is imported: two cores, no network. Commands that tests start inherit both.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a shared machine six times slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).parents[1]
