@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fast_ft import seeds
+from fast_ft.errors import InputError
 from fast_ft.progress import note
 from fast_ft.template import IGNORE_INDEX, Row
 
@@ -69,9 +70,12 @@ def make_trainer(course: Course, job: StageJob) -> Any:
                 torch.manual_seed(seeds.derive(course.seed, "train", job.index, first + self.state.global_step))
                 try:
                     return self._effective_batch(model, inputs)
-                except torch.OutOfMemoryError:
+                except torch.OutOfMemoryError as error:
                     if progress.micro_batch == 1:
-                        raise
+                        raise InputError(
+                            f"out of memory with one row at a time, at step {progress.global_step + 1}. Lower "
+                            "model.max_length or lora.r, set train.gradient_checkpointing: true, or free the card."
+                        ) from error
                     progress.micro_batch = math.ceil(progress.micro_batch / 2)
                 model.zero_grad()  # outside the handler: the error's traceback holds the activations
                 torch.cuda.empty_cache()

@@ -1,0 +1,413 @@
+"""Batches, schedules, what stages hand on, and runs that end alike whether they were stopped or not."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fast_ft import backend, recipe, state
+from fast_ft.errors import InputError
+from fast_ft.template import IGNORE_INDEX, Row
+from fast_ft.train import Course, StageJob, batches, make_optimizer, make_scheduler
+from fast_ft.trainer import collate, cut
+
+# Order of rows, micro-batches, padding: pure functions
+
+
+def test_batches_hold_each_row_once_an_epoch() -> None:
+    steps = batches(10, 3, 4, shuffled=True, seed=1, stage=0)
+    assert [len(step) for step in steps] == [4, 4, 2] * 3
+    epochs = [[i for step in steps[start : start + 3] for i in step] for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert steps == batches(10, 3, 4, shuffled=True, seed=1, stage=0)
+    assert steps != batches(10, 3, 4, shuffled=True, seed=2, stage=0)
+    assert steps != batches(10, 3, 4, shuffled=True, seed=1, stage=1)
+    assert batches(5, 2, 2, shuffled=False, seed=1, stage=0) == [[0, 1], [2, 3], [4]] * 2
+    assert batches(3, 1, 8, shuffled=False, seed=1, stage=0) == [[0, 1, 2]]
+
+
+def test_batches_leave_pythons_own_random_state_alone() -> None:
+    random.seed(5)
+    before = random.getstate()
+    batches(10, 2, 4, shuffled=True, seed=1, stage=0)
+    assert random.getstate() == before
+
+
+def test_cut_puts_rows_of_like_length_together() -> None:
+    assert cut([5, 90, 7, 80, 6], 2) == [[1, 3], [2, 4], [0]]
+    assert cut([3, 3, 3], 8) == [[0, 1, 2]]
+    for size in (1, 2, 3):
+        assert sorted(i for piece in cut([4, 1, 3, 2], size) for i in piece) == [0, 1, 2, 3]
+
+
+def test_collate_pads_on_the_right_and_masks_the_padding() -> None:
+    made = collate([Row("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]), Row("b", list(range(9)), list(range(9)))], pad_id=0)
+    assert made["input_ids"].shape == (2, 16) and made["input_ids"].dtype == torch.int64
+    assert made["input_ids"][0].tolist() == [1, 5, 2] + [0] * 13
+    assert made["attention_mask"].sum(dim=1).tolist() == [3, 9]
+    assert made["labels"][0].tolist() == [IGNORE_INDEX, 5, 2] + [IGNORE_INDEX] * 13
+
+
+# Schedules
+
+
+def rates(kind: str, total: int, start: int = 0, steps: int | None = None, rate: float = 1.0, warmup: int = 2) -> list:
+    """The learning rates of the steps `start`..."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=99.0)
+    section = recipe.Train(lr_scheduler_type=kind, warmup_steps=warmup)
+    scheduler = make_scheduler(optimizer, section, rate, total, start)
+    found = []
+    for _ in range(total - start if steps is None else steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_linear_warms_up_and_ends_near_zero() -> None:
+    assert rates("linear", 6) == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25])
+    assert rates("constant", 3) == [1.0, 1.0, 1.0]
+    assert rates("constant_with_warmup", 4) == [0.0, 0.5, 1.0, 1.0]
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert rates("cosine", 6)[2:] == pytest.approx(cosine)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_one_schedule_over_two_stages_is_one_stages(kind: str) -> None:
+    assert rates(kind, 10, 0, 4) + rates(kind, 10, 4) == rates(kind, 10)
+
+
+def test_a_stages_own_rate_scales_the_schedule_and_a_new_one_starts_again() -> None:
+    assert rates("linear", 10, 4, rate=0.5) == [0.5 * r for r in rates("linear", 10)[4:]]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    section = recipe.Train(warmup_steps=0)
+    for rate in (3.0, 2.0):  # the second must not keep the first's peak
+        make_scheduler(optimizer, section, rate, 5, 0)
+        assert optimizer.param_groups[0]["lr"] == rate
+
+
+# Courses: real training of a tiny model
+
+
+def make_rows(count: int, seed: int = 0) -> list[Row]:
+    """Rows of random ids, prompts of 3 to 6 and responses of 2 to 12 tokens."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(count):
+        prompt = [1] + [rng.randrange(300, 2000) for _ in range(rng.randrange(3, 7))]
+        answer = [rng.randrange(300, 2000) for _ in range(rng.randrange(1, 12))] + [2]
+        rows.append(Row(f"r{i}", prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
+    return rows
+
+
+def make_jobs(rows: list[Row], size: int = 4, rate: float = 0.01, second_rate: float | None = None) -> list[StageJob]:
+    """Two stages: the first half of the rows, then all of them."""
+    half = rows[: len(rows) // 2]
+    return [
+        StageJob(0, "easy", half, batches(len(half), 2, size, shuffled=True, seed=7, stage=0), rate),
+        StageJob(1, "all", rows, batches(len(rows), 1, size, shuffled=True, seed=7, stage=1), second_rate or rate),
+    ]
+
+
+MakeCourse = Callable[..., tuple[Course, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
+    def make(
+        jobs: list[StageJob] | None = None,
+        carry: recipe.Carry | None = None,
+        micro_batch: int = 4,
+        dropout: float = 0.0,
+        r: int = 4,
+        **values: Any,
+    ) -> tuple[Course, list[dict[str, Any]]]:
+        model = recipe.Model(name_or_path=str(tiny), max_length=64, load_in_4bit=False)
+        lora = recipe.Lora(r=r, lora_alpha=2 * r, lora_dropout=dropout)
+        maker = backend.make_backend(model, lora, seed=7, gradient_checkpointing=False, name="peft")
+        arguments = {"effective_batch_size": 4, "warmup_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}
+        section = recipe.Train(**{**arguments, "gradient_checkpointing": False, **values})
+        lines: list[dict[str, Any]] = []
+        course = Course(
+            maker.for_training(), jobs or make_jobs(make_rows(12)), section, carry or recipe.Carry(),
+            seed=7, pad_id=0, micro_batch=micro_batch, log=lines.append, work_folder=tmp_path / "work",
+        )  # fmt: skip
+        return course, lines
+
+    return make
+
+
+def same(a: Course, b: Course) -> bool:
+    """Are two adapters equal to the last bit?"""
+    left, right = backend.adapter_weights(a.loaded.model), backend.adapter_weights(b.loaded.model)
+    return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, by path."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flat(item, f"{path}/{key}")
+    else:
+        yield path, value
+
+
+def moments(course: Course) -> float:
+    """The size of Adam's second moments."""
+    return sum(float(entry["exp_avg_sq"].sum()) for entry in course.optimizer.state.values())
+
+
+def learning_rates(lines: list[dict[str, Any]]) -> list[float]:
+    return [line["learning_rate"] for line in lines]
+
+
+def test_the_log_has_one_whole_line_a_step(make_course: MakeCourse) -> None:
+    rows = make_rows(12)
+    jobs = make_jobs(rows)
+    course, lines = make_course(jobs)
+    results = course.run()
+    assert [line["step"] for line in lines] == list(range(1, 8))
+    assert [(line["stage"], line["stage_step"]) for line in lines] == [
+        *(("easy", n) for n in range(1, 5)), *(("all", n) for n in range(1, 4))
+    ]  # fmt: skip
+    steps = [[job.rows[i] for i in batch] for job in jobs for batch in job.batches]
+    for line, taken in zip(lines, steps, strict=True):
+        assert line["tokens"] == sum(len(row.input_ids) for row in taken)
+        assert line["supervised_tokens"] == sum(row.supervised for row in taken)
+        assert line["grad_norm"] > 0 and not line["skipped"] and line["seconds"] >= 0
+    easy, last = results
+    assert (easy.name, easy.steps, last.name, last.steps) == ("easy", 4, "all", 3)
+    assert easy.first_loss == lines[0]["loss"] and last.last_loss == lines[-1]["loss"]
+    assert last.tokens == sum(line["tokens"] for line in lines[4:])
+    json.dumps(lines)
+
+
+def test_training_lowers_the_loss(make_course: MakeCourse) -> None:
+    rows = make_rows(4)
+    course, lines = make_course([StageJob(0, "one", rows, [[0, 1, 2, 3]] * 15, 0.02)])
+    course.run()
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+def test_one_schedule_spans_both_stages_by_default(make_course: MakeCourse) -> None:
+    course, lines = make_course()
+    course.run()
+    assert learning_rates(lines) == pytest.approx([0.01 * r for r in rates("linear", 7)])
+
+
+def test_a_schedule_that_is_not_carried_starts_again_at_the_stages_own_rate(make_course: MakeCourse) -> None:
+    jobs = make_jobs(make_rows(12), second_rate=0.004)
+    course, lines = make_course(jobs, recipe.Carry(schedule=False))
+    course.run()
+    wanted = [0.01 * r for r in rates("linear", 4)] + [0.004 * r for r in rates("linear", 3)]
+    assert learning_rates(lines) == pytest.approx(wanted)
+
+
+def test_moments_are_carried_or_start_again(make_course: MakeCourse) -> None:
+    after: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for carried in after:
+        course, _ = make_course(carry=recipe.Carry(optimizer=carried))
+
+        def look(course: Course, found: list[tuple[float, float]] = after[carried]) -> None:
+            steps = {float(entry["step"]) for entry in course.optimizer.state.values()}
+            found.append((*steps, moments(course)))
+
+        course.on_checkpoint = look
+        course.run()
+    assert [steps for steps, _ in after[True]] == [4.0, 7.0]
+    assert [steps for steps, _ in after[False]] == [4.0, 3.0]
+    assert after[True][0] == after[False][0], "the first stage knows nothing of it"
+    assert after[True][1][1] != after[False][1][1]
+
+
+def test_the_same_run_twice_gives_the_same_bits(make_course: MakeCourse) -> None:
+    runs = [make_course(dropout=0.1, neftune_noise_alpha=5) for _ in range(2)]
+    for course, _ in runs:
+        course.run()
+    assert same(runs[0][0], runs[1][0])
+    losses = [[line["loss"] for line in lines] for _, lines in runs]
+    assert losses[0] == losses[1]
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("optim", "stop_at"), [("adamw_torch", 2), ("adamw_torch", 3), ("adamw_torch", 4), ("adamw_8bit", 6)]
+)
+def test_a_stopped_run_ends_as_one_that_was_not(
+    make_course: MakeCourse, tmp_path: Path, stop_at: int, optim: str
+) -> None:
+    """Stops between checkpoints (3), at one within a stage (2, 6), and at a stage's end (4)."""
+    values: dict[str, Any] = {"dropout": 0.1, "neftune_noise_alpha": 5, "save_steps": 2, "optim": optim, "r": 64}
+    whole, whole_lines = make_course(**values)
+    whole.run()
+
+    def save(course: Course) -> None:
+        folder = tmp_path / "state"
+        folder.mkdir(exist_ok=True)
+        state.save(folder, course.loaded.model, course.optimizer, course.progress)
+
+    first, lines = make_course(**values)
+    first.on_checkpoint = save
+    log = first.log
+
+    def stop(entry: dict[str, Any]) -> None:
+        if entry["step"] == stop_at + 1:
+            raise Stopped
+        log(entry)
+
+    first.log = stop
+    with pytest.raises(Stopped):
+        first.run()
+    done = state.read_progress(tmp_path / "state").global_step
+    assert done == stop_at - stop_at % 2
+
+    second, later = make_course(**values)
+    second.resume(tmp_path / "state")
+    second.run()
+    assert [line["step"] for line in later] == list(range(done + 1, 8))
+    wanted = [(line["step"], line["loss"], line["learning_rate"]) for line in whole_lines]
+    assert [(line["step"], line["loss"], line["learning_rate"]) for line in lines[:done] + later] == wanted
+    assert same(whole, second)
+
+
+def test_a_run_that_had_ended_resumes_to_nothing(make_course: MakeCourse, tmp_path: Path) -> None:
+    first, _ = make_course()
+    first.run()
+    first.progress.stage -= 1  # as it stood when the last stage's end was saved
+    first.progress.step = 3
+    (tmp_path / "state").mkdir()
+    state.save(tmp_path / "state", first.loaded.model, first.optimizer, first.progress)
+    second, lines = make_course()
+    second.resume(tmp_path / "state")
+    assert second.run() == [] and lines == [] and same(first, second)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit"])
+def test_state_comes_back_as_it_was_saved(make_course: MakeCourse, tmp_path: Path, optim: str) -> None:
+    first, _ = make_course(optim=optim, r=64)  # bitsandbytes keeps fewer than 4,096 weights in 32 bits
+    first.run()
+    first.progress.scaler = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 3}
+    state.save(tmp_path, first.loaded.model, first.optimizer, first.progress)
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapter.safetensors", "optimizer.safetensors", "state.json"}
+    assert not list(tmp_path.glob("*.p*t*")), "no pickles"
+    second, _ = make_course(optim=optim, r=64)
+    assert not same(first, second)
+    state.load(tmp_path, second.loaded.model, second.optimizer)
+    assert same(first, second) and state.read_progress(tmp_path) == first.progress
+    left, right = (dict(flat(course.optimizer.state_dict()["state"])) for course in (first, second))
+    assert left.keys() == right.keys() and left
+    for name, value in left.items():
+        other = right[name]
+        assert type(value) is type(other)
+        assert (value.equal(other) and value.dtype == other.dtype) if torch.is_tensor(value) else value == other, name
+    eight_bits = {name for name, value in left.items() if torch.is_tensor(value) and value.dtype == torch.uint8}
+    assert bool(eight_bits) == (optim == "adamw_8bit")
+
+
+def test_a_garbled_state_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"progress": ')
+    with pytest.raises(InputError, match=r"this checkpoint cannot be read .* Delete the folder"):
+        state.read_progress(tmp_path)
+
+
+def test_an_adapter_of_other_modules_is_refused(make_course: MakeCourse, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    course, _ = make_course()
+    tensors = backend.adapter_weights(course.loaded.model)
+    save_file({name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, str(tmp_path / "a.safetensors"))
+    with pytest.raises(InputError, match="has no place for"):
+        backend.load_adapter_weights(course.loaded.model, tmp_path / "a.safetensors")
+
+
+def test_a_loss_that_is_no_number_is_logged_as_one(make_course: MakeCourse) -> None:
+    course, lines = make_course()
+    with torch.no_grad():
+        next(p for name, p in course.loaded.model.named_parameters() if "lora_B" in name).fill_(float("nan"))
+    course.run()
+    assert len(lines) == 7 and all(math.isnan(line["loss"]) for line in lines)
+    assert all(math.isnan(line["grad_norm"]) for line in lines)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_loss(
+    make_course: MakeCourse, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, wanted = make_course()
+    plain.run()
+    course, lines = make_course()
+    sizes: list[int] = []
+
+    def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(given[0]))
+        if len(given[0]) > 1:
+            raise torch.OutOfMemoryError("as a small card would")
+
+    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    course.run()
+    assert sizes[:3] == [4, 2, 1] and set(sizes[3:]) == {1}
+    assert course.progress.micro_batch == 1
+    assert "micro-batches of 2" in capsys.readouterr().err
+    for a, b in zip(wanted, lines, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
+        assert (b["tokens"], b["supervised_tokens"]) == (a["tokens"], a["supervised_tokens"])
+
+
+def test_memory_that_runs_out_in_the_second_piece_leaves_no_gradient_behind(make_course: MakeCourse) -> None:
+    rows = make_rows(4)
+    one = [StageJob(0, "one", rows, [[0, 1, 2, 3]], 0.01)]
+    plain, wanted = make_course(one)
+    plain.run()
+    course, lines = make_course(one, micro_batch=2)
+    calls: list[int] = []
+
+    def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        calls.append(len(given[0]))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("in the second piece")
+
+    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    course.run()
+    assert calls == [2, 2, 1, 1, 1, 1]
+    assert lines[0]["grad_norm"] == pytest.approx(wanted[0]["grad_norm"], rel=1e-4)
+
+
+def test_out_of_memory_with_one_row_is_a_clear_error(make_course: MakeCourse) -> None:
+    course, _ = make_course(micro_batch=1)
+
+    def full(module: Any, given: Any) -> None:
+        raise torch.OutOfMemoryError("always")
+
+    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    with pytest.raises(InputError, match=r"out of memory with one row .*max_length"):
+        course.run()
+
+
+def test_weights_stay_float32(make_course: MakeCourse) -> None:
+    """TRL casts a quantised model's adapter to bf16; ours stays."""
+    course, _ = make_course()
+    course.run()
+    weights = [p for p in course.loaded.model.parameters() if p.requires_grad]
+    assert weights and {p.dtype for p in weights} == {torch.float32}
+
+
+def test_the_optimizer_is_adamw_with_our_numbers(make_course: MakeCourse) -> None:
+    course, _ = make_course()
+    for optim in ("adamw_torch", "adamw_8bit"):
+        section = recipe.Train(optim=optim, learning_rate=3e-4, weight_decay=0.02)
+        (group,) = make_optimizer(course.loaded, section).param_groups
+        assert (group["lr"], group["weight_decay"], tuple(group["betas"]), group["eps"]) == (
+            3e-4, 0.02, (0.9, 0.999), 1e-8,
+        )  # fmt: skip
+        assert len(group["params"]) == 2 * 7 * 2
