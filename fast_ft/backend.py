@@ -287,18 +287,24 @@ def check_adapter(adapter: Path, base: Path) -> None:
             f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
         )
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    hidden, layers = config.get("hidden_size"), config.get("num_hidden_layers")
+    hidden, layers, inner = (config.get(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
     try:
+        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         with safe_open(str(path), framework="np") as tensors:
             names = list(tensors.keys())
             deepest = max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=-1)
             widths = {tensors.get_slice(name).get_shape()[1] for name in names if "q_proj.lora_A" in name}
+            inners = {tensors.get_slice(name).get_shape()[0] for name in names if "up_proj.lora_B" in name}
+    except ValueError as error:
+        raise InputError(f"{adapter / 'adapter_config.json'}: not valid JSON ({error}). Copy it again.") from None
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
-    if (layers is not None and deepest >= layers) or (widths and hidden not in widths):
+    fits = deepest < (layers or deepest + 1) and widths <= {hidden} and inners <= {inner}
+    if not fits:
         raise InputError(
             f"{adapter}: this adapter was made for another base model: it has {deepest + 1} layers of width "
-            f"{sorted(widths)}, and {base} has {layers} of width {hidden}. Use the base model that it was trained on."
+            f"{sorted(widths | inners)}, and {base} has {layers} of width {hidden} and {inner}. Use the base model "
+            "that it was trained on."
         )
 
 

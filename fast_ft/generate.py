@@ -170,7 +170,10 @@ def check_room(config: Any, prompts: Sequence[Prompt], ids: Sequence[Sequence[in
 
 def _generate(loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], config: Any) -> Any:
     import torch
+    import transformers
 
+    # what a given config leaves unset would come from the model's own generation_config.json
+    loaded.model.generation_config = transformers.GenerationConfig()
     width = max(len(row) for row in ids)
     padded = torch.tensor([[encoder.pad_id] * (width - len(row)) + list(row) for row in ids], device=loaded.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=loaded.device)

@@ -72,7 +72,9 @@ def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
     """
     try:
         stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not stored["rows"]:
+            raise ValueError("it holds no rows")
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder / FILE}: cannot be read ({error}). Train again, or restore the file.") from None
     differences: list[float] = []
     for entry in stored["rows"]:
