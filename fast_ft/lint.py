@@ -14,6 +14,8 @@ from fast_ft import rules
 from fast_ft.errors import InputError, nearest
 from fast_ft.recipe import METRICS, Condition, Recipe
 
+PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
+
 
 class Problem(NamedTuple):
     """A sentence that begins with a key's dotted path, and all keys that it hangs on, that one first."""
@@ -150,7 +152,6 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:
-    from fast_ft.rundir import unknown_placeholder
 
     data, judge = recipe.data, recipe.judge
     empty = {"model.name_or_path": recipe.model.name_or_path, "data.train": data.train, "data.test": data.test,
@@ -215,3 +216,12 @@ def _metric(key: str, metric: str) -> Iterator[Problem]:
     if metric not in METRICS:
         hint = nearest(metric, METRICS) or f"; there are {', '.join(METRICS)}"
         yield Problem(f"{key}: unknown metric {metric!r}{hint}", (key,))
+
+
+def unknown_placeholder(output_dir: str) -> str | None:
+    """Return what is wrong with the {names} in output_dir, or None."""
+    for name in re.findall(r"\{([^}]*)\}?", output_dir):
+        if name not in PLACEHOLDERS:
+            known = " and ".join(f"{{{word}}}" for word in PLACEHOLDERS)
+            return f"{{{name}}} is unknown{nearest(name, PLACEHOLDERS)}; {known} are filled in"
+    return None

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fast_ft.errors import InputError
+
 GIB = 2**30
 _CONTEXT_GIB = 0.45  #: the CUDA context and library handles, outside torch's allocator (measured 0.4 to 0.5)
 _SLACK = 0.92  #: of the memory may be planned for; the rest is fragmentation
@@ -32,7 +34,13 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelShape:
-        """Read config.json's content; keys as in transformers' LlamaConfig."""
+        """Read config.json's content; keys as in transformers' LlamaConfig. InputError where one is missing."""
+        needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        if missing := [key for key in needed if not isinstance(config.get(key), int)]:
+            raise InputError(
+                f"the base model's config.json (model_type {config.get('model_type')!r}) has no {', '.join(missing)}: "
+                "only Llama-like models are supported."
+            )
         heads = config["num_attention_heads"]
         return cls(
             hidden_size=config["hidden_size"],

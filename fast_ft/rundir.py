@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft.atomic import recover, replace_folder, sha256_file, write_bytes, write_json, write_text
-from fast_ft.errors import InputError, nearest
+from fast_ft.errors import InputError
+from fast_ft.lint import unknown_placeholder
 from fast_ft.recipe import Recipe
 
 __all__ = [
@@ -24,8 +25,6 @@ __all__ = [
     "write_json",
     "write_text",
 ]  # fmt: skip
-
-_PLACEHOLDERS = ("recipe", "digest8")
 
 
 class RunDir:
@@ -129,15 +128,6 @@ def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
         raise InputError(f"output_dir: {problem}")
     values = {"recipe": Path(recipe_path).stem, "digest8": digest(recipe)[:8]}
     return Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir)).expanduser()
-
-
-def unknown_placeholder(output_dir: str) -> str | None:
-    """Return what is wrong with the {names} in output_dir, or None."""
-    for name in re.findall(r"\{([^}]*)\}?", output_dir):
-        if name not in _PLACEHOLDERS:
-            known = " and ".join(f"{{{word}}}" for word in _PLACEHOLDERS)
-            return f"{{{name}}} is unknown{nearest(name, _PLACEHOLDERS)}; {known} are filled in"
-    return None
 
 
 def differences(a: Any, b: Any, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from fast_ft import recipe, state
 from fast_ft.backend import Loaded
+from fast_ft.optimizer import make_optimizer
 from fast_ft.template import Row
 
 Log = Callable[[dict[str, Any]], None]
@@ -145,35 +146,3 @@ class Course:
             seconds=seconds,
             peak_gib=torch.cuda.max_memory_reserved() / 2**30 if on_gpu else 0.0,
         )
-
-
-def make_optimizer(loaded: Loaded, section: recipe.Train) -> Any:
-    """Return a new AdamW over the adapter's weights. LoRA's weights are all matrices, so all of them decay."""
-    import torch
-
-    weights = [p for p in loaded.model.parameters() if p.requires_grad]
-    arguments: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
-    arguments |= {"betas": (0.9, 0.999), "eps": 1e-8}  # spelled out: libraries' defaults differ
-    if section.optim == "adamw_8bit":
-        import bitsandbytes
-
-        return bitsandbytes.optim.AdamW8bit(weights, **arguments)
-    return torch.optim.AdamW(weights, fused=loaded.device == "cuda", **arguments)
-
-
-def make_scheduler(optimizer: Any, section: recipe.Train, learning_rate: float, total: int, start: int) -> Any:
-    """Return transformers' schedule over `total` steps, standing at step `start`, with this peak learning rate."""
-    import torch
-    import transformers
-
-    shape = transformers.get_scheduler(
-        section.lr_scheduler_type,
-        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0),
-        num_warmup_steps=min(section.warmup_steps, total),
-        num_training_steps=total,
-    )
-    factor = shape.lr_lambdas[0] if hasattr(shape, "lr_lambdas") else lambda _: 1.0
-    for group in optimizer.param_groups:
-        group.pop("initial_lr", None)  # else LambdaLR keeps the stage before's
-        group["lr"] = learning_rate
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(start + step))

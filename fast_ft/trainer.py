@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fast_ft import seeds
 from fast_ft.errors import InputError
+from fast_ft.optimizer import make_scheduler
 from fast_ft.progress import note
 from fast_ft.template import IGNORE_INDEX, Row
 
@@ -47,8 +48,6 @@ def make_trainer(course: Course, job: StageJob) -> Any:
     from transformers import PrinterCallback, Trainer, TrainerCallback
     from transformers.trainer_callback import ProgressCallback
     from trl import SFTConfig, SFTTrainer
-
-    from fast_ft.train import make_scheduler
 
     section, loaded, progress = course.section, course.loaded, course.progress
     first = progress.step

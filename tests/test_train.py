@@ -14,8 +14,9 @@ import torch
 
 from fast_ft import backend, recipe, state
 from fast_ft.errors import InputError
+from fast_ft.optimizer import make_optimizer, make_scheduler
 from fast_ft.template import IGNORE_INDEX, Row
-from fast_ft.train import Course, StageJob, batches, make_optimizer, make_scheduler
+from fast_ft.train import Course, StageJob, batches
 from fast_ft.trainer import collate, cut
 
 # Order of rows, micro-batches, padding: pure functions

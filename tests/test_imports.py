@@ -1,0 +1,145 @@
+"""Which module may import which: read from the source, not from what happens to be loaded."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "fast_ft"
+HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "datasets", "accelerate"}
+
+#: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
+ORDER = [
+    "errors", "atomic", "seeds", "progress",
+    "recipe", "recipe_yaml", "recipe_errors", "rules", "hub",
+    "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
+    "lint", "load", "rundir", "environment", "picture",
+    "template", "plan", "backend", "optimizer", "state", "trainer", "train", "prepare", "selfcheck", "generate",
+    "pipeline", "show", "__main__",
+]  # fmt: skip
+
+#: Where the heavy libraries are named, always inside functions, and which of them.
+NAMED = {
+    "backend": {"torch", "transformers", "peft", "unsloth"},
+    "optimizer": {"torch", "transformers", "bitsandbytes"},
+    "train": {"torch"},
+    "trainer": {"torch", "transformers", "trl", "datasets"},
+    "state": {"torch"},
+    "selfcheck": {"torch"},
+    "generate": {"torch", "transformers"},
+    "environment": {"torch"},
+    "pocket.pretrain": {"torch", "transformers"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    """{module's name within fast_ft: its syntax tree}."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+
+
+MODULES = modules()
+
+
+def imports(tree: ast.Module, module: str, *, top_only: bool) -> Iterator[tuple[str, int]]:
+    """(absolute dotted name, line) of every import; names under `if TYPE_CHECKING` are no imports."""
+
+    def visit(node: ast.AST) -> Iterator[tuple[str, int]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, child.lineno) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    parents = ["fast_ft", *module.split(".")][: -child.level]
+                    base = ".".join([*parents, *filter(None, [base])])
+                yield base, child.lineno
+                yield from ((f"{base}.{alias.name}", child.lineno) for alias in child.names)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from (found for part in child.orelse for found in visit(part))
+            elif not (top_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+                yield from visit(child)
+
+    return visit(tree)
+
+
+def own(module: str, *, top_only: bool = False) -> set[str]:
+    """The modules of fast_ft that one imports."""
+    names = {name.removeprefix("fast_ft.") for name, _ in imports(MODULES[module], module, top_only=top_only)}
+    return names & MODULES.keys() - {module}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_libraries_are_imported_inside_functions_only(module: str) -> None:
+    at_top = [(name, line) for name, line in imports(MODULES[module], module, top_only=True)]
+    assert not [(name, line) for name, line in at_top if name.split(".")[0] in HEAVY]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_libraries_are_named_where_the_rule_says(module: str) -> None:
+    named = {name.split(".")[0] for name, _ in imports(MODULES[module], module, top_only=False)} & HEAVY
+    assert named == NAMED.get(module, set())
+
+
+def test_unsloth_is_named_in_the_backend_only() -> None:
+    naming = {
+        module
+        for module, tree in MODULES.items()
+        for name, _ in imports(tree, module, top_only=False)
+        if name.split(".")[0] in ("unsloth", "unsloth_zoo")
+    }
+    assert naming == {"backend"}
+
+
+def test_the_order_names_every_module_once() -> None:
+    assert sorted(ORDER) == sorted(name for name in MODULES if not name.startswith("pocket."))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
+    assert own(module) <= set(ORDER[: ORDER.index(module)])
+
+
+def test_train_generate_and_judge_never_import_one_another() -> None:
+    parts = [{"train", "trainer", "optimizer", "state"}, {"generate", "decode"}, {"judge"}]
+    for part in parts:
+        others = set().union(*parts) - part
+        for module in part & MODULES.keys():
+            assert not own(module) & others, module
+
+
+def test_only_the_pocket_imports_the_pocket() -> None:
+    for module in MODULES:
+        if not module.startswith("pocket."):
+            assert not [name for name in own(module) if name.startswith("pocket")], module
+
+
+def test_modules_import_without_cycles() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join([*above, module])
+        if module not in done:
+            for other in sorted(own(module)):
+                visit(other, (*above, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_the_rules_see_what_they_are_for() -> None:
+    tree = ast.parse(
+        "import torch.nn\nfrom . import train\nif TYPE_CHECKING:\n    import trl\ndef f():\n    from peft import x\n"
+    )
+    top = {name for name, _ in imports(tree, "generate", top_only=True)}
+    assert top == {"torch.nn", "fast_ft", "fast_ft.train"}
+    assert {name for name, _ in imports(tree, "generate", top_only=False)} - top == {"peft", "peft.x"}
+    assert Path(PACKAGE / "__main__.py").is_file()
