@@ -55,6 +55,7 @@ def generate(
     seed: int,
     batch_size: int,
     partial: Path,
+    title: str = "answers",
 ) -> Generation:
     """Answer every prompt, in batches of at most `batch_size`.
 
@@ -71,7 +72,7 @@ def generate(
     batch_size, parity = settle_batch_size(loaded, encoder, ids, min(batch_size, len(ids)), notes)
     waiting = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # what does not fit fails at once, not at the end
     new_tokens = 0
-    with Bar("answers", len(prompts), done=len(answers)) as bar, partial.open("a", encoding="utf-8") as file:
+    with Bar(title, len(prompts), done=len(answers)) as bar, partial.open("a", encoding="utf-8") as file:
         while waiting:
             batch = waiting[:batch_size]
             if any(prompts[i].id not in answers for i in batch):

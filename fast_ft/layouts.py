@@ -90,29 +90,23 @@ def parse_row(row: Any, name: str, number: int) -> Row:
     row = {key: value for key, value in row.items() if value is not None}  # Arrow fills absent keys with None
     id_ = _id(row, name, number)
     score = row.get("score")
+    skill, difficulty = row.get("Skill", row.get("skill")), row.get("Difficulty", row.get("difficulty"))
+    kind = (None if skill is None else str(skill), float(difficulty) if is_number(difficulty) else None)
     for key in CONVERSATIONS:
         if key in row:
             turns, system = _conversation(row[key], name, number, key)
-            return Row(id_, turns, system, score)
+            return Row(id_, turns, system, score, *kind)
     if "instruction" in row:
         for key in ("instruction", "input"):
             _text(row.get(key, ""), name, number, key)
         prompt = alpaca_prompt(row["instruction"], row.get("input", "")).strip() if row["instruction"].strip() else ""
-        return Row(id_, _pair(row, prompt, ("output",), name, number), "", score)
+        return Row(id_, _pair(row, prompt, ("output",), name, number), "", score, *kind)
     if "Instruction" in row:
-        skill, difficulty = row.get("Skill"), row.get("Difficulty")
         prompt = _text(row["Instruction"], name, number, "Instruction")
-        return Row(
-            id_,
-            _pair(row, prompt, ("Response", "output"), name, number),
-            "",
-            score,
-            None if skill is None else str(skill),
-            float(difficulty) if is_number(difficulty) else None,
-        )
+        return Row(id_, _pair(row, prompt, ("Response", "output"), name, number), "", score, *kind)
     if "prompt" in row:
         prompt = _text(row["prompt"], name, number, "prompt")
-        return Row(id_, _pair(row, prompt, ("response", "completion"), name, number), "", score)
+        return Row(id_, _pair(row, prompt, ("response", "completion"), name, number), "", score, *kind)
     found = ", ".join(map(str, list(row)[:8])) or "none"
     fail(name, number, "its keys", f"unknown layout (keys found: {found})", f"Known layouts: {LAYOUTS}.")
 

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, environment, generate, hub, plan, rules, selfcheck, state, train
+from fast_ft import atomic, backend, data, environment, generate, hub, judge, plan, rules, selfcheck, state, train
+from fast_ft.card import model_card
 from fast_ft.errors import InputError
 from fast_ft.load import resolved, with_overrides
 from fast_ft.picture import loss_picture
-from fast_ft.prepare import Prepared, prepare
+from fast_ft.prepare import Prepared, compare_tokenizers, prepare
 from fast_ft.progress import Bar, note
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
 
 
 def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunDir:
-    """Run a recipe to its adapter (`until="adapter"`) or to its answers, and return the run folder.
+    """Run a recipe to its adapter (`until="adapter"`) or to its answers and scores, and return the run folder.
 
     What is finished is not done again: the manifest's phases say what that is.
     """
@@ -30,6 +31,8 @@ def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunD
         train_phase(folder, recipe, prepared)
     if until == "pred" and prepared.prompts and folder.done("generate") is None:
         generate_phase(folder, recipe, prepared)
+    if until == "pred" and prepared.prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
+        judge_phase(folder, recipe, prepared)
     return folder
 
 
@@ -180,6 +183,7 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
         batch_size=settled.generation_batch,
         partial=folder.pred_partial,
     )
+    before = base_answers(loaded, folder, recipe, prepared, settled.generation_batch)
     loaded.free()
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
     folder.pred_partial.unlink(missing_ok=True)
@@ -193,6 +197,7 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
         "generate",
         time.monotonic() - started,
         answers=len(answers),
+        base_answers=before,
         empty=sum(not answer.text for answer in answers),
         ended_at_eos=round(sum(answer.ended for answer in answers) / len(answers), 4),
         new_tokens=sum(answer.tokens for answer in answers),
@@ -201,6 +206,48 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
         adapter_difference_nats=round(difference, 6),
         batched_difference_nats=round(result.parity, 6),
     )
+
+
+def base_answers(loaded: backend.Loaded, folder: RunDir, recipe: Recipe, prepared: Prepared, batch_size: int) -> int:
+    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
+    prompts = prepared.prompts[: recipe.judge.base_prompts]
+    if not prompts:
+        return 0
+    assert prepared.encoder is not None
+    partial = folder.base_pred.with_suffix(".partial.jsonl")
+    with loaded.model.disable_adapter():
+        result = generate.generate(
+            loaded,
+            prepared.encoder,
+            prompts,
+            recipe.generate,
+            seed=recipe.seed,
+            batch_size=batch_size,
+            partial=partial,
+            title="answers of the base model",
+        )
+    atomic.write_json(folder.base_pred, generate.predictions(prompts, result.answers))
+    partial.unlink(missing_ok=True)
+    return len(prompts)
+
+
+def judge_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    """Score pred.json, and the base model's answers where there are some, into scores.json."""
+    started = time.monotonic()
+    assert recipe.judge.references is not None, "lint refuses a reference judge without references"
+    references = data.load_references(recipe.judge.references)
+    skills = {prompt.id: prompt.skill for prompt in prepared.prompts}
+    scores = judge.by_reference(read_pred(folder.pred), references, skills)
+    if folder.base_pred.is_file():
+        scores["base"] = judge.by_reference(read_pred(folder.base_pred), references, skills)
+    atomic.write_json(folder.scores, scores)
+    folder.finish("judge", time.monotonic() - started, kind=recipe.judge.kind, mean=scores["mean"])
+
+
+def read_pred(path: Path) -> dict[str, str]:
+    """Return {prompt id: answer} of a pred.json."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {key: entry["output"][0] for key, entry in content.items()}
 
 
 def check_model_rules(recipe: Recipe) -> None:
@@ -215,32 +262,6 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def compare_tokenizers(tokenizer: Any, prepared: Prepared) -> list[str]:
-    """Compare our ids with those of the model's own tokenizer; return a sentence where some rows differ."""
-    assert prepared.encoder is not None
-    if prepared.encoder.template != "llama-2":
-        return []
-    special = [token for token in tokenizer.all_special_tokens if token]
-    plain = [e for e in prepared.examples if not any(token in e.prompt + e.response for token in special)]
-    differing = []
-    for example in plain:
-        row = prepared.rows[example.id]
-        prompt = row.input_ids[: len(row.labels) - row.supervised]
-        if tokenizer(f"[INST] {example.prompt} [/INST]", add_special_tokens=False)["input_ids"] != prompt[1:]:
-            differing.append(example.id)
-    if plain and len(differing) == len(plain):
-        raise InputError(
-            "the tokenizer that made the training rows gives other ids than the model's own on every row. "
-            "Set model.tokenizer to the model's own tokenizer, or leave it out."
-        )
-    if differing:
-        return [
-            f"{len(differing)} of {len(plain)} rows' prompts are split differently by the model's own tokenizer in "
-            f"transformers (first: {differing[0]!r}); training and answers both use ours"
-        ]
-    return []
-
-
 def latest_state(folder: RunDir, prepared: Prepared) -> Path | None:
     """Return the newest checkpoint of this run: the last stage's that has one."""
     there = [folder.stage(index, stage.name) for index, stage in enumerate(prepared.stages)]
@@ -249,32 +270,6 @@ def latest_state(folder: RunDir, prepared: Prepared) -> Path | None:
 
 def adapter_digest(folder: RunDir) -> str:
     return atomic.sha256_file(folder.adapter / "adapter_model.safetensors")
-
-
-def model_card(recipe: Recipe, prepared: Prepared, lines: Sequence[dict[str, Any]]) -> str:
-    """Return the adapter's README.md: what it is, how it was made, how to load it."""
-    base, section = recipe.model.name_or_path, recipe.train
-    return f"""---
-base_model: {base}
-library_name: peft
-tags: [lora, sft, fast_ft]
----
-# LoRA adapter for {base}
-
-Trained with fast_ft on {len(prepared.examples)} rows of `{Path(recipe.data.train).name}`, response tokens only, in
-{len(lines)} steps of {section.effective_batch_size} rows: r {recipe.lora.r}, alpha {recipe.lora.lora_alpha:g},
-learning rate {section.learning_rate:g} ({section.lr_scheduler_type}), seed {recipe.seed}.
-Loss per token went from {lines[0]["loss"]:.3f} to {lines[-1]["loss"]:.3f} on the training rows; that is no measure
-of the answers' quality.
-
-Prompts have the form `{"[INST] ... [/INST]" if recipe.model.template == "llama-2" else "of the chat template"}`.
-
-    from peft import AutoPeftModelForCausalLM
-    model = AutoPeftModelForCausalLM.from_pretrained("this folder")
-
-`selfcheck.json` holds the log-probabilities of three training rows, by which a loaded copy can be checked. It holds
-those rows' tokens: leave it out where the rows must not be shared.
-"""
 
 
 def _log_lines(path: Path, steps: int) -> list[dict[str, Any]]:

@@ -95,6 +95,32 @@ def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:
     return Prepared(chosen, stages, prompts, certificate, digests, encoder, rows, notes)
 
 
+def compare_tokenizers(tokenizer: Any, prepared: Prepared) -> list[str]:
+    """Compare our ids with those of the model's own tokenizer; return a sentence where some rows differ."""
+    assert prepared.encoder is not None
+    if prepared.encoder.template != "llama-2":
+        return []
+    special = [token for token in tokenizer.all_special_tokens if token]
+    plain = [e for e in prepared.examples if not any(token in e.prompt + e.response for token in special)]
+    differing = []
+    for example in plain:
+        row = prepared.rows[example.id]
+        prompt = row.input_ids[: len(row.labels) - row.supervised]
+        if tokenizer(f"[INST] {example.prompt} [/INST]", add_special_tokens=False)["input_ids"] != prompt[1:]:
+            differing.append(example.id)
+    if plain and len(differing) == len(plain):
+        raise InputError(
+            "the tokenizer that made the training rows gives other ids than the model's own on every row. "
+            "Set model.tokenizer to the model's own tokenizer, or leave it out."
+        )
+    if differing:
+        return [
+            f"{len(differing)} of {len(plain)} rows' prompts are split differently by the model's own tokenizer in "
+            f"transformers (first: {differing[0]!r}); training and answers both use ours"
+        ]
+    return []
+
+
 def _tokenise(
     recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
 ) -> tuple[dict[str, Row], selection.Selection]:

@@ -194,6 +194,9 @@ class Judge(Section):
     kind: Literal["none", "reference"] = Field(
         default="none", description="reference: exact match and ROUGE-L against `references`; no network."
     )
+    base_prompts: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Answer the first so many prompts with the base model too, for before and after."
+    )
     references: str | None = Field(
         default=None, description="Reference answers: a file in any layout that data.py reads."
     )

@@ -41,6 +41,7 @@ class RunDir:
         self.stages = root / "stages"
         self.pred = root / "pred.json"
         self.pred_partial = root / "pred.partial.jsonl"
+        self.base_pred = root / "base_pred.json"
         self.scores = root / "scores.json"
         self.report = root / "report.html"
 

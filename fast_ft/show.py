@@ -9,6 +9,7 @@ from typing import Any
 
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe
+from fast_ft.rundir import RunDir
 from fast_ft.template import IGNORE_INDEX
 
 
@@ -114,6 +115,40 @@ def print_steps(recipe: Recipe, prepared: Prepared, as_json: bool) -> None:
     _console().print(table)
 
 
+def print_scores(folder: RunDir, examples: int = 3) -> None:
+    """Print the reference judge's scores by skill, the base model's beside them, and some answers before and after."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    scores = json.loads(folder.scores.read_text(encoding="utf-8"))
+    base = scores.get("base", {})
+    columns = ["skill", "prompts", "exact match", "ROUGE-L"]
+    if base:
+        columns[2:] = ["base: exact match", "ROUGE-L", "tuned: exact match", "ROUGE-L"]
+    table = Table()
+    for column in columns:
+        table.add_column(column, justify="left" if column == "skill" else "right")
+
+    def cells(each: dict[str, Any] | None) -> list[str]:
+        return [f"{each['exact_match']:.0%}", f"{each['rouge_l']:.2f}"] if each else ["", ""]
+
+    for skill, each in scores["by_skill"].items():
+        before = cells(base.get("by_skill", {}).get(skill)) if base else []
+        table.add_row(skill, str(each["count"]), *before, *cells(each))
+    table.add_section()
+    table.add_row("all", str(scores["count"]), *(cells(base) if base else []), *cells(scores))
+    console = _console()
+    console.print(table)
+    if not base:
+        return
+    pred, before_pred = (json.loads(path.read_text(encoding="utf-8")) for path in (folder.pred, folder.base_pred))
+    step = max(1, len(before_pred) // examples)
+    for key in list(before_pred)[::step][:examples]:
+        console.print(f"\n[bold]{escape(_plain(pred[key]['input'][-1]['content']))}[/bold]")
+        console.print(f"  base   {escape(_plain(before_pred[key]['output'][0]))}")
+        console.print(f"  tuned  {escape(_plain(pred[key]['output'][0]))}")
+
+
 def print_runs(rows: list[dict[str, Any]]) -> None:
     """Print the run folders, and the recipe keys that differ among them."""
     from rich.table import Table
@@ -132,6 +167,13 @@ def print_runs(rows: list[dict[str, Any]]) -> None:
             row["folder"], row["started"][:16], row["phase"] or "nothing", f"{row['minutes']}", score, *values
         )
     _console().print(table)
+
+
+def _plain(text: str) -> str:
+    """One line, without the control codes that would let an answer draw on the terminal."""
+    from rich.control import strip_control_codes
+
+    return strip_control_codes(" ".join(text.replace("\x1b", "").split()))
 
 
 def _summary(values: list[Any]) -> dict[str, float] | None:
