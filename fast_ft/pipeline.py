@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from fast_ft.picture import loss_picture
 from fast_ft.prepare import Prepared, compare_tokenizers, prepare
 from fast_ft.progress import Bar, note
 from fast_ft.recipe import Recipe
-from fast_ft.rundir import RunDir
+from fast_ft.rundir import RunDir, output_folder
 
 
 def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunDir:
@@ -25,6 +26,8 @@ def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunD
     What is finished is not done again: the manifest's phases say what that is.
     """
     prepared = prepare(recipe)
+    if not (output_folder(recipe, recipe_path) / "manifest.json").is_file():
+        check_model(recipe)  # before there is a folder: a refused run leaves nothing behind
     folder = RunDir.open(recipe, recipe_path)
     record_selection(folder, recipe, prepared)
     if folder.done("train") is None:
@@ -39,21 +42,28 @@ def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunD
 def record_selection(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     """Put into the manifest what will be trained on, and refuse to go on where the data has changed since."""
     rows = [{"id": e.id, "digest": e.digest} for e in prepared.examples]
-    earlier = folder.manifest().get("rows")
+    manifest = folder.manifest()
+    earlier = manifest.get("rows")
+    remedy = "has changed. Put the data back, or start anew with another output_dir."
     if earlier is not None and earlier != rows:
         raise InputError(
-            f"{folder.root}: the selected rows are not those that this run began with; {recipe.data.train} has "
-            "changed. Put the data back, or start anew with another output_dir."
+            f"{folder.root}: the selected rows are not those that this run began with; {recipe.data.train} {remedy}"
+        )
+    if earlier is not None and manifest["digests"].get("test") != prepared.digests.get("test"):
+        raise InputError(
+            f"{folder.root}: the prompts are not those that this run began with; {recipe.data.test} {remedy}"
         )
     for text in prepared.notes:
         note(f"note: {text}")
     if prepared.leakage["hits"]:
         note(f"warning: {len(prepared.leakage['hits'])} selected rows equal a test prompt; manifest.json names them")
+    if earlier is not None:
+        return
     folder.update(
         rows=rows,
         stages=[{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages],
         leakage=prepared.leakage,
-        digests=folder.manifest().get("digests", {}) | prepared.digests,
+        digests=prepared.digests,
         notes=prepared.notes,
         environment=environment.describe(),
         carry=resolved(recipe)["curriculum"]["carry"] if len(prepared.stages) > 1 else None,
@@ -92,14 +102,14 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
 def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     """Train all stages, save the adapter, and store what generation will check it by."""
     assert prepared.encoder is not None
-    check_model_rules(recipe)
+    check_model(recipe)
     started = time.monotonic()
     maker = backend.make_backend(
         recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=recipe.train.gradient_checkpointing
     )
     settled = settle_plan(folder, recipe, prepared, maker.name)
     loaded = maker.for_training()
-    notes = [*prepared.notes, *loaded.notes, *compare_tokenizers(loaded.tokenizer, prepared)]
+    notes = [*prepared.notes, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
     for text in notes[len(prepared.notes) :]:
         note(f"note: {text}")
     jobs = prepared.jobs(recipe.train.effective_batch_size, recipe.seed, recipe.train.max_steps)
@@ -139,11 +149,12 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
 
         course.on_checkpoint = save_state
         results = course.run()
+    loss_picture(folder.loss_png, lines)
+    check_finite(loaded, lines)
     with atomic.replace_folder(folder.adapter) as target:
         backend.save_adapter(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
         loaded.tokenizer.save_pretrained(str(target))
         selfcheck.store(target, loaded, [prepared.rows[e.id] for e in prepared.examples], prepared.encoder.pad_id)
-    loss_picture(folder.loss_png, lines)
     loaded.free()
     folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": adapter_digest(folder)})
     folder.finish(
@@ -153,8 +164,8 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
         dtype=loaded.dtype,
         steps=len(lines),
         skipped_steps=sum(line["skipped"] for line in lines),
-        first_loss=lines[0]["loss"],
-        last_loss=lines[-1]["loss"],
+        first_loss=next(line["loss"] for line in lines if math.isfinite(line["loss"])),  # fp16 may skip the first steps
+        last_loss=next(line["loss"] for line in reversed(lines) if math.isfinite(line["loss"])),
         tokens=sum(line["tokens"] for line in lines),
         supervised_tokens=sum(line["supervised_tokens"] for line in lines),
         training_seconds=round(sum(line["seconds"] for line in lines), 3),
@@ -163,8 +174,24 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     )
 
 
-def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
-    """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts."""
+def check_finite(loaded: backend.Loaded, lines: Sequence[dict[str, Any]]) -> None:
+    """Raise InputError where training ended in a loss or in weights that are no numbers: that is no adapter."""
+    counted = [line for line in lines if not line["skipped"]]  # fp16's loss scale skips a step now and then
+    bad = [line["step"] for line in counted if not math.isfinite(line["loss"])]
+    if counted and not bad and all(t.isfinite().all() for t in backend.adapter_weights(loaded.model).values()):
+        return
+    raise InputError(
+        "training came to nothing: the loss or the adapter's weights are not finite, "
+        f"from step {bad[0] if bad else len(lines)} on. "
+        "Lower train.learning_rate, or set train.max_grad_norm: 1.0; log.jsonl has each step."
+    )
+
+
+def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, partial: Path | None = None) -> None:
+    """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts.
+
+    An earlier pred.json is kept beside, under its digest.
+    """
     assert prepared.encoder is not None
     started = time.monotonic()
     trained = folder.done("train") or {}
@@ -174,19 +201,25 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     settled = settle_plan(folder, recipe, prepared, maker.name)
     loaded = maker.for_generation(folder.adapter)
     difference = selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)
+    fixed = recipe.generate.batch_size  # the plan's, unless `generate RUN_DIR` was given another
+    batch_size = settled.generation_batch if fixed == "auto" else fixed
+    partial = partial or folder.pred_partial
     result = generate.generate(
         loaded,
         prepared.encoder,
         prepared.prompts,
         recipe.generate,
         seed=recipe.seed,
-        batch_size=settled.generation_batch,
-        partial=folder.pred_partial,
+        batch_size=batch_size,
+        partial=partial,
     )
-    before = base_answers(loaded, folder, recipe, prepared, settled.generation_batch)
+    before = base_answers(loaded, folder, recipe, prepared, batch_size)
     loaded.free()
+    if folder.pred.is_file():
+        former = folder.pred.read_bytes()
+        atomic.write_bytes(folder.root / f"pred-{atomic.sha256_file(folder.pred)[:8]}.json", former)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
-    folder.pred_partial.unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
     answers = list(result.answers.values())
     manifest = folder.manifest()
     folder.update(
@@ -250,9 +283,11 @@ def read_pred(path: Path) -> dict[str, str]:
     return {key: entry["output"][0] for key, entry in content.items()}
 
 
-def check_model_rules(recipe: Recipe) -> None:
-    """Under a homework's rules, look at the model's own config.json: a folder may hold anything."""
-    if recipe.rules is not None and (broken := rules.check_model_config(model_config(recipe))):
+def check_model(recipe: Recipe) -> None:
+    """Fetch the base model if need be; InputError where it is incomplete, of another kind, or against the rules."""
+    config = model_config(recipe)
+    plan.ModelShape.from_config(config)
+    if recipe.rules is not None and (broken := rules.check_model_config(config)):
         raise InputError("\n".join(broken))
 
 
@@ -290,10 +325,11 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     if wrong := [text for text in overrides if not text.startswith(allowed)]:
         raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train anew for other keys.")
     recipe = with_overrides(folder.recipe(), overrides)
-    if folder.pred.is_file():
-        digest = atomic.sha256_file(folder.pred)
-        folder.pred.rename(folder.pred.with_name(f"pred-{digest[:8]}.json"))
-    folder.pred_partial.unlink(missing_ok=True)
-    generate_phase(folder, recipe, prepare(recipe))
-    folder.update(generated_with=resolved(recipe)["generate"])
+    prepared = prepare(recipe)
+    if not prepared.prompts:
+        raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
+    partial = folder.root / "pred-again.partial.jsonl"  # the run's own may hold answers by other settings
+    partial.unlink(missing_ok=True)
+    generate_phase(folder, recipe, prepared, partial)
+    folder.update(generated_with=resolved(recipe)["generate"] | {"test": recipe.data.test})
     return folder.pred

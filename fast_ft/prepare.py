@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fast_ft import curriculum, data, leakage, rules, selection, template
+from fast_ft import curriculum, data, hub, leakage, rules, selection, template
 from fast_ft.curriculum import Stage
 from fast_ft.data import Example, Prompt
 from fast_ft.errors import InputError
@@ -95,18 +95,26 @@ def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:
     return Prepared(chosen, stages, prompts, certificate, digests, encoder, rows, notes)
 
 
-def compare_tokenizers(tokenizer: Any, prepared: Prepared) -> list[str]:
-    """Compare our ids with those of the model's own tokenizer; return a sentence where some rows differ."""
+def compare_tokenizers(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> list[str]:
+    """Compare our ids with those of the model's own tokenizer; return a sentence where some rows differ.
+
+    `tokenizer` is transformers'. Where the recipe names another one (model.tokenizer), the model's own is read by us.
+    """
     assert prepared.encoder is not None
     if prepared.encoder.template != "llama-2":
         return []
     special = [token for token in tokenizer.all_special_tokens if token]
+    own = _own_encoder(recipe) if recipe.model.tokenizer is not None else None
     plain = [e for e in prepared.examples if not any(token in e.prompt + e.response for token in special)]
     differing = []
     for example in plain:
         row = prepared.rows[example.id]
         prompt = row.input_ids[: len(row.labels) - row.supervised]
-        if tokenizer(f"[INST] {example.prompt} [/INST]", add_special_tokens=False)["input_ids"] != prompt[1:]:
+        if own is not None:
+            theirs = own.prompt_ids([{"role": "user", "content": example.prompt}])[1:]
+        else:
+            theirs = tokenizer(f"[INST] {example.prompt} [/INST]", add_special_tokens=False)["input_ids"]
+        if theirs != prompt[1:]:
             differing.append(example.id)
     if plain and len(differing) == len(plain):
         raise InputError(
@@ -119,6 +127,13 @@ def compare_tokenizers(tokenizer: Any, prepared: Prepared) -> list[str]:
             f"transformers (first: {differing[0]!r}); training and answers both use ours"
         ]
     return []
+
+
+def _own_encoder(recipe: Recipe) -> Encoder | None:
+    try:
+        return Encoder(hub.model_folder(recipe.model.name_or_path, recipe.model.revision))
+    except InputError:  # a base without a tokenizer of its own is why recipes can name one
+        return None
 
 
 def _tokenise(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import unicodedata
 from typing import Any
 
 from fast_ft.prepare import Prepared
@@ -71,7 +72,6 @@ def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
 
 def print_row(prepared: Prepared, row_id: str) -> None:
     """Print one row: masked tokens grey, trained tokens green on alternating ground, so that borders show."""
-    from rich.control import strip_control_codes
     from rich.text import Text
 
     if prepared.encoder is None:
@@ -82,7 +82,7 @@ def print_row(prepared: Prepared, row_id: str) -> None:
     pieces = prepared.encoder.pieces(row.input_ids)
     for index, (token, label, piece) in enumerate(zip(row.input_ids, row.labels, pieces, strict=True)):
         style = "grey50" if label == IGNORE_INDEX else ("green", "green underline")[index % 2]
-        shown = controls.get(token) or strip_control_codes(piece.replace("\r", "").replace("\x1b", ""))
+        shown = controls.get(token) or _harmless(piece)
         text.append(shown, "bold " + style if token in controls else style)
     _console().print(text)
 
@@ -171,9 +171,11 @@ def print_runs(rows: list[dict[str, Any]]) -> None:
 
 def _plain(text: str) -> str:
     """One line, without the control codes that would let an answer draw on the terminal."""
-    from rich.control import strip_control_codes
+    return _harmless(" ".join(text.split()))
 
-    return strip_control_codes(" ".join(text.replace("\x1b", "").split()))
+
+def _harmless(text: str) -> str:
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def _summary(values: list[Any]) -> dict[str, float] | None:

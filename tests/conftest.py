@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -76,40 +77,43 @@ def test_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def write_recipe(
+    folder: Path, base: Path, train: Path, test: Path, changes: dict[str, Any] | None = None, name: str = "small.yaml"
+) -> Path:
+    """Write a small CPU recipe, changed by dotted keys, and return its path."""
+    content: dict[str, Any] = {
+        "output_dir": str(folder / "runs" / "{recipe}-{digest8}"),
+        "model": {"name_or_path": str(base), "max_length": 128, "backend": "peft"},
+        "lora": {"r": 4, "lora_alpha": 8},
+        "data": {"train": str(train), "test": str(test)},
+        "select": {"take": 16, "rank_by": {"score": 1.0}},
+        "curriculum": {
+            "stages": [
+                {"name": "easy", "upto": 0.5, "num_train_epochs": 1},
+                {"name": "all", "upto": 1.0, "num_train_epochs": 1},
+            ]
+        },
+        "train": {
+            "effective_batch_size": 4, "per_device_train_batch_size": 4, "warmup_steps": 1, "optim": "adamw_torch",
+            "learning_rate": 0.01, "gradient_checkpointing": False,
+        },
+        "generate": {"do_sample": False, "max_new_tokens": 6, "batch_size": 3},
+    }  # fmt: skip
+    for key, value in (changes or {}).items():
+        *path, last = key.split(".")
+        at = content
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    file = folder / name
+    file.write_text(json.dumps(content, indent=1), encoding="utf-8")  # JSON is YAML
+    return file
+
+
 RecipeFactory = Callable[..., Path]
 
 
 @pytest.fixture
 def recipe_file(tiny: Path, train_file: Path, test_file: Path, tmp_path: Path) -> RecipeFactory:
-    """Return a function that writes a small CPU recipe, changed by dotted keys, and returns its path."""
-
-    def write(changes: dict[str, Any] | None = None, name: str = "small.yaml") -> Path:
-        content: dict[str, Any] = {
-            "output_dir": str(tmp_path / "runs" / "{recipe}-{digest8}"),
-            "model": {"name_or_path": str(tiny), "max_length": 128, "backend": "peft"},
-            "lora": {"r": 4, "lora_alpha": 8},
-            "data": {"train": str(train_file), "test": str(test_file)},
-            "select": {"take": 16, "rank_by": {"score": 1.0}},
-            "curriculum": {
-                "stages": [
-                    {"name": "easy", "upto": 0.5, "num_train_epochs": 1},
-                    {"name": "all", "upto": 1.0, "num_train_epochs": 1},
-                ]
-            },
-            "train": {
-                "effective_batch_size": 4, "per_device_train_batch_size": 4, "warmup_steps": 1, "optim": "adamw_torch",
-                "learning_rate": 0.01, "gradient_checkpointing": False,
-            },
-            "generate": {"do_sample": False, "max_new_tokens": 6, "batch_size": 3},
-        }  # fmt: skip
-        for key, value in (changes or {}).items():
-            *path, last = key.split(".")
-            at = content
-            for part in path:
-                at = at.setdefault(part, {})
-            at[last] = value
-        path_ = tmp_path / name
-        path_.write_text(json.dumps(content, indent=1), encoding="utf-8")  # JSON is YAML
-        return path_
-
-    return write
+    """write_recipe into the test's own folder."""
+    return functools.partial(write_recipe, tmp_path, tiny, train_file, test_file)
