@@ -19,7 +19,7 @@ ORDER = [
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
     "lint", "load", "rundir", "environment", "picture",
     "template", "plan", "backend", "optimizer", "state", "trainer", "train", "prepare", "selfcheck", "generate",
-    "pipeline", "show", "__main__",
+    "judge", "card", "pipeline", "show", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.

@@ -245,10 +245,13 @@ start, cpu = time.perf_counter(), time.process_time()
 section = Select(where={"score": ">= 4.5", "response_words": "150..450", "ends_cleanly": True},
                  deduplicate="near", rank_by={"response_words": 1.0}, take=100)
 found = select(load_pool(Data(train=sys.argv[1])), section, seed=3407, limit=100)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+if sys.platform == "linux":  # there, a new process's ru_maxrss begins with that of the process that started it
+    peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 2**10
 print(json.dumps({
     "rows": len(found.pool), "taken": len(found.examples), "seconds": time.perf_counter() - start,
     "cpu_seconds": time.process_time() - cpu,
-    "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+    "mib": peak,
     "heavy": [name for name in ("torch", "transformers", "datasets") if name in sys.modules],
 }))
 """
