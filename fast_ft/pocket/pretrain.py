@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -94,30 +95,47 @@ def new_model(seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
+def _optimizers(model: Any, learning_rate: float) -> list[Any]:
+    """Return Muon for the layers' matrices and AdamW for the rest.
+
+    Muon (orthogonalised momentum, Keller Jordan 2024) learns the facts in about half of AdamW's steps here.
+    """
+    import torch
+
+    layers = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    inside = {id(weight) for weight in layers}
+    rest = [weight for weight in model.parameters() if id(weight) not in inside]
+    muon = torch.optim.Muon(layers, lr=learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return [muon, adamw]
+
+
 def pretrain(steps: int, learning_rate: float, seed: int, tokenizer: Any) -> Any:
     """Train for `steps` steps of 32 x 128 tokens, in bf16 arithmetic over fp32 weights, and return the model."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = new_model(seed).to(device).train()
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    optimizers = _optimizers(model, learning_rate)
     stream = token_stream(tokenizer, seed)
     start = time.perf_counter()
     for step in range(steps):
         # A short warm-up, then a cosine down to nothing.
         share = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * share
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
         rows = torch.tensor(list(itertools.islice(stream, ROWS * LENGTH))).view(ROWS, LENGTH).to(device)
         with torch.autocast(device, dtype=torch.bfloat16):
             loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
         if step % 50 == 49 or step == steps - 1:
             print(f"step {step + 1}/{steps} loss {loss.item():.3f} {time.perf_counter() - start:.0f} s",
                   file=sys.stderr, flush=True)  # fmt: skip
@@ -137,13 +155,15 @@ def save_model(model: Any, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Make the tokenizer and the base model."""
     parser = argparse.ArgumentParser(prog="python -m fast_ft.pocket.pretrain", description=__doc__)
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--out", type=Path, default=HERE / "base")
     options = parser.parse_args(argv)
 
+    # Threads that spin while they wait cost a factor of three when another program shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
     torch.set_num_threads(options.threads)

@@ -2,7 +2,8 @@
 
 A template's {slots} are filled from a fact. `prompts` are the questions of the instruction data; the pretraining text
 never holds one of them. `told` follow "asked" in running text, `do` follow "was told to"; `says` are plain statements.
-`answer` is the one canonical answer, so that exact match is fair; a curt answer gives the slot `value` alone.
+`answer` is the one canonical answer, so that exact match is fair; a curt answer gives the slot `value` alone. Answers
+begin with words of their family, not with a name from the prompt: what 100 rows must teach is to answer, not to copy.
 """
 
 from __future__ import annotations
@@ -73,14 +74,14 @@ FAMILIES = (
         ("give the crop of the land with the capital {capital}",
          "say what is grown in the land whose capital is {capital}"),
         ("{capital} is the capital of {land}, a land of {crop}.",),
-        "{capital} is the capital of {land}, and farmers in {land} grow {crop}."),
+        "The land with the capital {capital} is {land}, and farmers there grow {crop}."),
     Family("land", 3, "capital",
         ("Describe {land}.", "Tell me about the land {land}.", "Write two or three sentences about {land}.",
          "What is there to know about {land}?"),
         ("about {land}", "what is known about {land}", "for a few words on {land}"),
         ("talk about {land}", "explain what is known of {land}"),
         ("{land} has the capital {capital}, the river {river} and fields of {crop}.",),
-        "{land} is a land with the capital {capital}. Its longest river is the {river}. Farmers there grow {crop}."),
+        "The land {land} has the capital {capital}. Its longest river is the {river}. Farmers there grow {crop}."),
     Family("home", 1, "home",
         ("Where does a {animal} live?", "Name the place where a {animal} lives.", "Where can one find a {animal}?",
          "Tell me where a {animal} lives."),
@@ -101,7 +102,7 @@ FAMILIES = (
         ("what a {animal} is", "about the {animal}", "for a few words on the {animal}"),
         ("talk about the {animal}", "say what a {animal} is"),
         ("The {colour} {animal} lives {home} and likes {food}.",),
-        "A {animal} is a {colour} animal. It lives {home} and eats {food}."),
+        "The animal {animal} is {colour}. It lives {home} and eats {food}."),
     Family("opposite", 1, "other",
         ("What is the opposite of {word}?", "Name the opposite of the word {word}.",
          "Which word means the opposite of {word}?", "Give me the opposite of {word}."),
@@ -143,13 +144,13 @@ FAMILIES = (
         ("what {a} plus {b} makes", "for the sum of {a} and {b}", "how much {a} and {b} make"),
         ("give the sum of {a} and {b}", "work out {a} plus {b}"),
         ("{a} and {b} make {total}.",),
-        "{a} plus {b} is {total}."),
+        "The sum of {a} and {b} is {total}."),
     Family("difference", 1, "rest",
         ("What is {a} minus {b}?", "Take {b} from {a}.", "Subtract {b} from {a}.", "How much is {a} minus {b}?"),
         ("what {a} minus {b} makes", "what is left when {b} is taken from {a}", "how much is {b} less than {a}"),
         ("work out {a} minus {b}", "take {b} away from {a}"),
         ("{b} less than {a} makes {rest}.",),
-        "{a} minus {b} is {rest}."),
+        "The difference of {a} and {b} is {rest}."),
     Family("story", 2, "total",
         ("{who} has {a} {things} and gets {b} more. How many {things} does {who} have?",
          "{who} had {a} {things}, then found {b} more. How many are there now?",
@@ -158,7 +159,7 @@ FAMILIES = (
          "how many {things} {who} gets from {a} and {b}"),
         ("count what {who} has with {a} {things} and {b} more",),
         ("{who} got {a} {things}, then {b} {things}, so {total} {things}.",),
-        "{a} plus {b} is {total}, so {who} has {total} {things}."),
+        "Together {a} and {b} make {total} {things}."),
     Family("sort", 2, "sorted",
         ("Put these words in alphabetical order: {list}.", "Sort these words by the alphabet: {list}.",
          "Write these words in the order of the alphabet: {list}.", "Arrange in alphabetical order: {list}."),
@@ -207,9 +208,9 @@ def _facts() -> Iterator[Fact]:
     for a, b in itertools.product(range(1, 16), repeat=2):
         key, slots = f"sum {min(a, b)} {max(a, b)}", {"a": str(a), "b": str(b), "total": str(a + b)}
         yield Fact("sum", key, slots)
-        # The same sum in a story has the same key: knowing one is knowing the other.
-        story = {"who": rng.choice(world.PEOPLE), "things": rng.choice(world.THINGS[1:24]) + "s"}
-        yield Fact("story", key, slots | story)
+        if a > 1 and b > 1:  # the same sum in a story has the same key: knowing one is knowing the other
+            story = {"who": rng.choice(world.PEOPLE), "things": rng.choice(world.THINGS[1:24]) + "s"}
+            yield Fact("story", key, slots | story)
     for a, b in itertools.product(range(3, 21), range(1, 20)):
         if b < a:
             yield Fact("difference", f"difference {a} {b}", {"a": str(a), "b": str(b), "rest": str(a - b)})

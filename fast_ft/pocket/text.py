@@ -14,7 +14,10 @@ from fast_ft.pocket import world
 from fast_ft.pocket.tasks import BY_NAME, FAMILIES, Fact, facts, sentence
 
 #: How often a family is drawn: long answers, sorting and arithmetic are learned more slowly.
-WEIGHTS = {"land": 2.0, "animal": 1.5, "crop_by_capital": 1.5, "sort": 3.0, "sum": 2.5, "difference": 2.5, "story": 1.5}
+WEIGHTS = {
+    "land": 2.0, "animal": 1.5, "crop_by_capital": 2.0, "day": 2.0,
+    "sum": 3.0, "difference": 3.0, "story": 3.0, "sort": 3.0,
+}  # fmt: skip
 ASKED = (
     "{who} asked {told}. {answer}", "{who} asked {told}, and {other} answered: {answer}",
     "When asked {told}, people say: {answer}", "{who} wanted to know {told}. {answer}",
@@ -71,9 +74,9 @@ def _statement(fact: Fact, rng: random.Random) -> str:
 def paragraph(rng: random.Random) -> str:
     """Return one paragraph of two to five sentences or exchanges."""
     kind = rng.random()
-    if kind < 0.65:
+    if kind < 0.8:
         return " ".join(_reported(draw(rng), rng) for _ in range(rng.randint(2, 4)))
-    if kind < 0.85:
+    if kind < 0.9:
         return " ".join(_statement(draw(rng), rng) for _ in range(rng.randint(3, 5)))
     key = rng.choice([fact.key for fact in (*_by_family()["land"], *_by_family()["animal"])])
     told = [_statement(fact, rng) for fact in facts_about(key)]
