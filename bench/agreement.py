@@ -13,6 +13,7 @@ from typing import Any
 
 from fast_ft import recipe
 from fast_ft.backend import Loaded
+from fast_ft.plan import Plan
 from fast_ft.template import Row
 from fast_ft.train import Course, StageJob
 
@@ -31,7 +32,7 @@ class StepRecord:
 
 
 def first_step(
-    loaded: Loaded, rows: Sequence[Row], *, pad_id: int, micro_batch: int, work_folder: Path, seed: int = 3407
+    loaded: Loaded, rows: Sequence[Row], *, pad_id: int, plan: Plan, work_folder: Path, seed: int = 3407
 ) -> StepRecord:
     """Run one step over `rows` through the real trainer and record it, before the optimizer uses the gradients."""
     from transformers import TrainerCallback
@@ -49,7 +50,7 @@ def first_step(
         recipe.Carry(),
         seed=seed,
         pad_id=pad_id,
-        micro_batch=micro_batch,
+        plan=plan,
         log=log.append,
         work_folder=work_folder,
     )

@@ -55,6 +55,7 @@ class Backend(Protocol):
 
     name: str
     notes: list[str]
+    gradient_checkpointing: bool
 
     def for_training(self, adapter: Path | None = None) -> Loaded:
         """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""

@@ -40,6 +40,24 @@ def gpu() -> dict[str, str] | None:
     return {"name": name, "memory": memory, "driver": driver}
 
 
+def matmul_tflops() -> float | None:
+    """Measure a 4,096-cubed fp16 matrix product on the GPU: TFLOP/s, or None without one. Takes some 0.1 s."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    a = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(3):
+        a @ a
+    begin.record()
+    for _ in range(10):
+        a @ a
+    end.record()
+    torch.cuda.synchronize()
+    return 10 * 2 * 4096**3 / (begin.elapsed_time(end) / 1e3) / 1e12
+
+
 def free_gpu_gib() -> float | None:
     """Return the GPU memory that this process may still take, in GiB, or None without a GPU.
 

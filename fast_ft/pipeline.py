@@ -9,14 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, data, environment, generate, hub, judge, plan, rules, selfcheck, state, train
+from fast_ft import (
+    atomic,
+    backend,
+    data,
+    environment,
+    generate,
+    hub,
+    judge,
+    judging,
+    plan,
+    rules,
+    selfcheck,
+    state,
+    train,
+)
 from fast_ft.card import model_card
-from fast_ft.errors import InputError
+from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.load import resolved, with_overrides
 from fast_ft.picture import loss_picture
 from fast_ft.prepare import Prepared, compare_tokenizers, prepare
 from fast_ft.progress import Bar, note
 from fast_ft.recipe import Recipe
+from fast_ft.report import write
 from fast_ft.rundir import RunDir, output_folder
 
 
@@ -28,14 +43,19 @@ def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunD
     prepared = prepare(recipe)
     if not (output_folder(recipe, recipe_path) / "manifest.json").is_file():
         check_model(recipe)  # before there is a folder: a refused run leaves nothing behind
+        if until == "pred":
+            judging.check(recipe.judge, prepared.prompts)
     folder = RunDir.open(recipe, recipe_path)
     record_selection(folder, recipe, prepared)
+    finished = folder.manifest()["phases"]
     if folder.done("train") is None:
         train_phase(folder, recipe, prepared)
     if until == "pred" and prepared.prompts and folder.done("generate") is None:
         generate_phase(folder, recipe, prepared)
     if until == "pred" and prepared.prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
-        judge_phase(folder, recipe, prepared)
+        judge_phase(folder, recipe, prepared.prompts)
+    if folder.manifest()["phases"] != finished or not folder.report.is_file():
+        report_phase(folder, prepared)
     return folder
 
 
@@ -77,6 +97,7 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
     assert prepared.encoder is not None
     config = model_config(recipe)
     micro, batch = recipe.train.per_device_train_batch_size, recipe.generate.batch_size
+    checkpointing = recipe.train.gradient_checkpointing
     memory: float | None = environment.free_gpu_gib()
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
@@ -91,9 +112,10 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
         r=recipe.lora.r,
         optim=recipe.train.optim,
         load_in_4bit=recipe.model.load_in_4bit,
-        checkpointing=recipe.train.gradient_checkpointing,
-        fused_loss=backend_name == "unsloth",
+        wanted_checkpointing=None if checkpointing == "auto" else checkpointing,
+        fused_kernels=backend_name == "unsloth",
         memory_gib=memory,
+        tflops=environment.matmul_tflops() if recipe.train.capture else None,
     )
     atomic.write_json(folder.plan, settled.to_json())
     return settled
@@ -104,10 +126,9 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     assert prepared.encoder is not None
     check_model(recipe)
     started = time.monotonic()
-    maker = backend.make_backend(
-        recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=recipe.train.gradient_checkpointing
-    )
+    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
     settled = settle_plan(folder, recipe, prepared, maker.name)
+    maker.gradient_checkpointing = settled.checkpointing  # known only now: the plan depends on the backend
     loaded = maker.for_training()
     notes = [*prepared.notes, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
     for text in notes[len(prepared.notes) :]:
@@ -134,7 +155,7 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
             recipe.curriculum.carry,
             seed=recipe.seed,
             pad_id=prepared.encoder.pad_id,
-            micro_batch=settled.micro_batch,
+            plan=settled,
             log=on_step,
             work_folder=folder.root / "stages",
         )
@@ -213,6 +234,7 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, partial: 
         batch_size=batch_size,
         partial=partial,
     )
+    record_endings(folder, "tuned", result)
     before = base_answers(loaded, folder, recipe, prepared, batch_size)
     loaded.free()
     if folder.pred.is_file():
@@ -259,28 +281,40 @@ def base_answers(loaded: backend.Loaded, folder: RunDir, recipe: Recipe, prepare
             partial=partial,
             title="answers of the base model",
         )
+    record_endings(folder, "base", result)
     atomic.write_json(folder.base_pred, generate.predictions(prompts, result.answers))
     partial.unlink(missing_ok=True)
     return len(prompts)
 
 
-def judge_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
-    """Score pred.json, and the base model's answers where there are some, into scores.json."""
+def record_endings(folder: RunDir, column: str, result: generate.Generation) -> None:
+    """Note in answers.json how long each answer is and whether it ended by itself; pred.json has no place for that."""
+    earlier = json.loads(folder.answers.read_text(encoding="utf-8")) if folder.answers.is_file() else {}
+    ends = {answer.id: {"tokens": answer.tokens, "ended": answer.ended} for answer in result.answers.values()}
+    atomic.write_json(folder.answers, earlier | {column: ends})
+
+
+def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[data.Prompt], **options: Any) -> None:
+    """Score pred.json, and the base model's answers where there are some, into scores.json; options: judge_run's.
+
+    Raises BudgetMissed where too many scores are missing; the phase is then not done, and the same command asks again.
+    """
     started = time.monotonic()
-    assert recipe.judge.references is not None, "lint refuses a reference judge without references"
-    references = data.load_references(recipe.judge.references)
-    skills = {prompt.id: prompt.skill for prompt in prepared.prompts}
-    scores = judge.by_reference(read_pred(folder.pred), references, skills)
-    if folder.base_pred.is_file():
-        scores["base"] = judge.by_reference(read_pred(folder.base_pred), references, skills)
-    atomic.write_json(folder.scores, scores)
-    folder.finish("judge", time.monotonic() - started, kind=recipe.judge.kind, mean=scores["mean"])
+    scores = judging.judge_run(folder, recipe.judge, judging.groups(prompts), seed=recipe.seed, **options)
+    if scores is None:  # a dry run
+        return
+    if missed := judge.too_many_missing(scores):
+        raise BudgetMissed(missed)
+    facts = {key: scores[key] for key in ("model", "rubric") if key in scores}
+    folder.finish("judge", time.monotonic() - started, kind=recipe.judge.kind, mean=scores["mean"], **facts)
 
 
-def read_pred(path: Path) -> dict[str, str]:
-    """Return {prompt id: answer} of a pred.json."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return {key: entry["output"][0] for key, entry in content.items()}
+def report_phase(folder: RunDir, prepared: Prepared) -> None:
+    """Write report.html. The run is done by now: a full disk here is a note, no failure."""
+    try:
+        write.write_report(folder, prepared)
+    except InputError as error:
+        note(f"no report: {error}")
 
 
 def check_model(recipe: Recipe) -> None:
@@ -333,3 +367,34 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     generate_phase(folder, recipe, prepared, partial)
     folder.update(generated_with=resolved(recipe)["generate"] | {"test": recipe.data.test})
     return folder.pred
+
+
+def judge_again(
+    root: str | Path,
+    overrides: Sequence[str],
+    *,
+    against: str | Path | None = None,
+    dry_run: bool = False,
+    ask_again: bool = False,
+) -> RunDir:
+    """Judge a run's answers, by its own recipe or by other judge.* keys, and return the run folder."""
+    folder = RunDir.at(root)
+    if wrong := [text for text in overrides if not text.startswith("judge.")]:
+        raise InputError(f"{wrong[0]!r}: only judge.* can change here; generate or train anew for other keys.")
+    recipe = with_overrides(folder.recipe(), overrides)
+    if recipe.judge.kind == "none":
+        raise InputError(
+            f"{root}: its recipe names no judge. Say which: judge.kind=openai, or judge.kind=reference, and "
+            "judge.references=FILE"
+        )
+    test = folder.manifest().get("generated_with", {}).get("test", recipe.data.test)
+    try:
+        prompts = data.load_prompts(test)[0] if test else []
+    except InputError as error:
+        note(f"note: no scores by skill and difficulty, since the prompts cannot be read: {error}")
+        prompts = []
+    other = RunDir.at(against) if against is not None else None
+    judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
+    if not dry_run:
+        folder.update(judged_with=resolved(recipe)["judge"])
+    return folder

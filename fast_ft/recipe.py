@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 #: A condition on a metric: ">= 4.5", "150..450" (both ends included), a number or truth value to equal.
 Condition = bool | float | str
 
@@ -168,8 +169,12 @@ class Train(Section):
         default=None,
         description="NEFTune: noise of alpha / sqrt(L d) on the embeddings, L being each row's own length.",
     )
-    gradient_checkpointing: bool = Field(
-        default=True, description="Compute activations again in the backward pass, for less memory."
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Compute activations again in the backward pass, for less memory; auto: where they do not fit.",
+    )
+    capture: bool = Field(
+        default=True, description="Replay passes from CUDA graphs on a card that would wait for Python's launches."
     )
     save_steps: Count | None = Field(
         default=None, description="A checkpoint every so many steps; null: at stage ends only."
@@ -191,14 +196,36 @@ class Generate(Section):
 class Judge(Section):
     """How answers are scored."""
 
-    kind: Literal["none", "reference"] = Field(
-        default="none", description="reference: exact match and ROUGE-L against `references`; no network."
+    kind: Literal["none", "reference", "openai"] = Field(
+        default="none",
+        description="reference: exact match, ROUGE-L and chrF against `references`, no network; openai: a model behind "
+        "OPENAI_BASE_URL with OPENAI_API_KEY, both from the environment.",
     )
     base_prompts: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Answer the first so many prompts with the base model too, for before and after."
     )
     references: str | None = Field(
-        default=None, description="Reference answers: a file in any layout that data.py reads."
+        default=None,
+        description="Reference answers: a file in any layout that data.py reads. openai without it: each answer alone.",
+    )
+    model: str = Field(default="gpt-4o-mini", description="openai: the judge; gpt-4o-mini is the homework's.")
+    swap: bool = Field(
+        default=False, description="openai: ask a second time with the two answers swapped; the mean of both counts."
+    )
+    concurrency: Annotated[int, Field(ge=1, le=64)] = Field(default=8, description="openai: requests at a time.")
+    max_retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=6, description="openai: how often one request is tried again, with growing pauses."
+    )
+    timeout_seconds: Positive = Field(default=60.0, description="openai: the longest silence of the server.")
+    max_requests: Count = Field(
+        default=2000, description="openai: the most requests that one command may send, retries included."
+    )
+    max_dollars: Positive = Field(
+        default=1.0, description="openai: the most that one command may cost, where the model's price is known."
+    )
+    dollars_per_million_tokens: tuple[NotNegative, NotNegative] | None = Field(
+        default=None,
+        description="openai: the model's price, read and written; null: from a small table, if it is there.",
     )
 
 

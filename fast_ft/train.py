@@ -18,6 +18,8 @@ from typing import Any
 from fast_ft import recipe, state
 from fast_ft.backend import Loaded
 from fast_ft.optimizer import make_optimizer
+from fast_ft.passes import Passes
+from fast_ft.plan import Plan
 from fast_ft.template import Row
 
 Log = Callable[[dict[str, Any]], None]
@@ -79,13 +81,15 @@ class Course:
         *,
         seed: int,
         pad_id: int,
-        micro_batch: int,
+        plan: Plan,
         log: Log,
         work_folder: Path,
     ) -> None:
         self.loaded, self.jobs, self.section, self.carry = loaded, jobs, section, carry
         self.seed, self.pad_id, self.log, self.work_folder = seed, pad_id, log, work_folder
-        self.progress = state.Progress(micro_batch=micro_batch)
+        self.plan = plan
+        self.progress = state.Progress(micro_batch=plan.micro_batch)
+        self.passes = Passes(loaded, noise_alpha=section.neftune_noise_alpha, capture=plan.capture)
         self.optimizer = make_optimizer(loaded, section)
         self.on_checkpoint: Callable[[Course], None] | None = None
 
@@ -99,9 +103,12 @@ class Course:
     def run(self) -> list[StageResult]:
         """Train what is left, and return the stages that were trained, at least in part."""
         results = []
-        while self.progress.stage < len(self.jobs):
-            results.append(self._run_stage(self.jobs[self.progress.stage]))
-            self._next_stage()
+        try:
+            while self.progress.stage < len(self.jobs):
+                results.append(self._run_stage(self.jobs[self.progress.stage]))
+                self._next_stage()
+        finally:
+            self.passes.close()
         return results
 
     def checkpoint(self) -> None:
@@ -126,10 +133,7 @@ class Course:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.monotonic()
-        try:
-            trainer.train()
-        finally:
-            trainer.remove_noise()
+        trainer.train()
         seconds = time.monotonic() - started
         scaler = trainer.accelerator.scaler
         self.progress.scaler = scaler.state_dict() if scaler is not None else None

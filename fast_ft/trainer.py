@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fast_ft import seeds
 from fast_ft.errors import InputError
 from fast_ft.optimizer import make_scheduler
+from fast_ft.passes import cut
 from fast_ft.progress import note
 from fast_ft.template import IGNORE_INDEX, Row
 
 if TYPE_CHECKING:
     from fast_ft.train import Course, StageJob
-
-
-def cut(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return indices in micro-batches of at most `size` rows, longest first, so that little is padded."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> dict[str, Any]:
@@ -45,17 +40,16 @@ def make_trainer(course: Course, job: StageJob) -> Any:
     import torch
     from datasets import Dataset
     from torch.utils.data import DataLoader
-    from transformers import PrinterCallback, Trainer, TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from transformers.trainer_callback import ProgressCallback
     from trl import SFTConfig, SFTTrainer
 
-    section, loaded, progress = course.section, course.loaded, course.progress
+    section, loaded, progress, passes = course.section, course.loaded, course.progress, course.passes
     first = progress.step
     remaining = list(job.batches[first:])
 
     class StageTrainer(SFTTrainer):
         seen: list[dict[str, Any]]  # the log's lines of this stage
-        noise_hook: Any = None
 
         def get_train_dataloader(self) -> Any:
             return DataLoader(
@@ -66,52 +60,43 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             model.train()
             inputs = self._prepare_inputs(inputs)
             while True:
-                torch.manual_seed(seeds.derive(course.seed, "train", job.index, first + self.state.global_step))
                 try:
-                    return self._effective_batch(model, inputs)
+                    return self._effective_batch(inputs)
                 except torch.OutOfMemoryError as error:
-                    if progress.micro_batch == 1:
+                    smaller = _smaller(course)
+                    if smaller is None:
                         raise InputError(
                             f"out of memory with one row at a time, at step {progress.global_step + 1}. Lower "
                             "model.max_length or lora.r, set train.gradient_checkpointing: true, or free the card."
                         ) from error
-                    progress.micro_batch = math.ceil(progress.micro_batch / 2)
                 model.zero_grad()  # outside the handler: the error's traceback holds the activations
-                torch.cuda.empty_cache()
-                note(f"out of memory: the step is done again with micro-batches of {progress.micro_batch}")
+                smaller()
+                note(f"out of memory: the step is done again with micro-batches of {progress.micro_batch} rows")
 
-        def _effective_batch(self, model: Any, inputs: dict[str, Any]) -> Any:
+        def _effective_batch(self, inputs: dict[str, Any]) -> Any:
             lengths = inputs["attention_mask"].sum(dim=1)
             supervised = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
+            scaler = self.accelerator.scaler
+            passes.begin(supervised, scaler.scale(torch.ones((), device=lengths.device)) if scaler else None)
             total = torch.zeros((), device=lengths.device)
             host_lengths = lengths.tolist()
-            for piece in cut(host_lengths, progress.micro_batch):
-                longest = max(host_lengths[i] for i in piece)
-                width = longest + -longest % 8
-                part = {name: tensor[piece, :width] for name, tensor in inputs.items()}
-                self.row_lengths = lengths[piece]
-                with self.compute_loss_context_manager():
-                    # Trainer's, not SFTTrainer's: that one adds a pass over all logits for its own metrics
-                    loss = Trainer.compute_loss(self, model, part, num_items_in_batch=supervised)
-                self.accelerator.backward(loss)
-                total += loss.detach().float()
+            pieces = cut(
+                host_lengths,
+                most_rows=progress.micro_batch,
+                most_tokens=course.plan.most_tokens,
+                multiple=passes.multiple,
+            )
+            for number, piece in enumerate(pieces):
+                width = max(host_lengths[i] for i in piece)
+                width += -width % passes.multiple
+                missing = progress.micro_batch - len(piece) if passes.capture else 0
+                ids = _widened(inputs["input_ids"][piece], missing, width, course.pad_id)
+                labels = _widened(inputs["labels"][piece], missing, width, IGNORE_INDEX)
+                own = torch.nn.functional.pad(lengths[piece], (0, missing), value=1)
+                seed = seeds.derive(course.seed, "train", job.index, first + self.state.global_step, number)
+                total += passes(ids, labels, own, seed=seed)
             self.step_facts = (sum(host_lengths), int(supervised), total)
             return total
-
-        def add_noise(self, alpha: float) -> None:
-            """NEFTune (arXiv 2310.05914): uniform noise of alpha / sqrt(L d), L being each row's own length."""
-
-            def hook(module: Any, _: Any, output: Any) -> Any:
-                if not module.training:
-                    return output
-                scale = alpha / torch.sqrt(self.row_lengths * float(output.shape[-1]))
-                return output + torch.empty_like(output).uniform_(-1, 1) * scale[:, None, None].to(output.dtype)
-
-            self.noise_hook = self.model.get_input_embeddings().register_forward_hook(hook)
-
-        def remove_noise(self) -> None:
-            if self.noise_hook is not None:
-                self.noise_hook.remove()
 
     class Steps(TrainerCallback):
         """One line a step: nothing is averaged, and a loss that is no number stays one."""
@@ -164,7 +149,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         fp16=loaded.dtype == "float16",
         bf16=loaded.dtype == "bfloat16",
         use_cpu=loaded.device == "cpu",
-        gradient_checkpointing=section.gradient_checkpointing,
+        gradient_checkpointing=course.plan.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -200,6 +185,29 @@ def make_trainer(course: Course, job: StageJob) -> Any:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.seen = []
-    if section.neftune_noise_alpha is not None:
-        trainer.add_noise(section.neftune_noise_alpha)
     return trainer
+
+
+def _widened(values_BL: Any, rows: int, width: int, fill: int) -> Any:
+    """Return the tensor cut or padded to `width` columns, with so many rows of padding more."""
+    import torch
+
+    return torch.nn.functional.pad(values_BL, (0, width - values_BL.shape[1], 0, rows), value=fill)
+
+
+def _smaller(course: Course) -> Callable[[], None] | None:
+    """Return what makes the next try smaller, or None where nothing does: graphs go first, then rows."""
+    progress, passes = course.progress, course.passes
+    if not passes.capture and progress.micro_batch == 1:
+        return None
+
+    def shrink() -> None:
+        import torch
+
+        if passes.capture:
+            passes.forget()
+        else:
+            progress.micro_batch = math.ceil(progress.micro_batch / 2)
+        torch.cuda.empty_cache()
+
+    return shrink

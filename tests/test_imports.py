@@ -18,8 +18,10 @@ ORDER = [
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
     "lint", "load", "rundir", "environment", "picture",
-    "template", "plan", "backend", "optimizer", "state", "trainer", "train", "prepare", "selfcheck", "generate",
-    "judge", "card", "pipeline", "show", "__main__",
+    "template", "plan", "backend", "passes", "optimizer", "state", "trainer", "train", "prepare", "selfcheck", "generate",
+    "stats", "verdicts", "prices", "endpoint", "rubric", "judge", "reference", "judge_openai", "judging",
+    "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
+    "pipeline", "show", "show_scores", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.
@@ -32,6 +34,7 @@ NAMED = {
     "selfcheck": {"torch"},
     "generate": {"torch", "transformers"},
     "environment": {"torch"},
+    "passes": {"torch"},
     "pocket.pretrain": {"torch", "transformers"},
 }
 
@@ -108,7 +111,7 @@ def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
 
 
 def test_train_generate_and_judge_never_import_one_another() -> None:
-    parts = [{"train", "trainer", "optimizer", "state"}, {"generate", "decode"}, {"judge"}]
+    parts = [{"train", "trainer", "optimizer", "state"}, {"generate", "decode"}, {"judge", "judging", "judge_openai"}]
     for part in parts:
         others = set().union(*parts) - part
         for module in part & MODULES.keys():

@@ -17,6 +17,7 @@ from conftest import POCKET
 from bench.agreement import StepRecord, disagreements, first_step
 from fast_ft import backend, data, recipe, train, trainer
 from fast_ft.data import Example
+from fast_ft.plan import Plan
 from fast_ft.template import IGNORE_INDEX, Encoder, Row
 
 ENCODER = Encoder(POCKET)
@@ -58,7 +59,7 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[backend.Loaded]:
 def step(loaded: backend.Loaded, rows: list[Row], folder: Path, micro_batch: int = 8) -> StepRecord:
     """The trainer's step; the adapter is put back as it was."""
     before = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
-    record = first_step(loaded, rows, pad_id=ENCODER.pad_id, micro_batch=micro_batch, work_folder=folder)
+    record = first_step(loaded, rows, pad_id=ENCODER.pad_id, plan=Plan(micro_batch), work_folder=folder)
     for name, weight in loaded.model.named_parameters():
         if name in before:
             assert not weight.detach().equal(before[name]), f"the step left {name} as it was"
@@ -145,7 +146,7 @@ def test_neftune_scales_noise_by_each_rows_own_length(loaded: backend.Loaded, ro
     section = recipe.Train(effective_batch_size=2, optim="adamw_torch", warmup_steps=0, neftune_noise_alpha=5)
     course = train.Course(
         loaded, [train.StageJob(0, "one", pair, [[0, 1]], 1e-9)], section, recipe.Carry(),
-        seed=1, pad_id=0, micro_batch=2, log=lambda entry: None, work_folder=tmp_path,
+        seed=1, pad_id=0, plan=Plan(2), log=lambda entry: None, work_folder=tmp_path,
     )  # fmt: skip
     embeddings = loaded.model.get_input_embeddings()
     seen: list[tuple[Any, Any]] = []
@@ -170,7 +171,7 @@ def test_neftune_scales_noise_by_each_rows_own_length(loaded: backend.Loaded, ro
         assert float(noise[index].mean()) == pytest.approx(bound / 2, rel=0.05)
     loaded.model.eval()
     assert embeddings(ids).equal(embeddings.weight[ids]), "no noise in evaluation"
-    made.remove_noise()
+    course.passes.close()
     loaded.model.train()
     assert embeddings(ids).equal(embeddings.weight[ids]), "no noise once the stage is over"
     assert torch.isfinite(output).all()

@@ -15,11 +15,28 @@ import torch
 from fast_ft import backend, recipe, state
 from fast_ft.errors import InputError
 from fast_ft.optimizer import make_optimizer, make_scheduler
+from fast_ft.passes import cut, response_loss
+from fast_ft.plan import Plan
 from fast_ft.template import IGNORE_INDEX, Row
 from fast_ft.train import Course, StageJob, batches
-from fast_ft.trainer import collate, cut
+from fast_ft.trainer import collate
 
 # Order of rows, micro-batches, padding: pure functions
+
+
+def test_response_loss_equals_cross_entropy_in_chunks_of_any_size() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2500, 16, requires_grad=True), torch.randn(50, 16)
+    target = torch.randint(0, 50, (2500,))
+    target[::3] = IGNORE_INDEX
+    ours = response_loss(hidden, weight, target)
+    (ours * 0.25).backward()
+    gradient, hidden.grad = hidden.grad, None
+    theirs = torch.nn.functional.cross_entropy(hidden @ weight.t(), target, reduction="sum", ignore_index=IGNORE_INDEX)
+    (theirs * 0.25).backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert torch.allclose(gradient, hidden.grad, atol=1e-6)
+    assert response_loss(hidden, weight, torch.full((2500,), IGNORE_INDEX)).item() == 0
 
 
 def test_batches_hold_each_row_once_an_epoch() -> None:
@@ -43,10 +60,14 @@ def test_batches_leave_pythons_own_random_state_alone() -> None:
 
 
 def test_cut_puts_rows_of_like_length_together() -> None:
-    assert cut([5, 90, 7, 80, 6], 2) == [[1, 3], [2, 4], [0]]
-    assert cut([3, 3, 3], 8) == [[0, 1, 2]]
+    assert cut([5, 90, 7, 80, 6], most_rows=2, most_tokens=None, multiple=8) == [[1, 3], [2, 4], [0]]
+    assert cut([3, 3, 3], most_rows=8, most_tokens=None, multiple=8) == [[0, 1, 2]]
+    assert cut([5, 90, 7, 80, 6], most_rows=8, most_tokens=192, multiple=8) == [[1, 3], [2, 4, 0]], "2 x 96, 3 x 8"
+    assert cut([300, 200, 9], most_rows=8, most_tokens=100, multiple=8) == [[0], [1], [2]], "a long row goes alone"
     for size in (1, 2, 3):
-        assert sorted(i for piece in cut([4, 1, 3, 2], size) for i in piece) == [0, 1, 2, 3]
+        assert sorted(
+            i for piece in cut([4, 1, 3, 2], most_rows=size, most_tokens=None, multiple=8) for i in piece
+        ) == [0, 1, 2, 3]
 
 
 def test_collate_pads_on_the_right_and_masks_the_padding() -> None:
@@ -139,7 +160,7 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
         lines: list[dict[str, Any]] = []
         course = Course(
             maker.for_training(), jobs or make_jobs(make_rows(12)), section, carry or recipe.Carry(),
-            seed=7, pad_id=0, micro_batch=micro_batch, log=lines.append, work_folder=tmp_path / "work",
+            seed=7, pad_id=0, plan=Plan(micro_batch), log=lines.append, work_folder=tmp_path / "work",
         )  # fmt: skip
         return course, lines
 

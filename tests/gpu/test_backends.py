@@ -25,17 +25,19 @@ from pathlib import Path
 import torch
 from bench.agreement import first_step
 from fast_ft import backend, recipe
+from fast_ft.plan import Plan
 from fast_ft.template import Row
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
-maker = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=True, name=job["backend"])
+again = not job["capture"]
+maker = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=again, name=job["backend"])
 assert maker.name == job["backend"], maker.notes
 loaded = maker.for_training(Path(job["adapter"]))
 records = {}
 for name, rows in job["rows"].items():
     for micro_batch in job["micro_batches"]:
-        record = first_step(loaded, [Row(**row) for row in rows], pad_id=0, micro_batch=micro_batch,
-                            work_folder=Path(job["work"]))
+        plan = Plan(micro_batch, checkpointing=again, capture=job["capture"])
+        record = first_step(loaded, [Row(**row) for row in rows], pad_id=0, plan=plan, work_folder=Path(job["work"]))
         records[f"{name}/{micro_batch}"] = record
         backend.load_adapter_weights(loaded.model, Path(job["adapter"]) / "adapter_model.safetensors")
 torch.save(records, job["out"])
@@ -94,23 +96,26 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     job = {"base": str(POCKET / "base"), "adapter": str(tmp / "adapter"), "work": str(tmp), "rows": mutations(rows)}
     run(INITIAL, job | {"backend": "initial"}, tmp)
     found = {}
-    for backend in ("peft", "unsloth"):
-        out = str(tmp / f"{backend}.pt")
-        run(STEP, job | {"backend": backend, "micro_batches": [8, 3], "out": out}, tmp)
-        found[backend] = torch.load(out, weights_only=False)
+    for name in ("peft", "unsloth", "peft captured", "unsloth captured"):
+        out = str(tmp / f"{name}.pt")
+        backend, _, captured = name.partition(" ")
+        run(STEP, job | {"backend": backend, "capture": bool(captured), "micro_batches": [8, 3], "out": out}, tmp)
+        found[name] = torch.load(out, weights_only=False)
     return found
 
 
 @pytest.mark.parametrize("micro_batch", [8, 3])
-def test_backends_agree(records: dict[str, dict], micro_batch: int) -> None:
+@pytest.mark.parametrize("other", ["unsloth", "peft captured", "unsloth captured"])
+def test_backends_agree(records: dict[str, dict], other: str, micro_batch: int) -> None:
     from bench.agreement import disagreements
 
     name = f"right/{micro_batch}"
-    assert disagreements(records["peft"][name], records["unsloth"][name]) == []
+    assert disagreements(records["peft"][name], records[other][name]) == []
 
 
 @pytest.mark.parametrize("wrong", ["prompt unmasked", "labels shifted", "EOS missing"])
-def test_a_wrong_mask_shows(records: dict[str, dict], wrong: str) -> None:
+@pytest.mark.parametrize("other", ["unsloth", "unsloth captured"])
+def test_a_wrong_mask_shows(records: dict[str, dict], other: str, wrong: str) -> None:
     from bench.agreement import disagreements
 
-    assert disagreements(records["peft"]["right/8"], records["unsloth"][f"{wrong}/8"])
+    assert disagreements(records["peft"]["right/8"], records[other][f"{wrong}/8"])
