@@ -1,7 +1,8 @@
-"""The loss picture: every step of every stage, on one axis."""
+"""Pictures for slides: the loss over all stages, and the map of the rows."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,11 +11,13 @@ from typing import Any
 
 from fast_ft.rundir import write_bytes
 
+#: Colours and marks of the stages: told apart without colour too, and by most who see few colours.
+COLOURS = ("#0b57d0", "#c2410c", "#11783f", "#8b2fb5", "#9a6700", "#b0186b")
+MARKS = ("o", "s", "^", "D", "o", "s")
+
 
 def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     """Draw loss (nats a token) and learning rate over steps from log.jsonl's lines, stages marked; writes a PNG."""
-    import io
-
     from matplotlib.figure import Figure  # no pyplot: it would look for a screen
 
     steps = [line["step"] for line in lines]
@@ -35,13 +38,58 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     axes.set(
         xlabel="optimizer step", ylabel="loss on the responses, nats a token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
     )
-    axes.set_ylim(bottom=0)
+    # Room above the highest value: the stages' names stand there, and no curve lies on the frame.
+    highest = max((line["loss"] for line in lines if math.isfinite(line["loss"])), default=1.0)
+    axes.set_ylim(0, highest * 1.15 or 1.0)
     rate = axes.twinx()
-    rate.plot(steps, [line["learning_rate"] for line in lines], color="#b06000", linewidth=1, label="learning rate")
+    rates = [line["learning_rate"] for line in lines]
+    rate.plot(steps, rates, color="#b06000", linewidth=1, label="learning rate")
     rate.set_ylabel("learning rate", color="#b06000")
-    rate.set_ylim(bottom=0)
+    rate.set_ylim(0, max(rates) * 1.15 or 1.0)
     handles = [*axes.get_legend_handles_labels()[0], *rate.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, loc="upper right", frameon=False)
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+    _save(figure, path)
+
+
+def map_picture(path: Path, table: Any, stages: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Draw all rows by conversation length and score (without scores, by response length); writes a PNG.
+
+    table: an Arrow table with the columns conversation_words, score and response_words. stages: names with positions
+    of rows; a row has the colour of the first stage that holds it.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    across = table["conversation_words"].to_numpy()
+    scored = table["score"].null_count < table.num_rows
+    up = table["score" if scored else "response_words"].to_numpy()
+    if scored:  # rows of equal score would cover one another
+        levels = np.unique(up[~np.isnan(up)])
+        gap = np.diff(levels).min() if 1 < len(levels) <= 25 else 0.0
+        up = up + np.random.default_rng(0).uniform(-0.38, 0.38, len(up)) * gap
+    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    alpha = 0.6 if table.num_rows < 5_000 else 0.12
+    axes.scatter(across, up, s=4, color="#5c6875", alpha=alpha, linewidths=0, rasterized=True)
+    seen: set[int] = set()
+    for number, (name, positions) in enumerate(stages):
+        own = [position for position in positions if position not in seen]
+        seen.update(own)
+        if own:
+            colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+            axes.scatter(across[own], up[own], s=26, color=colour, marker=mark, edgecolors="white", linewidths=0.5,
+                         label=f"{name}: {len(own)} rows")  # fmt: skip
+    axes.set(xscale="log", xlabel="words in prompt and response", ylabel="score" if scored else "words in the response")
+    if not scored:
+        axes.set_yscale("log")
+    for axis in (axes.xaxis, *(() if scored else (axes.yaxis,))):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    figure.legend(loc="outside upper right", ncols=6, frameon=False, title=f"{len(seen)} of {table.num_rows:,} rows")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_bytes(path, buffer.getvalue())

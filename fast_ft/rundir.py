@@ -43,7 +43,9 @@ class RunDir:
         self.pred_partial = root / "pred.partial.jsonl"
         self.base_pred = root / "base_pred.json"
         self.scores = root / "scores.json"
+        self.answers = root / "answers.json"  # of each answer: new tokens, and whether EOS ended it
         self.report = root / "report.html"
+        self.map_png = root / "map.png"
 
     def stage(self, index: int, name: str) -> Path:
         """Return the folder of stage `index` (counted from 0): stages/01-easy for the first."""

@@ -1,0 +1,136 @@
+"""Writes the pages: a run's report.html, a comparison of several runs, the map of a data set before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fast_ft import atomic
+from fast_ft.errors import InputError
+from fast_ft.picture import loss_picture, map_picture
+from fast_ft.prepare import Prepared, prepare
+from fast_ft.progress import note
+from fast_ft.recipe import Recipe
+from fast_ft.report import facts, overview
+from fast_ft.report.page import bullets, page, paragraph
+from fast_ft.report.points import Points, measured, points
+from fast_ft.rundir import RunDir
+
+NOTICE = (
+    "This file holds training rows and the model's predictions. The homework forbids to share either: "
+    "keep it to yourself, and do not hand it in."
+)
+ROWS_NOTICE = "This file holds training rows, which the homework forbids to share: keep it to yourself."
+
+
+def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
+    """Write report.html, loss.png and map.png into a run folder, and return the page's path.
+
+    prepared: the run's data, where it is at hand; else it is loaded anew. Where that fails, or gives other rows than
+    those that were trained on, the page has no map and says why.
+    """
+    run = facts.read_run(folder)
+    notes: list[str] = []
+    if prepared is None:
+        prepared = _prepared(folder, run, notes)
+    content = {"answers": facts.answers([run]), "curves": [facts.curves(run)]}
+    blocks: dict[str, bytes] = {}
+    if prepared is not None:
+        stages, pool = _stages(prepared), measured(prepared.selection.pool)
+        found = points(pool, stages, _rows(prepared), prepared.encoder)
+        content["map"], blocks = found.facts, found.blocks
+        map_picture(folder.map_png, pool.table, stages)
+    if run.lines:
+        loss_picture(folder.loss_png, run.lines)
+    rows = len(prepared.selection.pool) if prepared else None
+    sections = [
+        ("run", "The run", overview.overview(run, rows, notes)),
+        ("map", "The data map", _map_markup(bool(blocks))),
+        ("training", "Training", '<div id="curves"></div>' if run.lines else paragraph("No step was logged.")),
+        ("answers", "Answers", '<div id="answer-view"></div>' if run.pred else paragraph("There are no answers yet.")),
+    ]
+    atomic.write_text(folder.report, page(f"{run.name} · fast_ft", NOTICE, sections, content, blocks))
+    return folder.report
+
+
+def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
+    """Write one page over several runs: curves over each other, recipe differences, wins, ties and losses."""
+    runs = [facts.read_run(folder) for folder in folders]
+    notes: list[str] = []
+    prepared = [_prepared(folder, run, notes) for folder, run in zip(folders, runs, strict=True)]
+    content = {"answers": facts.answers(runs), "curves": [facts.curves(run) for run in runs]}
+    blocks: dict[str, bytes] = {}
+    there = [p for p in prepared if p is not None]
+    if len(there) == len(runs) and len({p.digests["train"] for p in there}) == 1:
+        found = _shared_map(runs, there)
+        content["map"], blocks = found.facts, found.blocks
+    else:
+        notes.append("No data map: the runs' training rows are not all at hand, or not from the same file.")
+    lead = bullets([f"{run.name}: {overview.sentence(run, None)}" for run in runs])
+    sections = [
+        ("runs", "The runs", f"{lead}{overview.differing(runs)}{bullets(notes) if notes else ''}"),
+        ("map", "The data map", _map_markup(bool(blocks))),
+        ("training", "Training", '<div id="curves"></div>'),
+        ("answers", "Answers", '<div id="answer-view"></div>'),
+    ]
+    title = " · ".join(run.name for run in runs)
+    atomic.write_text(output, page(f"{title} · fast_ft", NOTICE, sections, content, blocks))
+    return output
+
+
+def explore_page(recipe: Recipe, prepared: Prepared) -> str:
+    """Return the page of `data --explore`: the map, with sliders for select.where, rank_by and take."""
+    pool = prepared.selection.pool
+    found = points(pool, [("the recipe takes", prepared.selection.indices)], _rows(prepared), prepared.encoder)
+    section = recipe.model_dump(mode="json")["select"]
+    content = {"map": found.facts, "explore": {"select": section, "limit": recipe.data.max_train_rows}}
+    sections = [
+        ("choose", "Choose rows", '<div id="explorer"></div>'),
+        ("map", "The data map", _map_markup(True)),
+    ]
+    return page(f"{Path(recipe.data.train).name} · fast_ft", ROWS_NOTICE, sections, content, found.blocks)
+
+
+def _prepared(folder: RunDir, run: facts.Run, notes: list[str]) -> Prepared | None:
+    """Load a run's data again; None, with a note, where they are gone or give other rows."""
+    try:
+        found = prepare(folder.recipe(), tokens=False)
+    except InputError as error:
+        notes.append(f"No data map: the training rows could not be loaded again ({error}).")
+        return None
+    if [e.id for e in found.examples] != [row["id"] for row in run.manifest.get("rows", [])]:
+        notes.append("No data map: the training file now gives other rows than those that were trained on.")
+        note(notes[-1])
+        return None
+    return found
+
+
+def _stages(prepared: Prepared) -> list[tuple[str, list[int]]]:
+    """Return each stage's name with the positions in the pool of its rows."""
+    position = _positions(prepared)
+    return [(stage.name, [position[e.id] for e in stage.examples]) for stage in prepared.stages]
+
+
+def _shared_map(runs: Sequence[facts.Run], prepared: Sequence[Prepared]) -> Points:
+    """Return the map of the pool that all runs share; groups say which run took a row, or several."""
+    taken = [set(_positions(p).values()) for p in prepared]
+    several = {i for number, own in enumerate(taken) for other in taken[number + 1 :] for i in own & other}
+    groups: list[tuple[str, Any]] = [("in several runs", sorted(several))]
+    groups += [(f"only in {run.name}", sorted(own - several)) for run, own in zip(runs, taken, strict=True)]
+    rows = {index: row for each in prepared for index, row in _rows(each).items()}
+    return points(prepared[0].selection.pool, [g for g in groups if g[1]], rows, prepared[0].encoder)
+
+
+def _positions(prepared: Prepared) -> dict[str, int]:
+    chosen = prepared.selection
+    return {example.id: index for index, example in zip(chosen.indices, chosen.examples, strict=True)}
+
+
+def _rows(prepared: Prepared) -> dict[int, Any]:
+    position = _positions(prepared)
+    return {position[id_]: row for id_, row in prepared.rows.items()}
+
+
+def _map_markup(there: bool) -> str:
+    return '<div id="data-map"></div>' if there else paragraph("There is no map: see the notes above.")
