@@ -8,11 +8,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fast_ft.errors import BudgetMissed, InputError, nearest
 
 if TYPE_CHECKING:
+    from fast_ft.prepare import Prepared
     from fast_ft.recipe import Recipe
 
 _Raw = argparse.RawDescriptionHelpFormatter
@@ -85,10 +87,22 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--show", type=int, default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     data.add_argument("--row", metavar="ID", help="print this selected row")
     data.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    data.add_argument("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
+    data.add_argument("--output", metavar="FILE", help="with --explore: write the page to a file instead")
     plan = add("plan", "show what training will take")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
     generate = add("generate", "answer the prompts again with a run's adapter", takes="RUN_DIR [key=value ...]")
     generate.add_argument("run", metavar="RUN_DIR")
+    judge = add("judge", "score a run's answers, again or by another judge", takes="RUN_DIR [judge.key=value ...]")
+    judge.add_argument("run", metavar="RUN_DIR")
+    judge.add_argument(
+        "--dry-run", action="store_true", help="print what would be asked and what it costs; ask nothing"
+    )
+    judge.add_argument("--against", metavar="RUN_DIR", help="judge this run too, and tell the difference from noise")
+    judge.add_argument("--ask-again", action="store_true", help="ask again where a kept reply holds no score")
+    report = add("report", "write a run's report.html, or one page that compares runs", takes="RUN_DIR [RUN_DIR ...]")
+    report.add_argument("runs", metavar="RUN_DIR", nargs="+")
+    report.add_argument("--output", metavar="FILE", help="of several runs: the page (default: comparison.html)")
     runs = add("runs", "list the run folders and what differs between them", takes="[FOLDER]")
     runs.add_argument("root", nargs="?", default="runs", metavar="FOLDER")
     add("schema", "print the recipe's JSON Schema", takes="")
@@ -114,7 +128,7 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
     with contextlib.redirect_stdout(sys.stderr):  # the libraries' banners; stdout is for results
         folder = run(recipe, options.recipe, until=until)
     if until == "pred" and folder.scores.is_file():
-        from fast_ft.show import print_scores
+        from fast_ft.show_scores import print_scores
 
         print_scores(folder)
     note(f"done: {folder.root if until == 'pred' else folder.adapter}")
@@ -134,6 +148,8 @@ def _data(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False))
         return 0
+    if options.explore:
+        return _explore(recipe, prepared, options.output)
     if options.row is None:
         print_selection(recipe, prepared, options.show)
         return 0
@@ -141,6 +157,22 @@ def _data(options: argparse.Namespace) -> int:
     if options.row not in ids:
         raise InputError(f"--row {options.row!r}: not among the {len(ids)} selected rows{nearest(options.row, ids)}")
     print_row(prepared, options.row)
+    return 0
+
+
+def _explore(recipe: Recipe, prepared: Prepared, output: str | None) -> int:
+    from fast_ft.progress import note
+    from fast_ft.report.serve import serve
+    from fast_ft.report.write import explore_page
+
+    page = explore_page(recipe, prepared)
+    if output is None:
+        serve(page)
+    else:
+        from fast_ft.atomic import write_text
+
+        write_text(Path(output), page)
+        note(f"{output} holds training rows: keep it to yourself")
     return 0
 
 
@@ -160,6 +192,38 @@ def _generate(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         pred = generate_again(options.run, options.overrides)
     note(f"done: {pred}")
+    return 0
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from fast_ft.pipeline import judge_again
+    from fast_ft.show_scores import print_scores
+
+    folder = judge_again(
+        options.run,
+        options.overrides,
+        against=options.against,
+        dry_run=options.dry_run,
+        ask_again=options.ask_again,
+    )
+    if not options.dry_run:
+        print_scores(folder)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from fast_ft.progress import note
+    from fast_ft.report.write import write_comparison, write_report
+    from fast_ft.rundir import RunDir
+
+    if options.overrides:
+        raise InputError(f"{options.overrides[0]!r}: a report takes run folders only.")
+    folders = [RunDir.at(run) for run in options.runs]
+    if len(folders) == 1:
+        page = write_report(folders[0])
+    else:
+        page = write_comparison(folders, Path(options.output or "comparison.html"))
+    note(f"{page} holds training rows and predictions: keep it to yourself")
     return 0
 
 
@@ -184,6 +248,8 @@ COMMANDS = {
     "data": _data,
     "plan": _plan,
     "generate": _generate,
+    "judge": _judge,
+    "report": _report,
     "runs": _runs,
     "schema": _schema,
 }

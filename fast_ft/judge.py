@@ -11,8 +11,9 @@ scores.json (every number rounded to 4 decimals; null where there is none):
     prompts         {prompt id: {score, ...}}; score is null where the judge's reply could not be read
     notes           [sentence]: what these scores can and cannot tell
     pred            digest of the pred.json that was judged
-    base            the base model's answers, where base_pred.json has some: mean to missing_share, by_skill,
-                    by_difficulty and prompts as above, and `gain`: tuned against base, like `against`
+    base            the base model's answers, where base_pred.json has some, else absent: mean to missing_share,
+                    by_skill, by_difficulty and prompts as above
+    gain            this run against the base model, like `against`; absent with base
     against         another run (--against), else absent: {run, count, mean, other_mean, difference, low, high, wins,
                     ties, losses, more_than_noise, sentence}; difference is this run minus the other, over `count`
                     prompts that both answered and that both have scores; more_than_noise is null below 10 of them
@@ -22,7 +23,8 @@ reference) to the whole, to each group and to each prompt, whose exact_match is 
 
 kind "openai" adds
 
-    model, endpoint, rubric   what judged: endpoint is the URL without credentials; rubric "pairwise-1" or "single-1"
+    model, answered_by, endpoint, rubric   what judged: the name asked for, the names that the server gave, its URL
+                    (no credentials), and "pairwise-1" or "single-1"
     scale           [1, 10]
     labelled        "pairwise, against reference answers" or "single answer, without references"
     reference_mean  mean score that the judge gave the reference answers; null for single
@@ -30,66 +32,119 @@ kind "openai" adds
     swapped         null, or with judge.swap {"order_effect": mean score with the answer first minus with it second}
     asked           {requests, cached, prompt_tokens, completion_tokens, dollars}: of this command; dollars may be null
 
-and to each prompt reference_score, reply (the judge's words, whole; null where no reply came), problem (why there is
-no score, else absent) and, with judge.swap, swapped: {score, reference_score, reply}; score is then the mean of both
-orders.
+and to each prompt reference_score, reply (the judge's words, whole: scores on the first line, reasons below; null where
+no reply came), problem (why there is no score, else absent) and, with judge.swap, first_score and
+swapped: {score, reference_score, reply} for the two orders; score is then their mean, null where either is missing.
 """
 
 from __future__ import annotations
 
-import string
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from fast_ft.errors import InputError
+from fast_ft import stats
+from fast_ft.progress import Bar
+
+MOST_MISSING = 0.02  #: a larger share of missing scores is a failure
+MEASURES = ("exact_match", "rouge_l", "chrf", "length_ratio")  # the reference judge's, averaged where there are some
 
 
-def by_reference(
-    answers: Mapping[str, str], references: Mapping[str, str], skills: Mapping[str, str | None]
-) -> dict[str, Any]:
-    """Return scores.json's content: exact match and ROUGE-L (F1), both 0 to 1, per prompt, per skill and in all.
+class Item(NamedTuple):
+    """What a judge sees, text only. `reference` is None where there are no reference answers."""
 
-    `mean` is the share of exact matches. InputError where an answered prompt has no reference.
+    question: str
+    reference: str | None
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """An answer's score, None for a missing one, and what else scores.json holds of it."""
+
+    score: float | None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """Question, reference and answer in, Judgment out. Called from several threads at once."""
+
+    def __call__(self, question: str, reference: str | None, answer: str) -> Judgment: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What prompts are told apart by, {prompt id: value}; an id without a value is in no group."""
+
+    skills: Mapping[str, str | None] = field(default_factory=dict)
+    difficulties: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def judge_all(
+    judge: Judge, items: Sequence[Item], concurrency: int = 1, stop: Callable[[], None] = lambda: None
+) -> dict[Item, Judgment]:
+    """Judge every item, equal ones once. An error, Ctrl-C included, ends it when the calls under way have ended.
+
+    `stop` is called then, so that a judge does not begin anew in them.
     """
-    from rouge_score import rouge_scorer
+    different = list(dict.fromkeys(items))
+    done: dict[Item, Judgment] = {}
+    with ThreadPoolExecutor(concurrency, "judge") as pool, Bar("judging", len(different)) as bar:
+        futures = {pool.submit(judge, *item): item for item in different}
+        try:
+            for future in as_completed(futures):
+                done[futures[future]] = future.result()
+                bar.advance()
+        except BaseException:
+            stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return done
 
-    missing = [key for key in answers if key not in references]
-    if missing:
-        raise InputError(
-            f"judge.references: no reference answer for {len(missing)} of {len(answers)} prompts, such as "
-            f"{missing[0]!r}. References are matched by id."
-        )
-    scorer = rouge_scorer.RougeScorer(["rougeL"])
-    prompts = {
-        key: {
-            "exact_match": normalised(answer) == normalised(references[key]),
-            "rouge_l": round(scorer.score(references[key], answer)["rougeL"].fmeasure, 4),
-        }
-        for key, answer in answers.items()
-    }
-    by_skill: dict[str, list[dict[str, Any]]] = {}
-    for key, score in prompts.items():
-        if (skill := skills.get(key)) is not None:
-            by_skill.setdefault(skill, []).append(score)
-    total = _total(list(prompts.values()))
+
+def summarise(judgments: Mapping[str, Judgment], group: Group, seed: int) -> dict[str, Any]:
+    """Return {prompt id: Judgment} as scores.json's totals, groups and prompts."""
     return {
-        "kind": "reference",
-        "mean": total["exact_match"],
-        **total,
-        "by_skill": {skill: _total(scores) for skill, scores in sorted(by_skill.items())},
-        "prompts": prompts,
+        **_total(list(judgments.values()), seed),
+        "by_skill": _groups(judgments, group.skills, seed),
+        "by_difficulty": _groups(judgments, group.difficulties, seed),
+        "prompts": {key: {"score": each.score, **each.details} for key, each in judgments.items()},
     }
 
 
-def normalised(text: str) -> str:
-    """Return the text that exact match compares: without case, outer spaces and final punctuation."""
-    return text.strip().lower().rstrip(string.punctuation + " ")
+def scores_of(content: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return {prompt id: score} of what `summarise` returned."""
+    return {key: each["score"] for key, each in content["prompts"].items()}
 
 
-def _total(scores: list[dict[str, Any]]) -> dict[str, Any]:
+def too_many_missing(scores: Mapping[str, Any]) -> str | None:
+    """Return a sentence where more than MOST_MISSING of the scores are missing."""
+    if scores["missing_share"] <= MOST_MISSING:
+        return None
+    why = next(each["problem"] for each in scores["prompts"].values() if each["score"] is None)
+    return (
+        f"judge: {scores['missing']} of {scores['count']} scores are missing, more than {MOST_MISSING:.0%}: the mean "
+        f"cannot be trusted. One of them, {why}; scores.json has all. The same command asks again where no reply came, "
+        "with --ask-again also where a reply holds no score; or choose another judge.model."
+    )
+
+
+def _groups(judgments: Mapping[str, Judgment], values: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
+    members: dict[Hashable, list[Judgment]] = {}
+    for key, judgment in judgments.items():
+        if (value := values.get(key)) is not None:
+            members.setdefault(value, []).append(judgment)
     return {
-        "count": len(scores),
-        "exact_match": round(fmean(score["exact_match"] for score in scores), 4),
-        "rouge_l": round(fmean(score["rouge_l"] for score in scores), 4),
+        value if isinstance(value, str) else f"{value:g}": _total(members[value], seed)
+        for value in sorted(members)  # type: ignore[type-var]
     }
+
+
+def _total(judgments: Sequence[Judgment], seed: int) -> dict[str, Any]:
+    content = stats.summary([judgment.score for judgment in judgments], seed)
+    for name in MEASURES:
+        if judgments and all(name in judgment.details for judgment in judgments):
+            content[name] = round(fmean(float(judgment.details[name]) for judgment in judgments), 4)
+    return content

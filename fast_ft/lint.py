@@ -155,7 +155,8 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
     data, judge = recipe.data, recipe.judge
     empty = {"model.name_or_path": recipe.model.name_or_path, "data.train": data.train, "data.test": data.test,
-             "output_dir": recipe.output_dir, "judge.references": judge.references}  # fmt: skip
+             "output_dir": recipe.output_dir, "judge.references": judge.references,
+             "judge.model": judge.model}  # fmt: skip
     for key, value in empty.items():
         if value is not None and not value.strip():
             yield Problem(f"{key}: the text is empty", (key,))
@@ -167,9 +168,12 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
     if judge.kind == "reference" and not judge.references:
         text = "judge.references: missing; judge.kind: reference compares answers with a file of reference answers"
         yield Problem(text, ("judge.references", "judge.kind"))
-    if judge.kind == "reference" and not data.test:
-        text = "judge.kind: reference has nothing to judge, since data.test names no prompts: give some, or kind: none"
-        yield Problem(text, ("judge.kind", "data.test"))
+    if judge.kind != "none" and not data.test:
+        text = f"judge.kind: {judge.kind} has nothing to judge, since data.test names no prompts: give some, or kind:"
+        yield Problem(f"{text} none", ("judge.kind", "data.test"))
+    if judge.kind == "openai" and judge.swap and not judge.references:
+        text = "judge.swap: without judge.references each answer is judged alone: there is nothing to swap"
+        yield Problem(text, ("judge.swap", "judge.references", "judge.kind"))
 
 
 def _warnings(recipe: Recipe) -> Iterator[Problem]:
@@ -193,6 +197,9 @@ def _warnings(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(text, ("train.learning_rate",))
     if recipe.judge.references and recipe.judge.kind == "none":
         yield Problem("judge.references: not used, since judge.kind is none", ("judge.references", "judge.kind"))
+    if recipe.judge.swap and recipe.judge.kind != "openai":
+        text = f"judge.swap: not used, since judge.kind is {recipe.judge.kind}"
+        yield Problem(text, ("judge.swap", "judge.kind"))
 
 
 def _conditions(path: str, where: dict[str, Condition]) -> Iterator[Problem]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe
-from fast_ft.rundir import RunDir
 from fast_ft.template import IGNORE_INDEX
 
 
@@ -42,7 +41,7 @@ def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
     """Print what was selected and why; then `show` rows, each with trained and masked tokens told apart."""
     from rich.table import Table
 
-    console = _console()
+    console = new_console()
     content = selection_json(prepared)
     title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {recipe.data.train}"
     table = Table(title=title, title_justify="left")
@@ -84,7 +83,7 @@ def print_row(prepared: Prepared, row_id: str) -> None:
         style = "grey50" if label == IGNORE_INDEX else ("green", "green underline")[index % 2]
         shown = controls.get(token) or _harmless(piece)
         text.append(shown, "bold " + style if token in controls else style)
-    _console().print(text)
+    new_console().print(text)
 
 
 def print_steps(recipe: Recipe, prepared: Prepared, as_json: bool) -> None:
@@ -112,41 +111,7 @@ def print_steps(recipe: Recipe, prepared: Prepared, as_json: bool) -> None:
         table.add_column(name.replace("_", " "), justify="left" if name == "stage" else "right")
     for entry in entries:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in entry.values()))
-    _console().print(table)
-
-
-def print_scores(folder: RunDir, examples: int = 3) -> None:
-    """Print the reference judge's scores by skill, the base model's beside them, and some answers before and after."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    scores = json.loads(folder.scores.read_text(encoding="utf-8"))
-    base = scores.get("base", {})
-    columns = ["skill", "prompts", "exact match", "ROUGE-L"]
-    if base:
-        columns[2:] = ["base: exact match", "ROUGE-L", "tuned: exact match", "ROUGE-L"]
-    table = Table()
-    for column in columns:
-        table.add_column(column, justify="left" if column == "skill" else "right")
-
-    def cells(each: dict[str, Any] | None) -> list[str]:
-        return [f"{each['exact_match']:.0%}", f"{each['rouge_l']:.2f}"] if each else ["", ""]
-
-    for skill, each in scores["by_skill"].items():
-        before = cells(base.get("by_skill", {}).get(skill)) if base else []
-        table.add_row(skill, str(each["count"]), *before, *cells(each))
-    table.add_section()
-    table.add_row("all", str(scores["count"]), *(cells(base) if base else []), *cells(scores))
-    console = _console()
-    console.print(table)
-    if not base:
-        return
-    pred, before_pred = (json.loads(path.read_text(encoding="utf-8")) for path in (folder.pred, folder.base_pred))
-    step = max(1, len(before_pred) // examples)
-    for key in list(before_pred)[::step][:examples]:
-        console.print(f"\n[bold]{escape(_plain(pred[key]['input'][-1]['content']))}[/bold]")
-        console.print(f"  base   {escape(_plain(before_pred[key]['output'][0]))}")
-        console.print(f"  tuned  {escape(_plain(pred[key]['output'][0]))}")
+    new_console().print(table)
 
 
 def print_runs(rows: list[dict[str, Any]]) -> None:
@@ -166,10 +131,10 @@ def print_runs(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             row["folder"], row["started"][:16], row["phase"] or "nothing", f"{row['minutes']}", score, *values
         )
-    _console().print(table)
+    new_console().print(table)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """One line, without the control codes that would let an answer draw on the terminal."""
     return _harmless(" ".join(text.split()))
 
@@ -185,7 +150,7 @@ def _summary(values: list[Any]) -> dict[str, float] | None:
     return {"least": min(numbers), "median": statistics.median(numbers), "most": max(numbers)}
 
 
-def _console() -> Any:
+def new_console() -> Any:
     from rich.console import Console
 
     return Console(file=sys.stdout, highlight=False)

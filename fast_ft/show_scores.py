@@ -1,0 +1,82 @@
+"""What is printed of scores.json: by skill and difficulty, beside the base model and another run, and what it means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fast_ft.rundir import RunDir
+from fast_ft.show import new_console, plain
+
+Cells = Mapping[str, Any]
+
+
+def print_scores(folder: RunDir, examples: int = 3) -> None:
+    """Print a run's scores, the base model's beside them, and some answers before and after."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    scores = json.loads(folder.scores.read_text(encoding="utf-8"))
+    base = scores.get("base")
+    judged = scores["kind"] == "openai"
+    cells, names = (_judged, ["mean", "95 %", "missing"]) if judged else (_matched, ["exact match", "ROUGE-L"])
+    headings = names if base is None else [f"base: {names[0]}", *names[1:], f"tuned: {names[0]}", *names[1:]]
+    table = Table()
+    for column in ("prompts by", "count", *headings):
+        table.add_column(column, justify="left" if column == "prompts by" else "right")
+
+    def row(name: str, each: Cells, before: Cells | None) -> None:
+        beside = [] if base is None else [""] * len(names) if before is None else cells(before)
+        table.add_row(escape(plain(name)), str(each["count"]), *beside, *cells(each))
+
+    for group, label in (("by_skill", ""), ("by_difficulty", "difficulty ")):
+        for name, each in scores.get(group, {}).items():
+            row(label + name, each, None if base is None else base.get(group, {}).get(name))
+        table.add_section()
+    row("all", scores, base)
+    console = new_console()
+    console.print(table)
+    for line in _remarks(scores):
+        console.print(plain(line), markup=False)
+    if base is None:
+        return
+    pred, before_pred = (json.loads(path.read_text(encoding="utf-8")) for path in (folder.pred, folder.base_pred))
+    step = max(1, len(before_pred) // examples)
+    for key in list(before_pred)[::step][:examples]:
+        console.print(f"\n[bold]{escape(plain(pred[key]['input'][-1]['content']))}[/bold]")
+        console.print(f"  base   {escape(plain(before_pred[key]['output'][0]))}")
+        console.print(f"  tuned  {escape(plain(pred[key]['output'][0]))}")
+
+
+def _matched(each: Cells) -> list[str]:
+    return [f"{each['exact_match']:.0%}", f"{each['rouge_l']:.2f}"]
+
+
+def _judged(each: Cells) -> list[str]:
+    mean = "" if each["mean"] is None else f"{each['mean']:.2f}"
+    between = "" if each["low"] is None else f"{each['low']:.2f} to {each['high']:.2f}"
+    return [mean, between, str(each["missing"] or "")]
+
+
+def _remarks(scores: Cells) -> list[str]:
+    lines = []
+    if scores["kind"] == "openai":
+        by = scores["model"] if scores["answered_by"] in ([], [scores["model"]]) else ", ".join(scores["answered_by"])
+        lines.append(f"judge: {by}, {scores['labelled']}, 1 to 10")
+        if scores["reference_mean"] is not None:
+            lines.append(f"the reference answers: {scores['reference_mean']:.2f}")
+        if "baselines" in scores:
+            values = ", ".join(f"{name} {value:g}" for name, value in scores["baselines"].items())
+            lines.append(f"the homework's baselines, by its own judge: {values}")
+        if scores["swapped"]:
+            lines.append(f"an answer scored {scores['swapped']['order_effect']:+.2f} when it stood first")
+    else:
+        low = scores["low"]
+        between = "" if low is None else f" (95 % interval {low:.0%} to {scores['high']:.0%})"
+        lines.append(
+            f"exact match {scores['mean']:.0%}{between}, chrF {scores['chrf']:.2f}, "
+            f"answers {scores['length_ratio']:.2f} times as long as their references"
+        )
+    lines += [scores[key]["sentence"] for key in ("gain", "against") if key in scores]
+    return lines + [f"note: {text}" for text in scores["notes"]]

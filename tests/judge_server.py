@@ -1,0 +1,138 @@
+"""A judge's endpoint on loopback that fails as it is told, and counts what it was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+#: (the request's place among all, from 0; how often this content was asked before; its text) -> a fault's name, or ""
+Faults = Callable[[int, int, str], str]
+
+
+class JudgeServer:
+    """`answered`: contents that got a whole reply, each with how often; `times` and `keys`: one entry a request."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.asked: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        self.seen: list[str] = []
+        self.times: list[tuple[float, str]] = []
+        self.keys: set[str] = set()
+        self.most_at_once = self._at_once = 0
+        self.lock = threading.Lock()
+        self.delay = 0.0
+
+    @property
+    def requests(self) -> int:
+        return len(self.times)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve, and give the address."""
+        outer = self
+
+        class Handler(_Handler):
+            owner = outer
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+def scores_for(text: str) -> tuple[int, int]:
+    """The two scores that the server gives what it is asked: any, but the same each time."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return 6 + digest[0] % 5, 1 + digest[1] % 9
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: JudgeServer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        owner = self.owner
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["messages"][-1]["content"]
+        with owner.lock:
+            fault = owner.faults(len(owner.times), owner.asked[text], text)
+            owner.asked[text] += 1
+            owner.seen.append(text)
+            owner.times.append((time.monotonic(), fault))
+            owner.keys.add(self.headers.get("Authorization", ""))
+            owner._at_once += 1
+            owner.most_at_once = max(owner.most_at_once, owner._at_once)
+        try:
+            time.sleep(owner.delay)
+            with contextlib.suppress(OSError):
+                self._reply(fault, text)
+        finally:
+            with owner.lock:
+                owner._at_once -= 1
+
+    def _reply(self, fault: str, text: str) -> None:
+        kind, _, value = fault.partition(" ")
+        key = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if kind == "drop":
+            self.connection.close()
+        elif kind == "status":  # with the key in it, as some proxies do
+            error = {"error": {"message": f"Incorrect API key provided: {key}", "code": None}}
+            self._send(int(value), json.dumps(error))
+        elif kind == "429":
+            self._send(429, '{"error": {"message": "slow down"}}', {"Retry-After": value} if value else {})
+        elif kind == "half":
+            whole = self._completion("8 7\nfine")
+            self._send(200, whole[: len(whole) // 2], {"Content-Length": str(len(whole))})
+            self.connection.close()
+        elif kind == "nonsense":
+            self._send(200, "<html>welcome</html>", {"Content-Type": "text/html"})
+        elif kind == "empty":
+            self._send(200, "")
+        elif kind == "slow":
+            time.sleep(float(value))
+        elif kind == "say":
+            self._answer(text, value.replace("KEY", key))
+        else:
+            first, second = scores_for(text)
+            alone = "score of answer 2" not in text
+            self._answer(text, f"{second}\nAlone." if alone else f"{first} {second}\nThe first says more.")
+
+    def _answer(self, text: str, reply: str) -> None:
+        self._send(200, self._completion(reply))
+        with self.owner.lock:
+            self.owner.answered[text] += 1
+
+    def _completion(self, reply: str) -> str:
+        return json.dumps(
+            {
+                "id": "x", "object": "chat.completion", "created": 0, "model": "judge-2026-01-01",
+                "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+            }
+        )  # fmt: skip
+
+    def _send(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
+        content = body.encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content))}.items():
+            if name not in (headers or {}):
+                self.send_header(name, value)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
