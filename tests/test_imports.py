@@ -18,7 +18,8 @@ ORDER = [
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
     "lint", "load", "rundir", "environment", "picture",
-    "template", "plan", "backend", "passes", "optimizer", "state", "trainer", "train", "prepare", "selfcheck", "generate",
+    "template", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train", "prepare", "selfcheck",
+    "kernels", "sampling", "fused", "cache", "prefill", "decode", "generate",
     "stats", "verdicts", "prices", "endpoint", "rubric", "judge", "reference", "judge_openai", "judging",
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
     "pipeline", "show", "show_scores", "__main__",
@@ -32,7 +33,12 @@ NAMED = {
     "trainer": {"torch", "transformers", "trl", "datasets"},
     "state": {"torch"},
     "selfcheck": {"torch"},
-    "generate": {"torch", "transformers"},
+    "sampling": {"torch"},
+    "fused": {"torch", "transformers", "bitsandbytes"},
+    "cache": {"torch"},
+    "prefill": {"torch"},
+    "decode": {"torch"},
+    "generate": {"torch"},
     "environment": {"torch"},
     "passes": {"torch"},
     "pocket.pretrain": {"torch", "transformers"},
@@ -111,7 +117,11 @@ def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
 
 
 def test_train_generate_and_judge_never_import_one_another() -> None:
-    parts = [{"train", "trainer", "optimizer", "state"}, {"generate", "decode"}, {"judge", "judging", "judge_openai"}]
+    parts = [
+        {"train", "trainer", "optimizer", "state"},
+        {"generate", "decode", "prefill", "cache", "fused", "sampling", "kernels"},
+        {"judge", "judging", "judge_openai"},
+    ]
     for part in parts:
         others = set().union(*parts) - part
         for module in part & MODULES.keys():
