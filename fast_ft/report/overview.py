@@ -85,7 +85,7 @@ def differing(runs: Sequence[Run]) -> str:
         ]
         head = ("run", "wins", "ties", "losses", "mean difference", "95 % interval")
         parts.append(f"<h3>Wins, ties, losses against {html.escape(first.name)}</h3>{table(head, rows, numbers=True)}")
-        parts += [paragraph(result["sentence"]) for _, result in found]
+        parts += [paragraph(result["sentence"].replace("This run", run.name, 1)) for run, result in found]
         kinds = {json.dumps([run.scores.get(key) for key in ("kind", "model", "rubric")]) for run in runs if run.scores}
         if len(kinds) > 1:
             parts.append(paragraph("These runs were scored by different judges: their scores cannot be compared."))

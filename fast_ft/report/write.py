@@ -46,7 +46,7 @@ def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
     rows = len(prepared.selection.pool) if prepared else None
     sections = [
         ("run", "The run", overview.overview(run, rows, notes)),
-        ("map", "The data map", _map_markup(bool(blocks))),
+        ("map", "The data map", _map_markup(bool(blocks), len(run.manifest.get("stages", [])))),
         ("training", "Training", '<div id="curves"></div>' if run.lines else paragraph("No step was logged.")),
         ("answers", "Answers", '<div id="answer-view"></div>' if run.pred else paragraph("There are no answers yet.")),
     ]
@@ -132,5 +132,8 @@ def _rows(prepared: Prepared) -> dict[int, Any]:
     return {position[id_]: row for id_, row in prepared.rows.items()}
 
 
-def _map_markup(there: bool) -> str:
-    return '<div id="data-map"></div>' if there else paragraph("There is no map: see the notes above.")
+def _map_markup(there: bool, stages: int = 1) -> str:
+    if not there:
+        return paragraph("There is no map: see the notes above.")
+    first = "A row that several stages train on has the colour of the first." if stages > 1 else ""
+    return f'<div id="data-map"></div>{paragraph(first, "hint") if first else ""}'

@@ -63,7 +63,7 @@ class Curves {
       const { spec, columns, holder } = chart, several = this.runs.length > 1;
       const series = [{ label: "step" }], data = [this.steps];
       columns.forEach((values, i) => {
-        const colour = css("--g" + (i % 6)), name = several ? this.runs[i].name : label(spec.key === "gib" ? "GiB" : spec.key);
+        const colour = css("--g" + (i % 6)), name = several ? this.runs[i].name : label(spec.key);
         const dash = several && i ? [8, 3 + 2 * i] : undefined; // runs differ by more than colour
         const value = (u, v) => short(v);
         if (spec.smooth) {
@@ -75,7 +75,7 @@ class Curves {
       const caps = spec.cap ? this.runs.map((run) => run.cap).filter((cap) => cap != null) : [];
       const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line") }, font: "12px system-ui, sans-serif" };
       chart.plot = new uPlot({
-        width: holder.clientWidth, height: spec.wide ? 300 : 210, padding: [22, 10, 0, 0],
+        width: widthFor(holder), height: spec.wide ? 300 : 210, padding: [22, 10, 0, 0],
         cursor: { sync: { key: "steps" }, drag: { x: true, y: false } },
         scales: { x: { time: false, range: (u, low, high) => [low - 0.5, high + 0.5] }, y: { range: (u, low, high) => [spec.zero ? Math.min(0, low ?? 0) : low, Math.max(high ?? 1, ...caps) * 1.08 || 1] } },
         axes: [{ ...axis, size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] }, { ...axis, size: 58, values: (u, ticks) => ticks.map(short) }],

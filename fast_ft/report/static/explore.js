@@ -124,8 +124,9 @@ class Explorer {
     root.append(
       el("p", { class: "hint" }, `Move a limit or a weight and see at once which rows would be taken: the same as a run by where, rank_by, method and take.${dedupe}${drawn}`),
       el("div", { class: "chooser" }, ...cards),
-      el("div", { class: "outcome" }, el("label", {}, "take ", this.takeField), this.says, this.differs, el("button", { type: "button", click: () => this.reset() }, "Back to the recipe")),
-      el("h3", {}, "For the recipe"), this.yaml, copy);
+      el("div", { class: "outcome" }, el("label", {}, "take ", this.takeField), this.says, this.differs),
+      el("h3", {}, "For the recipe"), this.yaml,
+      el("div", { class: "controls" }, copy, el("button", { type: "button", click: () => this.reset() }, "Back to the recipe")));
   }
 
   /** A metric's card: least, most, weight. */

@@ -115,7 +115,7 @@ class DataMap {
     this.plot?.destroy();
     this.ring?.remove();
     const { axisX, axisY } = this;
-    const width = this.plotRoot.clientWidth, height = Math.round(Math.max(320, Math.min(540, width * 0.62)));
+    const width = widthFor(this.plotRoot), height = Math.round(Math.max(320, Math.min(540, width * 0.62)));
     const free = (u, low, high) => [low, high]; // what is asked for, without rounding it up to neat ends
     this.plot = new uPlot({
       width, height, legend: { show: false }, padding: [10, 12, 0, 0],
@@ -193,8 +193,7 @@ class DataMap {
     this.key.replaceChildren(
       ...this.groupNames.map((name, g) => el("li", {}, swatch((ctx) => { ctx.fillStyle = css("--g" + (g % 6)); mark(ctx, g, 8, 8, 5); ctx.fill(); }),
         `${name}: ${count(counts[g], "row")}`)),
-      el("li", {}, swatch((ctx) => { ctx.fillStyle = `rgb(${css("--point")})`; ctx.fillRect(5, 5, 5, 5); }),
-        `not taken: ${count(this.rows.length - this.members.length, "row")}`));
+      ...this.others().map(([colour, text]) => el("li", {}, swatch((ctx) => { ctx.fillStyle = `rgb(${css(colour)})`; ctx.fillRect(5, 5, 5, 5); }), text)));
     let absent = 0;
     for (let i = 0; i < this.rows.length; i++) if (Number.isNaN(this.axisX.out[i] + this.axisY.out[i])) absent++;
     const spreadOut = [this.x, this.y].filter((name) => this.rows.kinds[name] === "level").map(label);
@@ -202,6 +201,14 @@ class DataMap {
       spreadOut.length ? `Rows of equal ${spreadOut.join(" and ")} are spread out a little, so that they do not cover one another.` : "",
       absent ? `${count(absent, "row")} without these metrics not shown.` : "",
     ].join(" ").trim();
+  }
+
+  /** Key entries for the rows of no group. */
+  others() {
+    const others = this.rows.length - this.members.length;
+    if (!this.passes) return [["--point", `not taken: ${count(others, "row")}`]];
+    const pass = this.passes.reduce((n, p) => n + p, 0) - this.members.length;
+    return [["--point", `pass, but rank too low: ${count(pass, "row")}`], ["--faint", `do not pass: ${count(others - pass, "row")}`]];
   }
 
   /** The row nearest to a place on the canvas within reach, or -1. Coloured rows win over others nearby. */

@@ -31,7 +31,7 @@ class RowView {
     this.dialog.replaceChildren(
       el("div", { class: "dialog-head" }, el("h2", { id: "row-title" }, `Row ${id}`),
         button("←", () => this.step(-1), "Previous coloured row"), button("→", () => this.step(1), "Next coloured row"),
-        button("Close", () => this.dialog.close())),
+        button("✕", () => this.dialog.close(), "Close")),
       el("div", { class: "dialog-body" }, el("dl", { class: "facts" }, ...facts),
         ...(tokens ? this.tokens(tokens) : this.texts(prompt, response))));
     if (!this.dialog.open) this.dialog.showModal();

@@ -29,7 +29,8 @@ async function unpackJSON(name) {
 }
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const label = (name) => name.replaceAll("_", " ");
+const NAMES = { rouge_l: "ROUGE-L", chrf: "chrF", grad_norm: "norm", tokens_per_s: "tokens/s", gib: "GiB" };
+const label = (name) => NAMES[name] ?? name.replaceAll("_", " ");
 const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 /** A number as short as it may be: 1,234, 0.37, 4.5, 1.5e-4. */
@@ -45,6 +46,9 @@ function short(value) {
 /** Say something to a screen reader. */
 function announce(text) { $("#live").textContent = text; }
 
+/** How wide a chart in `node` may be: on paper no wider than a page. */
+const widthFor = (node) => (document.documentElement.classList.contains("printing") ? Math.min(node.clientWidth, 640) : node.clientWidth);
+
 /** Call `draw` now and whenever the width of `node` or the colour scheme changes. */
 function redraw(node, draw) {
   let width = 0;
@@ -52,6 +56,8 @@ function redraw(node, draw) {
     if (node.clientWidth !== width && node.clientWidth > 0) { width = node.clientWidth; draw(); }
   }).observe(node);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  addEventListener("beforeprint", () => { document.documentElement.classList.add("printing"); draw(); }); // dark on light
+  addEventListener("afterprint", () => { document.documentElement.classList.remove("printing"); draw(); });
 }
 
 /** The page's rows: columns of numbers at hand, texts unpacked block by block, the last few kept. */
