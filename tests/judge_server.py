@@ -42,8 +42,7 @@ class JudgeServer:
         class Handler(_Handler):
             owner = outer
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), Handler)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
@@ -57,6 +56,11 @@ def scores_for(text: str) -> tuple[int, int]:
     """The two scores that the server gives what it is asked: any, but the same each time."""
     digest = hashlib.sha256(text.encode()).digest()
     return 6 + digest[0] % 5, 1 + digest[1] % 9
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # of 5, the eighth connection at once may wait for a second
 
 
 class _Handler(BaseHTTPRequestHandler):

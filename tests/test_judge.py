@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -275,6 +276,18 @@ def test_after_a_kill_no_answered_request_is_sent_again(runs: Any, serve: Any) -
     assert sum(server.answered.values()) <= COUNT + 2
     judged(folder)
     assert server.requests - before == COUNT - len(there)
+
+
+def test_ctrl_c_keeps_what_came_and_what_was_under_way(runs: Any, serve: Any) -> None:
+    def interrupt(place: int, before: int, text: str) -> str:
+        if place == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ""
+
+    server, folder = serve(interrupt), runs("a", concurrency=2)
+    server.delay = 0.02
+    assert main(["judge", str(folder.root)]) == 130 and 9 <= server.requests < COUNT
+    assert main(["judge", str(folder.root)]) == 0 and server.requests == COUNT
 
 
 def test_unreadable_replies_are_missing_with_their_text_kept(runs: Any, serve: Any) -> None:

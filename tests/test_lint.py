@@ -81,6 +81,9 @@ def test_steps_are_those_of_the_issues_table() -> None:
         ({"curriculum": {"stages": [{"name": "a", "where": {"len": 4}}]}}, "curriculum.stages.0.where.len: unknown"),
         ({"judge": {"kind": "reference"}}, "judge.references: missing"),
         ({"judge": {"kind": "reference", "references": "r"}, "data": {"test": None}}, "judge.kind: reference has"),
+        ({"judge": {"kind": "openai"}, "data": {"test": None}}, "judge.kind: openai has"),
+        ({"judge": {"kind": "openai", "swap": True}}, "judge.swap: without judge.references"),
+        ({"judge": {"kind": "openai", "model": " "}}, "judge.model: the text is empty"),
         ({"data": {"test": "./rows"}}, "data.test: ./rows is the training data too"),
         ({"data": {"train": " "}}, "data.train: the text is empty"),
         ({"output_dir": "runs/{digest}"}, "output_dir: {digest} is unknown"),
@@ -100,6 +103,7 @@ def test_each_error_stands_alone_and_names_its_key_first(changes: dict, start: s
         ({"curriculum": {"stages": [{"name": "a", "upto": 0.9}]}}, "curriculum.stages: the last stage ends at 0.9"),
         ({"train": {"learning_rate": 2.0}}, "train.learning_rate"),
         ({"judge": {"references": "r"}}, "judge.references: not used"),
+        ({"judge": {"swap": True}}, "judge.swap: not used"),
         ({"select": {"rank_by": {"score": 0}}}, "select.rank_by.score: weight 0"),
     ],
 )
