@@ -133,7 +133,7 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     notes = [*prepared.notes, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
     for text in notes[len(prepared.notes) :]:
         note(f"note: {text}")
-    jobs = prepared.jobs(recipe.train.effective_batch_size, recipe.seed, recipe.train.max_steps)
+    jobs = prepared.jobs(recipe.train, recipe.seed)
     earlier = latest_state(folder, prepared)
     done = state.read_progress(earlier).global_step if earlier else 0
     lines = _log_lines(folder.log, done)

@@ -10,7 +10,7 @@ from fast_ft import curriculum, data, hub, leakage, rules, selection, template
 from fast_ft.curriculum import Stage
 from fast_ft.data import Example, Prompt
 from fast_ft.errors import InputError
-from fast_ft.recipe import Recipe
+from fast_ft.recipe import Recipe, Train
 from fast_ft.template import Encoder, Row
 from fast_ft.train import StageJob, batches
 
@@ -33,20 +33,22 @@ class Prepared:
         """The distinct training rows, in the order in which stages first use them."""
         return list({e.id: e for stage in self.stages for e in stage.examples}.values())
 
-    def jobs(self, effective_batch_size: int, seed: int, max_steps: int | None = None) -> list[StageJob]:
+    def jobs(self, section: Train, seed: int) -> list[StageJob]:
         """Return the stages as rows and batches, ready to train; `max_steps` is over all of them."""
-        jobs, left = [], max_steps
+        jobs, left = [], section.max_steps
         for index, stage in enumerate(self.stages):
             steps = batches(
                 len(stage.examples),
                 stage.num_train_epochs,
-                effective_batch_size,
+                section.effective_batch_size,
                 shuffled=stage.order == "shuffled",
                 seed=seed,
                 stage=index,
             )[:left]
             left = None if left is None else left - len(steps)
             rows = [self.rows[example.id] for example in stage.examples]
+            if not section.completion_only_loss:
+                rows = [replace(row, labels=list(row.input_ids)) for row in rows]
             if steps:
                 jobs.append(StageJob(index, stage.name, rows, steps, stage.learning_rate))
         return jobs

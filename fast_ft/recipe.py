@@ -169,6 +169,9 @@ class Train(Section):
         default=None,
         description="NEFTune: noise of alpha / sqrt(L d) on the embeddings, L being each row's own length.",
     )
+    completion_only_loss: bool = Field(
+        default=True, description="Train on the response alone; false: on the prompt too, for comparison."
+    )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         default="auto",
         description="Compute activations again in the backward pass, for less memory; auto: where they do not fit.",

@@ -91,7 +91,7 @@ def print_steps(recipe: Recipe, prepared: Prepared, as_json: bool) -> None:
     from rich.table import Table
 
     entries: list[dict[str, Any]] = []
-    for job in prepared.jobs(recipe.train.effective_batch_size, recipe.seed, recipe.train.max_steps):
+    for job in prepared.jobs(recipe.train, recipe.seed):
         seen = [job.rows[index] for batch in job.batches for index in batch]
         entries.append(
             {
