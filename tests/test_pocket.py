@@ -56,7 +56,7 @@ def test_layout_and_sizes():
         assert [(r["id"], r["conversations"][0]) for r in prompts] == [
             (r["id"], r["conversations"][0]) for r in references
         ]
-        assert len({row["family"] for row in prompts}) >= 12
+        assert len({row["skill"] for row in prompts}) >= 12
 
 
 def test_a_third_of_the_rows_are_bad_and_lengths_vary():
@@ -95,7 +95,7 @@ def test_no_fact_asked_in_test_or_fresh_is_asked_or_answered_in_train():
         for held in load(name):
             prompt, answer = (turn["value"].lower() for turn in held["conversations"])
             assert prompt not in prompts, held["id"]
-            if held["family"] != "last":  # "The last word is egg." tells nothing of which list was asked about
+            if held["skill"] != "last":  # "The last word is egg." tells nothing of which list was asked about
                 assert not any(answer in row for row in rows), held["id"]
 
 

@@ -160,12 +160,12 @@ def files() -> dict[str, str]:
     for split, count in (("test", TEST_PROMPTS), ("fresh", FRESH_PROMPTS)):
         asked = questions(split, count)
         made[f"{split}.json"] = [
-            _fastchat(f"pocket_{split}_{i:03d}", prompt, None, family=fact.family)
+            _fastchat(f"pocket_{split}_{i:03d}", prompt, None, skill=fact.family)
             for i, (fact, prompt) in enumerate(asked)
         ]
         name = "references.json" if split == "test" else "fresh_references.json"
         made[name] = [
-            _fastchat(f"pocket_{split}_{i:03d}", prompt, answer(fact), family=fact.family)
+            _fastchat(f"pocket_{split}_{i:03d}", prompt, answer(fact), skill=fact.family)
             for i, (fact, prompt) in enumerate(asked)
         ]
     return {name: "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n" for name, rows in made.items()}
