@@ -1,7 +1,7 @@
 """Answers: the adapter, loaded fresh by path, and the test prompts, to pred.json.
 
-Prompts are decoded in batches of similar length. Which prompts share a batch follows from the test file and the
-settled batch size alone, and each batch seeds itself, so a run that was stopped goes on to the same answers.
+decode.py does the work, in a pool of slots. Which prompts share the pool, and when one is admitted, follows from the
+test file and the settled plan alone; a run that was stopped is replayed up to where it stood, and goes on.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from typing import Any
 
 from fast_ft import recipe, seeds
 from fast_ft.backend import Loaded
+from fast_ft.cache import PAGE, Cache, pages_for
 from fast_ft.data import Prompt
+from fast_ft.decode import Pool
 from fast_ft.errors import InputError
+from fast_ft.fused import Fused
+from fast_ft.prefill import Row
 from fast_ft.progress import Bar, note
+from fast_ft.sampling import Sampler
 from fast_ft.selfcheck import TOLERANCE, log_probabilities
 from fast_ft.template import Encoder
 
@@ -27,23 +32,32 @@ _PROBE_ROWS = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `tokens` counts new tokens, EOS included; `ended` says whether EOS came before the limit."""
+    """One answer. `tokens` counts new tokens, EOS included; `ended` says whether EOS came before the limit.
+
+    `candidate` counts the answers to one prompt, from 0.
+    """
 
     id: str
     text: str
     tokens: int
     ended: bool
+    candidate: int = 0
 
 
 @dataclass(frozen=True)
 class Generation:
-    """All answers, by prompt id; what was settled; and sentences for the manifest."""
+    """All answers, by prompt id and candidate; what was settled; and sentences for the manifest."""
 
-    answers: dict[str, Answer]
+    answers: dict[str, list[Answer]]
     seconds: float
     batch_size: int
     parity: float  #: nats, batched against single
     notes: list[str]
+
+    @property
+    def flat(self) -> list[Answer]:
+        """Every answer."""
+        return [answer for answers in self.answers.values() for answer in answers]
 
 
 def generate(
@@ -55,105 +69,107 @@ def generate(
     seed: int,
     batch_size: int,
     partial: Path,
+    cache_tokens: int | None = None,
+    dequantise: bool = False,
     title: str = "answers",
 ) -> Generation:
-    """Answer every prompt, in batches of at most `batch_size`.
+    """Answer every prompt, `batch_size` at a time at most, with a cache of `cache_tokens` (default: enough for all).
 
     `partial` keeps finished answers, one JSON line each, and is read back on a second start. Out of memory halves the
-    batch; InputError where a single prompt does not fit.
+    pool; InputError where a single prompt does not fit.
     """
     import torch
 
     ids = [encoder.prompt_ids(prompt.messages) for prompt in prompts]
     check_room(loaded.model.config, prompts, ids, section.max_new_tokens)
-    answers = _read_partial(partial, {prompt.id for prompt in prompts})
+    candidates = range(section.num_return_sequences)
+    wanted = [(prompt.id, candidate) for prompt in prompts for candidate in candidates]
+    answers = _read_partial(partial, set(wanted))
     started = time.monotonic()
     notes: list[str] = []
-    batch_size, parity = settle_batch_size(loaded, encoder, ids, min(batch_size, len(ids)), notes)
-    waiting = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # what does not fit fails at once, not at the end
-    new_tokens = 0
-    with Bar(title, len(prompts), done=len(answers)) as bar, partial.open("a", encoding="utf-8") as file:
-        while waiting:
-            batch = waiting[:batch_size]
-            if any(prompts[i].id not in answers for i in batch):
-                torch.manual_seed(seeds.derive(seed, "generate", prompts[batch[0]].id))
-                try:
-                    outputs = decode(loaded, encoder, [ids[i] for i in batch], section)
-                except torch.OutOfMemoryError:
-                    outputs = None
-                if outputs is None:  # outside the handler: the error's traceback holds the cache
-                    batch_size = _halve(batch_size, "out of memory", notes)
-                    torch.cuda.empty_cache()
-                    continue
-                fresh = [
-                    Answer(prompts[i].id, encoder.decode(output), len(output), output[-1:] == [encoder.eos_id])
-                    for i, output in zip(batch, outputs, strict=True)
-                    if prompts[i].id not in answers
-                ]
-                file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in fresh)
-                file.flush()
-                answers |= {answer.id: answer for answer in fresh}
-                new_tokens += sum(answer.tokens for answer in fresh)
-                bar.advance(len(fresh), f"{new_tokens / (time.monotonic() - started):,.0f} tokens/s")
-            del waiting[: len(batch)]
-    return Generation(answers, time.monotonic() - started, batch_size, parity, notes)
+    slots, new_tokens, difference = min(batch_size, len(wanted)), 0, 0.0
+    with Bar(title, len(wanted), done=len(answers)) as bar, partial.open("a", encoding="utf-8") as file:
+        while len(answers) < len(wanted):
+            rows = {
+                Row(row, section.max_new_tokens, seeds.derive(seed, "draw", *name), _tokens(answers, name)): name
+                for name, row in zip(wanted, (row for row in ids for _ in candidates), strict=True)
+            }
+            try:
+                pool, difference = _settle(loaded, encoder, ids, section, slots, cache_tokens, dequantise, notes)
+                for row in pool.run(list(rows)):
+                    if (name := rows[row]) not in answers:
+                        ended = row.tokens[-1] == encoder.eos_id
+                        answer = Answer(name[0], encoder.decode(row.tokens), len(row.tokens), ended, name[1])
+                        file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+                        file.flush()
+                        answers[name] = answer
+                        new_tokens += answer.tokens
+                        bar.advance(1, f"{new_tokens / (time.monotonic() - started):,.0f} tokens/s")
+                slots = pool.slots
+            except torch.OutOfMemoryError:
+                pool = None  # with the error's traceback it holds the cache
+            if pool is None:
+                slots = _halve(slots, "out of memory", notes)
+                cache_tokens = cache_tokens and cache_tokens // 2
+                torch.cuda.empty_cache()
+    by_prompt = {prompt.id: [answers[prompt.id, candidate] for candidate in candidates] for prompt in prompts}
+    return Generation(by_prompt, time.monotonic() - started, slots, difference, notes)
 
 
-def predictions(prompts: Sequence[Prompt], answers: dict[str, Answer]) -> dict[str, Any]:
-    """Return pred.json's content, in the test file's order: {id: {"input": messages, "output": [text]}}."""
-    return {prompt.id: {"input": list(prompt.messages), "output": [answers[prompt.id].text]} for prompt in prompts}
+def predictions(prompts: Sequence[Prompt], answers: dict[str, list[Answer]]) -> dict[str, Any]:
+    """Return pred.json's content, in the test file's order: {id: {"input": messages, "output": [text, ...]}}."""
+    return {
+        prompt.id: {"input": list(prompt.messages), "output": [answer.text for answer in answers[prompt.id]]}
+        for prompt in prompts
+    }
 
 
-def decode(loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], section: recipe.Generate) -> list[list[int]]:
-    """Return the new ids of each row, up to and with EOS, by transformers' generate on a left-padded batch."""
-    output = _generate(loaded, encoder, ids, _config(encoder, section))
-    width = max(len(row) for row in ids)
-    return [_until_eos(row[width:], encoder.eos_id) for row in output.sequences.tolist()]
+def make_pool(
+    loaded: Loaded,
+    encoder: Encoder,
+    section: recipe.Generate,
+    *,
+    slots: int,
+    longest: int,
+    cache_tokens: int | None = None,
+    dequantise: bool = False,
+) -> Pool:
+    """Return a pool over the loaded model, for rows of at most `longest` tokens, prompt and answer together."""
+    import torch
+
+    fused = Fused(loaded.model, dequantise=dequantise)
+    if loaded.device == "cuda":
+        torch.cuda.empty_cache()  # what was put side by side leaves holes
+    pages = max(pages_for(longest), slots * pages_for(longest) if cache_tokens is None else cache_tokens // PAGE)
+    cache = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, pages, fused.dtype, fused.device)
+    return Pool(
+        fused, cache, Sampler.of(section), slots=slots, eos_id=encoder.eos_id, pad_id=encoder.pad_id, longest=longest
+    )
 
 
-def settle_batch_size(
-    loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], batch_size: int, notes: list[str]
-) -> tuple[int, float]:
-    """Return a batch size at which batched and single decoding agree, and by how many nats they differ.
+def parity(pool: Pool, loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], limit: int) -> float:
+    """Return the mean absolute difference, in nats a token, between the pool's decoding and its rows taken alone.
 
-    A batch of prompts of all lengths is decoded for a few steps; the log-probability of each chosen token is compared
-    with a pass over that row alone, teacher-forced. Padding, positions and cache of the real path are all in it.
+    Rows of all lengths are decoded for a few steps, in the pool's full shape; the log-probability of each chosen
+    token is compared with the model's own pass over that row, teacher-forced. Prefill, pages, positions, LoRA and the
+    captured step are all in it.
     """
     import torch
 
-    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    while True:
-        spread = [by_length[k * (len(ids) - 1) // max(1, batch_size - 1)] for k in range(batch_size)]
-        try:
-            difference = parity(loaded, encoder, [ids[i] for i in spread])
-            reason = f"batched and single decoding differ by {difference:.4f} nat"
-        except torch.OutOfMemoryError:
-            difference, reason = float("inf"), "out of memory"
-        if difference <= TOLERANCE[loaded.dtype] or (batch_size == 1 and difference != float("inf")):
-            return batch_size, difference
-        batch_size = _halve(batch_size, reason, notes)
-        if loaded.device == "cuda":
-            torch.cuda.empty_cache()
+    by_length = sorted(ids, key=len)
+    spread = sorted({k * (len(ids) - 1) // max(1, _PROBE_ROWS - 1) for k in range(min(_PROBE_ROWS, pool.slots))})
+    rows = [Row(by_length[index], min(_PROBE_TOKENS, limit)) for index in spread]
+    batched: dict[Row, list[float]] = {row: [] for row in rows}
 
+    def record(live: list[Row]) -> None:
+        logits_SV = torch.log_softmax(pool.logits[: len(live)], dim=-1)
+        for value_V, row in zip(logits_SV, live, strict=True):
+            batched[row].append(value_V[row.tokens[-1]].item())
 
-def parity(loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]]) -> float:
-    """Return the mean absolute difference, in nats a token, between a batch's decoding and its rows taken alone."""
-    import torch
-    import transformers
-
-    config = transformers.GenerationConfig(
-        do_sample=False, max_new_tokens=_PROBE_TOKENS, eos_token_id=encoder.eos_id, pad_token_id=encoder.pad_id,
-        return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
-    output = _generate(loaded, encoder, ids, config)
-    logits_TBV = torch.stack(list(output.logits)).float()
-    width = max(len(row) for row in ids)
     differences: list[float] = []
-    for index in sorted({k * (len(ids) - 1) // max(1, _PROBE_ROWS - 1) for k in range(_PROBE_ROWS)}):
-        chosen = _until_eos(output.sequences[index, width:].tolist(), encoder.eos_id)
-        batched_TV = torch.log_softmax(logits_TBV[: len(chosen), index], dim=-1)
-        alone = log_probabilities(loaded.model, [[*ids[index], *chosen]], [len(ids[index])], encoder.pad_id)[0]
-        differences += [abs(batched_TV[t, token].item() - alone[t]) for t, token in enumerate(chosen)]
+    for row in pool.run(rows, burst=1, shape=pool.slots, on_look=record):
+        alone = log_probabilities(loaded.model, [[*row.prompt, *row.tokens]], [len(row.prompt)], encoder.pad_id)[0]
+        differences += [abs(a - b) for a, b in zip(batched[row], alone, strict=True)]
     return sum(differences) / len(differences)
 
 
@@ -169,39 +185,20 @@ def check_room(config: Any, prompts: Sequence[Prompt], ids: Sequence[Sequence[in
         )
 
 
-def _generate(loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], config: Any) -> Any:
-    import torch
-    import transformers
-
-    # what a given config leaves unset would come from the model's own generation_config.json
-    loaded.model.generation_config = transformers.GenerationConfig()
-    width = max(len(row) for row in ids)
-    padded = torch.tensor([[encoder.pad_id] * (width - len(row)) + list(row) for row in ids], device=loaded.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=loaded.device)
-    with torch.inference_mode():
-        return loaded.model.generate(input_ids=padded, attention_mask=mask, generation_config=config)
-
-
-def _config(encoder: Encoder, section: recipe.Generate) -> Any:
-    """Every value is the recipe's: a model's own generation_config.json must not decide the answers."""
-    import transformers
-
-    sampling = {"temperature": section.temperature, "top_p": section.top_p, "top_k": section.top_k}
-    return transformers.GenerationConfig(
-        do_sample=section.do_sample,
-        **(sampling if section.do_sample else {}),
-        repetition_penalty=section.repetition_penalty,
-        max_new_tokens=section.max_new_tokens,
-        eos_token_id=encoder.eos_id,
-        bos_token_id=encoder.bos_id,
-        pad_token_id=encoder.pad_id,
-        use_cache=True,
-        return_dict_in_generate=True,
-    )
-
-
-def _until_eos(ids: list[int], eos_id: int) -> list[int]:
-    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+def _settle(
+    loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], section: recipe.Generate, slots: int,
+    cache_tokens: int | None, dequantise: bool, notes: list[str],
+) -> tuple[Pool, float]:  # fmt: skip
+    """Return a pool in which batched and single decoding agree, and by how many nats they differ."""
+    longest = max(map(len, ids)) + section.max_new_tokens
+    while True:
+        pool = make_pool(
+            loaded, encoder, section, slots=slots, longest=longest, cache_tokens=cache_tokens, dequantise=dequantise
+        )
+        difference = parity(pool, loaded, encoder, ids, section.max_new_tokens)
+        if difference <= TOLERANCE[loaded.dtype] or slots == 1:
+            return pool, difference
+        slots = _halve(slots, f"batched and single decoding differ by {difference:.4f} nat", notes)
 
 
 def _halve(batch_size: int, reason: str, notes: list[str]) -> int:
@@ -213,7 +210,11 @@ def _halve(batch_size: int, reason: str, notes: list[str]) -> int:
     return smaller
 
 
-def _read_partial(path: Path, wanted: set[str]) -> dict[str, Answer]:
+def _tokens(answers: dict[tuple[str, int], Answer], name: tuple[str, int]) -> int | None:
+    return answers[name].tokens if name in answers else None
+
+
+def _read_partial(path: Path, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], Answer]:
     """Return the finished answers of a stopped run. A last line that was cut off is left out, and cut from the file."""
     if not path.is_file():
         return {}
@@ -226,8 +227,8 @@ def _read_partial(path: Path, wanted: set[str]) -> dict[str, Answer]:
         if not line.endswith(b"\n"):
             break
         whole += len(line)
-        if answer.id in wanted:
-            answers[answer.id] = answer
+        if (answer.id, answer.candidate) in wanted:
+            answers[answer.id, answer.candidate] = answer
     with path.open("r+b") as file:
         file.truncate(whole)
     return answers

@@ -16,6 +16,7 @@ from fast_ft import (
     environment,
     generate,
     hub,
+    identity,
     judge,
     judging,
     plan,
@@ -109,6 +110,7 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
         wanted_micro_batch=None if micro == "auto" else micro,
         wanted_generation_batch=None if batch == "auto" else batch,
         max_new_tokens=recipe.generate.max_new_tokens,
+        candidates=recipe.generate.num_return_sequences,
         r=recipe.lora.r,
         optim=recipe.train.optim,
         load_in_4bit=recipe.model.load_in_4bit,
@@ -118,6 +120,7 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
         tflops=environment.matmul_tflops() if recipe.train.capture else None,
     )
     atomic.write_json(folder.plan, settled.to_json())
+    folder.update(plan=settled.to_json())  # the manifest alone is then enough to do the run again
     return settled
 
 
@@ -126,6 +129,7 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     assert prepared.encoder is not None
     check_model(recipe)
     started = time.monotonic()
+    folder.update(model=identity.model(recipe.model.name_or_path, recipe.model.revision))
     maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
     settled = settle_plan(folder, recipe, prepared, maker.name)
     maker.gradient_checkpointing = settled.checkpointing  # known only now: the plan depends on the backend
@@ -222,27 +226,20 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, partial: 
     settled = settle_plan(folder, recipe, prepared, maker.name)
     loaded = maker.for_generation(folder.adapter)
     difference = selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)
-    fixed = recipe.generate.batch_size  # the plan's, unless `generate RUN_DIR` was given another
-    batch_size = settled.generation_batch if fixed == "auto" else fixed
+    pool = pool_settings(recipe, settled)
     partial = partial or folder.pred_partial
     result = generate.generate(
-        loaded,
-        prepared.encoder,
-        prepared.prompts,
-        recipe.generate,
-        seed=recipe.seed,
-        batch_size=batch_size,
-        partial=partial,
+        loaded, prepared.encoder, prepared.prompts, recipe.generate, seed=recipe.seed, partial=partial, **pool
     )
     record_endings(folder, "tuned", result)
-    before = base_answers(loaded, folder, recipe, prepared, batch_size)
+    before = base_answers(loaded, folder, recipe, prepared, pool)
     loaded.free()
     if folder.pred.is_file():
         former = folder.pred.read_bytes()
         atomic.write_bytes(folder.root / f"pred-{atomic.sha256_file(folder.pred)[:8]}.json", former)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
     partial.unlink(missing_ok=True)
-    answers = list(result.answers.values())
+    answers = result.flat
     manifest = folder.manifest()
     folder.update(
         notes=[*manifest.get("notes", []), *result.notes],
@@ -263,7 +260,19 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, partial: 
     )
 
 
-def base_answers(loaded: backend.Loaded, folder: RunDir, recipe: Recipe, prepared: Prepared, batch_size: int) -> int:
+def pool_settings(recipe: Recipe, settled: plan.Plan) -> dict[str, Any]:
+    """Return the plan's pool as generate's arguments; `generate RUN_DIR` may have been given another batch_size."""
+    fixed = recipe.generate.batch_size
+    return {
+        "batch_size": settled.generation_batch if fixed == "auto" else fixed,
+        "cache_tokens": settled.cache_tokens,
+        "dequantise": settled.dequantise,
+    }
+
+
+def base_answers(
+    loaded: backend.Loaded, folder: RunDir, recipe: Recipe, prepared: Prepared, pool: dict[str, Any]
+) -> int:
     """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
     prompts = prepared.prompts[: recipe.judge.base_prompts]
     if not prompts:
@@ -277,9 +286,9 @@ def base_answers(loaded: backend.Loaded, folder: RunDir, recipe: Recipe, prepare
             prompts,
             recipe.generate,
             seed=recipe.seed,
-            batch_size=batch_size,
             partial=partial,
             title="answers of the base model",
+            **pool,
         )
     record_endings(folder, "base", result)
     atomic.write_json(folder.base_pred, generate.predictions(prompts, result.answers))
@@ -290,7 +299,7 @@ def base_answers(loaded: backend.Loaded, folder: RunDir, recipe: Recipe, prepare
 def record_endings(folder: RunDir, column: str, result: generate.Generation) -> None:
     """Note in answers.json how long each answer is and whether it ended by itself; pred.json has no place for that."""
     earlier = json.loads(folder.answers.read_text(encoding="utf-8")) if folder.answers.is_file() else {}
-    ends = {answer.id: {"tokens": answer.tokens, "ended": answer.ended} for answer in result.answers.values()}
+    ends = {key: {"tokens": first.tokens, "ended": first.ended} for key, (first, *_) in result.answers.items()}
     atomic.write_json(folder.answers, earlier | {column: ends})
 
 

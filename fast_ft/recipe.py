@@ -191,9 +191,13 @@ class Generate(Section):
     temperature: Positive = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     top_k: Annotated[int, Field(ge=0)] = Field(default=30, description="0: no limit.")
+    min_p: Share = Field(default=0.0, description="Leave out tokens less likely than this share of the likeliest.")
     repetition_penalty: Positive = 1.0
     max_new_tokens: Count = 1024
-    batch_size: Count | Literal["auto"] = Field(default="auto", description="auto: as many as the memory budget holds.")
+    num_return_sequences: Count = Field(default=1, description="Answers to each prompt; they share its first pass.")
+    batch_size: Count | Literal["auto"] = Field(
+        default="auto", description="Answers decoded side by side; auto: as many as the memory budget holds."
+    )
 
 
 class Judge(Section):

@@ -35,7 +35,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():
             if "lora_B" in name:
-                weight.normal_(std=0.03)
+                weight.normal_(std=0.08)
     folder = tmp_path_factory.mktemp("adapter")
     backend.save_adapter(loaded.model, folder, "pocket", "card")
     pool = data.load_pool(recipe.Data(train=str(POCKET.parent / "train.json")))
@@ -74,17 +74,17 @@ def test_greedy_batches_equal_transformers_one_by_one(
         single = torch.tensor([ids])
         output = loaded.model.generate(input_ids=single, do_sample=False, max_new_tokens=12, eos_token_id=2)
         alone = output[0, len(ids) :].tolist()
-        given = result.answers[prompt.id]
+        (given,) = result.answers[prompt.id]
         assert given.text == ENCODER.decode(alone)
         assert given.tokens == len(alone) and given.ended == (alone[-1] == ENCODER.eos_id)
-    assert len({given.text for given in result.answers.values()}) > 2, "answers that all agree would prove little"
+    assert len({given.text for given in result.flat}) > 2, "answers that all agree would prove little"
 
 
-def test_an_adapter_changes_the_answers(loaded: backend.Loaded, prompts: list[Prompt]) -> None:
-    ids = [ENCODER.prompt_ids(prompt.messages) for prompt in prompts]
+def test_an_adapter_changes_the_answers(loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
     with loaded.model.disable_adapter():
-        base = generate.decode(loaded, ENCODER, ids, GREEDY)
-    assert base != generate.decode(loaded, ENCODER, ids, GREEDY)
+        base = answer(loaded, prompts, tmp_path / "base")
+        assert base.parity < 1e-4, "the base alone is what the pool computes too"
+    assert base.answers != answer(loaded, prompts, tmp_path / "tuned").answers
 
 
 def test_sampling_follows_the_seed(loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
@@ -97,14 +97,15 @@ def test_sampling_follows_the_seed(loaded: backend.Loaded, prompts: list[Prompt]
     assert other.answers != first.answers
 
 
-def test_the_models_own_generation_config_decides_nothing(loaded: backend.Loaded, prompts: list[Prompt]) -> None:
-    ids = [ENCODER.prompt_ids(prompt.messages) for prompt in prompts[:3]]
-    plain = generate.decode(loaded, ENCODER, ids, GREEDY)
+def test_the_models_own_generation_config_decides_nothing(
+    loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    plain = answer(loaded, prompts[:3], tmp_path / "plain").answers
     config = loaded.model.generation_config
     before = config.to_dict()
     try:
-        config.update(max_new_tokens=1, repetition_penalty=9.0, bad_words_ids=[[token] for token in plain[0][:3]])
-        assert generate.decode(loaded, ENCODER, ids, GREEDY) == plain
+        config.update(max_new_tokens=1, repetition_penalty=9.0, temperature=9.0, do_sample=True)
+        assert answer(loaded, prompts[:3], tmp_path / "changed").answers == plain
     finally:
         loaded.model.generation_config = type(config).from_dict(before)
 
@@ -114,7 +115,7 @@ def test_the_models_own_generation_config_decides_nothing(loaded: backend.Loaded
 
 def test_predictions_have_the_homeworks_shape_in_the_files_order(prompts: list[Prompt]) -> None:
     mixed = [prompts[2], prompts[0], prompts[1]]
-    answers = {p.id: generate.Answer(p.id, f"answer to {p.id}", 3, True) for p in prompts[:3]}
+    answers = {p.id: [generate.Answer(p.id, f"answer to {p.id}", 3, True)] for p in prompts[:3]}
     made = generate.predictions(mixed, answers)
     assert list(made) == [p.id for p in mixed]
     assert json.loads(json.dumps(made))[mixed[0].id] == {
@@ -142,7 +143,7 @@ def test_finished_batches_are_not_decoded_again(loaded: backend.Loaded, prompts:
     answer(loaded, prompts, tmp_path / "partial")
     text = (tmp_path / "partial").read_text("utf-8").replace('"text": "', '"text": "kept: ')
     (tmp_path / "partial").write_text(text, encoding="utf-8")
-    assert all(a.text.startswith("kept: ") for a in answer(loaded, prompts, tmp_path / "partial").answers.values())
+    assert all(a.text.startswith("kept: ") for a in answer(loaded, prompts, tmp_path / "partial").flat)
 
 
 # Room and memory
@@ -163,7 +164,7 @@ def test_a_prompt_without_room_for_its_answer_is_refused_before_decoding(
 def test_parity_that_fails_halves_the_batch_and_says_so(
     loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The fault is real: in batches of more than two rows the logits are off."""
+    """The fault is real: in pools of more than two slots the logits are off."""
 
     def disturb(module: Any, given: Any, output: Any) -> Any:
         return output + torch.randn_like(output) if output.shape[0] > 2 else output
@@ -183,7 +184,7 @@ def test_memory_that_runs_out_halves_the_batch(loaded: backend.Loaded, prompts: 
     wanted = answer(loaded, prompts, tmp_path / "wanted").answers
 
     def full(module: Any, given: Any) -> None:
-        if len(given[0]) > 2:
+        if 2 < len(given[0]) < 10:  # a step of more than two slots; prompts are longer
             raise torch.OutOfMemoryError("as a small card would")
 
     hook = loaded.model.get_input_embeddings().register_forward_pre_hook(full)

@@ -75,7 +75,7 @@ def test_more_memory_never_means_less_work_at_once() -> None:
         values = [getattr(each, name) for each in plans]
         assert values == sorted(values), name
     assert plans[0].most_tokens == 64 and plans[0].generation_batch == 1, "the run will say that it does not fit"
-    assert plans[-1].most_tokens == 8 * 704 and plans[-1].generation_batch == 64
+    assert plans[-1].most_tokens == 8 * 704 and plans[-1].generation_batch == 150
     assert plans[0].generation_batch < plans[5].generation_batch < plans[-1].generation_batch
 
 

@@ -1,0 +1,251 @@
+"""A pool of slots that answers rows side by side: paged cache, refill, and one decode step captured in a CUDA graph.
+
+    waiting -> admit (prefill, several prompts a pass) -> live -> bursts of 8 steps -> ended
+                  ^                                         |
+                  +---- set aside when no page is left -----+
+
+The host looks at the tokens after each burst only. What it decides there (who is admitted, who is set aside, which
+pool shape runs next) follows from the rows' lengths alone, never from timing. So a run that was stopped is replayed:
+rows whose answers are known already keep their places and lengths, and nothing is computed while all rows are such.
+
+Shapes: S slots, T tokens, V vocabulary, W pages in a row of the table.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from fast_ft.cache import PAGE, Cache, pages_for
+from fast_ft.errors import InputError
+from fast_ft.fused import Fused
+from fast_ft.prefill import Row, prefill
+from fast_ft.progress import note
+from fast_ft.sampling import Sampler
+
+BURST = 8  #: steps between two looks at the tokens
+_AHEAD = 256  #: new tokens that a row is given room for when it is admitted; more is found as it goes
+_COLUMNS = 256  #: without the Triton kernel, steps are made for multiples of so many columns
+_SMALLEST = 4  #: slots
+_TOKEN, _LENGTH, _MADE, _LIMIT, _LIVE, _KEY, _STOPS, _TABLE = range(8)  #: columns of the state
+
+
+class Pool:
+    """`slots` rows at a time, over one cache. `captures` is false on a CPU; there the same steps run uncaptured."""
+
+    def __init__(
+        self, fused: Fused, cache: Cache, sampler: Sampler, *,
+        slots: int, eos_id: int, pad_id: int, longest: int, prefill_tokens: int = 2048, captures: bool = True,
+    ) -> None:  # fmt: skip
+        import torch
+
+        self.fused, self.cache, self.sampler = fused, cache, sampler
+        self.slots, self.eos_id, self.pad_id = slots, eos_id, pad_id
+        self.longest, self.prefill_tokens = longest, prefill_tokens
+        self.shapes = [slots]  # a few fixed ones, since each is captured
+        while self.shapes[-1] > _SMALLEST:
+            self.shapes.append((self.shapes[-1] + 1) // 2)
+        self.captures = captures and fused.device.type == "cuda"
+        self._graphs: dict[tuple[int, int], Any] = {}
+        self._memory: Any = None  # the graphs share one pool, for they never run at once
+
+        def zeros(*shape: int, dtype: Any = torch.int64) -> Any:
+            return torch.zeros(*shape, dtype=dtype, device=fused.device)
+
+        vocabulary = fused.head.weight.shape[0]
+        self.state = zeros(slots, _TABLE + longest // PAGE + 1)
+        self.chunk, self.tick = zeros(slots, BURST), zeros(1)
+        self.logits = zeros(slots, vocabulary, dtype=torch.float32)
+        self.seen = zeros(slots, vocabulary, dtype=torch.bool) if sampler.penalises else None
+
+    def run(
+        self, rows: Sequence[Row], *, burst: int = BURST, shape: int | None = None,
+        on_look: Callable[[list[Row]], None] | None = None,
+    ) -> Iterator[Row]:  # fmt: skip
+        """Yield each row when its answer has ended. InputError where one is too long for the pool.
+
+        `on_look` is called with the live rows after prefill and after each burst; `self.logits` are then those from
+        which their newest tokens were chosen. `shape` fixes the pool's shape.
+        """
+        for row in rows:
+            self._check(row)
+        self.cache.clear()
+        waiting, live = deque(rows), list[Row]()
+        while waiting or live:
+            fresh = self._admit(waiting, live)
+            if any(row.known is None for row in fresh):
+                self._prefill(fresh)
+            else:
+                for row in fresh:
+                    row.tokens.append(self.pad_id)
+            if fresh and on_look:
+                on_look(fresh)
+            yield from self._ended(fresh)
+            live += [row for row in fresh if not self._is_over(row)]
+            if not live:
+                continue
+            steps = min(burst, max(row.limit - len(row.tokens) for row in live))
+            self._make_room(live, waiting, steps)
+            self._burst(live, steps, shape)
+            if on_look:
+                on_look(live)
+            yield from self._ended(live)
+            live = [row for row in live if not self._is_over(row)]
+
+    # What the host decides, from lengths alone
+
+    def _check(self, row: Row) -> None:
+        need = len(row.prompt) + row.limit
+        if need > self.longest or pages_for(need) > self.cache.pages:
+            raise InputError(
+                f"a prompt of {len(row.prompt)} tokens and {row.limit} new ones do not fit into the pool's cache of "
+                f"{self.cache.pages * PAGE} tokens. Lower generate.max_new_tokens, or free memory on the card."
+            )
+
+    def _admit(self, waiting: deque[Row], live: list[Row]) -> list[Row]:
+        """Take rows from the front while there is a slot and room for what they and the live ones may come to."""
+        fresh: list[Row] = []
+        held = sum(max(_room(row), len(row.pages)) for row in live)
+        while waiting and len(live) + len(fresh) < self.slots:
+            held += _room(waiting[0])
+            if held > self.cache.pages and (live or fresh):
+                break
+            row = waiting.popleft()
+            self._grow(row, row.length())
+            fresh.append(row)
+        return fresh
+
+    def _make_room(self, live: list[Row], waiting: deque[Row], steps: int) -> None:
+        """Give each live row pages for its next steps, the oldest first; where none is left, set the youngest aside."""
+        for row in list(live):
+            while row in live and not self._grow(row, row.length(steps)):
+                youngest = live.pop()
+                self._release(youngest)
+                waiting.appendleft(youngest)
+
+    def _grow(self, row: Row, length: int) -> bool:
+        while len(row.pages) < pages_for(length):
+            if not self.cache.free:
+                return False
+            row.pages.append(self.cache.free.pop())
+        return True
+
+    def _release(self, row: Row) -> None:
+        self.cache.free += reversed(row.pages)
+        row.pages.clear()
+
+    def _is_over(self, row: Row) -> bool:
+        if row.known is not None:
+            return len(row.tokens) == row.known
+        return len(row.tokens) == row.limit or row.tokens[-1] == self.eos_id
+
+    def _ended(self, rows: list[Row]) -> Iterator[Row]:
+        for row in rows:
+            if self._is_over(row):
+                self._release(row)
+                yield row
+
+    # What the device computes
+
+    def _prefill(self, rows: list[Row]) -> None:
+        """Fill the cache with the rows' tokens and draw the next one of each."""
+        import torch
+
+        count = len(rows)
+        listed = [[row.key for row in rows], [len(row.tokens) for row in rows]]
+        key_S, made_S = (torch.tensor(each, device=self.fused.device) for each in listed)
+        with torch.inference_mode():
+            prefill(self.fused, self.cache, rows, self.logits, most=self.prefill_tokens)
+            seen_SV = self._seen_by(rows)
+            chosen = self.sampler.choose(self.logits[:count], key_S, made_S, seen_SV).tolist()
+        for row, token in zip(rows, chosen, strict=True):
+            row.tokens.append(token if row.known is None else self.pad_id)
+
+    def _seen_by(self, rows: list[Row]) -> Any:
+        """Mark the tokens that each row holds, for the repetition penalty; None without one."""
+        if self.seen is None:
+            return None
+        self.seen.zero_()
+        for mark_V, row in zip(self.seen, rows, strict=False):
+            mark_V[[*row.prompt, *row.tokens]] = True
+        return self.seen[: len(rows)]
+
+    def _burst(self, live: list[Row], steps: int, shape: int | None) -> None:
+        """Make `steps` tokens for each live row."""
+        import torch
+
+        if all(row.known is not None for row in live):
+            for row in live:
+                row.tokens += [self.pad_id] * min(steps, (row.known or 0) - len(row.tokens))
+            return
+        slots = shape or next(s for s in reversed(self.shapes) if s >= len(live))
+        columns = 0 if self.cache.kernel else -(-max(row.length(steps) for row in live) // _COLUMNS) * _COLUMNS
+        width = self.state.shape[1]
+        state = torch.zeros(slots, width, dtype=torch.int64)
+        for slot, row in enumerate(live):
+            made = len(row.tokens)
+            head = [row.tokens[-1], row.length() - 1, made, row.known or row.limit, 1, row.key, row.known is None]
+            state[slot, : _TABLE + len(row.pages)] = torch.tensor([*head, *row.pages])
+        with torch.inference_mode():
+            self.state[:slots].copy_(state)
+            self.tick.zero_()
+            self._seen_by(live)
+            self._steps(slots, min(columns, (width - _TABLE) * PAGE), steps)
+            chunk = self.chunk[: len(live), :steps].tolist()
+        for row, tokens in zip(live, chunk, strict=True):
+            row.tokens += [token if row.known is None else self.pad_id for token in tokens if token >= 0]
+
+    def _steps(self, slots: int, columns: int, count: int) -> None:
+        import torch
+
+        shape = (slots, columns)
+        if self.captures and shape not in self._graphs:
+            self._step(*shape)  # warms up what the capture will record, and is one of the steps
+            count -= 1
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            aside = stream if stream != torch.cuda.default_stream() else None  # a stream of limited SMs stays the one
+            try:
+                with torch.cuda.graph(graph, pool=self._memory, stream=aside):
+                    self._step(*shape)
+                self._graphs[shape], self._memory = graph, graph.pool()
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self.captures = False
+                note(f"note: decoding without CUDA graphs, more slowly: {str(error)[:300]}")
+        graph = self._graphs.get(shape)
+        for _ in range(count):
+            graph.replay() if graph else self._step(*shape)
+
+    def _step(self, slots: int, columns: int) -> None:
+        """One token for each slot, from device state to device state. A slot that has ended stays where it is."""
+        import torch
+
+        state = self.state[:slots]
+        token, length, made, limit, live, key, stops = state[:, :_TABLE].unbind(1)
+        table = state[:, _TABLE:]
+        cell_S = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
+
+        def attend(layer: int, q_SHD: Any, k_SGD: Any, v_SGD: Any) -> Any:
+            self.cache.write(layer, cell_S, k_SGD, v_SGD)
+            return self.cache.attend(layer, q_SHD, table, length, columns)
+
+        logits_SV = self.fused.logits(self.fused.forward(token, length, attend))
+        self.logits[:slots].copy_(logits_SV)
+        seen_SV = self.seen[:slots] if self.seen is not None else None
+        fresh_S = self.sampler.choose(logits_SV, key, made, seen_SV)
+        alive_S = live.bool()
+        self.chunk[:slots].index_copy_(1, self.tick, torch.where(alive_S, fresh_S, -1)[:, None])
+        self.tick += 1
+        token.copy_(torch.where(alive_S, fresh_S, token))
+        made += live
+        length += live
+        live.mul_((made < limit) & ~(stops.bool() & (token == self.eos_id)))
+        if seen_SV is not None:
+            seen_SV.scatter_(1, token[:, None], True)
+
+
+def _room(row: Row) -> int:
+    """Return the pages that are held free for a row when rows are admitted."""
+    return pages_for(len(row.prompt) + min(row.limit, max(len(row.tokens) + BURST, _AHEAD)))
