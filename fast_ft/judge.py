@@ -4,7 +4,8 @@ scores.json (every number rounded to 4 decimals; null where there is none):
 
     kind            "reference" or "openai"
     mean            mean of the prompts' scores: 0 to 1 (reference: the share of exact matches), 1 to 10 (openai)
-    low, high       its 95 % bootstrap interval over the prompts; null below 10 scored prompts
+    low, high       its 95 % bootstrap interval over the prompts; null below 10 scored prompts or where
+                    all scores are equal
     count           prompts; missing: those without a score; missing_share: their share
     by_skill        {skill: {mean, low, high, count, missing, missing_share}}, where the test file has skills
     by_difficulty   {"1" ... "10": the same}, where it has difficulties; both {} where it has none

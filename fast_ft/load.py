@@ -115,7 +115,9 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
                 at[part] = {}
                 places.setdefault(key[: depth + 1], f"override {override}")
             at = at[part]
-    places[key] = f"override {override}"
+    # A key that somebody thought belongs here must not come back in the message that refuses it.
+    secret = re.search(r"(^|_)(key|secret|password|token)$", str(key[-1]), re.IGNORECASE)
+    places[key] = f"override {dotted}=..." if secret else f"override {override}"
 
 
 def _override_value(text: str, name: str) -> Any:

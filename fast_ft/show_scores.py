@@ -23,8 +23,8 @@ def print_scores(folder: RunDir, examples: int = 3) -> None:
     cells, names = (_judged, ["mean", "95 %", "missing"]) if judged else (_matched, ["exact match", "ROUGE-L"])
     headings = names if base is None else [f"base: {names[0]}", *names[1:], f"tuned: {names[0]}", *names[1:]]
     table = Table()
-    for column in ("prompts by", "count", *headings):
-        table.add_column(column, justify="left" if column == "prompts by" else "right")
+    for column in ("prompts", "count", *headings):
+        table.add_column(column, justify="left" if column == "prompts" else "right")
 
     def row(name: str, each: Cells, before: Cells | None) -> None:
         beside = [] if base is None else [""] * len(names) if before is None else cells(before)

@@ -30,7 +30,8 @@ def interval(values: Sequence[float], seed: int) -> tuple[float, float] | None:
 def summary(scores: Sequence[float | None], seed: int) -> dict[str, Any]:
     """Return {mean, low, high, count, missing, missing_share} of scores; None is a missing one and counts nowhere."""
     there = [score for score in scores if score is not None]
-    bounds = interval(there, seed)
+    # Equal scores resample to themselves: an interval of width 0 would claim a certainty that nobody has.
+    bounds = interval(there, seed) if len(set(there)) > 1 else None
     missing = len(scores) - len(there)
     return {
         "mean": mean(there),
@@ -82,10 +83,9 @@ def _sentence(content: Mapping[str, Any]) -> str:
     name, count = content["run"], content["count"]
     if not count:
         return f"No prompt has a score both here and in {name}: nothing to compare."
-    size = abs(content["difference"])
-    said = (
-        f"This run scores {size:.2f} {'more' if content['difference'] >= 0 else 'less'} than {name} on {count} prompts"
-    )
+    more = round(content["difference"], 2)
+    said = f"{abs(more):.2f} {'more' if more > 0 else 'less'} than" if more else "the same as"
+    said = f"This run scores {said} {name} on {count} prompts"
     if content["more_than_noise"] is None:
         return f"{said}; so few cannot tell a difference from noise."
     between = f"95 % interval of the difference {content['low']:+.2f} to {content['high']:+.2f}"

@@ -450,6 +450,11 @@ def test_a_key_that_cannot_stand_in_a_header_is_not_shown(monkeypatch: pytest.Mo
     assert KEY not in str(error.value)
 
 
+def test_a_key_given_as_an_override_is_refused_unseen(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["judge", str(runs("a").root), f"judge.api_key={KEY}"]) == 2
+    assert KEY not in (message := capsys.readouterr().err) and "judge.api_key: unknown key" in message
+
+
 def test_without_a_key_nothing_begins(runs: Any) -> None:
     with pytest.raises(InputError, match="OPENAI_API_KEY: not set"):
         judging.check(runs("a").recipe().judge, [])
@@ -583,6 +588,7 @@ def test_the_interval_of_a_share_is_the_binomial_ones() -> None:
 
 def test_few_scores_have_no_interval_and_many_fit_into_memory() -> None:
     assert stats.interval([1.0] * 9, 0) is None and stats.interval([3.0] * 10, 0) == (3.0, 3.0)
+    assert stats.summary([0.0] * 50, 0)["low"] is None  # no certainty out of equal scores
     assert stats.summary([None, None], 0)["mean"] is None and stats.summary([], 0)["missing_share"] == 0
 
 
@@ -600,6 +606,8 @@ def test_a_difference_is_noise_or_more() -> None:
     assert noise["more_than_noise"] is False and "no more than noise" in noise["sentence"]
     few = stats.compare({str(i): 9.0 for i in range(5)}, {str(i): 1.0 for i in range(5)}, 0, "b")
     assert few["more_than_noise"] is None and "so few" in few["sentence"] and few["wins"] == 5
+    same = stats.compare(ours, ours, 0, "b")
+    assert same["more_than_noise"] is False and "the same as b" in same["sentence"]
     nothing = stats.compare({"1": None}, {"1": 3.0}, 0, "b")
     assert nothing["count"] == 0 and "nothing to compare" in nothing["sentence"]
 
