@@ -132,6 +132,7 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
 
         print_scores(folder)
     note(f"done: {folder.root if until == 'pred' else folder.adapter}")
+    note(f"look at it: {folder.report} (it holds training rows: not to be shared)")
     return 0
 
 

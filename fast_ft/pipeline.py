@@ -318,7 +318,7 @@ def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[data.Prompt], **op
     folder.finish("judge", time.monotonic() - started, kind=recipe.judge.kind, mean=scores["mean"], **facts)
 
 
-def report_phase(folder: RunDir, prepared: Prepared) -> None:
+def report_phase(folder: RunDir, prepared: Prepared | None = None) -> None:
     """Write report.html. The run is done by now: a full disk here is a note, no failure."""
     try:
         write.write_report(folder, prepared)
@@ -375,6 +375,7 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     partial.unlink(missing_ok=True)
     generate_phase(folder, recipe, prepared, partial)
     folder.update(generated_with=resolved(recipe)["generate"] | {"test": recipe.data.test})
+    report_phase(folder)
     return folder.pred
 
 
@@ -406,4 +407,5 @@ def judge_again(
     judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
     if not dry_run:
         folder.update(judged_with=resolved(recipe)["judge"])
+        report_phase(folder)
     return folder

@@ -298,7 +298,7 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"where": {"score": ">= 3.5"}, "rank_by": {"response_words": 1.0}, "take": 30},
     {"where": {"score": "> 3.5", "response_words": "5..20"}, "rank_by": {"score": -1.0}, "take": 40},
-    {"where": {"ends_cleanly": True}, "rank_by": {"score": 1.0, "response_words": -0.5, "prompt_words": 0.3}, "take": 9},
+    {"where": {"ends_cleanly": True}, "rank_by": {"score": 1.0, "response_words": -0.5, "prompt_words": 1}, "take": 9},
     {"rank_by": {"type_token_ratio": 1.0, "prompt_words": 0.3}, "take": 25},
     {"where": {"ends_cleanly": "true", "score": "4"}, "rank_by": {"prompt_words": -2.0}, "take": 7},
     {"rank_by": {"score": 1.0, "prompt_words": 0.1}, "take": 350},
