@@ -105,6 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--output", metavar="FILE", help="of several runs: the page (default: comparison.html)")
     runs = add("runs", "list the run folders and what differs between them", takes="[FOLDER]")
     runs.add_argument("root", nargs="?", default="runs", metavar="FOLDER")
+    submit = add("submit", "check a run against the homework's rules, and pack it", takes="RUN_DIR")
+    submit.add_argument("run", metavar="RUN_DIR")
+    submit.add_argument("--student-id", metavar="ID", help="write ID_hw5.zip; without it the rules are checked only")
+    submit.add_argument("--output", default=".", metavar="FOLDER", help="where the zip goes (default: here)")
     add("schema", "print the recipe's JSON Schema", takes="")
     return parser
 
@@ -236,6 +240,20 @@ def _runs(options: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from fast_ft import handin
+    from fast_ft.progress import note
+    from fast_ft.rundir import RunDir
+    from fast_ft.submit import print_verdicts, submit
+
+    folder = RunDir.at(options.run)
+    if options.student_id is not None:
+        note(f"done: {submit(folder, options.student_id, Path(options.output))}")
+        return 0
+    print_verdicts(verdicts := handin.check(folder))
+    return 2 if handin.broken(verdicts) else 0
+
+
 def _schema(options: argparse.Namespace) -> int:
     from fast_ft.load import schema
 
@@ -252,6 +270,7 @@ COMMANDS = {
     "judge": _judge,
     "report": _report,
     "runs": _runs,
+    "submit": _submit,
     "schema": _schema,
 }
 

@@ -7,6 +7,8 @@ import platform
 import subprocess
 from typing import Any
 
+from fast_ft import identity
+
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers",
     "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
@@ -26,6 +28,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "packages": versions,
         "gpu": gpu(),
+        "program": identity.source_digest(),
     }
 
 

@@ -88,7 +88,12 @@ def schema() -> dict[str, Any]:
 
 def digest(recipe: Recipe) -> str:
     """Return 64 hex digits that change with any key but output_dir: where a run is kept is no part of what it is."""
-    content = {key: value for key, value in resolved(recipe).items() if key != "output_dir"}
+    return content_digest(resolved(recipe))
+
+
+def content_digest(tree: dict[str, Any]) -> str:
+    """Return the digest of a recipe that is written out already, as a manifest holds it."""
+    content = {key: value for key, value in tree.items() if key != "output_dir"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

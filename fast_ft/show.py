@@ -139,6 +139,13 @@ def plain(text: str) -> str:
     return _harmless(" ".join(text.split()))
 
 
+def escaped(text: str) -> str:
+    """Somebody else's text, fit for a terminal: controls, marks of direction and line ends show as \\uXXXX."""
+    return "".join(
+        c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else f"\\u{ord(c):04x}" for c in text
+    )
+
+
 def _harmless(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 

@@ -15,14 +15,14 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 #: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
 ORDER = [
     "errors", "atomic", "seeds", "progress",
-    "recipe", "recipe_yaml", "recipe_errors", "rules", "hub",
+    "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
     "lint", "load", "rundir", "environment", "picture",
     "template", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train", "prepare", "selfcheck",
     "kernels", "sampling", "fused", "cache", "prefill", "decode", "generate",
     "stats", "verdicts", "prices", "endpoint", "rubric", "judge", "reference", "judge_openai", "judging",
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
-    "pipeline", "show", "show_scores", "__main__",
+    "pipeline", "show", "show_scores", "secret_scan", "handin", "submit", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.
