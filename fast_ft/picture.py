@@ -67,6 +67,7 @@ def map_picture(path: Path, table: Any, stages: Sequence[tuple[str, Sequence[int
         levels = np.unique(up[~np.isnan(up)])
         gap = np.diff(levels).min() if 1 < len(levels) <= 25 else 0.0
         up = up + np.random.default_rng(0).uniform(-0.38, 0.38, len(up)) * gap
+    across = across + np.random.default_rng(1).uniform(-0.4, 0.4, len(across))
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     alpha = 0.6 if table.num_rows < 5_000 else 0.12

@@ -65,7 +65,11 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, units: int) -> Ca
 def test_a_run_leaves_adapter_answers_and_a_manifest(finished: tuple[Path, RunDir], test_file: Path) -> None:
     _, folder = finished
     names = {path.name for path in folder.root.iterdir()}
-    assert names == {"adapter", "stages", "manifest.json", "plan.json", "log.jsonl", "loss.png", "pred.json"}
+    look = {"report.html", "map.png", "loss.png"}
+    assert names == {"adapter", "stages", "manifest.json", "plan.json", "log.jsonl", "pred.json", "answers.json"} | look
+    ends = json.loads(folder.answers.read_text(encoding="utf-8"))["tuned"]
+    assert len(ends) == 5 and all(1 <= end["tokens"] <= 6 for end in ends.values())
+    assert all(end["ended"] or end["tokens"] == 6 for end in ends.values())
     adapter = {path.name for path in folder.adapter.iterdir()}
     assert adapter >= {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"}
     assert not [path for path in folder.root.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".new")]

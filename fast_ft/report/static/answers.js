@@ -28,6 +28,7 @@ class Answers {
   }
 
   build() {
+    const { columns } = this.content;
     const scored = this.content.prompts.some((prompt) => this.score(prompt) != null);
     const gained = this.content.prompts.some((prompt) => this.gain(prompt) != null);
     const orders = [["file", "in the file's order"], ...(scored ? [["low", "lowest score first"], ["high", "highest score first"]] : []),
@@ -40,7 +41,7 @@ class Answers {
     this.paper = el("div", { class: "paper" });
     this.root.append(
       el("div", { class: "controls" }, el("label", {}, "Sort", this.sort), el("label", {}, "Filter", this.filter), this.tally),
-      el("p", { class: "hint" }, KEYS),
+      el("p", { class: "hint" }, gained ? `${KEYS} Scores in the list: ${columns[this.before].name} → ${columns[this.after].name}.` : KEYS),
       el("div", { class: "answers" }, this.list, this.view), this.paper);
     this.root.addEventListener("keydown", (event) => this.key(event, false));
     addEventListener("keydown", (event) => this.key(event, true));
