@@ -89,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--json", action="store_true", help="one JSON object on stdout")
     data.add_argument("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
     data.add_argument("--output", metavar="FILE", help="with --explore: write the page to a file instead")
-    plan = add("plan", "show what training will take")
+    plan = add("plan", "show what training will take: steps, tokens, memory, minutes")
+    plan.add_argument("--gpu", metavar="CARD", help="plan for this card, such as t4, without having it")
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
     generate = add("generate", "answer the prompts again with a run's adapter", takes="RUN_DIR [key=value ...]")
     generate.add_argument("run", metavar="RUN_DIR")
@@ -109,6 +110,12 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("run", metavar="RUN_DIR")
     submit.add_argument("--student-id", metavar="ID", help="write ID_hw5.zip; without it the rules are checked only")
     submit.add_argument("--output", default=".", metavar="FOLDER", help="where the zip goes (default: here)")
+    again = add("reproduce", "do a submitted run again, and tell what differs; status 3: something does", takes="ZIP")
+    again.add_argument("zip", metavar="ZIP")
+    again.add_argument("--train", required=True, metavar="DATA", help="the training rows")
+    again.add_argument("--test", required=True, metavar="FILE", help="the prompts")
+    again.add_argument("--model", metavar="FOLDER", help="the base model, where it lies elsewhere here")
+    again.add_argument("--output", metavar="FOLDER", help="the run folder (default: in runs/reproduced)")
     add("schema", "print the recipe's JSON Schema", takes="")
     return parser
 
@@ -183,10 +190,15 @@ def _explore(recipe: Recipe, prepared: Prepared, output: str | None) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
+    from fast_ft.planning import describe
     from fast_ft.prepare import prepare
-    from fast_ft.show import print_steps
+    from fast_ft.show import print_plan
 
-    print_steps(recipe, prepare(recipe), options.json)
+    content = describe(recipe, prepare(recipe), options.gpu)
+    if options.json:
+        print(json.dumps(content, indent=2))
+    else:
+        print_plan(content)
     return 0
 
 
@@ -254,6 +266,19 @@ def _submit(options: argparse.Namespace) -> int:
     return 2 if handin.broken(verdicts) else 0
 
 
+def _reproduce(options: argparse.Namespace) -> int:
+    from fast_ft.reproduce import reproduce
+
+    result = reproduce(
+        Path(options.zip),
+        train=options.train,
+        test=options.test,
+        model=options.model,
+        output=Path(options.output) if options.output else None,
+    )
+    return 0 if result["adapter"] and result["identical"] == result["answers"] else 3
+
+
 def _schema(options: argparse.Namespace) -> int:
     from fast_ft.load import schema
 
@@ -271,6 +296,7 @@ COMMANDS = {
     "report": _report,
     "runs": _runs,
     "submit": _submit,
+    "reproduce": _reproduce,
     "schema": _schema,
 }
 

@@ -20,6 +20,7 @@ from fast_ft import (
     judge,
     judging,
     plan,
+    planning,
     rules,
     selfcheck,
     state,
@@ -95,29 +96,13 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
     """Return this run's plan: the one in plan.json if there is one, else a new one, written there."""
     if folder.plan.is_file():
         return plan.Plan(**json.loads(folder.plan.read_text(encoding="utf-8")))
-    assert prepared.encoder is not None
-    config = model_config(recipe)
-    micro, batch = recipe.train.per_device_train_batch_size, recipe.generate.batch_size
-    checkpointing = recipe.train.gradient_checkpointing
-    memory: float | None = environment.free_gpu_gib()
-    if memory is not None and recipe.budget.memory_gib != "auto":
-        memory = min(memory, float(recipe.budget.memory_gib))
-    settled = plan.settle(
-        plan.ModelShape.from_config(config),
-        [len(row.input_ids) for row in prepared.rows.values()],
-        [len(prepared.encoder.prompt_ids(prompt.messages)) for prompt in prepared.prompts],
-        effective_batch_size=recipe.train.effective_batch_size,
-        wanted_micro_batch=None if micro == "auto" else micro,
-        wanted_generation_batch=None if batch == "auto" else batch,
-        max_new_tokens=recipe.generate.max_new_tokens,
-        candidates=recipe.generate.num_return_sequences,
-        r=recipe.lora.r,
-        optim=recipe.train.optim,
-        load_in_4bit=recipe.model.load_in_4bit,
-        wanted_checkpointing=None if checkpointing == "auto" else checkpointing,
+    settled = planning.settle(
+        recipe,
+        prepared,
+        model_config(recipe),
         fused_kernels=backend_name == "unsloth",
-        memory_gib=memory,
-        tflops=environment.matmul_tflops() if recipe.train.capture else None,
+        memory_gib=environment.free_gpu_gib(),
+        tflops=environment.matmul_tflops(),
     )
     atomic.write_json(folder.plan, settled.to_json())
     folder.update(plan=settled.to_json())  # the manifest alone is then enough to do the run again
@@ -375,8 +360,34 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     partial.unlink(missing_ok=True)
     generate_phase(folder, recipe, prepared, partial)
     folder.update(generated_with=resolved(recipe)["generate"] | {"test": recipe.data.test})
+    renew_scores(folder, recipe, prepared)
     report_phase(folder)
     return folder.pred
+
+
+def renew_scores(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    """Score new answers where that costs nothing; else set the former answers' scores aside, for they are not these's.
+
+    The former scores are kept beside, under the digest of their pred.json.
+    """
+    if not folder.scores.is_file():
+        return
+    former = json.loads(folder.scores.read_text(encoding="utf-8"))
+    if former.get("pred") == folder.manifest()["digests"]["pred"]:
+        return
+    beside = folder.root / f"scores-{str(former.get('pred'))[:8]}.json"
+    folder.scores.replace(beside)
+    phases = folder.manifest()["phases"]
+    phases.pop("judge", None)
+    folder.update(phases=phases)
+    try:
+        if recipe.judge.kind == "reference":
+            judge_phase(folder, recipe, prepared.prompts)
+            note(f"the new answers were scored; the former scores are in {beside.name}")
+            return
+    except InputError as error:
+        note(f"note: {error}")
+    note(f"scores.json was of the former answers: it is {beside.name} now. `judge {folder.root}` scores the new ones")
 
 
 def judge_again(

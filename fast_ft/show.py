@@ -86,32 +86,42 @@ def print_row(prepared: Prepared, row_id: str) -> None:
     new_console().print(text)
 
 
-def print_steps(recipe: Recipe, prepared: Prepared, as_json: bool) -> None:
-    """Print what training will take in steps and tokens, by stage."""
+def print_plan(content: dict[str, Any]) -> None:
+    """Print planning.describe's content: a table of stages and, where a card is known, what it will take there."""
     from rich.table import Table
 
-    entries: list[dict[str, Any]] = []
-    for job in prepared.jobs(recipe.train, recipe.seed):
-        seen = [job.rows[index] for batch in job.batches for index in batch]
-        entries.append(
-            {
-                "stage": job.name,
-                "rows": len(job.rows),
-                "steps": len(job.batches),
-                "tokens": sum(len(row.input_ids) for row in seen),
-                "supervised_tokens": sum(row.supervised for row in seen),
-                "longest_row": max(len(row.input_ids) for row in job.rows),
-            }
-        )
-    if as_json:
-        print(json.dumps({"stages": entries}, indent=2))
-        return
+    console, stages = new_console(), content["stages"]
     table = Table()
-    for name in entries[0]:
+    for name in stages[0]:
         table.add_column(name.replace("_", " "), justify="left" if name == "stage" else "right")
-    for entry in entries:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in entry.values()))
-    new_console().print(table)
+    for entry in stages:
+        table.add_row(*(_cell(value) for value in entry.values()))
+    console.print(table)
+    if "card" not in content:
+        console.print("no GPU here: minutes and memory are projected with --gpu t4 (or another card)", markup=False)
+        return
+    card, plan = content["card"], content["plan"]
+    pieces = f"at most {plan['micro_batch']} rows" + (
+        f" or {plan['most_tokens']:,} tokens" if plan["most_tokens"] else ""
+    )
+    ways = "computed again in the backward pass" if plan["checkpointing"] else "kept"
+    lines = [
+        f"card         {card['name']}, {plan['memory_gib']:.1f} GiB, training at {_cell(card['tflops'])} TFLOP/s",
+        f"             ({card['rates_from']})",
+        f"pass         {pieces}; activations {ways}{'; replayed from CUDA graphs' if plan['capture'] else ''}",
+        f"memory       {plan['train_gib']:.1f} GiB predicted in training, {plan['generate_gib']:.1f} in generation",
+        f"minutes      {_cell(content['projected_minutes'])} projected for training, not measured",
+        f"verdict      {content['verdict']}",
+    ]
+    lines += [f"without      {text}" for text in card["lacks"]]
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(f"{each:g}" for each in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def print_runs(rows: list[dict[str, Any]]) -> None:
@@ -140,7 +150,8 @@ def plain(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Somebody else's text, fit for a terminal: controls, marks of direction and line ends show as \\uXXXX."""
+    """Somebody else's text, fit for a terminal: controls, marks of direction and line ends show as \\n or \\uXXXX."""
+    text = text.replace("\n", "\\n")
     return "".join(
         c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else f"\\u{ord(c):04x}" for c in text
     )
