@@ -40,13 +40,24 @@ def check(folder: RunDir) -> list[Verdict]:
     if recipe.data.test is None:
         raise InputError(f"{folder.root}: its recipe has no data.test, so there is nothing to hand in")
     return [
+        *by_manifest(recipe, manifest),
+        *_data(recipe, manifest, folder.pred),
+        _untouched("adapter-untouched", folder.adapter / "adapter_model.safetensors", manifest, "adapter"),
+        _untouched("pred-untouched", folder.pred, manifest, "pred"),
+    ]
+
+
+def by_manifest(recipe: Recipe, manifest: dict[str, Any]) -> list[Verdict]:
+    """Check the rules that the manifest alone can break; `recipe` is the manifest's."""
+    staged = {id_ for stage in manifest.get("stages", []) for id_ in stage["ids"]}
+    distinct = len({row["id"] for row in manifest.get("rows", [])} | staged)
+    few = distinct <= rules.MAX_ROWS
+    return [
         _recipe(manifest),
         _seed(recipe),
         _model(recipe, manifest),
         _bits(recipe, manifest),
-        *_data(recipe, manifest, folder.pred),
-        _untouched("adapter-untouched", folder.adapter / "adapter_model.safetensors", manifest, "adapter"),
-        _untouched("pred-untouched", folder.pred, manifest, "pred"),
+        Verdict("at-most-100-rows", few, f"{distinct} distinct training rows over all stages"),
         _trackers(recipe),
     ]
 
@@ -82,7 +93,7 @@ def _model(recipe: Recipe, manifest: dict[str, Any]) -> Verdict:
 
 
 def _bits(recipe: Recipe, manifest: dict[str, Any]) -> Verdict:
-    quantised = manifest.get("model", {}).get("config", {}).get("quantization_config") or {}
+    quantised = (manifest.get("model") or {}).get("config", {}).get("quantization_config") or {}
     if quantised and not quantised.get("load_in_4bit"):
         return Verdict("4-bits", False, "the base model is quantised in another way; the homework's has 4 bits")
     text = "model.load_in_4bit is " + ("true" if recipe.model.load_in_4bit else "false; the homework's model has 4")
@@ -90,11 +101,8 @@ def _bits(recipe: Recipe, manifest: dict[str, Any]) -> Verdict:
 
 
 def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verdict]:
-    """The rules on rows and prompts; `prepared` is what the recipe selects from the files as they are now."""
+    """The rules on rows and prompts, from the files as they are now."""
     recorded, rows = manifest.get("digests", {}), manifest.get("rows", [])
-    staged = {id_ for stage in manifest.get("stages", []) for id_ in stage["ids"]}
-    distinct = len({row["id"] for row in rows} | staged)
-    yield Verdict("at-most-100-rows", distinct <= rules.MAX_ROWS, f"{distinct} distinct training rows over all stages")
     assert recipe.data.test is not None
     prompts: list[data.Prompt] | None = None
     try:
@@ -111,7 +119,7 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
     else:
         again = [{"id": e.id, "digest": e.digest} for e in prepared.examples]
         stages = [{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages]
-        yield _rows(again == rows and stages == manifest.get("stages"), again, rows)
+        yield rows_verdict(again == rows and stages == manifest.get("stages"), again, rows)
         yield _leakage(manifest.get("leakage"), prepared.leakage)
     if prompts is not None:
         yield _answers(pred, prompts)
@@ -123,7 +131,7 @@ def _file(rule: str, path: str, now: str, then: str | None) -> Verdict:
     return Verdict(rule, same, text)
 
 
-def _rows(same: bool, again: list[dict[str, str]], rows: list[dict[str, str]]) -> Verdict:
+def rows_verdict(same: bool, again: list[dict[str, str]], rows: list[dict[str, str]]) -> Verdict:
     if same:
         return Verdict("rows", True, f"the {len(rows)} rows are those that the recipe selects, unchanged")
     ours, theirs = ({row["id"]: row["digest"] for row in each} for each in (rows, again))

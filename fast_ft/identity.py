@@ -52,8 +52,8 @@ def weights_digest(path: Path) -> str:
 
 
 def source_files() -> list[Path]:
-    """Return the package's own program files, in order of name: Python, and the report's page."""
-    found = [*PACKAGE.rglob("*.py"), *(PACKAGE / "report" / "static").glob("*")]
+    """Return the package's own program files, in order of name: Python, the cards' table, the report's page."""
+    found = [*PACKAGE.rglob("*.py"), PACKAGE / "cards.json", *(PACKAGE / "report" / "static").glob("*")]
     return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
 
 

@@ -1,0 +1,195 @@
+"""Read a submission's zip, which somebody else wrote. Nothing of it is written to disk, and nothing of it is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fast_ft.errors import InputError
+from fast_ft.load import validated
+from fast_ft.plan import Plan
+from fast_ft.recipe import Recipe
+from fast_ft.show import escaped
+
+MOST_BYTES = 64 << 20  #: unpacked, all members together; a submission has under one MiB
+MOST_MEMBERS = 2000
+
+
+class _Row(BaseModel):
+    id: str
+    digest: str
+
+
+class _Stage(BaseModel):
+    name: str
+    ids: list[str]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    quantization_config: dict[str, Any] | None = None
+
+
+class _Model(BaseModel):
+    name_or_path: str
+    revision: str | None
+    commit: str | None
+    config: _Config
+    weights: dict[str, str]
+
+
+class _Environment(BaseModel):
+    python: str
+    system: str
+    packages: dict[str, str | None]
+    gpu: dict[str, str] | None
+
+
+class _Train(BaseModel):
+    backend: str
+    dtype: str
+    micro_batch: int
+
+
+class _Generate(BaseModel):
+    batch_size: int
+
+
+class _Phases(BaseModel):
+    train: _Train
+    generate: _Generate
+
+
+class _Manifest(BaseModel):
+    """What is used of a manifest; the rest is left out."""
+
+    recipe: dict[str, Any]
+    recipe_digest: str
+    rows: list[_Row]
+    stages: list[_Stage]
+    digests: dict[str, str]
+    phases: _Phases
+    environment: _Environment
+    plan: dict[str, Any]
+    model: _Model | None = None
+    generated_with: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a zip says of its run. `recipe` and `plan` are checked; `manifest` has the keys that are used here."""
+
+    manifest: dict[str, Any]
+    recipe: Recipe
+    plan: Plan
+    pred: dict[str, str]  #: prompt id -> answer
+    pred_digest: str
+    program: dict[str, bytes]  #: path below fast_ft/ -> content
+
+
+def read(path: Path) -> Bundle:
+    """Read and check a zip. InputError for one that is damaged, hostile, or no submission."""
+    files = members(path)
+    tops = {name.split("/")[0] for name in files}
+    if len(tops) != 1:
+        raise InputError(f"{path}: a submission has one folder at its top, this has {len(tops)}")
+    top = f"{tops.pop()}/"
+    manifest = _object(path, files, f"{top}manifest.json")
+    try:
+        manifest = _Manifest.model_validate(manifest, strict=True).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = escaped(".".join(map(str, first["loc"])))
+        raise InputError(
+            f"{path}: manifest.json: {where}: {escaped(first['msg'])}, so it cannot be done again"
+        ) from None
+    pred = _object(path, files, f"{top}pred.json")
+    try:
+        answers = {id_: str(entry["output"][0]) for id_, entry in pred.items()}
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{path}: pred.json holds no answers as generate writes them ({error!r})") from None
+    recipe = validated(manifest["recipe"], {}, f"{path} (recipe)", consequences=False)
+    digest = hashlib.sha256(files[f"{top}pred.json"]).hexdigest()
+    program = {name.removeprefix(f"{top}fast_ft/"): content for name, content in files.items() if "/fast_ft/" in name}
+    return Bundle(manifest, recipe, _plan(path, manifest["plan"]), answers, digest, program)
+
+
+def members(path: Path) -> dict[str, bytes]:
+    """Return {name: content} of all files in the zip, after a look at every name and size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_entries(path, entries)
+            return {entry.filename: _content(path, archive, entry) for entry in entries if not entry.is_dir()}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path}: not a whole zip file ({escaped(str(error))})") from None
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    if len(entries) > MOST_MEMBERS:
+        raise InputError(f"{path}: {len(entries)} members; a submission has at most {MOST_MEMBERS}")
+    if (size := sum(entry.file_size for entry in entries)) > MOST_BYTES:
+        raise InputError(f"{path}: {size / 2**20:,.0f} MiB unpacked; a submission has at most {MOST_BYTES >> 20}")
+    seen = set()
+    for entry in entries:
+        name = entry.orig_filename
+        parts = name.rstrip("/").split("/")
+        if name.startswith("/") or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name) or {"..", ".", ""} & {
+            *parts
+        }:  # fmt: skip
+            raise InputError(f"{path}: the member {escaped(name)!r} would leave its folder. Nothing was unpacked.")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise InputError(f"{path}: the member {escaped(name)!r} is no plain file. Nothing was unpacked.")
+        if name in seen:
+            raise InputError(f"{path}: two members are called {escaped(name)!r}")
+        seen.add(name)
+
+
+def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    with archive.open(entry) as file:
+        content = file.read(entry.file_size + 1)  # what is written over a member may be less than what is in it
+    if len(content) != entry.file_size:
+        raise InputError(f"{path}: the member {escaped(entry.filename)!r} has not the size that the zip gives it")
+    return content
+
+
+def _object(path: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
+    if name not in files:
+        raise InputError(f"{path}: holds no {escaped(name)}, so it is no submission")
+    try:
+        content = json.loads(files[name])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {escaped(name)} is no JSON ({escaped(str(error))})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {escaped(name)} holds no JSON object")
+    return content
+
+
+def _plan(path: Path, content: dict[str, Any]) -> Plan:
+    """Return the settled plan; another version's keys, and values of another type, are refused."""
+    hints = get_type_hints(Plan)
+    known = {field.name for field in fields(Plan)}
+    if unknown := sorted(content.keys() - known):
+        raise InputError(f"{path}: the plan has {escaped(unknown[0])!r}, which this version of fast_ft does not know")
+    for name, value in content.items():
+        whole = int if isinstance(value, int) and not isinstance(value, bool) else type(value)
+        if not isinstance(value, hints[name]) and not (hints[name] is float and whole is int):
+            raise InputError(f"{path}: the plan's {name} is of type {type(value).__name__}")
+        if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < 1e9:
+            raise InputError(f"{path}: the plan's {name} is {value}")
+    try:
+        return Plan(**content)
+    except TypeError as error:
+        raise InputError(f"{path}: the plan is not whole ({error})") from None

@@ -1,0 +1,151 @@
+"""Do a submitted run again: its recipe and its settled plan, never the clock; then say what is equal, and what not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fast_ft import atomic, bundle, environment, handin, identity
+from fast_ft.bundle import Bundle
+from fast_ft.errors import InputError
+from fast_ft.load import resolved, validated
+from fast_ft.pipeline import run
+from fast_ft.prepare import Prepared, prepare
+from fast_ft.progress import note
+from fast_ft.recipe import Judge, Recipe
+from fast_ft.rundir import RunDir
+from fast_ft.show import escaped
+
+_SHOWN = 300  #: characters of each of two texts that differ
+
+
+def reproduce(
+    path: Path, *, train: str, test: str, model: str | None = None, output: Path | None = None
+) -> dict[str, Any]:
+    """Print what differs beforehand, train and answer in a folder of its own, and print and return what came of it.
+
+    `model` stands in place of the recipe's, for a base that lies elsewhere here. The folder is runs/reproduced/... by
+    default; a second start goes on there. Raises InputError where a rule is broken or the rows are not the same: then
+    nothing is trained.
+    """
+    theirs = bundle.read(path)
+    recipe, file = replayed(theirs, train, test, model), f"{path.stem}.yaml"
+    root = output or Path("runs") / "reproduced" / f"{path.stem}-{atomic.sha256_file(path)[:8]}"
+    recipe = recipe.model_copy(update={"output_dir": str(root).replace("{", "(").replace("}", ")")})
+    _say("zip", str(path))
+    for label, text in beforehand(theirs, recipe):
+        _say(label, text)
+    untouched = theirs.pred_digest == theirs.manifest["digests"].get("pred")
+    text = "pred.json is as the run wrote it" if untouched else "pred.json was changed after the run wrote it"
+    verdicts = handin.by_manifest(theirs.recipe, theirs.manifest)
+    _refuse(path, [*verdicts, handin.Verdict("pred-untouched", untouched, text)])
+    prepared = prepare(recipe)
+    _refuse(path, [*_same(theirs, recipe, prepared)])
+    _say("rows", f"all {len(prepared.examples)} equal, by id and digest, in the same stages")
+    folder = RunDir.open(recipe, file)
+    if not folder.plan.is_file():
+        atomic.write_json(folder.plan, theirs.plan.to_json())
+        folder.update(plan=theirs.plan.to_json(), reproduction_of=path.name)
+    run(recipe, file)
+    result = compared(theirs, folder)
+    atomic.write_json(folder.root / "reproduction.json", result)
+    _report(result, folder)
+    return result
+
+
+def replayed(theirs: Bundle, train: str, test: str, model: str | None = None) -> Recipe:
+    """Return the recipe to run here: theirs, with what was settled in place of `auto`, our paths, and no judge."""
+    trained = theirs.manifest["phases"]["train"]
+    tree = resolved(theirs.recipe)
+    tree["data"] |= {"train": train, "test": test}
+    tree["model"] |= {"backend": trained["backend"], "dtype": trained["dtype"]}
+    if model is not None:
+        tree["model"] |= {"name_or_path": model, "revision": None}
+    elif theirs.manifest["model"] and (commit := theirs.manifest["model"]["commit"]):
+        tree["model"]["revision"] = commit
+    again = theirs.manifest["generated_with"]  # answered anew after training, with other settings
+    if again:
+        tree["generate"] = {key: value for key, value in again.items() if key != "test"}
+    tree["judge"] = Judge().model_dump(mode="json")
+    return validated(tree, {}, "the submission's recipe")
+
+
+def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) on what there is here and was there: versions, card, program, base model, data files."""
+    there, here = theirs.manifest["environment"], environment.describe()
+    pairs = {"Python": (there["python"], here["python"]), "system": (there["system"], here["system"])}
+    pairs |= {name: (there["packages"].get(name), version) for name, version in here["packages"].items()}
+    odd = [f"{name} {a or 'absent'} there, {b or 'absent'} here" for name, (a, b) in pairs.items() if a != b]
+    yield "versions", "; ".join(odd) or "the same"
+    cards = [(each or {}).get("name", "none") for each in (there["gpu"], here["gpu"])]
+    yield "card", f"the same ({cards[0]})" if cards[0] == cards[1] else f"{cards[0]} there, {cards[1]} here"
+    ours = {path.relative_to(identity.PACKAGE).as_posix(): path.read_bytes() for path in identity.source_files()}
+    files = sorted(name for name in {*ours, *theirs.program} if ours.get(name) != theirs.program.get(name))
+    yield "program", f"{len(files)} files differ, such as {files[0]}; this one is run" if files else "the same"
+    if recorded := theirs.manifest["model"]:
+        base = identity.model(recipe.model.name_or_path, recipe.model.revision)
+        same = base["weights"] == recorded["weights"]
+        yield "base model", "the same" if same else "its weights differ from those that were trained on"
+    phases = theirs.manifest["phases"]
+    fewer = phases["generate"]["batch_size"] < min(theirs.plan.generation_batch, len(theirs.pred))
+    if fewer or phases["train"]["micro_batch"] != theirs.plan.micro_batch:
+        yield "plan", "on its way the run went over to smaller batches than planned; so may this one, elsewhere"
+
+
+def compared(theirs: Bundle, folder: RunDir) -> dict[str, Any]:
+    """Return {adapter, answers, identical, share, first}: the adapter equal or not, the answers by id.
+
+    first is the first answer that differs, in the test file's order: {id, there, here}, or None.
+    """
+    pred = json.loads(folder.pred.read_text(encoding="utf-8"))
+    ours = {id_: entry["output"][0] for id_, entry in pred.items()}
+    same = [id_ for id_ in ours if ours[id_] == theirs.pred.get(id_)]
+    odd = next((id_ for id_ in ours if ours[id_] != theirs.pred.get(id_)), None)
+    return {
+        "adapter": folder.manifest()["digests"]["adapter"] == theirs.manifest["digests"].get("adapter"),
+        "answers": len(ours),
+        "identical": len(same),
+        "share": round(len(same) / len(ours), 4),
+        "first": None if odd is None else {"id": odd, "there": theirs.pred.get(odd, ""), "here": ours[odd]},
+    }
+
+
+def _same(theirs: Bundle, recipe: Recipe, prepared: Prepared) -> Iterator[handin.Verdict]:
+    """Yield whether rows and prompts here are those of the submission. Another layout of the same rows will do."""
+    rows, stages = theirs.manifest["rows"], theirs.manifest["stages"]
+    again = [{"id": e.id, "digest": e.digest} for e in prepared.examples]
+    staged = [{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages]
+    yield handin.rows_verdict(again == rows and staged == stages, again, rows)
+    for name, rule in (("train", "training-file"), ("test", "test-file")):
+        if prepared.digests[name] != theirs.manifest["digests"].get(name):
+            note(f"note: {rule}: {getattr(recipe.data, name)} is not byte for byte the file that was used")
+    other = {prompt.id for prompt in prepared.prompts} ^ theirs.pred.keys()
+    yield handin.Verdict("test-ids", not other, f"{len(other)} ids are in one of pred.json and the test file only")
+
+
+def _refuse(path: Path, verdicts: list[handin.Verdict]) -> None:
+    if failed := handin.broken(verdicts):
+        listed = "".join(f"\n  {each.rule}: {escaped(each.text)}" for each in failed)
+        raise InputError(f"{path}: not done again, since this is broken:{listed}")
+
+
+def _report(result: dict[str, Any], folder: RunDir) -> None:
+    _say("adapter", "identical" if result["adapter"] else "differs")
+    _say("answers", f"{result['identical']} of {result['answers']} identical ({result['share']:.1%})")
+    if first := result["first"]:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(first["there"], first["here"], strict=False)) if a != b),
+            min(len(first["there"]), len(first["here"])),
+        )
+        start = max(0, at - 60)
+        _say("first to differ", f"{first['id']}, from character {at + 1} on")
+        for label in ("there", "here"):
+            lead, text = "..." if start else "", first[label][start : start + _SHOWN]
+            _say(f"  {label}", lead + text + ("..." if len(first[label]) > start + _SHOWN else ""))
+    _say("kept in", str(folder.root))
+
+
+def _say(label: str, text: str) -> None:
+    print(f"{label:16} {escaped(text)}", flush=True)

@@ -1,0 +1,187 @@
+"""Doing a submitted run again: identical in another folder; hostile zips and broken rules are refused untrained."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_recipe
+
+from fast_ft import bundle, identity, submit
+from fast_ft.__main__ import main
+from fast_ft.errors import InputError
+from fast_ft.load import load_recipe
+from fast_ft.pipeline import run
+from fast_ft.reproduce import reproduce
+from fast_ft.rundir import RunDir
+
+TOP = "b12901001_hw5"
+
+
+@pytest.fixture(scope="module")
+def handed_in(tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's zip; a recipe with everything that draws: sampling, dropout, noise."""
+    folder = tmp_path_factory.mktemp("there")
+    changes = {"lora.lora_dropout": 0.1, "train.neftune_noise_alpha": 5, "generate.do_sample": True}
+    path = write_recipe(folder, tiny, train_file, test_file, changes)
+    return submit.submit(run(load_recipe(path), path), "b12901001", folder)
+
+
+def changed(path: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write a copy of a zip whose JSON files {name: content} went through `change`."""
+    files = {name.removeprefix(f"{TOP}/"): content for name, content in bundle.members(path).items()}
+    parsed = {name: json.loads(files[name]) for name in ("manifest.json", "pred.json")}
+    change(parsed)
+    for name, content in parsed.items():
+        if content != json.loads(files[name]):
+            files[name] = json.dumps(content).encode()
+    target.write_bytes(submit.packed(files, TOP))
+    return target
+
+
+def test_in_another_folder_all_is_identical(
+    handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    words = ["reproduce", str(handed_in), "--train", str(train_file), "--test", str(test_file)]
+    assert main(words) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["adapter"] == "identical" and lines["answers"] == "5 of 5 identical (100.0%)"
+    assert lines["versions"] == lines["program"] == "the same" and lines["card"] == "the same (none)"
+    (folder,) = tmp_path.glob("runs/reproduced/b12901001_hw5-*")
+    assert RunDir.at(folder).manifest()["reproduction_of"] == handed_in.name
+    assert json.loads((folder / "reproduction.json").read_text())["share"] == 1.0
+
+
+def test_an_edited_answer_is_found_even_where_the_digest_was_edited_too(
+    handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import hashlib
+
+    def edit(files: dict[str, Any]) -> None:
+        files["pred.json"]["t3"]["output"] = ["Mine\x1b[2J \u202eback\nwards."]
+        files["manifest.json"]["environment"]["packages"]["torch"] = "0.1\x1b[31m"
+        text = json.dumps(files["pred.json"]).encode()
+        files["manifest.json"]["digests"]["pred"] = hashlib.sha256(text).hexdigest()
+
+    path = changed(handed_in, tmp_path / "edited.zip", edit)
+    result = reproduce(path, train=str(train_file), test=str(test_file), output=tmp_path / "again")
+    assert (result["adapter"], result["identical"], result["answers"]) == (True, 4, 5)
+    assert result["first"]["id"] == "t3"
+    out = capsys.readouterr().out
+    assert r"Mine\u001b[2J \u202eback\nwards." in out and "\x1b" not in out and "\u202e" not in out
+    order = [line.split()[0] for line in out.splitlines()]
+    assert order.index("versions") < order.index("rows") < order.index("adapter")
+    assert "torch 0.1\\u001b[31m there" in out
+
+
+BREAKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "an answer": (lambda f: f["pred.json"]["t3"].update(output=["Mine."]), "pred-untouched: "),
+    "a row": (lambda f: f["manifest.json"]["rows"][2].update(digest="0" * 64), "rows: .*1 differ"),
+    "the seed": (lambda f: f["manifest.json"]["recipe"].update(seed=1), "seed: 1; "),
+    "101 rows": (
+        lambda f: f["manifest.json"].update(rows=[{"id": str(n), "digest": ""} for n in range(101)]),
+        "at-most-100-rows: 117 ",
+    ),
+    "no plan": (lambda f: f["manifest.json"].pop("plan"), "manifest.json: plan: Field required"),
+    "an unknown plan": (lambda f: f["manifest.json"]["plan"].update(turbo=1), "does not know"),
+    "a wrong plan": (lambda f: f["manifest.json"]["plan"].update(micro_batch="8"), "micro_batch is of type str"),
+    "a wrong phase": (lambda f: f["manifest.json"].update(phases=[]), "manifest.json: phases"),
+    "no object": (lambda f: f.update({"manifest.json": [1]}), "no JSON object"),
+    "no answers": (lambda f: f.update({"pred.json": {"a": 1}}), "holds no answers"),
+}
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_a_broken_rule_is_named_and_nothing_is_trained(
+    case: str, handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path
+) -> None:
+    change, message = BREAKS[case]
+    path = changed(handed_in, tmp_path / "x.zip", change)
+    with pytest.raises(InputError, match=message):
+        reproduce(path, train=str(train_file), test=str(test_file), output=tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_other_rows_and_other_prompts_are_refused(
+    handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path
+) -> None:
+    rows = json.loads(train_file.read_text())
+    rows[4]["conversations"][1]["value"] += " Yes."
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    prompts = json.loads(test_file.read_text())[1:]
+    (tmp_path / "test.json").write_text(json.dumps(prompts))
+    with pytest.raises(InputError, match=r"rows: [\s\S]*test-ids: 1 ids"):
+        reproduce(handed_in, train=str(tmp_path / "train.json"), test=str(tmp_path / "test.json"))
+
+
+HOSTILE = {
+    "a way out": (f"{TOP}/../../evil.py", "would leave its folder"),
+    "an absolute path": ("/etc/evil", "would leave its folder"),
+    "a backslash": (f"{TOP}\\..\\evil", "would leave its folder"),
+    "a drive": ("C:evil", "would leave its folder"),
+    "a second folder": ("other/evil", "one folder at its top"),
+    "the same name": (f"{TOP}/pred.json", "two members are called"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_zip_is_refused(case: str, handed_in: Path, tmp_path: Path) -> None:
+    name, message = HOSTILE[case]
+    path = tmp_path / "evil.zip"
+    path.write_bytes(handed_in.read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, "x")
+    before = {*tmp_path.parent.rglob("*")}
+    with pytest.raises(InputError, match=message):
+        bundle.read(path)
+    assert {*tmp_path.parent.rglob("*")} == before
+
+
+def test_links_bombs_and_broken_zips_are_refused(
+    handed_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        link = zipfile.ZipInfo(f"{TOP}/pred.json")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{TOP}/zeros", b"\0" * (bundle.MOST_BYTES + 1))
+    whole = handed_in.read_bytes()
+    lying = bytearray(bomb.getvalue())
+    at = lying.rindex(b"PK\x01\x02") + 24  # the size in the directory
+    lying[at : at + 4] = (1000).to_bytes(4, "little")
+    cases = {
+        buffer.getvalue(): "no plain file",
+        bomb.getvalue(): "MiB unpacked",
+        bytes(lying): "not the size|not a whole zip",
+        whole[: len(whole) // 2]: "not a whole zip file",
+        b"": "not a whole zip file",
+    }
+    for content, message in cases.items():
+        path = tmp_path / "x.zip"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            bundle.read(path)
+    with pytest.raises(InputError, match="no such file"):
+        bundle.read(tmp_path / "nowhere.zip")
+
+
+def test_weights_are_told_apart(tiny: Path, tmp_path: Path) -> None:
+    (weights,) = tiny.glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    (tmp_path / "a").write_bytes(content)
+    assert identity.weights_digest(tmp_path / "a") == identity.weights_digest(weights)
+    content[-1] ^= 1
+    (tmp_path / "a").write_bytes(content)
+    assert identity.weights_digest(tmp_path / "a") != identity.weights_digest(weights)

@@ -1,0 +1,246 @@
+"""Handing in: each rule refused by its name, the zip's contents exactly as promised, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, RecipeFactory, write_recipe
+
+from fast_ft import atomic, handin, secret_scan, submit
+from fast_ft.__main__ import main
+from fast_ft.errors import InputError
+from fast_ft.load import load_recipe
+from fast_ft.pipeline import generate_again, run
+from fast_ft.rundir import RunDir
+
+CHANGES = {"lora.lora_dropout": 0.1, "judge": {"kind": "none"}}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def one_run(tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's folder, with data files of its own beside it."""
+    folder = tmp_path_factory.mktemp("one")
+    for path in (train_file, test_file):
+        shutil.copy(path, folder / path.name)
+    path = write_recipe(folder, tiny, folder / train_file.name, folder / test_file.name)
+    return run(load_recipe(path, [f"output_dir={folder}/run"]), path).root
+
+
+@pytest.fixture
+def finished(one_run: Path, tmp_path: Path) -> RunDir:
+    """The run in a folder of the test's own. Its data files stay those of `one_run`."""
+    shutil.copytree(one_run, tmp_path / "run")
+    return RunDir.at(tmp_path / "run")
+
+
+@pytest.fixture
+def data(one_run: Path) -> Any:
+    """The run's data files by name, put back after the test."""
+    files = {path.name: path for path in one_run.parent.glob("*.json")}
+    before = {path: path.read_bytes() for path in files.values()}
+    yield files
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def failed(folder: RunDir) -> set[str]:
+    return {verdict.rule for verdict in handin.broken(handin.check(folder))}
+
+
+def test_a_run_passes_and_its_zip_holds_what_is_promised(
+    finished: RunDir, train_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", str(finished.root), "--student-id", "B12901001", "--output", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert [line[:4] for line in captured.out.splitlines()] == ["pass"] * 2 + ["--  "] + ["pass"] * 10
+    assert "--    model" in captured.out and "not handed in" in captured.err
+    with zipfile.ZipFile(tmp_path / "b12901001_hw5.zip") as archive:
+        files = {name.removeprefix("b12901001_hw5/"): archive.read(name) for name in archive.namelist()}
+    expected = {"manifest.json", "pred.json", "recipe.yaml", "REPRODUCE.md", "LICENSE", "README.md", "pyproject.toml"}
+    expected |= {"requirements.txt", "requirements-cpu.txt", "requirements-dev.txt", "fast_ft/cards.json"}
+    for folder in ("fast_ft", "bench"):
+        expected |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").glob("*.yaml")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "fast_ft" / "report" / "static").iterdir()}
+    assert files.keys() == expected
+    assert files["pred.json"] == finished.pred.read_bytes()
+    assert json.loads(files["manifest.json"]) == finished.manifest()
+    everything = b"\n".join(files.values())
+    for row in read(train_file):
+        assert row["conversations"][0]["value"].encode() not in everything, "a training row"
+    assert not [name for name in files if name.endswith((".safetensors", ".jsonl", ".html", ".png", ".bin"))]
+    (tmp_path / "recipe.yaml").write_bytes(files["recipe.yaml"])
+    assert load_recipe(tmp_path / "recipe.yaml") == finished.recipe(), "complete, and as it was"
+    assert finished.manifest()["digests"]["pred"] in files["REPRODUCE.md"].decode()
+
+
+def test_the_same_run_gives_the_same_bytes(finished: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    one, two = (submit.submit(finished, "b12901001", folder) for folder in (tmp_path, tmp_path / "a"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def with_manifest(change: Callable[[dict[str, Any]], None]) -> Callable[[RunDir, Any], None]:
+    def apply(folder: RunDir, _: Any) -> None:
+        manifest = folder.manifest()
+        change(manifest)
+        atomic.write_json(folder.manifest_path, manifest)
+
+    return apply
+
+
+def edit_answer(folder: RunDir, _: Any) -> None:
+    pred = read(folder.pred)
+    pred["t3"]["output"] = ["A better answer."]
+    atomic.write_json(folder.pred, pred)
+
+
+def change_row(_: RunDir, files: dict[str, Path]) -> None:
+    rows = read(files["train.json"])
+    for row in rows:
+        row["conversations"][1]["value"] += " Yes."
+    files["train.json"].write_text(json.dumps(rows))
+
+
+def change_prompts(_: RunDir, files: dict[str, Path]) -> None:
+    rows = read(files["test.json"])
+    rows[0]["conversations"][0]["value"] = "Another?"
+    files["test.json"].write_text(json.dumps(rows))
+
+
+def swap_adapter(folder: RunDir, _: Any) -> None:
+    path = folder.adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+
+
+def add_rows(manifest: dict[str, Any]) -> None:
+    manifest["rows"] = [{"id": f"r{n}", "digest": "0" * 64} for n in range(101)]
+
+
+BREAKS: dict[str, tuple[Callable[[RunDir, Any], None], set[str]]] = {
+    "one row of the manifest": (with_manifest(lambda m: m["rows"][3].update(digest="0" * 64)), {"rows"}),
+    "another row in the manifest": (with_manifest(lambda m: m["rows"][3].update(id="r99")), {"rows"}),
+    "a row of the file": (change_row, {"training-file", "rows"}),
+    "one answer": (edit_answer, {"pred-untouched"}),
+    "the seed": (with_manifest(lambda m: m["recipe"].update(seed=1)), {"seed", "recipe-untouched"}),
+    "the 101st row": (with_manifest(add_rows), {"at-most-100-rows", "rows"}),
+    "the test file": (change_prompts, {"test-file", "test-ids"}),
+    "the adapter": (swap_adapter, {"adapter-untouched"}),
+    "the certificate": (with_manifest(lambda m: m.pop("leakage")), {"leakage-certificate"}),
+    "16 bits": (
+        with_manifest(lambda m: m["recipe"]["model"].update(load_in_4bit=False)), {"4-bits", "recipe-untouched"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_a_change_is_refused_by_the_rules_name(case: str, finished: RunDir, data: Any, tmp_path: Path) -> None:
+    change, rules = BREAKS[case]
+    change(finished, data)
+    found = failed(finished)
+    assert rules <= found <= rules | {"rows", "leakage-certificate"}
+    with pytest.raises(InputError, match=r"not written") as refused:
+        submit.submit(finished, "b12901001", tmp_path)
+    assert all(rule in str(refused.value) for rule in rules)
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_another_seed_is_refused_though_the_run_is_honest(recipe_file: RecipeFactory) -> None:
+    path = recipe_file({"seed": 1, "train.max_steps": 1, "train.warmup_steps": 0})
+    assert failed(run(load_recipe(path), path)) == {"seed"}
+
+
+def test_another_prompt_or_a_missing_one_breaks_the_test_ids(finished: RunDir) -> None:
+    pred = read(finished.pred)
+    pred["t0"]["input"][0]["content"] += "!"
+    del pred["t1"]
+    atomic.write_json(finished.pred, pred)
+    (verdict,) = [each for each in handin.check(finished) if each.rule == "test-ids"]
+    assert "1 missing, such as 't1'; 1 with another prompt" in verdict.text
+
+
+def test_under_the_homeworks_rules_the_model_is_checked(finished: RunDir) -> None:
+    with_manifest(lambda m: m["recipe"].update(rules="ntu-ml-2025-hw5"))(finished, None)
+    (verdict,) = [each for each in handin.check(finished) if each.rule == "model"]
+    assert verdict.passed is False and "LLaMA2-7B has 4096" in verdict.text
+
+
+def test_a_run_that_is_not_finished_is_refused(recipe_file: RecipeFactory) -> None:
+    path = recipe_file()
+    folder = RunDir.open(load_recipe(path), path)
+    with pytest.raises(InputError, match=r"not finished \(train, generate to do\)"):
+        handin.check(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "12901001", "b1290100", "b129010011", "../b12901001", "b1290100\u0661", "b12/01001"]
+)
+def test_student_ids_of_another_form_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="a student id has a letter and eight more"):
+        submit.checked_id(text)
+
+
+def test_student_ids() -> None:
+    assert submit.checked_id("B12901001") == "b12901001" and submit.checked_id("r12k41005") == "r12k41005"
+
+
+def test_keys_never_get_in(finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "not-of-any-known-shape-4711"
+    monkeypatch.setenv("HF_TOKEN", secret)
+    finished.update(notes=[f"the hub said {secret}"])
+    with pytest.raises(InputError, match=r"manifest\.json, line \d+: the value of HF_TOKEN") as refused:
+        submit.submit(finished, "b12901001", tmp_path)
+    assert secret not in str(refused.value) and not list(tmp_path.glob("*.zip"))
+
+
+def test_key_shapes_are_found_and_never_shown() -> None:
+    keys = ["hf_" + "a1" * 17, "sk-proj-" + "b2" * 20, "ghp_" + "c3" * 18, "AKIA" + "ABCD" * 4, "http://me:pass@host/x"]
+    for key in keys:
+        (found,) = secret_scan.findings("x.yaml", f"first\nkey: {key}\n", {})
+        assert found.startswith("x.yaml, line 2: ") and key not in found
+    assert secret_scan.findings("x", "task-based sketches, hf_hub, ask-me-anything, https://a.b/c:d@e", {}) == []
+    assert secret_scan.values({"OPENAI_API_KEY": "12345678", "HF_TOKEN": "short", "HOME": "/home/someone"}) == {
+        "12345678": "OPENAI_API_KEY"
+    }
+
+
+def test_a_full_disk_and_ctrl_c_leave_the_former_zip(
+    finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "b12901001_hw5.zip"
+    path.write_bytes(b"former")
+    for error, expected in (
+        (OSError(28, "No space left on device"), InputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+
+        def fail(*_: Any, error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(expected):
+            patch.setattr(atomic.os, "fsync", fail)
+            submit.submit(finished, "b12901001", tmp_path)
+        assert path.read_bytes() == b"former" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_answers_generated_again_can_be_handed_in_and_lose_their_scores(
+    finished: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    former = finished.manifest()["digests"]["pred"]
+    atomic.write_json(finished.scores, {"kind": "openai", "mean": 4.2, "pred": former})
+    finished.finish("judge", 1.0, mean=4.2)
+    generate_again(finished.root, ["generate.max_new_tokens=3"])
+    assert not finished.scores.exists() and finished.done("judge") is None
+    assert read(finished.root / f"scores-{former[:8]}.json")["mean"] == 4.2
+    assert "scores.json was of the former answers" in capsys.readouterr().err
+    assert failed(finished) == set()
