@@ -78,7 +78,7 @@ def test_a_run_passes_and_its_zip_holds_what_is_promised(
     everything = b"\n".join(files.values())
     for row in read(train_file):
         assert row["conversations"][0]["value"].encode() not in everything, "a training row"
-    assert not [name for name in files if name.endswith((".safetensors", ".jsonl", ".html", ".png", ".bin"))]
+    assert not [name for name in files if name.endswith((".safetensors", ".jsonl", "report.html", ".png", ".bin"))]
     (tmp_path / "recipe.yaml").write_bytes(files["recipe.yaml"])
     assert load_recipe(tmp_path / "recipe.yaml") == finished.recipe(), "complete, and as it was"
     assert finished.manifest()["digests"]["pred"] in files["REPRODUCE.md"].decode()
