@@ -94,6 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
     generate = add("generate", "answer the prompts again with a run's adapter", takes="RUN_DIR [key=value ...]")
     generate.add_argument("run", metavar="RUN_DIR")
+    generate.add_argument(
+        "--grid",
+        action="store_true",
+        help="a pred file for each point, as in: --grid temperature=0.3,0.7 top_p=0.8,0.9",
+    )
+    chat = add("chat", "talk to a run's adapter", takes="RUN_DIR [generate.key=value ...]")
+    chat.add_argument("run", metavar="RUN_DIR")
     judge = add("judge", "score a run's answers, again or by another judge", takes="RUN_DIR [judge.key=value ...]")
     judge.add_argument("run", metavar="RUN_DIR")
     judge.add_argument(
@@ -110,6 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("run", metavar="RUN_DIR")
     submit.add_argument("--student-id", metavar="ID", help="write ID_hw5.zip; without it the rules are checked only")
     submit.add_argument("--output", default=".", metavar="FOLDER", help="where the zip goes (default: here)")
+    submit.add_argument("--public-score", type=float, metavar="SCORE", help="note what JudgeBoi said; `runs` shows it")
+    submit.add_argument("--at", metavar="TIME", help="when it said so (default: now), in Taipei's time")
     again = add("reproduce", "do a submitted run again, and tell what differs; status 3: something does", takes="ZIP")
     again.add_argument("zip", metavar="ZIP")
     again.add_argument("--train", required=True, metavar="DATA", help="the training rows")
@@ -206,9 +215,24 @@ def _generate(options: argparse.Namespace) -> int:
     from fast_ft.pipeline import generate_again
     from fast_ft.progress import note
 
+    if options.grid:
+        from fast_ft.grid import grid
+
+        with contextlib.redirect_stdout(sys.stderr):
+            points = grid(options.run, options.overrides)
+        for point in points:
+            print(f"{point['file']}  ended at EOS {point['ended_at_eos']:.0%}  mean {point['mean_tokens']:g} tokens")
+        return 0
     with contextlib.redirect_stdout(sys.stderr):
         pred = generate_again(options.run, options.overrides)
     note(f"done: {pred}")
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from fast_ft.chat import chat
+
+    chat(options.run, options.overrides)
     return 0
 
 
@@ -245,10 +269,10 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    from fast_ft.rundir import list_runs
+    from fast_ft.ledger import read
     from fast_ft.show import print_runs
 
-    print_runs(list_runs(options.root))
+    print_runs(read(options.root))
     return 0
 
 
@@ -259,6 +283,16 @@ def _submit(options: argparse.Namespace) -> int:
     from fast_ft.submit import print_verdicts, submit
 
     folder = RunDir.at(options.run)
+    if options.public_score is not None:
+        from fast_ft.ledger import record
+
+        for sentence in record(folder, options.public_score, options.at):
+            note(sentence)
+        if options.student_id is None:
+            note(f"done: {options.public_score:g} noted for {folder.root}")
+            return 0
+    elif options.at is not None:
+        raise InputError("--at: it is the time of a public score: give --public-score too")
     if options.student_id is not None:
         note(f"done: {submit(folder, options.student_id, Path(options.output))}")
         return 0
@@ -292,6 +326,7 @@ COMMANDS = {
     "data": _data,
     "plan": _plan,
     "generate": _generate,
+    "chat": _chat,
     "judge": _judge,
     "report": _report,
     "runs": _runs,

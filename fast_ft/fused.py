@@ -199,8 +199,8 @@ def _nf4(bases: Sequence[Any], dtype: Any, space: Any) -> Callable[[Any], Any]:
         part = absmax[start * inputs // block : stop * inputs // block]
         return bnb.functional.QuantState(part, torch.Size((stop - start, inputs)), states[0].code, block, kind, dtype)
 
-    pieces = -(-outputs * inputs // space.numel())
-    rows = -(-outputs // pieces // 64) * 64
+    pieces = -(-outputs // (space.numel() // inputs))
+    rows = -(-outputs // pieces)
     cuts = [(a, min(a + rows, outputs)) for a in range(0, outputs, rows)]
     parts = [
         (a, b, packed[a * inputs // 2 : b * inputs // 2], state(a, b), space[: (b - a) * inputs].view(b - a, inputs))
@@ -248,9 +248,9 @@ def _rope(config: Any, head_dim: int, device: Any) -> tuple[Any, float]:
 
 def _check_structure(core: Any) -> None:
     layer = core.model.layers[0]
-    known = {"q_proj", "k_proj", "v_proj", "o_proj"}
     named = {name for name, _ in layer.self_attn.named_children()}
-    plain = named == known and {n for n, _ in layer.mlp.named_children()} >= {"gate_proj", "up_proj", "down_proj"}
+    plain = {"q_proj", "k_proj", "v_proj", "o_proj"} <= named and not any("norm" in name for name in named)
+    plain &= {"gate_proj", "up_proj", "down_proj"} <= {name for name, _ in layer.mlp.named_children()}
     if not plain or core.config.hidden_act != "silu" or getattr(core.config, "sliding_window", None):
         raise InputError(
             f"decoding supports Llama's blocks only; the base model (model_type {core.config.model_type!r}) has others."

@@ -17,12 +17,12 @@ ORDER = [
     "errors", "atomic", "seeds", "progress",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
-    "lint", "load", "rundir", "environment", "picture",
+    "lint", "load", "rundir", "ledger", "environment", "picture",
     "template", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train", "prepare", "planning", "selfcheck",
     "kernels", "sampling", "fused", "cache", "prefill", "decode", "generate",
     "stats", "verdicts", "prices", "endpoint", "rubric", "judge", "reference", "judge_openai", "judging",
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
-    "pipeline", "show", "show_scores", "secret_scan", "handin", "submit", "bundle", "reproduce",
+    "pipeline", "grid", "chat", "show", "show_scores", "secret_scan", "handin", "submit", "bundle", "reproduce",
     "__main__",
 ]  # fmt: skip
 

@@ -1,0 +1,58 @@
+"""Time and memory of a card, read the same way everywhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fast_ft import plan
+
+
+def clock(work: Callable[[], Any]) -> float:
+    import torch
+
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    synchronize()
+    started = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - started
+
+
+def out_of_memory_is_a_result(work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    import torch
+
+    try:
+        return work(*given)
+    except torch.OutOfMemoryError:
+        return {"out_of_memory": True}
+
+
+def reset_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gib(context: float) -> float:
+    import torch
+
+    return round(torch.cuda.max_memory_reserved() / plan.GIB + context, 2) if torch.cuda.is_available() else 0.0
+
+
+def empty_cache() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,129 @@
+"""A pool that times itself, the yardsticks, and what the memory's speed alone would allow. Used by bench.decode."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fast_ft import plan
+from fast_ft.cache import pages_for
+from fast_ft.decode import BURST, Pool
+from fast_ft.prefill import Row
+
+BYTES_PER_SECOND = 4.28e12  #: an H200's memory, measured
+
+
+class TimedPool(Pool):
+    """A pool with clocks. `forced`: rows that end after so many tokens, which the pool does not know beforehand."""
+
+    def __init__(self, *given: Any, **values: Any) -> None:
+        super().__init__(*given, **values)
+        self.forced: dict[Row, int] = {}
+        self.prefill_seconds = self.burst_seconds = 0.0
+        self.steps = self.set_aside = 0
+
+    def _is_over(self, row: Row) -> bool:
+        return len(row.tokens) >= self.forced.get(row, row.limit)
+
+    def _prefill(self, rows: list[Row]) -> None:
+        started = time.perf_counter()
+        self.set_aside += sum(bool(row.tokens) for row in rows)
+        super()._prefill(rows)  # reads the new tokens, so the device is done
+        self.prefill_seconds += time.perf_counter() - started
+
+    def _burst(self, live: list[Row], steps: int, shape: int | None) -> None:
+        started = time.perf_counter()
+        super()._burst(live, steps, shape)
+        self.burst_seconds += time.perf_counter() - started
+        self.steps += steps
+
+    def step_milliseconds(self, length: int) -> dict[str, Any]:
+        """Return ms a step (bursts of 8, the host's share included) with every slot at about `length` tokens."""
+        live = self._filled(length)
+        self._burst(live, BURST, None)  # captures
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            self._burst(live, BURST, None)
+            times.append((time.perf_counter() - started) / BURST * 1e3)
+        times.sort()
+        middle, fastest, slowest = (round(times[i], 3) for i in (2, 0, 4))
+        found = {"ms_a_step": middle, "fastest": fastest, "slowest": slowest}
+        return {"slots_filled": len(live), "length": length, "captured": self.captures} | found
+
+    def profile(self, length: int) -> str:
+        """Return the kernels of one burst, those that take longest first."""
+        import torch
+
+        live = self._filled(length)
+        self._burst(live, BURST, None)
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            self._burst(live, BURST, None)
+        return profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=18, max_name_column_width=70)
+
+    def _filled(self, length: int) -> list[Row]:
+        """As many rows as there are slots and pages for, with whatever the cache holds."""
+        self.cache.clear()
+        count = min(self.slots, self.cache.pages // pages_for(length + 8 * BURST))
+        live = [Row([1] * length, self.longest - length, key=index, tokens=[5]) for index in range(count)]
+        for row in live:
+            self._grow(row, length + 8 * BURST)
+        return live
+
+
+def floor_seconds(shape: plan.ModelShape, rows: Sequence[Row], steps: int) -> float:
+    """Seconds to read the 4-bit weights once a step, and each row's keys and values once a token."""
+    weights = (plan.weights_gib(shape, load_in_4bit=True) * plan.GIB - shape.vocab_size * shape.hidden_size * 2) * steps
+    cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
+    return (weights + cells * shape.kv_bytes) / BYTES_PER_SECOND
+
+
+def plain_generate(model: Any, ids: Sequence[Sequence[int]], limit: int, **values: Any) -> Any:
+    """transformers' generate on a left-padded batch, sampling, without an end: the yardstick."""
+    import torch
+    import transformers
+
+    model.generation_config = transformers.GenerationConfig()
+    width = max(map(len, ids))
+    padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    config = transformers.GenerationConfig(
+        do_sample=True, temperature=0.7, top_k=30, top_p=0.9, max_new_tokens=limit, pad_token_id=0, use_cache=True,
+        **values,
+    )  # fmt: skip
+    with torch.inference_mode():
+        output = model.generate(input_ids=padded, attention_mask=mask, generation_config=config)
+    assert output.shape == (len(ids), width + limit), "the yardstick must do the same work"
+    return output
+
+
+def unsloth_one_by_one(job: dict[str, Any]) -> dict[str, Any]:
+    """The homework's way: Unsloth's for_inference, one prompt at a time."""
+    from fast_ft import backend, recipe
+
+    model = recipe.Model(name_or_path=job["base"], dtype=job["dtype"])
+    maker = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=False, name="unsloth")
+    import torch
+
+    if job["cap"]:
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction((job["cap"] - 0.5) * plan.GIB / total)
+    loaded = maker.for_generation(Path(job["adapter"]))
+    plain_generate(loaded.model, job["ids"][:1], 8)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for ids in job["ids"]:
+        plain_generate(loaded.model, [ids], job["limit"])
+    torch.cuda.synchronize()
+    seconds, tokens = time.perf_counter() - started, len(job["ids"]) * job["limit"]
+    return {"prompts": len(job["ids"]), "tokens": tokens, "seconds": round(seconds, 2),
+            "tokens_per_s": round(tokens / seconds, 2)}  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(unsloth_one_by_one(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))

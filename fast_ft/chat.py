@@ -1,0 +1,73 @@
+"""Talk to a run's adapter in the terminal; the answer appears as it is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from fast_ft import generate, seeds
+from fast_ft.decode import Pool
+from fast_ft.grid import load, open_run
+from fast_ft.prefill import Row
+from fast_ft.prepare import prepare
+from fast_ft.progress import note
+from fast_ft.template import Encoder, Message
+
+_BURST = 4  #: tokens between two looks: few enough to read along
+
+
+def chat(
+    root: str | Path, overrides: Sequence[str], *, ask: Callable[[str], str] = input, out: TextIO = sys.stdout
+) -> None:
+    """Read prompts with `ask` until it raises EOFError, and write answers to `out`."""
+    folder, recipe = open_run(root, overrides)
+    prepared = prepare(recipe)
+    assert prepared.encoder is not None
+    loaded, settled = load(folder, recipe, prepared)
+    context = loaded.model.config.max_position_embeddings
+    pool = generate.make_pool(
+        loaded, prepared.encoder, recipe.generate, slots=1, longest=context, dequantise=settled["dequantise"]
+    )
+    note("An empty line forgets what was said; Ctrl-D leaves.")
+    messages: list[Message] = []
+    for turn in range(sys.maxsize):
+        try:
+            text = ask("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print(file=out)
+            return
+        if not text:
+            messages = []
+            continue
+        messages.append({"role": "user", "content": text})
+        most = recipe.generate.max_new_tokens
+        while len(messages) > 1 and len(prepared.encoder.prompt_ids(messages)) + most > context:
+            messages = messages[2:]  # the oldest exchange gives way
+        ids = prepared.encoder.prompt_ids(messages)
+        if len(ids) >= context:
+            note(f"That has {len(ids)} tokens; the model's context is {context}.")
+            messages = []
+            continue
+        row = Row(ids, min(most, context - len(ids)), seeds.derive(recipe.seed, "chat", turn))
+        messages.append({"role": "assistant", "content": _answer(pool, row, prepared.encoder, out)})
+
+
+def _answer(pool: Pool, row: Row, encoder: Encoder, out: TextIO) -> str:
+    """Write the row's answer as it grows, and return it."""
+    shown = ""
+
+    def show(live: list[Row]) -> None:
+        nonlocal shown
+        text = encoder.decode(row.tokens)
+        if not text.endswith("\ufffd") and text.startswith(shown):  # else half of a character
+            print(text[len(shown) :], end="", flush=True, file=out)
+            shown = text
+
+    list(pool.run([row], burst=_BURST, on_look=show))
+    text = encoder.decode(row.tokens)
+    print(text[len(shown) :] if text.startswith(shown) else "", file=out)
+    if row.tokens[-1] != pool.eos_id:
+        note(f"(cut off after {len(row.tokens)} tokens)")
+    return text

@@ -1,0 +1,75 @@
+"""Many ways to decode from one load, and a talk in the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from conftest import write_recipe
+
+from fast_ft.__main__ import main
+from fast_ft.chat import chat
+from fast_ft.errors import InputError
+from fast_ft.grid import grid
+from fast_ft.load import load_recipe
+from fast_ft.pipeline import run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path, train_file: Path, test_file: Path) -> Path:
+    recipe = write_recipe(tmp_path_factory.mktemp("grid"), tiny, train_file, test_file, {"curriculum": {}})
+    return run(load_recipe(recipe, ["train.max_steps=2"]), recipe).root
+
+
+def test_each_point_has_a_file_named_by_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(folder), "--grid", "temperature=0.5,2.5", "top_p=0.7,1.0", "generate.do_sample=true"]
+    assert main(command) == 0
+    names = [f"pred-temperature{t}-top_p{p}.json" for t in ("0.5", "2.5") for p in ("0.7", "1.0")]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
+    summary = json.loads((folder / "grid.json").read_text())
+    assert [point["file"] for point in summary] == names
+    assert all(0 <= point["ended_at_eos"] <= 1 and point["mean_tokens"] <= 6 for point in summary)
+    preds = [json.loads((folder / name).read_text()) for name in names]
+    assert all(list(pred) == list(preds[0]) for pred in preds) and preds[0] != preds[3]
+    assert not list(folder.glob("*.partial.jsonl"))
+
+
+def test_a_points_answers_are_those_of_generate_with_its_values(folder: Path) -> None:
+    grid(folder, ["temperature=1.5", "generate.do_sample=true", "generate.num_return_sequences=2"])
+    assert main(["generate", str(folder), "generate.temperature=1.5", "generate.do_sample=true"]) == 0
+    alone = json.loads((folder / "pred.json").read_text())
+    pairs = json.loads((folder / "pred-temperature1.5.json").read_text())
+    assert {key: entry["output"][:1] for key, entry in pairs.items()} == {k: e["output"] for k, e in alone.items()}
+    assert any(a != b for a, b in (entry["output"] for entry in pairs.values()))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--grid needs values to try"),
+        (["temperature=hot"], "generate.temperature"),
+        (["heat=1,2"], "heat"),
+        (["temperature=1", "train.learning_rate=1"], "only generate"),
+    ],
+)
+def test_wrong_axes_are_said_before_a_model_is_loaded(folder: Path, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        grid(folder, words)
+
+
+def test_a_talk_streams_remembers_and_forgets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = iter(["What colour is the hat?", "And the cup?", "", "What colour is the hat?", "x " * 400])
+    out = io.StringIO()
+
+    def ask(prompt: str) -> str:
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=out)
+    first, second, again, _ = out.getvalue().split("\n")[:4]
+    assert first == again and first != second
+    assert "cut off after 9 tokens" in (notes := capsys.readouterr().err) and "context is 256" in notes
