@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from typing import Any
 
+from fast_ft.ledger import Ledger
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe
 from fast_ft.template import IGNORE_INDEX
@@ -124,24 +125,29 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def print_runs(rows: list[dict[str, Any]]) -> None:
-    """Print the run folders, and the recipe keys that differ among them."""
+def print_runs(ledger: Ledger) -> None:
+    """Print the run folders, the recipe keys that differ among them, and what the ledger has to say of them."""
     from rich.table import Table
 
-    if not rows:
+    if not ledger.attempts:
         print("no runs here yet")
         return
-    keys = list(rows[0]["keys"])
+    keys = list(ledger.attempts[0].row["keys"])
+    public = ["public"] if any(attempt.submissions for attempt in ledger.attempts) else []
     table = Table()
-    for name in ("folder", "started", "finished", "minutes", "score", *keys):
+    for name in ("folder", "started", "finished", "minutes", "score", *public, *keys):
         table.add_column(name, overflow="fold")
-    for row in rows:
+    for attempt in ledger.attempts:
+        row = attempt.row
         score = "" if row["score"] is None else f"{row['score']:.3f}"
+        said = ["" if attempt.public is None else f"{attempt.public:g}"] if public else []
         values = [json.dumps(row["keys"][key]) for key in keys]
         table.add_row(
-            row["folder"], row["started"][:16], row["phase"] or "nothing", f"{row['minutes']}", score, *values
+            row["folder"], row["started"][:16], row["phase"] or "nothing", f"{row['minutes']}", score, *said, *values
         )
     new_console().print(table)
+    for sentence in ledger.sentences():
+        new_console().print(sentence, markup=False, soft_wrap=True)
 
 
 def plain(text: str) -> str:

@@ -1,0 +1,208 @@
+"""The ledger of attempts: what JudgeBoi said of each run, what training took in all, which differences mean anything.
+
+JudgeBoi takes 5 submissions a day; its day ends at 23:59 in Taipei (UTC+8). Scores stand in submissions.json of the
+run's folder: {"submissions": [{"score", "at": UTC, "pred": digest of the pred.json that was sent}]}.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fast_ft import atomic
+from fast_ft.errors import InputError
+from fast_ft.rundir import RunDir, list_runs
+
+FILE = "submissions.json"
+A_DAY = 5
+TAIPEI = dt.timezone(dt.timedelta(hours=8))
+#: Twice the standard error of a mean of 150 scores with deviation 2.1: closer means may be equal.
+NOISE = 0.35
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run. `row` is list_runs'; public scores are oldest first; `judge` tells which judge gave `row["score"]`."""
+
+    row: dict[str, Any]
+    submissions: list[dict[str, Any]]
+    train_minutes: float
+    budget_minutes: float | None
+    rules: str | None
+    pred: str | None
+    judge: tuple[Any, ...] = ()
+    interval: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        return Path(self.row["folder"]).name
+
+    @property
+    def public(self) -> float | None:
+        """The newest public score."""
+        return self.submissions[-1]["score"] if self.submissions else None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All attempts below a folder, oldest first; reproductions are none."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def sentences(self, now: dt.datetime | None = None) -> list[str]:
+        """Return what there is to say of them: noise, training minutes, the day's submissions."""
+        return [*_public(self.attempts), *_own(self.attempts), *_minutes(self.attempts), *self.today(now)]
+
+    def today(self, now: dt.datetime | None = None) -> list[str]:
+        """Return a warning where the day's submissions are used up, or the last one is left."""
+        today = day(now or dt.datetime.now(dt.UTC))
+        count = sum(day(_time(each["at"])) == today for a in self.attempts for each in a.submissions)
+        if count == A_DAY - 1:
+            return [f"warning: {count} submissions today; the next is the last of {A_DAY} until 23:59 (UTC+8)"]
+        if count >= A_DAY:
+            return [f"warning: {count} of {A_DAY} submissions today; JudgeBoi takes the next after 23:59 (UTC+8)"]
+        return []
+
+
+def read(root: str | Path) -> Ledger:
+    """Read the run folders below `root`."""
+    attempts = []
+    for row in list_runs(root):
+        folder = RunDir(Path(row["folder"]))
+        try:
+            manifest = folder.manifest()
+        except InputError:  # list_runs says so in its row
+            manifest = {}
+        if "reproduction_of" in manifest:
+            continue
+        recipe, scores = manifest.get("recipe", {}), _json(folder.scores)
+        low, high = scores.get("low"), scores.get("high")
+        attempts.append(
+            Attempt(
+                row,
+                _json(folder.root / FILE).get("submissions", []),
+                train_minutes(folder),
+                recipe.get("budget", {}).get("train_minutes"),
+                recipe.get("rules"),
+                manifest.get("digests", {}).get("pred"),
+                tuple(scores.get(key) for key in ("kind", "model", "rubric")),
+                (low, high) if low is not None and high is not None else None,
+            )
+        )
+    return Ledger(attempts)
+
+
+def record(folder: RunDir, score: float, at: str | None = None) -> list[str]:
+    """Note a public score, and return sentences on the day's submissions. `at`: ISO, Taipei's time if it names none."""
+    if not (math.isfinite(score) and 0 <= score <= 10):
+        raise InputError(f"--public-score {score}: JudgeBoi's scores go from 0 to 10")
+    if not folder.pred.is_file():
+        raise InputError(f"{folder.root} has no pred.json, so none of its was judged")
+    moment = _moment(at)
+    entry = {
+        "score": score,
+        "at": moment.astimezone(dt.UTC).isoformat(timespec="seconds"),
+        "pred": atomic.sha256_file(folder.pred),
+    }
+    path = folder.root / FILE
+    earlier = _json(path, strict=True).get("submissions", [])
+    atomic.write_json(path, {"submissions": sorted([*earlier, entry], key=lambda each: _time(each["at"]))})
+    return read(folder.root.parent).today()
+
+
+def day(moment: dt.datetime) -> dt.date:
+    """Return JudgeBoi's day: it ends at 23:59 in Taipei, so the last minute belongs to the next."""
+    return (moment.astimezone(TAIPEI) + dt.timedelta(minutes=1)).date()
+
+
+def train_minutes(folder: RunDir) -> float:
+    """Return the minutes of all training steps in a run's log, of stopped runs too."""
+    try:
+        lines = folder.log.read_text(encoding="utf-8").splitlines()
+        return sum(json.loads(line)["seconds"] for line in lines) / 60
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0.0
+
+
+def _moment(at: str | None) -> dt.datetime:
+    now = dt.datetime.now(dt.UTC)
+    if at is None:
+        return now
+    try:
+        moment = dt.datetime.fromisoformat(at)
+    except ValueError:
+        raise InputError(f'--at {at!r}: write it as "2025-04-05 21:30" (Taipei\'s time), or with an offset') from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=TAIPEI)
+    if moment > now + dt.timedelta(minutes=5):
+        raise InputError(f"--at {at}: that time has not come yet")
+    return moment
+
+
+def _public(attempts: Sequence[Attempt]) -> list[str]:
+    scored = [(a.public, a.name) for a in attempts if a.public is not None]
+    sentences = [
+        f"note: {a.name} was answered anew after its public score: the score is the former answers'"
+        for a in attempts
+        if a.submissions and a.pred is not None and a.submissions[-1].get("pred") != a.pred
+    ]
+    if len(scored) < 2:
+        return sentences
+    best, leader = max(scored)
+    others = sorted(((score, name) for score, name in scored if name != leader), reverse=True)
+    near = [f"{name} {score:g}" for score, name in others if round(best - score, 6) < NOISE]
+    far = [f"{name} {score:g}" for score, name in others if round(best - score, 6) >= NOISE]
+    sentences.insert(0, f"public scores: {leader} leads with {best:g}")
+    if near:
+        sentences.insert(1, f"  inside the noise of 150 answers (less than {NOISE} below): {', '.join(near)}")
+    if far:
+        sentences.insert(1 + bool(near), f"  below it by more than noise: {', '.join(far)}")
+    return sentences
+
+
+def _own(attempts: Sequence[Attempt]) -> list[str]:
+    """Say of each judge's best run which others' intervals meet its own. Paired comparison, finer, is the judge's."""
+    sentences = []
+    for judge in dict.fromkeys(a.judge for a in attempts if a.interval is not None):
+        group = [a for a in attempts if a.judge == judge and a.interval is not None and a.row["score"] is not None]
+        if len(group) < 2:
+            continue
+        best = max(group, key=lambda a: a.row["score"])
+        assert best.interval is not None
+        near = [a.name for a in group if a is not best and a.interval and a.interval[1] >= best.interval[0]]
+        name = " ".join(str(part) for part in judge[:2] if part)
+        meets = f"intervals of these meet its own: {', '.join(near)}" if near else "no other's interval meets its own"
+        text = f"scores by {name}: {best.name} leads with {best.row['score']:.2f}; {meets}"
+        sentences.append(text + (f" (judge {best.row['folder']} --against ... compares pairwise)" if near else ""))
+    return sentences
+
+
+def _minutes(attempts: Sequence[Attempt]) -> list[str]:
+    counted = [a for a in attempts if a.rules] or list(attempts)  # a trial run is no attempt at the homework
+    budgets = [a.budget_minutes for a in counted if a.budget_minutes]
+    if not budgets or not counted[0].rules:
+        return []
+    spent, budget = sum(a.train_minutes for a in counted), max(budgets)
+    over = "warning: " if spent > budget else ""
+    runs = "attempt" if len(counted) == 1 else f"all {len(counted)} attempts"
+    return [f"{over}training over {runs}: {spent:.1f} of {budget:g} minutes"]
+
+
+def _time(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
+
+
+def _json(path: Path, *, strict: bool = False) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        if strict:
+            raise InputError(f"{path} cannot be read ({error}): mend it, or delete it") from None
+        return {}
