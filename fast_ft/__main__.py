@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=_Raw,
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND ...")
 
     def add(name: str, text: str, takes: str = "RECIPE [key=value ...]") -> argparse.ArgumentParser:
         command = commands.add_parser(
