@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
+from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedPool, floor_seconds, plain_generate
 from fast_ft import backend, data, plan, recipe, sampling
 from fast_ft.cache import PAGE, Cache
@@ -54,6 +55,7 @@ def main() -> int:
     parser.add_argument("--workspace", default="96", help="MiB for dequantised weights: 0 is 16-bit weights throughout")
     parser.add_argument("--batches", default="25,50,75,150", help="batch sizes for plain")
     parser.add_argument("--lengths", type=Path, help="a file of rows whose responses give the lengths for mixed")
+    parser.add_argument("--sms", type=int, help="use so many of the card's SMs; 8 of an H200's are a T4's class")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
@@ -97,6 +99,11 @@ class Bench:
                 self._loaded = random_adapter(maker, self.options.adapter)
             else:
                 self._loaded = maker.for_generation(self.options.adapter)
+            if self.options.sms:
+                self.kept = limit_sms(self.options.sms)
+                launched, replayed = replayed_tflops()
+                result = {"sms": self.options.sms, "launched_tflops": launched, "replayed_tflops": replayed}
+                print(json.dumps({"name": "sm_limit", **result}), flush=True)
             say(f"loaded in {time.monotonic() - started:.1f} s; context {self.context:.2f} GiB")
         return self._loaded
 
