@@ -81,7 +81,11 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/quickstart.yaml")
         return command
 
-    add("run", "run a recipe: train, then answer the prompts")
+    run = add("run", "run a recipe: train, then answer the prompts")
+    run.add_argument(
+        "--stop-after", type=int, metavar="STEPS",
+        help="a taste: stop after so many training steps and answer 10 prompts; without it the same command goes on",
+    )  # fmt: skip
     add("train", "run a recipe up to its adapter")
     data = add("data", "show which rows are selected, and why")
     data.add_argument("--show", type=int, default=0, metavar="N", help="print N rows, trained and masked tokens apart")
@@ -145,6 +149,8 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
     from fast_ft.pipeline import run
     from fast_ft.progress import note
 
+    if until == "pred" and options.stop_after is not None:
+        return _taste(options, recipe)
     with contextlib.redirect_stdout(sys.stderr):  # the libraries' banners; stdout is for results
         folder = run(recipe, options.recipe, until=until)
     if until == "pred" and folder.scores.is_file():
@@ -153,6 +159,15 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
         print_scores(folder)
     note(f"done: {folder.root if until == 'pred' else folder.adapter}")
     note(f"look at it: {folder.report} (it holds training rows: not to be shared)")
+    return 0
+
+
+def _taste(options: argparse.Namespace, recipe: Recipe) -> int:
+    from fast_ft.taste import print_taste, taste
+
+    with contextlib.redirect_stdout(sys.stderr):
+        content = taste(recipe, options.recipe, options.stop_after)
+    print_taste(content)
     return 0
 
 

@@ -109,8 +109,11 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
     return settled
 
 
-def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
-    """Train all stages, save the adapter, and store what generation will check it by."""
+def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: int | None = None) -> None:
+    """Train all stages, save the adapter, and store what generation will check it by.
+
+    With stop_after, a training that is not done by that step leaves its state, and its adapter in taste/adapter.
+    """
     assert prepared.encoder is not None
     check_model(recipe)
     started = time.monotonic()
@@ -157,15 +160,17 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
             with atomic.replace_folder(folder.stage(where, jobs[where].name)) as target:
                 state.save(target, loaded.model, course.optimizer, course.progress)
 
-        course.on_checkpoint = save_state
+        course.on_checkpoint, course.stop_after = save_state, stop_after
         results = course.run()
     loss_picture(folder.loss_png, lines)
     check_finite(loaded, lines)
-    with atomic.replace_folder(folder.adapter) as target:
+    with atomic.replace_folder(folder.adapter if course.finished else folder.taste / "adapter") as target:
         backend.save_adapter(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
         loaded.tokenizer.save_pretrained(str(target))
         selfcheck.store(target, loaded, [prepared.rows[e.id] for e in prepared.examples], prepared.encoder.pad_id)
     loaded.free()
+    if not course.finished:
+        return
     folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": adapter_digest(folder)})
     folder.finish(
         "train",

@@ -39,6 +39,7 @@ class RunDir:
         self.loss_png = root / "loss.png"
         self.adapter = root / "adapter"
         self.stages = root / "stages"
+        self.taste = root / "taste"  # of a run stopped with --stop-after: the adapter so far, while it answers
         self.pred = root / "pred.json"
         self.pred_partial = root / "pred.partial.jsonl"
         self.base_pred = root / "base_pred.json"

@@ -92,6 +92,16 @@ class Course:
         self.passes = Passes(loaded, noise_alpha=section.neftune_noise_alpha, capture=plan.capture)
         self.optimizer = make_optimizer(loaded, section)
         self.on_checkpoint: Callable[[Course], None] | None = None
+        self.stop_after: int | None = None  #: steps over all stages; the schedule stays that of the whole course
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.stage >= len(self.jobs)
+
+    @property
+    def left(self) -> int | None:
+        """How many steps may still be taken before `stop_after`; None: all."""
+        return None if self.stop_after is None else max(0, self.stop_after - self.progress.global_step)
 
     def resume(self, folder: Path) -> None:
         """Go on from a saved state, in place of from the beginning."""
@@ -104,8 +114,11 @@ class Course:
         """Train what is left, and return the stages that were trained, at least in part."""
         results = []
         try:
-            while self.progress.stage < len(self.jobs):
-                results.append(self._run_stage(self.jobs[self.progress.stage]))
+            while not self.finished and self.left != 0:
+                job = self.jobs[self.progress.stage]
+                results.append(self._run_stage(job))
+                if self.progress.step < len(job.batches):  # stopped; the checkpoint is saved
+                    break
                 self._next_stage()
         finally:
             self.passes.close()

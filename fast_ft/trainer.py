@@ -46,7 +46,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
 
     section, loaded, progress, passes = course.section, course.loaded, course.progress, course.passes
     first = progress.step
-    remaining = list(job.batches[first:])
+    remaining = list(job.batches[first:])[: course.left]
 
     class StageTrainer(SFTTrainer):
         seen: list[dict[str, Any]]  # the log's lines of this stage

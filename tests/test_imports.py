@@ -22,7 +22,7 @@ ORDER = [
     "kernels", "sampling", "fused", "cache", "prefill", "decode", "generate",
     "stats", "verdicts", "prices", "endpoint", "rubric", "judge", "reference", "judge_openai", "judging",
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
-    "pipeline", "grid", "chat", "show", "show_scores", "secret_scan", "handin", "submit", "bundle", "reproduce",
+    "pipeline", "grid", "chat", "show", "taste", "show_scores", "secret_scan", "handin", "submit", "bundle", "reproduce",
     "__main__",
 ]  # fmt: skip
 
