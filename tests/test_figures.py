@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from bench import figures
+from bench import figures, pocket
 from bench.__main__ import headline
 
 README = figures.RESULTS.parents[1] / "README.md"
@@ -25,6 +25,14 @@ def test_a_recipe_figure_is_recomputed_from_its_steps(name: str) -> None:
     assert (entry["value"], entry["unit"]) == (value, unit)
     assert entry["card"] == result["environment"]["gpu"]["name"]
     assert entry["command"] == result["command"]
+
+
+def test_the_pocket_figures_are_recomputed_from_their_runs() -> None:
+    found = {name: entry for name, entry in figures.read().items() if name.startswith("pocket.")}
+    result = json.loads((figures.RESULTS / "pocket.json").read_text(encoding="utf-8"))
+    expected = pocket.headline(result)
+    assert {name: (entry["value"], entry["unit"]) for name, entry in found.items()} == expected
+    assert {each["steps"] for runs in result["variants"].values() for each in runs} == {pocket.STEPS}
 
 
 def test_every_figure_names_card_command_source_and_date() -> None:
