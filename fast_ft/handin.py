@@ -176,5 +176,5 @@ def _untouched(rule: str, path: Path, manifest: dict[str, Any], name: str) -> Ve
 
 
 def _trackers(recipe: Recipe) -> Verdict:
-    tracker = getattr(recipe.train, "report_to", "none")
+    tracker = recipe.train.report_to
     return Verdict("no-trackers", tracker == "none", f"train.report_to is {tracker}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -320,6 +321,9 @@ def check_model(recipe: Recipe) -> None:
     """Fetch the base model if need be; InputError where it is incomplete, of another kind, or against the rules."""
     config = model_config(recipe)
     plan.ModelShape.from_config(config)
+    tracker = recipe.train.report_to
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise InputError(f"train.report_to: {tracker} is not installed: `pip install {tracker}`, or write none")
     if recipe.rules is not None and (broken := rules.check_model_config(config)):
         raise InputError("\n".join(broken))
 

@@ -182,6 +182,11 @@ class Train(Section):
     save_steps: Count | None = Field(
         default=None, description="A checkpoint every so many steps; null: at stage ends only."
     )
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        default="none",
+        description="A tracker for the curves, through transformers; its package is yours to install. Refused under "
+        "the homework's rules. log.jsonl and report.html need none.",
+    )
 
 
 class Generate(Section):

@@ -32,7 +32,10 @@ def explain(errors: Iterable[Any], tree: dict[str, Any]) -> list[tuple[Key, str]
     for error in errors:
         loc: Key = error["loc"]
         if error["type"] == "extra_forbidden":
-            problems[loc] = f"{_dotted(loc)}: unknown key{_suggestion(root, loc)}"
+            hint = _suggestion(root, loc)
+            if str(loc[-1]).startswith(("push_to_hub", "hub_")):
+                hint = "; nothing is ever pushed to a hub from here: upload the adapter folder yourself, if you may"
+            problems[loc] = f"{_dotted(loc)}: unknown key{hint}"
             continue
         key, schema = _descend(root, loc)
         if key in problems:

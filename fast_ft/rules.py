@@ -44,6 +44,11 @@ def check_recipe(recipe: Recipe) -> list[str]:
     for key, rows in (("data.max_train_rows", recipe.data.max_train_rows), ("select.take", recipe.select.take)):
         if rows is not None and rows > MAX_ROWS:
             problems.append(f"{key}: {rows} is not allowed {why}; the homework allows at most {MAX_ROWS} rows")
+    if recipe.train.report_to != "none":
+        problems.append(
+            f"train.report_to: {recipe.train.report_to} is not allowed {why}; nothing of a homework's run goes to "
+            "a tracker or a hub: write none, report.html has the curves"
+        )
     name = recipe.model.name_or_path
     if name.lower() not in {model.lower() for model in MODELS} and not Path(name).expanduser().is_dir():
         problems.append(

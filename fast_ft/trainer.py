@@ -45,11 +45,19 @@ def make_trainer(course: Course, job: StageJob) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     section, loaded, progress, passes = course.section, course.loaded, course.progress, course.passes
-    first = progress.step
+    first, before = progress.step, progress.global_step
     remaining = list(job.batches[first:])[: course.left]
 
     class StageTrainer(SFTTrainer):
         seen: list[dict[str, Any]]  # the log's lines of this stage
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            # Trackers draw over the run's steps; this trainer counts its own stage's.
+            self.state.global_step += before
+            try:
+                super().log(logs, start_time)
+            finally:
+                self.state.global_step -= before
 
         def get_train_dataloader(self) -> Any:
             return DataLoader(
@@ -155,7 +163,12 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         logging_nan_inf_filter=False,
         save_strategy="no",
         eval_strategy="no",
-        report_to="none",
+        report_to=section.report_to,
+        run_name=course.work_folder.parent.name,
+        project="fast_ft",
+        trackio_space_id=None,  # trackio keeps to this machine
+        trackio_static_space_id=False,
+        push_to_hub=False,
         disable_tqdm=True,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,

@@ -18,12 +18,13 @@ ORDER = [
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
     "lint", "load", "rundir", "ledger", "environment", "picture",
-    "template", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train", "prepare", "planning", "selfcheck",
+    "template", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train",
+    "prepare", "planning", "selfcheck",
     "kernels", "sampling", "fused", "cache", "prefill", "decode", "generate",
     "stats", "verdicts", "prices", "endpoint", "rubric", "judge", "reference", "judge_openai", "judging",
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
-    "pipeline", "grid", "chat", "show", "taste", "show_scores", "secret_scan", "handin", "submit", "bundle", "reproduce",
-    "__main__",
+    "pipeline", "grid", "chat", "show", "taste", "show_scores", "secret_scan", "handin", "submit",
+    "bundle", "reproduce", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.
