@@ -8,9 +8,12 @@ dropout and the same noise as one that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import random
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from fast_ft.backend import Loaded
 from fast_ft.optimizer import make_optimizer
 from fast_ft.passes import Passes
 from fast_ft.plan import Plan
+from fast_ft.progress import note
 from fast_ft.template import Row
 
 Log = Callable[[dict[str, Any]], None]
@@ -92,6 +96,7 @@ class Course:
         self.passes = Passes(loaded, noise_alpha=section.neftune_noise_alpha, capture=plan.capture)
         self.optimizer = make_optimizer(loaded, section)
         self.on_checkpoint: Callable[[Course], None] | None = None
+        self.interrupted = False
         self.stop_after: int | None = None  #: steps over all stages; the schedule stays that of the whole course
 
     @property
@@ -114,15 +119,39 @@ class Course:
         """Train what is left, and return the stages that were trained, at least in part."""
         results = []
         try:
-            while not self.finished and self.left != 0:
-                job = self.jobs[self.progress.stage]
-                results.append(self._run_stage(job))
-                if self.progress.step < len(job.batches):  # stopped; the checkpoint is saved
-                    break
-                self._next_stage()
+            with self._signals():
+                while not self.finished and self.left != 0:
+                    job = self.jobs[self.progress.stage]
+                    results.append(self._run_stage(job))
+                    if self.interrupted:
+                        raise KeyboardInterrupt
+                    if self.progress.step < len(job.batches):  # stopped; the checkpoint is saved
+                        break
+                    self._next_stage()
         finally:
             self.passes.close()
         return results
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let Ctrl-C or SIGTERM end the run after the step in hand, its state saved; a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+        def stop(number: int, _: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            note("stopping after this step; its state is saved. Once more stops at once.")
+
+        before = {kind: signal.signal(kind, stop) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
 
     def checkpoint(self) -> None:
         if self.on_checkpoint is not None:

@@ -140,6 +140,8 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             self.since = now
             trainer.seen.append(entry)
             course.log(entry)
+            if course.interrupted:
+                control.should_training_stop = True  # the stage's end saves the state
             if section.save_steps and progress.step % section.save_steps == 0 and progress.step < len(job.batches):
                 progress.scaler = scaler.state_dict() if scaler is not None else None
                 course.checkpoint()
