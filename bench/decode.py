@@ -27,10 +27,11 @@ from typing import Any
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedPool, floor_seconds, plain_generate
-from fast_ft import backend, data, plan, recipe, sampling
-from fast_ft.cache import PAGE, Cache
-from fast_ft.fused import Fused
-from fast_ft.prefill import Row
+from fast_ft import backend, data, plan, recipe
+from fast_ft.decode import sampling
+from fast_ft.decode.cache import PAGE, Cache
+from fast_ft.decode.fused import Fused
+from fast_ft.decode.prefill import Row
 from fast_ft.template import Encoder
 
 ALL = ("steps", "check", "fixed", "plain", "mixed", "unsloth")

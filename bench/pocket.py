@@ -15,9 +15,10 @@ from typing import Any
 
 from bench import figures
 from fast_ft import environment
+from fast_ft.again import generate_again, judge_again
 from fast_ft.atomic import sha256_file, write_json
 from fast_ft.load import load_recipe
-from fast_ft.pipeline import generate_again, judge_again, run
+from fast_ft.pipeline import run
 from fast_ft.rundir import now
 
 RECIPE = "recipes/quickstart.yaml"

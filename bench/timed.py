@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft import plan
-from fast_ft.cache import pages_for
-from fast_ft.decode import BURST, Pool
-from fast_ft.prefill import Row
+from fast_ft.decode.cache import pages_for
+from fast_ft.decode.decode import BURST, Pool
+from fast_ft.decode.prefill import Row
 
 BYTES_PER_SECOND = 4.28e12  #: an H200's memory, measured
 

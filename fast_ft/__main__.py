@@ -227,7 +227,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from fast_ft.pipeline import generate_again
+    from fast_ft.again import generate_again
     from fast_ft.progress import note
 
     if options.grid:
@@ -252,7 +252,7 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _judge(options: argparse.Namespace) -> int:
-    from fast_ft.pipeline import judge_again
+    from fast_ft.again import judge_again
     from fast_ft.show_scores import print_scores
 
     folder = judge_again(
@@ -284,22 +284,22 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    from fast_ft.ledger import read
     from fast_ft.show import print_runs
+    from fast_ft.submit.ledger import read
 
     print_runs(read(options.root))
     return 0
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from fast_ft import handin
     from fast_ft.progress import note
     from fast_ft.rundir import RunDir
-    from fast_ft.submit import print_verdicts, submit
+    from fast_ft.submit import handin
+    from fast_ft.submit.submit import print_verdicts, submit
 
     folder = RunDir.at(options.run)
     if options.public_score is not None:
-        from fast_ft.ledger import record
+        from fast_ft.submit.ledger import record
 
         for sentence in record(folder, options.public_score, options.at):
             note(sentence)
@@ -316,7 +316,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from fast_ft.reproduce import reproduce
+    from fast_ft.submit.reproduce import reproduce
 
     result = reproduce(
         Path(options.zip),

@@ -15,14 +15,14 @@ from typing import Any
 
 from fast_ft import recipe, seeds
 from fast_ft.backend import Loaded
-from fast_ft.cache import PAGE, Cache, pages_for
 from fast_ft.data import Prompt
-from fast_ft.decode import Pool
+from fast_ft.decode.cache import PAGE, Cache, pages_for
+from fast_ft.decode.decode import Pool
+from fast_ft.decode.fused import Fused
+from fast_ft.decode.prefill import Row
+from fast_ft.decode.sampling import Sampler
 from fast_ft.errors import InputError
-from fast_ft.fused import Fused
-from fast_ft.prefill import Row
 from fast_ft.progress import Bar, note
-from fast_ft.sampling import Sampler
 from fast_ft.selfcheck import TOLERANCE, log_probabilities
 from fast_ft.template import Encoder
 

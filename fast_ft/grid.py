@@ -12,7 +12,7 @@ from typing import Any
 from fast_ft import atomic, backend, generate, selfcheck
 from fast_ft.errors import InputError
 from fast_ft.load import resolved, with_overrides
-from fast_ft.pipeline import pool_settings, settle_plan
+from fast_ft.phases import pool_settings, settle_plan
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir

@@ -8,9 +8,9 @@ import sys
 import unicodedata
 from typing import Any
 
-from fast_ft.ledger import Ledger
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe
+from fast_ft.submit.ledger import Ledger
 from fast_ft.template import IGNORE_INDEX
 
 

@@ -9,10 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, generate, judging, selfcheck
+from fast_ft import atomic, backend, generate, selfcheck
 from fast_ft.data import Prompt
 from fast_ft.errors import InputError
-from fast_ft.pipeline import check_model, pool_settings, record_selection, settle_plan, train_phase
+from fast_ft.judge import judging
+from fast_ft.phases import check_model, pool_settings, settle_plan, train_phase
+from fast_ft.pipeline import record_selection
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe

@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import POCKET, save_random_llama
 
-from fast_ft import backend, cache, decode, prefill, recipe
-from fast_ft.cache import PAGE, Cache, causal, pages_for
-from fast_ft.decode import Pool
+from fast_ft import backend, recipe
+from fast_ft.decode import cache, decode, prefill
+from fast_ft.decode.cache import PAGE, Cache, causal, pages_for
+from fast_ft.decode.decode import Pool
+from fast_ft.decode.fused import Fused, Product
+from fast_ft.decode.prefill import Part, Row, passes
+from fast_ft.decode.sampling import Sampler
 from fast_ft.errors import InputError
-from fast_ft.fused import Fused, Product
-from fast_ft.prefill import Part, Row, passes
-from fast_ft.sampling import Sampler
 
 EOS = 2
 GREEDY = Sampler(False)
@@ -358,7 +359,7 @@ def test_the_products_of_4_bit_weights_equal_their_dequantised_ones(rows: int, m
     import bitsandbytes.functional
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    from fast_ft import fused as module
+    from fast_ft.decode import fused as module
 
     monkeypatch.setattr(module, "fused_rows", lambda device: 4)
     if not torch.cuda.is_available():  # its CPU build has no variant that writes into a given tensor

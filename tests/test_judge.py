@@ -21,14 +21,14 @@ import pytest
 from conftest import POCKET, ROOT, write_recipe
 from judge_server import Faults, JudgeServer, scores_for
 
-from fast_ft import endpoint, judging, prices, rubric, stats
 from fast_ft.__main__ import main
 from fast_ft.errors import BudgetMissed, InputError
-from fast_ft.judge import Group, Item, Judgment, judge_all, summarise, too_many_missing
+from fast_ft.judge import endpoint, judging, prices, rubric, stats
+from fast_ft.judge.judge import Group, Item, Judgment, judge_all, summarise, too_many_missing
+from fast_ft.judge.reference import ReferenceJudge
+from fast_ft.judge.verdicts import FILE, Verdict, Verdicts
 from fast_ft.load import load_recipe
-from fast_ft.reference import ReferenceJudge
 from fast_ft.rundir import RunDir
-from fast_ft.verdicts import FILE, Verdict, Verdicts
 
 KEY = "sk-test-3b1f0e77c2d94d10"
 COUNT = 24
@@ -655,7 +655,7 @@ def test_two_commands_wait_for_each_other(tmp_path: Path) -> None:
     first = Verdicts(path)
     code = f"""
 from pathlib import Path
-from fast_ft.verdicts import Verdicts
+from fast_ft.judge.verdicts import Verdicts
 verdicts = Verdicts(Path({str(path)!r}))
 with verdicts.locked():
     print(len(verdicts))

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from fast_ft import atomic, ledger
+from fast_ft import atomic
 from fast_ft.__main__ import main
 from fast_ft.errors import InputError
 from fast_ft.rundir import RunDir
+from fast_ft.submit import ledger
 
 
 def make_run(

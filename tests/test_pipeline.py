@@ -13,9 +13,10 @@ import pytest
 from conftest import RecipeFactory, write_recipe
 
 from fast_ft import atomic, pipeline, progress
+from fast_ft.again import generate_again
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
-from fast_ft.pipeline import generate_again, run
+from fast_ft.pipeline import run
 from fast_ft.rundir import RunDir
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from conftest import write_recipe
 
-from fast_ft import bundle, identity, submit
+from fast_ft import identity
 from fast_ft.__main__ import main
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
-from fast_ft.reproduce import reproduce
 from fast_ft.rundir import RunDir
+from fast_ft.submit import bundle, submit
+from fast_ft.submit.reproduce import reproduce
 
 TOP = "b12901001_hw5"
 

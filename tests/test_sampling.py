@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from fast_ft import sampling
-from fast_ft.sampling import Sampler, uniform
+from fast_ft.decode import sampling
+from fast_ft.decode.sampling import Sampler, uniform
 
 SETTINGS: list[dict[str, Any]] = [
     {},

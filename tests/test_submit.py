@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from conftest import ROOT, RecipeFactory, write_recipe
 
-from fast_ft import atomic, handin, secret_scan, submit
+from fast_ft import atomic
 from fast_ft.__main__ import main
+from fast_ft.again import generate_again
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
-from fast_ft.pipeline import generate_again, run
+from fast_ft.pipeline import run
 from fast_ft.rundir import RunDir
+from fast_ft.submit import handin, secret_scan, submit
 
 CHANGES = {"lora.lora_dropout": 0.1, "judge": {"kind": "none"}}
 

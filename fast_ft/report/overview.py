@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import stats
+from fast_ft.judge import stats
 from fast_ft.report.facts import Run, memory_cap, prompt_scores
 from fast_ft.report.page import bullets, details, paragraph, table
 from fast_ft.rundir import differences

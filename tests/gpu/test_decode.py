@@ -40,11 +40,11 @@ def prompts() -> list[list[int]]:
 
 def run(model: Any, prompts: list[list[int]], *, hot: bool = False, kernel: bool = True, **values: Any) -> Any:
     """Return (answers, pool)."""
-    from fast_ft.cache import Cache
-    from fast_ft.decode import Pool
-    from fast_ft.fused import Fused
-    from fast_ft.prefill import Row
-    from fast_ft.sampling import Sampler
+    from fast_ft.decode.cache import Cache
+    from fast_ft.decode.decode import Pool
+    from fast_ft.decode.fused import Fused
+    from fast_ft.decode.prefill import Row
+    from fast_ft.decode.sampling import Sampler
 
     fused = Fused(model, dequantise=values.pop("dequantise", False), workspace_mib=values.pop("workspace_mib", 96))
     cache = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, 120, fused.dtype, fused.device)
@@ -83,7 +83,7 @@ def test_the_model_says_the_same_teacher_forced(model: Any, prompts: list[list[i
 def test_the_numbers_are_those_of_a_cpu() -> None:
     import torch
 
-    from fast_ft.sampling import uniform
+    from fast_ft.decode.sampling import uniform
 
     key = torch.randint(0, 2**63 - 1, (10_000,))
     count = torch.arange(10_000)
@@ -93,8 +93,8 @@ def test_the_numbers_are_those_of_a_cpu() -> None:
 def test_the_kernel_equals_plain_torch() -> None:
     import torch
 
-    from fast_ft.cache import PAGE, gathered
-    from fast_ft.kernels import paged_attention
+    from fast_ft.decode.cache import PAGE, gathered
+    from fast_ft.decode.kernels import paged_attention
 
     torch.manual_seed(0)
     for heads, kv_heads, dim, dtype in ((32, 32, 128, torch.float16), (8, 2, 64, torch.float32)):

@@ -46,7 +46,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
-from fast_ft import stats
+from fast_ft.judge import stats
 from fast_ft.progress import Bar
 
 MOST_MISSING = 0.02  #: a larger share of missing scores is a failure

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from fast_ft import prices
 from fast_ft.errors import BudgetMissed, InputError
+from fast_ft.judge import prices
 from fast_ft.progress import note
 from fast_ft.recipe import Judge as Section
 

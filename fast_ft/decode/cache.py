@@ -99,7 +99,7 @@ def _kernel(keys: Any) -> Any:
     if not keys.is_cuda:
         return None
     try:
-        from fast_ft.kernels import paged_attention
+        from fast_ft.decode.kernels import paged_attention
 
         kv_heads, head_dim = keys.shape[2:]
         draw = torch.Generator(keys.device).manual_seed(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 
-from fast_ft.judge import Judgment
+from fast_ft.judge.judge import Judgment
 
 NOTES = [
     "Exact match, ROUGE-L and chrF compare an answer's text with one reference answer: they can tell whether a short "

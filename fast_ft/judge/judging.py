@@ -8,14 +8,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fast_ft import atomic, data, endpoint, reference, stats
+from fast_ft import atomic, data
 from fast_ft.errors import InputError
-from fast_ft.judge import Group, Item, Judgment, judge_all, scores_of, summarise
-from fast_ft.judge_openai import NOTES, OpenAIJudge
+from fast_ft.judge import endpoint, reference, stats
+from fast_ft.judge.judge import Group, Item, Judgment, judge_all, scores_of, summarise
+from fast_ft.judge.judge_openai import NOTES, OpenAIJudge
+from fast_ft.judge.verdicts import FILE, Verdicts
 from fast_ft.progress import note
 from fast_ft.recipe import Judge as Section
 from fast_ft.rundir import RunDir
-from fast_ft.verdicts import FILE, Verdicts
 
 
 def judge_run(

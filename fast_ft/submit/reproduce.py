@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, bundle, environment, handin, identity
-from fast_ft.bundle import Bundle
+from fast_ft import atomic, environment, identity
 from fast_ft.errors import InputError
 from fast_ft.load import resolved, validated
 from fast_ft.pipeline import run
@@ -17,6 +16,8 @@ from fast_ft.progress import note
 from fast_ft.recipe import Judge, Recipe
 from fast_ft.rundir import RunDir
 from fast_ft.show import escaped
+from fast_ft.submit import bundle, handin
+from fast_ft.submit.bundle import Bundle
 
 _SHOWN = 300  #: characters of each of two texts that differ
 

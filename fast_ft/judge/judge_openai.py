@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fast_ft import endpoint, prices, rubric
 from fast_ft.errors import InputError
-from fast_ft.judge import Item, Judgment
+from fast_ft.judge import endpoint, prices, rubric
+from fast_ft.judge.judge import Item, Judgment
+from fast_ft.judge.verdicts import Verdict, Verdicts, content_key
 from fast_ft.recipe import Judge as Section
-from fast_ft.verdicts import Verdict, Verdicts, content_key
 
 BASELINES = {"simple": 2.4, "medium": 4.15, "strong": 4.4}  #: the homework's mean scores
 NOTES = {

@@ -17,12 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fast_ft.cache import PAGE, Cache, pages_for
+from fast_ft.decode.cache import PAGE, Cache, pages_for
+from fast_ft.decode.fused import Fused
+from fast_ft.decode.prefill import Row, prefill
+from fast_ft.decode.sampling import Sampler
 from fast_ft.errors import InputError
-from fast_ft.fused import Fused
-from fast_ft.prefill import Row, prefill
 from fast_ft.progress import note
-from fast_ft.sampling import Sampler
 
 BURST = 8  #: steps between two looks at the tokens
 _AHEAD = 256  #: new tokens that a row is given room for when it is admitted; more is found as it goes

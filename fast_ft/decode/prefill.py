@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from fast_ft.cache import PAGE, Cache, causal
-from fast_ft.fused import Fused
+from fast_ft.decode.cache import PAGE, Cache, causal
+from fast_ft.decode.fused import Fused
 
 
 @dataclass(eq=False)

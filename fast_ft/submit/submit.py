@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
-from fast_ft import atomic, handin, identity, secret_scan
+from fast_ft import atomic, identity
 from fast_ft.errors import InputError
 from fast_ft.progress import note
 from fast_ft.rundir import RunDir
+from fast_ft.submit import handin, secret_scan
 
 ROOT = identity.PACKAGE.parent
 #: A letter, the year, a department of three (its first may be a letter, as in r12k41005), a number of three.

@@ -1,0 +1,1 @@
+"""Scores: by reference answers without a network, or by a model behind an OpenAI-compatible endpoint."""
