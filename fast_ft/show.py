@@ -128,6 +128,7 @@ def _cell(value: Any) -> str:
 def print_runs(ledger: Ledger) -> None:
     """Print the run folders, the recipe keys that differ among them, and what the ledger has to say of them."""
     from rich.table import Table
+    from rich.text import Text
 
     if not ledger.attempts:
         print("no runs here yet")
@@ -135,16 +136,16 @@ def print_runs(ledger: Ledger) -> None:
     keys = list(ledger.attempts[0].row["keys"])
     public = ["public"] if any(attempt.submissions for attempt in ledger.attempts) else []
     table = Table()
-    for name in ("folder", "started", "finished", "minutes", "score", *public, *keys):
+    for name in ("folder", "started", "finished", "minutes", "score", *public):
         table.add_column(name, overflow="fold")
+    table.add_column("what differs", overflow="fold", ratio=1)  # a column for each key would leave each two letters
     for attempt in ledger.attempts:
         row = attempt.row
         score = "" if row["score"] is None else f"{row['score']:.3f}"
         said = ["" if attempt.public is None else f"{attempt.public:g}"] if public else []
-        values = [json.dumps(row["keys"][key]) for key in keys]
-        table.add_row(
-            row["folder"], row["started"][:16], row["phase"] or "nothing", f"{row['minutes']}", score, *said, *values
-        )
+        values = "\n".join(f"{key}={json.dumps(row['keys'][key])}" for key in keys)
+        phase, minutes = row["phase"] or "nothing", f"{row['minutes']}"
+        table.add_row(*map(Text, (row["folder"], row["started"][:16], phase, minutes, score, *said, values)))
     new_console().print(table)
     for sentence in ledger.sentences():
         new_console().print(sentence, markup=False, soft_wrap=True)
