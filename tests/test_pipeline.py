@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import RecipeFactory, write_recipe
 
-from fast_ft import atomic, pipeline, progress
+from fast_ft import atomic, generate, phases, progress
 from fast_ft.again import generate_again
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
@@ -140,7 +140,7 @@ def test_a_stopped_training_goes_on_to_the_same_adapter(
     changes = {"train.save_steps": 2, "train.neftune_noise_alpha": 5, "lora.lora_dropout": 0.1}
     path = recipe_file(changes)
     whole = go(path, f"output_dir={tmp_path}/whole", until="adapter")
-    release = interrupt_at(monkeypatch, pipeline, 5)
+    release = interrupt_at(monkeypatch, phases, 5)
     with pytest.raises(KeyboardInterrupt):
         go(path, until="adapter")
     release()
@@ -154,7 +154,6 @@ def test_a_stopped_training_goes_on_to_the_same_adapter(
 def test_stopped_answers_go_on_to_the_same_answers(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from fast_ft import generate
 
     path = recipe_file({"generate": {"max_new_tokens": 5, "batch_size": 2}})
     whole = go(path, f"output_dir={tmp_path}/whole")

@@ -1,6 +1,6 @@
 """The pool on a card: captured as uncaptured, the kernel as plain torch, the same answers twice.
 
-Run on a machine with an NVIDIA GPU: pytest -m gpu tests/gpu/test_decode.py
+Run on a machine with an NVIDIA GPU: pytest -m gpu tests/gpu/test_decode_captured.py
 """
 
 from __future__ import annotations
