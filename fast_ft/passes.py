@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fast_ft.backend import Loaded
+from fast_ft.progress import note
 from fast_ft.template import IGNORE_INDEX
 
 #: Lengths are padded to a multiple of it. 8: tensor cores. 64: few graphs, each for many micro-batches.
@@ -88,7 +89,15 @@ class Passes:
 
         shape = (int(input_ids.shape[0]), int(input_ids.shape[1]))
         if self.capture and shape not in self._graphs:
-            self._graphs[shape] = _Graph(self, shape)
+            try:
+                self._graphs[shape] = _Graph(self, shape)
+            except torch.OutOfMemoryError:
+                raise  # the trainer makes room
+            except RuntimeError as error:  # something in this model's pass synchronises
+                note(
+                    f"the pass cannot be captured ({str(error).splitlines()[0]}): it runs kernel by kernel, more slowly"
+                )
+                self.forget()
         torch.manual_seed(seed)
         run = self._graphs[shape].replay if self.capture else self._run
         return run(input_ids, labels, lengths)

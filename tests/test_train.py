@@ -433,3 +433,21 @@ def test_the_optimizer_is_adamw_with_our_numbers(make_course: MakeCourse) -> Non
             3e-4, 0.02, (0.9, 0.999), 1e-8,
         )  # fmt: skip
         assert len(group["params"]) == 2 * 7 * 2
+
+
+def test_a_pass_that_cannot_be_captured_runs_kernel_by_kernel(
+    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, wanted = make_course()
+    plain.run()
+    course, lines = make_course()
+    course.passes.capture = True  # as on a card, where the next line stands for a model that synchronises
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr("fast_ft.passes._Graph", refuse)
+    course.run()
+    assert "cannot be captured (operation not permitted when stream is capturing)" in capsys.readouterr().err
+    assert not course.passes.capture
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in wanted], rel=1e-6)
