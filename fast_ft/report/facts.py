@@ -8,6 +8,7 @@ from typing import Any
 
 from fast_ft import data
 from fast_ft.errors import InputError
+from fast_ft.layouts import strip_lead
 from fast_ft.rundir import RunDir
 
 WORDS = ("reply", "reason", "reasons")  #: where a judge's words may stand in a prompt's scores
@@ -127,7 +128,9 @@ def answers(runs: list[Run]) -> dict[str, Any]:
             score = first.scores.get("prompts", {}).get(key, {}).get("reference_score")
             cells.append(None if reference is None else {"text": reference, "score": score})
         turns = next(run.pred[key]["input"] for run in runs if key in run.pred)
-        prompts.append({"id": key, "turns": [[turn["role"], turn["content"]] for turn in turns], "cells": cells})
+        title = " ".join(strip_lead(turns[-1]["content"]).split())[:160]  # Alpaca's lead sentence is on every one
+        pairs = [[turn["role"], turn["content"]] for turn in turns]
+        prompts.append({"id": key, "title": title, "turns": pairs, "cells": cells})
     kind = first.scores.get("kind")
     return {"columns": columns, "prompts": prompts, "kind": kind, "scale": first.scores.get("scale", [0, 1])}
 

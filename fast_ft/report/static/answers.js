@@ -78,7 +78,7 @@ class Answers {
     if (orders[this.sort.value]) this.shown.sort(orders[this.sort.value]); // a stable sort: ties keep the file's order
     this.tally.textContent = this.shown.length === this.content.prompts.length ? count(this.shown.length, "prompt") : `${this.shown.length} of ${count(this.content.prompts.length, "prompt")}`;
     this.list.replaceChildren(...this.shown.map((prompt, i) => el("li", {}, el("button", { type: "button", tabindex: "-1", click: () => this.go(i, true) },
-      el("span", { class: "line" }, prompt.turns.at(-1)[1].replace(/\s+/g, " ").slice(0, 160)), this.change(prompt)))));
+      el("span", { class: "line" }, prompt.title), this.change(prompt)))));
     this.go(0, false);
   }
 
