@@ -343,7 +343,9 @@ def test_the_yaml_can_be_pasted(browser: Browser, explorer: tuple[str, Path]) ->
     for name, value in (("at least response words", "7"), ("weight of score", "-1.5")):
         browser.js("""const field = document.querySelector(`[aria-label="${arguments[0]}, as a number"]`);
             field.value = arguments[1]; field.dispatchEvent(new Event("input"))""", name, value)  # fmt: skip
-    browser.wait("document.querySelector('#yaml').textContent.includes('>= 7')")
+    # both changes: each is drawn in a frame of its own
+    shown = "document.querySelector('#yaml').textContent"
+    browser.wait(f"{shown}.includes('>= 7') && {shown}.includes('-1.5')")
     after = Select(**yaml.safe_load(browser.js("return document.querySelector('#yaml').textContent"))["select"])
     assert after.where["response_words"] == ">= 7" and after.rank_by["score"] == -1.5
     pool = load_pool(Data(train=str(explorer[1])))
