@@ -18,15 +18,19 @@ from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
 
 
-def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
-    """Answer the prompts again with a run's adapter; the former pred.json is kept beside, under its digest."""
+def open_run(root: str | Path, overrides: Sequence[str]) -> tuple[RunDir, Recipe]:
+    """Return a trained run's folder and its recipe, with other generate.* values or another data.test."""
     folder = RunDir.at(root)
     if folder.done("train") is None:
         raise InputError(f"{root}: this run has no adapter yet. Run its recipe first.")
-    allowed = ("generate.", "data.test=")
-    if wrong := [text for text in overrides if not text.startswith(allowed)]:
+    if wrong := [text for text in overrides if not text.startswith(("generate.", "data.test="))]:
         raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train anew for other keys.")
-    recipe = with_overrides(folder.recipe(), overrides)
+    return folder, with_overrides(folder.recipe(), overrides)
+
+
+def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
+    """Answer the prompts again with a run's adapter; the former pred.json is kept beside, under its digest."""
+    folder, recipe = open_run(root, overrides)
     prepared = prepare(recipe)
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TextIO
 
 from fast_ft import generate, seeds
+from fast_ft.again import open_run
 from fast_ft.decode.decode import Pool
 from fast_ft.decode.prefill import Row
-from fast_ft.grid import load, open_run
+from fast_ft.grid import load
 from fast_ft.prepare import prepare
 from fast_ft.progress import note
 from fast_ft.template import Encoder, Message

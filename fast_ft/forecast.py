@@ -17,10 +17,9 @@ from typing import Any
 
 from fast_ft.errors import InputError, nearest
 from fast_ft.passes import EAGER_MULTIPLE, GRAPH_MULTIPLE, cut
-from fast_ft.plan import ModelShape, Plan
+from fast_ft.plan import LAUNCH_SECONDS, ModelShape, Plan
 
 _CARDS = Path(__file__).with_name("cards.json")
-_LAUNCH_SECONDS = 0.2  #: for the forward and backward of 32 layers, from Python; a third more with recomputation
 _STEP_SECONDS = 0.05  #: optimizer, clipping and log of one step
 
 
@@ -77,7 +76,7 @@ def step_seconds(
     multiple = GRAPH_MULTIPLE if plan.capture else EAGER_MULTIPLE
     pieces = cut(lengths, most_rows=plan.micro_batch, most_tokens=plan.most_tokens, multiple=multiple)
     passes = 3 if plan.checkpointing else 2
-    launch = _LAUNCH_SECONDS * (shape.num_hidden_layers / 32) * passes / 2
+    launch = LAUNCH_SECONDS * (shape.num_hidden_layers / 32) * passes / 2
     # read half a byte, write two: what a weight costs when it is turned to 16 bits
     unpack = passes * shape.linear_weights * 2.5 / (gb_per_s * 1e9) if load_in_4bit else 0.0
     total = _STEP_SECONDS

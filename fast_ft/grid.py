@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft import atomic, backend, generate, selfcheck
+from fast_ft.again import open_run
 from fast_ft.errors import InputError
-from fast_ft.load import resolved, with_overrides
+from fast_ft.load import resolved
 from fast_ft.phases import pool_settings, settle_plan
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe
@@ -42,16 +43,6 @@ def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
         summary.append(_answer(folder, point, each, prepared, loaded, pool))
         atomic.write_json(folder.root / "grid.json", summary)
     return summary
-
-
-def open_run(root: str | Path, overrides: Sequence[str]) -> tuple[RunDir, Recipe]:
-    """Return a trained run's folder and its recipe, with other generate.* values or another data.test."""
-    folder = RunDir.at(root)
-    if folder.done("train") is None:
-        raise InputError(f"{root}: this run has no adapter yet. Run its recipe first.")
-    if wrong := [text for text in overrides if not text.startswith(("generate.", "data.test="))]:
-        raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train anew for other keys.")
-    return folder, with_overrides(folder.recipe(), overrides)
 
 
 def load(folder: RunDir, recipe: Recipe, prepared: Prepared) -> tuple[backend.Loaded, dict[str, Any]]:

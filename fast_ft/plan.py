@@ -14,7 +14,7 @@ from typing import Any
 from fast_ft.errors import InputError
 
 GIB = 2**30
-_LAUNCH_SECONDS = 0.2  #: Python's time to launch a 7B's forward and backward (H200 host: 0.20 eager, 0.07 captured)
+LAUNCH_SECONDS = 0.2  #: Python's time to launch a 7B's forward and backward (H200 host: 0.20 eager, 0.07 captured)
 _REACHED = 0.6  #: share of a card's matmul rate that training reaches
 _CONTEXT_GIB = 0.45  #: the CUDA context and library handles, outside torch's allocator (measured 0.4 to 0.5)
 _SLACK = 0.92  #: of the memory may be planned for; the rest is fragmentation
@@ -219,7 +219,7 @@ def settle(
     capture = False
     if tflops is not None and not checkpointing:
         seconds = train_flops(shape, min(2048, effective_batch_size * longest)) / (tflops * 1e12 * _REACHED)
-        capture = seconds < _LAUNCH_SECONDS
+        capture = seconds < LAUNCH_SECONDS
     if wanted_micro_batch is not None:
         micro, most_tokens = wanted_micro_batch, None
     elif memory_gib is None:
