@@ -18,7 +18,7 @@ ORDER = [
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
     "lint", "load", "rundir", "submit.ledger", "environment", "picture",
-    "template", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train",
+    "template", "plan_pool", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train",
     "prepare", "planning", "selfcheck",
     "decode.kernels", "decode.sampling", "decode.fused", "decode.cache", "decode.prefill", "decode.decode", "generate",
     "judge.stats", "judge.verdicts", "judge.prices", "judge.endpoint", "judge.rubric",
@@ -26,7 +26,7 @@ ORDER = [
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
     "phases", "pipeline", "again", "grid", "chat", "show", "taste", "show_scores",
     "submit.secret_scan", "submit.handin", "submit.submit",
-    "submit.bundle", "submit.reproduce", "__main__",
+    "submit.bundle", "submit.reproduce", "commands", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.
