@@ -32,6 +32,7 @@ from fast_ft.decode import sampling
 from fast_ft.decode.cache import PAGE, Cache
 from fast_ft.decode.fused import Fused
 from fast_ft.decode.prefill import Row
+from fast_ft.plan_pool import settle_pool
 from fast_ft.template import Encoder
 
 ALL = ("steps", "check", "fixed", "plain", "mixed", "unsloth")
@@ -123,9 +124,10 @@ class Bench:
         """A pool of the plan's shape, or of `slots`."""
         started = time.monotonic()
         budget = (self.options.cap or 100.0) - 0.35
-        slots, cells, _, predicted = plan.settle_pool(
+        fixed = plan.weights_gib(self.shape, load_in_4bit=True) + 0.45
+        slots, cells, _, predicted = settle_pool(
             self.shape, [len(row) for row in self.ids], candidates=1, max_new_tokens=new_tokens, wanted_slots=slots,
-            load_in_4bit=True, budget_gib=budget,
+            load_in_4bit=True, fixed_gib=fixed, budget_gib=budget,
         )  # fmt: skip
         cells = self.options.cells or cells
         fused = Fused(self.loaded.model, dequantise=workspace == 0, workspace_mib=workspace or 1)

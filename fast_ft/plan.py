@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fast_ft.errors import InputError
+from fast_ft.plan_pool import settle_pool, slots_without_card
 
 GIB = 2**30
 LAUNCH_SECONDS = 0.2  #: Python's time to launch a 7B's forward and backward (H200 host: 0.20 eager, 0.07 captured)
 _REACHED = 0.6  #: share of a card's matmul rate that training reaches
 _CONTEXT_GIB = 0.45  #: the CUDA context and library handles, outside torch's allocator (measured 0.4 to 0.5)
 _SLACK = 0.92  #: of the memory may be planned for; the rest is fragmentation
-_MOST_SLOTS = 160  #: in a decoding pool; on a CPU 64
-_AHEAD = 256  #: new tokens a row is expected to take when slots are chosen; rows that take more find room later
 
 
 @dataclass(frozen=True)
@@ -130,54 +129,6 @@ def train_flops(shape: ModelShape, tokens: int) -> float:
     return tokens * 4.0 * (shape.linear_weights + shape.vocab_size * shape.hidden_size)
 
 
-def pool_gib(shape: ModelShape, slots: int, cache_tokens: int) -> float:
-    """Memory of decoding beside the base: KV cache, logits of all slots, the passes over prompts (2,048 tokens each).
-
-    Held twice where the captured steps have memory of their own. NF4's scales are undone to fp32 (1/16 byte a weight).
-    """
-    h, m = shape.hidden_size, shape.intermediate_size
-    logits = slots * shape.vocab_size * 2 * 14
-    prefill = 2048 * 2 * (10 * h + 4 * m)
-    step = slots * 2 * (10 * h + 4 * m)
-    scales = shape.linear_weights / 16
-    return (cache_tokens * shape.kv_bytes + logits + prefill + step + scales) / GIB + 0.2
-
-
-def settle_pool(
-    shape: ModelShape,
-    prompt_tokens: Sequence[int],
-    *,
-    candidates: int,
-    max_new_tokens: int,
-    wanted_slots: int | None,
-    load_in_4bit: bool,
-    budget_gib: float,
-) -> tuple[int, int, bool, float]:
-    """Return (slots, cache tokens, whether to dequantise, GiB) of a decoding pool that stays within the budget.
-
-    As many slots as rows of a mean prompt and an answer of 256 tokens fit the cache; no more cache than the slots could
-    ever fill. Weights are dequantised where that cache fits beside them.
-    """
-    rows = max(1, len(prompt_tokens)) * candidates
-    whole = max(prompt_tokens, default=1) + max_new_tokens + 16
-    usual = sum(prompt_tokens) / max(1, len(prompt_tokens)) + min(max_new_tokens, _AHEAD) + 16
-
-    def cache(slots: int, held: float) -> int:
-        return int((budget_gib - held - pool_gib(shape, slots, 0)) * GIB / shape.kv_bytes)
-
-    def most_slots(held: float) -> int:
-        counts = range(min(rows, _MOST_SLOTS), 0, -1)
-        return next((n for n in counts if max(n * usual, whole) <= cache(n, held)), 1)
-
-    held = weights_gib(shape, load_in_4bit=load_in_4bit) + _CONTEXT_GIB
-    both = held + shape.linear_weights * 2 / GIB
-    slots = wanted_slots or most_slots(held)
-    dequantise = load_in_4bit and slots * whole <= cache(slots, both)
-    held = both if dequantise else held
-    tokens = min(slots * whole, max(cache(slots, held), whole))
-    return slots, tokens, dequantise, held + pool_gib(shape, slots, tokens)
-
-
 def settle(
     shape: ModelShape,
     row_tokens: Sequence[int],
@@ -232,7 +183,7 @@ def settle(
         micro = effective_batch_size
         most_tokens = _most(lambda n: tokens_gib(64 * n, checkpointing), micro * _padded(longest) // 64, budget) * 64
     if memory_gib is None:
-        slots = wanted_generation_batch or min(64, max(1, len(prompt_tokens) * candidates))
+        slots = wanted_generation_batch or slots_without_card(prompt_tokens, candidates)
         return Plan(micro, most_tokens, checkpointing, capture, slots)
     slots, cache_tokens, dequantise, generate_gib = settle_pool(
         shape,
@@ -241,6 +192,7 @@ def settle(
         max_new_tokens=max_new_tokens,
         wanted_slots=wanted_generation_batch,
         load_in_4bit=load_in_4bit,
+        fixed_gib=fixed,
         budget_gib=budget,
     )
     peak = train_gib(micro) if most_tokens is None else tokens_gib(max(most_tokens, _padded(longest)), checkpointing)

@@ -101,7 +101,7 @@ def test_greedy_equals_transformers_one_by_one(
 def test_rows_are_set_aside_and_taken_up_again(
     fused: Fused, prompts: list[list[int]], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "_AHEAD", 1)  # hopeful admission: rows run out of pages
+    monkeypatch.setattr(decode, "AHEAD", 1)  # hopeful admission: rows run out of pages
     computed: list[int] = []
     original = prefill.passes
     monkeypatch.setattr(prefill, "passes", lambda rows, most: computed.append(len(rows)) or original(rows, most))
@@ -295,7 +295,7 @@ def test_a_replay_makes_every_decision_again_and_computes_only_what_it_must(
     fused: Fused, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With rows known up to any point, the others come out the same to the last bit of their logits."""
-    monkeypatch.setattr(decode, "_AHEAD", 4)  # so that rows are set aside, too
+    monkeypatch.setattr(decode, "AHEAD", 4)  # so that rows are set aside, too
     last: dict[int, torch.Tensor] = {}
 
     def run(known: dict[int, int]) -> tuple[list[list[int]], list[int], int]:

@@ -22,10 +22,10 @@ from fast_ft.decode.fused import Fused
 from fast_ft.decode.prefill import Row, prefill
 from fast_ft.decode.sampling import Sampler
 from fast_ft.errors import InputError
+from fast_ft.plan_pool import AHEAD
 from fast_ft.progress import note
 
 BURST = 8  #: steps between two looks at the tokens
-_AHEAD = 256  #: new tokens that a row is given room for when it is admitted; more is found as it goes
 _COLUMNS = 256  #: without the Triton kernel, steps are made for multiples of so many columns
 _SMALLEST = 4  #: slots
 _TOKEN, _LENGTH, _MADE, _LIMIT, _LIVE, _KEY, _STOPS, _TABLE = range(8)  #: columns of the state
@@ -248,4 +248,4 @@ class Pool:
 
 def _room(row: Row) -> int:
     """Return the pages that are held free for a row when rows are admitted."""
-    return pages_for(len(row.prompt) + min(row.limit, max(len(row.tokens) + BURST, _AHEAD)))
+    return pages_for(len(row.prompt) + min(row.limit, max(len(row.tokens) + BURST, AHEAD)))
