@@ -13,7 +13,7 @@ quickstart: .venv/run-ready
 	$(BIN)/python -m fast_ft recipes/quickstart.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: .venv/test-ready
 	$(BIN)/ruff check

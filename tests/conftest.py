@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-# Before torch is imported: two cores, no network. Commands that tests start inherit both.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before torch is imported: one thread, since `make test` gives each core a worker of its own; no network. Commands that
+# tests start inherit both.
+for library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a shared machine six times slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

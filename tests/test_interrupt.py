@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import RecipeFactory
+
+from fast_ft import phases, progress
+from fast_ft.__main__ import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's here")
+
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def stopping(kind: int, steps: int) -> type[progress.Bar]:
+    """Return a bar that sends this process a signal when it has come so far."""
+
+    class Stopping(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.done == steps:
+                signal.raise_signal(kind)
+
+    return Stopping
 
 
 def adapter_digest(folder: Path) -> str:
@@ -21,28 +35,22 @@ def adapter_digest(folder: Path) -> str:
 
 
 def test_a_stopped_run_saves_its_step_and_goes_on_to_the_same_adapter(
-    recipe_file: Callable[..., Path], tmp_path: Path
+    recipe_file: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 40 steps of training, so that the signal comes in the middle of them; noise makes a lost seed show
-    recipe = recipe_file({"train.neftune_noise_alpha": 5, "curriculum.stages": [], "train.num_train_epochs": 10})
-    command = [sys.executable, "-m", "fast_ft", "train", str(recipe)]
-    stopped = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [*command, f"output_dir={stopped}"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    log = stopped / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.is_file() and log.read_text().count("\n") >= 3):
-        assert process.poll() is None and time.monotonic() < deadline, "training never began"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    steps = log.read_text().count("\n")
-    saved = json.loads((stopped / "stages" / "01-all" / "state.json").read_text())["progress"]
-    assert 3 <= steps < 40 and saved["global_step"] == steps
-    whole = tmp_path / "whole"
-    for folder in (stopped, whole):
-        subprocess.run([*command, f"output_dir={folder}"], cwd=ROOT, check=True, capture_output=True)
+    # noise makes a lost seed show
+    path = recipe_file({"train.neftune_noise_alpha": 5, "curriculum.stages": [], "train.num_train_epochs": 3})
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = ["train", str(path), f"output_dir={stopped}"]
+    handlers = [signal.getsignal(kind) for kind in STOPS]
+    for steps, kind in enumerate(STOPS, start=1):
+        with monkeypatch.context() as patch:
+            patch.setattr(phases, "Bar", stopping(kind, 3 * steps))
+            assert main(command) == 130
+        log = (stopped / "log.jsonl").read_text().splitlines()
+        saved = json.loads((stopped / "stages" / "01-all" / "state.json").read_text())["progress"]
+        assert len(log) == saved["global_step"] == 3 * steps
+    assert [signal.getsignal(kind) for kind in STOPS] == handlers
+    assert main(command) == 0
+    assert main(["train", str(path), f"output_dir={whole}"]) == 0
+    assert len((stopped / "log.jsonl").read_text().splitlines()) == 12
     assert adapter_digest(stopped) == adapter_digest(whole)

@@ -6,19 +6,28 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import RecipeFactory
+from conftest import RecipeFactory, write_recipe
 
 from fast_ft.__main__ import main
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
 from fast_ft.rundir import RunDir
 
+CHANGES = {"lora.lora_dropout": 0.1, "train.neftune_noise_alpha": 5}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The run that nothing stopped."""
+    path = write_recipe(tmp_path_factory.mktemp("whole"), tiny, train_file, test_file, CHANGES)
+    return run(load_recipe(path), path)
+
 
 @pytest.mark.parametrize("steps", [2, 4])  # at the first stage's end, within the second
 def test_a_tasted_run_goes_on_to_the_same_adapter_and_answers(
-    steps: int, recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    steps: int, whole: RunDir, recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = recipe_file({"lora.lora_dropout": 0.1, "train.neftune_noise_alpha": 5})
+    path = recipe_file(CHANGES)
     assert main([str(path), "--stop-after", str(steps)]) == 0
     out = capsys.readouterr().out
     assert out.count("  before  ") == out.count("  after   ") == 5 and f"{steps} of 6 steps" in out
@@ -30,7 +39,6 @@ def test_a_tasted_run_goes_on_to_the_same_adapter_and_answers(
     assert (taste["steps"], taste["of"], len(taste["answers"])) == (steps, 6, 5)
 
     assert main([str(path)]) == 0
-    whole = run(load_recipe(path, [f"output_dir={tmp_path}/whole"]), path)
     assert folder.manifest()["digests"] == whole.manifest()["digests"]
     rates = [[json.loads(line)["learning_rate"] for line in f.log.read_text().splitlines()] for f in (folder, whole)]
     assert rates[0] == rates[1], "the schedule is the whole run's"
