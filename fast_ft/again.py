@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fast_ft import (
-    data,
-)
+from fast_ft import data, lease
 from fast_ft.errors import InputError
 from fast_ft.load import resolved, with_overrides
 from fast_ft.phases import generate_phase, judge_phase, report_phase
@@ -34,12 +32,13 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     prepared = prepare(recipe)
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
-    partial = folder.root / "pred-again.partial.jsonl"  # the run's own may hold answers by other settings
-    partial.unlink(missing_ok=True)
-    generate_phase(folder, recipe, prepared, partial)
-    folder.update(generated_with=resolved(recipe)["generate"] | {"test": recipe.data.test})
-    renew_scores(folder, recipe, prepared)
-    report_phase(folder)
+    with lease.hold(folder.root) as folder.lease:
+        partial = folder.root / "pred-again.partial.jsonl"  # the run's own may hold answers by other settings
+        partial.unlink(missing_ok=True)
+        generate_phase(folder, recipe, prepared, partial)
+        folder.update(generated_with=resolved(recipe)["generate"] | {"test": recipe.data.test})
+        renew_scores(folder, recipe, prepared)
+        report_phase(folder)
     return folder.pred
 
 
@@ -93,8 +92,9 @@ def judge_again(
         note(f"note: no scores by skill and difficulty, since the prompts cannot be read: {error}")
         prompts = []
     other = RunDir.at(against) if against is not None else None
-    judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
-    if not dry_run:
-        folder.update(judged_with=resolved(recipe)["judge"])
-        report_phase(folder)
+    with lease.hold(folder.root) as folder.lease:
+        judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
+        if not dry_run:
+            folder.update(judged_with=resolved(recipe)["judge"])
+            report_phase(folder)
     return folder

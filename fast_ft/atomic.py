@@ -24,7 +24,7 @@ _REFUSED = {
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises InputError if the disk refuses; the old file is then untouched."""
     path = Path(path)
-    with _refusal(path):
+    with refusal(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.parent / f".{path.name}.{os.getpid()}.new"
         try:
@@ -60,7 +60,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     path = Path(path)
     beside = path.parent / f".{path.name}.{os.getpid()}.new"
     old = path.parent / f".{path.name}.old"
-    with _refusal(path):
+    with refusal(path):
         _remove(beside)
         beside.mkdir(parents=True)
         try:
@@ -112,7 +112,8 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _refusal(path: Path) -> Iterator[None]:
+def refusal(path: Path) -> Iterator[None]:
+    """Turn what a disk or its owner refuses within, while `path` is written, into InputError with its remedy."""
     try:
         yield
     except InputError:

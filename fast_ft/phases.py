@@ -77,6 +77,7 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: 
     with Bar("training", total, done=done) as bar, folder.log.open("a", encoding="utf-8") as log:
 
         def on_step(entry: dict[str, Any]) -> None:
+            folder.check_lease()
             log.write(json.dumps(entry) + "\n")
             log.flush()
             lines.append(entry)

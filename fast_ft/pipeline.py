@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from fast_ft import (
-    environment,
-)
+from fast_ft import environment, lease
 from fast_ft.errors import InputError
 from fast_ft.judge import judging
 from fast_ft.load import resolved
@@ -23,12 +23,27 @@ def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunD
     What is finished is not done again: the manifest's phases say what that is.
     """
     prepared = prepare(recipe)
-    if not (output_folder(recipe, recipe_path) / "manifest.json").is_file():
+    with opened(recipe, recipe_path, prepared, judged=until == "pred") as folder:
+        _run(folder, recipe, prepared, until)
+    return folder
+
+
+@contextlib.contextmanager
+def opened(recipe: Recipe, recipe_path: str | Path, prepared: Prepared, *, judged: bool = True) -> Iterator[RunDir]:
+    """Give the recipe's run folder, new or to be resumed, held by a lease; its selection is recorded."""
+    root = output_folder(recipe, recipe_path)
+    if not (root / "manifest.json").is_file():
         check_model(recipe)  # before there is a folder: a refused run leaves nothing behind
-        if until == "pred":
+        if judged:
             judging.check(recipe.judge, prepared.prompts)
-    folder = RunDir.open(recipe, recipe_path)
-    record_selection(folder, recipe, prepared)
+    with lease.hold(root) as held:
+        folder = RunDir.open(recipe, recipe_path)
+        folder.lease = held
+        record_selection(folder, recipe, prepared)
+        yield folder
+
+
+def _run(folder: RunDir, recipe: Recipe, prepared: Prepared, until: str) -> None:
     finished = folder.manifest()["phases"]
     if folder.done("train") is None:
         train_phase(folder, recipe, prepared)
@@ -38,7 +53,6 @@ def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred") -> RunD
         judge_phase(folder, recipe, prepared.prompts)
     if folder.manifest()["phases"] != finished or not folder.report.is_file():
         report_phase(folder, prepared)
-    return folder
 
 
 def record_selection(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:

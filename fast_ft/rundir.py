@@ -11,6 +11,7 @@ from typing import Any
 
 from fast_ft.atomic import recover, replace_folder, sha256_file, write_bytes, write_json, write_text
 from fast_ft.errors import InputError
+from fast_ft.lease import Lease
 from fast_ft.lint import unknown_placeholder
 from fast_ft.recipe import Recipe
 
@@ -32,6 +33,7 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.lease: Lease | None = None  # while this process holds the folder
         self.manifest_path = root / "manifest.json"
         self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
@@ -101,9 +103,15 @@ class RunDir:
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Put JSON values under these names into the manifest, in place of what is there, and return the manifest."""
+        self.check_lease()
         manifest = self.manifest() | values
         write_json(self.manifest_path, manifest)
         return manifest
+
+    def check_lease(self) -> None:
+        """Raise InputError where another process has taken this folder over."""
+        if self.lease is not None:
+            self.lease.check()
 
     def finish(self, phase: str, seconds: float, **facts: Any) -> None:
         """Note that `phase` is done, when, how long it took in all, and facts about it (JSON values)."""

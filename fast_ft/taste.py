@@ -12,13 +12,12 @@ from typing import Any
 from fast_ft import atomic, backend, generate, selfcheck
 from fast_ft.data import Prompt
 from fast_ft.errors import InputError
-from fast_ft.judge import judging
-from fast_ft.phases import check_model, pool_settings, settle_plan, train_phase
-from fast_ft.pipeline import record_selection
+from fast_ft.phases import pool_settings, settle_plan, train_phase
+from fast_ft.pipeline import opened
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
-from fast_ft.rundir import RunDir, output_folder
+from fast_ft.rundir import RunDir
 
 PROMPTS = 10
 MOST_TOKENS = 256  #: new ones in an answer, so that a taste stays short
@@ -33,18 +32,15 @@ def taste(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[str,
     if stop_after < 1:
         raise InputError(f"--stop-after {stop_after}: give at least 1 step")
     prepared = prepare(recipe)
-    if not (output_folder(recipe, recipe_path) / "manifest.json").is_file():
-        check_model(recipe)
-        judging.check(recipe.judge, prepared.prompts)
-    folder = RunDir.open(recipe, recipe_path)
-    record_selection(folder, recipe, prepared)
-    if folder.done("train") is None:
-        train_phase(folder, recipe, prepared, stop_after)
-    steps = len(folder.log.read_text(encoding="utf-8").splitlines())
-    total = sum(len(job.batches) for job in prepared.jobs(recipe.train, recipe.seed))
-    content = {"folder": str(folder.root), "steps": steps, "of": total, "answers": answers(folder, recipe, prepared)}
-    atomic.write_json(folder.root / "taste.json", content)
-    shutil.rmtree(folder.taste, ignore_errors=True)
+    with opened(recipe, recipe_path, prepared) as folder:
+        if folder.done("train") is None:
+            train_phase(folder, recipe, prepared, stop_after)
+        steps = len(folder.log.read_text(encoding="utf-8").splitlines())
+        total = sum(len(job.batches) for job in prepared.jobs(recipe.train, recipe.seed))
+        given = answers(folder, recipe, prepared)
+        content = {"folder": str(folder.root), "steps": steps, "of": total, "answers": given}
+        atomic.write_json(folder.root / "taste.json", content)
+        shutil.rmtree(folder.taste, ignore_errors=True)
     return content
 
 

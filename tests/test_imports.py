@@ -17,7 +17,7 @@ ORDER = [
     "errors", "atomic", "seeds", "progress",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
-    "lint", "load", "rundir", "submit.ledger", "environment", "picture",
+    "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
     "template", "plan_pool", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train",
     "prepare", "planning", "selfcheck",
     "decode.kernels", "decode.sampling", "decode.fused", "decode.cache", "decode.prefill", "decode.decode", "generate",

@@ -1,0 +1,202 @@
+"""One run in a folder at a time: a lease that its holder renews every 15 s, and that a dead holder cannot keep.
+
+The lease is the file `.lease` in the run folder. It names host, boot, process and start, and counts beats. A folder may
+lie on a Drive that several machines mount, so another machine's clock is never believed: either the folder's own clock
+(the age of the lease beside that of a file just written there) says that no beat came for 60 s, or this process watches
+the count itself. On one machine a holder whose process has ended is told at once, by process id, boot and start time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fast_ft import atomic
+from fast_ft.errors import InputError
+from fast_ft.progress import note
+
+NAME = ".lease"
+BEAT = 15.0  #: seconds between two beats
+STALE = 60.0  #: seconds without a beat, after which the holder counts as dead
+
+
+class Lease:
+    """A held lease. `check` raises InputError once another process has taken the folder over."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self.content, self.lost = path, content, False
+
+    def check(self) -> None:
+        """Raise InputError where the folder is another's now: this process slept for more than a minute, say."""
+        if self.lost:
+            raise InputError(
+                f"{self.path.parent}: another process took this run over while this one gave no sign of life. "
+                "What it had saved is there; this one stops."
+            )
+
+    def beat(self) -> None:
+        """Count one beat, unless the lease is another's by now."""
+        there = _read(self.path)
+        if there is not None and there.get("token") != self.content["token"]:
+            self.lost = True
+            return
+        self.content["beat"] += 1
+        with contextlib.suppress(OSError), self.path.open("a+", encoding="utf-8") as file:
+            file.truncate(0)  # in place: a Drive's rename may leave two files of one name
+            file.write(json.dumps(self.content))
+
+    def give_back(self) -> None:
+        there = _read(self.path)
+        if there is not None and there.get("token") == self.content["token"]:
+            self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold(
+    root: Path, *, every: float = BEAT, stale: float = STALE, sleep: Callable[[float], object] = time.sleep
+) -> Iterator[Lease]:
+    """Hold the run folder `root`, made if need be; InputError where a living process holds it, saying which.
+
+    A folder that was made for the lease alone, and stayed empty, is removed again.
+    """
+    root = Path(root)
+    made = _make(root)
+    lease = _acquire(root / NAME, stale, sleep)
+    ended = threading.Event()
+
+    def beats() -> None:
+        while not ended.wait(every) and not lease.lost:
+            lease.beat()
+
+    thread = threading.Thread(target=beats, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            lease.give_back()
+            for folder in made:
+                folder.rmdir()  # refuses where something is in it
+
+
+def _make(root: Path) -> list[Path]:
+    """Make the folder and those above it; return what was made, the deepest first."""
+    absent = [folder for folder in (root, *root.parents) if not folder.exists()]
+    with atomic.refusal(root):
+        root.mkdir(parents=True, exist_ok=True)
+    return absent
+
+
+def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Lease:
+    content = _self()
+    for _ in range(3):
+        try:
+            with atomic.refusal(path), path.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(content))
+            return Lease(path, content)
+        except InputError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+        holder = _read(path) or {}
+        if _alive(path, holder, stale, sleep):
+            break
+        aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):
+            path.rename(aside)
+        if (_read(aside) or holder).get("token") != holder.get("token"):
+            aside.rename(path)  # somebody else found it dead too, and was faster: this is theirs
+            continue
+        aside.unlink(missing_ok=True)
+        if holder:
+            note(f"note: {_name(holder)} left this run behind without ending it; it is taken over")
+    raise InputError(
+        f"{path.parent} is in use by {_name(_read(path) or {})}. One run in a folder at a time: wait for it or end it; "
+        "or give this one its own output_dir"
+    )
+
+
+def _alive(path: Path, holder: dict[str, Any], stale: float, sleep: Callable[[float], object]) -> bool:
+    """Tell whether the lease's holder lives; may watch the file for up to `stale` seconds."""
+    boot = _boot()
+    if boot is not None and (holder.get("host"), holder.get("boot")) == (socket.gethostname(), boot):
+        return _started(holder.get("pid", 0)) == holder.get("process")
+    if (age := _age(path)) is None or age > stale:
+        return False
+    note(f"note: {path.parent} may be in use by {_name(holder)}: watching for a sign of life, {stale:.0f} s at most")
+    for _ in range(round(stale)):
+        sleep(1.0)
+        there = _read(path)
+        if not path.exists():
+            return False
+        if there is not None and (there.get("token"), there.get("beat")) != (holder.get("token"), holder.get("beat")):
+            return True
+    return False
+
+
+def _age(path: Path) -> float | None:
+    """Return the seconds since the last beat by the folder's own clock; None where the lease has gone."""
+    probe = path.with_name(f"{NAME}.{uuid.uuid4().hex}")
+    try:
+        with atomic.refusal(path):
+            probe.write_bytes(b"")
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _self() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": os.getpid(),
+        "process": _started(os.getpid()),
+        "since": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "token": uuid.uuid4().hex,
+        "beat": 0,
+    }
+
+
+def _boot() -> str | None:
+    """Return what tells one boot, and one container's process ids, from another's; None where nothing does."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process of this machine started, in the kernel's own ticks; None where there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]  # a killed process is a zombie until its parent asks for it
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the lease's content, or None where it cannot be read at this moment."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _name(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    return f"process {holder.get('pid')} on {holder.get('host')} (since {holder.get('since')})"

@@ -1,0 +1,130 @@
+"""One run in a folder: held against living processes, given up by dead ones, whatever another machine's clock says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, RecipeFactory
+
+from fast_ft import lease
+from fast_ft.errors import InputError
+from fast_ft.load import load_recipe
+from fast_ft.pipeline import run
+
+HOLDER = """
+import sys
+from pathlib import Path
+from fast_ft import lease
+with lease.hold(Path(sys.argv[1]), every=0.05):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the folder `run`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")], cwd=ROOT, text=True, stdin=-1, stdout=-1
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def foreign(root: Path, *, age: float, **values: object) -> Path:
+    """Write the lease of a process on another machine, whose last beat is so many seconds old."""
+    root.mkdir(exist_ok=True)
+    path = root / lease.NAME
+    content = {"host": "colab-7", "boot": "b", "pid": 4, "process": "9", "since": "2026-01-31", "token": "t", "beat": 3}
+    path.write_text(json.dumps(content | values))
+    then = path.stat().st_mtime - age
+    os.utime(path, (then, then))
+    return path
+
+
+def never(_: float) -> None:
+    raise AssertionError("nothing had to be waited for")
+
+
+def test_a_second_run_in_a_folder_is_refused_and_told_by_whom(
+    holder: subprocess.Popen[str], tmp_path: Path, recipe_file: RecipeFactory
+) -> None:
+    with pytest.raises(InputError, match=rf"in use by process {holder.pid} on .* \(since 20"):
+        with lease.hold(tmp_path / "run", sleep=never):
+            pass
+    path = recipe_file({"output_dir": str(tmp_path / "run")})
+    with pytest.raises(InputError, match=rf"in use by process {holder.pid}"):
+        run(load_recipe(path), path)
+    assert [each.name for each in (tmp_path / "run").iterdir()] == [lease.NAME]
+    holder.communicate("")  # it ends by itself and gives the folder back
+    assert not (tmp_path / "run").exists(), "made for the lease alone, and gone with it"
+
+
+def test_a_killed_holder_is_stale_at_once(
+    holder: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder.kill()  # not waited for: a zombie still has its process id
+    while lease._started(holder.pid) is not None:
+        pass
+    with lease.hold(tmp_path / "run", sleep=never):
+        assert json.loads((tmp_path / "run" / lease.NAME).read_text())["pid"] == os.getpid()
+    assert f"process {holder.pid} on" in capsys.readouterr().err
+
+
+def test_a_process_id_that_was_given_anew_holds_nothing(tmp_path: Path) -> None:
+    mine = lease._self() | {"process": "1", "token": "of one that had this process id before"}
+    (tmp_path / lease.NAME).write_text(json.dumps(mine))
+    with lease.hold(tmp_path, sleep=never):
+        pass
+
+
+def test_a_dead_machine_is_stale_after_60_seconds(tmp_path: Path) -> None:
+    foreign(tmp_path, age=61)
+    with lease.hold(tmp_path, sleep=never):
+        pass
+    assert not (tmp_path / lease.NAME).exists()
+
+
+@pytest.mark.parametrize("age", [59, -3600])  # -3600: its clock, or this one, is an hour wrong
+def test_another_machine_is_watched_and_its_clock_not_believed(tmp_path: Path, age: float) -> None:
+    path, waited = foreign(tmp_path, age=age), []
+    with lease.hold(tmp_path, sleep=waited.append):
+        assert sum(waited) == 60
+    path, waited = foreign(tmp_path, age=age), []
+
+    def beat_after_ten(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 10:
+            foreign(tmp_path, age=age, beat=4)
+
+    with pytest.raises(InputError, match="in use by process 4 on colab-7"):
+        with lease.hold(tmp_path, sleep=beat_after_ten):
+            pass
+    assert len(waited) == 10 and json.loads(path.read_text())["beat"] == 4
+
+
+def test_a_lease_cut_off_in_writing_is_watched_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / lease.NAME).write_text("")
+    waited: list[float] = []
+    with lease.hold(tmp_path, sleep=waited.append):
+        assert sum(waited) == 60
+
+
+def test_a_run_that_lost_its_folder_stops(tmp_path: Path) -> None:
+    with lease.hold(tmp_path) as held:
+        held.beat()
+        held.check()
+        assert json.loads((tmp_path / lease.NAME).read_text())["beat"] == 1
+        foreign(tmp_path, age=0)  # taken over while this process slept
+        held.beat()
+        with pytest.raises(InputError, match="another process took this run over"):
+            held.check()
+    assert json.loads((tmp_path / lease.NAME).read_text())["host"] == "colab-7", "not ours to remove"
