@@ -77,8 +77,8 @@ def validated(tree: dict[str, Any], places: dict[Key, str], name: str, *, conseq
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe with every default written out, as plain JSON values."""
-    return recipe.model_dump(mode="json")
+    """Return the recipe with every default written out, as plain JSON values; `search` is no part of a run."""
+    return recipe.model_dump(mode="json", exclude={"search"})
 
 
 def schema() -> dict[str, Any]:

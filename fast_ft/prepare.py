@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fast_ft import curriculum, data, hub, leakage, rules, selection, template
+from fast_ft import curriculum, data, exclude, hub, leakage, rules, selection, template
 from fast_ft.curriculum import Stage
 from fast_ft.data import Example, Prompt
 from fast_ft.errors import InputError
@@ -70,6 +70,9 @@ def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:
         notes.append(f"tokens were not checked: {error}")
 
     pool = data.load_pool(recipe.data)
+    pool, left_out = exclude.without(pool, recipe.data.exclude)
+    if left_out:
+        notes.append(f"{left_out:,} rows left out by data.exclude.")
     prompts: list[Prompt] = []
     digests = {"train": pool.digest}
     if recipe.data.test is not None:

@@ -7,7 +7,7 @@ Reading a file, with overrides and line numbers, is in load.py.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -83,6 +83,11 @@ class Data(Section):
     )
     overlong: Literal["error", "drop"] = Field(
         default="error", description="A selected row over model.max_length tokens: refuse, or drop it and say so."
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="Rows with these prompts are left out before selection, by 16 hex digits of the prompt's text "
+        "(leakage.text_digest). A sweep writes its validation set here.",
     )
 
 
@@ -250,6 +255,44 @@ class Budget(Section):
     generate_minutes: Positive | None = None
 
 
+class Range(Section):
+    """Numbers to search in, both ends included. Two whole ends: whole numbers."""
+
+    low: int | float
+    high: int | float
+    log: bool = Field(default=False, description="Drawn on a logarithmic scale.")
+    step: Annotated[int | float, Field(gt=0)] | None = Field(default=None, description="The grid sampler needs one.")
+
+
+class Search(Section):
+    """What `python -m fast_ft sweep` tries. It is no part of a run: a run of this recipe leaves it out."""
+
+    space: dict[str, Range | tuple[Any, ...]] = Field(
+        min_length=1,
+        description="{key: values, or a Range}, such as {lora.r: [8, 16], train.learning_rate: {low: 1e-4, high: 1e-3, "
+        "log: true}}. Values of a whole section, such as lora: [{r: 8, lora_alpha: 16}], change the keys they name.",
+    )
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        default="tpe", description="Optuna's TPE, values at random, or every combination once."
+    )
+    trials: Count | None = Field(default=None, description="Most trials, the recipe itself included; null: no limit.")
+    objective: Literal["judge", "exact_match", "rouge_l", "chrf"] = Field(
+        default="judge", description="The mean of the recipe's judge, or one of the reference judge's measures."
+    )
+    prompts: Annotated[int, Field(ge=10)] = Field(
+        default=100, description="Rows drawn for validation before any selection; no trial trains on them."
+    )
+    where: dict[str, Condition] = Field(
+        default_factory=dict, description="Conditions on validation rows, besides those of select.where."
+    )
+    pruner: Literal["median", "hyperband", "none"] = Field(
+        default="median", description="What stops a hopeless trial at a stage's end."
+    )
+    stage_prompts: Annotated[int, Field(ge=10)] = Field(
+        default=30, description="So many of the validation prompts are answered at a stage's end, for the pruner."
+    )
+
+
 class Recipe(Section):
     """A complete run: rows, model, adapter, training, decoding, and their limits."""
 
@@ -267,3 +310,4 @@ class Recipe(Section):
     generate: Generate = Generate()
     judge: Judge = Judge()
     budget: Budget = Budget()
+    search: Search | None = None

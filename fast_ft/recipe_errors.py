@@ -108,7 +108,7 @@ def allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
         limits.append(f"{'at least' if 'minimum' in schema else 'above'} {low:g}")
     if high is not None:
         limits.append(f"{'at most' if 'maximum' in schema else 'below'} {high}")
-    return " ".join(filter(None, [_KINDS[schema["type"]], " and ".join(limits)]))
+    return " ".join(filter(None, [_KINDS.get(schema.get("type", ""), "any value"), " and ".join(limits)]))
 
 
 def _hint(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> str:

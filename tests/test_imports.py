@@ -16,7 +16,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 ORDER = [
     "errors", "atomic", "seeds", "progress",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
-    "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "curriculum",
+    "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
     "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
     "template", "plan_pool", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train",
     "prepare", "planning", "selfcheck",
