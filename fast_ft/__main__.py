@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from fast_ft.commands import COMMANDS
 from fast_ft.errors import BudgetMissed, InputError, nearest
+from fast_ft.terminal import harmless
 
 _Raw = argparse.RawDescriptionHelpFormatter
 EPILOG = """\
@@ -40,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.call(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(harmless(f"error: {error}"), file=sys.stderr)
         return 2
     except BudgetMissed as error:
-        print(error, file=sys.stderr)
+        print(harmless(str(error)), file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

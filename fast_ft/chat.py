@@ -15,6 +15,7 @@ from fast_ft.grid import load
 from fast_ft.prepare import prepare
 from fast_ft.progress import note
 from fast_ft.template import Encoder, Message
+from fast_ft.terminal import harmless
 
 _BURST = 4  #: tokens between two looks: few enough to read along
 
@@ -63,12 +64,12 @@ def _answer(pool: Pool, row: Row, encoder: Encoder, out: TextIO) -> str:
         nonlocal shown
         text = encoder.decode(row.tokens)
         if not text.endswith("\ufffd") and text.startswith(shown):  # else half of a character
-            print(text[len(shown) :], end="", flush=True, file=out)
+            print(harmless(text[len(shown) :]), end="", flush=True, file=out)
             shown = text
 
     list(pool.run([row], burst=_BURST, on_look=show))
     text = encoder.decode(row.tokens)
-    print(text[len(shown) :] if text.startswith(shown) else "", file=out)
+    print(harmless(text[len(shown) :]) if text.startswith(shown) else "", file=out)
     if row.tokens[-1] != pool.eos_id:
         note(f"(cut off after {len(row.tokens)} tokens)")
     return text

@@ -66,10 +66,11 @@ def _data(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
     from fast_ft.prepare import prepare
     from fast_ft.show import print_row, print_selection, selection_json
+    from fast_ft.terminal import harmless
 
     prepared = prepare(recipe, tokens=False)
     if options.json:
-        print(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False))
+        print(harmless(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False)))
         return 0
     if options.explore:
         return _explore(recipe, prepared, options.output)

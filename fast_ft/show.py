@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import unicodedata
 from typing import Any
 
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe
 from fast_ft.submit.ledger import Ledger
 from fast_ft.template import IGNORE_INDEX
+from fast_ft.terminal import harmless, plain
 
 
 def selection_json(prepared: Prepared) -> dict[str, Any]:
@@ -41,11 +41,12 @@ def selection_json(prepared: Prepared) -> dict[str, Any]:
 def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
     """Print what was selected and why; then `show` rows, each with trained and masked tokens told apart."""
     from rich.table import Table
+    from rich.text import Text
 
     console = new_console()
     content = selection_json(prepared)
-    title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {recipe.data.train}"
-    table = Table(title=title, title_justify="left")
+    title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {plain(recipe.data.train)}"
+    table = Table(title=Text(title), title_justify="left")
     for column in ("metric", "least", "median", "most"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     tokens = {name: content["contract"][name] for name in ("prompt_tokens", "supervised_tokens")}
@@ -59,13 +60,13 @@ def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
             f"learning rate {stage.learning_rate:g}, {stage.order}"
         )
     for note in prepared.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {plain(note)}", markup=False)
     if prepared.encoder is not None:
         console.print(f"contract: holds for all {len(prepared.rows)} rows (one BOS, prompt masked, EOS trained)")
     hits = prepared.leakage["hits"]
     console.print(f"leakage: {len(hits)} rows equal or overlap one of {len(prepared.prompts)} test prompts")
     for hit in hits:
-        console.print(f"  {hit['example']} ~ {hit['prompt']} ({hit['kind']})", markup=False)
+        console.print(f"  {plain(hit['example'])} ~ {plain(hit['prompt'])} ({hit['kind']})", markup=False)
     for example in prepared.examples[:show]:
         print_row(prepared, example.id)
 
@@ -77,12 +78,14 @@ def print_row(prepared: Prepared, row_id: str) -> None:
     if prepared.encoder is None:
         return
     row = prepared.rows[row_id]
-    text = Text(f"\nrow {row_id}: {len(row.input_ids) - row.supervised} masked, {row.supervised} trained tokens\n")
+    text = Text(
+        f"\nrow {plain(row_id)}: {len(row.input_ids) - row.supervised} masked, {row.supervised} trained tokens\n"
+    )
     controls = {prepared.encoder.bos_id: "<BOS>", prepared.encoder.eos_id: "<EOS>"}
     pieces = prepared.encoder.pieces(row.input_ids)
     for index, (token, label, piece) in enumerate(zip(row.input_ids, row.labels, pieces, strict=True)):
         style = "grey50" if label == IGNORE_INDEX else ("green", "green underline")[index % 2]
-        shown = controls.get(token) or _harmless(piece)
+        shown = controls.get(token) or harmless(piece)
         text.append(shown, "bold " + style if token in controls else style)
     new_console().print(text)
 
@@ -105,7 +108,8 @@ def print_plan(content: dict[str, Any]) -> None:
     pieces = f"at most {plan['micro_batch']} rows" + (
         f" or {plan['most_tokens']:,} tokens" if plan["most_tokens"] else ""
     )
-    ways = "computed again in the backward pass" if plan["checkpointing"] else "kept"
+    again = plan["recompute_layers"]
+    ways = f"of {again} layers computed again, the others' kept" if again else "kept"
     lines = [
         f"card         {card['name']}, {plan['memory_gib']:.1f} GiB, training at {_cell(card['tflops'])} TFLOP/s",
         f"             ({card['rates_from']})",
@@ -116,7 +120,7 @@ def print_plan(content: dict[str, Any]) -> None:
     ]
     lines += [f"without      {text}" for text in card["lacks"]]
     for line in lines:
-        console.print(line, markup=False)
+        console.print(harmless(line), markup=False)
 
 
 def _cell(value: Any) -> str:
@@ -145,27 +149,11 @@ def print_runs(ledger: Ledger) -> None:
         said = ["" if attempt.public is None else f"{attempt.public:g}"] if public else []
         values = "\n".join(f"{key}={json.dumps(row['keys'][key])}" for key in keys)
         phase, minutes = row["phase"] or "nothing", f"{row['minutes']}"
-        table.add_row(*map(Text, (row["folder"], row["started"][:16], phase, minutes, score, *said, values)))
+        cells = (row["folder"], str(row["started"])[:16], phase, minutes, score, *said, values)
+        table.add_row(*(Text(harmless(cell)) for cell in cells))
     new_console().print(table)
     for sentence in ledger.sentences():
-        new_console().print(sentence, markup=False, soft_wrap=True)
-
-
-def plain(text: str) -> str:
-    """One line, without the control codes that would let an answer draw on the terminal."""
-    return _harmless(" ".join(text.split()))
-
-
-def escaped(text: str) -> str:
-    """Somebody else's text, fit for a terminal: controls, marks of direction and line ends show as \\n or \\uXXXX."""
-    text = text.replace("\n", "\\n")
-    return "".join(
-        c if unicodedata.category(c)[0] != "C" and c not in "\u2028\u2029" else f"\\u{ord(c):04x}" for c in text
-    )
-
-
-def _harmless(text: str) -> str:
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+        new_console().print(harmless(sentence), markup=False, soft_wrap=True)
 
 
 def _summary(values: list[Any]) -> dict[str, float] | None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fast_ft.rundir import RunDir
-from fast_ft.show import new_console, plain
+from fast_ft.show import new_console
+from fast_ft.terminal import plain
 
 Cells = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from fast_ft.errors import InputError
 from fast_ft.load import validated
 from fast_ft.plan import Plan
 from fast_ft.recipe import Recipe
-from fast_ft.show import escaped
+from fast_ft.terminal import escaped
 
 MOST_BYTES = 64 << 20  #: unpacked, all members together; a submission has under one MiB
 MOST_MEMBERS = 2000
@@ -57,7 +57,7 @@ class _Environment(BaseModel):
 class _Train(BaseModel):
     backend: str
     dtype: str
-    micro_batch: int
+    out_of_memory: int = 0
 
 
 class _Generate(BaseModel):

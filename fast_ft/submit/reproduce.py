@@ -15,9 +15,9 @@ from fast_ft.prepare import Prepared, prepare
 from fast_ft.progress import note
 from fast_ft.recipe import Judge, Recipe
 from fast_ft.rundir import RunDir
-from fast_ft.show import escaped
 from fast_ft.submit import bundle, handin
 from fast_ft.submit.bundle import Bundle
+from fast_ft.terminal import escaped
 
 _SHOWN = 300  #: characters of each of two texts that differ
 
@@ -91,7 +91,7 @@ def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "base model", "the same" if same else "its weights differ from those that were trained on"
     phases = theirs.manifest["phases"]
     fewer = phases["generate"]["batch_size"] < min(theirs.plan.generation_batch, len(theirs.pred))
-    if fewer or phases["train"]["micro_batch"] != theirs.plan.micro_batch:
+    if fewer or phases["train"]["out_of_memory"]:
         yield "plan", "on its way the run went over to smaller batches than planned; so may this one, elsewhere"
 
 

@@ -20,6 +20,7 @@ from fast_ft.errors import InputError
 from fast_ft.progress import note
 from fast_ft.rundir import RunDir
 from fast_ft.submit import handin, secret_scan
+from fast_ft.terminal import escaped
 
 ROOT = identity.PACKAGE.parent
 #: A letter, the year, a department of three (its first may be a letter, as in r12k41005), a number of three.
@@ -57,8 +58,6 @@ def checked_id(student_id: str) -> str:
 
 def print_verdicts(verdicts: list[handin.Verdict]) -> None:
     """Print each rule with pass, FAIL or --, and what was found."""
-    from fast_ft.show import escaped
-
     words = {True: "pass", False: "FAIL", None: "--"}
     for verdict in verdicts:
         print(f"{words[verdict.passed]:4}  {verdict.rule:19}  {escaped(verdict.text)}")
