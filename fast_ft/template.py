@@ -12,17 +12,18 @@ control token. Ids come from `tokenizers` or `sentencepiece`; torch is not neede
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft import hub, recipe
+from fast_ft import hub, outside, recipe
+from fast_ft.chat_template import ChatTemplate
 from fast_ft.data import Example
 from fast_ft.errors import InputError
 
 IGNORE_INDEX = -100  #: torch's cross_entropy skips this label
+MOST_TOKENIZER = 128 << 20  #: bytes of tokenizer.json or tokenizer.model; large vocabularies take some 30 MB
 Message = dict[str, str]
 
 
@@ -118,15 +119,18 @@ class Encoder:
 
     def __init__(self, folder: Path, template: str = "llama-2") -> None:
         if (folder / "tokenizer.json").is_file():
+            outside.check_size(folder / "tokenizer.json", MOST_TOKENIZER)
             self._codec: _Codec = _Fast(folder / "tokenizer.json")
         elif (folder / "tokenizer.model").is_file():
+            outside.check_size(folder / "tokenizer.model", MOST_TOKENIZER)
             self._codec = _SentencePiece(folder / "tokenizer.model")
         else:
             raise InputError(
                 f"{folder}: no tokenizer here. A tokenizer.json or a tokenizer.model is needed; "
                 "set model.tokenizer to a folder or hub id that has one."
             )
-        config = _read_json(folder / "tokenizer_config.json")
+        path = folder / "tokenizer_config.json"
+        config = outside.json_object(path, remedy="Fetch the tokenizer again.") if path.is_file() else {}
         self._bos = _token_text(config.get("bos_token")) or "<s>"
         self._eos = _token_text(config.get("eos_token")) or "</s>"
         self.bos_id = self._codec.token_id(self._bos)
@@ -220,24 +224,14 @@ class Encoder:
 
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool, apart: bool) -> list[int]:
         """Ids of the tokenizer's own template; `apart`: contents are encoded each by itself, as text."""
-        import jinja2
-
         chat = self._chat
         assert chat is not None
 
         def render(contents: Sequence[str]) -> str:
             filled = [{**m, "content": c} for m, c in zip(messages, contents, strict=True)]
-            try:
-                return chat.render(
-                    messages=filled,
-                    add_generation_prompt=add_generation_prompt,
-                    bos_token=self._bos,
-                    eos_token=self._eos,
-                )
-            except jinja2.TemplateError as error:
-                raise InputError(
-                    f"the tokenizer's chat template fails: {error}. Use model.template: llama-2."
-                ) from None
+            return chat.render(
+                filled, add_generation_prompt=add_generation_prompt, bos_token=self._bos, eos_token=self._eos
+            )
 
         contents = [m["content"] for m in messages]
         if not apart:
@@ -309,35 +303,15 @@ def _known(token_id: int | None) -> int:
     return token_id
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}). Fetch the tokenizer again.") from None
-
-
 def _token_text(value: Any) -> str | None:
     """A token in tokenizer_config.json is a string, or an object with its text as `content`."""
-    return value.get("content") if isinstance(value, dict) else value
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> Any:
-    """Compile the tokenizer's chat template. It comes from outside, so it runs in Jinja's sandbox."""
-    import jinja2.sandbox
-
+def _chat_template(folder: Path, config: dict[str, Any]) -> ChatTemplate:
     path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    source = outside.text(path) if path.is_file() else config.get("chat_template")
     if not isinstance(source, str):
         raise InputError(f"{folder}: this tokenizer has no chat template. Use model.template: llama-2.")
-
-    def raise_exception(message: str) -> None:
-        raise InputError(f"{folder}: its chat template refuses these messages: {message}")
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise InputError(f"{folder}: its chat template does not compile: {error}") from None
+    return ChatTemplate(source, str(folder))

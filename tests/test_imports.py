@@ -14,11 +14,11 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 
 #: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
 ORDER = [
-    "errors", "terminal", "atomic", "seeds", "progress",
+    "errors", "terminal", "outside", "atomic", "seeds", "progress",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
     "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
-    "template", "plan_pool", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train",
+    "chat_template_process", "chat_template", "template", "plan_pool", "plan", "backend", "passes", "forecast", "optimizer", "state", "trainer", "train",
     "prepare", "planning", "selfcheck",
     "decode.kernels", "decode.sampling", "decode.fused", "decode.cache", "decode.prefill", "decode.decode", "generate",
     "judge.stats", "judge.verdicts", "judge.prices", "judge.endpoint", "judge.rubric",

@@ -1,0 +1,53 @@
+"""Files from outside are data of bounded size: read whole, or refused with a message; no link leads out of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fast_ft.errors import InputError
+
+MOST_JSON = 8 << 20  #: bytes of a config.json, an adapter_config.json, an index
+
+
+def check_size(path: Path, most: int = MOST_JSON) -> None:
+    """Raise InputError for a file over `most` bytes."""
+    if (size := path.stat().st_size) > most:
+        raise InputError(f"{path} has {size:,} bytes; at most {most:,} are read. Is it what its name says?")
+
+
+def text(path: Path, most: int = MOST_JSON) -> str:
+    """Return a file's UTF-8 text; InputError where it is too long or no text."""
+    check_size(path, most)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+
+
+def json_object(path: Path, most: int = MOST_JSON, remedy: str = "Copy it again.") -> dict[str, Any]:
+    """Return a JSON file's object; InputError where it is too long, no JSON, too deep, or no object."""
+    try:
+        content = json.loads(text(path, most))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}). {remedy}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object but a {type(content).__name__}. {remedy}")
+    return content
+
+
+def refuse_links(root: Path) -> None:
+    """Raise InputError where a link below `root` leads out of it: what is written here would land elsewhere.
+
+    `root` may be a link itself.
+    """
+    home = root.resolve()
+    for path in root.rglob("*"):  # does not walk through links
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise InputError(
+                f"{path} is a link out of its run folder, to {path.resolve()}. Put the file itself there, or take the "
+                "link away; the run folder as a whole may be a link."
+            )
