@@ -80,7 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--stop-after", type=int, metavar="STEPS",
         help="a taste: stop after so many training steps and answer 10 prompts; without it the same command goes on",
     )  # fmt: skip
-    add("train", "run a recipe up to its adapter")
+    train = add("train", "run a recipe up to its adapter")
+    for command in (run, train):
+        command.add_argument(
+            "--force-resume", action="store_true",
+            help="go on from the last checkpoint though model, data or training keys have changed since",
+        )  # fmt: skip
     data = add("data", "show which rows are selected, and why")
     data.add_argument("--show", type=int, default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     data.add_argument("--row", metavar="ID", help="print this selected row")

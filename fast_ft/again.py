@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fast_ft import data, lease
+from fast_ft import data, lease, resume
 from fast_ft.errors import InputError
 from fast_ft.load import resolved, with_overrides
 from fast_ft.phases import generate_phase, judge_phase, report_phase
@@ -52,19 +52,15 @@ def renew_scores(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     former = json.loads(folder.scores.read_text(encoding="utf-8"))
     if former.get("pred") == folder.manifest()["digests"]["pred"]:
         return
-    beside = folder.root / f"scores-{str(former.get('pred'))[:8]}.json"
-    folder.scores.replace(beside)
-    phases = folder.manifest()["phases"]
-    phases.pop("judge", None)
-    folder.update(phases=phases)
+    beside = resume.set_scores_aside(folder)
     try:
         if recipe.judge.kind == "reference":
             judge_phase(folder, recipe, prepared.prompts)
-            note(f"the new answers were scored; the former scores are in {beside.name}")
+            note(f"the new answers were scored; the former scores are in {beside}")
             return
     except InputError as error:
         note(f"note: {error}")
-    note(f"scores.json was of the former answers: it is {beside.name} now. `judge {folder.root}` scores the new ones")
+    note(f"scores.json was of the former answers: it is {beside} now. `judge {folder.root}` scores the new ones")
 
 
 def judge_again(

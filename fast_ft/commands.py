@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
     if until == "pred" and options.stop_after is not None:
         return _taste(options, recipe)
     with contextlib.redirect_stdout(sys.stderr):  # the libraries' banners; stdout is for results
-        folder = run(recipe, options.recipe, until=until)
+        folder = run(recipe, options.recipe, until=until, force_resume=options.force_resume)
     if until == "pred" and folder.scores.is_file():
         from fast_ft.show_scores import print_scores
 

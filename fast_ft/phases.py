@@ -13,6 +13,7 @@ from typing import Any
 from fast_ft import (
     atomic,
     backend,
+    checkpoints,
     data,
     environment,
     generate,
@@ -70,7 +71,7 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: 
     for text in notes[len(prepared.notes) :]:
         note(f"note: {text}")
     jobs = prepared.jobs(recipe.train, recipe.seed)
-    earlier = latest_state(folder, prepared)
+    earlier = checkpoints.newest(folder.checkpoints)
     done = state.read_progress(earlier).global_step if earlier else 0
     lines = _log_lines(folder.log, done)
     total = sum(len(job.batches) for job in jobs)
@@ -94,16 +95,19 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: 
             pad_id=prepared.encoder.pad_id,
             plan=settled,
             log=on_step,
-            work_folder=folder.root / "stages",
+            work_folder=folder.checkpoints,
         )
         if earlier is not None:
             note(f"going on after step {done} of {total}")
             course.resume(earlier)
 
         def save_state(course: train.Course) -> None:
-            where = course.progress.stage
-            with atomic.replace_folder(folder.stage(where, jobs[where].name)) as target:
-                state.save(target, loaded.model, course.optimizer, course.progress)
+            folder.check_lease()
+            checkpoints.save(
+                folder.checkpoints,
+                course.progress.global_step,
+                lambda target: state.save(target, loaded.model, course.optimizer, course.progress),
+            )
 
         course.on_checkpoint, course.stop_after = save_state, stop_after
         results = course.run()
@@ -169,9 +173,7 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, partial: 
     record_endings(folder, "tuned", result)
     before = base_answers(loaded, folder, recipe, prepared, pool)
     loaded.free()
-    if folder.pred.is_file():
-        former = folder.pred.read_bytes()
-        atomic.write_bytes(folder.root / f"pred-{atomic.sha256_file(folder.pred)[:8]}.json", former)
+    keep_aside(folder.pred)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
     partial.unlink(missing_ok=True)
     answers = result.flat
@@ -193,6 +195,12 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, partial: 
         adapter_difference_nats=round(difference, 6),
         batched_difference_nats=round(result.parity, 6),
     )
+
+
+def keep_aside(pred: Path) -> None:
+    """Keep a pred.json that will be replaced beside it, under its digest: pred-1a2b3c4d.json."""
+    if pred.is_file():
+        atomic.write_bytes(pred.with_name(f"pred-{atomic.sha256_file(pred)[:8]}.json"), pred.read_bytes())
 
 
 def pool_settings(recipe: Recipe, settled: plan.Plan) -> dict[str, Any]:
@@ -276,12 +284,6 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
     """Return config.json's content of the base model."""
     folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision)
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def latest_state(folder: RunDir, prepared: Prepared) -> Path | None:
-    """Return the newest checkpoint of this run: the last stage's that has one."""
-    there = [folder.stage(index, stage.name) for index, stage in enumerate(prepared.stages)]
-    return next((path for path in reversed(there) if (path / "state.json").is_file()), None)
 
 
 def adapter_digest(folder: RunDir) -> str:

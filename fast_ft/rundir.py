@@ -40,7 +40,7 @@ class RunDir:
         self.log = root / "log.jsonl"
         self.loss_png = root / "loss.png"
         self.adapter = root / "adapter"
-        self.stages = root / "stages"
+        self.checkpoints = root / "checkpoints"  # see checkpoints.py
         self.taste = root / "taste"  # of a run stopped with --stop-after: the adapter so far, while it answers
         self.pred = root / "pred.json"
         self.pred_partial = root / "pred.partial.jsonl"
@@ -50,30 +50,19 @@ class RunDir:
         self.report = root / "report.html"
         self.map_png = root / "map.png"
 
-    def stage(self, index: int, name: str) -> Path:
-        """Return the folder of stage `index` (counted from 0): stages/01-easy for the first."""
-        return self.stages / f"{index + 1:02d}-{name}"
-
     @classmethod
     def open(cls, recipe: Recipe, recipe_path: str | Path) -> RunDir:
         """Return this recipe's run folder, new or to be resumed.
 
-        A new one gets a manifest with the resolved recipe at once. Raises InputError if the folder holds another
-        recipe's run (naming the keys that differ) or files that are no run's, or cannot be written.
+        A new one gets a manifest with the resolved recipe at once. Raises InputError if the folder holds files that are
+        no run's, or cannot be written. Whether a run there may go on by this recipe, resume.py says.
         """
         from fast_ft.load import digest, resolved
 
         root = output_folder(recipe, recipe_path)
         run = cls(root)
         if run.manifest_path.exists():
-            there = run.manifest()
-            if differ := differences(there.get("recipe", {}), resolved(recipe), ignore=("output_dir",)):
-                keys = "\n".join(f"  {key}: {_show(a)} there, {_show(b)} here" for key, (a, b) in differ.items())
-                raise InputError(
-                    f"the folder {root} holds a run of another recipe:\n{keys}\n"
-                    "Give this one its own folder (output_dir=...; with {digest8} in it that happens by itself), "
-                    "or delete that folder"
-                )
+            run.manifest()
             recover(root)
             return run
         if root.is_file() or (root.is_dir() and any(not p.name.startswith(".") for p in root.iterdir())):
@@ -216,8 +205,3 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(item, f"{prefix}.{key}" if prefix else key)
     elif prefix:
         yield prefix, value
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

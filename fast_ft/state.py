@@ -1,11 +1,13 @@
 """The state of training: adapter, optimizer, loss scale, and how far it came; safetensors and JSON, no pickles.
 
-A state folder holds adapter.safetensors, optimizer.safetensors and state.json. Random states are not in it: every
-training step seeds itself from the recipe's seed and its own number (train.py), so there is nothing to restore.
+A state folder holds adapter.safetensors, optimizer.safetensors and state.json, which names the digests of all three.
+Random states are not in it: every training step seeds itself from the recipe's seed and its own number (train.py), so
+there is nothing to restore.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft import backend
+from fast_ft.atomic import sha256_file
 from fast_ft.errors import InputError
 
 _TENSOR = "__tensor__"
+_TENSORS = ("adapter.safetensors", "optimizer.safetensors")
 
 
 @dataclass
@@ -38,8 +42,23 @@ def save(folder: Path, model: Any, optimizer: Any, progress: Progress) -> None:
     tensors: dict[str, Any] = {}
     plain = _flatten(optimizer.state_dict()["state"], "", tensors)
     save_file(tensors, str(folder / "optimizer.safetensors"))
-    content = {"progress": asdict(progress), "optimizer": plain}
-    (folder / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    digests = {name: sha256_file(folder / name) for name in _TENSORS}
+    content = {"progress": asdict(progress), "optimizer": plain, "digests": digests}
+    (folder / "state.json").write_text(json.dumps(content | {"digest": _digest(content)}, indent=1), encoding="utf-8")
+
+
+def problem(folder: Path) -> str | None:
+    """Return what is wrong with a saved state, by its digests, or None: it is as it was written."""
+    try:
+        content = _read(folder)
+    except InputError as error:
+        return str(error)
+    if content.pop("digest", None) != _digest(content):
+        return "state.json is not as it was written"
+    for name, wanted in content["digests"].items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != wanted:
+            return f"{name} is not as it was written"
+    return None
 
 
 def read_progress(folder: Path) -> Progress:
@@ -51,11 +70,29 @@ def load(folder: Path, model: Any, optimizer: Any | None) -> None:
     """Put a saved state into a model's adapter and, if one is given, into an optimizer, in place."""
     from safetensors.torch import load_file
 
+    _check_shapes(folder, model)
     backend.load_adapter_weights(model, folder / "adapter.safetensors")
     if optimizer is not None:
         tensors = load_file(str(folder / "optimizer.safetensors"))
         state = {int(index): value for index, value in _restore(_read(folder)["optimizer"], tensors).items()}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _check_shapes(folder: Path, model: Any) -> None:
+    from safetensors import safe_open
+
+    wanted = {name: list(tensor.shape) for name, tensor in backend.adapter_weights(model).items()}
+    with safe_open(str(folder / "adapter.safetensors"), framework="np") as tensors:
+        there = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    if there != wanted:
+        raise InputError(
+            f"{folder}: this checkpoint is of another base model, or of another lora.r or lora.target_modules. "
+            "Give this run its own output_dir."
+        )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -112,8 +112,22 @@ class Course:
         """Go on from a saved state, in place of from the beginning."""
         self.progress = state.read_progress(folder)
         state.load(folder, self.loaded.model, self.optimizer)
+        self._place()
+        if self.finished:
+            return
         if self.progress.step >= len(self.jobs[self.progress.stage].batches):
             self._next_stage()
+
+    def _place(self) -> None:
+        """Find the place by the steps done, where stages are not those of the checkpoint: a forced resume's."""
+        at = self.progress
+        lengths = [len(job.batches) for job in self.jobs]
+        if at.stage < len(lengths) and sum(lengths[: at.stage]) + at.step == at.global_step <= sum(lengths):
+            return
+        at.stage, at.step = 0, at.global_step
+        while at.stage < len(lengths) and at.step >= lengths[at.stage]:
+            at.step -= lengths[at.stage]
+            at.stage += 1
 
     def run(self) -> list[StageResult]:
         """Train what is left, and return the stages that were trained, at least in part."""

@@ -47,7 +47,7 @@ def test_a_stopped_run_saves_its_step_and_goes_on_to_the_same_adapter(
             patch.setattr(phases, "Bar", stopping(kind, 3 * steps))
             assert main(command) == 130
         log = (stopped / "log.jsonl").read_text().splitlines()
-        saved = json.loads((stopped / "stages" / "01-all" / "state.json").read_text())["progress"]
+        saved = json.loads((stopped / "checkpoints" / f"step-{3 * steps}" / "state.json").read_text())["progress"]
         assert len(log) == saved["global_step"] == 3 * steps
     assert [signal.getsignal(kind) for kind in STOPS] == handlers
     assert main(command) == 0

@@ -58,8 +58,7 @@ def test_a_second_run_in_a_folder_is_refused_and_told_by_whom(
     holder: subprocess.Popen[str], tmp_path: Path, recipe_file: RecipeFactory
 ) -> None:
     with pytest.raises(InputError, match=rf"in use by process {holder.pid} on .* \(since 20"):
-        with lease.hold(tmp_path / "run", sleep=never):
-            pass
+        lease.hold(tmp_path / "run", sleep=never).__enter__()
     path = recipe_file({"output_dir": str(tmp_path / "run")})
     with pytest.raises(InputError, match=rf"in use by process {holder.pid}"):
         run(load_recipe(path), path)
@@ -106,8 +105,7 @@ def test_another_machine_is_watched_and_its_clock_not_believed(tmp_path: Path, a
             foreign(tmp_path, age=age, beat=4)
 
     with pytest.raises(InputError, match="in use by process 4 on colab-7"):
-        with lease.hold(tmp_path, sleep=beat_after_ten):
-            pass
+        lease.hold(tmp_path, sleep=beat_after_ten).__enter__()
     assert len(waited) == 10 and json.loads(path.read_text())["beat"] == 4
 
 

@@ -67,7 +67,10 @@ def test_a_run_leaves_adapter_answers_and_a_manifest(finished: tuple[Path, RunDi
     _, folder = finished
     names = {path.name for path in folder.root.iterdir()}
     look = {"report.html", "map.png", "loss.png"}
-    assert names == {"adapter", "stages", "manifest.json", "plan.json", "log.jsonl", "pred.json", "answers.json"} | look
+    assert (
+        names
+        == {"adapter", "checkpoints", "manifest.json", "plan.json", "log.jsonl", "pred.json", "answers.json"} | look
+    )
     ends = json.loads(folder.answers.read_text(encoding="utf-8"))["tuned"]
     assert len(ends) == 5 and all(1 <= end["tokens"] <= 6 for end in ends.values())
     assert all(end["ended"] or end["tokens"] == 6 for end in ends.values())
@@ -167,33 +170,6 @@ def test_stopped_answers_go_on_to_the_same_answers(
     assert read(folder.pred) == read(whole.pred) and not partial.exists()
 
 
-def test_changed_rows_are_refused(recipe_file: RecipeFactory, train_file: Path, tmp_path: Path) -> None:
-    rows = read(train_file)
-    mine = tmp_path / "mine.json"
-    mine.write_text(json.dumps(rows), encoding="utf-8")
-    path = recipe_file({"data.train": str(mine), "data.test": None})
-    folder = go(path, until="adapter")
-    before = digests(folder.root)
-    for row in rows:
-        row["conversations"][1]["value"] += " Yes."
-    mine.write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(InputError, match=r"mine\.json has changed\. Put the data back"):
-        go(path)
-    assert digests(folder.root) == before
-
-
-def test_changed_prompts_are_refused(recipe_file: RecipeFactory, test_file: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "prompts.json"
-    mine.write_text(test_file.read_text())
-    path = recipe_file({"data.test": str(mine)})
-    folder = go(path, until="adapter")
-    before = digests(folder.root)
-    mine.write_text(json.dumps(read(test_file)[:-1]), encoding="utf-8")
-    with pytest.raises(InputError, match=r"prompts\.json has changed\. Put the data back"):
-        go(path)
-    assert digests(folder.root) == before
-
-
 def test_without_a_test_file_a_run_ends_with_the_adapter(recipe_file: RecipeFactory) -> None:
     folder = go(recipe_file({"data.test": None}))
     assert folder.done("train") and folder.done("generate") is None and not folder.pred.exists()
@@ -204,7 +180,7 @@ def test_without_a_test_file_a_run_ends_with_the_adapter(recipe_file: RecipeFact
 def test_max_steps_ends_a_run_within_its_first_stage(recipe_file: RecipeFactory) -> None:
     folder = go(recipe_file({"train.max_steps": 1, "train.warmup_steps": 0}), until="adapter")
     assert (folder.done("train") or {})["steps"] == 1
-    assert [path.name for path in folder.stages.iterdir() if path.is_dir()] == ["01-easy"]
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-1"]
 
 
 def test_a_loss_that_is_no_number_ends_in_a_message(recipe_file: RecipeFactory) -> None:

@@ -1,0 +1,219 @@
+"""What may change between two starts of one run, what may not, and what is done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RecipeFactory, write_recipe
+
+from fast_ft import atomic, checkpoints, environment
+from fast_ft.__main__ import main
+from fast_ft.errors import InputError
+from fast_ft.load import load_recipe
+from fast_ft.pipeline import run
+from fast_ft.rundir import RunDir
+from fast_ft.taste import taste
+
+Go = Callable[..., RunDir]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): atomic.sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def one_run(tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    for name, source in (("rows.json", train_file), ("prompts.json", test_file)):
+        shutil.copy(source, folder / name)
+    path = write_recipe(
+        folder, tiny, folder / "rows.json", folder / "prompts.json", {"output_dir": str(folder / "run")}
+    )
+    return run(load_recipe(path), path).root.parent
+
+
+@pytest.fixture
+def again(one_run: Path, tiny: Path, tmp_path: Path) -> Go:
+    """Run the finished run's recipe in a folder of the test's own, with overrides."""
+    shutil.copytree(one_run, tmp_path, dirs_exist_ok=True)
+    values = {"output_dir": str(tmp_path / "run")}
+    path = write_recipe(tmp_path, tiny, tmp_path / "rows.json", tmp_path / "prompts.json", values)
+    manifest = read(tmp_path / "run" / "manifest.json")
+    for name in ("train", "test"):
+        manifest["recipe"]["data"][name] = manifest["recipe"]["data"][name].replace(str(one_run), str(tmp_path))
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+
+    def go(*overrides: str, **options: Any) -> RunDir:
+        return run(load_recipe(path, overrides), path, **options)
+
+    return go
+
+
+def test_changed_training_keys_are_shown_as_a_diff_and_refused(again: Go, tmp_path: Path) -> None:
+    before = digests(tmp_path / "run")
+    with pytest.raises(InputError) as caught:
+        again("train.learning_rate=0.02", "train.num_train_epochs=2", "generate.max_new_tokens=3")
+    assert "  train.learning_rate: 0.01 -> 0.02\n" in str(caught.value) and "--force-resume" in str(caught.value)
+    assert digests(tmp_path / "run") == before
+
+
+def test_changed_rows_behind_the_same_path_are_refused(again: Go, tmp_path: Path) -> None:
+    rows = read(tmp_path / "rows.json")
+    rows[4]["conversations"][1]["value"] += " Yes."
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    before = digests(tmp_path / "run")
+    with pytest.raises(InputError, match=r"the selected rows: 16 rows -> 16 rows, 1 of them are .* \('r4'\)"):
+        again()
+    assert digests(tmp_path / "run") == before
+
+
+def test_force_resume_goes_on_from_the_checkpoint_and_says_so(
+    again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    former = atomic.sha256_file(tmp_path / "run" / "pred.json")
+    overrides = [
+        "train.learning_rate=0.02",
+        "train.max_steps=8",
+        "curriculum.stages=[{name: all, upto: 1.0, num_train_epochs: 2}]",
+    ]
+    folder = again(*overrides, force_resume=True)
+    said = capsys.readouterr().err
+    assert "train.learning_rate: 0.01 -> 0.02" in said and "going on after step 6 of 8" in said
+    manifest = folder.manifest()
+    assert manifest["recipe"]["train"]["learning_rate"] == 0.02 and (folder.done("train") or {})["steps"] == 8
+    (entry,) = manifest["resumed"]
+    assert entry["forced"]["train.learning_rate"] == [0.01, 0.02]
+    assert atomic.sha256_file(folder.root / f"pred-{former[:8]}.json") == former
+    with pytest.raises(InputError, match=r"another lora\.r"):
+        again(*overrides, "lora.r=8", force_resume=True)
+
+
+def test_before_anything_is_trained_any_recipe_may_come(again: Go, tmp_path: Path) -> None:
+    for name in ("adapter", "checkpoints", "pred.json", "report.html"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    RunDir.at(tmp_path / "run").update(phases={})
+    folder = again("lora.r=2", until="adapter")
+    assert folder.manifest()["recipe"]["lora"]["r"] == 2 and (folder.done("train") or {})["steps"] == 6
+
+
+def test_other_generate_keys_reuse_the_adapter_and_keep_the_old_answers(again: Go, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    adapter, former = digests(root / "adapter"), atomic.sha256_file(root / "pred.json")
+    folder = again("generate.max_new_tokens=2")
+    assert digests(root / "adapter") == adapter
+    assert atomic.sha256_file(root / f"pred-{former[:8]}.json") == former != atomic.sha256_file(root / "pred.json")
+    assert folder.manifest()["digests"]["pred"] == atomic.sha256_file(root / "pred.json")
+    assert folder.manifest()["recipe"]["generate"]["max_new_tokens"] == 2
+    before = digests(root)
+    again("generate.max_new_tokens=2")
+    assert digests(root) == before, "and then it is done"
+
+
+def test_other_prompts_reuse_the_adapter_and_keep_the_old_answers(again: Go, tmp_path: Path) -> None:
+    root, prompts = tmp_path / "run", read(tmp_path / "prompts.json")
+    adapter, former = digests(root / "adapter"), atomic.sha256_file(root / "pred.json")
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts[:-1]))
+    folder = again()
+    assert digests(root / "adapter") == adapter and list(read(root / "pred.json")) == [p["id"] for p in prompts[:-1]]
+    assert atomic.sha256_file(root / f"pred-{former[:8]}.json") == former
+    assert folder.manifest()["digests"]["test"] == atomic.sha256_file(tmp_path / "prompts.json")
+
+
+def test_another_judge_keeps_adapter_answers_and_former_scores(again: Go, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    references = {id_: {"output": ["The hat is red."]} for id_ in read(root / "pred.json")}
+    (tmp_path / "references.json").write_text(
+        json.dumps([{"id": id_, "instruction": "x", "output": "The hat is red."} for id_ in references])
+    )
+    before = {name: digest for name, digest in digests(root).items() if name.startswith(("adapter", "pred"))}
+    judged = ("judge.kind=reference", f"judge.references={tmp_path}/references.json")
+    folder = again(*judged)
+    assert folder.done("judge") is not None
+    scores = folder.scores.read_bytes()
+    again(*judged, "judge.timeout_seconds=61.0")
+    assert [path.read_bytes() for path in root.glob("scores-*.json")] == [scores]
+    after = {name: digest for name, digest in digests(root).items() if name.startswith(("adapter", "pred"))}
+    assert after == before
+
+
+def test_budgets_and_saving_are_taken_as_they_are_now(again: Go) -> None:
+    folder = again("budget.train_minutes=90", "train.save_steps=3")
+    assert folder.manifest()["recipe"]["budget"]["train_minutes"] == 90 and "resumed" not in folder.manifest()
+
+
+def test_other_package_versions_and_gpus_are_warned_and_recorded(
+    again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again()
+    assert "another environment" not in capsys.readouterr().err
+    here = environment.describe()
+    other = {**here, "packages": {**here["packages"], "torch": "9.9"}, "gpu": {"name": "T4"}}
+    monkeypatch.setattr(environment, "describe", lambda: other)
+    again()
+    assert "another environment" not in capsys.readouterr().err, "there is nothing left to do"
+    for _ in range(2):  # told once
+        folder = RunDir.at(tmp_path / "run")
+        folder.update(phases={"train": folder.done("train")})
+        again()
+    assert capsys.readouterr().err.count("packages.torch: " + here["packages"]["torch"] + " -> 9.9") == 1
+    (entry,) = RunDir.at(tmp_path / "run").manifest()["resumed"]
+    assert entry["changed"]["packages.torch"][1] == "9.9" and entry["environment"]["gpu"] == {"name": "T4"}
+
+
+def test_the_settled_plan_is_obeyed(again: Go, tmp_path: Path) -> None:
+    plan = read(tmp_path / "run" / "plan.json")
+    RunDir.at(tmp_path / "run").update(phases={})
+    (tmp_path / "run" / "plan.json").write_text(json.dumps(plan | {"generation_batch": 2}))
+    folder = again("generate.batch_size=auto")
+    assert read(folder.plan) == plan | {"generation_batch": 2}
+    assert (folder.done("generate") or {})["batch_size"] == 2
+
+
+def test_a_checkpoint_whose_digests_fail_is_refused_for_the_one_before(
+    recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe_file({"train.save_steps": 1, "output_dir": str(tmp_path / "run")})
+    whole = run(load_recipe(path, [f"output_dir={tmp_path}/whole"]), path, until="adapter")
+    assert sorted(p.name for p in whole.checkpoints.iterdir()) == ["step-5", "step-6"], "the oldest are pruned"
+    taste(load_recipe(path, ["data.test=null"]), path, 4)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-3", "step-4"]
+    shutil.copytree(tmp_path / "run", tmp_path / "tasted")
+    for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(tmp_path / "tasted", tmp_path / "run")
+        damaged = tmp_path / "run" / "checkpoints" / "step-4" / name
+        content = bytearray(damaged.read_bytes())
+        content[-20] ^= 1
+        damaged.write_bytes(content)
+        capsys.readouterr()
+        folder = run(load_recipe(path, ["data.test=null"]), path, until="adapter")
+        said = capsys.readouterr().err
+        assert f"step-4 is passed over: {name} is not as it was written" in said and "going on after step 3" in said
+        assert folder.manifest()["digests"]["adapter"] == whole.manifest()["digests"]["adapter"]
+
+
+def test_pruning_never_takes_the_whole_checkpoint_for_the_damaged_one(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "state.json").write_text("{}")
+
+    for step in (9, 10, 11):
+        checkpoints.save(tmp_path, step, write)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-11"]
+    assert checkpoints.newest(tmp_path) is None and not list(tmp_path.iterdir()), "{} is no state"
+
+
+def test_force_resume_is_a_flag(again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(tmp_path / "small.yaml")
+    assert main([recipe, "train.weight_decay=0.5"]) == 2
+    assert "train.weight_decay: 0.01 -> 0.5" in capsys.readouterr().err
+    assert main(["train", recipe, "train.weight_decay=0.5", "--force-resume"]) == 0
