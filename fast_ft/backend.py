@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft import hub, recipe
+from fast_ft import adapter_config, hub, recipe
 from fast_ft.errors import InputError
 
 #: All linear layers of a Llama block, by the names that Unsloth wants spelled out.
@@ -283,21 +283,24 @@ def check_adapter(adapter: Path, base: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     path = adapter / "adapter_model.safetensors"
+    if not path.is_file() and (adapter / "adapter_model.bin").is_file():
+        raise InputError(
+            f"{adapter}: the adapter is a pickle (adapter_model.bin), which can run code when read. Convert it once, "
+            "where you trust it: PeftModel.from_pretrained(base, folder).save_pretrained(folder) writes safetensors."
+        )
     if not path.is_file() or not (adapter / "adapter_config.json").is_file():
         raise InputError(
             f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
         )
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    adapter_config.check(adapter)
     hidden, layers, inner = (config.get(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
     try:
-        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         with safe_open(str(path), framework="np") as tensors:
             names = list(tensors.keys())
             deepest = max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=-1)
             widths = {tensors.get_slice(name).get_shape()[1] for name in names if "q_proj.lora_A" in name}
             inners = {tensors.get_slice(name).get_shape()[0] for name in names if "up_proj.lora_B" in name}
-    except ValueError as error:
-        raise InputError(f"{adapter / 'adapter_config.json'}: not valid JSON ({error}). Copy it again.") from None
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
     fits = deepest < (layers or deepest + 1) and widths <= {hidden} and inners <= {inner}

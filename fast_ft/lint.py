@@ -162,6 +162,9 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"{key}: the text is empty", (key,))
     if problem := unknown_placeholder(recipe.output_dir):
         yield Problem(f"output_dir: {problem}", ("output_dir",))
+    if ".." in Path(recipe.output_dir).parts:
+        text = f"output_dir: {recipe.output_dir!r} steps out of its folder by ..: write where it leads, without .."
+        yield Problem(text, ("output_dir",))
     if data.test and Path(data.test).expanduser().resolve() == Path(data.train).expanduser().resolve():
         text = f"data.test: {data.test} is the training data too; a model answers what it has seen: give other rows"
         yield Problem(text, ("data.test", "data.train"))

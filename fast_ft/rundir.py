@@ -13,6 +13,7 @@ from fast_ft.atomic import recover, replace_folder, sha256_file, write_bytes, wr
 from fast_ft.errors import InputError
 from fast_ft.lease import Lease
 from fast_ft.lint import unknown_placeholder
+from fast_ft.outside import refuse_links
 from fast_ft.recipe import Recipe
 
 __all__ = [
@@ -62,6 +63,7 @@ class RunDir:
         root = output_folder(recipe, recipe_path)
         run = cls(root)
         if run.manifest_path.exists():
+            refuse_links(root)
             run.manifest()
             recover(root)
             return run
@@ -83,6 +85,7 @@ class RunDir:
         run = cls(Path(root))
         if not run.manifest_path.is_file():
             raise InputError(f"{root} is no run folder (it has no manifest.json); `python -m fast_ft runs` lists them")
+        refuse_links(run.root)
         run.manifest()
         return run
 
@@ -128,7 +131,10 @@ def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
     if problem := unknown_placeholder(recipe.output_dir):
         raise InputError(f"output_dir: {problem}")
     values = {"recipe": Path(recipe_path).stem, "digest8": digest(recipe)[:8]}
-    return Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir)).expanduser()
+    folder = Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir)).expanduser()
+    if ".." in folder.parts:  # lint.py says it of a recipe; a recipe's file can be called "...yaml"
+        raise InputError(f"output_dir: {folder} steps out of its folder by ..: write where it leads, without ..")
+    return folder
 
 
 def differences(a: Any, b: Any, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:

@@ -18,7 +18,7 @@ ORDER = [
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
     "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
-    "chat_template_process", "chat_template", "template", "plan_pool", "plan", "backend", "passes", "forecast",
+    "chat_template_process", "chat_template", "template", "plan_pool", "plan", "adapter_config", "backend", "passes", "forecast",
     "optimizer", "state",
     "checkpoints",
     "trainer", "train",
