@@ -27,12 +27,13 @@ from typing import Any
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedPool, floor_seconds, plain_generate
-from fast_ft import backend, data, plan, recipe
+from fast_ft import backend, data, recipe
 from fast_ft.decode import sampling
 from fast_ft.decode.cache import PAGE, Cache
 from fast_ft.decode.fused import Fused
 from fast_ft.decode.prefill import Row
 from fast_ft.plan_pool import settle_pool
+from fast_ft.shape import GIB, ModelShape
 from fast_ft.template import Encoder
 
 ALL = ("steps", "check", "fixed", "plain", "mixed", "unsloth")
@@ -79,7 +80,7 @@ class Bench:
         self.encoder = Encoder(Path(options.base))
         prompts = data.load_prompts(options.prompts)[0][: options.take]
         self.ids = [self.encoder.prompt_ids(prompt.messages) for prompt in prompts]
-        self.shape = plan.ModelShape.from_config(json.loads((Path(options.base) / "config.json").read_text()))
+        self.shape = ModelShape.from_config(json.loads((Path(options.base) / "config.json").read_text()))
         self.context = 0.0
         self._loaded: Any = None
 
@@ -116,15 +117,15 @@ class Bench:
             return
         torch.zeros(1, device="cuda")
         free, total = torch.cuda.mem_get_info()
-        self.context = min(1.0, (total - free - torch.cuda.memory_reserved()) / plan.GIB)
+        self.context = min(1.0, (total - free - torch.cuda.memory_reserved()) / GIB)
         if self.options.cap:
-            torch.cuda.set_per_process_memory_fraction((self.options.cap - self.context) * plan.GIB / total)
+            torch.cuda.set_per_process_memory_fraction((self.options.cap - self.context) * GIB / total)
 
     def pool(self, slots: int | None, new_tokens: int, workspace: int, *, greedy: bool = False) -> TimedPool:
         """A pool of the plan's shape, or of `slots`."""
         started = time.monotonic()
         budget = (self.options.cap or 100.0) - 0.35
-        fixed = plan.weights_gib(self.shape, load_in_4bit=True) + 0.45
+        fixed = self.shape.weights_gib(load_in_4bit=True) + 0.45
         slots, cells, _, predicted = settle_pool(
             self.shape, [len(row) for row in self.ids], candidates=1, max_new_tokens=new_tokens, wanted_slots=slots,
             load_in_4bit=True, fixed_gib=fixed, budget_gib=budget,

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import plan
 from fast_ft.decode.cache import pages_for
 from fast_ft.decode.decode import BURST, Pool
 from fast_ft.decode.prefill import Row
+from fast_ft.shape import GIB, ModelShape
 
 BYTES_PER_SECOND = 4.28e12  #: an H200's memory, measured
 
@@ -76,9 +76,9 @@ class TimedPool(Pool):
         return live
 
 
-def floor_seconds(shape: plan.ModelShape, rows: Sequence[Row], steps: int) -> float:
+def floor_seconds(shape: ModelShape, rows: Sequence[Row], steps: int) -> float:
     """Seconds to read the 4-bit weights once a step, and each row's keys and values once a token."""
-    weights = (plan.weights_gib(shape, load_in_4bit=True) * plan.GIB - shape.vocab_size * shape.hidden_size * 2) * steps
+    weights = (shape.weights_gib(load_in_4bit=True) * GIB - shape.vocab_size * shape.hidden_size * 2) * steps
     cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
     return (weights + cells * shape.kv_bytes) / BYTES_PER_SECOND
 
@@ -112,7 +112,7 @@ def unsloth_one_by_one(job: dict[str, Any]) -> dict[str, Any]:
 
     if job["cap"]:
         total = torch.cuda.mem_get_info()[1]
-        torch.cuda.set_per_process_memory_fraction((job["cap"] - 0.5) * plan.GIB / total)
+        torch.cuda.set_per_process_memory_fraction((job["cap"] - 0.5) * GIB / total)
     loaded = maker.for_generation(Path(job["adapter"]))
     plain_generate(loaded.model, job["ids"][:1], 8)
     torch.cuda.synchronize()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft import adapter_config, hub, recipe
+from fast_ft import adapter_config, attention, hub, recipe
 from fast_ft.errors import InputError
 
 #: All linear layers of a Llama block, by the names that Unsloth wants spelled out.
@@ -207,6 +207,7 @@ class UnslothBackend(_Base):
         from unsloth import FastLanguageModel
 
         model = self._base_model(self.folder)
+        _attend_row_by_row()
         targets = LLAMA_LINEAR if self.lora.target_modules == "all-linear" else self.lora.target_modules
         model = FastLanguageModel.get_peft_model(
             model,
@@ -215,11 +216,14 @@ class UnslothBackend(_Base):
             lora_dropout=self.lora.lora_dropout,
             target_modules=list(targets),
             bias="none",
-            use_gradient_checkpointing="unsloth" if self.gradient_checkpointing else False,
+            use_gradient_checkpointing=False,  # ours: recompute.py
             random_state=self.seed,
         )
         if adapter is not None:
             load_adapter_weights(model, adapter / "adapter_model.safetensors")
+        core = model.get_base_model().model
+        core._has_no_labels = False  # else its forward takes labels' absence for inference
+        core._unsloth_allow_packed_overlength = True  # else it cuts a pass at max_length, whatever the rows' lengths
         return self._loaded(model)
 
     def for_generation(self, adapter: Path) -> Loaded:
@@ -245,6 +249,24 @@ class UnslothBackend(_Base):
             use_exact_model_name=True,  # never another repository that Unsloth knows by this name
         )
         return model
+
+
+def _attend_row_by_row() -> None:
+    """Let Unsloth's attention keep to the rows of a pass, while one of ours runs (attention.over)."""
+    import importlib
+
+    for name in ("llama", "mistral"):  # the others take llama's
+        module = importlib.import_module(f"unsloth.models.{name}")
+        theirs = module.run_attention
+        if getattr(theirs, "by_row", False):
+            continue
+
+        def run_attention(*, Q: Any, K: Any, V: Any, theirs: Any = theirs, **values: Any) -> Any:
+            rows = attention.current()
+            return theirs(Q=Q, K=K, V=V, **values) if rows is None else attention.attend(Q, K, V, rows)
+
+        run_attention.by_row = True  # type: ignore[attr-defined]
+        module.run_attention = run_attention
 
 
 def adapter_weights(model: Any) -> dict[str, Any]:

@@ -1,29 +1,63 @@
 """One micro-batch, forward and backward: run kernel by kernel, or captured in a CUDA graph and replayed.
 
-A 7B's forward and backward are some thousands of kernels. On a large card Python takes longer to launch them than the
-GPU to run them; a graph launches them all at once. It needs fixed shapes, so rows are padded to buckets of length, and
-memory for all activations, so nothing is recomputed.
-
-Rows are padded on the right. Causal attention keeps a row's tokens from seeing the padding after them, and the loss
-leaves the padding out, so no attention mask is needed.
+A micro-batch is some rows of the effective batch, one behind the other (attention.py says why nothing is padded). A
+7B's forward and backward are some thousands of kernels. On a large card Python takes longer to launch them than the
+GPU to run them; a graph launches them all at once. It needs a fixed width, so the last tokens of a pass are padding up
+to a multiple of 128. All graphs share one pool of memory and are captured before the first step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from fast_ft import attention
+from fast_ft.attention import Rows
 from fast_ft.backend import Loaded
+from fast_ft.cut import width
 from fast_ft.progress import note
-from fast_ft.template import IGNORE_INDEX
+from fast_ft.recompute import draws, recompute
+from fast_ft.template import IGNORE_INDEX, Row
 
-#: Lengths are padded to a multiple of it. 8: tensor cores. 64: few graphs, each for many micro-batches.
-EAGER_MULTIPLE = 8
-GRAPH_MULTIPLE = 64
 _CHUNK = 1024  #: positions whose logits exist at a time: 1,024 x 32,000 in fp32 are 0.12 GiB
-_OWN_LOSS = ("llama", "mistral", "qwen2", "qwen3")  #: model types whose logits are lm_head's output and nothing more
+
+
+@dataclass(frozen=True)
+class Micro:
+    """A micro-batch on the host: `tokens` (4, T) int64 holds ids, targets, positions and each token's row's length."""
+
+    tokens: Any
+    starts: Any  #: (S + 1,) int32, as in attention.Rows
+
+
+def lay_out(rows: Sequence[Row], *, tokens: int, places: int, pad_id: int) -> Micro:
+    """Return the rows one behind the other, `tokens` in all, with `places` for rows besides the padding's.
+
+    The target of a token is the label of the next one of its row; the last one's is IGNORE_INDEX.
+    """
+    import torch
+
+    assert len(rows) <= places, "a micro-batch has at most the effective batch's rows"
+    lengths = [len(row.input_ids) for row in rows]
+    padding = tokens - sum(lengths)
+    ids = [token for row in rows for token in row.input_ids] + [pad_id] * padding
+    targets = [label for row in rows for label in [*row.labels[1:], IGNORE_INDEX]] + [IGNORE_INDEX] * padding
+    each = [*lengths, padding]
+    positions = [position for length in each for position in range(length)]
+    own = [length for length in each for _ in range(length)]
+    starts = [sum(lengths[:index]) for index in range(len(lengths) + 1)]
+    starts += [tokens] * (places + 2 - len(starts))
+    return Micro(torch.tensor([ids, targets, positions, own]), torch.tensor(starts, dtype=torch.int32))
+
+
+def blank(tokens: int, *, places: int, longest: int, pad_id: int) -> Micro:
+    """Return a micro-batch that trains nothing: rows of at most `longest` tokens, all targets masked."""
+    each = min(longest, -(-tokens // places))
+    rows = [Row("", [pad_id] * each, [IGNORE_INDEX] * each) for _ in range(tokens // each)]
+    return lay_out(rows, tokens=tokens, places=places, pad_id=pad_id)
 
 
 class Passes:
@@ -31,42 +65,48 @@ class Passes:
 
     `begin` once a step, then call it for each micro-batch: it adds to the adapter's gradients and returns the loss
     summed over the micro-batch's trained tokens, divided by `supervised`, in nats, without the loss scale.
+    `places` is how many rows a micro-batch may hold, `longest` the tokens of the longest of all rows.
     """
 
-    def __init__(self, loaded: Loaded, *, noise_alpha: float | None, capture: bool) -> None:
+    def __init__(
+        self, loaded: Loaded, *, noise_alpha: float | None, capture: bool, recompute_layers: int, places: int,
+        longest: int, pad_id: int,
+    ) -> None:  # fmt: skip
         import torch
 
-        self.model, self.device = loaded.model, loaded.device
-        self.capture = capture and self.device == "cuda" and can_capture(loaded)
-        self.multiple = GRAPH_MULTIPLE if self.capture else EAGER_MULTIPLE
-        causal = loaded.model.get_base_model()
-        self._own_loss = causal.config.model_type in _OWN_LOSS
+        self.loaded, self.model, self.device = loaded, loaded.model, loaded.device
+        self.places, self.longest, self.pad_id = places, max(longest, 128), pad_id
+        self._causal = loaded.model.get_base_model()
         self._dtype = None if loaded.dtype == "float32" else getattr(torch, loaded.dtype)
         self._weights = [p for p in loaded.model.parameters() if p.requires_grad]
         self._gradients: list[Any] = []
         self._scale = torch.ones((), device=self.device)
         self._supervised = torch.ones((), device=self.device)
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._graphs: dict[int, _Graph] = {}
         self._pool: Any = None
-        self._noise = _Noise(causal.get_input_embeddings(), noise_alpha) if noise_alpha is not None else None
+        embeddings = self._causal.get_input_embeddings()
+        self._noise = _Noise(embeddings, noise_alpha) if noise_alpha is not None else None
+        self.reshape(capture=capture, recompute_layers=recompute_layers)
 
     def close(self) -> None:
-        """Take the noise off the embeddings, and let go of graphs and their memory."""
+        """Take the noise off the embeddings, let go of graphs and their memory, keep all activations again."""
         if self._noise is not None:
             self._noise.remove()
-        self.forget()
+        self.reshape(capture=False, recompute_layers=0)
 
-    def forget(self, *, capture: bool = False) -> None:
-        """Let go of graphs and their memory; go on with `capture`."""
+    def reshape(self, *, capture: bool, recompute_layers: int) -> None:
+        """Let go of graphs and their memory, and go on this way."""
         self._graphs.clear()
         self._gradients, self._pool = [], None
-        self.capture, self.multiple = capture, GRAPH_MULTIPLE if capture else EAGER_MULTIPLE
+        random = recompute_layers > 0 and draws(self.model)
+        self.capture = capture and self.device == "cuda" and not random
+        recompute(self.model, recompute_layers)
 
-    def begin(self, supervised: Any, scale: Any | None) -> None:
+    def begin(self, supervised: float, scale: Any | None) -> None:
         """Start a step: `supervised` are its trained tokens, `scale` fp16's loss scale (a tensor) or None."""
         import torch
 
-        self._supervised.copy_(supervised)
+        self._supervised.fill_(supervised)
         if scale is not None:
             self._scale.copy_(scale)
         if not self.capture:
@@ -79,91 +119,112 @@ class Passes:
         for weight, gradient in zip(self._weights, self._gradients, strict=True):
             weight.grad = gradient
 
-    def __call__(self, input_ids: Any, labels: Any, lengths: Any, *, seed: int) -> Any:
-        """Add one micro-batch: ids and labels of shape (rows, length), and each row's own length (rows,).
+    def __call__(self, micro: Micro, *, seed: int) -> Any:
+        """Add one micro-batch. `seed` is for dropout and noise; it is set after a capture, which draws too."""
+        import torch
 
-        `seed` is for dropout and noise. It is set after a capture, which draws too: a run that goes on captures at
-        other steps than one that was never stopped.
+        tokens = micro.tokens.shape[1]
+        if self.capture and tokens not in self._graphs:
+            self._capture(tokens)
+        torch.manual_seed(seed)
+        if self.capture:
+            return self._graphs[tokens].replay(micro)
+        return self._run(micro.tokens.to(self.device), micro.starts.to(self.device))
+
+    def rehearse(self, widths: Iterable[int]) -> dict[int, float]:
+        """Capture and run a pass of each width, the widest first, and return the seconds that each takes.
+
+        Without graphs the widest alone is run. All targets are masked, so nothing is learned; random states and
+        gradients are left as they were.
         """
         import torch
 
-        shape = (int(input_ids.shape[0]), int(input_ids.shape[1]))
-        if self.capture and shape not in self._graphs:
-            try:
-                self._graphs[shape] = _Graph(self, shape)
-            except torch.OutOfMemoryError:
-                raise  # the trainer makes room
-            except RuntimeError as error:  # something in this model's pass synchronises
-                note(
-                    f"the pass cannot be captured ({str(error).splitlines()[0]}): it runs kernel by kernel, more slowly"
-                )
-                self.forget()
-        torch.manual_seed(seed)
-        run = self._graphs[shape].replay if self.capture else self._run
-        return run(input_ids, labels, lengths)
+        seconds = {}
+        self.model.train()
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.device == "cuda" else []):
+            self.begin(1.0, None)
+            self._scale.fill_(1.0)
+            for tokens in sorted(set(widths), reverse=True)[: None if self.capture else 1]:
+                micro = self.blank(tokens)
+                for _ in range(2):  # the first one captures, or compiles
+                    started = time.perf_counter()
+                    loss = self(micro, seed=0)
+                    assert loss.item() == 0.0, "nothing is trained in a rehearsal"  # and waits for the device
+                    seconds[tokens] = time.perf_counter() - started
+        self.model.zero_grad()
+        return seconds
 
-    def _run(self, input_ids: Any, labels: Any, lengths: Any) -> Any:
+    def lay_out(self, rows: Sequence[Row]) -> Micro:
+        """Return these rows as a micro-batch, as wide as a pass over them is."""
+        tokens = width(sum(len(row.input_ids) for row in rows), capture=self.capture)
+        return lay_out(rows, tokens=tokens, places=self.places, pad_id=self.pad_id)
+
+    def blank(self, tokens: int) -> Micro:
+        """Return a micro-batch of this width that trains nothing."""
+        return blank(tokens, places=self.places, longest=self.longest, pad_id=self.pad_id)
+
+    def _capture(self, tokens: int) -> None:
         import torch
 
+        try:
+            self._graphs[tokens] = _Graph(self, tokens)
+        except torch.OutOfMemoryError:
+            raise  # the trainer makes room
+        except RuntimeError as error:  # something in this model's pass synchronises
+            note(f"the pass cannot be captured ({str(error).splitlines()[0]}): it runs kernel by kernel, more slowly")
+            self._graphs.clear()
+            self._gradients, self._pool, self.capture = [], None, False
+
+    def _run(self, tokens_4T: Any, starts_S: Any) -> Any:
+        import torch
+
+        ids_1T, targets_1T, positions_1T, lengths_1T = tokens_4T[:, None].unbind(0)
         if self._noise is not None:
-            self._noise.row_lengths = lengths
+            self._noise.row_lengths = lengths_1T
         # Under capture autocast must not cache casts: they would be made outside of the next graph.
         autocast = (
             torch.autocast(self.device, dtype=self._dtype, cache_enabled=not self.capture)
             if self._dtype is not None
             else contextlib.nullcontext()
         )
-        with autocast:
-            total = self._summed_loss(input_ids, labels)
-        loss = total / self._supervised
-        (loss * self._scale).backward()
+        # the backward pass too: layers are computed again there
+        with attention.over(self._causal.config, Rows(starts_S, min(self.longest, tokens_4T.shape[1]))):
+            with autocast:
+                hidden_1TD = self._causal.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0]
+                total = response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0])
+            loss = total / self._supervised
+            (loss * self._scale).backward()
         return loss.detach()
-
-    def _summed_loss(self, input_ids: Any, labels: Any) -> Any:
-        import torch
-
-        if not self._own_loss:
-            one = torch.ones((), device=labels.device)
-            return self.model(input_ids=input_ids, labels=labels, num_items_in_batch=one, use_cache=False).loss
-        causal = self.model.get_base_model()
-        causal.model._has_no_labels = False  # Unsloth's forward would take labels' absence for inference
-        hidden_BLD = causal.model(input_ids=input_ids, use_cache=False)[0]
-        target_BL = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        return response_loss(hidden_BLD.flatten(0, 1), causal.lm_head.weight, target_BL.flatten())
 
 
 class _Graph:
-    """The captured pass of one shape, and the tensors that it reads and writes."""
+    """The captured pass of one width, and the tensors that it reads and writes."""
 
-    def __init__(self, passes: Passes, shape: tuple[int, int]) -> None:
+    def __init__(self, passes: Passes, tokens: int) -> None:
         import torch
 
-        rows, _ = shape
-        self.input_ids = torch.zeros(shape, dtype=torch.int64, device="cuda")
-        self.labels = torch.full(shape, IGNORE_INDEX, dtype=torch.int64, device="cuda")
-        self.lengths = torch.ones(rows, dtype=torch.int64, device="cuda")
-        first = passes._pool is None
-        if first:
+        empty = passes.blank(tokens)
+        self.tokens, self.starts = empty.tokens.cuda(), empty.starts.cuda()
+        if passes._pool is None:
             # Kernels are compiled and library workspaces taken on the first pass, which a capture could not hold. All
-            # labels are masked, so that it adds nothing to the gradients.
+            # targets are masked, so that it adds nothing to the gradients.
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(2):
-                    passes._run(self.input_ids, self.labels, self.lengths)
+                    passes._run(self.tokens, self.starts)
             torch.cuda.current_stream().wait_stream(side)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         self.graph = torch.cuda.CUDAGraph()
-        # One pool for all shapes: graphs run one after another, so the activations of one may lie over another's.
+        # One pool for all widths: graphs run one after another, so the activations of one may lie over another's.
         with torch.cuda.graph(self.graph, pool=passes._pool):
-            self.loss = passes._run(self.input_ids, self.labels, self.lengths)
+            self.loss = passes._run(self.tokens, self.starts)
         passes._pool = passes._pool or self.graph.pool()
 
-    def replay(self, input_ids: Any, labels: Any, lengths: Any) -> Any:
-        self.input_ids.copy_(input_ids)
-        self.labels.copy_(labels)
-        self.lengths.copy_(lengths)
+    def replay(self, micro: Micro) -> Any:
+        self.tokens.copy_(micro.tokens)
+        self.starts.copy_(micro.starts)
         self.graph.replay()
         return self.loss.clone()  # the next graph's memory may lie over it
 
@@ -184,8 +245,8 @@ class _Noise:
 
         if not module.training:
             return output
-        scale = self._alpha / torch.sqrt(self.row_lengths * float(output.shape[-1]))
-        return output + torch.empty_like(output).uniform_(-1, 1) * scale[:, None, None].to(output.dtype)
+        scale_1T = self._alpha / torch.sqrt(self.row_lengths * float(output.shape[-1]))
+        return output + torch.empty_like(output).uniform_(-1, 1) * scale_1T[..., None].to(output.dtype)
 
 
 def response_loss(hidden: Any, weight: Any, target: Any) -> Any:
@@ -222,26 +283,3 @@ def response_loss(hidden: Any, weight: Any, target: Any) -> Any:
 
     with torch.autocast(hidden.device.type, enabled=False):
         return ResponseLoss.apply(hidden, weight, target)
-
-
-def cut(lengths: Sequence[int], *, most_rows: int, most_tokens: int | None, multiple: int) -> list[list[int]]:
-    """Return row indices in micro-batches, longest rows first, so that little is padded.
-
-    A micro-batch has at most `most_rows` rows and, padding included, at most `most_tokens` tokens (None: no limit); a
-    row that is longer goes alone.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    pieces = []
-    while order:
-        width = math.ceil(lengths[order[0]] / multiple) * multiple
-        rows = most_rows if most_tokens is None else min(most_rows, max(1, most_tokens // width))
-        pieces.append(order[:rows])
-        order = order[rows:]
-    return pieces
-
-
-def can_capture(loaded: Loaded) -> bool:
-    """Whether this model's pass can be captured: checkpointing synchronises, and unknown models may."""
-    causal = loaded.model.get_base_model()
-    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in causal.modules())
-    return causal.config.model_type in _OWN_LOSS and not checkpointing

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from fast_ft import (
     backend,
     checkpoints,
     data,
-    environment,
     generate,
     hub,
     identity,
@@ -35,6 +35,7 @@ from fast_ft.progress import Bar, note
 from fast_ft.recipe import Recipe
 from fast_ft.report import write
 from fast_ft.rundir import RunDir
+from fast_ft.shape import ModelShape
 
 
 def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str) -> plan.Plan:
@@ -46,12 +47,16 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
         prepared,
         model_config(recipe),
         fused_kernels=backend_name == "unsloth",
-        memory_gib=environment.free_gpu_gib(),
-        tflops=environment.matmul_tflops(),
+        card=planning.card_here(),
     )
-    atomic.write_json(folder.plan, settled.to_json())
-    folder.update(plan=settled.to_json())  # the manifest alone is then enough to do the run again
+    keep_plan(folder, settled)
     return settled
+
+
+def keep_plan(folder: RunDir, settled: plan.Plan) -> None:
+    """Write a plan to plan.json, and to the manifest: that alone is then enough to do the run again."""
+    atomic.write_json(folder.plan, settled.to_json())
+    folder.update(plan=settled.to_json())
 
 
 def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: int | None = None) -> None:
@@ -65,7 +70,6 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: 
     folder.update(model=identity.model(recipe.model.name_or_path, recipe.model.revision))
     maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
     settled = settle_plan(folder, recipe, prepared, maker.name)
-    maker.gradient_checkpointing = settled.checkpointing  # known only now: the plan depends on the backend
     loaded = maker.for_training()
     notes = [*prepared.notes, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
     for text in notes[len(prepared.notes) :]:
@@ -110,6 +114,7 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: 
             )
 
         course.on_checkpoint, course.stop_after = save_state, stop_after
+        course.on_settled = partial(keep_plan, folder)
         results = course.run()
     loss_picture(folder.loss_png, lines)
     check_finite(loaded, lines)
@@ -134,7 +139,7 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: 
         supervised_tokens=sum(line["supervised_tokens"] for line in lines),
         training_seconds=round(sum(line["seconds"] for line in lines), 3),
         peak_gib=round(max((result.peak_gib for result in results), default=0.0), 3),
-        micro_batch=course.progress.micro_batch,
+        out_of_memory=course.out_of_memory,
     )
 
 
@@ -272,7 +277,7 @@ def report_phase(folder: RunDir, prepared: Prepared | None = None) -> None:
 def check_model(recipe: Recipe) -> None:
     """Fetch the base model if need be; InputError where it is incomplete, of another kind, or against the rules."""
     config = model_config(recipe)
-    plan.ModelShape.from_config(config)
+    ModelShape.from_config(config)
     tracker = recipe.train.report_to
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(f"train.report_to: {tracker} is not installed: `pip install {tracker}`, or write none")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fast_ft.plan import ModelShape
+    from fast_ft.shape import ModelShape
 
 GIB = 2**30
 AHEAD = 256  #: new tokens a row is expected to take, and given room for, at first; rows that take more find it later

@@ -6,43 +6,69 @@ import json
 from typing import Any
 
 from fast_ft import environment, forecast, hub, plan, rules
+from fast_ft.cost import CONTEXT_GIB, Training
 from fast_ft.errors import InputError
-from fast_ft.plan import ModelShape, Plan
+from fast_ft.plan import Answers, Plan, Wanted
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe
+from fast_ft.shape import ModelShape
 
 
 def settle(
-    recipe: Recipe,
-    prepared: Prepared,
-    config: dict[str, Any],
-    *,
-    fused_kernels: bool,
-    memory_gib: float | None,
-    tflops: float | None,
+    recipe: Recipe, prepared: Prepared, config: dict[str, Any], *, fused_kernels: bool, card: forecast.Card | None
 ) -> Plan:
-    """Return the plan of a recipe on a card; see plan.settle. `config` is the base model's config.json."""
+    """Return the plan of a recipe on a card, None being a CPU; see plan.settle. `config` is the base's config.json."""
     assert prepared.encoder is not None
-    micro, batch = recipe.train.per_device_train_batch_size, recipe.generate.batch_size
-    checkpointing = recipe.train.gradient_checkpointing
-    if memory_gib is not None and recipe.budget.memory_gib != "auto":
-        memory_gib = min(memory_gib, float(recipe.budget.memory_gib))
+    memory = card.memory_gib if card is not None else None
+    if memory is not None and recipe.budget.memory_gib != "auto":
+        memory = min(memory, float(recipe.budget.memory_gib))
     return plan.settle(
         ModelShape.from_config(config),
-        [len(row.input_ids) for row in prepared.rows.values()],
-        [len(prepared.encoder.prompt_ids(prompt.messages)) for prompt in prepared.prompts],
-        effective_batch_size=recipe.train.effective_batch_size,
-        wanted_micro_batch=None if micro == "auto" else micro,
-        wanted_generation_batch=None if batch == "auto" else batch,
-        max_new_tokens=recipe.generate.max_new_tokens,
-        candidates=recipe.generate.num_return_sequences,
+        training(recipe, prepared, fused_kernels=fused_kernels),
+        step_lengths(recipe, prepared),
+        Answers(
+            [len(prepared.encoder.prompt_ids(prompt.messages)) for prompt in prepared.prompts],
+            recipe.generate.max_new_tokens,
+            recipe.generate.num_return_sequences,
+        ),
+        wanted(recipe),
+        memory_gib=memory,
+        rates=card.expected if card is not None else None,
+    )
+
+
+def training(recipe: Recipe, prepared: Prepared, *, fused_kernels: bool) -> Training:
+    """Return what the recipe says of a pass's cost."""
+    lengths = [len(row.input_ids) for row in prepared.rows.values()] or [1]
+    return Training(
         r=recipe.lora.r,
         optim=recipe.train.optim,
         load_in_4bit=recipe.model.load_in_4bit,
-        wanted_checkpointing=None if checkpointing == "auto" else checkpointing,
         fused_kernels=fused_kernels,
-        memory_gib=memory_gib,
-        tflops=tflops if recipe.train.capture else None,
+        rows=recipe.train.effective_batch_size,
+        longest=max(lengths),
+        typical=round(sum(n * n for n in lengths) / sum(lengths)),
+        draws=recipe.lora.lora_dropout > 0,
+    )
+
+
+def step_lengths(recipe: Recipe, prepared: Prepared) -> list[list[int]]:
+    """Return the token counts of each step's rows, over all stages."""
+    jobs = prepared.jobs(recipe.train, recipe.seed)
+    return [[len(job.rows[index].input_ids) for index in batch] for job in jobs for batch in job.batches]
+
+
+def wanted(recipe: Recipe) -> Wanted:
+    """Return what the recipe fixes of its plan."""
+
+    def fixed(value: Any) -> Any:
+        return None if value == "auto" else value
+
+    return Wanted(
+        micro_batch=fixed(recipe.train.per_device_train_batch_size),
+        generation_batch=fixed(recipe.generate.batch_size),
+        recompute=fixed(recipe.train.gradient_checkpointing),
+        capture=recipe.train.capture,
     )
 
 
@@ -51,8 +77,8 @@ def describe(recipe: Recipe, prepared: Prepared, gpu: str | None) -> dict[str, A
 
     `gpu` is a name of cards.json; None: the card here, by its measured rate, or no card at all.
     """
-    stages: list[dict[str, Any]] = []
     jobs = prepared.jobs(recipe.train, recipe.seed)
+    stages: list[dict[str, Any]] = []
     for job in jobs:
         seen = [job.rows[index] for batch in job.batches for index in batch]
         stages.append(
@@ -66,27 +92,23 @@ def describe(recipe: Recipe, prepared: Prepared, gpu: str | None) -> dict[str, A
             }
         )
     content: dict[str, Any] = {"stages": stages}
-    card = forecast.card(gpu) if gpu is not None else _card_here()
+    card = forecast.card(gpu) if gpu is not None else card_here()
     if card is None:
         return content
     config = base_config(recipe)
-    settled = settle(
-        recipe, prepared, config, fused_kernels=recipe.model.backend != "peft",
-        memory_gib=card.memory_gib, tflops=card.tflops[1],
-    )  # fmt: skip
-    shape = ModelShape.from_config(config)
+    fused = recipe.model.backend != "peft"
+    settled = settle(recipe, prepared, config, fused_kernels=fused, card=card)
+    shape, work = ModelShape.from_config(config), training(recipe, prepared, fused_kernels=fused)
     ends: list[float] = []
-    for rate in card.tflops:
+    for rates in card.rates:
         by_stage = [
             sum(
-                forecast.step_seconds(
-                    shape, settled, [len(job.rows[i].input_ids) for i in batch], rate, card.gb_per_s,
-                    load_in_4bit=recipe.model.load_in_4bit,
-                )
+                plan.step_seconds(shape, work, settled, [len(job.rows[i].input_ids) for i in batch], rates)
                 for batch in job.batches
-            ) / 60
+            )
+            / 60
             for job in jobs
-        ]  # fmt: skip
+        ]
         for entry, minutes in zip(stages, by_stage, strict=True):
             entry.setdefault("projected_minutes", []).insert(0, round(minutes, 1))
         ends.insert(0, round(sum(by_stage), 1))
@@ -112,14 +134,13 @@ def base_config(recipe: Recipe) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def _card_here() -> forecast.Card | None:
+def card_here() -> forecast.Card | None:
     """The GPU of this machine: its free memory and measured matmul rate; its bandwidth from the nearest known card."""
-    here = environment.gpu()
-    if here is None:
+    here = environment.gpu()  # asked first: torch takes seconds to import, and a CPU needs none of it here
+    memory, rate = (environment.free_gpu_gib(), environment.matmul_tflops()) if here else (None, None)
+    if here is None or memory is None or rate is None:
         return None
-    memory, rate = environment.free_gpu_gib(), environment.matmul_tflops()
-    assert memory is not None and rate is not None, "nvidia-smi sees a GPU that torch does not"
-    return forecast.like(here["name"], memory, rate)
+    return forecast.like(here["name"], memory + CONTEXT_GIB, rate)
 
 
 def _verdict(minutes: list[float], budget: float | None, settled: Plan) -> str:

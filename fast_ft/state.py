@@ -30,7 +30,6 @@ class Progress:
     step: int = 0
     global_step: int = 0
     schedule_step: int = 0  #: fewer than the steps by those that the loss scale skipped
-    micro_batch: int = 0  #: what was settled, an out-of-memory error counted in
     scaler: dict[str, Any] | None = None
 
 

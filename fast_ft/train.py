@@ -14,15 +14,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fast_ft import recipe, state
 from fast_ft.backend import Loaded
+from fast_ft.cost import STEP_SECONDS
+from fast_ft.cut import cut
+from fast_ft.errors import InputError
 from fast_ft.optimizer import make_optimizer
 from fast_ft.passes import Passes
-from fast_ft.plan import Plan
+from fast_ft.plan import Plan, widths_of
 from fast_ft.progress import note
 from fast_ft.template import Row
 
@@ -92,10 +95,21 @@ class Course:
         self.loaded, self.jobs, self.section, self.carry = loaded, jobs, section, carry
         self.seed, self.pad_id, self.log, self.work_folder = seed, pad_id, log, work_folder
         self.plan = plan
-        self.progress = state.Progress(micro_batch=plan.micro_batch)
-        self.passes = Passes(loaded, noise_alpha=section.neftune_noise_alpha, capture=plan.capture)
+        self.progress = state.Progress()
+        self.passes = Passes(
+            loaded,
+            noise_alpha=section.neftune_noise_alpha,
+            capture=plan.capture,
+            recompute_layers=plan.recompute_layers,
+            places=max(len(batch) for job in jobs for batch in job.batches),
+            longest=max(len(row.input_ids) for job in jobs for row in job.rows),
+            pad_id=pad_id,
+        )
         self.optimizer = make_optimizer(loaded, section)
         self.on_checkpoint: Callable[[Course], None] | None = None
+        self.on_settled: Callable[[Plan], None] | None = None  #: is told when memory made the plan smaller
+        self.out_of_memory = 0  #: times that it was
+        self._rehearsed = False
         self.interrupted = False
         self.stop_after: int | None = None  #: steps over all stages; the schedule stays that of the whole course
 
@@ -145,6 +159,70 @@ class Course:
         finally:
             self.passes.close()
         return results
+
+    def rehearse(self) -> None:
+        """On a card, run a pass of each width that is to come, once for all stages: it fits, and how long it takes.
+
+        Graphs are captured here, before the first step. Called in on_train_begin: Unsloth compiles anew after a pass
+        that came before.
+        """
+        if self._rehearsed or self.loaded.device != "cuda":
+            return
+        import torch
+
+        steps = [
+            [len(job.rows[i].input_ids) for i in batch]
+            for job in self.jobs[self.progress.stage :]
+            for batch in job.batches[self.progress.step if job is self.jobs[self.progress.stage] else 0 :]
+        ]
+        while not self._rehearsed:
+            widths = [widths_of(self.plan, step) for step in steps]
+            try:
+                seconds = self.passes.rehearse({each for step in widths for each in step})
+                self._rehearsed = True
+            except torch.OutOfMemoryError as error:
+                short = error
+            if not self._rehearsed:
+                self.shrink(short, self.progress.global_step + 1)
+        widest = max(seconds)  # without graphs the only one
+        total = sum(seconds.get(each, seconds[widest] * each / widest) for step in widths for each in step)
+        minutes = (total + len(steps) * STEP_SECONDS) / 60
+        note(f"{len(steps)} steps: {minutes:.1f} minutes, by passes measured just now")
+
+    def shrink(self, error: Exception, step: int) -> None:
+        """Settle for a thriftier plan after an out-of-memory error: smaller passes, then no graphs, then recomputation.
+
+        InputError where there is none.
+        """
+        import torch
+
+        longest = max(len(row.input_ids) for job in self.jobs for row in job.rows)
+        steps = [[len(job.rows[i].input_ids) for i in batch] for job in self.jobs for batch in job.batches]
+        limits = {"most_rows": self.plan.micro_batch, "most_tokens": self.plan.most_tokens}
+        now = max(sum(lengths[i] for i in piece) for lengths in steps for piece in cut(lengths, **limits))
+        layers = len(self.loaded.model.get_base_model().model.layers)
+        if now > longest:
+            self.plan = replace(self.plan, most_tokens=max(longest, now * 3 // 4))
+        elif self.plan.capture:
+            self.plan = replace(self.plan, capture=False)
+        elif self.plan.recompute_layers < layers:
+            self.plan = replace(self.plan, recompute_layers=layers)
+        else:
+            raise InputError(
+                f"out of memory with one row at a time, at step {step}. Lower model.max_length or lora.r, set "
+                "train.gradient_checkpointing: true, or free the card."
+            ) from error
+        self.out_of_memory += 1
+        self.loaded.model.zero_grad()
+        self.passes.reshape(capture=self.plan.capture, recompute_layers=self.plan.recompute_layers)
+        if self.loaded.device == "cuda":
+            torch.cuda.empty_cache()
+        note(
+            f"out of memory: step {step} is done again with at most {self.plan.most_tokens} tokens in a pass, "
+            f"{self.plan.recompute_layers} layers computed again, {'with' if self.plan.capture else 'without'} graphs"
+        )
+        if self.on_settled is not None:
+            self.on_settled(self.plan)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

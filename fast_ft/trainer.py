@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fast_ft import seeds
-from fast_ft.errors import InputError
+from fast_ft.cut import cut
 from fast_ft.optimizer import make_scheduler
-from fast_ft.passes import cut
-from fast_ft.progress import note
 from fast_ft.template import IGNORE_INDEX, Row
 
 if TYPE_CHECKING:
     from fast_ft.train import Course, StageJob
 
 
-def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> dict[str, Any]:
-    """Pad rows on the right to one length, a multiple of 8 (tensor cores want that).
-
-    Returns input_ids, attention_mask and labels, each an int64 tensor of shape (rows, length).
-    """
+def collate(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the rows as they are, and beside them ids and labels (1, tokens), which Trainer's own counting wants."""
     import torch
 
-    length = max(len(row.input_ids) for row in rows)
-    length += -length % multiple
-    filled = {
-        "input_ids": [row.input_ids + [pad_id] * (length - len(row.input_ids)) for row in rows],
-        "attention_mask": [[1] * len(row.input_ids) + [0] * (length - len(row.input_ids)) for row in rows],
-        "labels": [row.labels + [IGNORE_INDEX] * (length - len(row.labels)) for row in rows],
-    }
-    return {name: torch.tensor(values, dtype=torch.int64) for name, values in filled.items()}
+    ids = [token for row in rows for token in row.input_ids]
+    labels = [label for row in rows for label in row.labels]
+    return {"rows": list(rows), "input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
 
 
 def make_trainer(course: Course, job: StageJob) -> Any:
@@ -60,59 +49,39 @@ def make_trainer(course: Course, job: StageJob) -> Any:
                 self.state.global_step -= before
 
         def get_train_dataloader(self) -> Any:
-            return DataLoader(
-                list(job.rows), batch_sampler=remaining, collate_fn=lambda rows: collate(rows, course.pad_id)
-            )
+            return DataLoader(list(job.rows), batch_sampler=remaining, collate_fn=collate)
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             model.train()
-            inputs = self._prepare_inputs(inputs)
             while True:
                 try:
-                    return self._effective_batch(inputs)
+                    return self._effective_batch(inputs["rows"])
                 except torch.OutOfMemoryError as error:
-                    smaller = _smaller(course)
-                    if smaller is None:
-                        raise InputError(
-                            f"out of memory with one row at a time, at step {progress.global_step + 1}. Lower "
-                            "model.max_length or lora.r, set train.gradient_checkpointing: true, or free the card."
-                        ) from error
-                model.zero_grad()  # outside the handler: the error's traceback holds the activations
-                smaller()
-                note(f"out of memory: the step is done again with micro-batches of {progress.micro_batch} rows")
+                    short = error
+                course.shrink(short, progress.global_step + 1)  # outside: the error's traceback held the activations
 
-        def _effective_batch(self, inputs: dict[str, Any]) -> Any:
-            lengths = inputs["attention_mask"].sum(dim=1)
-            supervised = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
-            scaler = self.accelerator.scaler
-            passes.begin(supervised, scaler.scale(torch.ones((), device=lengths.device)) if scaler else None)
-            total = torch.zeros((), device=lengths.device)
-            host_lengths = lengths.tolist()
-            pieces = cut(
-                host_lengths,
-                most_rows=progress.micro_batch,
-                most_tokens=course.plan.most_tokens,
-                multiple=passes.multiple,
-            )
+        def _effective_batch(self, rows: Sequence[Row]) -> Any:
+            step, scaler = first + self.state.global_step, self.accelerator.scaler
+            scale = scaler.scale(torch.ones((), device=loaded.device)) if scaler else None
+            lengths = [len(row.input_ids) for row in rows]
+            supervised = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
+            passes.begin(supervised, scale)
+            total = torch.zeros((), device=loaded.device)
+            pieces = cut(lengths, most_rows=course.plan.micro_batch, most_tokens=course.plan.most_tokens)
             for number, piece in enumerate(pieces):
-                width = max(host_lengths[i] for i in piece)
-                width += -width % passes.multiple
-                missing = progress.micro_batch - len(piece) if passes.capture else 0
-                ids = _widened(inputs["input_ids"][piece], missing, width, course.pad_id)
-                labels = _widened(inputs["labels"][piece], missing, width, IGNORE_INDEX)
-                own = torch.nn.functional.pad(lengths[piece], (0, missing), value=1)
-                seed = seeds.derive(course.seed, "train", job.index, first + self.state.global_step, number)
-                total += passes(ids, labels, own, seed=seed)
-            self.step_facts = (sum(host_lengths), int(supervised), total)
+                micro = passes.lay_out([rows[i] for i in piece])
+                total += passes(micro, seed=seeds.derive(course.seed, "train", job.index, step, number))
+            self.step_facts = (sum(lengths), supervised, total)
             return total
 
     class Steps(TrainerCallback):
         """One line a step: nothing is averaged, and a loss that is no number stays one."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.since = time.monotonic()
             if progress.scaler is not None and trainer.accelerator.scaler is not None:
                 trainer.accelerator.scaler.load_state_dict(progress.scaler)
+            course.rehearse()
+            self.since = time.monotonic()
 
         def on_log(self, args: Any, trainer_state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if "grad_norm" not in logs:  # the summary at the end of train()
@@ -159,8 +128,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         fp16=loaded.dtype == "float16",
         bf16=loaded.dtype == "bfloat16",
         use_cpu=loaded.device == "cpu",
-        gradient_checkpointing=course.plan.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing=False,  # ours: recompute.py
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -191,7 +159,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         args=config,
         train_dataset=Dataset.from_list([{"input_ids": r.input_ids, "labels": r.labels} for r in job.rows]),
         processing_class=loaded.tokenizer,
-        data_collator=lambda rows: collate(rows, course.pad_id),
+        data_collator=collate,
         optimizers=(course.optimizer, scheduler),
         callbacks=[Steps()],
     )
@@ -201,28 +169,3 @@ def make_trainer(course: Course, job: StageJob) -> Any:
     trainer.remove_callback(ProgressCallback)
     trainer.seen = []
     return trainer
-
-
-def _widened(values_BL: Any, rows: int, width: int, fill: int) -> Any:
-    """Return the tensor cut or padded to `width` columns, with so many rows of padding more."""
-    import torch
-
-    return torch.nn.functional.pad(values_BL, (0, width - values_BL.shape[1], 0, rows), value=fill)
-
-
-def _smaller(course: Course) -> Callable[[], None] | None:
-    """Return what makes the next try smaller, or None where nothing does: graphs go first, then rows."""
-    progress, passes = course.progress, course.passes
-    if not passes.capture and progress.micro_batch == 1:
-        return None
-
-    def shrink() -> None:
-        import torch
-
-        if passes.capture:
-            passes.forget()
-        else:
-            progress.micro_batch = math.ceil(progress.micro_batch / 2)
-        torch.cuda.empty_cache()
-
-    return shrink

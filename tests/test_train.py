@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from fast_ft import backend, recipe, state
+from fast_ft.attention import Rows, attend
+from fast_ft.cut import cut
 from fast_ft.errors import InputError
 from fast_ft.optimizer import make_optimizer, make_scheduler
-from fast_ft.passes import cut, response_loss
+from fast_ft.passes import blank, lay_out, response_loss
 from fast_ft.plan import Plan
 from fast_ft.template import IGNORE_INDEX, Row
 from fast_ft.train import Course, StageJob, batches
-from fast_ft.trainer import collate
 
 # Order of rows, micro-batches, padding: pure functions
 
@@ -59,23 +60,52 @@ def test_batches_leave_pythons_own_random_state_alone() -> None:
     assert random.getstate() == before
 
 
-def test_cut_puts_rows_of_like_length_together() -> None:
-    assert cut([5, 90, 7, 80, 6], most_rows=2, most_tokens=None, multiple=8) == [[1, 3], [2, 4], [0]]
-    assert cut([3, 3, 3], most_rows=8, most_tokens=None, multiple=8) == [[0, 1, 2]]
-    assert cut([5, 90, 7, 80, 6], most_rows=8, most_tokens=192, multiple=8) == [[1, 3], [2, 4, 0]], "2 x 96, 3 x 8"
-    assert cut([300, 200, 9], most_rows=8, most_tokens=100, multiple=8) == [[0], [1], [2]], "a long row goes alone"
-    for size in (1, 2, 3):
-        assert sorted(
-            i for piece in cut([4, 1, 3, 2], most_rows=size, most_tokens=None, multiple=8) for i in piece
-        ) == [0, 1, 2, 3]
+def test_cut_deals_rows_into_few_micro_batches_of_like_size() -> None:
+    assert cut([5, 90, 7, 80, 6], most_rows=5, most_tokens=100) == [[0, 1], [2, 3, 4]], "95 and 93 tokens"
+    assert cut([3, 3, 3], most_rows=8, most_tokens=None) == [[0, 1, 2]]
+    assert cut([3, 3, 3], most_rows=1, most_tokens=None) == [[0], [1], [2]]
+    assert cut([300, 200, 9], most_rows=8, most_tokens=100) == [[0], [1, 2]], "a row over the limit sets it"
+    draw = random.Random(0)
+    for _ in range(200):
+        lengths = [draw.randrange(1, 600) for _ in range(draw.randrange(1, 12))]
+        rows, tokens = draw.randrange(1, 9), draw.choice([None, draw.randrange(1, 2000)])
+        pieces = cut(lengths, most_rows=rows, most_tokens=tokens)
+        assert sorted(i for piece in pieces for i in piece) == list(range(len(lengths)))
+        for piece in pieces:
+            total = sum(lengths[i] for i in piece)
+            assert len(piece) <= rows and (tokens is None or total <= max(tokens, *lengths)), "none over its limit"
 
 
-def test_collate_pads_on_the_right_and_masks_the_padding() -> None:
-    made = collate([Row("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]), Row("b", list(range(9)), list(range(9)))], pad_id=0)
-    assert made["input_ids"].shape == (2, 16) and made["input_ids"].dtype == torch.int64
-    assert made["input_ids"][0].tolist() == [1, 5, 2] + [0] * 13
-    assert made["attention_mask"].sum(dim=1).tolist() == [3, 9]
-    assert made["labels"][0].tolist() == [IGNORE_INDEX, 5, 2] + [IGNORE_INDEX] * 13
+def test_rows_lie_one_behind_the_other_each_with_its_own_positions_and_targets() -> None:
+    rows = [Row("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]), Row("b", [1, 8, 9, 2], [IGNORE_INDEX, IGNORE_INDEX, 9, 2])]
+    made = lay_out(rows, tokens=8, places=3, pad_id=0)
+    ids, targets, positions, own = made.tokens.tolist()
+    assert ids == [1, 5, 2, 1, 8, 9, 2, 0]
+    assert targets == [5, 2, IGNORE_INDEX, IGNORE_INDEX, 9, 2, IGNORE_INDEX, IGNORE_INDEX], "none from another row"
+    assert positions == [0, 1, 2, 0, 1, 2, 3, 0] and own == [3] * 3 + [4] * 4 + [1]
+    assert made.starts.tolist() == [0, 3, 7, 8, 8], "two rows, the padding, and a place that none takes"
+
+
+def test_a_blank_pass_trains_nothing_and_holds_no_row_that_is_too_long() -> None:
+    for tokens in (128, 1024, 1408):
+        made = blank(tokens, places=4, longest=400, pad_id=0)
+        assert made.tokens.shape == (4, tokens) and set(made.tokens[1].tolist()) == {IGNORE_INDEX}
+        lengths = made.starts.diff()
+        assert made.starts[-1] == tokens and len(lengths) == 5 and lengths.max() <= 400
+
+
+def test_attention_keeps_to_each_row() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    rows = Rows(torch.tensor([0, 4, 6, 9, 9], dtype=torch.int32), 4)
+    made = attend(q, k, v, rows)
+    assert made.shape == (1, 9, 4, 8)
+    heads = [part.repeat_interleave(2, dim=1) for part in (k, v)]
+    mask = torch.zeros(9, 9, dtype=torch.bool)
+    for a, b in ((0, 4), (4, 6), (6, 9)):
+        mask[a:b, a:b] = torch.ones(b - a, b - a).tril().bool()
+    expected = torch.nn.functional.scaled_dot_product_attention(q, *heads, attn_mask=mask).transpose(1, 2)
+    assert torch.allclose(made, expected, atol=1e-6)
 
 
 # Schedules
@@ -150,6 +180,7 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
         micro_batch: int = 4,
         dropout: float = 0.0,
         r: int = 4,
+        recompute_layers: int = 0,
         **values: Any,
     ) -> tuple[Course, list[dict[str, Any]]]:
         model = recipe.Model(name_or_path=str(tiny), max_length=64, load_in_4bit=False)
@@ -160,7 +191,8 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
         lines: list[dict[str, Any]] = []
         course = Course(
             maker.for_training(), jobs or make_jobs(make_rows(12)), section, carry or recipe.Carry(),
-            seed=7, pad_id=0, plan=Plan(micro_batch), log=lines.append, work_folder=tmp_path / "work",
+            seed=7, pad_id=0, plan=Plan(micro_batch, recompute_layers=recompute_layers), log=lines.append,
+            work_folder=tmp_path / "work",
         )  # fmt: skip
         return course, lines
 
@@ -356,30 +388,32 @@ def test_an_adapter_of_other_modules_is_refused(make_course: MakeCourse, tmp_pat
 def test_a_loss_that_is_no_number_is_logged_as_one(make_course: MakeCourse) -> None:
     course, lines = make_course()
     with torch.no_grad():
-        next(p for name, p in course.loaded.model.named_parameters() if "lora_B" in name).fill_(float("nan"))
+        weights = dict(course.loaded.model.named_parameters())
+        next(p for name, p in weights.items() if "down_proj.lora_B" in name).fill_(float("nan"))
     course.run()
     assert len(lines) == 7 and all(math.isnan(line["loss"]) for line in lines)
     assert all(math.isnan(line["grad_norm"]) for line in lines)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_loss(
+def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
     make_course: MakeCourse, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, wanted = make_course()
     plain.run()
     course, lines = make_course()
-    sizes: list[int] = []
+    settled: list[Plan] = []
+    course.on_settled = settled.append
 
     def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
-        sizes.append(len(given[0]))
-        if len(given[0]) > 1:
+        if given[0].shape[1] > 32:
             raise torch.OutOfMemoryError("as a small card would")
 
     course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
     course.run()
-    assert sizes[:3] == [4, 2, 1] and set(sizes[3:]) == {1}
-    assert course.progress.micro_batch == 1
-    assert "micro-batches of 2" in capsys.readouterr().err
+    limits = [each.most_tokens or 0 for each in settled]
+    assert limits == sorted(limits, reverse=True) and 16 < limits[-1] <= 32 and course.out_of_memory == len(limits)
+    assert course.plan == settled[-1] and settled[-1].recompute_layers == 0
+    assert f"at most {limits[-1]} tokens in a pass" in capsys.readouterr().err
     for a, b in zip(wanted, lines, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
@@ -395,17 +429,17 @@ def test_memory_that_runs_out_in_the_second_piece_leaves_no_gradient_behind(make
     calls: list[int] = []
 
     def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
-        calls.append(len(given[0]))
+        calls.append(given[0].shape[1])
         if len(calls) == 2:
             raise torch.OutOfMemoryError("in the second piece")
 
     course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
     course.run()
-    assert calls == [2, 2, 1, 1, 1, 1]
+    assert len(calls) >= 2 + 3 and sum(calls[2:]) >= lines[0]["tokens"], "the whole step again, in more pieces"
     assert lines[0]["grad_norm"] == pytest.approx(wanted[0]["grad_norm"], rel=1e-4)
 
 
-def test_out_of_memory_with_one_row_is_a_clear_error(make_course: MakeCourse) -> None:
+def test_out_of_memory_with_one_row_and_all_recomputed_is_a_clear_error(make_course: MakeCourse) -> None:
     course, _ = make_course(micro_batch=1)
 
     def full(module: Any, given: Any) -> None:
@@ -414,6 +448,24 @@ def test_out_of_memory_with_one_row_is_a_clear_error(make_course: MakeCourse) ->
     course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
     with pytest.raises(InputError, match=r"out of memory with one row .*max_length"):
         course.run()
+    assert course.plan.recompute_layers > 0, "that was tried first"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_that_are_computed_again_change_no_gradient(make_course: MakeCourse, dropout: float) -> None:
+    plain, wanted = make_course(dropout=dropout)
+    plain.run()
+    for count in (1, 2):
+        course, lines = make_course(dropout=dropout, recompute_layers=count)
+        calls: list[int] = []
+        layers = course.loaded.model.get_base_model().model.layers
+        for index, layer in enumerate(layers):
+            layer.input_layernorm.register_forward_hook(lambda *_, index=index, calls=calls: calls.append(index))
+        course.run()
+        assert same(plain, course) and [line["loss"] for line in lines] == [line["loss"] for line in wanted]
+        assert calls.count(0) == 2 * len(lines), "forward, and again"
+        assert calls.count(1) == (2 if count == 2 else 1) * len(lines)
+        assert not any("forward" in layer.__dict__ and hasattr(layer.forward, "func") for layer in layers)
 
 
 def test_weights_stay_float32(make_course: MakeCourse) -> None:

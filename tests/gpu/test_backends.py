@@ -17,6 +17,7 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "fast_ft" / "pocket"
+OTHERS = ("unsloth", "peft captured", "unsloth captured", "unsloth recomputed", "unsloth captured recomputed")
 
 # Importing unsloth patches transformers for good, so each backend's step runs in a process of its own.
 STEP = """
@@ -29,14 +30,13 @@ from fast_ft.plan import Plan
 from fast_ft.template import Row
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
-again = not job["capture"]
-maker = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=again, name=job["backend"])
+maker = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=False, name=job["backend"])
 assert maker.name == job["backend"], maker.notes
 loaded = maker.for_training(Path(job["adapter"]))
 records = {}
 for name, rows in job["rows"].items():
     for micro_batch in job["micro_batches"]:
-        plan = Plan(micro_batch, checkpointing=again, capture=job["capture"])
+        plan = Plan(micro_batch, recompute_layers=job["recompute"], capture=job["capture"])
         record = first_step(loaded, [Row(**row) for row in rows], pad_id=0, plan=plan, work_folder=Path(job["work"]))
         records[f"{name}/{micro_batch}"] = record
         backend.load_adapter_weights(loaded.model, Path(job["adapter"]) / "adapter_model.safetensors")
@@ -96,16 +96,16 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     job = {"base": str(POCKET / "base"), "adapter": str(tmp / "adapter"), "work": str(tmp), "rows": mutations(rows)}
     run(INITIAL, job | {"backend": "initial"}, tmp)
     found = {}
-    for name in ("peft", "unsloth", "peft captured", "unsloth captured"):
+    for name in ("peft", *OTHERS):
         out = str(tmp / f"{name}.pt")
-        backend, _, captured = name.partition(" ")
-        run(STEP, job | {"backend": backend, "capture": bool(captured), "micro_batches": [8, 3], "out": out}, tmp)
+        way = {"backend": name.split()[0], "capture": "captured" in name, "recompute": 2 * ("recomputed" in name)}
+        run(STEP, job | way | {"micro_batches": [8, 3], "out": out}, tmp)
         found[name] = torch.load(out, weights_only=False)
     return found
 
 
 @pytest.mark.parametrize("micro_batch", [8, 3])
-@pytest.mark.parametrize("other", ["unsloth", "peft captured", "unsloth captured"])
+@pytest.mark.parametrize("other", OTHERS)
 def test_backends_agree(records: dict[str, dict], other: str, micro_batch: int) -> None:
     from bench.agreement import disagreements
 

@@ -1,0 +1,85 @@
+"""What a training pass costs: memory and time of one micro-batch, forward and backward. Pure arithmetic.
+
+A pass of T tokens over the frozen base does 4 operations for each weight and token, and 2 more where a layer's
+activations are computed again; the base needs no weight gradients. It turns the 4-bit weights to 16 bits once forward
+and once backward. Constants were fitted on an H200 with a 7B (docs/performance.md); what else they say is a projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fast_ft.shape import GIB, ModelShape
+
+CONTEXT_GIB = 0.45  #: the CUDA context and library handles, outside torch's allocator (measured 0.4 to 0.5)
+LAUNCH_SECONDS = 0.17  #: Python's time to launch a 32-layer model's forward and backward kernels (H200's host)
+STEP_SECONDS = 0.05  #: optimizer, clipping and log of one step
+CAPTURE_SECONDS = 0.3  #: to capture the graph of one width
+_KERNEL_SECONDS = 4e-4  #: of a layer's small kernels, forward and backward: what tokens do not explain
+_LORA_RATE = 0.15  #: of a large product's rate is what LoRA's thin ones reach
+_WORKSPACE_GIB = 0.35  #: one dequantised weight, library workspaces, what is lost between blocks
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a card reaches in training: TFLOP/s in 16-bit products, GB/s of its memory."""
+
+    tflops: float
+    gb_per_s: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the recipe says of training that costs memory or time."""
+
+    r: int
+    optim: str
+    load_in_4bit: bool
+    fused_kernels: bool  #: Unsloth's, which keep less
+    rows: int  #: in an effective batch
+    longest: int  #: row, in tokens
+    typical: int  #: row that a token finds itself in, in tokens
+    draws: bool = False  #: dropout: a layer that is computed again must then draw the same, which a graph cannot
+
+
+def fixed_gib(shape: ModelShape, training: Training) -> float:
+    """Memory that any pass finds taken: context, base, LoRA in fp32 with its gradients and AdamW's two states."""
+    states = 2 if training.optim == "adamw_8bit" else 8
+    lora = shape.lora_weights(training.r) * (4 + 4 + states) / GIB
+    return CONTEXT_GIB + shape.weights_gib(load_in_4bit=training.load_in_4bit) + lora + _WORKSPACE_GIB
+
+
+def pass_gib(shape: ModelShape, training: Training, tokens: int, recompute_layers: int) -> float:
+    """Memory of a pass over so many tokens in 16 bits, at its peak.
+
+    A layer keeps 0.12 MiB a token in a 7B with Unsloth's kernels, 0.18 without (measured); one that is computed again
+    keeps its input. The peak is at the end of the forward pass, beside the loss's logits of 1,024 positions, or where
+    the last of the recomputed layers goes backward.
+    """
+    h, m, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    layer = 2 * (7 * h + 3 * m) if training.fused_kernels else 2 * (10 * h + 5 * m)
+    inputs = recompute_layers * 2 * h
+    loss = min(tokens, 1024) * shape.vocab_size * 8 + tokens * 4 * h
+    attention = (training.rows + 1) * shape.num_attention_heads * min(tokens, training.longest) * shape.head_dim * 4
+    forward = tokens * (inputs + (layers - recompute_layers) * layer) + loss
+    backward = tokens * (inputs + layer) + tokens * 4 * h + attention if recompute_layers else 0
+    return max(forward, backward) / GIB
+
+
+def train_flops(shape: ModelShape, tokens: int) -> float:
+    """Arithmetic of a forward and backward pass without recomputation: the base is frozen, so 4 a weight and token."""
+    return tokens * 4.0 * (shape.linear_weights + shape.vocab_size * shape.hidden_size)
+
+
+def pass_seconds(
+    shape: ModelShape, training: Training, rates: Rates, tokens: int, recompute_layers: int, *, capture: bool
+) -> float:
+    """Seconds of a pass over so many tokens, filling included: what the card takes, or Python's launches if longer."""
+    layers, again = shape.num_hidden_layers, recompute_layers / shape.num_hidden_layers
+    flops = train_flops(shape, tokens) + again * 1.6 * tokens * shape.linear_weights  # forward alone runs faster
+    flops += 2.0 * tokens * training.typical * shape.hidden_size * layers * (3.5 + again)  # attention
+    flops += tokens * shape.lora_weights(training.r) * (6.0 + 2.0 * again) / _LORA_RATE
+    unpacked = (2 + again) * shape.linear_weights * 2.5 if training.load_in_4bit else 0.0  # read half a byte, write two
+    card = flops / (rates.tflops * 1e12) + unpacked / (rates.gb_per_s * 1e9) + layers * _KERNEL_SECONDS * (1 + again)
+    launch = LAUNCH_SECONDS * (layers / 32) * (1 + again / 2)
+    return card if capture else max(card, launch)
