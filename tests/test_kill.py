@@ -111,7 +111,9 @@ class Killing:
 
 def small(folder: Path, base: Path, rows: Path, prompts: Path, changes: dict[str, Any]) -> Killing:
     references = folder / "references.json"
-    answers = [{"id": row["id"], "instruction": "x", "output": "The hat is red."} for row in json.loads(prompts.read_text())]
+    answers = [
+        {"id": row["id"], "instruction": "x", "output": "The hat is red."} for row in json.loads(prompts.read_text())
+    ]
     references.write_text(json.dumps(answers))
     values: dict[str, Any] = {
         "train.save_steps": 2, "train.neftune_noise_alpha": 5, "lora.lora_dropout": 0.1, "train.optim": "adamw_8bit",
@@ -138,8 +140,8 @@ def test_a_run_killed_at_40_moments_ends_byte_for_byte_like_one_that_was_not(tmp
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps(json.loads((POCKET.parent / "test.json").read_text())[:20]))
     changes = {
-        "model.template": "llama-2", "generate.max_new_tokens": 24, "judge.references": str(POCKET.parent / "references.json"),
-        "train.num_train_epochs": 2, "train.learning_rate": 0.002,
+        "model.template": "llama-2", "generate.max_new_tokens": 24, "train.num_train_epochs": 2,
+        "train.learning_rate": 0.002, "judge.references": str(POCKET.parent / "references.json"),
     }  # fmt: skip
     killing = small(tmp_path, POCKET, POCKET.parent / "train.json", prompts, changes)
     rng = random.Random(40)
