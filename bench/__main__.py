@@ -1,69 +1,163 @@
-"""python -m bench RECIPE [key=value ...]: measure a recipe on this machine, and keep what was measured."""
+"""python -m bench RECIPE [key=value ...]: measure on this machine, and keep what was measured in bench/results/.
+
+Parts, for --only:
+
+    fast_ft, unsloth-notebook, unsloth-notebook-as-is, unsloth-budget, unsloth-budget-kept, trl-peft
+                 training the recipe's rows this way, in a process of its own
+    train        fast_ft and what it is held against: unsloth-notebook, unsloth-budget, trl-peft
+    plan-checks  five short runs: is the planner right about memory and time?
+    recipe       the whole recipe from command to pred.json, through each backend
+
+By default train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. What a result holds already,
+measured on the same rows with the same arguments, is not measured again.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from bench import figures, recipe_run
+from bench import compare, emulation, figures, plan_checks, pocket, recipe_run, submit_file, table, training
 from fast_ft.atomic import write_json, write_text
 from fast_ft.errors import InputError
 
+RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
+PARTS = (*training.WAYS, "train", "plan-checks", "recipe")
+QUICK = ("fast_ft", "unsloth-notebook")
+QUICK_STEPS = compare.WARM_UP + compare.MEASURED
 
-def main() -> int:
-    """Run one measurement, or render the README's table; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("recipe", nargs="?", help="a recipe; its run folders must not be there yet")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--backends", default=",".join(recipe_run.BACKENDS), help="default: %(default)s")
-    parser.add_argument("--name", help="the result's name: NAME-BACKEND.json; default: the recipe's")
-    parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for results and logs")
-    parser.add_argument("--readme", action="store_true", help="render README.md's table from figures.json")
-    parser.add_argument(
-        "--adopt", type=Path, metavar="JSON", help="take a result from another machine into figures.json"
-    )
-    options = parser.parse_intermixed_args()
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what was asked for; return the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    options = parser.parse_intermixed_args(given)
+    options.command = shlex.join(["python", "-m", "bench", *given])
     try:
         if options.readme:
             readme = figures.RESULTS.parents[1] / "README.md"
             write_text(readme, figures.render_readme(readme))
         elif options.adopt:
             adopt(options.adopt)
-        elif options.recipe:
+        elif options.submit_file is not None:
+            print(submit_file.write(options.submit_file or None, options.results))
+        elif options.recipe or options.only or options.quick or options.emulate:
             measure(options)
         else:
-            parser.error("a recipe, --readme or --adopt is needed")
+            parser.error("a recipe, --only, --quick, --submit-file, --readme or --adopt is needed")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; finished parts are kept, the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", help="default: bench/recipes/first-100.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--only", metavar="PARTS", help="of the parts above, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="fast_ft and unsloth-notebook, 18 steps")
+    parser.add_argument("--steps", type=int, help="so many steps of the schedule; default: all")
+    parser.add_argument("--emulate", choices=["t4"], help=f"{emulation.LABEL}: memory, attention, SMs; ratios only")
+    parser.add_argument("--sms", type=int, default=8, help="with --emulate: SMs left; default: %(default)s")
+    parser.add_argument("--cap", type=float, default=emulation.T4_GIB, help="GiB, context included; 0: no cap")
+    parser.add_argument("--again", action="store_true", help="measure parts again that are there already")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for one part's process")
+    parser.add_argument("--name", help="the result's name; default: the recipe's")
+    parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for results and logs")
+    parser.add_argument("--backends", help="part recipe: through these; alone it asks for that part")
+    parser.add_argument("--adopt", type=Path, metavar="JSON", help="take a result's figures into figures.json")
+    parser.add_argument("--readme", action="store_true", help="render README.md's table from figures.json")
+    parser.add_argument(
+        "--submit-file", nargs="?", const="", metavar="NAME", help="write one anonymous JSON of a result, to send back"
+    )
+    return parser
+
+
 def measure(options: argparse.Namespace) -> None:
+    """Measure each part asked for."""
+    parts = _parts(options)
+    recipe = options.recipe or RECIPE
+    name = options.name or Path(recipe).stem
+    path = options.results / f"{name}-train.json"
+    where = training.setup(options.emulate, options.sms, options.cap)
+    steps = options.steps or (QUICK_STEPS if options.quick else None)
+    overrides = list(options.overrides)
+    if ways := {part: own or steps for part, own in parts.items() if part in training.WAYS}:
+        result = training.measure(
+            path, recipe, overrides, ways, where, timeout=options.timeout, again=options.again, command=options.command
+        )
+        table.write(result, path)
+        print(table.markdown(result))
+    if "plan-checks" in parts:
+        result = training.check_plans(
+            options.results / f"{name}-plans.json", recipe, overrides, where, timeout=options.timeout,
+            again=options.again, command=options.command,
+        )  # fmt: skip
+        print("\n".join(table.plan_table(result["cases"])))
+    if "recipe" in parts:
+        measure_recipe(options, recipe, name)
+
+
+def _parts(options: argparse.Namespace) -> dict[str, int | None]:
+    """Return the parts asked for, each with a number of steps of its own, or None."""
+    if options.only is None and options.backends:
+        return {"recipe": None}
+    default = ",".join(QUICK) if options.quick else "train"
+    found: dict[str, int | None] = {}
+    for asked in (options.only or default).split(","):
+        part, _, steps = asked.partition(":")
+        if part not in PARTS or not (steps == "" or (steps.isdecimal() and int(steps))):
+            raise InputError(f"--only: {asked!r} is none of {', '.join(PARTS)}; PART:18 runs 18 steps of it.")
+        for way in training.JUDGED if part == "train" else (part,):
+            found[way] = int(steps) if steps else None
+    return found
+
+
+def measure_recipe(options: argparse.Namespace, recipe: str, name: str) -> None:
     """Measure the recipe through each backend, one NAME-BACKEND.json each, and print one JSON line each."""
-    name = options.name or Path(options.recipe).stem
-    for backend in options.backends.split(","):
+    for backend in (options.backends or ",".join(recipe_run.BACKENDS)).split(","):
         log = options.results / "logs" / f"{name}-{backend}.log"
-        result = recipe_run.measure(options.recipe, options.overrides, backend, log)
+        result = recipe_run.measure(recipe, options.overrides, backend, log)
         write_json(options.results / f"{name}-{backend}.json", result)
         print(json.dumps({"name": f"{name}-{backend}", **{key: value for key, (value, _) in headline(result).items()}}))
 
 
 def adopt(path: Path) -> None:
-    """Put the headline figures of a result in bench/results/ into figures.json."""
+    """Put the figures of a result in bench/results/ into figures.json."""
     if path.parent.resolve() != figures.RESULTS.resolve():
         raise InputError(f"{path}: put it into {figures.RESULTS} first, for figures.json points at it by name")
     result = json.loads(path.read_text(encoding="utf-8"))
     card = (result["environment"]["gpu"] or {"name": "CPU"})["name"]
-    values = {f"recipe.{path.stem}.{key}": value for key, value in headline(result).items()}
+    values = figures_of(result, path.stem)
+    if not values:
+        raise InputError(f"{path}: nothing in it may become a figure; its Markdown table says why")
     figures.record(values, card=card, command=result["command"], source=path.name)
 
 
+def figures_of(result: dict[str, Any], stem: str) -> dict[str, tuple[float, str]]:
+    """Return {figure: (value, unit)} of a result of any kind, computed from its raw samples."""
+    kind = result.get("kind", "pocket" if stem == "pocket" else "recipe")
+    if kind == "train":
+        return compare.figures(result)
+    if kind == "plans":
+        return plan_checks.figures(result)
+    if kind == "pocket":
+        return pocket.headline(result)
+    return {f"recipe.{stem}.{key}": value for key, value in headline(result).items()}
+
+
 def headline(run: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    """Return {figure: (value, unit)} of one result, computed from its raw steps."""
+    """Return {figure: (value, unit)} of one recipe's run, computed from its raw steps."""
     train, generate = run["train"], run["generate"]
     later = run["steps"][len(run["steps"]) // 2 :]  # the second half: nothing compiles there any more
     speed = sum(step["tokens"] for step in later) / sum(step["seconds"] for step in later)

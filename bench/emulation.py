@@ -1,0 +1,126 @@
+"""Limits that every compared process runs under: memory as on a T4, and with `--emulate t4` a T4-class processor.
+
+An emulation has a T4's class of arithmetic and a T4's memory, not its bandwidth, caches or instructions: it yields
+ratios between ways of doing the same work, never minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from fast_ft.shape import GIB
+
+T4_GIB = 14.7  #: usable on a T4, the process's context included
+#: What a T4 does, by its data sheet and by what published runs reached.
+T4_RATES = {"tflops_low": 20.0, "tflops_high": 43.0, "gb_per_s": 260.0, "tflops_paper": 65.0, "gb_per_s_paper": 320.0}
+LABEL = "T4-class emulation, not a T4"
+
+
+class Limits:
+    """One process's limits. `cap_gib` (0: none) includes the CUDA context; `sms` None is the whole card."""
+
+    def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool) -> None:
+        self.cap_gib, self.sms, self.t4_attention = cap_gib, sms, t4_attention
+        self.context_gib = 0.0
+        self.rates: dict[str, Any] = {}
+        self._kept: Any = None
+
+    def begin(self) -> None:
+        """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return
+        self.context_gib = context_gib()
+        total = torch.cuda.mem_get_info()[1]
+        if self.cap_gib:
+            torch.cuda.set_per_process_memory_fraction((self.cap_gib - self.context_gib) * GIB / total)
+        if self.t4_attention:
+            torch.backends.cuda.enable_flash_sdp(False)
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        if self.sms is not None:
+            from bench.sm_limit import limit_sms
+
+            self._kept = limit_sms(self.sms)
+            torch.cuda.set_stream(torch.cuda.default_stream())
+        with self.stream():
+            self.rates = measured_rates()
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Work on the limited stream, if there is one; models are loaded outside of it, on all of the card.
+
+        What was begun on either is waited for: the two do not wait for one another.
+        """
+        if self._kept is None:
+            yield
+            return
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.set_stream(self._kept[1])
+        try:
+            yield
+        finally:
+            torch.cuda.synchronize()
+            torch.cuda.set_stream(torch.cuda.default_stream())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return limits, rates and memory; at the end, since a context grows with the kernels in it."""
+        import torch
+
+        if not torch.cuda.is_available():
+            nothing = {"context_gib": 0.0, "context_after_gib": 0.0, "peak_reserved_gib": 0.0}
+            return {"cap_gib": None, "sms": None, "rates": {}, **nothing}
+        return {
+            "cap_gib": self.cap_gib or None,
+            "sms": self.sms,
+            "flash_and_cudnn_attention": not self.t4_attention,
+            "context_gib": round(self.context_gib, 3),
+            "context_after_gib": round(context_gib(), 3),
+            "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
+            "rates": self.rates,
+        }
+
+
+def context_gib() -> float:
+    """Return what this process holds on the GPU outside torch's allocator, if it is the only one there."""
+    import torch
+
+    torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return float((total - free - torch.cuda.memory_reserved()) / GIB)
+
+
+def measured_rates() -> dict[str, float]:
+    """Return TFLOP/s of a 4,096-cubed fp16 product and GB/s of a copy, read plus written, on the current stream."""
+    import torch
+
+    def seconds(work: Any, repeats: int) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(2):
+            work()
+        begin.record()
+        for _ in range(repeats):
+            work()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3 / repeats
+
+    def product() -> float:
+        a = torch.randn(4096, 4096, device="cuda").half()
+        return 2 * 4096**3 / seconds(lambda: a @ a, 10) / 1e12
+
+    def copy() -> float:
+        source = torch.zeros(2**27, device="cuda", dtype=torch.float16)
+        target = torch.empty_like(source)
+        return 2 * source.numel() * source.element_size() / seconds(lambda: target.copy_(source), 10) / 1e9
+
+    flops, bandwidth = product(), copy()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return {"tflops": round(flops, 1), "gb_per_s": round(bandwidth, 1)}

@@ -1,0 +1,128 @@
+"""fast_ft as a way of training: its own modules, called as phases.train_phase calls them. The bench's only seam."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.emulation import Limits
+from bench.watch import Watch
+from fast_ft import backend, hub, load, plan, planning, train
+from fast_ft.plan import Plan
+from fast_ft.prepare import Prepared, prepare
+from fast_ft.recipe import Recipe, Train
+from fast_ft.shape import ModelShape
+from fast_ft.trainer import make_trainer
+
+
+class InFileOrder(Prepared):
+    """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
+
+    def jobs(self, section: Train, seed: int) -> list[train.StageJob]:
+        return [replace(job, batches=_in_order(len(job.rows), section)) for job in super().jobs(section, seed)]
+
+
+def _in_order(count: int, section: Train) -> list[list[int]]:
+    size = section.effective_batch_size
+    epoch = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    return (epoch * section.num_train_epochs)[: section.max_steps]
+
+
+def prepared_rows(recipe: Recipe) -> InFileOrder:
+    """Select and tokenise a recipe's rows, which must make one stage."""
+    return InFileOrder(**vars(prepare(recipe)))
+
+
+def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
+    """Train as the job says; return plan and predictions. See bench.way for what a job holds."""
+    recipe = load.load_recipe(job["recipe"], job["overrides"])
+    prepared = prepared_rows(recipe)
+    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
+    if maker.name == "peft":
+        import peft  # noqa: F401
+        import transformers  # noqa: F401
+        import trl  # noqa: F401
+    watch.stamp("imported")
+    limits.begin()
+    with limits.stream():
+        card = planning.card_here()
+    settled = planning.settle(recipe, prepared, model_config(recipe), fused_kernels=maker.name == "unsloth", card=card)
+    loaded = maker.for_training()
+    if job["adapter"]:
+        backend.load_adapter_weights(loaded.model, Path(job["adapter"]))
+    watch.stamp("loaded")
+    course = _course(recipe, prepared, loaded, settled, Path(job["work"]))
+    course.stop_after = job["stop_after"]
+    with limits.stream():
+        _train(course, watch, job["stop_after"])
+    watch.stamp("trained")
+    folder = Path(job["work"]) / "adapter"
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save_adapter(loaded.model, folder, recipe.model.name_or_path, "")
+    watch.stamp("saved")
+    found = {
+        "backend": loaded.backend,
+        "dtype": loaded.dtype,
+        "plan": settled.to_json(),
+        "plan_at_the_end": course.plan.to_json(),
+        "predicted": predicted(recipe, prepared, settled, maker.name, card),
+    }
+    loaded.free()
+    return found
+
+
+def predicted(recipe: Recipe, prepared: Prepared, settled: Plan, backend_name: str, card: Any) -> dict[str, Any]:
+    """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
+    if card is None:
+        return {"peak_gib": None, "step_seconds": None}
+    shape = ModelShape.from_config(model_config(recipe))
+    work = planning.training(recipe, prepared, fused_kernels=backend_name == "unsloth")
+    steps = planning.step_lengths(recipe, prepared)
+    seconds = [round(plan.step_seconds(shape, work, settled, step, card.expected), 5) for step in steps]
+    return {"peak_gib": settled.train_gib, "step_seconds": seconds}
+
+
+def model_config(recipe: Recipe) -> dict[str, Any]:
+    """Return config.json's content of the base model."""
+    folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision)
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _course(recipe: Recipe, prepared: InFileOrder, loaded: backend.Loaded, settled: Plan, work: Path) -> train.Course:
+    assert prepared.encoder is not None
+    return train.Course(
+        loaded,
+        prepared.jobs(recipe.train, recipe.seed),
+        recipe.train,
+        recipe.curriculum.carry,
+        seed=recipe.seed,
+        pad_id=prepared.encoder.pad_id,
+        plan=settled,
+        log=lambda entry: None,
+        work_folder=work / "stages",
+    )
+
+
+def _train(course: train.Course, watch: Watch, stop_after: int) -> None:
+    """Run the course's only stage as Course.run does, watched."""
+    passes = course.passes
+    lay_out, begin = passes.lay_out, passes.begin
+
+    def seen(rows: Any) -> Any:
+        micro = lay_out(rows)
+        watch.saw(micro.tokens[0], micro.tokens[1])
+        return micro
+
+    def begun(*given: Any) -> None:
+        watch.forget()  # a step that is done again after an out-of-memory error counts once
+        begin(*given)
+
+    vars(passes).update(lay_out=seen, begin=begun)
+    trainer = make_trainer(course, course.jobs[0])
+    watch.attach(trainer, stop_after=stop_after)
+    try:
+        trainer.train()
+    finally:
+        passes.close()

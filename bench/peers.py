@@ -1,0 +1,193 @@
+"""Other ways of training the same rows, as a good user of those libraries would write them; none uses our trainer.
+
+Rows come tokenised, `input_ids` and `labels`, so that every way trains on the same ids in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.emulation import Limits
+from bench.watch import Watch
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How one way differs from the others. `rows` x `accumulation` is the effective batch.
+
+    `token_budget` is the value of UNSLOTH_TOKEN_BUDGET: a step's rows are passed through the model in pieces of at most
+    so many tokens, none cut.
+    """
+
+    about: str
+    rows: int
+    accumulation: int
+    unsloth: bool = True
+    checkpointing: str | bool = "unsloth"
+    lora_dropout: float = 0.0
+    padding_free: bool = True
+    token_budget: int | None = None
+
+
+PEERS = {
+    "unsloth-notebook": Peer("the homework's notebook at its best: 2 x 4, dropout 0, padding-free", 2, 4),
+    "unsloth-notebook-as-is": Peer(
+        "the notebook as it stands: DataCollatorForSeq2Seq pads, dropout 0.05", 2, 4, lora_dropout=0.05,
+        padding_free=False,
+    ),
+    # 8 rows of these are 2,900 tokens: with activations computed again they fit any card in one or two passes, and
+    # larger passes never were slower.
+    "unsloth-budget": Peer("UNSLOTH_TOKEN_BUDGET=4096: 8 x 1, checkpointing", 8, 1, token_budget=4096),
+    # Without checkpointing a token takes 3.8 MiB: 2,048 of them fit into 14.7 GiB beside the model.
+    "unsloth-budget-kept": Peer(
+        "UNSLOTH_TOKEN_BUDGET=2048: 8 x 1, no checkpointing", 8, 1, checkpointing=False, token_budget=2048
+    ),
+    "trl-peft": Peer(
+        "transformers, PEFT, bitsandbytes and TRL: 2 x 4, checkpointing", 2, 4, unsloth=False, checkpointing=True,
+        padding_free=False,
+    ),
+}  # fmt: skip
+
+
+def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
+    """Train as the job says; see bench.way for what it holds. Returns settings worth keeping beside the samples."""
+    peer = PEERS[job["way"]]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a CPU kernel that it would fetch from the hub
+    if peer.token_budget:
+        os.environ["UNSLOTH_TOKEN_BUDGET"] = str(peer.token_budget)
+    load = _unsloth if peer.unsloth else _plain
+    model, tokenizer, device = load(job, peer, limits, watch)
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    train, rows = job["train"], job["rows"]
+    config = SFTConfig(
+        output_dir=str(Path(job["work"]) / "trainer"),
+        per_device_train_batch_size=peer.rows,
+        gradient_accumulation_steps=peer.accumulation,
+        num_train_epochs=train["num_train_epochs"],
+        max_steps=job["steps"],
+        learning_rate=train["learning_rate"],
+        lr_scheduler_type=train["lr_scheduler_type"],
+        warmup_steps=train["warmup_steps"],
+        weight_decay=train["weight_decay"],
+        max_grad_norm=train["max_grad_norm"],
+        optim=train["optim"],
+        seed=job["seed"],
+        fp16=job["dtype"] == "float16",
+        bf16=job["dtype"] == "bfloat16",
+        use_cpu=device == "cpu",
+        gradient_checkpointing=bool(peer.checkpointing),
+        train_sampling_strategy="sequential",
+        max_length=job["max_length"],
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    dataset = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
+    more: dict[str, Any] = {}
+    if peer.unsloth and not peer.padding_free:
+        from transformers import DataCollatorForSeq2Seq
+
+        more["data_collator"] = DataCollatorForSeq2Seq(tokenizer=tokenizer)
+    trainer = SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, **more)
+    if not peer.unsloth:
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()  # TRL casts to bf16, which fp16's GradScaler refuses
+    load_adapter(trainer.model, job["adapter"])
+    _see_batches(trainer, watch)
+    watch.attach(trainer, stop_after=job["stop_after"])
+    with limits.stream():
+        trainer.train()
+    watch.stamp("trained")
+    trainer.save_model(str(Path(job["work"]) / "adapter"))
+    watch.stamp("saved")
+    return {"backend": "unsloth" if peer.unsloth else "peft", "dtype": job["dtype"], "about": peer.about}
+
+
+def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> tuple[Any, Any, str]:
+    import unsloth  # first, for it patches the others
+
+    watch.stamp("imported")
+    limits.begin()
+    import torch
+
+    model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model_name=job["base"],
+        max_seq_length=job["max_length"],
+        dtype=getattr(torch, job["dtype"]),
+        load_in_4bit=True,
+        use_exact_model_name=True,
+    )
+    model = unsloth.FastLanguageModel.get_peft_model(
+        model,
+        r=job["lora"]["r"],
+        lora_alpha=job["lora"]["lora_alpha"],
+        lora_dropout=peer.lora_dropout,
+        target_modules=LINEAR,
+        bias="none",
+        use_gradient_checkpointing=peer.checkpointing,
+        random_state=job["seed"],
+    )
+    watch.stamp("loaded")
+    return model, tokenizer, "cuda"
+
+
+def _plain(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> tuple[Any, Any, str]:
+    import peft
+    import torch
+    import transformers
+    import trl  # noqa: F401
+
+    watch.stamp("imported")
+    limits.begin()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, job["dtype"])
+    config = transformers.AutoConfig.from_pretrained(job["base"])
+    more: dict[str, Any] = {}
+    if getattr(config, "quantization_config", None) is None:
+        more["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    model = transformers.AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype, device_map={"": device}, **more)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job["tokenizer"])
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    model.config.use_cache = False
+    lora = peft.LoraConfig(
+        r=job["lora"]["r"], lora_alpha=job["lora"]["lora_alpha"], lora_dropout=peer.lora_dropout,
+        target_modules=LINEAR, bias="none", task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model = peft.get_peft_model(model, lora)
+    watch.stamp("loaded")
+    return model, tokenizer, device
+
+
+def load_adapter(model: Any, path: str | None) -> None:
+    """Start from the adapter that all ways start from, or from the library's own draw."""
+    if path is None:
+        return
+    import peft
+    from safetensors.torch import load_file
+
+    result = peft.set_peft_model_state_dict(model, load_file(path))
+    assert not result.unexpected_keys, f"the initial adapter does not fit: {result.unexpected_keys[:2]}"
+
+
+def _see_batches(trainer: Any, watch: Watch) -> None:
+    loss = trainer.compute_loss
+
+    def seen(model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        watch.saw(inputs["input_ids"][:, :-1], inputs["labels"][:, 1:])
+        return loss(model, inputs, *given, **named)
+
+    trainer.compute_loss = seen

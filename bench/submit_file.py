@@ -1,0 +1,67 @@
+"""One JSON with what a card did and nothing about whose it is, for somebody with a T4 to send back.
+
+It holds figures, raw step samples, the card's name, package versions and the bench's settings. No host, user, path, row
+or token is in it. Received files go to bench/results/received/.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fast_ft.atomic import write_json
+from fast_ft.errors import InputError
+
+_PART = (
+    "way", "stamps", "cap_gib", "sms", "flash_and_cudnn_attention", "context_gib", "context_after_gib",
+    "peak_reserved_gib", "rates", "backend", "dtype", "about", "plan", "plan_at_the_end", "schedule_steps", "steps",
+    "gradient", "out_of_memory", "run", "program",
+)  # fmt: skip
+_SETTINGS = (
+    "prequantised", "config", "dtype", "rows", "rows_digest", "effective_batch_size", "schedule_steps",
+    "steps_per_epoch", "tokens_per_step", "lora", "train", "seed", "order", "card",
+)  # fmt: skip
+_CONFIG = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
+
+
+def write(name: str | None, results: Path) -> Path:
+    """Write submit-CARD.json beside the result NAME (default: the newest) and return its path."""
+    found = sorted(results.glob(f"{name or '*'}-train.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(
+            f"{results}: no result {name or ''} to send yet. Measure first: python -m bench --quick".replace("  ", " ")
+        )
+    result = json.loads(found[-1].read_text(encoding="utf-8"))
+    content = anonymous(result)
+    path = results / f"submit-{content['settings']['card'].lower().replace(' ', '-')}.json"
+    write_json(path, content)
+    return path
+
+
+def anonymous(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what may leave the machine: listed keys only, so that no new key gets out by itself."""
+    environment = result["environment"]
+    gpu = environment["gpu"]
+    settings = {key: result["settings"][key] for key in _SETTINGS}
+    settings["config"] = {key: value for key, value in settings["config"].items() if key in _CONFIG}
+    return {
+        "kind": "train",
+        "sent": True,
+        "date": result["date"][:10],
+        "environment": {
+            "python": environment["python"],
+            "system": environment["system"],
+            "packages": environment["packages"],
+            "gpu": {key: gpu[key] for key in ("name", "memory", "driver")} if gpu else None,
+            "program": environment["program"],
+        },
+        "settings": settings,
+        "setups": {
+            name: {way: {key: part[key] for key in _PART if key in part} for way, part in parts.items()}
+            for name, parts in result["setups"].items()
+        },
+    }

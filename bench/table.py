@@ -1,0 +1,160 @@
+"""A result as Markdown and as a picture. Both say what was refused, and what is emulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench import compare, emulation
+from fast_ft.atomic import write_text
+
+_COLUMNS = (
+    "way", "tokens/s (quartiles)", "over all steps", "fast_ft is", "first step", "first epoch", "peak GiB",
+    "import to first step", "command to adapter",
+)  # fmt: skip
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return all tables of a result."""
+    settings = result["settings"]
+    tokens = sum(settings["tokens_per_step"][: settings["steps_per_epoch"]])
+    lines = [
+        f"# Training, {settings['card']}",
+        "",
+        f"{settings['rows']} rows in {settings['order']}, {tokens:,} tokens an epoch; effective batch "
+        f"{settings['effective_batch_size']}, r = {settings['lora']['r']}, {settings['dtype']}, "
+        f"{settings['train']['optim']}, a schedule of {settings['schedule_steps']} steps. Base model: "
+        f"{settings['base']}{', quantised beforehand' if settings['prequantised'] else ''}. Tokens/s: median and "
+        f"quartiles of the steps after {compare.WARM_UP} of warm-up. A ratio is of medians, over the steps that both "
+        "ran, and stands only where trained ids are equal in each step, the first gradients agree (cosine >= "
+        f"{compare.COSINE}) and the loss fell by the same (within {compare.LOSS_DROP:.0%}). On random weights the loss "
+        "falls too: rows are memorised.",
+    ]
+    for name, parts in result["setups"].items():
+        lines += ["", f"## {title(name, parts)}", "", *_table(settings, parts), "", *_notes(settings, parts)]
+    if checks := result.get("plan_checks"):
+        lines += ["", "## Plans against what was measured", "", *plan_table(checks["cases"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def title(name: str, parts: dict[str, Any]) -> str:
+    cap = next((part["cap_gib"] for part in parts.values() if part.get("cap_gib")), None)
+    limit = f", {cap:g} GiB" if cap else ""
+    if name == "whole":
+        return f"The whole card{limit}"
+    sms = next((part["sms"] for part in parts.values() if part.get("sms")), "?")
+    return f"{emulation.LABEL} ({sms} SMs{limit})"
+
+
+def _table(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
+    for way in compare.ordered(list(parts)):
+        part = parts[way]
+        if part.get("out_of_memory"):
+            lines.append(f"| {way} | out of memory |" + " |" * (len(_COLUMNS) - 2))
+            continue
+        speed = compare.tokens_per_s(settings, part)
+        epochs = compare.epoch_seconds(settings, part)
+        peak = part["peak_reserved_gib"] + part["context_after_gib"]
+        whole = len(part["steps"]) == settings["schedule_steps"]
+        cells = [
+            way,
+            f"{speed['median']:,.0f} ({speed['quartiles'][0]:,.0f} to {speed['quartiles'][1]:,.0f})" if speed else "",
+            f"{speed['total']:,.0f}" if speed else f"{len(part['steps'])} steps only",
+            _ratio_cell(settings, parts, way),
+            f"{part['steps'][0]['seconds']:.1f} s",
+            f"{epochs[0]:.1f} s" if epochs else "",
+            f"{peak:.1f}" if part["cap_gib"] else "",
+            f"{compare.seconds_to_first_step(part):.1f} s",
+            f"{part['stamps']['saved']:.0f} s" if whole else f"({len(part['steps'])} steps)",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _ratio_cell(settings: dict[str, Any], parts: dict[str, Any], way: str) -> str:
+    if way == "fast_ft" or "fast_ft" not in parts:
+        return ""
+    found = compare.ratio(settings, parts["fast_ft"], parts[way])
+    if found["refused"]:
+        return "not compared: " + "; ".join(found["refused"])
+    return f"**{found['ratio']:.2f}** times" + ("" if found["one_run"] else " (two runs)")
+
+
+def _notes(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
+    lines = []
+    rates = next((part["rates"] for part in parts.values() if part.get("rates")), None)
+    if rates:
+        t4 = emulation.T4_RATES
+        lines.append(
+            f"Measured here: {rates['tflops']:.0f} TFLOP/s in a large fp16 product, {rates['gb_per_s']:.0f} GB/s in a "
+            f"copy. A T4: {t4['tflops_low']:.0f} to {t4['tflops_high']:.0f} TFLOP/s and {t4['gb_per_s']:.0f} GB/s in "
+            f"practice, {t4['tflops_paper']:.0f} and {t4['gb_per_s_paper']:.0f} on paper."
+        )
+    ours = parts.get("fast_ft")
+    if ours and not ours.get("out_of_memory"):
+        speed, top = compare.tokens_per_s(settings, ours), compare.ceiling(settings, ours)
+        if speed and top:
+            share = speed["median"] / top["tokens_per_s"]
+            lines.append(
+                f"Ceiling at that rate, nothing computed twice ({top['gflop_per_token']:.1f} GFLOP a token): "
+                f"{top['tokens_per_s']:,.0f} tokens/s; fast_ft reaches {share:.0%} of it."
+            )
+        epochs = compare.epoch_seconds(settings, ours)
+        if len(epochs) >= 3:
+            lines.append(f"fast_ft's epochs: {', '.join(f'{each:.2f}' for each in epochs)} s.")
+    return lines
+
+
+def plan_table(cases: dict[str, Any]) -> list[str]:
+    """Return the rows of planned against measured."""
+    lines = ["| run | planned GiB | measured | error | planned s a step | measured | error |", "|---" * 7 + "|"]
+    for name, case in cases.items():
+        if case.get("out_of_memory"):
+            lines.append(f"| {name} | {case['planned_gib']:.2f} | out of memory | | | | |")
+            continue
+        if not case["planned_gib"]:
+            lines.append(f"| {name} | nothing is planned on a CPU | | | | {case['measured_seconds']:.3f} | |")
+            continue
+        lines.append(
+            f"| {name} | {case['planned_gib']:.2f} | {case['measured_gib']:.2f} | {_off(case, 'gib'):.1%} | "
+            f"{case['planned_seconds']:.3f} | {case['measured_seconds']:.3f} | {_off(case, 'seconds'):.1%} |"
+        )
+    return lines
+
+
+def _off(case: dict[str, Any], what: str) -> float:
+    return abs(case[f"planned_{what}"] / case[f"measured_{what}"] - 1)
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Draw tokens/s of each step, one panel for each set-up, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    settings, setups = result["settings"], result["setups"]
+    figure, axes = pyplot.subplots(1, len(setups), figsize=(6.5 * len(setups), 4.2), squeeze=False)
+    for axis, (name, parts) in zip(axes[0], setups.items(), strict=True):
+        for way in compare.ordered(list(parts)):
+            steps = parts[way]["steps"]
+            rates = [t / s["seconds"] for t, s in zip(settings["tokens_per_step"], steps, strict=False)]
+            style = {"linewidth": 2.2, "color": "#d1495b"} if way == "fast_ft" else {"linewidth": 1.2}
+            axis.plot(range(1, len(rates) + 1), rates, label=way, **style)
+        axis.axvspan(0.5, compare.WARM_UP + 0.5, color="0.93", zorder=0, label="warm-up")
+        axis.set(title=title(name, parts), xlabel="optimizer step", ylabel="tokens/s", ylim=(0, None))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{settings['card']}, {settings['base']}, {settings['rows']} rows")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Write NAME.md and NAME.png beside NAME.json."""
+    write_text(path.with_suffix(".md"), markdown(result))
+    if result["setups"]:
+        picture(result, path.with_suffix(".png"))

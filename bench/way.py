@@ -1,0 +1,53 @@
+"""python -m bench.way JOB.json: one way of training, in a process of its own; writes what it measured as JSON.
+
+A job holds: way, started (the parent's time.monotonic()), out, work, cap_gib, sms, t4_attention, steps (of the
+schedule), stop_after, and for fast_ft recipe and overrides, for the others rows, base, tokenizer, adapter (initial, or
+null), lora, train, seed, dtype, max_length.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.watch import Watch
+
+
+def main() -> int:
+    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    watch = Watch(job["started"])
+    watch.stamp("python")
+    from bench import emulation, ours, peers
+    from fast_ft import environment
+
+    limits = emulation.Limits(job["cap_gib"], job["sms"], job["t4_attention"])
+    run = ours.run if job["way"] == "fast_ft" else peers.run
+    try:
+        found: dict[str, Any] = run(job, limits, watch)
+    except Exception as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
+        found = {"out_of_memory": True}
+    watch.finish()
+    result = {
+        "way": job["way"],
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "stamps": watch.stamps,
+        **limits.to_json(),
+        **found,
+        "schedule_steps": job["steps"],
+        "steps": watch.steps,
+        "gradient": watch.gradient,
+        "program": environment.describe()["program"],
+    }
+    Path(job["out"]).write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
