@@ -26,7 +26,7 @@ lint: .venv/test-ready
 	$(BIN)/python -m pip install --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-.venv/test-ready: .venv/run-ready requirements-dev.txt
+.venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt requirements-ray.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -128,6 +128,12 @@ def build_parser() -> argparse.ArgumentParser:
     again.add_argument("--test", required=True, metavar="FILE", help="the prompts")
     again.add_argument("--model", metavar="FOLDER", help="the base model, where it lies elsewhere here")
     again.add_argument("--output", metavar="FOLDER", help="the run folder (default: in runs/reproduced)")
+    sweep = add("sweep", "try many recipes within some hours; the same command again goes on")
+    sweep.add_argument("--hours", type=float, metavar="H", help="all in all, earlier commands of this sweep included")
+    sweep.add_argument("--workers", type=int, metavar="N", help="processes at a time (default: one for each GPU, or 1)")
+    sweep.add_argument("--ray", metavar="ADDRESS", help="workers on a Ray cluster: its address, auto, or local")
+    sweep.add_argument("--output", metavar="FOLDER", help="the sweep's folder (default: in runs/)")
+    sweep.add_argument("--resume", action="store_true", help="go on with a sweep; an error where none was begun")
     add("schema", "print the recipe's JSON Schema", takes="")
     return parser
 

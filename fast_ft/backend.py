@@ -139,11 +139,17 @@ class PeftBackend(_Base):
 
     def for_training(self, adapter: Path | None = None) -> Loaded:
         import peft
-        import torch
 
         base = self._base_model()
         if adapter is not None:
             return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True))
+        return self._loaded(self.with_adapter(base))
+
+    def with_adapter(self, base: Any) -> Any:
+        """Return the base with a new adapter, drawn from the seed."""
+        import peft
+        import torch
+
         torch.manual_seed(self.seed)  # LoRA's A matrices are drawn here
         targets = self.lora.target_modules
         config = peft.LoraConfig(
@@ -154,7 +160,7 @@ class PeftBackend(_Base):
             bias="none",
             task_type="CAUSAL_LM",
         )
-        return self._loaded(peft.get_peft_model(base, config))
+        return peft.get_peft_model(base, config)
 
     def for_generation(self, adapter: Path) -> Loaded:
         import peft
@@ -204,13 +210,20 @@ class UnslothBackend(_Base):
     name = "unsloth"
 
     def for_training(self, adapter: Path | None = None) -> Loaded:
-        from unsloth import FastLanguageModel
-
         model = self._base_model(self.folder)
         _attend_row_by_row()
+        model = self.with_adapter(model)
+        if adapter is not None:
+            load_adapter_weights(model, adapter / "adapter_model.safetensors")
+        return self._loaded(model)
+
+    def with_adapter(self, base: Any) -> Any:
+        """Return the base with a new adapter, drawn from the seed, and Unsloth's kernels put in."""
+        from unsloth import FastLanguageModel
+
         targets = LLAMA_LINEAR if self.lora.target_modules == "all-linear" else self.lora.target_modules
         model = FastLanguageModel.get_peft_model(
-            model,
+            base,
             r=self.lora.r,
             lora_alpha=self.lora.lora_alpha,
             lora_dropout=self.lora.lora_dropout,
@@ -219,12 +232,10 @@ class UnslothBackend(_Base):
             use_gradient_checkpointing=False,  # ours: recompute.py
             random_state=self.seed,
         )
-        if adapter is not None:
-            load_adapter_weights(model, adapter / "adapter_model.safetensors")
         core = model.get_base_model().model
         core._has_no_labels = False  # else its forward takes labels' absence for inference
         core._unsloth_allow_packed_overlength = True  # else it cuts a pass at max_length, whatever the rows' lengths
-        return self._loaded(model)
+        return model
 
     def for_generation(self, adapter: Path) -> Loaded:
         from peft import PeftModel

@@ -216,6 +216,24 @@ def _reproduce(options: argparse.Namespace) -> int:
     return 0 if result["adapter"] and result["identical"] == result["answers"] else 3
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    from fast_ft.progress import note
+    from fast_ft.sweep.sweep import Sweep
+
+    if options.workers is not None and options.workers < 1:
+        raise InputError(f"--workers {options.workers}: give at least 1")
+    output = Path(options.output) if options.output else None
+    sweep = Sweep(recipe, options.recipe, hours=options.hours, output=output)
+    if options.resume and not sweep.sweep_json.is_file():
+        raise InputError(f"--resume: no sweep of this recipe was begun in {sweep.root}")
+    with contextlib.redirect_stdout(sys.stderr):
+        root = sweep.run(workers=options.workers, ray=options.ray)
+    note(f"done: {root / 'best.yaml'}, {root / 'best'}")
+    note(f"look at it: {root / 'report.html'} (it holds predictions: not to be shared)")
+    return 0
+
+
 def _schema(options: argparse.Namespace) -> int:
     from fast_ft.load import schema
 
@@ -235,5 +253,6 @@ COMMANDS = {
     "runs": _runs,
     "submit": _submit,
     "reproduce": _reproduce,
+    "sweep": _sweep,
     "schema": _schema,
 }

@@ -1,4 +1,4 @@
-"""Rows that no run of a recipe may see: known by their prompt's text, kept as digests, so that a recipe holds no rows."""
+"""Rows that a recipe keeps out: known by their prompt's text, as digests, so that a recipe holds no rows."""
 
 from __future__ import annotations
 

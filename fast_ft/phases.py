@@ -59,8 +59,14 @@ def keep_plan(folder: RunDir, settled: plan.Plan) -> None:
     folder.update(plan=settled.to_json())
 
 
-def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: int | None = None) -> None:
-    """Train all stages, save the adapter, and store what generation will check it by.
+def train_phase(
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: Prepared,
+    stop_after: int | None = None,
+    maker: backend.Backend | None = None,
+) -> None:
+    """Train all stages, save the adapter, and store what generation will check it by. A sweep gives its own backend.
 
     With stop_after, a training that is not done by that step leaves its state, and its adapter in taste/adapter.
     """
@@ -68,7 +74,7 @@ def train_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: 
     check_model(recipe)
     started = time.monotonic()
     folder.update(model=identity.model(recipe.model.name_or_path, recipe.model.revision))
-    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
+    maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
     settled = settle_plan(folder, recipe, prepared, maker.name)
     loaded = maker.for_training()
     notes = [*prepared.notes, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
@@ -156,7 +162,13 @@ def check_finite(loaded: backend.Loaded, lines: Sequence[dict[str, Any]]) -> Non
     )
 
 
-def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, partial: Path | None = None) -> None:
+def generate_phase(
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: Prepared,
+    partial: Path | None = None,
+    maker: backend.Backend | None = None,
+) -> None:
     """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts.
 
     An earlier pred.json is kept beside, under its digest.
@@ -164,7 +176,7 @@ def generate_phase(folder: RunDir, recipe: Recipe, prepared: Prepared, partial: 
     assert prepared.encoder is not None
     started = time.monotonic()
     trained = folder.done("train") or {}
-    maker = backend.make_backend(
+    maker = maker or backend.make_backend(
         recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False, name=trained.get("backend")
     )
     settled = settle_plan(folder, recipe, prepared, maker.name)

@@ -33,7 +33,9 @@ ORDER = [
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
     "phases", "pipeline", "again", "grid", "chat", "show", "taste", "show_scores",
     "submit.secret_scan", "submit.handin", "submit.submit",
-    "submit.bundle", "submit.reproduce", "commands", "__main__",
+    "submit.bundle", "submit.reproduce",
+    "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.clock", "sweep.study",
+    "sweep.workers", "sweep.ray_crew", "sweep.driver", "sweep.page", "sweep.sweep", "commands", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.
@@ -62,6 +64,7 @@ NAMED = {
     "forecast": {"torch"},
     "passes": {"torch"},
     "pocket.pretrain": {"torch", "transformers"},
+    "sweep.kept": {"torch"},
 }
 
 

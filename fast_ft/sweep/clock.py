@@ -1,0 +1,36 @@
+"""The hours of a sweep, over all commands that worked on it: what was used is on the disk every two seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from fast_ft import atomic
+
+_EVERY = 2.0
+
+
+class Clock:
+    """Counts seconds against `allowed` (None: no limit), from what earlier commands used."""
+
+    def __init__(self, path: Path, allowed: float | None) -> None:
+        self._path, self.allowed = path, allowed
+        self._before = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+        self._started = self._written = time.monotonic()
+
+    @property
+    def used(self) -> float:
+        """Seconds used so far, in all commands."""
+        return self._before + time.monotonic() - self._started
+
+    @property
+    def left(self) -> float:
+        """Seconds left; infinite without a limit."""
+        return float("inf") if self.allowed is None else self.allowed - self.used
+
+    def tick(self, *, now: bool = False) -> None:
+        """Write what was used, at most every two seconds."""
+        if now or time.monotonic() - self._written >= _EVERY:
+            self._written = time.monotonic()
+            atomic.write_json(self._path, {"seconds": round(self.used, 1)})

@@ -1,0 +1,151 @@
+"""A base model that stays loaded while adapters come and go: what a worker trains and answers with, trial after trial.
+
+A trial must not see that another was before it. So the adapter's first weights are kept from when a fresh backend made
+them, and put back; an adapter of another shape or seed is made by that backend again, over the base without one. The
+tests compare first loss, gradients and the whole training with a fresh process, to the last bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fast_ft import backend
+from fast_ft.backend import Loaded
+from fast_ft.recipe import Model, Recipe
+
+
+@dataclass
+class KeptLoaded(Loaded):
+    """A loaded model that outlives its trial."""
+
+    def free(self) -> None:
+        """Keep it; only the gradients' memory is given back."""
+        for weight in self.model.parameters():
+            weight.grad = None
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+class KeptBackend:
+    """A Backend (see backend.py) whose base model is loaded once. `use` tells it the next trial's recipe."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.gradient_checkpointing = False
+        self.notes: list[str] = []
+        self._maker: Any = None
+        self._model: Model | None = None
+        self._loaded: Loaded | None = None
+        self._adapter: tuple[Any, ...] | None = None
+        self._first: dict[str, Any] = {}  # the adapter's weights before any step, on the CPU
+        self._forward: Any = None
+        self._base: list[tuple[Any, Any, Any]] = []
+
+    def use(self, recipe: Recipe) -> KeptBackend:
+        """Make ready for this recipe; another base model takes the place of the one that is loaded."""
+        if recipe.model != self._model:
+            self.forget()
+            self._maker = backend.make_backend(
+                recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=self.gradient_checkpointing
+            )
+            self._model, self.name = recipe.model, self._maker.name
+        self._maker.lora, self._maker.seed = recipe.lora, recipe.seed
+        self.notes = self._maker.notes
+        return self
+
+    def forget(self) -> None:
+        """Give the base model's memory back."""
+        if self._loaded is not None:
+            self._loaded.free()
+        self._loaded, self._adapter, self._model, self._first, self._base = None, None, None, {}, []
+
+    def for_training(self, adapter: Path | None = None) -> Loaded:
+        """Return the model with the recipe's adapter as a fresh process makes it, or with one in a folder."""
+        loaded = self._fresh()
+        if adapter is not None:
+            backend.load_adapter_weights(loaded.model, adapter / "adapter_model.safetensors")
+        loaded.model.train()
+        return self._lent(loaded)
+
+    def for_generation(self, adapter: Path) -> Loaded:
+        """Return the model with the adapter in a folder, ready to answer."""
+        backend.check_adapter(adapter, self._maker.folder)
+        loaded = self._fresh()
+        backend.load_adapter_weights(loaded.model, adapter / "adapter_model.safetensors")
+        loaded.model.eval()
+        return self._lent(loaded)
+
+    def _lent(self, loaded: Loaded) -> Loaded:
+        return KeptLoaded(loaded.model, loaded.tokenizer, loaded.backend, loaded.device, loaded.dtype, loaded.notes)
+
+    def _fresh(self) -> Loaded:
+        lora = self._maker.lora
+        shape = (lora.r, lora.lora_dropout, lora.target_modules, self._maker.seed)
+        if self._loaded is None:
+            self._loaded = self._maker.for_training()
+            self._base = _packed(self._loaded)
+        _put_base_back(self._base)
+        if self._adapter is None:
+            pass
+        elif shape != self._adapter:
+            self._renew(self._loaded)
+        else:
+            self._put_back(self._loaded.model)
+            return self._loaded
+        self._adapter, model = shape, self._loaded.model
+        self._first = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self._forward = model.__dict__.get("forward")
+        return self._loaded
+
+    def _renew(self, loaded: Loaded) -> None:
+        """Take the adapter off the base and let the backend add another, as it does after loading."""
+        loaded.model = self._maker.with_adapter(_stripped(loaded.model.unload()))
+
+    def _put_back(self, model: Any) -> None:
+        """Put the adapter's first weights back in place, with this recipe's lora_alpha."""
+        import torch
+
+        lora = self._maker.lora
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.requires_grad:
+                    weight.copy_(self._first[name])
+                    weight.grad = None
+        model.peft_config["default"].lora_alpha = lora.lora_alpha
+        for module in model.modules():
+            if isinstance(getattr(module, "scaling", None), dict):  # attention has a number of that name
+                module.scaling["default"] = lora.lora_alpha / lora.r
+        model.__dict__.pop("forward", None)  # each trainer wraps it once more
+        if self._forward is not None:
+            model.forward = self._forward
+
+
+def _packed(loaded: Loaded) -> list[tuple[Any, Any, Any]]:
+    """Return (module, weights, scales) of all 4-bit layers on a CPU.
+
+    With AVX-512 bitsandbytes packs them anew, in bfloat16, at the first pass in evaluation mode, and back, not quite to
+    what they were, when a state_dict is taken. Tensors are replaced, not written into, so holding them is enough.
+    """
+    if loaded.device != "cpu":
+        return []
+    found = [m for m in loaded.model.modules() if getattr(getattr(m, "weight", None), "quant_state", None) is not None]
+    return [(module, module.weight.data, copy.copy(module.weight.quant_state)) for module in found]
+
+
+def _put_base_back(packed: list[tuple[Any, Any, Any]]) -> None:
+    for module, weights, scales in packed:
+        module.weight.data, module.weight.quant_state = weights, copy.copy(scales)
+        if getattr(module, "quant_state", None) is not None:
+            module.quant_state = module.weight.quant_state
+
+
+def _stripped(base: Any) -> Any:
+    """Take what a PeftModel and a trainer left on the base: PEFT would warn of a second adapter and name it anew."""
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        base.__dict__.pop(name, None)
+    return base

@@ -1,0 +1,243 @@
+"""A sweep: trials of one recipe within the hours, the best of them written out as a recipe, and a page about all.
+
+Everything lies in the sweep's folder; the same command goes on with it. study.journal is the truth, the rest is made
+from it: sweep.json, report.html, best.yaml. Each trial is an ordinary run folder under trials/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fast_ft import atomic, data, environment, exclude, hub, lease, phases
+from fast_ft.errors import BudgetMissed, InputError
+from fast_ft.judge import judging, stats
+from fast_ft.load import content_digest, resolved
+from fast_ft.prepare import Prepared
+from fast_ft.progress import note
+from fast_ft.recipe import Recipe
+from fast_ft.rundir import RunDir, differences, now
+from fast_ft.sweep import page, price, space, validation
+from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.driver import Driver, Job
+from fast_ft.sweep.price import Measured, Work
+from fast_ft.sweep.space import Point, Space
+from fast_ft.sweep.study import Study
+from fast_ft.sweep.trial import Task
+from fast_ft.sweep.workers import Crew, LocalCrew, visible_gpus
+
+_END = 5.0  #: seconds kept for the page and for what is written at the end
+
+
+class Sweep:
+    """A sweep's folder and its parts. `run` does it, or goes on with it."""
+
+    def __init__(self, recipe: Recipe, recipe_path: str | Path, *, hours: float | None, output: Path | None = None):
+        if recipe.search is None:
+            raise InputError(
+                f"{recipe_path}: a sweep needs a search section, such as\n"
+                "  search: {space: {lora.r: [8, 16], train.learning_rate: {low: 1e-4, high: 1e-3, log: true}}}"
+            )
+        self.recipe, self.search, self.name = recipe, recipe.search, Path(recipe_path).name
+        if hours is None and self.search.trials is None and self.search.sampler != "grid":
+            raise InputError("a sweep needs an end: give --hours, or search.trials in the recipe")
+        if hours is not None and not hours > 0:
+            raise InputError(f"--hours {hours:g}: give more than 0")
+        if self.search.objective == "judge" and recipe.judge.kind == "none":
+            raise InputError(
+                "search.objective: the recipe names no judge (judge.kind: none). Name one, or compare answers with the "
+                "validation rows' own: search.objective: rouge_l, chrf or exact_match"
+            )
+        self.space: Space = space.read(recipe)
+        content = {**resolved(recipe), "search": recipe.search.model_dump(mode="json")}
+        self.root = output or Path("runs") / f"sweep-{Path(recipe_path).stem}-{content_digest(content)[:8]}"
+        self.content, self.hours = content, hours
+        self.validation_path = self.root / "validation.json"
+        self.sweep_json, self.best_yaml = self.root / "sweep.json", self.root / "best.yaml"
+
+    def run(self, *, workers: int | None = None, ray: str | None = None) -> Path:
+        """Do the sweep and return its folder. BudgetMissed where the hours end before any trial does."""
+        phases.check_model(self.recipe)
+        if self.search.objective == "judge":
+            judging.check(self.recipe.judge.model_copy(update={"references": None}), [])
+        with lease.hold(self.root):
+            clock = Clock(self.root / "clock.json", None if self.hours is None else self.hours * 3600)
+            self._begin()
+            crew = self._crew(workers, ray)
+            try:
+                driver = self._driver(crew, clock)
+                driver.run()
+                self._finish(driver, crew, clock)
+            finally:
+                clock.tick(now=True)
+                crew.close()
+        return self.root
+
+    def recipe_at(self, point: Point) -> Recipe:
+        """Return a trial's complete recipe: the point's values, the validation set, and a folder of its own."""
+        recipe = space.at(self.recipe, point, self._fixed)
+        digest = content_digest(resolved(recipe))[:8]
+        return recipe.model_copy(update={"output_dir": str(self.root / "trials" / digest)})
+
+    def best_at(self, point: Point) -> Recipe:
+        """Return the recipe to keep: the point's values, with the recipe's own test set and judge."""
+        return space.at(self.recipe, point, {"data.exclude": self._fixed["data.exclude"]})
+
+    def _begin(self) -> None:
+        """Draw the validation set, or read the one that was drawn; write what this sweep is."""
+        if self.sweep_json.is_file():
+            there = json.loads(self.sweep_json.read_text(encoding="utf-8"))
+            differ = differences(there["recipe"], self.content, ignore=("output_dir",))
+            if differ:
+                raise InputError(f"{self.root}: holds a sweep of another recipe ({', '.join(differ)}). Choose --output")
+            if atomic.sha256_file(self.validation_path) != there["validation"]["file"]:
+                raise InputError(f"{self.validation_path}: changed since the sweep began. Put it back, or start anew")
+        elif not self.validation_path.is_file():
+            validation.write(self.validation_path, validation.draw(self.recipe))
+        prompts, _ = data.load_prompts(str(self.validation_path))
+        self._validation = sorted(exclude.digests_of(prompts))
+        self._test = sorted(validation.test_digests(self.recipe))
+        self._asked = len(data.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
+        keeps_out = sorted({*self.recipe.data.exclude, *self._validation, *self._test})
+        self._fixed: dict[str, Any] = {
+            "data.test": str(self.validation_path),
+            "data.exclude": keeps_out,
+            "judge.references": str(self.validation_path),
+            "judge.base_prompts": 0,
+        }
+        if self.search.objective != "judge":
+            self._fixed["judge.kind"] = "reference"
+        if not self.sweep_json.is_file():
+            self._write(
+                recipe=self.content, recipe_file=self.name, started=now(), environment=environment.describe(),
+                validation={"file": atomic.sha256_file(self.validation_path), "prompts": self._validation,
+                            "in_test": sorted({*self._validation} & {*self._test})},
+                test={"prompts": self._test}, trials=[],
+            )  # fmt: skip
+            for text in self.space.notes:
+                note(f"note: {text}")
+
+    def _write(self, **values: Any) -> None:
+        there = json.loads(self.sweep_json.read_text(encoding="utf-8")) if self.sweep_json.is_file() else {}
+        atomic.write_json(self.sweep_json, there | values)
+
+    def _crew(self, workers: int | None, ray: str | None) -> Crew:
+        if ray is not None:
+            from fast_ft.sweep.ray_crew import RayCrew
+
+            return RayCrew(ray, workers)
+        return LocalCrew(workers or max(1, len(visible_gpus())), self.root / "logs")
+
+    def _driver(self, crew: Crew, clock: Clock) -> Driver:
+        study = Study(self.root / "study.journal", self.search, self.space, self.recipe.seed)
+        return Driver(
+            self.recipe, self.name, self.space, study, crew, clock,
+            recipe_at=self.recipe_at, training_of=training_digest, facts_of=self._facts, reserve=self._reserve,
+            changed=lambda: self._write(trials=study.records(), seconds=round(clock.used, 1)),
+        )  # fmt: skip
+
+    def _facts(self, job: Job) -> dict[str, Any]:
+        changed = differences(
+            resolved(self.recipe), resolved(job.recipe), ignore=("output_dir", *self._fixed, "judge.kind")
+        )
+        return {"proof": validation.proof(job.prepared, self._validation, self._test),
+                "changed": {key: value for key, (_, value) in changed.items()}}  # fmt: skip
+
+    def _reserve(self, measured: list[Measured]) -> float:
+        """Return the seconds that the end needs: the best recipe's answers to the test prompts, and the page."""
+        longest = max((m.work.max_new_tokens for m in measured), default=self.recipe.generate.max_new_tokens)
+        return _END + 1.2 * (price.seconds(Work(0, self._asked, longest), measured) or 0.0)
+
+    def _finish(self, driver: Driver, crew: Crew, clock: Clock) -> None:
+        """Write best.yaml, its adapter and pred.json, and the page."""
+        records = driver.study.records()
+        finished = [r for r in records if r["value"] is not None and not r.get("repeats")]
+        if not finished:
+            raise BudgetMissed(f"the hours were over before a trial was done; more --hours go on in {self.root}")
+        best = max(finished, key=lambda r: (r["value"], -r["number"]))
+        own = next((r for r in finished if r["point"] == self.space.own), None)
+        against = None
+        if own is not None and own is not best:
+            against = stats.compare(best["scores"], own["scores"], self.recipe.seed, "the recipe as it stood")
+        sentence = verdict(best, own, against, len(finished))
+        recipe = self.best_at(best["point"])
+        atomic.write_text(self.best_yaml, best_text(recipe, self.root, sentence))
+        folder = self._best_run(recipe, best, crew)
+        self._write(
+            trials=records, seconds=round(clock.used, 1), hours=self.hours, ended=driver.ended,
+            best={"number": best["number"], "folder": best["folder"], "value": best["value"], "run": str(folder.root),
+                  "against_recipe": against, "sentence": sentence},
+            importances=driver.study.importances(),
+        )  # fmt: skip
+        page.write(self.root)
+        note(driver.ended + f"; {clock.used / 60:.1f} min used")
+        note(sentence)
+
+    def _best_run(self, recipe: Recipe, best: dict[str, Any], crew: Crew) -> RunDir:
+        """Answer the test prompts with the best trial's adapter, in best/."""
+        task = Task(recipe.model_copy(update={"output_dir": str(self.root / "best")}), self.name, Path(best["folder"]))
+        there = self.root / "best" / "manifest.json"
+        if there.is_file() and content_digest(RunDir.at(there.parent).manifest()["recipe"]) != content_digest(
+            resolved(recipe)
+        ):
+            (self.root / "best").rename(
+                self.root / f"best-until-{now().replace(':', '')}"
+            )  # more hours found a better one
+        crew.submit(crew.idle()[0], task)
+        while not (found := crew.wait(1.0)):
+            pass
+        result = found[0][1]
+        if result is None or result.problem:
+            raise InputError(
+                f"the best recipe's answers came to nothing: {result.problem if result else 'worker lost'}"
+            )
+        folder = RunDir.at(self.root / "best")
+        prompts = data.load_prompts(recipe.data.test)[0] if recipe.data.test else []
+        if prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
+            phases.judge_phase(folder, recipe, prompts)
+        phases.report_phase(folder)
+        return folder
+
+
+def training_digest(recipe: Recipe, prepared: Prepared) -> str:
+    """Return the digest of what makes an adapter: base, rows and their order, adapter, training, seed."""
+    tree = resolved(recipe)
+    train = {key: value for key, value in tree["train"].items() if key not in ("report_to", "save_steps", "capture")}
+    stages = [[stage.name, stage.order, stage.learning_rate, stage.num_train_epochs, [e.digest for e in stage.examples]]
+              for stage in prepared.stages]  # fmt: skip
+    folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision)
+    content = [tree["model"], str(folder), tree["lora"], train, tree["curriculum"]["carry"], recipe.seed, stages]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def verdict(best: dict[str, Any], own: dict[str, Any] | None, against: dict[str, Any] | None, tried: int) -> str:
+    """Return what the sweep found, in words."""
+    name = f"trial {best['number']} ({best['value']:.3f} on the validation prompts)"
+    if own is None:
+        return f"Best of {tried}: {name}; the recipe itself was not scored, so there is nothing to compare it with."
+    if against is None:
+        return f"Best of {tried}: the recipe as it stood ({best['value']:.3f} on the validation prompts)."
+    said = f"Best of {tried}: {name}, the recipe as it stood {own['value']:.3f}"
+    if against["low"] is None:
+        return f"{said}; too few prompts have a score in both to tell a difference from noise."
+    between = f"paired 95 % interval of the difference {against['low']:+.3f} to {against['high']:+.3f}"
+    if against["low"] <= 0 <= against["high"]:
+        return f"{said} ({between}): no difference shown."
+    return (
+        f"{said} ({between}). The best of {tried} was chosen on these same prompts, which flatters it a little: "
+        "fresh prompts tell more."
+    )
+
+
+def best_text(recipe: Recipe, root: Path, sentence: str) -> str:
+    """Return the best recipe as YAML, every value filled in."""
+    head = (
+        f"# The best recipe of the sweep in {root}, every value filled in. It trains the same adapter again:\n"
+        f"#   python -m fast_ft {root / 'best.yaml'}\n# {sentence}\n"
+        "# data.exclude holds digests of the sweep's validation prompts and of the test prompts, which no trial saw.\n"
+    )
+    return head + yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True, width=120)

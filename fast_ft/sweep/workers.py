@@ -1,0 +1,188 @@
+"""Who does the trials: processes on this machine, one for each GPU, or one or more on its CPU. See ray_crew.py too."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from fast_ft.sweep.trial import Result, Runner, Task
+
+GRACE = 10.0  #: seconds that an interrupted worker has to save the step in hand
+
+
+class Crew(Protocol):
+    """Workers, by number. A task is submitted to an idle one; `wait` says what came back."""
+
+    def idle(self) -> list[int]:
+        """Return the workers without a task."""
+
+    def submit(self, worker: int, task: Task) -> None:
+        """Give an idle worker a task."""
+
+    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+        """Return (worker, result) of what ended within so many seconds; None: the worker is lost, another is there."""
+
+    def interrupt(self) -> None:
+        """Stop all tasks in hand; the workers are idle then, and what the tasks had saved is kept."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+class LocalCrew:
+    """Processes of this machine, each with one GPU, or with its share of the cores. Their output goes to `logs`."""
+
+    def __init__(self, count: int, logs: Path) -> None:
+        self._logs = logs
+        self._gpus = visible_gpus()
+        self._threads = max(1, (os.cpu_count() or 1) // count)
+        self._context = multiprocessing.get_context("spawn")
+        self._workers = [self._spawn(number) for number in range(count)]
+        self._busy: set[int] = set()
+
+    def idle(self) -> list[int]:
+        return [number for number in range(len(self._workers)) if number not in self._busy]
+
+    def submit(self, worker: int, task: Task) -> None:
+        self._busy.add(worker)
+        with contextlib.suppress(OSError):  # a worker that died meanwhile: `wait` finds it
+            self._workers[worker].pipe.send(task)
+
+    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+        waiting = {self._workers[number].pipe: number for number in self._busy}
+        found = []
+        for pipe in wait(list(waiting), seconds):
+            number = waiting[pipe]  # type: ignore[index]
+            try:
+                result: Result | None = self._workers[number].pipe.recv()
+            except (EOFError, OSError):
+                result = None
+                self._replace(number)
+            self._busy.discard(number)
+            found.append((number, result))
+        return found
+
+    def interrupt(self) -> None:
+        for number in self._busy:
+            self._workers[number].process.terminate()
+        for number in list(self._busy):
+            worker = self._workers[number]
+            try:
+                if worker.pipe.poll(GRACE):
+                    worker.pipe.recv()
+                else:
+                    self._replace(number)
+            except (EOFError, OSError):
+                self._replace(number)
+            self._busy.discard(number)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.kill()
+            worker.process.join()
+
+    def _replace(self, number: int) -> None:
+        self._workers[number].process.kill()
+        self._workers[number].process.join()
+        self._workers[number] = self._spawn(number)
+
+    def _spawn(self, number: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(theirs, str(self._logs / f"worker-{number}.log")), name=f"sweep-{number}", daemon=True
+        )
+        with _environment(self._variables(number)):
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _variables(self, number: int) -> dict[str, str]:
+        passive = {"OMP_WAIT_POLICY": "PASSIVE"}  # see __main__
+        if self._gpus:
+            return passive | {"CUDA_VISIBLE_DEVICES": self._gpus[number % len(self._gpus)]}
+        return passive | {"OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
+
+
+class _Worker:
+    def __init__(self, process: Any, pipe: Connection) -> None:
+        self.process, self.pipe = process, pipe
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [part.strip() for part in given.split(",") if part.strip() and part.strip() != "-1"]
+    import subprocess
+
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(n) for n, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def _serve(pipe: Connection, log: str) -> None:
+    """A worker's life: tasks in, results out, until the driver closes the pipe or is gone."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C in the terminal is the driver's to handle
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with Path(log).open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:  # a driver killed in the middle of a trial leaves nobody behind
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    runner = Runner()
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            continue
+        try:
+            result = runner.run(task)
+        except BaseException as error:
+            traceback.print_exc()
+            sys.stderr.flush()
+            if not isinstance(error, Exception):
+                raise
+            pipe.send(Result(problem=f"{type(error).__name__}: {error} (a bug: see {log})"))
+            return  # a CUDA context may be beyond repair: the driver starts another worker
+        pipe.send(result)
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables for a process that is started meanwhile: OpenMP and CUDA read them before any of our code."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
