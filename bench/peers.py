@@ -5,6 +5,7 @@ Rows come tokenised, `input_ids` and `labels`, so that every way trains on the s
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from dataclasses import dataclass
@@ -186,6 +187,7 @@ def load_adapter(model: Any, path: str | None) -> None:
 def _see_batches(trainer: Any, watch: Watch) -> None:
     loss = trainer.compute_loss
 
+    @functools.wraps(loss)  # libraries look at its parameters
     def seen(model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
         watch.saw(inputs["input_ids"][:, :-1], inputs["labels"][:, 1:])
         return loss(model, inputs, *given, **named)
