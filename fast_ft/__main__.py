@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from fast_ft.commands import COMMANDS
 from fast_ft.errors import BudgetMissed, InputError, nearest
-from fast_ft.terminal import harmless
+from fast_ft.progress import note
+from fast_ft.redact import redact_tracebacks
 
 _Raw = argparse.RawDescriptionHelpFormatter
 EPILOG = """\
@@ -41,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.call(options)
     except InputError as error:
-        print(harmless(f"error: {error}"), file=sys.stderr)
+        note(f"error: {error}")
         return 2
     except BudgetMissed as error:
-        print(harmless(str(error)), file=sys.stderr)
+        note(str(error))
         return 3
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -139,4 +140,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    redact_tracebacks()
     sys.exit(main())

@@ -6,14 +6,15 @@ import sys
 import time
 from types import TracebackType
 
+from fast_ft.redact import redacted
 from fast_ft.terminal import harmless
 
 _EVERY = 15.0  #: seconds between two lines where stderr is no terminal
 
 
 def note(text: str) -> None:
-    """Write text to stderr, fit for a terminal. stdout is kept for what a program reads (`--json`)."""
-    print(harmless(text), file=sys.stderr, flush=True)
+    """Write text to stderr, fit for a terminal and without keys. stdout is kept for what a program reads (`--json`)."""
+    print(harmless(redacted(text)), file=sys.stderr, flush=True)
 
 
 class Bar:

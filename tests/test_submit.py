@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, RecipeFactory, write_recipe
 
-from fast_ft import atomic
+from fast_ft import atomic, redact
 from fast_ft.__main__ import main
 from fast_ft.again import generate_again
 from fast_ft.errors import InputError
@@ -211,7 +211,7 @@ def test_key_shapes_are_found_and_never_shown() -> None:
         (found,) = secret_scan.findings("x.yaml", f"first\nkey: {key}\n", {})
         assert found.startswith("x.yaml, line 2: ") and key not in found
     assert secret_scan.findings("x", "task-based sketches, hf_hub, ask-me-anything, https://a.b/c:d@e", {}) == []
-    assert secret_scan.values({"OPENAI_API_KEY": "12345678", "HF_TOKEN": "short", "HOME": "/home/someone"}) == {
+    assert redact.values({"OPENAI_API_KEY": "12345678", "HF_TOKEN": "short", "HOME": "/home/someone"}) == {
         "12345678": "OPENAI_API_KEY"
     }
 

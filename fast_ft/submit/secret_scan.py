@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 
-#: Environment variables whose values must not get out.
-_NAMES = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-_LEAST = 8  #: shorter values stand in any text by chance
 #: The shapes that well-known services give their keys.
 _SHAPES = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
@@ -21,15 +17,6 @@ _SHAPES = {
     "a password within an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']{3,}@",
 }
 _SHAPE = re.compile("|".join(f"(?P<k{index}>{shape})" for index, shape in enumerate(_SHAPES.values())))
-
-
-def values(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return {value: variable's name} for the environment's keys."""
-    return {
-        value.strip(): name
-        for name, value in environment.items()
-        if _NAMES.search(name) and len(value.strip()) >= _LEAST and "/" not in value.strip()[:1]
-    }
 
 
 def findings(name: str, text: str, secrets: Mapping[str, str]) -> list[str]:

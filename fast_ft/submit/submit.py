@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fast_ft import atomic, identity
+from fast_ft import atomic, identity, redact
 from fast_ft.errors import InputError
 from fast_ft.progress import note
 from fast_ft.rundir import RunDir
@@ -89,7 +89,7 @@ def contents(folder: RunDir, name: str) -> dict[str, bytes]:
 
 def refuse_secrets(files: dict[str, bytes]) -> None:
     """Raise InputError where a file holds a key. In pred.json a mere likeness is a note: a model can write one."""
-    secrets = secret_scan.values()
+    secrets = redact.values()
     found = []
     for name, content in files.items():
         text = content.decode("utf-8", errors="replace")
