@@ -30,6 +30,17 @@ EVIL = [
     "</title></style></textarea><iframe srcdoc='<script>parent.xss=8</script>'>",
     "<a href='http://198.51.100.1/'>x</a><link rel=stylesheet href=//198.51.100.1/a.css>",
     "\u202eright to left\u202c \u2028 \u2029 \x00 \x1b[31m \U0001f600 e\u0301",
+    "<!--<script>window.xss=10</script>--><!-- </script --><script>window.xss=10//",
+    "<base href=http://198.51.100.1/><meta http-equiv=refresh content='0;url=http://198.51.100.1/'>",
+    "<form action=http://198.51.100.1/><input autofocus onfocus=window.xss=11><button formaction=javascript:xss=11>",
+    "<style>@import '//198.51.100.1/a.css'; * { background: url(http://198.51.100.1/b) }</style>",
+    "<math><mtext></mtext><mglyph><style><!--</style><img title='--><img src onerror=window.xss=12>'>",
+    "<svg><animate onbegin=window.xss=13 attributeName=x dur=1s><use href='data:image/svg+xml,<svg onload=xss=13>'>",
+    "<details open ontoggle=window.xss=14><video><source onerror=window.xss=14></video></details>",
+    "<object data=http://198.51.100.1/x></object><embed src=//198.51.100.1/y><portal src=//198.51.100.1/z>",
+    "__proto__ constructor.constructor('window.xss=15')() [object Object] \\u003cscript\\u003ewindow.xss=15",
+    "%3Cscript%3Ewindow.xss=16%3C/script%3E &#60;script&#62;window.xss=16&#60;/script&#62; \\x3cscript\\x3e",
+    "\x1b]8;;http://198.51.100.1/\x07link\x1b]8;;\x07 \x1b[2J \x9b31m \x1b]52;c;ZQ==\x07 \r\b\x7f",
 ]
 WORDS = np.array([a + b + c for a in ("ka", "lo", "mi", "ne") for b in ("ra", "sti", "vu", "do") for c in "nstl"] * 25)
 
