@@ -8,8 +8,9 @@ from pathlib import Path
 
 from fast_ft import data, lease, resume
 from fast_ft.errors import InputError
+from fast_ft.generate_phase import generate_phase
 from fast_ft.load import resolved, with_overrides
-from fast_ft.phases import generate_phase, judge_phase, report_phase
+from fast_ft.phases import judge_phase, report_phase
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe

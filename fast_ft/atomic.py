@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ _REFUSED = {
 }  # fmt: skip
 
 
+#: Called with (what, path) before anything touches the disk: "write", "rename", "append". Tests put in one that fails.
+before: Callable[[str, Path], object] = lambda what, path: None  # noqa: E731
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises InputError if the disk refuses; the old file is then untouched."""
     path = Path(path)
@@ -28,10 +32,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.parent / f".{path.name}.{os.getpid()}.new"
         try:
+            before("write", path)
             with beside.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            before("rename", path)
             beside.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -62,9 +68,11 @@ def replace_folder(path: Path) -> Iterator[Path]:
     old = path.parent / f".{path.name}.old"
     with refusal(path):
         _remove(beside)
+        before("write", path)
         beside.mkdir(parents=True)
         try:
             yield beside
+            before("rename", path)
             for item in sorted(beside.rglob("*")):
                 if item.is_file():
                     with item.open("rb") as file:
@@ -75,6 +83,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 _remove(old)
                 path.rename(old)
             try:
+                before("swap", path)
                 beside.rename(path)
             except OSError:
                 if old.exists():
@@ -85,6 +94,65 @@ def replace_folder(path: Path) -> Iterator[Path]:
             _remove(beside)
             raise
         _remove(old)
+
+
+def move(path: Path, to: Path) -> None:
+    """Rename a file within its folder."""
+    with refusal(to):
+        before("rename", to)
+        path.replace(to)
+
+
+class Lines:
+    """A file of JSON lines that grows by whole ones, to be used in a with statement.
+
+    A line that the disk refuses leaves none of itself, and raises InputError. `sync` puts all of them on the disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        with refusal(self.path):
+            before("append", self.path)
+            self._file = self.path.open("ab", buffering=0)
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, value: Any) -> None:
+        """Append one value. NaN is written as NaN: a log keeps what was measured."""
+        line = memoryview((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        end = self._file.tell()
+        with refusal(self.path):
+            try:
+                before("append", self.path)
+                while line:
+                    line = line[self._file.write(line) :]  # a full disk takes a part first
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(end)
+                raise
+
+    def sync(self) -> None:
+        with refusal(self.path):
+            os.fsync(self._file.fileno())
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raise InputError where fewer than `needed` bytes are free in an existing folder."""
+    free = free_bytes(folder)
+    if free < needed:
+        raise InputError(
+            f"{folder}: {what} need about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there. Free some "
+            "space, or choose an output_dir on another disk"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that may still be written in a folder."""
+    return shutil.disk_usage(folder).free
 
 
 def recover(root: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from fast_ft import atomic, state
+from fast_ft import atomic, recipe, state
 from fast_ft.progress import note
 
 KEPT = 2
@@ -26,11 +27,14 @@ def save(root: Path, step: int, write: Callable[[Path], None]) -> Path:
 
 
 def newest(root: Path, *, before: int | None = None) -> Path | None:
-    """Return the newest whole checkpoint (of a step below `before`), or None. Those after it are removed.
+    """Return the newest whole checkpoint (of a step below `before`), or None; it and the one before stay.
 
-    What is removed is either damaged, which is said, or beyond the step from which the run goes on.
+    What is removed is too old, or beyond the step from which the run goes on, or damaged, which is said.
     """
-    for path in reversed(_there(root)):
+    there = _there(root)
+    for old in there[:-KEPT]:
+        remove(old)  # a kill may have come before this was done
+    for path in reversed(there[-KEPT:]):
         if before is None or step(path) < before:
             problem = state.problem(path)
             if problem is None:
@@ -38,6 +42,20 @@ def newest(root: Path, *, before: int | None = None) -> Path | None:
             note(f"warning: {path} is passed over: {problem}")
         remove(path)
     return None
+
+
+def space(model: Any, section: recipe.Train, root: Path) -> tuple[int, str]:
+    """Return the bytes that training will still write, and what they are for: an argument pair for atomic.check_space.
+
+    Three checkpoints, since an old one goes when the new one is whole, and the adapter; what is there already is taken
+    off. Optimizer states are two numbers a weight, of 1 byte each in adamw_8bit.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    each = weights + numbers * (2 if section.optim == "adamw_8bit" else 8)
+    there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    needed = (KEPT + 1) * each + weights + 20_000_000  # tokenizer, log, pictures, report
+    return max(0, needed - there), "two checkpoints, a third while it is written, adapter and report"
 
 
 def step(path: Path) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft import recipe, seeds
+from fast_ft.atomic import Lines
 from fast_ft.backend import Loaded
 from fast_ft.data import Prompt
 from fast_ft.decode.cache import PAGE, Cache, pages_for
@@ -92,7 +93,7 @@ def generate(
     started = time.monotonic()
     notes: list[str] = []
     slots, new_tokens, difference = min(batch_size, len(wanted)), 0, 0.0
-    with Bar(title, len(wanted), done=len(answers)) as bar, partial.open("a", encoding="utf-8") as file:
+    with Bar(title, len(wanted), done=len(answers)) as bar, Lines(partial) as file:
         while len(answers) < len(wanted):
             rows = {
                 Row(row, section.max_new_tokens, seeds.derive(seed, "draw", *name), _tokens(answers, name)): name
@@ -104,8 +105,7 @@ def generate(
                     if (name := rows[row]) not in answers:
                         ended = row.tokens[-1] == encoder.eos_id
                         answer = Answer(name[0], encoder.decode(row.tokens), len(row.tokens), ended, name[1])
-                        file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-                        file.flush()
+                        file.add(asdict(answer))
                         answers[name] = answer
                         new_tokens += answer.tokens
                         bar.advance(1, f"{new_tokens / (time.monotonic() - started):,.0f} tokens/s")

@@ -12,8 +12,9 @@ from typing import Any
 from fast_ft import atomic, backend, generate, selfcheck
 from fast_ft.again import open_run
 from fast_ft.errors import InputError
+from fast_ft.generate_phase import pool_settings
 from fast_ft.load import resolved
-from fast_ft.phases import pool_settings, settle_plan
+from fast_ft.phases import settle_plan
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir

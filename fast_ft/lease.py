@@ -70,22 +70,25 @@ def hold(
     """
     root = Path(root)
     made = _make(root)
-    lease = _acquire(root / NAME, stale, sleep)
-    ended = threading.Event()
-
-    def beats() -> None:
-        while not ended.wait(every) and not lease.lost:
-            lease.beat()
-
-    thread = threading.Thread(target=beats, name="lease", daemon=True)
-    thread.start()
     try:
-        yield lease
+        lease = _acquire(root / NAME, stale, sleep)
+        ended = threading.Event()
+
+        def beats() -> None:
+            while not ended.wait(every) and not lease.lost:
+                lease.beat()
+
+        thread = threading.Thread(target=beats, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield lease
+        finally:
+            ended.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                lease.give_back()
     finally:
-        ended.set()
-        thread.join()
         with contextlib.suppress(OSError):
-            lease.give_back()
             for folder in made:
                 folder.rmdir()  # refuses where something is in it
 
@@ -102,8 +105,10 @@ def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Leas
     content = _self()
     for _ in range(3):
         try:
-            with atomic.refusal(path), path.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(content))
+            with atomic.refusal(path):
+                atomic.before("write", path)
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(json.dumps(content))
             return Lease(path, content)
         except InputError as error:
             if not isinstance(error.__cause__, FileExistsError):

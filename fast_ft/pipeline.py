@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fast_ft import lease, resume
+from fast_ft.generate_phase import generate_phase
 from fast_ft.judge import judging
-from fast_ft.phases import check_model, generate_phase, judge_phase, report_phase, train_phase
+from fast_ft.phases import check_model, judge_phase, report_phase
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir, output_folder
+from fast_ft.train_phase import train_phase
 
 
 def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred", force_resume: bool = False) -> RunDir:

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from fast_ft import checkpoints, environment
+from fast_ft import atomic, checkpoints, environment
 from fast_ft.errors import InputError
 from fast_ft.load import digest, resolved
 from fast_ft.prepare import Prepared
@@ -116,7 +116,7 @@ def set_scores_aside(folder: RunDir) -> str | None:
         return None
     former = json.loads(folder.scores.read_text(encoding="utf-8"))
     beside = folder.root / f"scores-{str(former.get('pred'))[:8]}.json"
-    folder.scores.replace(beside)
+    atomic.move(folder.scores, beside)
     return beside.name
 
 

@@ -12,12 +12,14 @@ from typing import Any
 from fast_ft import atomic, backend, generate, selfcheck
 from fast_ft.data import Prompt
 from fast_ft.errors import InputError
-from fast_ft.phases import pool_settings, settle_plan, train_phase
+from fast_ft.generate_phase import pool_settings
+from fast_ft.phases import settle_plan
 from fast_ft.pipeline import opened
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
+from fast_ft.train_phase import train_phase
 
 PROMPTS = 10
 MOST_TOKENS = 256  #: new ones in an answer, so that a taste stays short

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import RecipeFactory
 
-from fast_ft import phases, progress
+from fast_ft import progress, train_phase
 from fast_ft.__main__ import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's here")
@@ -44,7 +44,7 @@ def test_a_stopped_run_saves_its_step_and_goes_on_to_the_same_adapter(
     handlers = [signal.getsignal(kind) for kind in STOPS]
     for steps, kind in enumerate(STOPS, start=1):
         with monkeypatch.context() as patch:
-            patch.setattr(phases, "Bar", stopping(kind, 3 * steps))
+            patch.setattr(train_phase, "Bar", stopping(kind, 3 * steps))
             assert main(command) == 130
         log = (stopped / "log.jsonl").read_text().splitlines()
         saved = json.loads((stopped / "checkpoints" / f"step-{3 * steps}" / "state.json").read_text())["progress"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import RecipeFactory, write_recipe
 
-from fast_ft import atomic, generate, phases, progress
+from fast_ft import atomic, generate, progress, train_phase
 from fast_ft.again import generate_again
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
@@ -143,7 +143,7 @@ def test_a_stopped_training_goes_on_to_the_same_adapter(
     changes = {"train.save_steps": 2, "train.neftune_noise_alpha": 5, "lora.lora_dropout": 0.1}
     path = recipe_file(changes)
     whole = go(path, f"output_dir={tmp_path}/whole", until="adapter")
-    release = interrupt_at(monkeypatch, phases, 5)
+    release = interrupt_at(monkeypatch, train_phase, 5)
     with pytest.raises(KeyboardInterrupt):
         go(path, until="adapter")
     release()

@@ -1,0 +1,115 @@
+"""The phase that answers: the adapter, by path, into a fresh base model; its answers into pred.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fast_ft import atomic, backend, generate, plan, selfcheck
+from fast_ft.phases import settle_plan
+from fast_ft.prepare import Prepared
+from fast_ft.recipe import Recipe
+from fast_ft.rundir import RunDir
+
+
+def generate_phase(
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: Prepared,
+    partial: Path | None = None,
+    maker: backend.Backend | None = None,
+) -> None:
+    """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts.
+
+    An earlier pred.json is kept beside, under its digest.
+    """
+    assert prepared.encoder is not None
+    started = time.monotonic()
+    trained = folder.done("train") or {}
+    maker = maker or backend.make_backend(
+        recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False, name=trained.get("backend")
+    )
+    settled = settle_plan(folder, recipe, prepared, maker.name)
+    loaded = maker.for_generation(folder.adapter)
+    difference = selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)
+    pool = pool_settings(recipe, settled)
+    partial = partial or folder.pred_partial
+    result = generate.generate(
+        loaded, prepared.encoder, prepared.prompts, recipe.generate, seed=recipe.seed, partial=partial, **pool
+    )
+    record_endings(folder, "tuned", result)
+    before = base_answers(loaded, folder, recipe, prepared, pool)
+    loaded.free()
+    keep_aside(folder.pred)
+    atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
+    partial.unlink(missing_ok=True)
+    answers = result.flat
+    manifest = folder.manifest()
+    folder.update(
+        notes=[*manifest.get("notes", []), *result.notes],
+        digests=manifest["digests"] | {"pred": atomic.sha256_file(folder.pred)},
+    )
+    folder.finish(
+        "generate",
+        time.monotonic() - started,
+        answers=len(answers),
+        base_answers=before,
+        empty=sum(not answer.text for answer in answers),
+        ended_at_eos=round(sum(answer.ended for answer in answers) / len(answers), 4),
+        new_tokens=sum(answer.tokens for answer in answers),
+        decoding_seconds=round(result.seconds, 3),
+        batch_size=result.batch_size,
+        adapter_difference_nats=round(difference, 6),
+        batched_difference_nats=round(result.parity, 6),
+    )
+
+
+def keep_aside(pred: Path) -> None:
+    """Keep a pred.json that will be replaced beside it, under its digest: pred-1a2b3c4d.json."""
+    if pred.is_file():
+        atomic.write_bytes(pred.with_name(f"pred-{atomic.sha256_file(pred)[:8]}.json"), pred.read_bytes())
+
+
+def pool_settings(recipe: Recipe, settled: plan.Plan) -> dict[str, Any]:
+    """Return the plan's pool as generate's arguments; `generate RUN_DIR` may have been given another batch_size."""
+    fixed = recipe.generate.batch_size
+    return {
+        "batch_size": settled.generation_batch if fixed == "auto" else fixed,
+        "cache_tokens": settled.cache_tokens,
+        "dequantise": settled.dequantise,
+    }
+
+
+def base_answers(
+    loaded: backend.Loaded, folder: RunDir, recipe: Recipe, prepared: Prepared, pool: dict[str, Any]
+) -> int:
+    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
+    prompts = prepared.prompts[: recipe.judge.base_prompts]
+    if not prompts:
+        return 0
+    assert prepared.encoder is not None
+    partial = folder.base_pred.with_suffix(".partial.jsonl")
+    with loaded.model.disable_adapter():
+        result = generate.generate(
+            loaded,
+            prepared.encoder,
+            prompts,
+            recipe.generate,
+            seed=recipe.seed,
+            partial=partial,
+            title="answers of the base model",
+            **pool,
+        )
+    record_endings(folder, "base", result)
+    atomic.write_json(folder.base_pred, generate.predictions(prompts, result.answers))
+    partial.unlink(missing_ok=True)
+    return len(prompts)
+
+
+def record_endings(folder: RunDir, column: str, result: generate.Generation) -> None:
+    """Note in answers.json how long each answer is and whether it ended by itself; pred.json has no place for that."""
+    earlier = json.loads(folder.answers.read_text(encoding="utf-8")) if folder.answers.is_file() else {}
+    ends = {key: {"tokens": first.tokens, "ended": first.ended} for key, (first, *_) in result.answers.items()}
+    atomic.write_json(folder.answers, earlier | {column: ends})
