@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, curriculum, generate, leakage, phases, planning, rules
+from fast_ft import atomic, curriculum, generate, generate_phase, leakage, phases, planning, rules, train_phase
 from fast_ft.data import Prompt
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.pipeline import opened
@@ -90,7 +90,7 @@ class Runner:
             if prepared.prompts and folder.done("generate") is None:
                 with self._timed("answer"):
                     self._settle(folder, recipe, prepared)
-                    phases.generate_phase(folder, recipe, prepared, maker=self.kept.use(recipe))
+                    generate_phase.generate_phase(folder, recipe, prepared, maker=self.kept.use(recipe))
             return len(prepared.prompts)
 
     def _train(self, folder: RunDir, task: Task, prepared: Prepared, times: dict[str, float]) -> None:
@@ -98,7 +98,9 @@ class Runner:
         with self._timed("train"):
             self._settle(folder, task.recipe, prepared)
             try:
-                phases.train_phase(folder, task.recipe, prepared, task.stop_after, maker=self.kept.use(task.recipe))
+                train_phase.train_phase(
+                    folder, task.recipe, prepared, task.stop_after, maker=self.kept.use(task.recipe)
+                )
             except BudgetMissed as missed:  # the recipe's own budget ended it, as it would a run
                 if folder.done("train") is None:
                     raise InputError(str(missed)) from missed
@@ -130,7 +132,7 @@ class Runner:
             settled = phases.settle_plan(folder, recipe, prepared, self.kept.name)
             result = generate.generate(
                 loaded, prepared.encoder, prompts, recipe.generate, seed=recipe.seed, partial=partial,
-                title="answers so far", **phases.pool_settings(recipe, settled),
+                title="answers so far", **generate_phase.pool_settings(recipe, settled),
             )  # fmt: skip
         write_answers(stage_answers(folder, task.stop_after or 0), prompts, result)
         shutil.rmtree(folder.taste, ignore_errors=True)
