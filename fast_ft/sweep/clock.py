@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fast_ft import atomic
@@ -14,15 +15,15 @@ _EVERY = 2.0
 class Clock:
     """Counts seconds against `allowed` (None: no limit), from what earlier commands used."""
 
-    def __init__(self, path: Path, allowed: float | None) -> None:
-        self._path, self.allowed = path, allowed
+    def __init__(self, path: Path, allowed: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._path, self.allowed, self._now = path, allowed, now
         self._before = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
-        self._started = self._written = time.monotonic()
+        self._started = self._written = now()
 
     @property
     def used(self) -> float:
         """Seconds used so far, in all commands."""
-        return self._before + time.monotonic() - self._started
+        return self._before + self._now() - self._started
 
     @property
     def left(self) -> float:
@@ -31,6 +32,6 @@ class Clock:
 
     def tick(self, *, now: bool = False) -> None:
         """Write what was used, at most every two seconds."""
-        if now or time.monotonic() - self._written >= _EVERY:
-            self._written = time.monotonic()
+        if now or self._now() - self._written >= _EVERY:
+            self._written = self._now()
             atomic.write_json(self._path, {"seconds": round(self.used, 1)})

@@ -86,7 +86,7 @@ class Driver:
         """Do trials until there is nothing left to try, or no time."""
         while True:
             for worker in self.crew.idle():
-                job = self._next_job()
+                job = self._next_job(worker)
                 if job is None:
                     break
                 self._begin(worker, job)
@@ -130,7 +130,7 @@ class Driver:
         if self.search.sampler != "grid":
             yield from itertools.repeat(None)
 
-    def _next_job(self) -> Job | None:
+    def _next_job(self, worker: int) -> Job | None:
         """Return the next trial that is worth beginning, or None."""
         while True:
             training = {job.training for job in self._jobs.values()}
@@ -144,7 +144,7 @@ class Driver:
             elif job.training in training:
                 self._waiting.append(job)  # its adapter is being trained by another
                 continue
-            if (job := self._priced(job)) is not None:
+            if (job := self._priced(job, loaded=worker in self._seated)) is not None:
                 return job
 
     def _over(self, records: list[dict[str, Any]]) -> str:
@@ -192,7 +192,7 @@ class Driver:
         stops = [] if self.search.pruner == "none" else ends[:-1]
         return Job(trial, point, recipe, prepared, self._training_of(recipe, prepared), stops)
 
-    def _priced(self, job: Job) -> Job | None:
+    def _priced(self, job: Job, *, loaded: bool) -> Job | None:
         """Price a trial; None where it does not fit the time left, which is then noted."""
         donors = (r for r in self.study.records() if r.get("training") == job.training and r["value"] is not None)
         job.trained = next((Path(donor["folder"]) for donor in donors), None)
@@ -200,7 +200,7 @@ class Driver:
             job.stops = []
         measured = self.measured
         work = price.work(job.recipe, job.prepared, trained=job.trained is not None)
-        job.priced = price.seconds(work, measured)
+        job.priced = price.seconds(work, measured, loaded=loaded)
         if job.priced is None:
             job.priced = price.projected(job.recipe, job.prepared)
         elif job.stops and job.trained is None:
@@ -273,7 +273,7 @@ class Driver:
         work = price.work(job.recipe, job.prepared, trained=job.trained is not None)
         took = {
             "steps": job.spent.get("steps", 0.0), "answers": done["decoding_seconds"], "all": job.spent["all"],
-            "first": worker not in self._seated,
+            "load": job.spent.get("load", 0.0),
         }  # fmt: skip
         self._seated.add(worker)
         if len(job.stops):

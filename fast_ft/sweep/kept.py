@@ -8,6 +8,7 @@ tests compare first loss, gradients and the whole training with a fresh process,
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,18 @@ class KeptBackend:
         self._first: dict[str, Any] = {}  # the adapter's weights before any step, on the CPU
         self._forward: Any = None
         self._base: list[tuple[Any, Any, Any]] = []
+        self.seconds = 0.0  #: spent on importing and loading, all in all
 
     def use(self, recipe: Recipe) -> KeptBackend:
         """Make ready for this recipe; another base model takes the place of the one that is loaded."""
         if recipe.model != self._model:
             self.forget()
+            started = time.monotonic()
             self._maker = backend.make_backend(
                 recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=self.gradient_checkpointing
             )
             self._model, self.name = recipe.model, self._maker.name
+            self.seconds += time.monotonic() - started
         self._maker.lora, self._maker.seed = recipe.lora, recipe.seed
         self.notes = self._maker.notes
         return self
@@ -87,7 +91,9 @@ class KeptBackend:
         lora = self._maker.lora
         shape = (lora.r, lora.lora_dropout, lora.target_modules, self._maker.seed)
         if self._loaded is None:
+            started = time.monotonic()
             self._loaded = self._maker.for_training()
+            self.seconds += time.monotonic() - started
             self._base = _packed(self._loaded)
         _put_base_back(self._base)
         if self._adapter is None:

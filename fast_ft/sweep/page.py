@@ -17,7 +17,7 @@ from fast_ft.judge import stats
 from fast_ft.report.page import bullets, page, paragraph
 
 NOTICE = (
-    "This page holds settings and scores, and leads to reports that hold training rows and the model's predictions. The "
+    "This page holds settings and scores, and leads to reports that hold training rows and predictions. The "
     "homework forbids to share those."
 )
 _STATES = {"finished": "", "stopped early": "stopped early", "no result": "came to nothing", "not begun": "not begun"}

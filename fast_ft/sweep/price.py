@@ -27,13 +27,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a trial did and took, in seconds: optimizer steps, answers, all of it. first: it loaded the base."""
+    """What a trial did and took, in seconds: loading the base, optimizer steps, answers, all of it."""
 
     work: Work
     steps: float
     answers: float
     all: float
-    first: bool
+    load: float = 0.0
 
 
 def work(recipe: Recipe, prepared: Prepared, *, trained: bool, prompts: int | None = None) -> Work:
@@ -43,8 +43,8 @@ def work(recipe: Recipe, prepared: Prepared, *, trained: bool, prompts: int | No
     return Work(tokens, len(prepared.prompts) if prompts is None else prompts, recipe.generate.max_new_tokens)
 
 
-def seconds(work: Work, measured: list[Measured]) -> float | None:
-    """Return what this work will take, or None while nothing was measured.
+def seconds(work: Work, measured: list[Measured], *, loaded: bool = True) -> float | None:
+    """Return what this work will take, or None while nothing was measured. loaded: the worker has the base already.
 
     Steps scale with tokens, at the median rate. Answers scale with prompts, at the slowest rate seen, and with the
     tokens allowed where those are more than any measured trial's: nobody knows how long an untrained model talks.
@@ -59,8 +59,9 @@ def seconds(work: Work, measured: list[Measured]) -> float | None:
         slowest = max(answered, key=lambda m: m.answers / m.work.prompts)
         longest = max(m.work.max_new_tokens for m in answered)
         per_prompt = slowest.answers / slowest.work.prompts * max(1.0, work.max_new_tokens / longest)
-    later = [m for m in measured if not m.first] or measured
-    rest = statistics.median(max(0.0, m.all - m.steps - m.answers) for m in later)
+    rest = statistics.median(max(0.0, m.all - m.load - m.steps - m.answers) for m in measured)
+    if not loaded:
+        rest += max(m.load for m in measured)
     return rest + per_token * work.tokens + per_prompt * work.prompts
 
 

@@ -27,12 +27,11 @@ class Study:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
         self._space = space
         self._distributions = {axis.key: axis.distribution() for axis in space.axes}
-        there = len(storage.get_all_studies())  # another start draws other numbers than those drawn already
-        drawn = len(storage.get_all_trials(storage.get_study_id_from_study_name("sweep"))) if there else 0
         self._study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True,
-            sampler=spaces.sampler(search, seed + drawn), pruner=spaces.pruner(search),
-        )  # fmt: skip
+            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True, pruner=spaces.pruner(search)
+        )
+        # another start draws other numbers than those drawn already
+        self._study.sampler = spaces.sampler(search, seed + len(self._study.get_trials(deepcopy=False)))
         self._states = optuna.trial.TrialState
 
     def ask(self, point: Point | None = None) -> Any:

@@ -45,7 +45,8 @@ class Task:
 class Result:
     """What became of a task. `problem`: why there is no answer, in a sentence; `stopped`: it was interrupted.
 
-    seconds: {load, train, answer, all}; times: {first_step, trained}, seconds since 1970.
+    seconds: {load, steps, train, answer, all}; train and answer may hold load. times: {first_step, trained}, in seconds
+    since 1970.
     """
 
     problem: str | None = None
@@ -66,7 +67,7 @@ class Runner:
 
     def run(self, task: Task) -> Result:
         """Do a task, or go on with it, and say what became of it. What is the recipe's fault is a Result too."""
-        started = time.monotonic()
+        started, loading = time.monotonic(), self.kept.seconds
         self._seconds = {}
         times: dict[str, float] = {}
         try:
@@ -75,7 +76,8 @@ class Runner:
             return Result(problem=str(error))
         except KeyboardInterrupt:
             return Result(stopped=True)
-        return Result(seconds=self._seconds | {"all": time.monotonic() - started}, times=times, prompts=count)
+        self._seconds |= {"load": self.kept.seconds - loading, "all": time.monotonic() - started}
+        return Result(seconds=self._seconds, times=times, prompts=count)
 
     def _run(self, task: Task, times: dict[str, float]) -> int:
         recipe = task.recipe

@@ -1,0 +1,410 @@
+"""Sweeps over a random small Llama: the space, the validation set, the hours, caching, what is written at the end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import RecipeFactory, write_recipe
+
+from fast_ft import data, exclude
+from fast_ft.errors import BudgetMissed, InputError
+from fast_ft.load import load_recipe, resolved
+from fast_ft.pipeline import run
+from fast_ft.prepare import prepare
+from fast_ft.recipe import Recipe
+from fast_ft.rundir import RunDir
+from fast_ft.sweep import price, space, validation
+from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.price import Measured, Work
+from fast_ft.sweep.study import Study
+from fast_ft.sweep.sweep import Sweep
+from fast_ft.sweep.trial import Result, Runner, Task
+
+SEARCH = {
+    "sampler": "grid", "objective": "chrf", "prompts": 10, "pruner": "none",
+    "space": {"lora.r": [4, 8], "generate.max_new_tokens": [6, 9]},
+}  # fmt: skip
+SMALL = {"select.take": 8, "curriculum.stages": [], "train.num_train_epochs": 2, "judge.kind": "none"}
+
+
+class InlineCrew:
+    """One worker within this process: the real Runner, without a process to start. `before` sees each task first."""
+
+    def __init__(self, before: Any = lambda task: None) -> None:
+        self.runner, self.before, self.tasks = Runner(), before, []
+        self._result: Result | None = None
+
+    def idle(self) -> list[int]:
+        return [] if self._result else [0]
+
+    def submit(self, worker: int, task: Task) -> None:
+        self.before(task)
+        self.tasks.append(task)
+        self._result = self.runner.run(task)
+
+    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+        result, self._result = self._result, None
+        return [(0, result)]
+
+    def interrupt(self) -> None:
+        self._result = None
+
+    def close(self) -> None:
+        pass
+
+
+class Asleep(InlineCrew):
+    """A worker from which nothing comes back."""
+
+    def submit(self, worker: int, task: Task) -> None:
+        self._result = Result()
+
+    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+        return []
+
+
+def sweep_with(crew: Any, path: Path, root: Path, hours: float | None = None) -> Sweep:
+    """Run a sweep of the recipe at `path` with this crew."""
+    sweep = Sweep(load_recipe(path), path, hours=hours, output=root)
+    sweep._crew = lambda *_: crew  # type: ignore[method-assign]
+    sweep.run()
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def swept(
+    tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, InlineCrew]:
+    """A grid sweep of 2 x 2 points, done once: its recipe's path, its folder, its crew."""
+    folder = tmp_path_factory.mktemp("sweep")
+    path = write_recipe(folder, tiny, train_file, test_file, SMALL | {"search": SEARCH})
+    crew = InlineCrew()
+    sweep_with(crew, path, folder / "sweep")
+    return path, folder / "sweep", crew
+
+
+def content(root: Path) -> dict[str, Any]:
+    return json.loads((root / "sweep.json").read_text(encoding="utf-8"))
+
+
+def recipe_with(recipe_file: RecipeFactory, search: dict[str, Any], **changes: Any) -> Recipe:
+    return load_recipe(recipe_file(SMALL | {"search": SEARCH | search} | changes))
+
+
+def test_the_recipe_is_a_point_of_the_space_and_sections_change_together(recipe_file: RecipeFactory) -> None:
+    values = {"lora": [{"r": 8, "lora_alpha": 16}], "train.learning_rate": {"low": 1e-4, "high": 1e-3}}
+    recipe = recipe_with(recipe_file, {"space": values})
+    found = space.read(recipe)
+    assert found.own == {"lora": '{"lora_alpha": 8.0, "r": 4}', "train.learning_rate": 0.01}
+    assert len(found.notes) == 2  # neither lies in the lists and ranges given
+    trial = space.at(recipe, {"lora": '{"lora_alpha": 16, "r": 8}', "train.learning_rate": 5e-4}, {})
+    assert (trial.lora.r, trial.lora.lora_alpha, trial.lora.lora_dropout) == (8, 16, recipe.lora.lora_dropout)
+    assert space.at(recipe, found.own, {}) == recipe.model_copy(update={"search": None})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora.rank": [1]}, "search.space.lora.rank: no such key"),
+        ({"data.test": ["x"]}, "search.space.data.test: the same in all trials"),
+        ({"judge": [{"kind": "none"}]}, "search.space.judge: the same in all trials"),
+        ({"lora.r": [8, "many"]}, 'lora.r: "many" is not allowed'),
+        ({"lora.r": []}, "search.space.lora.r: the list is empty"),
+        ({"lora.r": {"low": 9, "high": 8}}, "low 9 is not below high 8"),
+        ({"select.method": {"low": 1, "high": 2}}, "no number: give a list of values"),
+    ],
+)
+def test_a_space_that_no_recipe_has_is_refused(
+    recipe_file: RecipeFactory, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        space.read(recipe_with(recipe_file, {"space": values}))
+
+
+def test_a_grid_needs_values_in_each_range(recipe_file: RecipeFactory) -> None:
+    whole = space.read(recipe_with(recipe_file, {"space": {"lora.r": {"low": 4, "high": 16, "step": 4}}}))
+    assert [point["lora.r"] for point in whole.grid()] == [4, 8, 12, 16]
+    numbers = space.read(recipe_with(recipe_file, {"space": {"train.learning_rate": {"low": 1e-4, "high": 1e-3}}}))
+    with pytest.raises(InputError, match="this range has no step"):
+        list(numbers.grid())
+
+
+def test_no_end_no_judge_and_no_search_section_are_said(recipe_file: RecipeFactory) -> None:
+    def make(changes: dict[str, Any]) -> None:
+        path = recipe_file(SMALL | changes)
+        Sweep(load_recipe(path), path, hours=None)
+
+    with pytest.raises(InputError, match="needs a search section"):
+        make({})
+    with pytest.raises(InputError, match="needs an end"):
+        make({"search": SEARCH | {"sampler": "tpe"}})
+    with pytest.raises(InputError, match="names no judge"):
+        make({"search": SEARCH | {"objective": "judge"}})
+
+
+def test_rows_are_left_out_by_text_not_by_id(recipe_file: RecipeFactory, train_file: Path) -> None:
+    recipe = load_recipe(recipe_file())
+    pool = data.load_pool(recipe.data)
+    prompt = pool.table["prompt"][5].as_py()
+    left, count = exclude.without(pool, [exclude.text_digest(f"  {prompt.upper()} !")])
+    assert count == 1 and pool.table["id"][5].as_py() not in left.table["id"].to_pylist()
+    trained = prepare(load_recipe(recipe_file({"data.exclude": [exclude.text_digest(prompt)]})))
+    assert prompt not in [example.prompt for example in trained.examples]
+
+
+def test_validation_rows_pass_where_and_are_no_test_prompts(
+    recipe_file: RecipeFactory, train_file: Path, tmp_path: Path
+) -> None:
+    rows = json.loads(train_file.read_text(encoding="utf-8"))
+    good = [row for row in rows if row["score"] >= 3.5]
+    test = tmp_path / "test-of-rows.json"  # two training rows under other ids
+    asked = [{"id": f"other-{i}", "conversations": row["conversations"][:1]} for i, row in enumerate(good[:2])]
+    test.write_text(json.dumps(asked), encoding="utf-8")
+    changes = {"data.test": str(test), "select.where": {"score": ">= 3.5"}, "select.take": 4}
+    recipe = recipe_with(recipe_file, {}, **changes)
+    drawn = validation.draw(recipe)
+    assert drawn == validation.draw(recipe) and len({row.prompt for row in drawn}) == 10
+    assert all(row.score is not None and row.score >= 3.5 for row in drawn)
+    assert not {row.prompt for row in drawn} & {row["conversations"][0]["value"] for row in good[:2]}
+    with pytest.raises(InputError, match="10 validation rows and 12 to train on"):
+        validation.draw(recipe_with(recipe_file, {}, **changes | {"select.take": 12}))
+
+
+def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tuple[Path, Path, InlineCrew]) -> None:
+    _, root, _ = swept
+    trials = content(root)["trials"]
+    assert trials[0]["point"] == {"lora.r": "4", "generate.max_new_tokens": "6"}
+    assert len({json.dumps(trial["point"]) for trial in trials}) == len(trials) == 4
+    for trial in trials:
+        assert trial["state"] == "finished" and len(trial["scores"]) == 10
+        assert trial["value"] == pytest.approx(sum(trial["scores"].values()) / 10)
+    assert content(root)["ended"] == "every point of the grid was tried"
+
+
+def test_no_test_or_validation_prompt_is_trained_on(swept: tuple[Path, Path, InlineCrew], train_file: Path) -> None:
+    path, root, _ = swept
+    texts = {row["id"]: row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))}
+    held = [row["conversations"][0]["value"] for row in json.loads((root / "validation.json").read_text())]
+    tests = [prompt.text for prompt in data.load_prompts(load_recipe(path).data.test or "")[0]]
+    found = content(root)
+    assert len(held) == 10 and set(found["validation"]["prompts"]) == {exclude.text_digest(text) for text in held}
+    assert set(found["test"]["prompts"]) == {exclude.text_digest(text) for text in tests}
+    for trial in found["trials"]:
+        trained = [texts[row["id"]] for row in RunDir.at(trial["folder"]).manifest()["rows"]]
+        assert len(trained) == 8 and not set(trained) & {*held, *tests}
+        assert set(trial["proof"]["rows"]) == {exclude.text_digest(text) for text in trained}
+        assert trial["proof"]["in_validation"] == trial["proof"]["in_test"] == []
+
+
+def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineCrew]) -> None:
+    _, root, crew = swept
+    by_r: dict[str, list[dict[str, Any]]] = {}
+    for trial in content(root)["trials"]:
+        by_r.setdefault(trial["point"]["lora.r"], []).append(trial)
+    for first, second in by_r.values():
+        assert first["trained_in"] is None and second["trained_in"] == first["folder"]
+        assert second["took"]["steps"] == 0 and second["work"][0] == 0
+        assert _adapter(first["folder"]) == _adapter(second["folder"])
+        assert RunDir.at(second["folder"]).manifest()["phases"]["train"]["training_seconds"] == 0
+    assert sum(task.trained is not None for task in crew.tasks) == 3  # the two, and the best's answers
+
+
+def test_a_trial_is_what_its_recipe_gives_in_a_process_of_its_own(
+    swept: tuple[Path, Path, InlineCrew], tmp_path: Path
+) -> None:
+    """Whatever came before it over the kept base: another r, an answer, a judge."""
+    _, root, _ = swept
+    for trial in content(root)["trials"]:
+        folder = RunDir.at(trial["folder"])
+        again = run(folder.recipe().model_copy(update={"output_dir": str(tmp_path / str(trial["number"]))}), "x.yaml")
+        assert _steps(again) == _steps(folder)
+        assert _adapter(again.root) == _adapter(folder.root)
+        assert again.pred.read_bytes() == folder.pred.read_bytes()
+
+
+def test_best_yaml_is_complete_and_makes_the_best_adapter_and_answers(
+    swept: tuple[Path, Path, InlineCrew], tmp_path: Path
+) -> None:
+    path, root, _ = swept
+    written = yaml.safe_load((root / "best.yaml").read_text(encoding="utf-8"))
+    recipe = load_recipe(root / "best.yaml", [f"output_dir={tmp_path / 'again'}"])
+    assert {**written, "output_dir": ""} == {**json.loads(json.dumps(resolved(recipe))), "output_dir": ""}
+    assert recipe.data.test == load_recipe(path).data.test and recipe.judge == load_recipe(path).judge
+    found = run(recipe, root / "best.yaml")
+    best = content(root)["best"]
+    assert _adapter(found.root) == _adapter(best["folder"]) == _adapter(root / "best")
+    assert found.pred.read_bytes() == (root / "best" / "pred.json").read_bytes()
+    assert best["value"] == max(trial["value"] for trial in content(root)["trials"])
+
+
+def test_the_same_command_again_begins_nothing(swept: tuple[Path, Path, InlineCrew]) -> None:
+    path, root, _ = swept
+    before = content(root)["trials"]
+    crew = InlineCrew()
+    sweep_with(crew, path, root)
+    assert content(root)["trials"] == before and not [task for task in crew.tasks if "trials" in str(task.root)]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(
+    swept: tuple[Path, Path, InlineCrew], recipe_file: RecipeFactory
+) -> None:
+    _, root, _ = swept
+    other = recipe_file(SMALL | {"search": SEARCH | {"prompts": 12}})
+    with pytest.raises(InputError, match=r"another recipe \(.*search.prompts"):
+        sweep_with(InlineCrew(), other, root)
+
+
+def test_the_median_pruner_stops_what_is_worse_than_most_at_the_same_stage(
+    recipe_file: RecipeFactory, tmp_path: Path
+) -> None:
+    recipe = recipe_with(recipe_file, {"pruner": "median", "space": {"lora.r": [1, 2, 3, 4, 5]}})
+    assert recipe.search is not None
+    study = Study(tmp_path / "study.journal", recipe.search, space.read(recipe), 1)
+    for r, value in ((4, 0.5), (1, 0.6), (2, 0.7)):
+        trial = study.ask({"lora.r": str(r)})
+        assert not study.hopeless(trial, value, 1)
+        study.finish(trial, value)
+    trial = study.ask({"lora.r": "3"})
+    assert study.hopeless(trial, 0.4, 1)
+    study.prune(trial, so_far=0.4)
+    assert not study.hopeless(study.ask({"lora.r": "5"}), 0.65, 1)
+    assert [(r["state"], r["value"], r["stages"]) for r in study.records()][-1] == ("stopped early", None, {"1": 0.4})
+
+
+def test_a_trial_is_looked_at_after_each_stage_and_may_be_stopped_there(
+    tiny: Path, train_file: Path, test_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [{"name": "a", "upto": 0.5, "num_train_epochs": 1}, {"name": "b", "upto": 1.0, "num_train_epochs": 1}]
+    search = SEARCH | {"pruner": "median", "stage_prompts": 10, "space": {"train.learning_rate": [0.01, 0.02]}}
+    path = write_recipe(tmp_path, tiny, train_file, test_file, SMALL | {"curriculum.stages": stages, "search": search})
+    monkeypatch.setattr(Study, "hopeless", lambda self, trial, value, stage: (trial.number, stage) == (1, 1))
+    crew = InlineCrew()
+    sweep_with(crew, path, tmp_path / "sweep")
+    kept, stopped = content(tmp_path / "sweep")["trials"]
+    assert [task.stop_after for task in crew.tasks] == [1, None, 1, None]  # the last one is the best's answers
+    assert kept["state"] == "finished" and stopped["state"] == "stopped early" and stopped["value"] is None
+    assert not (Path(stopped["folder"]) / "adapter").exists()
+    folder = RunDir.at(kept["folder"])  # stopped, answered and gone on with: still what the recipe gives
+    again = run(folder.recipe().model_copy(update={"output_dir": str(tmp_path / "again")}), "x.yaml")
+    assert _adapter(again.root) == _adapter(folder.root)
+    assert "stopped at" in (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
+
+
+def test_hours_are_kept_and_more_of_them_go_on(
+    tiny: Path, train_file: Path, test_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time passes as told: 100 s a trial. 250 s hold two of four; nothing is begun that would not fit."""
+    path = write_recipe(tmp_path, tiny, train_file, test_file, SMALL | {"search": SEARCH, "data.test": None})
+    clock = {"now": 0.0}
+    monkeypatch.setattr("fast_ft.sweep.sweep.Clock", functools.partial(Clock, now=lambda: clock["now"]))
+
+    def pass_time(task: Task) -> None:
+        if "trials" in str(task.root):
+            clock["now"] += 100.0
+
+    def slowly(self: Runner, task: Task) -> Result:
+        result = real(self, task)
+        told = {"all": 100.0, "steps": 95.0, "load": 0.0}
+        return replace(result, seconds=result.seconds | told) if "trials" in str(task.root) else result
+
+    real = Runner.run
+    monkeypatch.setattr(Runner, "run", slowly)
+    sweep_with(InlineCrew(pass_time), path, tmp_path / "sweep", hours=250 / 3600)
+    found = content(tmp_path / "sweep")
+    assert sum(trial["state"] == "finished" for trial in found["trials"]) == 2
+    assert {trial["state"] for trial in found["trials"]} == {"finished", "not begun"}
+    assert found["seconds"] <= 250 * 1.05
+    values = {json.dumps(t["point"]): t["value"] for t in found["trials"] if t["value"] is not None}
+
+    clock["now"] += 5000.0  # between two commands no hours are used
+    sweep_with(InlineCrew(pass_time), path, tmp_path / "sweep", hours=1.0)
+    later = content(tmp_path / "sweep")
+    finished = {json.dumps(t["point"]): t["value"] for t in later["trials"] if t["state"] == "finished"}
+    assert len(finished) == 4 and finished.items() >= values.items()
+
+
+def test_hours_that_hold_no_trial_miss_the_budget(
+    tiny: Path, train_file: Path, test_file: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(tmp_path, tiny, train_file, test_file, SMALL | {"search": SEARCH})
+    with pytest.raises(BudgetMissed, match="before a trial was done"):
+        sweep_with(Asleep(), path, tmp_path / "sweep", hours=0.001)
+
+
+def test_prices_scale_with_tokens_prompts_and_room() -> None:
+    assert price.seconds(Work(100, 10, 10), []) is None
+    measured = [Measured(Work(1000, 10, 50), steps=20.0, answers=5.0, all=47.0, load=20.0),
+                Measured(Work(0, 10, 50), steps=0.0, answers=8.0, all=10.0)]  # fmt: skip
+    assert price.seconds(Work(1000, 10, 50), measured) == pytest.approx(2 + 20 + 8)
+    assert price.seconds(Work(0, 0, 50), measured, loaded=False) == pytest.approx(2 + 20)
+    assert price.seconds(Work(3000, 20, 100), measured) == pytest.approx(2 + 60 + 2 * 2 * 8)
+
+
+def test_a_journal_cut_in_the_middle_of_a_line_is_read_and_written_again(
+    recipe_file: RecipeFactory, tmp_path: Path
+) -> None:
+    recipe = recipe_with(recipe_file, {"sampler": "tpe"})
+    assert recipe.search is not None
+    journal = tmp_path / "study.journal"
+
+    def opened() -> Study:
+        assert recipe.search is not None
+        return Study(journal, recipe.search, space.read(recipe), 1)
+
+    study = opened()
+    study.finish(study.ask({"lora.r": "4", "generate.max_new_tokens": "6"}), 0.5, folder="a")
+    study.ask()
+    whole = journal.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for cut in range(last, len(whole)):  # wherever the kill came
+        journal.write_bytes(whole[:cut])
+        again = opened()
+        assert [(r["value"], r["folder"]) for r in again.records()] == [(0.5, "a")]
+    journal.write_bytes(whole)
+    (tmp_path / "study.journal.lock").write_text("of a process that is no more")
+    again = opened()
+    assert len(again.interrupted()) == 1 and again.interrupted() == []
+    again.finish(again.ask({"lora.r": "8", "generate.max_new_tokens": "9"}), 0.7)
+    assert [r["value"] for r in opened().records()] == [0.5, 0.7]
+
+
+def test_the_clock_counts_all_commands(tmp_path: Path) -> None:
+    (tmp_path / "clock.json").write_text('{"seconds": 90.0}', encoding="utf-8")
+    clock = Clock(tmp_path / "clock.json", 100.0)
+    assert 9.0 < clock.left <= 10.0
+    clock.tick(now=True)
+    assert Clock(tmp_path / "clock.json", None).used >= 90.0
+
+
+def test_the_page_asks_no_network_and_links_every_trial(swept: tuple[Path, Path, InlineCrew]) -> None:
+    _, root, _ = swept
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in page and not re.search(r'(src|href)="(https?:)?//', page)
+    links = set(re.findall(r'href="(trials/[^"]+)"', page))
+    assert len(links) == 4 and all((root / link).is_file() for link in links)
+    assert page.count("<polyline") == 4 + 1 and page.count("<circle") == 4  # a line and a dot a trial; the best so far
+
+
+def test_no_difference_is_said_where_noise_covers_it() -> None:
+    from fast_ft.sweep.sweep import verdict
+
+    best, own = {"number": 3, "value": 0.52}, {"number": 0, "value": 0.5}
+    said = verdict(best, own, {"low": -0.01, "high": 0.05}, 6)
+    assert said.endswith("no difference shown.")
+    assert "no difference" not in verdict(best, own, {"low": 0.01, "high": 0.05}, 6)
+
+
+def _adapter(root: str | Path) -> bytes:
+    return (Path(root) / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def _steps(folder: RunDir) -> list[tuple[float, float]]:
+    lines = [json.loads(line) for line in folder.log.read_text(encoding="utf-8").splitlines()]
+    return [(line["loss"], line["grad_norm"]) for line in lines]
