@@ -120,8 +120,7 @@ class Runner:
         if not self._card:
             self._card = [planning.card_here()]
         config = phases.model_config(recipe)
-        fused = maker.name == "unsloth"
-        phases.keep_plan(folder, planning.settle(recipe, prepared, config, fused_kernels=fused, card=self._card[0]))
+        phases.keep_plan(folder, planning.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
 
     def _answer_some(self, folder: RunDir, task: Task, prepared: Prepared) -> int:
         """Answer the first prompts with the adapter so far."""
