@@ -6,6 +6,7 @@ Parts, for --only:
                  training the recipe's rows this way, in a process of its own
     train        fast_ft and what it is held against: unsloth-notebook, unsloth-budget, trl-peft
     plan-checks  five short runs: is the planner right about memory and time?
+    budget       minutes of the homework's three recipes on a T4, beside what the homework allows
     recipe       the whole recipe from command to pred.json, through each backend
 
 By default train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. What a result holds already,
@@ -21,12 +22,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import compare, emulation, figures, plan_checks, pocket, recipe_run, submit_file, table, training
+from bench import budget, compare, emulation, figures, plan_checks, pocket, recipe_run, submit_file, table, training
 from fast_ft.atomic import write_json, write_text
 from fast_ft.errors import InputError
 
 RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
-PARTS = (*training.WAYS, "train", "plan-checks", "recipe")
+PARTS = (*training.WAYS, "train", "plan-checks", "budget", "recipe")
 QUICK = ("fast_ft", "unsloth-notebook")
 QUICK_STEPS = compare.WARM_UP + compare.MEASURED
 
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     options = parser.parse_intermixed_args(given)
+    if options.recipe and "=" in options.recipe:  # an override, and no recipe before it
+        options.recipe, options.overrides = None, [options.recipe, *options.overrides]
     options.command = shlex.join(["python", "-m", "bench", *given])
     try:
         if options.readme:
@@ -104,6 +107,10 @@ def measure(options: argparse.Namespace) -> None:
             again=options.again, command=options.command,
         )  # fmt: skip
         print("\n".join(table.plan_table(result["cases"])))
+    if "budget" in parts:
+        found = budget.measure(overrides, options.results)
+        write_json(options.results / f"{name}-budget.json", found | {"command": options.command})
+        print(budget.markdown(found))
     if "recipe" in parts:
         measure_recipe(options, recipe, name)
 
