@@ -52,7 +52,11 @@ def disagreements(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Say where two ways did not do the same work: trained tokens, first gradients, what the loss lost."""
     if any(each.get("out_of_memory") for each in (a, b)):
         return ["out of memory"]
-    found = []
+    found = [
+        f"{each['way']} was to run without padding, and did not"
+        for each in (a, b)
+        if each.get("padding_free") and not all(step["flat"] for step in each["steps"])
+    ]
     steps = min(len(a["steps"]), len(b["steps"]))
     pairs = list(zip(a["steps"], b["steps"], strict=False))
     if odd := [number for number, (x, y) in enumerate(pairs, 1) if x["digest"] != y["digest"]]:

@@ -87,6 +87,8 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         gradient_checkpointing=bool(peer.checkpointing),
         train_sampling_strategy="sequential",
         max_length=job["max_length"],
+        # 100 rows: starting workers would take longer than their work; Unsloth does, if not told
+        dataset_num_proc=1 if peer.unsloth else None,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
@@ -112,7 +114,12 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     watch.stamp("trained")
     trainer.save_model(str(Path(job["work"]) / "adapter"))
     watch.stamp("saved")
-    return {"backend": "unsloth" if peer.unsloth else "peft", "dtype": job["dtype"], "about": peer.about}
+    return {
+        "backend": "unsloth" if peer.unsloth else "peft",
+        "dtype": job["dtype"],
+        "about": peer.about,
+        "padding_free": peer.padding_free,
+    }
 
 
 def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> tuple[Any, Any, str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -154,15 +155,17 @@ def run_way(job: dict[str, Any], log: Path, timeout: float, module: str = "bench
     offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(file)], stdout=out, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", module, str(file)], stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, **offline},
         )  # fmt: skip
         try:
             status: int | str = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
             status = f"nothing after {timeout:.0f} s"
+        finally:
+            if process.poll() is None:  # too slow, or Ctrl-C: with what it started, compilers above all
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     if status != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
         say(f"{job['way']} failed ({status}); {log} ends with:\n  " + "\n  ".join(lines))

@@ -81,6 +81,11 @@ def no_loss(theirs: dict[str, Any]) -> None:
     theirs["steps"][-1]["loss"] = None
 
 
+def padded(theirs: dict[str, Any]) -> None:
+    theirs |= {"way": "unsloth-notebook", "padding_free": True}
+    theirs["steps"] = [step | {"flat": False} for step in theirs["steps"]]
+
+
 def few_steps(theirs: dict[str, Any]) -> None:
     del theirs["steps"][17:]
 
@@ -93,6 +98,7 @@ def few_steps(theirs: dict[str, Any]) -> None:
         (other_step, "no gradients of one step: 1 and 2"),
         (other_loss, "the loss fell by"),
         (no_loss, "a loss is no number"),
+        (padded, "unsloth-notebook was to run without padding, and did not"),
         (few_steps, "17 steps in common; 6 to warm up and 12 to measure"),
     ],
 )
@@ -160,7 +166,7 @@ def test_trained_pairs_do_not_depend_on_how_rows_are_laid_out() -> None:
 def test_plan_errors_are_the_worst_of_five() -> None:
     cases = {
         name: {
-            "planned_gib": 10.0 + index / 10, "measured_gib": 10.0,
+            "planned_gib": 10.0 + index / 10, "measured_gib": 10.0, "allocated_at_start_gib": 0.02,
             "planned_step_seconds": [1.0, 1.0, 9.0], "measured_step_seconds": [1.1 - index / 10, 1.1 - index / 10, 7.0],
         }
         for index, name in enumerate(plan_checks.CASES)
@@ -168,6 +174,8 @@ def test_plan_errors_are_the_worst_of_five() -> None:
     found = plan_checks.figures({"cases": cases})
     assert found["plan.peak_error"][0] == 0.04
     assert found["plan.minutes_error"][0] == round(1 / 0.7 - 1, 4)
+    leaked = cases | {"r = 64": cases["r = 64"] | {"allocated_at_start_gib": 4.0}}
+    assert plan_checks.figures({"cases": leaked}) == {}
     del cases["r = 64"]
     assert plan_checks.figures({"cases": cases}) == {}
 
