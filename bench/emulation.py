@@ -77,6 +77,7 @@ class Limits:
         return {
             "cap_gib": self.cap_gib or None,
             "sms": self.sms,
+            "sms_got": self._kept[2] if self._kept else None,
             "flash_and_cudnn_attention": not self.t4_attention,
             "context_gib": round(self.context_gib, 3),
             "context_after_gib": round(context_gib(), 3),

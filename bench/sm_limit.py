@@ -10,7 +10,7 @@ from typing import Any
 
 
 def limit_sms(count: int) -> Any:
-    """Make a stream of `count` SMs the current one; keep what this returns alive."""
+    """Make a stream of `count` SMs the current one; keep what this returns alive. Its last item: SMs that were got."""
     import torch
     from cuda.bindings import driver
 
@@ -24,14 +24,16 @@ def limit_sms(count: int) -> Any:
     torch.cuda.synchronize()
     device = ok(driver.cuDeviceGet(torch.cuda.current_device()))
     whole = ok(driver.cuDeviceGetDevResource(device, driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM))
-    groups, *_ = ok(driver.cuDevSmResourceSplitByCount(1, whole, 0, count))
+    # below 8 the driver must be told that blocks need not be scheduled together
+    split = driver.CUdevSmResourceSplit_flags.CU_DEV_SM_RESOURCE_SPLIT_IGNORE_SM_COSCHEDULING
+    groups, *_ = ok(driver.cuDevSmResourceSplitByCount(1, whole, int(split) if count < 8 else 0, count))
     description = ok(driver.cuDevResourceGenerateDesc(groups, 1))
     flags = driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
     context = ok(driver.cuGreenCtxCreate(description, device, flags))
     stream = ok(driver.cuGreenCtxStreamCreate(context, driver.CUstream_flags.CU_STREAM_NON_BLOCKING, 0))
     external = torch.cuda.ExternalStream(int(stream))
     torch.cuda.set_stream(external)
-    return context, external
+    return context, external, groups[0].sm.smCount
 
 
 def replayed_tflops() -> tuple[float, float]:

@@ -14,9 +14,9 @@ from fast_ft.atomic import write_json
 from fast_ft.errors import InputError
 
 _PART = (
-    "way", "stamps", "cap_gib", "sms", "flash_and_cudnn_attention", "context_gib", "context_after_gib",
-    "peak_reserved_gib", "rates", "backend", "dtype", "about", "padding_free", "plan", "plan_at_the_end", "schedule_steps", "steps",
-    "gradient", "out_of_memory", "run", "program",
+    "way", "stamps", "cap_gib", "sms", "sms_got", "flash_and_cudnn_attention", "context_gib", "context_after_gib",
+    "peak_reserved_gib", "rates", "backend", "dtype", "about", "padding_free", "plan", "plan_at_the_end",
+    "schedule_steps", "steps", "gradient", "out_of_memory", "run", "program",
 )  # fmt: skip
 _SETTINGS = (
     "prequantised", "config", "dtype", "rows", "rows_digest", "effective_batch_size", "schedule_steps",
