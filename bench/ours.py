@@ -40,15 +40,15 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     recipe = load.load_recipe(job["recipe"], job["overrides"])
     prepared = prepared_rows(recipe)
     maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
-    if maker.name == "peft":
-        import peft  # noqa: F401
-        import transformers  # noqa: F401
-        import trl  # noqa: F401
+    import peft  # noqa: F401  # with Unsloth all three are there by now
+    import transformers  # noqa: F401
+    import trl  # noqa: F401
+
     watch.stamp("imported")
     limits.begin()
     with limits.stream():
         card = planning.card_here()
-    settled = planning.settle(recipe, prepared, model_config(recipe), fused_kernels=maker.name == "unsloth", card=card)
+    settled = planning.settle(recipe, prepared, model_config(recipe), backend=maker.name, card=card)
     loaded = maker.for_training()
     if job["adapter"]:
         backend.load_adapter_weights(loaded.model, Path(job["adapter"]))
@@ -78,7 +78,7 @@ def predicted(recipe: Recipe, prepared: Prepared, settled: Plan, backend_name: s
     if card is None:
         return {"peak_gib": None, "step_seconds": None}
     shape = ModelShape.from_config(model_config(recipe))
-    work = planning.training(recipe, prepared, fused_kernels=backend_name == "unsloth")
+    work = planning.training(recipe, prepared, backend=backend_name)
     steps = planning.step_lengths(recipe, prepared)
     seconds = [round(plan.step_seconds(shape, work, settled, step, card.expected), 5) for step in steps]
     return {"peak_gib": settled.train_gib, "step_seconds": seconds}

@@ -60,11 +60,8 @@ def attend(q_HTD: Any, k_GTD: Any, v_GTD: Any, rows: Rows, scale: float | None =
     if group > 1:  # the kernel knows no grouped heads
         k_GTD, v_GTD = k_GTD.repeat_interleave(group, dim=1), v_GTD.repeat_interleave(group, dim=1)
     if q_HTD.is_cuda:
-        q_THD, k_THD, v_THD = (part.transpose(1, 2) for part in (q_HTD, k_GTD, v_GTD))
-        return torch.ops.aten._efficient_attention_forward(
-            q_THD, k_THD, v_THD, None, rows.starts, rows.starts, rows.longest, rows.longest,
-            0.0, _CAUSAL, torch.is_grad_enabled(), scale=scale,
-        )[0]  # fmt: skip
+        q, k, v = (part.transpose(1, 2) for part in (q_HTD, k_GTD, v_GTD))
+        return _forward_kernel(q, k, v, rows, scale)[0]
     ends = rows.starts.tolist()
     mixed = [
         scaled_dot_product_attention(
@@ -74,6 +71,53 @@ def attend(q_HTD: Any, k_GTD: Any, v_GTD: Any, rows: Rows, scale: float | None =
         if a < b
     ]
     return torch.cat(mixed, dim=1)
+
+
+def forward(q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows) -> tuple[Any, tuple[Any, ...]]:
+    """As `attend`, for a caller that goes backward by hand: (what it returns, what `backward` wants to see again)."""
+    import torch
+
+    if q_THD.is_cuda:
+        k_THD, v_THD = _repeated(q_THD, k_TGD, v_TGD)
+        out_THD, *kept = _forward_kernel(q_THD, k_THD, v_THD, rows, None)
+        return out_THD, tuple(kept[:3])
+    with torch.no_grad():
+        q, k, v = (part.transpose(1, 2) for part in (q_THD, k_TGD, v_TGD))
+        return attend(q, k, v, rows), ()
+
+
+def backward(grad_THD: Any, q_THD: Any, k_TGD: Any, v_TGD: Any, out_THD: Any, kept: tuple[Any, ...], rows: Rows) -> Any:
+    """Return the gradients of q, k and v side by side, (T, H + 2 G, D)."""
+    import torch
+
+    if not q_THD.is_cuda:
+        with torch.enable_grad():
+            q, k, v = (part.detach().transpose(1, 2).requires_grad_() for part in (q_THD, k_TGD, v_TGD))
+            grads = torch.autograd.grad(attend(q, k, v, rows), (q, k, v), grad_THD)
+        return torch.cat([grad.transpose(1, 2) for grad in grads], dim=2)[0]
+    group, (_, tokens, heads, size) = q_THD.shape[2] // k_TGD.shape[2], q_THD.shape
+    dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
+        grad_THD, q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, out_THD, rows.starts, rows.starts, rows.longest,
+        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, shared_storage_dqdkdv=group == 1,
+    )  # fmt: skip
+    if group == 1:  # the three lie token by token in one block of memory
+        return dq.as_strided((tokens, 3 * heads, size), (3 * heads * size, size, 1), dq.storage_offset())
+    dk, dv = (part.view(1, tokens, heads // group, group, size).sum(3) for part in (dk, dv))
+    return torch.cat((dq, dk, dv), dim=2)[0]
+
+
+def _forward_kernel(q_THD: Any, k_THD: Any, v_THD: Any, rows: Rows, scale: float | None) -> Any:
+    import torch
+
+    return torch.ops.aten._efficient_attention_forward(
+        q_THD, k_THD, v_THD, None, rows.starts, rows.starts, rows.longest, rows.longest, 0.0, _CAUSAL, True, scale=scale
+    )
+
+
+def _repeated(q_THD: Any, *parts: Any) -> tuple[Any, ...]:
+    """Return keys and values with as many heads as there are queries'; the kernel knows no grouped ones."""
+    group = q_THD.shape[2] // parts[0].shape[2]
+    return tuple(part.repeat_interleave(group, dim=2) if group > 1 else part for part in parts)
 
 
 def _register() -> None:

@@ -10,12 +10,12 @@ from fast_ft.cost import CONTEXT_GIB, Training
 from fast_ft.errors import InputError
 from fast_ft.plan import Answers, Plan, Wanted
 from fast_ft.prepare import Prepared
-from fast_ft.recipe import Recipe
+from fast_ft.recipe import Recipe, card_backend
 from fast_ft.shape import ModelShape
 
 
 def settle(
-    recipe: Recipe, prepared: Prepared, config: dict[str, Any], *, fused_kernels: bool, card: forecast.Card | None
+    recipe: Recipe, prepared: Prepared, config: dict[str, Any], *, backend: str, card: forecast.Card | None
 ) -> Plan:
     """Return the plan of a recipe on a card, None being a CPU; see plan.settle. `config` is the base's config.json."""
     assert prepared.encoder is not None
@@ -24,7 +24,7 @@ def settle(
         memory = min(memory, float(recipe.budget.memory_gib))
     return plan.settle(
         ModelShape.from_config(config),
-        training(recipe, prepared, fused_kernels=fused_kernels),
+        training(recipe, prepared, backend=backend),
         step_lengths(recipe, prepared),
         Answers(
             [len(prepared.encoder.prompt_ids(prompt.messages)) for prompt in prepared.prompts],
@@ -37,14 +37,14 @@ def settle(
     )
 
 
-def training(recipe: Recipe, prepared: Prepared, *, fused_kernels: bool) -> Training:
+def training(recipe: Recipe, prepared: Prepared, *, backend: str) -> Training:
     """Return what the recipe says of a pass's cost."""
     lengths = [len(row.input_ids) for row in prepared.rows.values()] or [1]
     return Training(
         r=recipe.lora.r,
         optim=recipe.train.optim,
         load_in_4bit=recipe.model.load_in_4bit,
-        fused_kernels=fused_kernels,
+        backend=backend,
         rows=recipe.train.effective_batch_size,
         longest=max(lengths),
         typical=round(sum(n * n for n in lengths) / sum(lengths)),
@@ -96,9 +96,9 @@ def describe(recipe: Recipe, prepared: Prepared, gpu: str | None) -> dict[str, A
     if card is None:
         return content
     config = base_config(recipe)
-    fused = recipe.model.backend != "peft"
-    settled = settle(recipe, prepared, config, fused_kernels=fused, card=card)
-    shape, work = ModelShape.from_config(config), training(recipe, prepared, fused_kernels=fused)
+    backend = card_backend(recipe.model, recipe.lora)
+    settled = settle(recipe, prepared, config, backend=backend, card=card)
+    shape, work = ModelShape.from_config(config), training(recipe, prepared, backend=backend)
     ends: list[float] = []
     for rates in card.rates:
         by_stage = [

@@ -50,8 +50,10 @@ class Model(Section):
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         default="auto", description="auto: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU."
     )
-    backend: Literal["auto", "unsloth", "peft"] = Field(
-        default="auto", description="auto: unsloth where there is an NVIDIA GPU, else peft (transformers + peft)."
+    backend: Literal["auto", "fused", "unsloth", "peft"] = Field(
+        default="auto",
+        description="auto, on an NVIDIA GPU: fused (our own blocks), or unsloth where the LoRA has dropout or leaves "
+        "linear layers out; on a CPU: peft (transformers + peft).",
     )
 
 
@@ -68,6 +70,13 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="all-linear, or names such as q_proj."
     )
+
+
+def card_backend(model: Model, lora: Lora) -> str:
+    """Return the backend that the recipe means where there is an NVIDIA GPU."""
+    if model.backend != "auto":
+        return model.backend
+    return "fused" if lora.lora_dropout == 0 and lora.target_modules == "all-linear" else "unsloth"
 
 
 class Data(Section):

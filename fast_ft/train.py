@@ -198,8 +198,9 @@ class Course:
 
         longest = max(len(row.input_ids) for job in self.jobs for row in job.rows)
         steps = [[len(job.rows[i].input_ids) for i in batch] for job in self.jobs for batch in job.batches]
-        limits = {"most_rows": self.plan.micro_batch, "most_tokens": self.plan.most_tokens}
-        now = max(sum(lengths[i] for i in piece) for lengths in steps for piece in cut(lengths, **limits))
+        rows, tokens = self.plan.micro_batch, self.plan.most_tokens
+        pieces = ((step, piece) for step in steps for piece in cut(step, most_rows=rows, most_tokens=tokens))
+        now = max(sum(step[i] for i in piece) for step, piece in pieces)
         layers = len(self.loaded.model.get_base_model().model.layers)
         if now > longest:
             self.plan = replace(self.plan, most_tokens=max(longest, now * 3 // 4))

@@ -22,7 +22,7 @@ CONFIG_7B = {
 LLAMA = ModelShape.from_config(CONFIG_7B)
 
 
-TRAINING = Training(16, "adamw_8bit", load_in_4bit=True, fused_kernels=True, rows=8, longest=700, typical=480)
+TRAINING = Training(16, "adamw_8bit", load_in_4bit=True, backend="fused", rows=8, longest=700, typical=480)
 STEPS = [[200, 700, 350, 420, 260, 310, 500, 330], [150, 640, 330, 280, 220, 410, 390, 300]] * 30
 T4, H200 = forecast.card("t4").expected, forecast.card("h200").expected
 
@@ -49,9 +49,12 @@ def test_a_7bs_known_sizes() -> None:
         few, many = (pass_gib(LLAMA, TRAINING, tokens, again) for tokens in (1024, 2048))
         return many - few  # of 1,024 tokens in GiB, which is MiB a token
 
-    assert mib_a_token(0) == pytest.approx(3.8, abs=0.1)  # measured, H200, Unsloth 2026.10.7
+    assert mib_a_token(0) == pytest.approx(2.86, abs=0.1)
+    unsloth = replace(TRAINING, backend="unsloth")
+    more = pass_gib(LLAMA, unsloth, 2048, 0) - pass_gib(LLAMA, unsloth, 1024, 0)
+    assert more == pytest.approx(3.75, abs=0.1)  # measured, H200, Unsloth 2026.10.7: 3.73
     # 0.25 for the layers' inputs, and what one layer keeps while it is computed again
-    assert mib_a_token(32) == pytest.approx(0.4, abs=0.05)
+    assert mib_a_token(32) == pytest.approx(0.34, abs=0.05)
     assert mib_a_token(32) < mib_a_token(16) < mib_a_token(0)
 
 
@@ -117,7 +120,7 @@ def test_thriftier_settings_take_less_memory() -> None:
     one = {"micro_batch": 4, "recompute": False}
     usual = plan(80, **one).train_gib
     assert plan(80, micro_batch=4, recompute=True).train_gib < usual
-    assert usual < plan(80, fused_kernels=False, **one).train_gib
+    assert usual < plan(80, backend="unsloth", **one).train_gib
     assert usual < plan(80, optim="adamw_torch", **one).train_gib
     assert usual < plan(80, load_in_4bit=False, **one).train_gib
     assert plan(8, max_new_tokens=128).generation_batch > plan(8).generation_batch
@@ -132,16 +135,16 @@ def test_a_cpu_predicts_nothing_and_never_exceeds_what_there_is_to_do() -> None:
 
 
 def test_no_more_layers_are_computed_again_than_must_be() -> None:
-    counts = [plan(gib).recompute_layers for gib in (5.7, 6.5, 7.2, 14.7)]
+    counts = [plan(gib).recompute_layers for gib in (5.4, 5.8, 6.2, 14.7)]
     assert 32 >= counts[0] > counts[1] > counts[2] > 0 == counts[3]
 
 
 def test_a_pass_is_captured_where_launches_would_take_longer_than_arithmetic() -> None:
-    assert plan(14.3, H200, recompute=False).capture
+    assert plan(9, H200, recompute=False).capture
     assert plan(7.2, H200).capture, "with layers that are computed again, too"
     assert not plan(14.3, T4).capture, "a T4 waits for arithmetic"
     assert not plan(7.2, H200, draws=True).capture, "dropout cannot draw the same again in a graph"
-    assert plan(14.3, H200, draws=True, recompute=False).capture
+    assert plan(9, H200, draws=True, recompute=False).capture
 
 
 def test_recomputation_costs_half_as_much_again() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,10 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "fast_ft" / "pocket"
-OTHERS = ("unsloth", "peft captured", "unsloth captured", "unsloth recomputed", "unsloth captured recomputed")
+OTHERS = (
+    "unsloth", "unsloth captured", "peft captured", "fused", "fused captured", "fused recomputed",
+    "fused captured recomputed",
+)  # fmt: skip
 
 # Importing unsloth patches transformers for good, so each backend's step runs in a process of its own.
 STEP = """
@@ -61,11 +65,18 @@ backend.save_adapter(loaded.model, Path(job["adapter"]), job["base"], "")
 """
 
 
-def run(code: str, job: dict, tmp: Path) -> None:
-    path = tmp / f"{job['backend']}.json"
-    path.write_text(json.dumps(job))
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def run(code: str, jobs: list[dict], tmp: Path) -> None:
+    """Run the code once for each job, all at the same time."""
+    started = []
+    for index, job in enumerate(jobs):
+        path = tmp / f"job-{index}.json"
+        path.write_text(json.dumps(job))
+        command = [sys.executable, "-c", code, str(path)]
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
+    for job, process in zip(jobs, started, strict=True):
+        _, errors = process.communicate()
+        assert process.returncode == 0, (job["backend"], errors[-3000:])
 
 
 def mutations(rows: list) -> dict[str, list[dict]]:
@@ -94,14 +105,16 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     examples = load_pool(recipe.Data(train=str(POCKET / "train.json"))).examples(range(8))
     rows = [encoder.row(example) for example in examples]
     job = {"base": str(POCKET / "base"), "adapter": str(tmp / "adapter"), "work": str(tmp), "rows": mutations(rows)}
-    run(INITIAL, job | {"backend": "initial"}, tmp)
-    found = {}
-    for name in ("peft", *OTHERS):
-        out = str(tmp / f"{name}.pt")
-        way = {"backend": name.split()[0], "capture": "captured" in name, "recompute": 2 * ("recomputed" in name)}
-        run(STEP, job | way | {"micro_batches": [8, 3], "out": out}, tmp)
-        found[name] = torch.load(out, weights_only=False)
-    return found
+    run(INITIAL, [job | {"backend": "initial"}], tmp)
+    names = ("peft", *OTHERS)
+    ways = [
+        {"backend": name.split()[0], "capture": "captured" in name, "recompute": 2 * ("recomputed" in name)}
+        for name in names
+    ]
+    outs = [str(tmp / f"{name}.pt") for name in names]
+    jobs = [job | way | {"micro_batches": [8, 3], "out": out} for way, out in zip(ways, outs, strict=True)]
+    run(STEP, jobs, tmp)
+    return {name: torch.load(out, weights_only=False) for name, out in zip(names, outs, strict=True)}
 
 
 @pytest.mark.parametrize("micro_batch", [8, 3])
@@ -114,7 +127,7 @@ def test_backends_agree(records: dict[str, dict], other: str, micro_batch: int) 
 
 
 @pytest.mark.parametrize("wrong", ["prompt unmasked", "labels shifted", "EOS missing"])
-@pytest.mark.parametrize("other", ["unsloth", "unsloth captured"])
+@pytest.mark.parametrize("other", ["unsloth captured", "fused captured"])
 def test_a_wrong_mask_shows(records: dict[str, dict], other: str, wrong: str) -> None:
     from bench.agreement import disagreements
 

@@ -1,0 +1,108 @@
+"""The block's backward pass by hand against autograd, and its Triton kernels against plain torch."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from fast_ft import backend, recipe
+from fast_ft.block import block, ops, plain
+from fast_ft.passes import Passes, lay_out
+from fast_ft.template import IGNORE_INDEX, Row
+
+
+def rows(seed: int = 0) -> list[Row]:
+    draw = torch.Generator().manual_seed(seed)
+    made = []
+    for index, length in enumerate((5, 17, 9)):
+        ids = torch.randint(300, 2000, (length,), generator=draw).tolist()
+        made.append(Row(f"r{index}", ids, [IGNORE_INDEX] * 2 + ids[2:]))
+    return made
+
+
+def gradients(loaded: backend.Loaded, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
+    passes = Passes(
+        loaded, noise_alpha=None, capture=False, recompute_layers=recompute_layers, places=3, longest=17, pad_id=0
+    )
+    loaded.model.zero_grad()
+    loaded.model.train()
+    passes.begin(25, None)
+    loss = passes(lay_out(rows(), tokens=32, places=3, pad_id=0), seed=1)
+    passes.close()
+    return loss.item(), {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["mha", "gqa", "bias"])
+def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(str(tiny))
+    small = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2 if kind == "gqa" else 4, "vocab_size": config.vocab_size,
+    }  # fmt: skip
+    kinds = {"bias": transformers.Qwen2Config}
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(kinds.get(kind, transformers.LlamaConfig)(**small))
+    model.save_pretrained(tmp_path)
+    for file in tiny.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    section = recipe.Model(name_or_path=str(tmp_path), load_in_4bit=False, max_length=64)
+    made = backend.make_backend(section, recipe.Lora(r=4, lora_alpha=12), seed=1, gradient_checkpointing=False,
+                                name="peft").for_training()  # fmt: skip
+    with torch.no_grad():
+        for name, weight in made.model.named_parameters():
+            if "lora_B" in name or "bias" in name:
+                weight.normal_(std=0.2)
+    loss, expected = gradients(made)
+    assert len(expected) == 2 * 7 * 2 and all(g.abs().max() > 0 for g in expected.values())
+    before = {name: weight.clone() for name, weight in made.model.state_dict().items()}
+    assert block.install(made.model) is None
+    for name, weight in made.model.state_dict().items():
+        assert weight.equal(before[name]), f"{name} is a view now, of the same values"
+    for recomputed in (0, 1):
+        ours, found = gradients(made, recomputed)
+        assert ours == pytest.approx(loss, rel=1e-6)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=2e-4, atol=1e-6, msg=name)
+    ids = torch.randint(300, 2000, (2, 9))
+    with torch.no_grad():
+        made.model.eval()
+        assert made.model(input_ids=ids).logits.isfinite().all(), "outside of passes the layer is as it was"
+
+
+def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
+    section = recipe.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
+    for lora, reason in (
+        (recipe.Lora(r=4, lora_dropout=0.1), "dropout"),
+        (recipe.Lora(r=4, target_modules=["q_proj"]), "no LoRA"),
+    ):
+        made = backend.make_backend(section, lora, seed=1, gradient_checkpointing=False, name="peft").for_training()
+        assert reason in (block.install(made.model) or "")
+
+
+def test_four_bits_unpack_as_bitsandbytes_does() -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = torch.randn(96, 256, generator=torch.Generator().manual_seed(1))
+    for nested in (False, True):
+        packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=nested)
+        groups = None
+        if nested:
+            groups = (state.state2.code, state.state2.absmax, torch.full_like(state.state2.absmax, state.offset))
+        out = torch.empty(96, 256)
+        plain.unpack(packed, state.code, state.absmax, groups, out)
+        torch.testing.assert_close(out, dequantize_4bit(packed, state).float(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_check_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    like = torch.zeros(1)
+    assert ops.check(like, 96, 100, 16) is None
+    right = plain.swiglu
+    wrong = types.SimpleNamespace(**vars(plain))
+    wrong.swiglu = lambda gate_up: right(gate_up) * 1.05
+    monkeypatch.setattr(ops, "ops_for", lambda tensor: wrong)
+    assert "differs from plain torch by 0.05" in (ops.check(like, 96, 100, 16) or "")
