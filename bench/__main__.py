@@ -22,7 +22,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import budget, compare, emulation, figures, plan_checks, pocket, recipe_run, submit_file, table, training
+from bench import (
+    budget,
+    compare,
+    emulation,
+    figures,
+    plan_checks,
+    pocket,
+    recipe_run,
+    submit_file,
+    sweep,
+    table,
+    training,
+)
 from fast_ft.atomic import write_json, write_text
 from fast_ft.errors import InputError
 
@@ -160,6 +172,8 @@ def figures_of(result: dict[str, Any], stem: str) -> dict[str, tuple[float, str]
         return plan_checks.figures(result)
     if kind == "pocket":
         return pocket.headline(result)
+    if kind.startswith("sweep-"):
+        return sweep.headline(result)
     return {f"recipe.{stem}.{key}": value for key, value in headline(result).items()}
 
 

@@ -1,7 +1,8 @@
-"""python -m bench.sweep pocket | cards RECIPE | start RECIPE | adopt JSON: what a sweep finds, and what it costs.
+"""python -m bench.sweep pocket | cards RECIPE | start RECIPE: what a sweep finds, and what it costs.
 
 pocket: a sweep of recipes/sweep-pocket.yaml, then its best recipe against the recipe itself on the 300 fresh prompts.
-cards: the same trials with one worker and with two. start: a trial after others in one process against a fresh one.
+cards: the same trials with one worker and with two; python -m bench --adopt takes its figures.
+start: a trial after others in one process against a fresh one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ POCKET = "fast_ft/pocket"
 def main() -> int:
     """Run one measurement and print its JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.sweep", description=__doc__)
-    parser.add_argument("what", choices=("pocket", "cards", "start", "adopt"))
+    parser.add_argument("what", choices=("pocket", "cards", "start"))
     parser.add_argument("recipe", nargs="?")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--results", type=Path, default=figures.RESULTS)
@@ -44,11 +45,6 @@ def main() -> int:
         result = pocket()
         write_json(options.results / "sweep-pocket.json", result)
         figures.record(headline(result), card="CPU, 2 cores", command=result["command"], source="sweep-pocket.json")
-    elif options.what == "adopt":
-        path = figures.RESULTS / Path(options.recipe).name
-        result = json.loads(path.read_text(encoding="utf-8"))
-        card = result["environment"]["gpu"]["name"]
-        figures.record(headline(result), card=card, command=result["command"], source=path.name)
     else:
         result = {"cards": cards, "start": start}[options.what](options.recipe, options.overrides)
         write_json(options.results / f"{options.name}.json", result)
@@ -66,7 +62,7 @@ def pocket() -> dict[str, Any]:
             name: fresh_scores(Path(where)) for name, where in (("best", best["folder"]), ("recipe", own["folder"]))
         }
     return {
-        "what": "pocket",
+        "kind": "sweep-pocket",
         "command": "python -m bench.sweep pocket",
         "date": now(),
         "environment": environment.describe(),
@@ -98,7 +94,13 @@ def cards(recipe: str, overrides: list[str]) -> dict[str, Any]:
             runs[str(workers)] = {"wall_seconds": seconds, "trials": trials}
             print(json.dumps({"workers": workers, **runs[str(workers)]}), file=sys.stderr, flush=True)
     command = " ".join(["python -m bench.sweep cards", recipe, *overrides])
-    return {"what": "cards", "command": command, "date": now(), "environment": environment.describe(), "runs": runs}
+    return {
+        "kind": "sweep-cards",
+        "command": command,
+        "date": now(),
+        "environment": environment.describe(),
+        "runs": runs,
+    }
 
 
 def run_sweep(recipe: str, root: Path, *words: str) -> tuple[float, dict[str, Any]]:
@@ -149,7 +151,7 @@ def in_one_process(recipe: str, trials: list[list[str]], folder: str) -> None:
 
 def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     """Return {figure: (value, unit)}, computed from the raw scores and times."""
-    if result["what"] == "pocket":
+    if result["kind"] == "sweep-pocket":
         fresh = result["fresh"]
         gain = stats.compare(fresh["best"], fresh["recipe"], SEED, "the recipe")
         tried = sum(t["state"] == "finished" for t in result["trials"])

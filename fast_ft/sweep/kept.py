@@ -8,6 +8,7 @@ tests compare first loss, gradients and the whole training with a fresh process,
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class KeptLoaded(Loaded):
         """Keep it; only the gradients' memory is given back."""
         for weight in self.model.parameters():
             weight.grad = None
+        gc.collect()  # trainers and pools hold themselves in circles
         if self.device == "cuda":
             import torch
 
