@@ -1,4 +1,4 @@
-# make quickstart | make test | make lint. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
+# make quickstart | make test | make lint | make soak. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
 # PYTHON=... chooses the interpreter. pip's own settings (PIP_INDEX_URL and others) are obeyed.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test soak lint clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
@@ -14,6 +14,12 @@ quickstart: .venv/run-ready
 
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+# Hours: kill tests at 40 moments and of the quickstart, then an hour of fuzzing.
+soak: .venv/test-ready
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-soak.txt
+	$(BIN)/python -m pytest -m soak
+	$(BIN)/python tests/fuzz.py --minutes 60
 
 lint: .venv/test-ready
 	$(BIN)/ruff check

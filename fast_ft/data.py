@@ -119,7 +119,9 @@ def load_references(path: str) -> dict[str, str]:
     source = readers.read(path, "test")
     rows = source.rows
     if isinstance(rows, list) and len(rows) == 1 and isinstance(rows[0], dict) and _is_pred(rows[0]):
-        return {id_: str(entry["output"][0]).strip() for id_, entry in rows[0].items()}
+        texts = {id_: entry["output"][0].strip() for id_, entry in rows[0].items()}
+        _strings([*texts, *texts.values()], path, "its answer")
+        return texts
     answers: dict[str, str] = {}
     for number, row in enumerate(_parse(source), 1):
         if not row.turns or row.turns[-1][0] != "assistant" or not row.turns[-1][1]:
@@ -128,6 +130,7 @@ def load_references(path: str) -> dict[str, str]:
         if id_ in answers:
             fail(path, number, "id", f"{id_!r} stands in an earlier row too", "Ids are unique: mend the file.")
         answers[id_] = row.turns[-1][1]
+    _strings([*answers, *answers.values()], path, "its answer")
     return answers
 
 
@@ -248,4 +251,5 @@ def _refuse_duplicate_ids(ids: pa.ChunkedArray | pa.Array, name: str) -> None:
 
 def _is_pred(content: dict[str, Any]) -> bool:
     entries = list(content.values())
-    return bool(entries) and all(isinstance(entry, dict) and isinstance(entry.get("output"), list) for entry in entries)
+    outputs = [entry.get("output") if isinstance(entry, dict) else None for entry in entries]
+    return bool(outputs) and all(isinstance(each, list) and each and isinstance(each[0], str) for each in outputs)

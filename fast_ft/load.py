@@ -100,6 +100,7 @@ def content_digest(tree: dict[str, Any]) -> str:
 def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) -> None:
     """Put one "dotted.key=value" into `tree`; the value is read as YAML reads it. Raises InputError."""
     dotted, equals, text = override.partition("=")
+    check_text(dotted, f"override {override!r}")
     key: Key = tuple(int(part) if part.isdigit() else part for part in dotted.strip().split("."))
     if not equals or "" in key:
         raise InputError(f"override {override!r}: write it as key=value, for example lora.r=32")

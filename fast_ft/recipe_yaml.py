@@ -61,7 +61,7 @@ def parse(text: str, name: str) -> Any:
 def check_text(text: str, place: str) -> None:
     """Raise InputError for characters that no file can be named by or written with: NUL, halves of surrogate pairs."""
     if bad := re.search("[\x00\ud800-\udfff]", text):
-        raise InputError(f"{place}: character number {bad.start() + 1} of the value (code {ord(bad[0])}) is no text")
+        raise InputError(f"{place}: character number {bad.start() + 1} of the text (code {ord(bad[0])}) is no text")
 
 
 def scalar(text: str) -> Any:
@@ -134,6 +134,7 @@ class _Plain:
                 raise InputError(
                     f"{self.name}:{line}: a key is one word; lists, mappings and merges (<<) cannot be keys"
                 )
+            check_text(word, f"{self.name}:{line}")
             dotted = ".".join(map(str, (*key, word)))
             if word in out:
                 first = self.places[(*key, word)]

@@ -191,13 +191,16 @@ def _score(path: Path) -> float | None:
     except InputError:
         return None
     value = content.get("mean", content.get("score"))
-    return float(value) if isinstance(value, int | float) else None
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # JSON's whole numbers have no end
+        return None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): delete its folder, or restore the file") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object: delete its folder, or restore the file")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from fast_ft import results
+from fast_ft.errors import InputError
 from fast_ft.rundir import RunDir
 from fast_ft.show import new_console
 from fast_ft.terminal import plain
@@ -16,9 +17,32 @@ Cells = Mapping[str, Any]
 def print_scores(folder: RunDir, examples: int = 3) -> None:
     """Print a run's scores, the base model's beside them, and some answers before and after."""
     from rich.markup import escape
+
+    scores = results.read_scores(folder.scores)
+    try:
+        remarks = _remarks(scores)
+        table = _table(scores)
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{folder.scores}: not as `judge` writes it ({error!r}): judge the run again") from None
+    console = new_console()
+    console.print(table)
+    for line in remarks:
+        console.print(plain(line), markup=False)
+    if scores.get("base") is None or not folder.base_pred.is_file():
+        return
+    pred, before = results.read_pred(folder.pred), results.read_pred(folder.base_pred)
+    both = [key for key in before if key in pred]
+    for key in both[:: max(1, len(both) // examples)][:examples]:
+        console.print(f"\n[bold]{escape(plain(pred[key]['input'][-1]['content']))}[/bold]")
+        console.print(f"  base   {escape(plain(before[key]['output'][0]))}")
+        console.print(f"  tuned  {escape(plain(pred[key]['output'][0]))}")
+
+
+def _table(scores: Cells) -> Any:
+    """Return the table by skill and difficulty."""
+    from rich.markup import escape
     from rich.table import Table
 
-    scores = json.loads(folder.scores.read_text(encoding="utf-8"))
     base = scores.get("base")
     judged = scores["kind"] == "openai"
     cells, names = (_judged, ["mean", "95 %", "missing"]) if judged else (_matched, ["exact match", "ROUGE-L"])
@@ -36,18 +60,7 @@ def print_scores(folder: RunDir, examples: int = 3) -> None:
             row(label + name, each, None if base is None else base.get(group, {}).get(name))
         table.add_section()
     row("all", scores, base)
-    console = new_console()
-    console.print(table)
-    for line in _remarks(scores):
-        console.print(plain(line), markup=False)
-    if base is None:
-        return
-    pred, before_pred = (json.loads(path.read_text(encoding="utf-8")) for path in (folder.pred, folder.base_pred))
-    step = max(1, len(before_pred) // examples)
-    for key in list(before_pred)[::step][:examples]:
-        console.print(f"\n[bold]{escape(plain(pred[key]['input'][-1]['content']))}[/bold]")
-        console.print(f"  base   {escape(plain(before_pred[key]['output'][0]))}")
-        console.print(f"  tuned  {escape(plain(pred[key]['output'][0]))}")
+    return table
 
 
 def _matched(each: Cells) -> list[str]:

@@ -525,7 +525,7 @@ def test_the_command_refuses_what_is_no_judges_key(runs: Any, capsys: pytest.Cap
     folder.pred.unlink()
     assert main(["judge", str(folder.root)]) == 2 and "no answers yet" in capsys.readouterr().err
     folder.pred.write_text("[1]")
-    assert main(["judge", str(folder.root)]) == 2 and "no answers as generate" in capsys.readouterr().err
+    assert main(["judge", str(folder.root)]) == 2 and "holds no JSON object but a list" in capsys.readouterr().err
 
 
 def test_runs_that_answered_other_questions_are_not_compared(runs: Any, serve: Any) -> None:

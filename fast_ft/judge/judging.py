@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fast_ft import atomic, data
+from fast_ft import atomic, data, results
 from fast_ft.errors import InputError
 from fast_ft.judge import endpoint, reference, stats
 from fast_ft.judge.judge import Group, Item, Judgment, judge_all, scores_of, summarise
@@ -56,18 +55,18 @@ def judge_run(
             print(f"{len(items)} answers to compare with their references; no network, no cost")
             return None
         judgments, facts = judge_all(reference.ReferenceJudge(), items), {"notes": reference.NOTES}
-    results = {
+    summaries = {
         name: summarise({key: judgments[item] for key, item in each.items()}, group, seed)
         for name, each in sets.items()
     }
-    scores = {"kind": section.kind, **facts, "pred": atomic.sha256_file(folder.pred), **results["run"]}
+    scores = {"kind": section.kind, **facts, "pred": atomic.sha256_file(folder.pred), **summaries["run"]}
     if section.kind == "openai":
-        scores |= _extras(results["run"]["prompts"])
-    if "base" in results:
-        scores["base"] = results["base"]
-        scores["gain"] = stats.compare(scores_of(scores), scores_of(results["base"]), seed, "the base model")
+        scores |= _extras(summaries["run"]["prompts"])
+    if "base" in summaries:
+        scores["base"] = summaries["base"]
+        scores["gain"] = stats.compare(scores_of(scores), scores_of(summaries["base"]), seed, "the base model")
     if against is not None:
-        scores["against"] = stats.compare(scores_of(scores), scores_of(results["against"]), seed, str(against.root))
+        scores["against"] = stats.compare(scores_of(scores), scores_of(summaries["against"]), seed, str(against.root))
     scores["prompts"] = scores.pop("prompts")  # the long part last
     atomic.write_json(folder.scores, scores)
     return scores
@@ -131,23 +130,19 @@ def _extras(prompts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _items(path: Path, references: Mapping[str, str] | None, only: Collection[str] | None = None) -> dict[str, Item]:
     """Return {prompt id: what the judge sees} of a pred.json, of the ids `only` where they are given."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        texts = {
-            key: ([(turn["role"], turn["content"]) for turn in entry["input"]], entry["output"][0])
-            for key, entry in content.items()
-            if only is None or key in only
-        }
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no answers yet ({path.name}): run its recipe to the end first") from None
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise InputError(f"{path}: no answers as generate writes them ({error!r}); generate them again") from None
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no answers yet ({path.name}): run its recipe to the end first")
+    texts = {
+        key: ([(turn["role"], turn["content"]) for turn in entry["input"]], entry["output"][0])
+        for key, entry in results.read_pred(path).items()
+        if only is None or key in only
+    }
     if not texts and only is None:
         raise InputError(f"{path}: holds no answers")
     if references is not None:
         _refuse_missing(list(texts), references)
     return {
-        key: Item(_question(turns), references[key] if references is not None else None, str(answer))
+        key: Item(_question(turns), references[key] if references is not None else None, answer)
         for key, (turns, answer) in texts.items()
     }
 

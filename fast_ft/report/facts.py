@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fast_ft import data
+from fast_ft import data, outside, results
 from fast_ft.errors import InputError
 from fast_ft.layouts import strip_lead
 from fast_ft.rundir import RunDir
@@ -40,7 +41,7 @@ class Run:
 
 
 def read_run(folder: RunDir) -> Run:
-    """Read a run folder; InputError where a file in it is no JSON."""
+    """Read a run folder; InputError where a file in it is not what the run wrote."""
     manifest = folder.manifest()
     recipe = manifest.get("recipe", {})
     judge = recipe.get("judge", {})
@@ -50,30 +51,22 @@ def read_run(folder: RunDir) -> Run:
             references = data.load_references(judge["references"])
         except (InputError, OSError):  # gone since: the page then shows none
             references = {}
-    lines = folder.log.read_text(encoding="utf-8").splitlines() if folder.log.is_file() else []
     return Run(
         name=folder.root.resolve().name,
         recipe=recipe,
         manifest=manifest,
-        plan=_json(folder, "plan.json"),
-        lines=[json.loads(line) for line in lines],
-        pred=_json(folder, "pred.json"),
-        base=_json(folder, "base_pred.json"),
-        scores=_json(folder, "scores.json"),
-        ended=_json(folder, "answers.json"),
+        plan=_there(outside.json_object, folder.plan),
+        lines=results.read_log(folder.log) if folder.log.is_file() else [],
+        pred=_there(results.read_pred, folder.pred),
+        base=_there(results.read_pred, folder.base_pred),
+        scores=_there(results.read_scores, folder.scores),
+        ended=_there(results.read_answers, folder.answers),
         references=references,
     )
 
 
-def _json(folder: RunDir, name: str) -> dict[str, Any]:
-    path = folder.root / name
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): delete it, or restore it") from None
-    return content if isinstance(content, dict) else {}
+def _there(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+    return read(path) if path.is_file() else {}
 
 
 def memory_cap(run: Run) -> float | None:

@@ -7,13 +7,12 @@ its word where nothing else is left to compare it with; whoever edits it and pre
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, data, rules
+from fast_ft import atomic, data, results, rules
 from fast_ft.errors import InputError
 from fast_ft.load import content_digest
 from fast_ft.prepare import prepare
@@ -153,11 +152,10 @@ def _leakage(recorded: dict[str, Any] | None, again: dict[str, Any]) -> Verdict:
 
 def _answers(path: Path, prompts: list[data.Prompt]) -> Verdict:
     try:
-        pred = json.loads(path.read_text(encoding="utf-8"))
-        given = {id_: (entry["input"], [type(text) for text in entry["output"]]) for id_, entry in pred.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return Verdict("test-ids", False, f"{path} cannot be read as answers ({type(error).__name__})")
-    wanted = {prompt.id: (list(prompt.messages), [str]) for prompt in prompts}
+        given = {id_: (entry["input"], len(entry["output"])) for id_, entry in results.read_pred(path).items()}
+    except (OSError, InputError) as error:
+        return Verdict("test-ids", False, f"cannot be read as answers: {error}")
+    wanted = {prompt.id: (list(prompt.messages), 1) for prompt in prompts}
     missing, extra = [id_ for id_ in wanted if id_ not in given], [id_ for id_ in given if id_ not in wanted]
     other = [id_ for id_ in wanted if id_ in given and given[id_] != wanted[id_]]
     found = {"missing": missing, "not in the test file": extra, "with another prompt, or not one answer": other}

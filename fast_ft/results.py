@@ -1,0 +1,151 @@
+"""A run's results read back: pred.json, answers.json, scores.json, log.jsonl, each with the types that it promises.
+
+A run folder can come from elsewhere, and a file in it can be cut off or edited. So each is checked for what its readers
+rely on; what they do not rely on may be anything. The content is returned as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fast_ft import outside
+from fast_ft.errors import InputError
+
+MOST = 256 << 20  #: bytes of one file; 150 answers take one MiB
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    """Keys that are not named here are left alone."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Turn(_Part):
+    role: str
+    content: str
+
+
+class _Entry(_Part):
+    input: Annotated[list[_Turn], Field(min_length=1)]
+    output: Annotated[list[str], Field(min_length=1)]
+
+
+class _End(_Part):
+    tokens: int = 0
+    ended: bool = False
+
+
+class _Line(_Part):
+    stage: str
+    step: int
+    loss: float
+    grad_norm: float | None = None
+    learning_rate: Number | None = None
+    tokens: Number | None = None
+    seconds: Number | None = None
+    gib: Number | None = None
+
+
+class _Cells(_Part):
+    """Totals over some prompts."""
+
+    count: int = 0
+    missing: int | None = None
+    mean: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    exact_match: Number = 0.0
+    rouge_l: Number = 0.0
+    chrf: Number = 0.0
+    length_ratio: Number = 0.0
+
+
+class _Judged(_Part):
+    """One prompt's."""
+
+    score: Number | None = None
+    exact_match: Number | bool | None = None
+    reference_score: Number | None = None
+    reply: str | None = None
+    problem: str | None = None
+    swapped: _Judged | None = None
+
+
+class _Scored(_Cells):
+    by_skill: dict[str, _Cells] = {}
+    by_difficulty: dict[str, _Cells] = {}
+    prompts: dict[str, _Judged] = {}
+
+
+class _Compared(_Part):
+    sentence: str
+
+
+class _Swapped(_Part):
+    order_effect: Number
+
+
+class _Scores(_Scored):
+    kind: Literal["reference", "openai"]
+    model: str = ""
+    labelled: str = ""
+    answered_by: list[str] = []
+    scale: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
+    notes: list[str] = []
+    reference_mean: Number | None = None
+    baselines: dict[str, Number] = {}
+    swapped: _Swapped | None = None
+    base: _Scored | None = None
+    gain: _Compared | None = None
+    against: _Compared | None = None
+
+
+_PRED: TypeAdapter[Any] = TypeAdapter(dict[str, _Entry])
+_ENDS: TypeAdapter[Any] = TypeAdapter(dict[str, dict[str, _End]])
+_LINES: TypeAdapter[Any] = TypeAdapter(list[_Line])
+_SCORES: TypeAdapter[Any] = TypeAdapter(_Scores)
+
+
+def read_pred(path: Path) -> dict[str, Any]:
+    """Return pred.json's {prompt id: {"input": [{"role", "content"}], "output": [text]}}. Raises InputError."""
+    return _checked(_PRED, outside.json_object(path, MOST, "Generate it again."), path, "generate")
+
+
+def read_answers(path: Path) -> dict[str, Any]:
+    """Return answers.json's {"tuned" or "base": {prompt id: {"tokens", "ended"}}}. Raises InputError."""
+    return _checked(_ENDS, outside.json_object(path, MOST, "Generate it again."), path, "generate")
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Return scores.json's content. Raises InputError."""
+    return _checked(_SCORES, outside.json_object(path, MOST, "Judge the run again."), path, "judge")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return log.jsonl's lines, one a step. Raises InputError."""
+    lines: list[Any] = []
+    for number, line in enumerate(outside.text(path, MOST).split("\n"), 1):
+        if line.strip():
+            try:
+                lines.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: not valid JSON ({error}). Train again.") from None
+    return _checked(_LINES, lines, path, "train")
+
+
+def _checked(kind: TypeAdapter[Any], content: Any, path: Path, command: str) -> Any:
+    try:
+        kind.validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: {place[:200]}: {first['msg']}; not as `{command}` writes it: {command} again"
+        ) from None
+    return content

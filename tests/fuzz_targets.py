@@ -1,0 +1,218 @@
+"""What the fuzzers feed: a parser for each kind of file, files to begin with, and changes that keep the form of JSON.
+
+A target takes any bytes. Only InputError may come out of the parser, and the target swallows that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT
+
+from fast_ft import load
+from fast_ft.data import Data, load_pool, load_prompts, load_references
+from fast_ft.errors import InputError
+from fast_ft.judge import judging
+from fast_ft.report import facts, overview
+from fast_ft.rundir import RunDir, list_runs
+from fast_ft.show_scores import print_scores
+from fast_ft.submit import handin
+
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+RUN = FOLDER / "run"
+TURN = {"role": "user", "content": "Why?"}
+PRED = {"a": {"input": [TURN], "output": ["So."]}, "b": {"input": [TURN], "output": ["No."]}}
+CELLS = {"count": 2, "missing": 0, "missing_share": 0.0, "mean": 0.5, "low": 0.1, "high": 0.9, "deviation": 0.1}
+MATCH = {"exact_match": 0.5, "rouge_l": 0.6, "chrf": 0.7, "length_ratio": 1.0}
+REFERENCE = {
+    "kind": "reference", "notes": ["Text."], "pred": "0", **CELLS, **MATCH, "by_skill": {"sum": CELLS | MATCH},
+    "by_difficulty": {"3": CELLS | MATCH}, "base": CELLS | MATCH | {"by_skill": {}, "prompts": {"a": {"score": 0.0}}},
+    "gain": {"sentence": "More.", "count": 2},
+    "prompts": {"a": {"score": 1.0, "exact_match": True}, "b": {"score": None, "problem": "x"}},
+}  # fmt: skip
+OPENAI = {
+    "kind": "openai", "model": "m", "labelled": "pairwise", "answered_by": ["m"], "scale": [1, 10], "notes": [],
+    **CELLS, "reference_mean": 8.0, "swapped": {"order_effect": 0.2}, "baselines": {"simple": 2.4}, "by_skill": {},
+    "prompts": {"a": {"score": 7.0, "reply": "8 7", "reference_score": 8.0, "swapped": {"score": 7.0, "reply": "7 8"}}},
+}  # fmt: skip
+MANIFEST = {
+    "recipe": {"model": {"name_or_path": "m"}, "lora": {"r": 4}, "judge": {}, "seed": 1}, "started": "2026-01-01",
+    "phases": {"train": {"seconds": 1.0}}, "rows": [], "digests": {}, "stages": [], "notes": [],
+}  # fmt: skip
+ROWS = [
+    {"id": "a", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}], "score": 4.5},
+    {"id": 7, "messages": [TURN, {"role": "assistant", "content": "No."}]},
+    {"instruction": "Add.", "input": "1 1", "output": "2"},
+    {"idx": 1, "Skill": "Math", "Difficulty": 3, "Instruction": "Add 1 and 1."},
+    {"prompt": "Why?", "completion": "So."},
+]
+#: Values that stand where others are expected.
+ODD: list[Any] = [
+    None, True, False, 0, -1, 1, 10**400, 1e308, -1e-308, 2**63, "", "x", " ", "\x00", "\ud800", "\u2028", "é" * 50,
+    "7", "../../x", [], {}, [[]], [None], {"": ""}, [1, "a", None], "nan", ">= 4", "1..2", "{recipe}", "a" * 10_000,
+]  # fmt: skip
+
+
+def recipe(data: bytes) -> None:
+    """A recipe file; from the last line that begins with `+` on, overrides."""
+    text, *overrides = data.split(b"\n+")
+    path = FOLDER / "recipe.yaml"
+    path.write_bytes(text)
+    words = [word.decode("utf-8", "surrogateescape") for word in overrides[:4]]
+    loaded = load.load_recipe(path, words)
+    load.digest(load.with_overrides(loaded, ["lora.r=4"]))
+
+
+def data(data: bytes) -> None:
+    """A data file as training rows, as prompts and as references."""
+    path = FOLDER / "rows.json"
+    path.write_bytes(data)
+    error: InputError | None = None
+    for multi_turn in ("error", "first", "last"):
+        try:
+            pool = load_pool(Data(train=str(path), multi_turn=multi_turn))
+            pool.examples(range(len(pool)))
+        except InputError as caught:
+            error = caught
+    for read in (load_prompts, load_references):
+        try:
+            read(str(path))
+        except InputError as caught:
+            error = caught
+    if error is not None:
+        raise error
+
+
+def pred(data: bytes) -> None:
+    """A pred.json, as the judge, the hand-in's check and the report read it."""
+    folder = _run(pred=data)
+    handin._answers(folder.pred, [])
+    facts.answers([facts.read_run(folder)])
+    judging._items(folder.pred, None)
+
+
+def scores(data: bytes) -> None:
+    """A scores.json, as `judge` prints it, `runs` lists it and the report shows it."""
+    folder = _run(scores=data)
+    list_runs(FOLDER)
+    run = facts.read_run(folder)
+    facts.answers([run])
+    overview.overview(run, 10, [])
+    overview.differing([run, run])
+    with contextlib.redirect_stdout(io.StringIO()):
+        print_scores(folder)
+
+
+def _run(pred: bytes | None = None, scores: bytes | None = None) -> RunDir:
+    folder = RunDir(RUN)
+    RUN.mkdir(exist_ok=True)
+    folder.manifest_path.write_text(json.dumps(MANIFEST))
+    folder.pred.write_bytes(json.dumps(PRED).encode() if pred is None else pred)
+    folder.base_pred.write_text(json.dumps(PRED))
+    folder.scores.write_bytes(json.dumps(REFERENCE).encode() if scores is None else scores)
+    return folder
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"recipe": recipe, "data": data, "pred": pred, "scores": scores}
+
+
+def _seeds() -> dict[str, list[bytes]]:
+    recipes = [path.read_bytes() for path in sorted((ROOT / "recipes").glob("*.yaml"))]
+    odd_yaml = [b"a: &a [*a]\n", b"? [a]: b\n", b"%YAML 1.2\n---\n!!python/object:os.system x\n", b"<<: {a: 1}\n"]
+    overridden = [
+        recipes[0] + b"\n+lora.r=32\n+curriculum.stages.0.name=x",
+        recipes[1] + b"\n+select.where={score: '> 1'}",
+    ]
+    rows = [json.dumps(ROWS[:1]), json.dumps(ROWS), *map(json.dumps, ROWS), "\n".join(map(json.dumps, ROWS))]
+    rows += [json.dumps({"data": ROWS[:1]}), json.dumps(PRED)]
+    return {
+        "recipe": [*recipes, *odd_yaml, *overridden],
+        "data": [*(text.encode() for text in rows), b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff\x10\0\0\0", b"\x80\x04"],
+        "pred": [json.dumps(PRED).encode()],
+        "scores": [json.dumps(REFERENCE).encode(), json.dumps(OPENAI).encode()],
+    }
+
+
+SEEDS = _seeds()
+
+
+def run(name: str, content: bytes) -> bool:
+    """Feed a target; return whether it took the bytes. Anything but InputError comes out."""
+    try:
+        TARGETS[name](content)
+    except InputError as error:
+        str(error).encode("utf-8", "surrogatepass")
+        return False
+    return True
+
+
+def changed(content: bytes, chance: random.Random) -> bytes:
+    """Change a file: a value within JSON or YAML for another, where it is one; else, or as well, some of its bytes."""
+    if chance.random() < 0.7:
+        import yaml
+
+        try:
+            value = yaml.load(content, yaml.CBaseLoader) if chance.random() < 0.1 else json.loads(content)
+        except (ValueError, RecursionError, yaml.YAMLError):
+            return _bytes(content, chance)
+        for _ in range(chance.choice((1, 1, 1, 2, 4))):
+            value = _value(value, chance)
+        try:
+            return json.dumps(value).encode()  # JSON is YAML
+        except (ValueError, RecursionError):
+            return content
+    return _bytes(content, chance)
+
+
+def _value(value: Any, chance: random.Random) -> Any:
+    """Return the value with one place in it changed, dropped, doubled or renamed."""
+    if isinstance(value, dict) and value and chance.random() < 0.9:
+        key = chance.choice(list(value))
+        kind = chance.random()
+        if kind < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        if kind < 0.2:
+            return {**value, chance.choice(["", "x", "prompts", "output", key + "x", "__class__"]): value[key]}
+        return {**value, key: _value(value[key], chance)}
+    if isinstance(value, list) and value and chance.random() < 0.9:
+        place = chance.randrange(len(value))
+        kind = chance.random()
+        if kind < 0.1:
+            return value[:place] + value[place + 1 :]
+        if kind < 0.2:
+            return [*value, value[place]]
+        return [*value[:place], _value(value[place], chance), *value[place + 1 :]]
+    return chance.choice(ODD)
+
+
+def _bytes(content: bytes, chance: random.Random) -> bytes:
+    made = bytearray(content)
+    for _ in range(chance.choice((1, 2, 4, 16))):
+        place = chance.randrange(len(made) + 1)
+        kind = chance.randrange(5)
+        if kind == 0:
+            del made[place : place + chance.choice((1, 4, 64))]
+        elif kind == 1:
+            made[place:place] = chance.choice(TOKENS)
+        elif kind == 2:
+            made[place:place] = bytes(chance.randrange(256) for _ in range(chance.choice((1, 2, 8))))
+        elif kind == 3 and place < len(made):
+            made[place] ^= 1 << chance.randrange(8)
+        else:
+            start = chance.randrange(len(made) + 1)
+            made[place:place] = made[start : start + chance.choice((4, 32, 256))]
+    return bytes(made[:100_000])
+
+
+TOKENS = [
+    b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"- ", b"null", b"NaN", b"Infinity", b"1e999", b"-", b"\\ud800",
+    b"\xef\xbb\xbf", b"&a ", b"*a", b"!!python/name:os ", b"<<: ", b"? ", b"|\n", b"#", b"%TAG ! x", b"\t", b"\0",
+    b"\xff", b"[" * 2000, b'{"a":' * 2000, b"9" * 5000, b"\r\n", b"---\n", b"'", b"\xc2\x85", b"\xe2\x80\xa8",
+]  # fmt: skip

@@ -1,0 +1,49 @@
+"""Parsers of recipe, data, pred and scores meet thousands of wrong files: only InputError may come out.
+
+`python tests/fuzz.py` does the same for as long as wanted, guided by coverage.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import fuzz_targets
+import pytest
+from fuzz_targets import ODD, SEEDS, TARGETS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+FEW = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=150)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(ODD),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_files_to_begin_with_reach_into_the_parser(name: str) -> None:
+    assert any(fuzz_targets.run(name, seed) for seed in SEEDS[name])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@FEW
+@given(data=st.data())
+def test_any_bytes_and_any_json_end_in_a_message_at_worst(name: str, data: Any) -> None:
+    content = data.draw(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+    fuzz_targets.run(name, content)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_changed_files_end_in_a_message_at_worst(name: str) -> None:
+    chance = random.Random(f"{name} 1")
+    for _ in range(1500 if name != "recipe" else 300):
+        content = chance.choice(SEEDS[name])
+        for _ in range(chance.choice((1, 1, 2))):
+            content = fuzz_targets.changed(content, chance)
+        try:
+            fuzz_targets.run(name, content)
+        except Exception as error:
+            raise AssertionError(f"{name}: {type(error).__name__} from {content[:2000]!r}") from error
