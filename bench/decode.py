@@ -169,7 +169,7 @@ class Bench:
             rows = [Row(row, 64) for row in self.ids[:24]]
             list(pool.run(rows))
             made.append([row.tokens for row in rows])
-        yield {"same_twice": made[0] == made[1], "captured": pool.captures, "graphs": len(pool._graphs),
+        yield {"same_twice": made[0] == made[1], "captured": pool.graphs.works, "graphs": pool.graphs.count,
                **teacher_forced(self.loaded.model, self.ids[:24], made[0])}  # fmt: skip
 
     def fixed(self) -> Iterator[dict[str, Any]]:
@@ -216,7 +216,7 @@ class Bench:
             "slots": pool.slots, "cells": pool.cache.pages * PAGE, "steps": pool.steps,
             "prefill_seconds": round(pool.prefill_seconds, 3), "burst_seconds": round(pool.burst_seconds, 3),
             "set_aside": pool.set_aside, "floor_share": round(floor / pool.burst_seconds, 3),
-            "captured": pool.captures, "graphs": len(pool._graphs), "peak_gib": peak_gib(self.context),
+            "captured": pool.graphs.works, "graphs": pool.graphs.count, "peak_gib": peak_gib(self.context),
         }  # fmt: skip
 
     def plain(self) -> Iterator[dict[str, Any]]:

@@ -53,7 +53,7 @@ class TimedPool(Pool):
         times.sort()
         middle, fastest, slowest = (round(times[i], 3) for i in (2, 0, 4))
         found = {"ms_a_step": middle, "fastest": fastest, "slowest": slowest}
-        return {"slots_filled": len(live), "length": length, "captured": self.captures} | found
+        return {"slots_filled": len(live), "length": length, "captured": self.graphs.works} | found
 
     def profile(self, length: int) -> str:
         """Return the kernels of one burst, those that take longest first."""
@@ -64,7 +64,7 @@ class TimedPool(Pool):
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profiler:
             self._burst(live, BURST, None)
-        return profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=18, max_name_column_width=70)
+        return profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=22, max_name_column_width=70)
 
     def _filled(self, length: int) -> list[Row]:
         """As many rows as there are slots and pages for, with whatever the cache holds."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +13,12 @@ import torch
 from conftest import POCKET, save_random_llama
 
 from fast_ft import backend, recipe
-from fast_ft.decode import cache, decode, prefill
-from fast_ft.decode.cache import PAGE, Cache, causal, pages_for
+from fast_ft.decode import decode, four_bits, plain, prefill
+from fast_ft.decode.cache import PAGE, Cache, pages_for
 from fast_ft.decode.decode import Pool
-from fast_ft.decode.fused import Fused, Product
+from fast_ft.decode.fused import Fused
 from fast_ft.decode.prefill import Part, Row, passes
+from fast_ft.decode.products import Product, base_of, dense
 from fast_ft.decode.sampling import Sampler
 from fast_ft.errors import InputError
 
@@ -272,6 +275,26 @@ def test_candidates_share_the_first_pass_and_differ(fused: Fused, prompts: list[
         assert len({tuple(tokens) for tokens in made[5 * i : 5 * i + 5]}) > 2
 
 
+def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    """The way of a GPU, on the CPU: prompts fill a pass up with padding, and one call attends to all of them."""
+    sizes: list[tuple[int, int]] = []
+
+    def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int) -> Any:
+        assert starts[-1] == len(q) and starts.diff().max() <= longest
+        sizes.append((len(q), longest))
+        return torch.cat([plain.causal(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(starts.tolist()) if b > a])
+
+    fused = Fused(model)
+    fused.ops = SimpleNamespace(**vars(plain) | {"PACKED": True, "packed_attention": packed_attention})
+    rows = [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
+    assert answers(pool_of(fused, slots=5, prefill_tokens=160), rows) == expected
+    assert len(set(sizes)) > 2 and {size for size, _ in sizes} <= {20, 40, 80, 160}
+    made = answers(pool_of(fused, HOT, slots=16, pages=150), [Row(p, 9, key=k) for p in prompts[:4] for k in range(4)])
+    fused.ops = plain
+    again = answers(pool_of(fused, HOT, slots=16, pages=150), [Row(p, 9, key=k) for p in prompts[:4] for k in range(4)])
+    assert made == again
+
+
 def test_passes_hold_every_token_once_and_no_more_than_fit() -> None:
     draw = random.Random(1)
     for _ in range(50):
@@ -346,9 +369,10 @@ def test_fused_products_equal_the_layers(model: Any, fused: Fused) -> None:
         apart = torch.cat([module(x) for module in modules], dim=-1)
         torch.testing.assert_close(fused.layers[1][1](x), apart, atol=1e-5, rtol=1e-5)
         with model.disable_adapter():
-            plain = torch.cat([module(x) for module in modules], dim=-1)
-            torch.testing.assert_close(Product(modules, x.dtype, None, False)(x), plain, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(apart, plain, atol=1e-2)
+            base_alone = torch.cat([module(x) for module in modules], dim=-1)
+            without = Product(modules, dense([base_of(module) for module in modules]), x.dtype)
+            torch.testing.assert_close(without(x), base_alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(apart, base_alone, atol=1e-2)
     storage = {module.get_base_layer().weight.untyped_storage().data_ptr() for module in modules}
     assert len(storage) == 1, "side by side, and held once"
 
@@ -359,9 +383,7 @@ def test_the_products_of_4_bit_weights_equal_their_dequantised_ones(rows: int, m
     import bitsandbytes.functional
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    from fast_ft.decode import fused as module
-
-    monkeypatch.setattr(module, "fused_rows", lambda device: 4)
+    monkeypatch.setattr(four_bits, "fused_rows", lambda device: 4)
     if not torch.cuda.is_available():  # its CPU build has no variant that writes into a given tensor
         monkeypatch.setattr(
             bitsandbytes.functional, "dequantize_4bit", lambda w, state, out: out.copy_(dequantize_4bit(w, state))
@@ -381,7 +403,7 @@ def test_the_products_of_4_bit_weights_equal_their_dequantised_ones(rows: int, m
     bias = torch.cat([layer.bias for layer in layers])
     x = torch.randn(rows, 128, generator=draw)
     with torch.no_grad():
-        made = module._nf4(layers, torch.float32, torch.empty(64 * 128))(x)  # type: ignore[arg-type]
+        made = four_bits.pieces(layers, torch.float32, torch.empty(64 * 128))(x)
         torch.testing.assert_close(made, x @ dense.T + bias, atol=1e-4, rtol=1e-4)
         for layer in layers:  # the layers' own weights are views now, and still theirs
             dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -401,8 +423,8 @@ def test_attention_over_pages_equals_attention_over_the_row() -> None:
         table[index, : len(pages)] = torch.tensor(pages)
         k, v = (torch.randn(length + 1, 2, 8, generator=draw) for _ in range(2))
         cells = torch.tensor([pages[t // PAGE] * PAGE + t % PAGE for t in range(length + 1)])
-        pool.write(0, cells, k, v)
-        expected.append(causal(q[index : index + 1], k, v)[0])
-    made = pool.attend(0, q, table, torch.tensor(lengths), 3 * PAGE)
+        pool.keys[0, cells], pool.values[0, cells] = k, v
+        expected.append(plain.causal(q[index : index + 1], k, v)[0])
+    made = plain.paged_attention(q, pool.keys[0], pool.values[0], table, torch.tensor(lengths), columns=3 * PAGE)
     torch.testing.assert_close(made, torch.stack(expected), atol=1e-5, rtol=1e-5)
-    assert cache.pages_for(0) == 0 and cache.pages_for(PAGE) == 1 and cache.pages_for(PAGE + 1) == 2
+    assert pages_for(0) == 0 and pages_for(PAGE) == 1 and pages_for(PAGE + 1) == 2

@@ -17,16 +17,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fast_ft.decode import four_bits
 from fast_ft.decode.cache import PAGE, Cache, pages_for
 from fast_ft.decode.fused import Fused
-from fast_ft.decode.prefill import Row, prefill
+from fast_ft.decode.graphs import Graphs
+from fast_ft.decode.prefill import Prefill, Row
 from fast_ft.decode.sampling import Sampler
 from fast_ft.errors import InputError
 from fast_ft.plan_pool import AHEAD
-from fast_ft.progress import note
 
 BURST = 8  #: steps between two looks at the tokens
-_COLUMNS = 256  #: without the Triton kernel, steps are made for multiples of so many columns
 _SMALLEST = 4  #: slots
 _TOKEN, _LENGTH, _MADE, _LIMIT, _LIVE, _KEY, _STOPS, _TABLE = range(8)  #: columns of the state
 
@@ -42,13 +42,13 @@ class Pool:
 
         self.fused, self.cache, self.sampler = fused, cache, sampler
         self.slots, self.eos_id, self.pad_id = slots, eos_id, pad_id
-        self.longest, self.prefill_tokens = longest, prefill_tokens
+        self.longest = longest
+        self.graphs = Graphs(works=captures and fused.device.type == "cuda")
+        self.prefill = Prefill(fused, cache, self.graphs, most=prefill_tokens)
         self.shapes = [slots]  # a few fixed ones, since each is captured
         while self.shapes[-1] > _SMALLEST:
             self.shapes.append((self.shapes[-1] + 1) // 2)
-        self.captures = captures and fused.device.type == "cuda"
-        self._graphs: dict[tuple[int, int], Any] = {}
-        self._memory: Any = None  # the graphs share one pool, for they never run at once
+        self._captured: dict[tuple[int, int], Any] = {}
 
         def zeros(*shape: int, dtype: Any = torch.int64) -> Any:
             return torch.zeros(*shape, dtype=dtype, device=fused.device)
@@ -156,7 +156,7 @@ class Pool:
         listed = [[row.key for row in rows], [len(row.tokens) for row in rows]]
         key_S, made_S = (torch.tensor(each, device=self.fused.device) for each in listed)
         with torch.inference_mode():
-            prefill(self.fused, self.cache, rows, self.logits, most=self.prefill_tokens)
+            self.prefill.run(rows, self.logits)
             seen_SV = self._seen_by(rows)
             chosen = self.sampler.choose(self.logits[:count], key_S, made_S, seen_SV).tolist()
         for row, token in zip(rows, chosen, strict=True):
@@ -180,7 +180,8 @@ class Pool:
                 row.tokens += [self.pad_id] * min(steps, (row.known or 0) - len(row.tokens))
             return
         slots = shape or next(s for s in reversed(self.shapes) if s >= len(live))
-        columns = 0 if self.cache.kernel else -(-max(row.length(steps) for row in live) // _COLUMNS) * _COLUMNS
+        multiple = self.fused.ops.COLUMNS  # 0: attention needs no number of columns
+        columns = multiple and -(-max(row.length(steps) for row in live) // multiple) * multiple
         width = self.state.shape[1]
         state = torch.zeros(slots, width, dtype=torch.int64)
         for slot, row in enumerate(live):
@@ -197,24 +198,13 @@ class Pool:
             row.tokens += [token if row.known is None else self.pad_id for token in tokens if token >= 0]
 
     def _steps(self, slots: int, columns: int, count: int) -> None:
-        import torch
-
         shape = (slots, columns)
-        if self.captures and shape not in self._graphs:
+        if self.graphs.works and shape not in self._captured:
             self._step(*shape)  # warms up what the capture will record, and is one of the steps
             count -= 1
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-            aside = stream if stream != torch.cuda.default_stream() else None  # a stream of limited SMs stays the one
-            try:
-                with torch.cuda.graph(graph, pool=self._memory, stream=aside):
-                    self._step(*shape)
-                self._graphs[shape], self._memory = graph, graph.pool()
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                self.captures = False
-                note(f"note: decoding without CUDA graphs, more slowly: {str(error)[:300]}")
-        graph = self._graphs.get(shape)
+            if captured := self.graphs.capture(lambda: self._step(*shape)):
+                self._captured[shape] = captured[0]
+        graph = self._captured.get(shape)
         for _ in range(count):
             graph.replay() if graph else self._step(*shape)
 
@@ -222,16 +212,18 @@ class Pool:
         """One token for each slot, from device state to device state. A slot that has ended stays where it is."""
         import torch
 
-        state = self.state[:slots]
+        fused, state = self.fused, self.state[:slots]
         token, length, made, limit, live, key, stops = state[:, :_TABLE].unbind(1)
         table = state[:, _TABLE:]
         cell_S = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
 
-        def attend(layer: int, q_SHD: Any, k_SGD: Any, v_SGD: Any) -> Any:
-            self.cache.write(layer, cell_S, k_SGD, v_SGD)
-            return self.cache.attend(layer, q_SHD, table, length, columns)
+        def attend(layer: int, qkv: Any, cos_sin: Any) -> Any:
+            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            q_SHD, _, _ = fused.ops.rotate_into_cache(qkv, fused.heads, cos_sin, cell_S, keys, values)
+            return fused.ops.paged_attention(q_SHD, keys, values, table, length, columns=columns, planes=planes)
 
-        logits_SV = self.fused.logits(self.fused.forward(token, length, attend))
+        planes = fused.planes and slots <= four_bits.FEW
+        logits_SV = fused.logits(fused.forward(token, length, attend, planes=planes))
         self.logits[:slots].copy_(logits_SV)
         seen_SV = self.seen[:slots] if self.seen is not None else None
         fresh_S = self.sampler.choose(logits_SV, key, made, seen_SV)

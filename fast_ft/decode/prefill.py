@@ -4,20 +4,25 @@
     the next one:                   | the rest of prompt 2 | prompt 3 |
 
 Linear layers see all tokens of a pass as one row; attention sees each prompt by itself. Rows of one prompt (its
-candidates) are computed once and written to the cells of each.
+candidates) are computed once and copied to the cells of each.
 
-Shapes: T tokens, G KV heads, D head dimension, V vocabulary.
+Shapes: T tokens, E hidden, H heads, G KV heads, D head dimension, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
-from fast_ft.decode.cache import PAGE, Cache, causal
+from fast_ft.decode.cache import PAGE, Cache
 from fast_ft.decode.fused import Fused
+from fast_ft.decode.graphs import Graphs
+
+_PARTS = 64  #: prompts in a pass of fixed size, at most
+_LONGEST = 512  #: tokens of the longest prompt for which such a pass is made; longer ones get passes of their own
+_PADDING = 256  #: tokens of padding that stand for one prompt
 
 
 @dataclass(eq=False)
@@ -70,60 +75,149 @@ def passes(rows: Sequence[Row], most: int) -> list[list[Part]]:
     return [parts for parts in cut if parts]
 
 
-def prefill(fused: Fused, cache: Cache, rows: Sequence[Row], logits_SV: Any, *, most: int) -> None:
-    """Write keys and values of the rows' tokens, and the logits after the last one of row i to `logits_SV[i]`."""
-    # All of the host's work comes first: copying an index to a card waits for what runs there.
-    for one in [_Pass(fused, cache, rows, parts) for parts in passes(rows, most)]:
-        hidden_TE = fused.forward(one.ids_T, one.position_T, one.attend)
-        if len(one.row_S):
-            logits_SV.index_copy_(0, one.row_S, fused.logits(hidden_TE[one.last_S]))
+class Prefill:
+    """Prompts' passes over one model and cache. Where they can be captured, each size of pass is, at its second use.
+
+    A captured pass has one of a few sizes: so many tokens, filled up with padding that goes to page 0.
+    """
+
+    def __init__(self, fused: Fused, cache: Cache, graphs: Graphs, *, most: int) -> None:
+        self.fused, self.cache, self.graphs, self.most = fused, cache, graphs, most
+        self.sizes = [most // 8, most // 4, most // 2, most] if fused.ops.PACKED else []
+        self._sized: dict[tuple[int, int], _Sized] = {}
+
+    def run(self, rows: Sequence[Row], logits_SV: Any) -> None:
+        """Write keys and values of the rows' tokens, and the logits after the last one of row i to `logits_SV[i]`."""
+        device = self.fused.device
+        # All of the host's work comes first: copying an index to a card waits for what runs there.
+        for one in [_Pass(self.fused, self.cache, rows, parts) for parts in passes(rows, self.most)]:
+            if self.sizes and one.whole and len(one.lengths) <= _PARTS:
+                logits = self._of_size(one).run(one)
+            else:
+                hidden_TE = self.fused.forward(*one.tensors(), one.attend)
+                logits = self.fused.logits(hidden_TE[one.last])
+            if one.target:
+                self.cache.copy(_tensor(one.source, device), _tensor(one.target, device))
+            if one.row:
+                logits_SV.index_copy_(0, _tensor(one.row, device), logits[_tensor(one.of_row, device)])
+
+    def _of_size(self, one: _Pass) -> _Sized:
+        tokens = next(size for size in self.sizes if size >= len(one.ids))
+        longest = min(tokens, _LONGEST) if max(one.lengths) <= _LONGEST else tokens
+        if (tokens, longest) not in self._sized:
+            self._sized[tokens, longest] = _Sized(self.fused, self.cache, self.graphs, tokens, longest)
+        return self._sized[tokens, longest]
 
 
 class _Pass:
-    """The tensors of one pass. Token `source_T[i]` goes to cell `target_T[i]`; `last_S` are the last ones of rows."""
+    """What one pass computes. `cell` is where a token's keys and values go; `last` are the last tokens of prompts.
+
+    Row `row[i]` goes on from prompt `of_row[i]` of those. `source` are cells, `target` those of further rows that they
+    are copied to. `whole`: no part has tokens before it.
+    """
 
     def __init__(self, fused: Fused, cache: Cache, rows: Sequence[Row], parts: Sequence[Part]) -> None:
-        import torch
-
-        self.cache = cache
-        self.spans: list[tuple[slice, Any]] = []  #: where a part's tokens stand; the cells of all up to them, or None
-        ids: list[int] = []
-        source: list[int] = []
-        position: list[int] = []
-        target, last, ended = [], [], []
+        self.fused, self.cache = fused, cache
+        self.lengths = [part.stop - part.start for part in parts]
+        self.whole = not any(part.start for part in parts)
+        self.before: list[list[int] | None] = []  #: the cells of all tokens up to a part's, where some lie before it
+        self.ids: list[int] = []
+        self.position: list[int] = []
+        self.cell: list[int] = []
+        self.source: list[int] = []
+        self.target: list[int] = []
+        self.last: list[int] = []
+        self.row: list[int] = []
+        self.of_row: list[int] = []
         for part in parts:
             context = [*rows[part.rows[0]].prompt, *rows[part.rows[0]].tokens]
-            here = range(len(ids), len(ids) + part.stop - part.start)
-            before = _cells(rows[part.rows[0]], part.stop).to(fused.device) if part.start else None
-            self.spans.append((slice(here.start, here.stop), before))
-            ids += context[part.start : part.stop]
-            position += range(part.start, part.stop)
-            for index in part.rows:
-                source += here
-                target.append(_cells(rows[index], part.stop)[part.start :])
-                if part.stop == len(context):
-                    last.append(here[-1])
-                    ended.append(index)
-        listed = (ids, position, source, last, ended)
-        self.ids_T, self.position_T, self.source_T, self.last_S, self.row_S = (
-            torch.tensor(each, dtype=torch.int64, device=fused.device) for each in listed
-        )
-        self.target_T = torch.cat(target).to(fused.device)
+            first, *others = (_cells(rows[index], part.stop) for index in part.rows)
+            self.ids += context[part.start : part.stop]
+            self.position += range(part.start, part.stop)
+            self.cell += first[part.start :]
+            self.before.append(first if part.start else None)
+            for other in others:
+                self.source += first[part.start :]
+                self.target += other[part.start :]
+            if part.stop == len(context):
+                self.of_row += [len(self.last)] * len(part.rows)
+                self.row += part.rows
+                self.last.append(len(self.ids) - 1)
 
-    def attend(self, layer: int, q_THD: Any, k_TGD: Any, v_TGD: Any) -> Any:
+    def tensors(self) -> tuple[Any, Any]:
+        """Return ids and positions, on the device; the cells come along."""
+        ids_T, position_T, self.cell_T = (
+            _tensor(each, self.fused.device) for each in (self.ids, self.position, self.cell)
+        )
+        self.before_T = [cells and _tensor(cells, self.fused.device) for cells in self.before]
+        return ids_T, position_T
+
+    def attend(self, layer: int, qkv: Any, cos_sin: Any) -> Any:
         import torch
 
-        self.cache.write(layer, self.target_T, k_TGD[self.source_T], v_TGD[self.source_T])
-        mixed = []
-        for here, before in self.spans:
-            k, v = k_TGD[here], v_TGD[here]
-            if before is not None:
-                k, v = self.cache.keys[layer][before], self.cache.values[layer][before]
-            mixed.append(causal(q_THD[here], k, v))
+        ops, keys, values = self.fused.ops, self.cache.keys[layer], self.cache.values[layer]
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.fused.heads, cos_sin, self.cell_T, keys, values)
+        mixed, at = [], 0
+        for length, before in zip(self.lengths, self.before_T, strict=True):
+            here = slice(at, at + length)
+            k, v = (k_TGD[here], v_TGD[here]) if before is None else (keys[before], values[before])
+            mixed.append(ops.causal(q_THD[here], k, v))
+            at += length
         return torch.cat(mixed)
 
 
-def _cells(row: Row, length: int) -> Any:
+class _Sized:
+    """Passes of one size, whose parts are whole prompts; one kernel attends to all of them."""
+
+    def __init__(self, fused: Fused, cache: Cache, graphs: Graphs, tokens: int, longest: int) -> None:
+        import torch
+
+        def zeros(count: int, dtype: Any = torch.int64) -> Any:
+            return torch.zeros(count, dtype=dtype, device=fused.device)
+
+        self.fused, self.cache, self.graphs, self.tokens, self.longest = fused, cache, graphs, tokens, longest
+        self.ids_T, self.position_T, self.cell_T = (zeros(tokens) for _ in range(3))
+        self.last_P = zeros(_PARTS)
+        self.starts = zeros(_PARTS + tokens // _PADDING + 2, torch.int32)
+        self.captured: tuple[Any, Any] | None = None
+        self.used = False
+
+    def run(self, one: _Pass) -> Any:
+        """Return logits after the prompts' last tokens, one row each, and some more."""
+        import torch
+
+        padding = self.tokens - len(one.ids)
+        zeros = [0] * padding
+        starts = [0, *accumulate([*one.lengths, *(min(_PADDING, padding - at) for at in range(0, padding, _PADDING))])]
+        for to, values in (
+            (self.ids_T, one.ids + zeros), (self.position_T, one.position + zeros), (self.cell_T, one.cell + zeros),
+            (self.starts, starts + [self.tokens] * (len(self.starts) - len(starts))),
+            (self.last_P, one.last + [0] * (_PARTS - len(one.last))),
+        ):  # fmt: skip
+            to.copy_(torch.tensor(values, dtype=to.dtype))
+        if self.used and self.captured is None:
+            self.captured = self.graphs.capture(self._logits)
+        self.used = True
+        if self.captured is None:
+            return self._logits()
+        graph, logits = self.captured
+        graph.replay()
+        return logits
+
+    def _logits(self) -> Any:
+        return self.fused.logits(self.fused.forward(self.ids_T, self.position_T, self._attend)[self.last_P])
+
+    def _attend(self, layer: int, qkv: Any, cos_sin: Any) -> Any:
+        ops, keys, values = self.fused.ops, self.cache.keys[layer], self.cache.values[layer]
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.fused.heads, cos_sin, self.cell_T, keys, values)
+        return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest)
+
+
+def _cells(row: Row, length: int) -> list[int]:
+    return [page * PAGE + offset for page in row.pages for offset in range(PAGE)][:length]
+
+
+def _tensor(values: Sequence[int], device: Any) -> Any:
     import torch
 
-    return (torch.tensor(row.pages)[:, None] * PAGE + torch.arange(PAGE)).flatten()[:length]
+    return torch.tensor(values, dtype=torch.int64, device=device)

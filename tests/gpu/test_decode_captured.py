@@ -6,6 +6,7 @@ Run on a machine with an NVIDIA GPU: pytest -m gpu tests/gpu/test_decode_capture
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,11 @@ POCKET = Path(__file__).parents[2] / "fast_ft" / "pocket" / "base"
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    import torch
-
     from fast_ft import backend, recipe
 
     section = recipe.Model(name_or_path=str(POCKET), dtype="float16")
     maker = backend.make_backend(section, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft")
-    model = maker.for_training().model.eval().requires_grad_(False)
-    torch.manual_seed(3)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            weight.normal_(std=0.05)
-    return model
+    return with_adapter(maker.for_training().model)
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +32,54 @@ def prompts() -> list[list[int]]:
     return [[1, *(draw.randrange(3, 2048) for _ in range(draw.randrange(2, 90)))] for _ in range(40)]
 
 
-def run(model: Any, prompts: list[list[int]], *, hot: bool = False, kernel: bool = True, **values: Any) -> Any:
+@pytest.fixture(scope="module")
+def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A random model of NF4 weights, wide enough for the product's kernel."""
+    import torch
+    import transformers
+
+    from fast_ft import backend, recipe
+
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    config = transformers.LlamaConfig(
+        vocab_size=2048, hidden_size=512, intermediate_size=1408, num_hidden_layers=3, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=512, initializer_range=0.1, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    transformers.LlamaForCausalLM(config).save_pretrained(str(folder))
+    for path in POCKET.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    section = recipe.Model(name_or_path=str(folder), dtype="float16", load_in_4bit=True)
+    maker = backend.make_backend(section, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft")
+    return with_adapter(maker.for_training().model)
+
+
+def with_adapter(model: Any) -> Any:
+    import torch
+
+    torch.manual_seed(3)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    return model.eval().requires_grad_(False)
+
+
+def run(model: Any, prompts: list[list[int]], *, hot: bool = False, fused: dict[str, Any] | None = None, **values: Any
+) -> Any:  # fmt: skip
     """Return (answers, pool)."""
+    from fast_ft.decode import plain
     from fast_ft.decode.cache import Cache
     from fast_ft.decode.decode import Pool
     from fast_ft.decode.fused import Fused
     from fast_ft.decode.prefill import Row
     from fast_ft.decode.sampling import Sampler
 
-    fused = Fused(model, dequantise=values.pop("dequantise", False), workspace_mib=values.pop("workspace_mib", 96))
-    cache = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, 120, fused.dtype, fused.device)
-    assert cache.kernel is not None, "the Triton kernel does not work here"
-    if not kernel:
-        cache.kernel = None
+    fused = fused or {}
+    parts = Fused(model, **fused)
+    assert (parts.ops is plain) == (fused.get("kernels") is False), "the Triton kernels do not work here"
+    cache = Cache(len(parts.layers), parts.kv_heads, parts.head_dim, 120, parts.dtype, parts.device)
     sampler = Sampler(hot, temperature=1.2, top_k=40, top_p=0.95)
-    pool = Pool(fused, cache, sampler, slots=16, eos_id=2, pad_id=0, longest=200, **values)
+    pool = Pool(parts, cache, sampler, slots=16, eos_id=2, pad_id=0, longest=200, **values)
     rows = [Row(prompt, 4 + index, key=index) for index, prompt in enumerate(prompts)]
     list(pool.run(rows))
     return [row.tokens for row in rows], pool
@@ -61,7 +88,7 @@ def run(model: Any, prompts: list[list[int]], *, hot: bool = False, kernel: bool
 def test_captured_steps_are_the_uncaptured_ones(model: Any, prompts: list[list[int]]) -> None:
     for hot in (False, True):
         captured, pool = run(model, prompts, hot=hot)
-        assert pool.captures and len(pool._graphs) >= 3, "nothing was captured"
+        assert pool.graphs.works and pool.graphs.count >= 4, "nothing was captured"
         assert captured == run(model, prompts, hot=hot, captures=False)[0]
 
 
@@ -69,15 +96,28 @@ def test_the_same_answers_twice(model: Any, prompts: list[list[int]]) -> None:
     assert run(model, prompts, hot=True)[0] == run(model, prompts, hot=True)[0]
 
 
-@pytest.mark.parametrize("values", [{}, {"kernel": False}, {"dequantise": True}, {"workspace_mib": 1}], ids=str)
-def test_the_model_says_the_same_teacher_forced(model: Any, prompts: list[list[int]], values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("fused", [{}, {"kernels": False}, {"workspace_mib": 1}, {"dequantise": True}], ids=str)
+@pytest.mark.parametrize("which", ["model", "four_bits"])
+def test_the_model_says_the_same_teacher_forced(
+    which: str, fused: dict[str, Any], prompts: list[list[int]], request: pytest.FixtureRequest
+) -> None:
     from bench.agreement_decode import teacher_forced
 
-    made, pool = run(model, prompts, **values)
-    assert pool.captures
+    model = request.getfixturevalue(which)
+    made, pool = run(model, prompts, fused=fused)
+    assert pool.graphs.works and pool.graphs.count
+    assert pool.fused.planes == (which == "four_bits" and "kernels" not in fused and "dequantise" not in fused)
     found = teacher_forced(model, prompts, made)
     print(found)
     assert found["argmax_agrees"] >= 0.98
+
+
+def test_candidates_and_captures_with_4_bit_weights(four_bits: Any, prompts: list[list[int]]) -> None:
+    doubled = [prompt for prompt in prompts[:10] for _ in range(2)]
+    captured, pool = run(four_bits, doubled, hot=True)
+    assert pool.fused.planes and pool.graphs.works
+    assert captured == run(four_bits, doubled, hot=True, captures=False)[0]
+    assert captured[0] != captured[1][: len(captured[0])]
 
 
 def test_the_numbers_are_those_of_a_cpu() -> None:
@@ -90,11 +130,11 @@ def test_the_numbers_are_those_of_a_cpu() -> None:
     assert torch.equal(uniform(key, count), uniform(key.cuda(), count.cuda()).cpu())
 
 
-def test_the_kernel_equals_plain_torch() -> None:
+def test_attention_over_pages_equals_plain_torch() -> None:
     import torch
 
-    from fast_ft.decode.cache import PAGE, gathered
-    from fast_ft.decode.kernels import paged_attention
+    from fast_ft.decode import kernels, plain
+    from fast_ft.decode.cache import PAGE
 
     torch.manual_seed(0)
     for heads, kv_heads, dim, dtype in ((32, 32, 128, torch.float16), (8, 2, 64, torch.float32)):
@@ -102,5 +142,6 @@ def test_the_kernel_equals_plain_torch() -> None:
         k, v = (torch.randn(600 * PAGE, kv_heads, dim, device="cuda").to(dtype) for _ in range(2))
         table = torch.randperm(599, device="cuda")[: 8 * 64].view(8, 64) + 1
         q = torch.randn(8, heads + kv_heads, dim, device="cuda").to(dtype)[:, :heads]
-        made = paged_attention(q, k, v, table, lengths, page=PAGE)
-        torch.testing.assert_close(made, gathered(q, k, v, table, lengths, 1024), atol=2e-3, rtol=2e-2)
+        made = kernels.paged_attention(q, k, v, table, lengths)
+        expected = plain.paged_attention(q, k, v, table, lengths, columns=1024)
+        torch.testing.assert_close(made, expected, atol=2e-3, rtol=2e-2)

@@ -1,0 +1,95 @@
+"""NF4 weights as the decoding kernels read them: how a word is decoded, the scales, the order of columns.
+
+A 4-bit code stands for one of 16 numbers, times its block's scale. The kernels look the number up by permuting bytes
+and multiply by the scale in two 16-bit parts, so that only the product is rounded, as it is when bitsandbytes
+dequantises. For that the 16 numbers must lie close to 16-bit ones: they do, times FACTOR, and the scale over it.
+
+Shapes: T tokens, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+CODES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+#: found by trying 1.5 million: the codes then differ from 11 (8) bits by 3e-5 (3e-4) of the scale, root mean square
+FACTOR = {"float16": 1.6776893333333334, "bfloat16": 1.437006}
+BLOCK = 64  #: weights of a row that share a scale
+
+
+def code_bits(dtype: str) -> list[int]:
+    """Return the 16 codes, times the factor, as the bits of "float16" or "bfloat16"."""
+    scaled = [code * FACTOR[dtype] for code in CODES]
+    if dtype == "float16":
+        return [struct.unpack("<H", struct.pack("<e", value))[0] for value in scaled]
+    words = [struct.unpack("<I", struct.pack("<f", value))[0] for value in scaled]
+    return [(word + 0x7FFF + (word >> 16 & 1)) >> 16 for word in words]
+
+
+def decoder(bits: list[int], kind: str, words: int) -> str:
+    """Return PTX that turns words of eight codes into pairs of weights, 16 bits each.
+
+    `kind` is f16 or bf16. With two words the pairs are $0 to $7, the words $8 and $9, their scale $10; with one $0 to
+    $3, $4 and $5. A byte's first weight is its high nibble. prmt picks four bytes of eight by the low three bits of
+    four nibbles; with the fourth set it repeats the sign, from which the choice between codes 0..7 and 8..15 is made.
+    """
+    low, high = ([(code >> shift) & 0xFF for code in bits] for shift in (0, 8))
+
+    def table(part: list[int], at: int) -> str:
+        return f"0x{int.from_bytes(bytes(part[at : at + 4]), 'little'):08x}"
+
+    scale = f"${5 * words}"
+    lines = [
+        "{", ".reg .b32 q, s, m, n, a, b, l, h, c, t, sh, sl, z;", "mov.b32 z, 0x80008000;",
+        f"prmt.b32 sh, {scale}, {scale}, 0x1010;", f"prmt.b32 sl, {scale}, {scale}, 0x3232;",
+    ]  # fmt: skip
+    for word in range(words):
+        for half in (0, 1):
+            lines += [
+                f"{'shr.u32' if half else 'mov.b32'} q, ${4 * words + word}{', 16' if half else ''};",
+                "and.b32 s, q, 0x7777;",
+                "prmt.b32 m, 0x7f7f7f7f, 0x7f7f7f7f, q;", "shl.b32 n, m, 1;", "or.b32 m, m, n;",
+            ]  # fmt: skip
+            for name, part in (("l", low), ("h", high)):
+                lines += [
+                    f"prmt.b32 a, {table(part, 0)}, {table(part, 4)}, s;",
+                    f"prmt.b32 b, {table(part, 8)}, {table(part, 12)}, s;",
+                    f"lop3.b32 {name}, m, a, b, 0xCA;",
+                ]
+            for pair, order in enumerate(("0x4051", "0x6273")):
+                lines += [
+                    f"prmt.b32 c, l, h, {order};",
+                    f"fma.rn.{kind}x2 t, c, sl, z;",  # z is -0: bf16's mul would need a newer card
+                    f"fma.rn.{kind}x2 ${4 * word + 2 * half + pair}, c, sh, t;",
+                ]
+    return "\n".join([*lines, "}"])
+
+
+def plane_order(columns: int) -> Any:
+    """Return for each place in plane order the column that stands there.
+
+    Within 128 columns: pairs 0, 8, 16, ..., 56 first, then 1, 9, 17, and so on.
+    """
+    import torch
+
+    return to_planes(torch.arange(columns)[None])[0]
+
+
+def to_planes(x_TK: Any) -> Any:
+    """Return x with its columns in plane order; K is a multiple of 128."""
+    return x_TK.view(len(x_TK), -1, 8, 8, 2).transpose(2, 3).reshape(len(x_TK), -1)
+
+
+def pack_scales(absmax: Any, dtype: Any) -> Any:
+    """Return fp32 scales over FACTOR as int32: a 16-bit number and, in the upper half, what it lacks."""
+    import torch
+
+    scale = absmax / FACTOR[str(dtype).removeprefix("torch.")]
+    high = scale.to(dtype)
+    low = (scale - high.float()).to(dtype)
+    return torch.stack((high, low), dim=-1).view(torch.int32).squeeze(-1)
