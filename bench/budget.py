@@ -17,7 +17,7 @@ from typing import Any
 from fast_ft import cost, forecast, load, plan, planning, rules
 from fast_ft.cost import Rates, Training
 from fast_ft.prepare import Prepared, prepare
-from fast_ft.recipe import Recipe
+from fast_ft.recipe import Recipe, card_backend
 from fast_ft.rundir import now
 from fast_ft.shape import ModelShape
 
@@ -96,9 +96,9 @@ def measure(overrides: Sequence[str], results: Path) -> dict[str, Any]:
     trusted = abs(found["held_out"]["error"]) <= MOST_ERROR
     recipes = {}
     for name in ALLOWED:
-        done = _measured(results / f"{name}-unsloth.json")
+        recipe = load.load_recipe(f"recipes/{name}.yaml", overrides)
+        done = _measured(results / f"{name}-{card_backend(recipe.model, recipe.lora)}.json")
         if done is None:
-            recipe = load.load_recipe(f"recipes/{name}.yaml", overrides)
             done = project(recipe, prepare(recipe), found)
         recipes[name] = done | {"verdict": verdict(name, done, trusted)}
     return {"kind": "budget", "date": now(), "calibration": found, "allowed": ALLOWED, "recipes": recipes}
@@ -123,8 +123,9 @@ def project(recipe: Recipe, prepared: Prepared, calibration: dict[str, Any]) -> 
     card = forecast.card("t4")
     config = planning.base_config(recipe)
     shape = ModelShape.from_config(config)
-    settled = planning.settle(recipe, prepared, config, backend="fused", card=card)
-    work, steps = planning.training(recipe, prepared, backend="fused"), planning.step_lengths(recipe, prepared)
+    backend = card_backend(recipe.model, recipe.lora)
+    settled = planning.settle(recipe, prepared, config, backend=backend, card=card)
+    work, steps = planning.training(recipe, prepared, backend=backend), planning.step_lengths(recipe, prepared)
 
     def minutes(tflops: float) -> float:
         rates = Rates(tflops, card.gb_per_s)

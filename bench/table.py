@@ -8,10 +8,12 @@ from typing import Any
 from bench import compare, emulation
 from fast_ft.atomic import write_text
 
-_COLUMNS = (
-    "way", "tokens/s (quartiles)", "over all steps", "fast_ft is", "first step", "first epoch", "peak GiB",
-    "import to first step", "command to adapter",
-)  # fmt: skip
+_RATES = ("way", "tokens/s (quartiles)", "over all steps", "fast_ft is", "peak GiB")
+_TIMES = ("first step", "first epoch", "import to first step", "command to adapter")
+_COLOURS = {
+    "fast_ft": "#d1495b", "unsloth-notebook": "#30638e", "unsloth-notebook-as-is": "#8fb8de", "trl-peft": "#777777",
+    "unsloth-budget": "#edae49", "unsloth-budget-kept": "#66a182",
+}  # fmt: skip
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -31,7 +33,7 @@ def markdown(result: dict[str, Any]) -> str:
         "falls too: rows are memorised.",
     ]
     for name, parts in result["setups"].items():
-        lines += ["", f"## {title(name, parts)}", "", *_table(settings, parts), "", *_notes(settings, parts)]
+        lines += ["", f"## {title(name, parts)}", "", *_table(settings, parts, name), "", *_notes(settings, parts)]
     if checks := result.get("plan_checks"):
         lines += ["", "## Plans against what was measured", "", *plan_table(checks["cases"])]
     return "\n".join(lines).rstrip() + "\n"
@@ -46,12 +48,14 @@ def title(name: str, parts: dict[str, Any]) -> str:
     return f"{emulation.LABEL} ({sms} SMs{limit})"
 
 
-def _table(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
+def _table(settings: dict[str, Any], parts: dict[str, Any], name: str) -> list[str]:
+    emulated = name != "whole"
+    columns = _RATES if emulated else _RATES + _TIMES  # an emulation's seconds are nobody's
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for way in compare.ordered(list(parts)):
         part = parts[way]
         if part.get("out_of_memory"):
-            lines.append(f"| {way} | out of memory |" + " |" * (len(_COLUMNS) - 2))
+            lines.append(f"| {way} | out of memory |" + " |" * (len(columns) - 2))
             continue
         speed = compare.tokens_per_s(settings, part)
         epochs = compare.epoch_seconds(settings, part)
@@ -61,14 +65,14 @@ def _table(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
             way,
             f"{speed['median']:,.0f} ({speed['quartiles'][0]:,.0f} to {speed['quartiles'][1]:,.0f})" if speed else "",
             f"{speed['total']:,.0f}" if speed else f"{len(part['steps'])} steps only",
-            _ratio_cell(settings, parts, way),
+            _ratio_cell(settings, parts, way) + (f" ({emulation.LABEL})" if emulated and way != "fast_ft" else ""),
+            f"{peak:.1f}" if part["cap_gib"] else "",
             f"{part['steps'][0]['seconds']:.1f} s",
             f"{epochs[0]:.1f} s" if epochs else "",
-            f"{peak:.1f}" if part["cap_gib"] else "",
             f"{compare.seconds_to_first_step(part):.1f} s",
             f"{part['stamps']['saved']:.0f} s" if whole else f"({len(part['steps'])} steps)",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells[: len(columns)]) + " |")
     return lines
 
 
@@ -103,7 +107,7 @@ def _notes(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
         epochs = compare.epoch_seconds(settings, ours)
         if len(epochs) >= 3:
             lines.append(f"fast_ft's epochs: {', '.join(f'{each:.2f}' for each in epochs)} s.")
-    return lines
+    return [text for line in lines for text in (line, "")]
 
 
 def plan_table(cases: dict[str, Any]) -> list[str]:
@@ -133,6 +137,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     settings, setups = result["settings"], result["setups"]
     figure, axes = pyplot.subplots(1, len(setups), figsize=(6.5 * len(setups), 4.2), squeeze=False)
@@ -140,10 +145,11 @@ def picture(result: dict[str, Any], path: Path) -> None:
         for way in compare.ordered(list(parts)):
             steps = parts[way]["steps"]
             rates = [t / s["seconds"] for t, s in zip(settings["tokens_per_step"], steps, strict=False)]
-            style = {"linewidth": 2.2, "color": "#d1495b"} if way == "fast_ft" else {"linewidth": 1.2}
-            axis.plot(range(1, len(rates) + 1), rates, label=way, **style)
+            width = 2.2 if way == "fast_ft" else 1.3
+            axis.plot(range(1, len(rates) + 1), rates, label=way, linewidth=width, color=_COLOURS[way])
         axis.axvspan(0.5, compare.WARM_UP + 0.5, color="0.93", zorder=0, label="warm-up")
         axis.set(title=title(name, parts), xlabel="optimizer step", ylabel="tokens/s", ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{settings['card']}, {settings['base']}, {settings['rows']} rows")

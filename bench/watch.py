@@ -100,8 +100,10 @@ class Watch:
 
     def _take_gradients(self, model: Any) -> None:
         """Copy the adapter's gradients of the first step where they are finite: fp16's loss scale skips some steps."""
+        import torch
+
         found = {
-            plain_name(name): weight.grad.detach().float().cpu()
+            plain_name(name): weight.grad.detach().to("cpu", torch.float32, copy=True)  # ours are overwritten
             for name, weight in model.named_parameters()
             if weight.requires_grad and weight.grad is not None
         }

@@ -261,6 +261,24 @@ def test_received_files_have_a_column(tmp_path: Path, result: dict[str, Any]) ->
     assert real.endswith("| 4.5 (Tesla T4) |") and emulated.endswith("| 2026-11-22 |  |")
 
 
+def test_adopted_figures_are_those_of_the_samples(
+    tmp_path: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    monkeypatch.setattr(figures, "FIGURES", tmp_path / "figures.json")
+    path = tmp_path / "h200-train.json"
+    result |= {"environment": {"gpu": {"name": "NVIDIA H200"}}, "command": "python -m bench"}
+    path.write_text(json.dumps(result))
+    assert bench.main(["--adopt", str(path)]) == 0
+    adopted = figures.read()
+    assert {name: (each["value"], each["unit"]) for name, each in adopted.items()} == compare.figures(result)
+    assert {(each["card"], each["source"]) for each in adopted.values()} == {("NVIDIA H200", "h200-train.json")}
+    del result["setups"]["whole"]["fast_ft"], result["setups"]["t4class"]
+    path.write_text(json.dumps(result))
+    assert bench.main(["--adopt", str(path)]) == 2
+    assert "nothing in it may become a figure" in capsys.readouterr().err
+
+
 def test_the_judged_rows_are_the_first_hundred() -> None:
     recipe = load_recipe(bench.RECIPE)
     assert (recipe.select.take, recipe.select.where, recipe.select.rank_by) == (100, {}, {})
