@@ -216,9 +216,17 @@ class FusedBackend(PeftBackend):
 
     def for_training(self, adapter: Path | None = None) -> Loaded:
         loaded = super().for_training(adapter)
-        if reason := block.install(loaded.model):
-            self.notes.append(f"{reason}: trained through PEFT's own layers, more slowly and in more memory.")
+        if adapter is not None:
+            self._with_blocks(loaded.model)
         return loaded
+
+    def with_adapter(self, base: Any) -> Any:
+        return self._with_blocks(super().with_adapter(base))
+
+    def _with_blocks(self, model: Any) -> Any:
+        if reason := block.install(model):
+            self.notes.append(f"{reason}: trained through PEFT's own layers, more slowly and in more memory.")
+        return model
 
 
 class UnslothBackend(_Base):

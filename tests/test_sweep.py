@@ -13,15 +13,17 @@ import pytest
 import yaml
 from conftest import RecipeFactory, write_recipe
 
-from fast_ft import data, exclude
+from fast_ft import backend, data, exclude
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.load import load_recipe, resolved
+from fast_ft.passes import Passes, lay_out
 from fast_ft.pipeline import run
 from fast_ft.prepare import prepare
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
 from fast_ft.sweep import price, space, validation
 from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.kept import KeptBackend
 from fast_ft.sweep.price import Measured, Work
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
@@ -227,6 +229,53 @@ def test_a_trial_is_what_its_recipe_gives_in_a_process_of_its_own(
         assert _steps(again) == _steps(folder)
         assert _adapter(again.root) == _adapter(folder.root)
         assert again.pred.read_bytes() == folder.pred.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["peft", "fused"])
+def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
+    name: str, recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First loss and gradients, to the last bit, after a training and an answer: same rank, another, back, other alpha.
+
+    "fused" is the card's backend; on a CPU its blocks compute in plain torch, on weights that are not quantised.
+    """
+    import torch
+
+    monkeypatch.setattr(
+        "fast_ft.backend.make_backend",
+        lambda model, lora, *, seed, gradient_checkpointing, name=name: {
+            "peft": backend.PeftBackend,
+            "fused": backend.FusedBackend,
+        }[name](model, lora, seed, gradient_checkpointing),
+    )
+    recipe = load_recipe(recipe_file({"model.load_in_4bit": name == "peft"}))
+    prepared = prepare(recipe)
+    rows = [prepared.rows[example.id] for example in prepared.examples[:3]]
+
+    def first_step(loaded: backend.Loaded) -> list[torch.Tensor]:
+        loaded.model.train()
+        passes = Passes(loaded, noise_alpha=None, capture=False, places=3, longest=64, recompute_layers=1, pad_id=0)
+        passes.begin(9.0, None)
+        assert not loaded.notes, "the blocks are in"
+        loss = passes(lay_out(rows, tokens=128, places=3, pad_id=0), seed=1)
+        passes.close()
+        found = [loss, *(p.grad.clone() for p in loaded.model.parameters() if p.requires_grad)]
+        with torch.no_grad():
+            for weight in loaded.model.parameters():
+                if weight.requires_grad:
+                    weight += 0.1  # as if it had been trained
+        loaded.model.eval()(torch.tensor([[1, 5, 6]]))
+        loaded.model.state_dict()
+        return found
+
+    kept = KeptBackend()
+    for r, alpha in ((4, 8), (4, 8), (8, 8), (8, 16), (4, 8)):
+        lora = recipe.lora.model_copy(update={"r": r, "lora_alpha": alpha})
+        each = recipe.model_copy(update={"lora": lora})
+        ours = first_step(kept.use(each).for_training())
+        fresh = backend.make_backend(each.model, lora, seed=each.seed, gradient_checkpointing=False).for_training()
+        theirs = first_step(fresh)
+        assert len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_best_yaml_is_complete_and_makes_the_best_adapter_and_answers(

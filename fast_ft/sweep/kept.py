@@ -11,12 +11,13 @@ import copy
 import gc
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fast_ft import backend
 from fast_ft.backend import Loaded
-from fast_ft.recipe import Model, Recipe
+from fast_ft.recipe import Model, Recipe, card_backend
 
 
 @dataclass
@@ -42,7 +43,7 @@ class KeptBackend:
         self.gradient_checkpointing = False
         self.notes: list[str] = []
         self._maker: Any = None
-        self._model: Model | None = None
+        self._wanted: tuple[Model, str] | None = None
         self._loaded: Loaded | None = None
         self._adapter: tuple[Any, ...] | None = None
         self._first: dict[str, Any] = {}  # the adapter's weights before any step, on the CPU
@@ -52,13 +53,14 @@ class KeptBackend:
 
     def use(self, recipe: Recipe) -> KeptBackend:
         """Make ready for this recipe; another base model takes the place of the one that is loaded."""
-        if recipe.model != self._model:
+        wanted = (recipe.model, card_backend(recipe.model, recipe.lora))
+        if wanted != self._wanted:
             self.forget()
             started = time.monotonic()
             self._maker = backend.make_backend(
                 recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=self.gradient_checkpointing
             )
-            self._model, self.name = recipe.model, self._maker.name
+            self._wanted, self.name = wanted, self._maker.name
             self.seconds += time.monotonic() - started
         self._maker.lora, self._maker.seed = recipe.lora, recipe.seed
         self.notes = self._maker.notes
@@ -68,7 +70,7 @@ class KeptBackend:
         """Give the base model's memory back."""
         if self._loaded is not None:
             self._loaded.free()
-        self._loaded, self._adapter, self._model, self._first, self._base = None, None, None, {}, []
+        self._loaded, self._adapter, self._wanted, self._first, self._base = None, None, None, {}, []
 
     def for_training(self, adapter: Path | None = None) -> Loaded:
         """Return the model with the recipe's adapter as a fresh process makes it, or with one in a folder."""
@@ -91,7 +93,7 @@ class KeptBackend:
 
     def _fresh(self) -> Loaded:
         lora = self._maker.lora
-        shape = (lora.r, lora.lora_dropout, lora.target_modules, self._maker.seed)
+        shape = (lora, self._maker.seed)
         if self._loaded is None:
             started = time.monotonic()
             self._loaded = self._maker.for_training()
@@ -115,19 +117,14 @@ class KeptBackend:
         loaded.model = self._maker.with_adapter(_stripped(loaded.model.unload()))
 
     def _put_back(self, model: Any) -> None:
-        """Put the adapter's first weights back in place, with this recipe's lora_alpha."""
+        """Put the adapter's first weights back in place."""
         import torch
 
-        lora = self._maker.lora
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.requires_grad:
                     weight.copy_(self._first[name])
                     weight.grad = None
-        model.peft_config["default"].lora_alpha = lora.lora_alpha
-        for module in model.modules():
-            if isinstance(getattr(module, "scaling", None), dict):  # attention has a number of that name
-                module.scaling["default"] = lora.lora_alpha / lora.r
         model.__dict__.pop("forward", None)  # each trainer wraps it once more
         if self._forward is not None:
             model.forward = self._forward
@@ -153,7 +150,17 @@ def _put_base_back(packed: list[tuple[Any, Any, Any]]) -> None:
 
 
 def _stripped(base: Any) -> Any:
-    """Take what a PeftModel and a trainer left on the base: PEFT would warn of a second adapter and name it anew."""
+    """Take off the base what an adapter left on it: PEFT would warn of a second one, blocks hold the first one's."""
     for name in ("peft_config", "_hf_peft_config_loaded"):
         base.__dict__.pop(name, None)
+    for layer in base.model.layers:
+        if "forward" in layer.__dict__:
+            layer.forward = _bare(layer.forward)
     return base
+
+
+def _bare(forward: Any) -> Any:
+    """Return a layer's forward without recomputation (recompute.py) and blocks (block.py) around it."""
+    while isinstance(forward, partial) or hasattr(forward, "former"):
+        forward = forward.args[0] if isinstance(forward, partial) else forward.former
+    return forward
