@@ -73,10 +73,27 @@ def scalar(text: str) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
+class _Bounded(yaml.BaseLoader):
+    """Composes nodes while they are few and flat. It resolves no types (that is `scalar`'s work), makes no objects.
+
+    PyYAML works for seconds on a megabyte of short lines; its recursion ends after a thousand levels only.
+    """
+
+    depth = nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth, self.nodes = self.depth + 1, self.nodes + 1
+        if self.depth > MAX_DEPTH + 2 or self.nodes > 3 * MAX_NODES:  # `_Plain` counts exactly, and names the line
+            raise RecursionError
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
 def _compose(text: str, name: str) -> yaml.Node | None:
-    # BaseLoader resolves no types (that is `scalar`'s work) and makes no Python objects.
     try:
-        return yaml.compose(text, Loader=yaml.BaseLoader)
+        return yaml.compose(text, Loader=_Bounded)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
@@ -85,7 +102,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     except yaml.YAMLError as error:  # a control character
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise InputError(f"{name}: nested deeper than {MAX_DEPTH} levels") from None
+        raise InputError(f"{name}: over {MAX_NODES:,} values, or nested deeper than {MAX_DEPTH} levels") from None
 
 
 def _yaml_remedy(error: yaml.MarkedYAMLError, line: str) -> str:
