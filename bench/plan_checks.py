@@ -57,19 +57,14 @@ def main() -> int:
 
 def run(job: dict[str, Any], overrides: list[str], work: Path, cap_gib: float) -> dict[str, Any]:
     """Train a few steps and return what was planned and what was measured."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    gc.collect()
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    left = torch.cuda.memory_allocated() / GIB if on_gpu else 0.0  # by the run before: it would count as this one's
+    left = _emptied()
     limits, watch = emulation.Limits(cap_gib, None, False), Watch(time.monotonic())
     given = {"recipe": job["recipe"], "overrides": overrides, "adapter": None, "work": str(work), "stop_after": STEPS}
     try:
         found = ours.run(given, limits, watch)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
         return {"overrides": overrides[len(job["overrides"]) :], "out_of_memory": True, "planned_gib": 0.0}
     facts = limits.to_json()
     seconds = [step["seconds"] for step in watch.steps][WARM_UP:]
@@ -90,6 +85,17 @@ def run(job: dict[str, Any], overrides: list[str], work: Path, cap_gib: float) -
         "cap_gib": cap_gib,
         "rates": facts["rates"],
     }
+
+
+def _emptied() -> float:
+    """Give back what the run before held; return the GiB that are left of it, which would count as the next one's."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():  # the first run; fast_ft sets the allocator's options first
+        return 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return float(torch.cuda.memory_allocated() / GIB)
 
 
 def long_rows(recipe: Recipe, path: Path, tokens: int = 2048, count: int = 64) -> Path:

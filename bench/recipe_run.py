@@ -15,7 +15,7 @@ from fast_ft import environment, load
 from fast_ft.errors import InputError
 from fast_ft.rundir import RunDir, now, output_folder
 
-BACKENDS = ("unsloth", "peft")
+BACKENDS = ("fused", "unsloth", "peft")
 
 
 def measure(recipe_path: str, overrides: Sequence[str], backend: str, log: Path) -> dict[str, Any]:
