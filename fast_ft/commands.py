@@ -234,6 +234,17 @@ def _sweep(options: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from fast_ft.doctor import doctor
+
+    findings = doctor.examine()
+    if options.json:
+        print(json.dumps(doctor.as_json(findings), indent=2))
+    else:
+        doctor.print_findings(findings)
+    return 0 if doctor.works(findings) else 3
+
+
 def _schema(options: argparse.Namespace) -> int:
     from fast_ft.load import schema
 
@@ -254,5 +265,6 @@ COMMANDS = {
     "submit": _submit,
     "reproduce": _reproduce,
     "sweep": _sweep,
+    "doctor": _doctor,
     "schema": _schema,
 }

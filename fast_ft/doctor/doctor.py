@@ -1,0 +1,219 @@
+"""`python -m fast_ft doctor`: driver, card, versions, room, network, and a whole run in small; each with its remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fast_ft import environment
+from fast_ft.doctor import versions
+from fast_ft.doctor.finding import Finding
+from fast_ft.redact import redacted
+
+SECONDS = 2.0  #: for an address to answer
+TRIAL_SECONDS = 300  #: with a GPU the first kernels are compiled
+GIB = 2**30
+#: GiB: what LLaMA2-7B in 4 bits takes to download (3.9 GB) with room to move, and a run's files.
+DISK_FOR_7B, DISK_FOR_RUN = 6.0, 1.0
+#: GiB of host memory: a 7B is read in pieces; the quickstart needs torch and little else.
+MEMORY_FOR_7B, MEMORY_FOR_POCKET = 6.0, 1.5
+
+
+def examine() -> list[Finding]:
+    """Look at everything, the slow parts side by side, and return what was found."""
+    card = environment.gpu()
+    with ThreadPoolExecutor(3) as pool:
+        tested = pool.submit(self_test)
+        asked = pool.submit(lambda: list(network()))
+        here = [
+            *_python(), *_card(card), *versions.against_pins(card is not None), *versions.known_pairs(card is not None),
+            *_room(card),
+        ]  # fmt: skip
+        return [*here, *asked.result(), *tested.result()]
+
+
+def _python() -> Iterator[Finding]:
+    version, system = platform.python_version(), f"{platform.system()} {platform.machine()}"
+    if (3, 11) <= sys.version_info[:2] <= (3, 12):
+        yield Finding("Python", "fine", f"{version}, {system}, {os.cpu_count()} CPU threads")
+    else:
+        yield Finding("Python", "broken", f"{version}; 3.11 or 3.12 is needed", "install one of them, and make anew")
+
+
+def _card(card: dict[str, str] | None) -> Iterator[Finding]:
+    """Yield driver, CUDA and compute capability, as nvidia-smi and torch see them."""
+    if card is None:
+        text = "nvidia-smi finds no NVIDIA GPU: runs go through PEFT on the CPU, which the quickstart is for"
+        yield Finding("GPU", "note", text, "a 7B needs one; on Colab: Runtime > Change runtime type > T4 GPU")
+        return
+    yield Finding("GPU", "fine", f"{card['name']}, {card['memory']}, driver {card['driver']}")
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding("CUDA", "broken", f"torch does not import: {error}", versions.INSTALL.format("requirements.txt"))
+        return
+    if not torch.cuda.is_available():
+        build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs only"
+        remedy = "update the driver" if torch.version.cuda else "pip install torch anew, its CUDA build"
+        yield Finding("CUDA", "broken", f"torch {torch.__version__}, built {build}, does not see the GPU", remedy)
+        return
+    capability = torch.cuda.get_device_capability()
+    text = f"CUDA {torch.version.cuda}, compute capability {capability[0]}.{capability[1]}"
+    if capability < (7, 0):
+        yield Finding("CUDA", "warning", f"{text}: below 7.0 nothing was tried", "take a T4 or a newer card")
+    else:
+        kind = "bfloat16" if capability >= (8, 0) else "no bfloat16, so runs use float16"
+        yield Finding("CUDA", "fine", f"{text}: {kind}")
+
+
+def _room(card: dict[str, str] | None) -> Iterator[Finding]:
+    """Yield free memory of host and card, and free disk here and where models are kept."""
+    import psutil
+    from huggingface_hub import constants
+
+    free = psutil.virtual_memory().available / GIB
+    needed = MEMORY_FOR_7B if card else MEMORY_FOR_POCKET
+    yield _amount("memory", f"{free:.1f} GiB of host memory free", free, needed, "end what else runs here")
+    if card and (on_card := environment.free_gpu_gib()) is not None:
+        remedy = "end what else uses the card (nvidia-smi lists it)"
+        yield _amount("GPU memory", f"{on_card:.1f} GiB free", on_card, 6.0, remedy)
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    places = {"disk": (Path.cwd(), DISK_FOR_RUN, "free some, or choose another output_dir")}
+    if card:
+        places["hub cache"] = (cache, DISK_FOR_7B, "free some, or point HF_HOME at a larger disk")
+    for name, (place, least, remedy) in places.items():
+        there = next(path for path in (place, *place.parents) if path.exists())
+        room = shutil.disk_usage(there).free / GIB
+        text = f"{room:.0f} GiB free" if os.access(there, os.W_OK) else f"{there} cannot be written"
+        yield _amount(name, text, room if os.access(there, os.W_OK) else 0.0, least, remedy)
+
+
+def _amount(name: str, text: str, value: float, least: float, remedy: str) -> Finding:
+    if value >= least:
+        return Finding(name, "fine", text)
+    return Finding(name, "warning", f"{text}; {least:g} GiB are wanted", remedy)
+
+
+def network(ask: Callable[[str], None] | None = None) -> Iterator[Finding]:
+    """Yield whether the hub and the package index answer within SECONDS; both are asked at once."""
+    from huggingface_hub import constants
+
+    addresses = {"hub": constants.ENDPOINT, "package index": _index()}
+    if constants.HF_HUB_OFFLINE:
+        del addresses["hub"]
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: not asked; what is in the cache is used")
+    answers: dict[str, str] = {}
+
+    def answer(name: str, url: str) -> None:
+        try:
+            (ask or _ask)(url)
+            answers[name] = ""
+        except Exception as error:  # every library of the network has its own
+            answers[name] = type(error).__name__
+
+    threads = [threading.Thread(target=answer, args=pair, daemon=True) for pair in addresses.items()]
+    until = time.monotonic() + SECONDS
+    for thread in threads:
+        thread.start()
+    for thread in threads:  # a name server may take longer than any time-out of ours
+        thread.join(max(0.0, until - time.monotonic()))
+    for name in addresses:
+        why = answers.get(name, f"no answer within {SECONDS:g} s")
+        if not why:
+            yield Finding(name, "fine", "reachable")
+        else:
+            use = "models and data in folders still work" if name == "hub" else "what is installed still works"
+            yield Finding(name, "note", f"not reachable ({why}): {use}", "check network and proxy before a download")
+
+
+def _ask(url: str) -> None:
+    import httpx
+
+    httpx.head(url, timeout=SECONDS, follow_redirects=False)  # any answer will do
+
+
+def _index() -> str:
+    """Return the package index that pip asks."""
+    given = os.environ.get("PIP_INDEX_URL")
+    if given:
+        return given
+    from pip._internal.models.index import PyPI
+
+    return PyPI.simple_url
+
+
+def self_test() -> Iterator[Finding]:
+    """Train and decode in small, in a process of its own, and yield what came of it."""
+    path = os.pathsep.join(filter(None, [str(versions.ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "fast_ft.doctor.trial"]
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=TRIAL_SECONDS,
+            env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        yield Finding("self-test", "broken", f"not done after {TRIAL_SECONDS} s", "try again while nothing else runs")
+        return
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"no message, status {done.returncode}"])[-1]
+        remedy = "mend what is broken above; else see it whole: python -m fast_ft.doctor.trial"
+        yield Finding("self-test", "broken", redacted(last[:500]), remedy)
+        return
+    result = json.loads(done.stdout.splitlines()[-1])
+    yield from judged(result, time.monotonic() - started)
+    slower = [line for line in done.stderr.splitlines() if "more slowly" in line]
+    yield from (Finding("self-test", "warning", redacted(line), "see Versions above") for line in slower)
+
+
+def judged(result: dict[str, Any], seconds: float) -> Iterator[Finding]:
+    """Yield what the trial's facts mean: a loss that falls, and tokens."""
+    first, last = result["losses"]
+    text = (
+        f"{result['steps']} steps through {result['backend']} in {result['dtype']} in {result['train_seconds']:.1f} s "
+        f"(loss {first:.2f} to {last:.2f}), {result['tokens']} tokens in {result['decode_seconds']:.1f} s; with "
+        f"imports {seconds:.0f} s"
+    )
+    sound = result["tokens"] > 0 and last < first  # no NaN is below anything
+    remedy = "" if sound else "the loss should fall: compare versions, then report it with this output"
+    yield Finding("self-test", "fine" if sound else "broken", text, remedy)
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """Print one line for each, the remedy below it, and a last line that says what it comes to."""
+    import textwrap
+
+    from fast_ft.terminal import plain
+
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    words = {"fine": "fine", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
+    for each in findings:
+        head = f"{words[each.level]:8} {plain(each.name):14} "
+        print(textwrap.fill(plain(each.text), width, initial_indent=head, subsequent_indent=" " * len(head)))
+        if each.remedy:
+            print(textwrap.fill(plain(f"-> {each.remedy}"), width, initial_indent=" " * len(head),
+                                subsequent_indent=" " * (len(head) + 3)))  # fmt: skip
+    broken = list(dict.fromkeys(each.name for each in findings if each.level == "broken"))
+    warned = sum(each.level == "warning" for each in findings)
+    end = f"broken: {', '.join(broken)}: a run would fail" if broken else "a run will work here"
+    print(f"\n{end}{f'; {warned} warnings' if warned > 1 else '; 1 warning' if warned else ''}")
+
+
+def as_json(findings: list[Finding]) -> dict[str, Any]:
+    """Return {"works": bool, "findings": [{name, level, text, remedy}]}."""
+    return {"works": works(findings), "findings": [vars(each) for each in findings]}
+
+
+def works(findings: list[Finding]) -> bool:
+    """Tell whether a run would get through."""
+    return all(each.level != "broken" for each in findings)
