@@ -29,7 +29,7 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
         recipe,
         prepared,
         model_config(recipe),
-        fused_kernels=backend_name == "unsloth",
+        backend=backend_name,
         card=planning.card_here(),
     )
     keep_plan(folder, settled)
