@@ -206,6 +206,7 @@ def print_findings(findings: list[Finding]) -> None:
     broken = list(dict.fromkeys(each.name for each in findings if each.level == "broken"))
     warned = sum(each.level == "warning" for each in findings)
     end = f"broken: {', '.join(broken)}: a run would fail" if broken else "a run will work here"
+    end = plain(end)
     print(f"\n{end}{f'; {warned} warnings' if warned > 1 else '; 1 warning' if warned else ''}")
 
 
