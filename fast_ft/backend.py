@@ -74,6 +74,8 @@ def make_backend(
     auto is recipe.card_backend where there is an NVIDIA GPU. Where Unsloth is meant and its import fails, the run goes
     on through PEFT, and says so.
     """
+    # One row of passes has many widths: without this, blocks of memory that fit none of the next ones pile up.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # Both read these at import time: no telemetry, no tokenizer threads forked under a data loader.
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

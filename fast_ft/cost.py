@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 from fast_ft.shape import GIB, ModelShape
 
-CONTEXT_GIB = 0.45  #: the CUDA context and library handles, outside torch's allocator (measured 0.4 to 0.5)
-LAUNCH_SECONDS = 0.17  #: Python's time to launch a 32-layer model's forward and backward kernels (H200's host)
+CONTEXT_GIB = 0.6  #: the CUDA context and library handles, outside torch's allocator (H200: 0.60 to 0.67)
+#: Python's time to launch a 32-layer model's forward and backward kernels, by backend (measured on an H200's host).
+LAUNCH_SECONDS = {"fused": 0.11, "unsloth": 0.17, "peft": 0.2}
 STEP_SECONDS = 0.05  #: optimizer, clipping and log of one step
 CAPTURE_SECONDS = 0.3  #: to capture the graph of one width
-_KERNEL_SECONDS = 4e-4  #: of a layer's small kernels, forward and backward: what tokens do not explain
+_KERNEL_SECONDS = 3.3e-4  #: of a layer's small kernels, forward and backward: what tokens do not explain
 _LORA_RATE = 0.15  #: of a large product's rate is what LoRA's thin ones reach
 _WORKSPACE_GIB = 0.35  #: one dequantised weight, library workspaces, what is lost between blocks
 #: What a layer keeps of a token, in 16 bits: so many times the hidden size and the MLP's inner size.
-_KEPT = {"fused": (6, 2), "unsloth": (7, 3), "peft": (10, 5)}
+_KEPT = {"fused": (7.2, 2), "unsloth": (7, 3), "peft": (10, 5)}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def fixed_gib(shape: ModelShape, training: Training) -> float:
 def pass_gib(shape: ModelShape, training: Training, tokens: int, recompute_layers: int) -> float:
     """Memory of a pass over so many tokens in 16 bits, at its peak.
 
-    A layer keeps 0.09 MiB a token in a 7B with our blocks, 0.12 with Unsloth's kernels, 0.18 without (measured); one
+    A layer keeps 0.10 MiB a token in a 7B with our blocks, 0.12 with Unsloth's kernels, 0.18 without (measured); one
     that is computed again keeps its input. The peak is at the end of the forward pass, beside the loss's logits of
     1,024 positions, or where the last of the recomputed layers goes backward.
     """
@@ -84,5 +85,5 @@ def pass_seconds(
     flops += tokens * shape.lora_weights(training.r) * (6.0 + 2.0 * again) / _LORA_RATE
     unpacked = (2 + again) * shape.linear_weights * 2.5 if training.load_in_4bit else 0.0  # read half a byte, write two
     card = flops / (rates.tflops * 1e12) + unpacked / (rates.gb_per_s * 1e9) + layers * _KERNEL_SECONDS * (1 + again)
-    launch = LAUNCH_SECONDS * (layers / 32) * (1 + again / 2)
+    launch = LAUNCH_SECONDS[training.backend] * (layers / 32) * (1 + again / 2)
     return card if capture else max(card, launch)

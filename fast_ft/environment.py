@@ -61,6 +61,19 @@ def matmul_tflops() -> float | None:
     return 10 * 2 * 4096**3 / (begin.elapsed_time(end) / 1e3) / 1e12
 
 
+def cap_gpu_gib(memory_gib: float) -> None:
+    """Keep this process within so much GPU memory, its CUDA context included; nothing without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    torch.zeros(1, device="cuda")  # the context exists from here on
+    free, total = torch.cuda.mem_get_info()
+    # what others hold on a shared card counts as context, up to 1 GiB: rather too little than too much
+    context = min(2**30, total - free - torch.cuda.memory_reserved())
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, (memory_gib * 2**30 - context) / total)))
+
+
 def free_gpu_gib() -> float | None:
     """Return the GPU memory that this process may still take, in GiB, or None without a GPU.
 

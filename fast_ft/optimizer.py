@@ -5,21 +5,46 @@ from __future__ import annotations
 from typing import Any
 
 from fast_ft import recipe
-from fast_ft.backend import Loaded
 
 
-def make_optimizer(loaded: Loaded, section: recipe.Train) -> Any:
+class Flat:
+    """The adapter's weights as one flat parameter, and their gradients as another tensor; the model's own are views.
+
+    An optimizer over it takes one kernel a step in place of one for each of some hundred matrices.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        self._weights = [p for p in model.parameters() if p.requires_grad]
+        whole = torch.cat([p.data.flatten() for p in self._weights])
+        self.parameter, self.gradient = torch.nn.Parameter(whole), torch.zeros_like(whole)
+        sizes = [p.numel() for p in self._weights]
+        for weight, part in zip(self._weights, self.parameter.data.split(sizes), strict=True):
+            weight.data = part.view_as(weight)
+        parts = zip(self._weights, self.gradient.split(sizes), strict=True)
+        self._gradients = [part.view_as(weight) for weight, part in parts]
+
+    def zero_gradients(self) -> None:
+        """Start a step: gradients are 0, and in place. Trainer drops them after each step; a graph adds to these."""
+        self.gradient.zero_()
+        self.parameter.grad = self.gradient
+        for weight, gradient in zip(self._weights, self._gradients, strict=True):
+            weight.grad = gradient
+
+
+def make_optimizer(flat: Flat, section: recipe.Train) -> Any:
     """Return a new AdamW over the adapter's weights. LoRA's weights are all matrices, so all of them decay."""
     import torch
 
-    weights = [p for p in loaded.model.parameters() if p.requires_grad]
+    weights = [flat.parameter]
     arguments: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     arguments |= {"betas": (0.9, 0.999), "eps": 1e-8}  # spelled out: libraries' defaults differ
     if section.optim == "adamw_8bit":
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(weights, **arguments)
-    return torch.optim.AdamW(weights, fused=loaded.device == "cuda", **arguments)
+    return torch.optim.AdamW(weights, fused=flat.parameter.is_cuda, **arguments)
 
 
 def make_scheduler(optimizer: Any, section: recipe.Train, learning_rate: float, total: int, start: int) -> Any:

@@ -18,6 +18,7 @@ from fast_ft import attention
 from fast_ft.attention import Rows
 from fast_ft.backend import Loaded
 from fast_ft.cut import width
+from fast_ft.optimizer import Flat
 from fast_ft.progress import note
 from fast_ft.recompute import draws, recompute
 from fast_ft.template import IGNORE_INDEX, Row
@@ -69,8 +70,8 @@ class Passes:
     """
 
     def __init__(
-        self, loaded: Loaded, *, noise_alpha: float | None, capture: bool, recompute_layers: int, places: int,
-        longest: int, pad_id: int,
+        self, loaded: Loaded, flat: Flat, *, noise_alpha: float | None, capture: bool, recompute_layers: int,
+        places: int, longest: int, pad_id: int,
     ) -> None:  # fmt: skip
         import torch
 
@@ -78,8 +79,7 @@ class Passes:
         self.places, self.longest, self.pad_id = places, max(longest, 128), pad_id
         self._causal = loaded.model.get_base_model()
         self._dtype = None if loaded.dtype == "float32" else getattr(torch, loaded.dtype)
-        self._weights = [p for p in loaded.model.parameters() if p.requires_grad]
-        self._gradients: list[Any] = []
+        self._flat = flat
         self._scale = torch.ones((), device=self.device)
         self._supervised = torch.ones((), device=self.device)
         self._graphs: dict[int, _Graph] = {}
@@ -97,27 +97,17 @@ class Passes:
     def reshape(self, *, capture: bool, recompute_layers: int) -> None:
         """Let go of graphs and their memory, and go on this way."""
         self._graphs.clear()
-        self._gradients, self._pool = [], None
+        self._pool = None
         random = recompute_layers > 0 and draws(self.model)
         self.capture = capture and self.device == "cuda" and not random
         recompute(self.model, recompute_layers)
 
     def begin(self, supervised: float, scale: Any | None) -> None:
         """Start a step: `supervised` are its trained tokens, `scale` fp16's loss scale (a tensor) or None."""
-        import torch
-
         self._supervised.fill_(supervised)
         if scale is not None:
             self._scale.copy_(scale)
-        if not self.capture:
-            return
-        if not self._gradients:
-            self._gradients = [torch.zeros_like(p) for p in self._weights]
-        else:
-            torch._foreach_zero_(self._gradients)
-        # Trainer drops gradients after each step, but a graph adds to the tensors that it was captured with.
-        for weight, gradient in zip(self._weights, self._gradients, strict=True):
-            weight.grad = gradient
+        self._flat.zero_gradients()
 
     def __call__(self, micro: Micro, *, seed: int) -> Any:
         """Add one micro-batch. `seed` is for dropout and noise; it is set after a capture, which draws too."""
@@ -173,7 +163,7 @@ class Passes:
         except RuntimeError as error:  # something in this model's pass synchronises
             note(f"the pass cannot be captured ({str(error).splitlines()[0]}): it runs kernel by kernel, more slowly")
             self._graphs.clear()
-            self._gradients, self._pool, self.capture = [], None, False
+            self._pool, self.capture = None, False
 
     def _run(self, tokens_4T: Any, starts_S: Any) -> Any:
         import torch

@@ -10,7 +10,7 @@ import json
 import time
 from typing import Any
 
-from fast_ft import atomic, data, hub, plan, planning, rules
+from fast_ft import atomic, data, environment, hub, plan, planning, rules
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.judge import judge, judging
 from fast_ft.prepare import Prepared
@@ -22,7 +22,12 @@ from fast_ft.shape import ModelShape
 
 
 def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str) -> plan.Plan:
-    """Return this run's plan: the one in plan.json if there is one, else a new one, written there."""
+    """Return this run's plan: the one in plan.json if there is one, else a new one, written there.
+
+    A budget.memory_gib of the recipe's binds this process from here on.
+    """
+    if recipe.budget.memory_gib != "auto":
+        environment.cap_gpu_gib(float(recipe.budget.memory_gib))
     if folder.plan.is_file():
         return plan.Plan(**json.loads(folder.plan.read_text(encoding="utf-8")))
     settled = planning.settle(

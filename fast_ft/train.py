@@ -23,7 +23,7 @@ from fast_ft.backend import Loaded
 from fast_ft.cost import STEP_SECONDS
 from fast_ft.cut import cut
 from fast_ft.errors import InputError
-from fast_ft.optimizer import make_optimizer
+from fast_ft.optimizer import Flat, make_optimizer
 from fast_ft.passes import Passes
 from fast_ft.plan import Plan, widths_of
 from fast_ft.progress import note
@@ -96,8 +96,10 @@ class Course:
         self.seed, self.pad_id, self.log, self.work_folder = seed, pad_id, log, work_folder
         self.plan = plan
         self.progress = state.Progress()
+        self.flat = Flat(loaded.model)
         self.passes = Passes(
             loaded,
+            self.flat,
             noise_alpha=section.neftune_noise_alpha,
             capture=plan.capture,
             recompute_layers=plan.recompute_layers,
@@ -105,7 +107,7 @@ class Course:
             longest=max(len(row.input_ids) for job in jobs for row in job.rows),
             pad_id=pad_id,
         )
-        self.optimizer = make_optimizer(loaded, section)
+        self.optimizer = make_optimizer(self.flat, section)
         self.on_checkpoint: Callable[[Course], None] | None = None
         self.on_settled: Callable[[Plan], None] | None = None  #: is told when memory made the plan smaller
         self.out_of_memory = 0  #: times that it was
@@ -255,7 +257,7 @@ class Course:
         if not self.carry.schedule:
             self.progress.schedule_step = 0
         if not self.carry.optimizer and self.progress.stage < len(self.jobs):
-            self.optimizer = make_optimizer(self.loaded, self.section)
+            self.optimizer = make_optimizer(self.flat, self.section)
             self.progress.scaler = None
 
     def _run_stage(self, job: StageJob) -> StageResult:

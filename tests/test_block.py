@@ -10,6 +10,7 @@ import torch
 
 from fast_ft import backend, recipe
 from fast_ft.block import block, ops, plain
+from fast_ft.optimizer import Flat
 from fast_ft.passes import Passes, lay_out
 from fast_ft.template import IGNORE_INDEX, Row
 
@@ -25,8 +26,9 @@ def rows(seed: int = 0) -> list[Row]:
 
 def gradients(loaded: backend.Loaded, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
     passes = Passes(
-        loaded, noise_alpha=None, capture=False, recompute_layers=recompute_layers, places=3, longest=17, pad_id=0
-    )
+        loaded, Flat(loaded.model), noise_alpha=None, capture=False, recompute_layers=recompute_layers,
+        places=3, longest=17, pad_id=0,
+    )  # fmt: skip
     loaded.model.zero_grad()
     loaded.model.train()
     passes.begin(25, None)

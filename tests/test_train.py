@@ -480,11 +480,24 @@ def test_the_optimizer_is_adamw_with_our_numbers(make_course: MakeCourse) -> Non
     course, _ = make_course()
     for optim in ("adamw_torch", "adamw_8bit"):
         section = recipe.Train(optim=optim, learning_rate=3e-4, weight_decay=0.02)
-        (group,) = make_optimizer(course.loaded, section).param_groups
+        (group,) = make_optimizer(course.flat, section).param_groups
         assert (group["lr"], group["weight_decay"], tuple(group["betas"]), group["eps"]) == (
             3e-4, 0.02, (0.9, 0.999), 1e-8,
         )  # fmt: skip
-        assert len(group["params"]) == 2 * 7 * 2
+        assert group["params"] == [course.flat.parameter]
+
+
+def test_weights_and_gradients_are_views_of_two_flat_tensors(make_course: MakeCourse) -> None:
+    course, _ = make_course()
+    before = {name: weight.clone() for name, weight in backend.adapter_weights(course.loaded.model).items()}
+    course.run()
+    weights = [p for p in course.loaded.model.parameters() if p.requires_grad]
+    assert len(weights) == 2 * 7 * 2
+    assert torch.cat([p.flatten() for p in weights]).equal(course.flat.parameter)
+    assert not any(weight.equal(before[name]) for name, weight in backend.adapter_weights(course.loaded.model).items())
+    course.flat.zero_gradients()
+    weights[3].grad += 1
+    assert course.flat.gradient.count_nonzero() == weights[3].numel()
 
 
 def test_a_pass_that_cannot_be_captured_runs_kernel_by_kernel(

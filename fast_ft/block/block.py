@@ -41,6 +41,10 @@ def install(model: Any) -> str | None:
     for layer in core.model.layers:
         block = Block(layer, config, embedding.dtype, space)
         layer.forward = _Either(block, layer.forward)
+    if embedding.is_cuda:
+        import torch
+
+        torch.cuda.empty_cache()  # the pieces that the layers' weights were in before
     return None
 
 

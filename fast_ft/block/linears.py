@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fast_ft.block import plain
 from fast_ft.block.ops import ops_for
 
 
@@ -108,7 +109,12 @@ class FourBit:
         if states[0].nested:
             groups = [state.state2.absmax.float().view(-1) for state in states]
             offsets = [torch.full_like(g, float(s.offset)) for g, s in zip(groups, states, strict=True)]
-            self.nested = (states[0].state2.code.float(), torch.cat(groups), torch.cat(offsets))
+            nested = (states[0].state2.code.float(), torch.cat(groups), torch.cat(offsets))
+            if all(state.absmax.numel() % 256 == 0 for state in states):
+                self.nested = nested
+            else:  # a small layer's last group is not whole, so groups of all do not line up
+                parts = zip(states, groups, offsets, strict=True)
+                self.scale = torch.cat([plain.scales(s.absmax, (nested[0], g, o)) for s, g, o in parts])
         self.unpack = ops_for(self.packed).unpack
 
     def __call__(self) -> Any:

@@ -55,9 +55,15 @@ def unpack(packed: Any, code: Any, scale: Any, nested: tuple[Any, Any, Any] | No
     """Write the weights that `packed` (bytes, the upper half first) holds to `out`; see kernels.unpack."""
     import torch
 
-    if nested is not None:
-        scale_code, group_scale, group_offset = nested
-        group = torch.arange(scale.numel(), device=scale.device) // 256
-        scale = scale_code[scale.long()] * group_scale[group] + group_offset[group]
+    scale = scale if nested is None else scales(scale, nested)
     nibbles = torch.stack((packed.view(-1) >> 4, packed.view(-1) & 15), dim=1)
     out.copy_((code[nibbles.long()].view(-1, 64) * scale.view(-1, 1)).view(out.shape))
+
+
+def scales(scale: Any, nested: tuple[Any, Any, Any]) -> Any:
+    """Return the blocks' scales, fp32, of bytes that are codes of them."""
+    import torch
+
+    scale_code, group_scale, group_offset = nested
+    group = torch.arange(scale.numel(), device=scale.device) // 256
+    return scale_code[scale.long()] * group_scale[group] + group_offset[group]
