@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fast_ft import data, lease, resume
-from fast_ft.errors import InputError
-from fast_ft.generate_phase import generate_phase
+from fast_ft.errors import BudgetMissed, InputError
+from fast_ft.generate_phase import budget_missed, generate_phase
 from fast_ft.load import resolved, with_overrides
 from fast_ft.phases import judge_phase, report_phase
 from fast_ft.prepare import Prepared, prepare
@@ -40,6 +40,8 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
         folder.update(generated_with=resolved(recipe)["generate"] | {"test": recipe.data.test})
         renew_scores(folder, recipe, prepared)
         report_phase(folder)
+    if (folder.done("generate") or {}).get("cut_by_budget"):
+        raise BudgetMissed(budget_missed(folder))
     return folder.pred
 
 

@@ -124,7 +124,7 @@ class Lines:
     def add(self, value: Any) -> None:
         """Append one value. NaN is written as NaN: a log keeps what was measured."""
         line = memoryview((json.dumps(value, ensure_ascii=False) + "\n").encode())
-        end = self._file.tell()
+        end = os.fstat(self._file.fileno()).st_size
         with refusal(self.path):
             try:
                 before("append", self.path)
@@ -134,6 +134,14 @@ class Lines:
                 with contextlib.suppress(OSError):
                     self._file.truncate(end)
                 raise
+
+    def keep(self, count: int) -> list[Any]:
+        """Cut the file after its first `count` lines, and return those that went. What is no whole line goes too."""
+        lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        with refusal(self.path):
+            before("append", self.path)
+            self._file.truncate(sum(map(len, lines[:count])))
+        return [json.loads(line) for line in lines[count:]]
 
     def sync(self) -> None:
         with refusal(self.path):

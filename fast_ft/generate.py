@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from fast_ft import recipe, seeds
 from fast_ft.atomic import Lines
 from fast_ft.backend import Loaded
+from fast_ft.budget import AnswerPace
 from fast_ft.data import Prompt
 from fast_ft.decode.cache import PAGE, Cache, pages_for
 from fast_ft.decode.decode import Pool
@@ -47,6 +48,7 @@ class Answer:
     tokens: int
     ended: bool
     candidate: int = 0
+    at: float = 0.0  #: seconds into answering, with a budget of minutes; earlier sessions count
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ def generate(
     cache_tokens: int | None = None,
     dequantise: bool = False,
     title: str = "answers",
+    pace: AnswerPace | None = None,
 ) -> Generation:
     """Answer every prompt, `batch_size` at a time at most, with a cache of `cache_tokens` (default: enough for all).
 
-    `partial` keeps finished answers, one JSON line each, and is read back on a second start. Out of memory halves the
-    pool; InputError where a single prompt does not fit.
+    `pace` cuts answers where they would not all end in time; each prompt has one even so. `partial` keeps finished
+    answers, one JSON line each, and is read back on a second start. Out of memory halves the pool; InputError where a
+    single prompt does not fit.
     """
     import torch
 
@@ -92,6 +96,8 @@ def generate(
     answers = _read_partial(partial, set(wanted))
     started = time.monotonic()
     notes: list[str] = []
+    if pace is not None:
+        pace.resume(max((answer.at for answer in answers.values()), default=0.0))
     slots, new_tokens, difference = min(batch_size, len(wanted)), 0, 0.0
     with Bar(title, len(wanted), done=len(answers)) as bar, Lines(partial) as file:
         while len(answers) < len(wanted):
@@ -101,10 +107,18 @@ def generate(
             }
             try:
                 pool, difference = _settle(loaded, encoder, ids, section, slots, cache_tokens, dequantise, notes)
-                for row in pool.run(list(rows)):
+                look = (
+                    _keep_pace(pace, list(rows), section.max_new_tokens, encoder.eos_id, notes)
+                    if pace is not None
+                    else None
+                )
+                for row in pool.run(list(rows), on_look=look):
                     if (name := rows[row]) not in answers:
                         ended = row.tokens[-1] == encoder.eos_id
-                        answer = Answer(name[0], encoder.decode(row.tokens), len(row.tokens), ended, name[1])
+                        at = pace.elapsed() if pace is not None else 0.0
+                        answer = Answer(
+                            name[0], encoder.decode(row.tokens), len(row.tokens), ended, name[1], round(at, 3)
+                        )
                         file.add(asdict(answer))
                         answers[name] = answer
                         new_tokens += answer.tokens
@@ -203,6 +217,31 @@ def _settle(
         if difference <= PARITY[loaded.dtype] or slots == 1:
             return pool, difference
         slots = _halve(slots, f"batched and single decoding differ by {difference:.4f} nat", notes)
+
+
+def _keep_pace(
+    pace: AnswerPace, rows: Sequence[Row], most: int, eos_id: int, notes: list[str]
+) -> Callable[[list[Row]], None]:
+    """Return what looks at the pool's rows now and then, and shortens those that would not end in time."""
+
+    def look(live: list[Row]) -> None:
+        fresh = [row for row in rows if row.known is None]
+        open_ = [row for row in fresh if not ended(row)]
+        finished = [row.known or len(row.tokens) for row in rows if row.known is not None or ended(row)]
+        total = sum(len(row.tokens) for row in fresh)
+        limit = pace.limit([len(row.tokens) for row in open_], finished, total, most)
+        if limit < most and pace.cut_at is None:
+            notes.append(pace.forecast(limit, most))
+            note(f"warning: {notes[-1]}")
+        if limit < most:
+            pace.cut_at = limit
+        for row in open_:
+            row.limit = min(most, max(len(row.tokens), limit))
+
+    def ended(row: Row) -> bool:
+        return bool(row.tokens) and (len(row.tokens) >= row.limit or row.tokens[-1] == eos_id)
+
+    return look
 
 
 def _halve(batch_size: int, reason: str, notes: list[str]) -> int:

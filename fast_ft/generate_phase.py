@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, generate, plan, selfcheck
+from fast_ft import atomic, backend, generate, guard, memory, plan, selfcheck
+from fast_ft.budget import AnswerPace, Clock
 from fast_ft.phases import settle_plan
 from fast_ft.prepare import Prepared
+from fast_ft.progress import note
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
 
@@ -20,42 +22,59 @@ def generate_phase(
     prepared: Prepared,
     partial: Path | None = None,
     maker: backend.Backend | None = None,
+    clock: Clock = time.monotonic,
 ) -> None:
     """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts.
 
     An earlier pred.json is kept beside, under its digest.
     """
     assert prepared.encoder is not None
-    started = time.monotonic()
+    started = clock()
+    minutes = recipe.budget.generate_minutes
+    pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     trained = folder.done("train") or {}
     maker = maker or backend.make_backend(
         recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False, name=trained.get("backend")
     )
     settled = settle_plan(folder, recipe, prepared, maker.name)
-    loaded = maker.for_generation(folder.adapter)
-    difference = selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)
+    with memory.explained("loading the base model", memory.LOADING):
+        loaded = maker.for_generation(folder.adapter)
+    with memory.explained("checking the adapter", memory.ANSWERING):
+        difference = selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)
     pool = pool_settings(recipe, settled)
     partial = partial or folder.pred_partial
     result = generate.generate(
-        loaded, prepared.encoder, prepared.prompts, recipe.generate, seed=recipe.seed, partial=partial, **pool
+        loaded,
+        prepared.encoder,
+        prepared.prompts,
+        recipe.generate,
+        seed=recipe.seed,
+        partial=partial,
+        pace=pace,
+        **pool,
     )
     record_endings(folder, "tuned", result)
-    before = base_answers(loaded, folder, recipe, prepared, pool)
+    before = base_answers(loaded, folder, recipe, prepared, pool, pace)
     loaded.free()
     keep_aside(folder.pred)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
     partial.unlink(missing_ok=True)
-    answers = result.flat
+    answers, most = result.flat, recipe.generate.max_new_tokens
+    cut = sum(not answer.ended and answer.tokens < most for answer in answers)
+    warnings = guard.answer_warnings(answers, most)
+    for text in warnings:
+        note(f"warning: {text}")
     manifest = folder.manifest()
     folder.update(
-        notes=[*manifest.get("notes", []), *result.notes],
+        notes=[*manifest.get("notes", []), *result.notes, *warnings],
         digests=manifest["digests"] | {"pred": atomic.sha256_file(folder.pred)},
     )
     folder.finish(
         "generate",
-        time.monotonic() - started,
+        clock() - started,
         answers=len(answers),
         base_answers=before,
+        **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in answers if not a.ended)} if cut else {}),
         empty=sum(not answer.text for answer in answers),
         ended_at_eos=round(sum(answer.ended for answer in answers) / len(answers), 4),
         new_tokens=sum(answer.tokens for answer in answers),
@@ -64,6 +83,17 @@ def generate_phase(
         adapter_difference_nats=round(difference, 6),
         batched_difference_nats=round(result.parity, 6),
     )
+
+
+def budget_missed(folder: RunDir) -> str:
+    """Return what a budget of minutes cut short in a run that is complete, or ""."""
+    said = []
+    train, generated = folder.done("train") or {}, folder.done("generate") or {}
+    if train.get("why") == "budget":
+        said.append(f"training ended after step {train['stopped_at_step']} of {train['of_steps']}")
+    if generated.get("cut_by_budget"):
+        said.append(f"{generated['cut_by_budget']} answers were cut at {generated['cut_at']} new tokens or less")
+    return f"budget missed: {'; '.join(said)}. The run is complete all the same: {folder.root}" if said else ""
 
 
 def keep_aside(pred: Path) -> None:
@@ -83,11 +113,19 @@ def pool_settings(recipe: Recipe, settled: plan.Plan) -> dict[str, Any]:
 
 
 def base_answers(
-    loaded: backend.Loaded, folder: RunDir, recipe: Recipe, prepared: Prepared, pool: dict[str, Any]
+    loaded: backend.Loaded,
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: Prepared,
+    pool: dict[str, Any],
+    pace: AnswerPace | None,
 ) -> int:
     """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
     prompts = prepared.prompts[: recipe.judge.base_prompts]
     if not prompts:
+        return 0
+    if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
+        note("note: no answers of the base model: budget.generate_minutes is used up")
         return 0
     assert prepared.encoder is not None
     partial = folder.base_pred.with_suffix(".partial.jsonl")
@@ -100,6 +138,7 @@ def base_answers(
             seed=recipe.seed,
             partial=partial,
             title="answers of the base model",
+            pace=pace,
             **pool,
         )
     record_endings(folder, "base", result)

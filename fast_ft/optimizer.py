@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fast_ft import recipe
@@ -47,8 +48,18 @@ def make_optimizer(flat: Flat, section: recipe.Train) -> Any:
     return torch.optim.AdamW(weights, fused=flat.parameter.is_cuda, **arguments)
 
 
-def make_scheduler(optimizer: Any, section: recipe.Train, learning_rate: float, total: int, start: int) -> Any:
-    """Return transformers' schedule over `total` steps, standing at step `start`, with this peak learning rate."""
+def make_scheduler(
+    optimizer: Any,
+    section: recipe.Train,
+    learning_rate: float,
+    total: int,
+    start: int,
+    scale: Callable[[int], float] = lambda step: 1.0,
+) -> Any:
+    """Return transformers' schedule over `total` steps, standing at step `start`, with this peak learning rate.
+
+    `scale`: a factor more, of the steps taken since then.
+    """
     import torch
     import transformers
 
@@ -62,4 +73,4 @@ def make_scheduler(optimizer: Any, section: recipe.Train, learning_rate: float, 
     for group in optimizer.param_groups:
         group.pop("initial_lr", None)  # else LambdaLR keeps the stage before's
         group["lr"] = learning_rate
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(start + step))
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(start + step) * scale(step))

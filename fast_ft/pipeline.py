@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from fast_ft import lease, resume
-from fast_ft.generate_phase import generate_phase
+from fast_ft.budget import Clock
+from fast_ft.errors import BudgetMissed
+from fast_ft.generate_phase import budget_missed, generate_phase
 from fast_ft.judge import judging
 from fast_ft.phases import check_model, judge_phase, report_phase
 from fast_ft.prepare import Prepared, prepare
@@ -16,15 +19,25 @@ from fast_ft.rundir import RunDir, output_folder
 from fast_ft.train_phase import train_phase
 
 
-def run(recipe: Recipe, recipe_path: str | Path, *, until: str = "pred", force_resume: bool = False) -> RunDir:
+def run(
+    recipe: Recipe,
+    recipe_path: str | Path,
+    *,
+    until: str = "pred",
+    force_resume: bool = False,
+    clock: Clock = time.monotonic,
+) -> RunDir:
     """Run a recipe to its adapter (`until="adapter"`) or to its answers and scores, and return the run folder.
 
     What is finished is not done again: the manifest's phases say what that is. Where recipe or data have changed since,
-    resume.py says what follows; force_resume goes on even so.
+    resume.py says what follows; force_resume goes on even so. Raises BudgetMissed at the end of a run that is complete,
+    but that a budget of minutes cut short.
     """
     prepared = prepare(recipe)
     with opened(recipe, recipe_path, prepared, judged=until == "pred", force_resume=force_resume) as folder:
-        _run(folder, recipe, prepared, until)
+        _run(folder, recipe, prepared, until, clock)
+        if missed := budget_missed(folder):
+            raise BudgetMissed(missed)
     return folder
 
 
@@ -45,12 +58,12 @@ def opened(
         yield folder
 
 
-def _run(folder: RunDir, recipe: Recipe, prepared: Prepared, until: str) -> None:
+def _run(folder: RunDir, recipe: Recipe, prepared: Prepared, until: str, clock: Clock) -> None:
     finished = folder.manifest()["phases"]
     if folder.done("train") is None:
-        train_phase(folder, recipe, prepared)
+        train_phase(folder, recipe, prepared, clock=clock)
     if until == "pred" and prepared.prompts and folder.done("generate") is None:
-        generate_phase(folder, recipe, prepared)
+        generate_phase(folder, recipe, prepared, clock=clock)
     if until == "pred" and prepared.prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
         judge_phase(folder, recipe, prepared.prompts)
     if folder.manifest()["phases"] != finished or not folder.report.is_file():

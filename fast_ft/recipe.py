@@ -193,6 +193,11 @@ class Train(Section):
     capture: bool = Field(
         default=True, description="Replay passes from CUDA graphs on a card that would wait for Python's launches."
     )
+    max_bad_steps: Count = Field(
+        default=8,
+        description="So many steps in a row without a finite loss and finite gradients: back to the last good state, "
+        "with half the learning rate; the second time that ends the training.",
+    )
     save_steps: Count | None = Field(
         default=None, description="A checkpoint every so many steps; null: at stage ends only."
     )

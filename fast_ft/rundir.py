@@ -39,6 +39,7 @@ class RunDir:
         self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
         self.log = root / "log.jsonl"
+        self.diverged = root / "log-diverged.jsonl"  # steps that bad numbers made the run take back
         self.loss_png = root / "loss.png"
         self.adapter = root / "adapter"
         self.checkpoints = root / "checkpoints"  # see checkpoints.py

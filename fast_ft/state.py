@@ -31,6 +31,11 @@ class Progress:
     global_step: int = 0
     schedule_step: int = 0  #: fewer than the steps by those that the loss scale skipped
     scaler: dict[str, Any] | None = None
+    rate_factor: float = 1.0  #: on the learning rate; halved once after bad numbers
+    seconds: float = 0.0  #: of training, in all sessions
+    minutes: float | None = None  #: the budget for which the next two were chosen
+    anneal_from: int = 0  #: the step after which the learning rate goes down, over all stages
+    stop_at: int | None = None  #: the step at which it is down, and training ends early
 
 
 def save(folder: Path, model: Any, optimizer: Any, progress: Progress) -> None:

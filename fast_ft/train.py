@@ -9,6 +9,7 @@ dropout and the same noise as one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import signal
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 
 from fast_ft import recipe, state
 from fast_ft.backend import Loaded
+from fast_ft.budget import TrainPace
 from fast_ft.cost import STEP_SECONDS
 from fast_ft.cut import cut
 from fast_ft.errors import InputError
@@ -113,6 +115,16 @@ class Course:
         self.out_of_memory = 0  #: times that it was
         self._rehearsed = False
         self.interrupted = False
+        self.pace: TrainPace | None = None  #: of budget.train_minutes
+        self.notes: list[str] = []  #: what the manifest has to know
+        self.last_good: Callable[[int], Path | None] | None = None  #: the newest checkpoint before a step
+        self.on_back: Callable[[int], None] | None = None  #: is told the step after which training goes on again
+        self.gave_up = False  #: bad numbers came twice; the last good state is the end
+        self._bad: list[int] = []  # the latest steps in a row that were skipped or had a loss that is no number
+        self._broken = self._diverged = False
+        self._good = 0  # the latest step after which the weights are known to be good
+        self._told = False  # that the budget will not do
+        self._start: list[Any] = []  # the adapter before the first step
         self.stop_after: int | None = None  #: steps over all stages; the schedule stays that of the whole course
 
     @property
@@ -123,6 +135,21 @@ class Course:
     def left(self) -> int | None:
         """How many steps may still be taken before `stop_after`; None: all."""
         return None if self.stop_after is None else max(0, self.stop_after - self.progress.global_step)
+
+    @property
+    def total(self) -> int:
+        """All stages' steps."""
+        return sum(len(job.batches) for job in self.jobs)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether budget.train_minutes ended the training before its last step."""
+        if self.pace is None or self.finished:
+            return False
+        stop = self.progress.stop_at
+        return self.progress.global_step > 0 and (
+            self.pace.left() <= 0 or (stop is not None and self.progress.global_step >= stop)
+        )
 
     def resume(self, folder: Path) -> None:
         """Go on from a saved state, in place of from the beginning."""
@@ -148,19 +175,91 @@ class Course:
     def run(self) -> list[StageResult]:
         """Train what is left, and return the stages that were trained, at least in part."""
         results = []
+        if self.progress.global_step == 0:
+            self._start = [weight.detach().cpu().clone() for weight in self._weights()]
         try:
             with self._signals():
-                while not self.finished and self.left != 0:
+                while not self.finished and self.left != 0 and not self.out_of_time:
                     job = self.jobs[self.progress.stage]
                     results.append(self._run_stage(job))
                     if self.interrupted:
                         raise KeyboardInterrupt
+                    if self._diverged:
+                        self._go_back()
+                        if self.gave_up:
+                            break
+                        continue
                     if self.progress.step < len(job.batches):  # stopped; the checkpoint is saved
                         break
                     self._next_stage()
         finally:
             self.passes.close()
         return results
+
+    def stepped(self, entry: dict[str, Any]) -> bool:
+        """Take note of a finished step; tell whether training stops here, whatever the reason."""
+        self._broken = not math.isfinite(entry["loss"])
+        self._bad = [*self._bad, entry["step"]] if entry["skipped"] or self._broken else []
+        last = self.progress.global_step == self.total
+        self._diverged = len(self._bad) >= self.section.max_bad_steps or (self._broken and last)
+        if self.pace is not None:
+            self._keep_pace(self.pace)
+        return self.interrupted or self._diverged or self.out_of_time
+
+    def _keep_pace(self, pace: TrainPace) -> None:
+        at = self.progress
+        pace.step(at.global_step)
+        at.seconds, at.minutes = pace.elapsed(), pace.minutes
+        if not self._told and (said := pace.forecast(at.global_step)):
+            self._told = True
+            self.notes.append(said)
+            note(f"warning: {said}")
+        if at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
+            at.anneal_from, at.stop_at = at.global_step, at.global_step + over
+            note(f"time is running out: the learning rate goes down over the {over} steps that still fit")
+
+    def rate_scale(self, index: int) -> float:
+        """Return the factor on the schedule's learning rate for step `index`, counted from 0 over all stages."""
+        at = self.progress
+        if at.stop_at is None or at.stop_at == at.anneal_from:
+            return at.rate_factor
+        steps = at.stop_at - at.anneal_from
+        return at.rate_factor * max(0, steps - (index - at.anneal_from)) / steps
+
+    def _weights(self) -> list[Any]:
+        return [p for p in self.loaded.model.parameters() if p.requires_grad]
+
+    def _go_back(self) -> None:
+        """Go back to the last good state and halve the learning rate; the second time that is the end.
+
+        A state counts as good where a later step's loss was a number: weights are first seen in the step after theirs.
+        """
+        import torch
+
+        first, seconds, again = self._bad[0], self.progress.seconds, self.progress.rate_factor < 1
+        self._bad, self._broken, self._diverged = [], False, False
+        self._good = max(self._good, first - 2)
+        good = self.last_good(self._good + 1) if self.last_good is not None else None
+        self.optimizer = make_optimizer(self.loaded, self.section)
+        self.progress = state.Progress()
+        if good is not None:
+            self.resume(good)
+        elif self._start:
+            with torch.no_grad():
+                for weight, value in zip(self._weights(), self._start, strict=True):
+                    weight.copy_(value)
+        else:
+            again = True  # a resumed run whose only checkpoint was bad: there is nothing to go on from
+        self.progress.seconds, self.progress.rate_factor = seconds, 0.5
+        at = self.progress.global_step
+        if self.on_back is not None:
+            self.on_back(at)
+        self.gave_up = again
+        what = "that is the end" if again else "the learning rate is halved from there"
+        self.notes.append(
+            f"no finite loss or gradients from step {first} on: back to the state after step {at}; {what}"
+        )
+        note(f"warning: {self.notes[-1]}")
 
     def rehearse(self) -> None:
         """On a card, run a pass of each width that is to come, once for all stages: it fits, and how long it takes.
@@ -249,7 +348,8 @@ class Course:
                 signal.signal(kind, handler)
 
     def checkpoint(self) -> None:
-        if self.on_checkpoint is not None:
+        """Save the state, unless the weights are known to be bad: the last step's loss was no number."""
+        if self.on_checkpoint is not None and not self._broken:
             self.on_checkpoint(self)
 
     def _next_stage(self) -> None:
@@ -274,7 +374,8 @@ class Course:
         seconds = time.monotonic() - started
         scaler = trainer.accelerator.scaler
         self.progress.scaler = scaler.state_dict() if scaler is not None else None
-        self.checkpoint()
+        if not self._diverged:
+            self.checkpoint()
         seen = trainer.seen
         return StageResult(
             name=job.name,

@@ -24,6 +24,14 @@ def collate(rows: Sequence[Row]) -> dict[str, Any]:
     return {"rows": list(rows), "input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
 
 
+def finite_gradients(model: Any) -> bool:
+    """Tell whether every trainable weight's gradient is finite."""
+    import torch
+
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+
 def make_trainer(course: Course, job: StageJob) -> Any:
     """Return an SFTTrainer that runs the stage's remaining batches."""
     import torch
@@ -81,7 +89,15 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             if progress.scaler is not None and trainer.accelerator.scaler is not None:
                 trainer.accelerator.scaler.load_state_dict(progress.scaler)
             course.rehearse()
+            if course.pace is not None:
+                course.pace.start()
             self.since = time.monotonic()
+
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            # A loss scale looks for itself; without one, a gradient that is no number would reach the weights.
+            self.spoilt = trainer.accelerator.scaler is None and not finite_gradients(loaded.model)
+            if self.spoilt:
+                loaded.model.zero_grad()  # no gradient, no step: neither weights nor optimizer move
 
         def on_log(self, args: Any, trainer_state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if "grad_norm" not in logs:  # the summary at the end of train()
@@ -89,9 +105,9 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             now = time.monotonic()
             tokens, supervised, loss = trainer.step_facts
             scaler = trainer.accelerator.scaler
-            skipped = bool(trainer.accelerator.optimizer_step_was_skipped)
+            scaled_down = bool(trainer.accelerator.optimizer_step_was_skipped)
             progress.step, progress.global_step = progress.step + 1, progress.global_step + 1
-            progress.schedule_step += not skipped
+            progress.schedule_step += not scaled_down  # as the scheduler counts
             entry = {
                 "stage": job.name,
                 "step": progress.global_step,
@@ -103,14 +119,15 @@ def make_trainer(course: Course, job: StageJob) -> Any:
                 "supervised_tokens": supervised,
                 "seconds": round(now - self.since, 4),
                 "gib": round(torch.cuda.memory_reserved() / 2**30, 3) if loaded.device == "cuda" else 0.0,
-                "skipped": skipped,
+                "skipped": scaled_down or self.spoilt,
                 "loss_scale": scaler.get_scale() if scaler is not None else None,
             }
             self.since = now
             trainer.seen.append(entry)
             course.log(entry)
-            if course.interrupted:
+            if course.stepped(entry):
                 control.should_training_stop = True  # the stage's end saves the state
+                return
             if section.save_steps and progress.step % section.save_steps == 0 and progress.step < len(job.batches):
                 progress.scaler = scaler.state_dict() if scaler is not None else None
                 course.checkpoint()
@@ -153,7 +170,14 @@ def make_trainer(course: Course, job: StageJob) -> Any:
     weights = [p for p in loaded.model.parameters() if p.requires_grad]
     kept = [p.data for p in weights]
     total = sum(len(each.batches) for each in course.jobs) if course.carry.schedule else len(job.batches)
-    scheduler = make_scheduler(course.optimizer, section, job.learning_rate, total, progress.schedule_step)
+    scheduler = make_scheduler(
+        course.optimizer,
+        section,
+        job.learning_rate,
+        total,
+        progress.schedule_step,
+        scale=lambda step: course.rate_scale(before + step),
+    )
     trainer = StageTrainer(
         model=loaded.model,
         args=config,

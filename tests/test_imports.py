@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 
 #: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
 ORDER = [
-    "errors", "terminal", "redact", "outside", "results", "atomic", "seeds", "progress",
+    "errors", "memory", "budget", "terminal", "redact", "outside", "results", "atomic", "seeds", "progress",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
     "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
@@ -34,6 +34,7 @@ ORDER = [
     "judge.judge", "judge.reference", "judge.judge_openai", "judge.judging",
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
     "phases",
+    "guard",
     "train_phase", "generate_phase",
     "pipeline", "doctor.finding", "doctor.versions", "doctor.trial", "doctor.doctor",
     "again", "grid", "chat", "show", "taste", "show_scores",

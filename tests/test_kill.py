@@ -150,6 +150,6 @@ def test_a_run_killed_at_40_moments_ends_byte_for_byte_like_one_that_was_not(tmp
 
 @pytest.mark.soak
 def test_the_quickstart_killed_10_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    killing = Killing(tmp_path, ROOT / "recipes" / "quickstart.yaml", "train.save_steps=4")
+    killing = Killing(tmp_path, ROOT / "recipes" / "quickstart.yaml", "train.save_steps=4", "budget.train_minutes=null")
     rng = random.Random(10)
     assert sum(killing.kill((place % len(PLACES), rng.random())) for place in range(10)) >= 8

@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_number_ends_in_a_message(recipe_file: RecipeFactory) 
     path = recipe_file({"train.learning_rate": 1e30, "train.max_grad_norm": 0})
     with pytest.raises(InputError, match=r"not finite.*learning_rate"):
         go(path)
-    (log,) = path.parent.glob("runs/*/log.jsonl")
+    (log,) = path.parent.glob("runs/*/log-diverged.jsonl")
     assert any(not math.isfinite(json.loads(line)["loss"]) for line in log.read_text().splitlines())
     assert RunDir.at(log.parent).done("train") is None and not (log.parent / "adapter").exists()
 
