@@ -174,7 +174,7 @@ def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
             }
         )
         recipes.append(dict(_flat(manifest.get("recipe", {}))))
-    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "output_dir")
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in ("output_dir", "data.exclude"))
     differing = [key for key in keys if len({json.dumps(recipe.get(key)) for recipe in recipes}) > 1]
     for row, recipe in zip(rows, recipes, strict=True):
         row["keys"] = {key: recipe.get(key) for key in differing}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import RecipeFactory, write_recipe
+from judge_server import JudgeServer
 
 from fast_ft import backend, data, exclude
 from fast_ft.errors import BudgetMissed, InputError
@@ -344,6 +345,31 @@ def test_a_trial_is_looked_at_after_each_stage_and_may_be_stopped_there(
     again = run(folder.recipe().model_copy(update={"output_dir": str(tmp_path / "again")}), "x.yaml")
     assert _adapter(again.root) == _adapter(folder.root)
     assert "stopped at" in (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_model_judges_in_the_driver_and_no_reply_is_asked_for_twice(
+    tiny: Path, train_file: Path, test_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = SEARCH | {"objective": "judge", "space": {"generate.max_new_tokens": [6, 9]}}
+    changes = SMALL | {"judge.kind": "openai", "search": search}
+    path = write_recipe(tmp_path, tiny, train_file, test_file, changes)
+    with pytest.raises(InputError, match="OPENAI_API_KEY"):  # before anything is trained
+        sweep_with(InlineCrew(), path, tmp_path / "none")
+    server = JudgeServer(lambda *_: "")
+    with server.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-driver")
+        sweep_with(InlineCrew(), path, tmp_path / "sweep")
+        trials = content(tmp_path / "sweep")["trials"]
+        assert len(trials) == 2 and all(1 <= trial["value"] <= 10 for trial in trials)
+        folders = [*(Path(trial["folder"]) for trial in trials), tmp_path / "sweep" / "best"]
+        preds = [json.loads((folder / "pred.json").read_text(encoding="utf-8")) for folder in folders]
+        answers = {(key, entry["output"][0]) for pred in preds for key, entry in pred.items()}
+        assert server.requests == len(answers) > 15  # an answer of both trials is judged once
+        (Path(trials[0]["folder"]) / "scores.json").unlink()
+        sweep_with(InlineCrew(), path, tmp_path / "sweep")
+        assert server.requests == len(answers)
+    assert not any(b"sk-of-the-driver" in f.read_bytes() for f in (tmp_path / "sweep").rglob("*") if f.is_file())
 
 
 def test_hours_are_kept_and_more_of_them_go_on(

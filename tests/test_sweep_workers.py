@@ -137,6 +137,14 @@ def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: P
         crew.close()
 
 
+def test_each_worker_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(LocalCrew, "_spawn", lambda self, number: started.append(self._variables(number)))
+    LocalCrew(2, tmp_path)
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in started] == ["2", "GPU-5"]
+
+
 @needs_ray
 def test_two_ray_workers_give_the_same_scores_though_one_is_killed(
     recipe: Path, values: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -121,6 +121,10 @@ class Driver:
         """Seconds left for trials, the end's share taken off."""
         return self.clock.left - self._reserve(self.measured)
 
+    def _fitting(self, seconds: float) -> int:
+        """Return how many trials of so many seconds fit the time left, over all workers."""
+        return int(max(0.0, self._left) / seconds) * (len(self._jobs) + len(self.crew.idle()))
+
     def _next_points(self, interrupted: list[Point]) -> Iterator[Point | None]:
         """Yield the points to try: those in flight before, the recipe's own, then the grid's or the sampler's."""
         yield from interrupted
@@ -222,6 +226,8 @@ class Driver:
             cost = "" if job.priced is None else f"  priced at {job.priced / 60:.1f} min"
             saved = ", trained before" if job.trained else ""
             note(f"trial {job.trial.number} begins{saved}{cost}  {shown(job.point)}")
+            if job.priced and not self.measured and self.clock.allowed is not None:
+                note(f"by projection some {self._fitting(job.priced)} trials like this one fit; the first will tell")
         self.crew.submit(worker, Task(job.recipe, self.name, job.trained, stop, self.search.stage_prompts))
 
     def _ended(self, worker: int, job: Job, result: Result | None) -> None:
@@ -288,8 +294,7 @@ class Driver:
         finished = sum(r["value"] is not None and not r.get("repeats") for r in self.study.records())
         more = ""
         if self.clock.allowed is not None and (each := price.seconds(work, self.measured)):
-            workers = len(self._jobs) + 1
-            more = f"; {int(max(0.0, self._left) / each) * workers} more like it fit"
+            more = f"; {self._fitting(each)} more like it fit"
         note(
             f"trial {job.trial.number}: {value:.3f} in {job.spent['all'] / 60:.1f} min; {finished} done, "
             f"{self.clock.used / 60:.1f} min used{more}"

@@ -72,7 +72,7 @@ class Runner:
         times: dict[str, float] = {}
         try:
             count = self._run(task, times)
-        except InputError as error:
+        except (InputError, BudgetMissed) as error:
             return Result(problem=str(error))
         except KeyboardInterrupt:
             return Result(stopped=True)
