@@ -1,5 +1,7 @@
 """python -m bench.decode --base DIR --prompts FILE [--only fixed,plain,...]: decoding, one JSON line a measurement.
 
+With --results FILE the raw samples are kept there; `python -m bench --adopt FILE` takes the figures out of them.
+
     steps    one captured step, in ms, at several pool sizes and ways with 4-bit weights; --profile: its kernels
     check    greedy answers, captured and twice; teacher-forced through the model's own forward pass
     fixed    every prompt, --limit new tokens each: prefill, capture and all
@@ -8,7 +10,8 @@
     unsloth  Unsloth one by one on every tenth prompt, in a process of its own
 
 The adapter is r = 16 on all linear layers with random B unless --adapter names one. No answer ends at EOS: all ways
-do the same work. Memory is capped at --cap GiB, the CUDA context included.
+do the same work. Memory is capped at --cap GiB, the CUDA context included. With --sms the measurements run on so many
+of the card's SMs, without flash and cuDNN attention: a T4-class emulation, not a T4.
 """
 
 from __future__ import annotations
@@ -16,18 +19,25 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
+from bench.decode_figures import floor_share
+from bench.emulation import LABEL, context_gib
+from bench.random_base import random_model
 from bench.sm_limit import limit_sms, replayed_tflops
-from bench.timed import TimedPool, floor_seconds, plain_generate
-from fast_ft import backend, data, recipe
+from bench.timed import TimedPool, plain_generate, step_bytes
+from fast_ft import backend, data, environment, recipe
+from fast_ft.atomic import write_json
+from fast_ft.cost import CONTEXT_GIB
 from fast_ft.decode import sampling
 from fast_ft.decode.cache import PAGE, Cache
 from fast_ft.decode.fused import Fused
@@ -47,6 +57,7 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--base", required=True, help="a Llama-like base model's folder")
     parser.add_argument("--prompts", required=True, help="a file of prompts, in any layout")
+    parser.add_argument("--random", action="store_true", help="draw the weights; of the base config.json and tokenizer")
     parser.add_argument("--adapter", type=Path, help="an adapter's folder; default: a random one")
     parser.add_argument("--only", default="steps,check,fixed,plain,mixed", help="of: " + ",".join(ALL))
     parser.add_argument("--limit", type=int, default=128, help="new tokens a prompt")
@@ -60,6 +71,8 @@ def main() -> int:
     parser.add_argument("--lengths", type=Path, help="a file of rows whose responses give the lengths for mixed")
     parser.add_argument("--sms", type=int, help="use so many of the card's SMs; 8 of an H200's are a T4's class")
     parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of fixed, each with a pool of its own")
+    parser.add_argument("--results", type=Path, help="a JSON for the raw samples")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     for name in options.only.split(","):
@@ -68,7 +81,7 @@ def main() -> int:
     bench = Bench(options)
     for name in options.only.split(","):
         for result in getattr(bench, name)():
-            print(json.dumps({"name": name, **result}), flush=True)
+            bench.keep(name, result)
     return 0
 
 
@@ -83,6 +96,19 @@ class Bench:
         self.shape = ModelShape.from_config(json.loads((Path(options.base) / "config.json").read_text()))
         self.context = 0.0
         self._loaded: Any = None
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        self.result: dict[str, Any] = {
+            "kind": "decode", "command": shlex.join(["python", "-m", "bench.decode", *sys.argv[1:]]),
+            "label": LABEL if options.sms else None, "environment": environment.describe(),
+            "settings": settings | {"prompt_tokens": [len(row) for row in self.ids]}, "measurements": [],
+        }  # fmt: skip
+
+    def keep(self, name: str, result: dict[str, Any]) -> None:
+        """Print a measurement, and write all so far."""
+        print(json.dumps({"name": name, **result}), flush=True)
+        self.result["measurements"].append({"name": name, **result})
+        if self.options.results:
+            write_json(self.options.results, self.result)
 
     @property
     def model_section(self) -> recipe.Model:
@@ -91,44 +117,52 @@ class Bench:
     @property
     def loaded(self) -> Any:
         if self._loaded is None:
+            import torch
+
             self._limit_memory()
             started = time.monotonic()
-            maker = backend.make_backend(
-                self.model_section, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft"
-            )
-            if self.options.adapter is None:
-                self.options.adapter = Path(tempfile.mkdtemp()) / "adapter"
-                self.options.adapter.mkdir()
-                self._loaded = random_adapter(maker, self.options.adapter)
-            else:
-                self._loaded = maker.for_generation(self.options.adapter)
+            self._loaded = self._load()
             if self.options.sms:
                 self.kept = limit_sms(self.options.sms)
+                torch.backends.cuda.enable_flash_sdp(False)
+                torch.backends.cuda.enable_cudnn_sdp(False)
                 launched, replayed = replayed_tflops()
-                result = {"sms": self.options.sms, "launched_tflops": launched, "replayed_tflops": replayed}
-                print(json.dumps({"name": "sm_limit", **result}), flush=True)
+                limit = {"sms": self.options.sms, "launched_tflops": launched, "replayed_tflops": replayed}
+                self.keep("sm_limit", limit)
             say(f"loaded in {time.monotonic() - started:.1f} s; context {self.context:.2f} GiB")
         return self._loaded
+
+    def _load(self) -> Any:
+        if self.options.random:
+            config = json.loads((Path(self.options.base) / "config.json").read_text())
+            model = random_model(config, self.options.dtype)
+            return SimpleNamespace(model=model, free=lambda: None)
+        maker = backend.make_backend(
+            self.model_section, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft"
+        )
+        if self.options.adapter is not None:
+            return maker.for_generation(self.options.adapter)
+        self.options.adapter = Path(tempfile.mkdtemp()) / "adapter"
+        self.options.adapter.mkdir()
+        return random_adapter(maker, self.options.adapter)
 
     def _limit_memory(self) -> None:
         import torch
 
         if not torch.cuda.is_available():
             return
-        torch.zeros(1, device="cuda")
-        free, total = torch.cuda.mem_get_info()
-        self.context = min(1.0, (total - free - torch.cuda.memory_reserved()) / GIB)
+        total = torch.cuda.mem_get_info()[1]
+        self.context = max(context_gib(), CONTEXT_GIB)  # it grows by some libraries' handles
         if self.options.cap:
             torch.cuda.set_per_process_memory_fraction((self.options.cap - self.context) * GIB / total)
 
     def pool(self, slots: int | None, new_tokens: int, workspace: int, *, greedy: bool = False) -> TimedPool:
         """A pool of the plan's shape, or of `slots`."""
         started = time.monotonic()
-        budget = (self.options.cap or 100.0) - 0.35
-        fixed = self.shape.weights_gib(load_in_4bit=True) + 0.45
+        fixed = self.shape.weights_gib(load_in_4bit=True) + self.context
         slots, cells, _, predicted = settle_pool(
             self.shape, [len(row) for row in self.ids], candidates=1, max_new_tokens=new_tokens, wanted_slots=slots,
-            load_in_4bit=True, fixed_gib=fixed, budget_gib=budget,
+            load_in_4bit=True, fixed_gib=fixed, budget_gib=self.options.cap or 100.0,
         )  # fmt: skip
         cells = self.options.cells or cells
         fused = Fused(self.loaded.model, dequantise=workspace == 0, workspace_mib=workspace or 1)
@@ -139,8 +173,8 @@ class Bench:
         pool = TimedPool(fused, cache, sampler, slots=slots, eos_id=NO_EOS, pad_id=0, longest=longest,
                          prefill_tokens=self.options.prefill)  # fmt: skip
         say(
-            f"pool: {slots} slots, {cells} cells, {predicted:.1f} GiB predicted, workspace {workspace} MiB, kernel "
-            f"{'triton' if cache.kernel else 'plain torch'}, made in {time.monotonic() - started:.1f} s"
+            f"pool: {slots} slots, {cells} cells, {predicted:.1f} GiB predicted, workspace {workspace} MiB, "
+            f"{fused.ops.__name__}, planes {fused.planes}, made in {time.monotonic() - started:.1f} s"
         )
         return pool
 
@@ -175,9 +209,10 @@ class Bench:
     def fixed(self) -> Iterator[dict[str, Any]]:
         for workspace in self.workspaces():
             for slots in self.slots():
-                reset_peak()
-                yield {"workspace_mib": workspace} | out_of_memory_is_a_result(self.fixed_once, slots, workspace)
-                empty_cache()
+                for _ in range(self.options.repeat):
+                    reset_peak()
+                    yield {"workspace_mib": workspace} | out_of_memory_is_a_result(self.fixed_once, slots, workspace)
+                    empty_cache()
 
     def fixed_once(self, slots: int | None, workspace: int) -> dict[str, Any]:
         pool = self.pool(slots, self.options.limit, workspace)
@@ -210,14 +245,17 @@ class Bench:
         groups = [rows] if refill else [rows[i : i + pool.slots] for i in range(0, len(rows), pool.slots)]
         seconds = clock(lambda: [list(pool.run(group)) for group in groups])
         tokens = sum(min(len(row.tokens), pool.forced.get(row, len(row.tokens))) for row in rows)
-        floor = floor_seconds(self.shape, rows, pool.steps)
-        return {
-            "tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1),
+        cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
+        found = {
+            "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 1),
             "slots": pool.slots, "cells": pool.cache.pages * PAGE, "steps": pool.steps,
-            "prefill_seconds": round(pool.prefill_seconds, 3), "burst_seconds": round(pool.burst_seconds, 3),
-            "set_aside": pool.set_aside, "floor_share": round(floor / pool.burst_seconds, 3),
-            "captured": pool.graphs.works, "graphs": pool.graphs.count, "peak_gib": peak_gib(self.context),
+            "prefill_seconds": round(pool.prefill_seconds, 4), "burst_seconds": round(pool.burst_seconds, 4),
+            "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
+            "set_aside": pool.set_aside, "weight_bytes": step_bytes(self.shape), "cells_read": cells,
+            "bytes_a_cell": self.shape.kv_bytes, "planes": pool.fused.planes,
+            "captured": pool.graphs.works, "graphs": pool.graphs.count, "peak_gib": _peak(),
         }  # fmt: skip
+        return found | {"floor_share": round(floor_share(found), 3)}
 
     def plain(self) -> Iterator[dict[str, Any]]:
         model, by_length = self.loaded.model, sorted(self.ids, key=len)
@@ -232,10 +270,13 @@ class Bench:
         seconds = clock(lambda: plain_generate(model, batch, self.options.limit))
         tokens = len(batch) * self.options.limit
         return {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1),
-                "peak_gib": peak_gib(self.context)}  # fmt: skip
+                "peak_gib": _peak()}  # fmt: skip
 
     def unsloth(self) -> Iterator[dict[str, Any]]:
         """In a new process, for importing Unsloth patches transformers; this one's memory is given back first."""
+        if self.options.random:
+            yield {"failed": "with --random there is no checkpoint that Unsloth could load"}
+            return
         if self.options.adapter is None:
             _ = self.loaded
         if self._loaded is not None:
@@ -249,6 +290,13 @@ class Bench:
             done = subprocess.run([sys.executable, "-m", "bench.timed", file.name], capture_output=True, text=True)
         last = done.stdout.strip().splitlines()[-1:] or ["{}"]
         yield json.loads(last[0]) if done.returncode == 0 else {"failed": done.stderr[-1500:]}
+
+
+def _peak() -> float:
+    """GiB reserved at most since the last reset, with the context as it is now."""
+    import torch
+
+    return peak_gib(context_gib()) if torch.cuda.is_available() else 0.0
 
 
 def random_adapter(maker: backend.Backend, folder: Path) -> Any:

@@ -14,8 +14,6 @@ from fast_ft.decode.decode import BURST, Pool
 from fast_ft.decode.prefill import Row
 from fast_ft.shape import GIB, ModelShape
 
-BYTES_PER_SECOND = 4.28e12  #: an H200's memory, measured
-
 
 class TimedPool(Pool):
     """A pool with clocks. `forced`: rows that end after so many tokens, which the pool does not know beforehand."""
@@ -25,6 +23,7 @@ class TimedPool(Pool):
         self.forced: dict[Row, int] = {}
         self.prefill_seconds = self.burst_seconds = 0.0
         self.steps = self.set_aside = 0
+        self.by_slots: dict[int, tuple[int, float]] = {}  #: the shape that ran: steps and seconds
 
     def _is_over(self, row: Row) -> bool:
         return len(row.tokens) >= self.forced.get(row, row.limit)
@@ -38,8 +37,12 @@ class TimedPool(Pool):
     def _burst(self, live: list[Row], steps: int, shape: int | None) -> None:
         started = time.perf_counter()
         super()._burst(live, steps, shape)
-        self.burst_seconds += time.perf_counter() - started
+        spent = time.perf_counter() - started
+        self.burst_seconds += spent
         self.steps += steps
+        slots = shape or self.shape_for(len(live))
+        count, before = self.by_slots.get(slots, (0, 0.0))
+        self.by_slots[slots] = (count + steps, before + spent)
 
     def step_milliseconds(self, length: int) -> dict[str, Any]:
         """Return ms a step (bursts of 8, the host's share included) with every slot at about `length` tokens."""
@@ -76,11 +79,9 @@ class TimedPool(Pool):
         return live
 
 
-def floor_seconds(shape: ModelShape, rows: Sequence[Row], steps: int) -> float:
-    """Seconds to read the 4-bit weights once a step, and each row's keys and values once a token."""
-    weights = (shape.weights_gib(load_in_4bit=True) * GIB - shape.vocab_size * shape.hidden_size * 2) * steps
-    cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
-    return (weights + cells * shape.kv_bytes) / BYTES_PER_SECOND
+def step_bytes(shape: ModelShape) -> int:
+    """Return the bytes of weights that a step reads: all but the embeddings, of which it reads a row a slot."""
+    return round(shape.weights_gib(load_in_4bit=True) * GIB) - shape.vocab_size * shape.hidden_size * 2
 
 
 def plain_generate(model: Any, ids: Sequence[Sequence[int]], limit: int, **values: Any) -> Any:

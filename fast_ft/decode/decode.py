@@ -28,6 +28,7 @@ from fast_ft.plan_pool import AHEAD
 
 BURST = 8  #: steps between two looks at the tokens
 _SMALLEST = 4  #: slots
+_GROUPS = 8  #: of rows that are admitted at once fill the slots
 _TOKEN, _LENGTH, _MADE, _LIMIT, _LIVE, _KEY, _STOPS, _TABLE = range(8)  #: columns of the state
 
 
@@ -95,6 +96,10 @@ class Pool:
 
     # What the host decides, from lengths alone
 
+    def shape_for(self, rows: int) -> int:
+        """Return the smallest of the shapes that holds so many rows."""
+        return next(slots for slots in reversed(self.shapes) if slots >= rows)
+
     def _check(self, row: Row) -> None:
         need = len(row.prompt) + row.limit
         if need > self.longest or pages_for(need) > self.cache.pages:
@@ -104,16 +109,23 @@ class Pool:
             )
 
     def _admit(self, waiting: deque[Row], live: list[Row]) -> list[Row]:
-        """Take rows from the front while there is a slot and room for what they and the live ones may come to."""
-        fresh: list[Row] = []
+        """Take rows from the front while there is a slot and room for what they and the live ones may come to.
+
+        Several at a time, since a pass over one prompt takes nearly as long as one over eight: as long as rows are
+        live, an eighth of the slots must be free at once, or enough for all that wait.
+        """
         held = sum(max(_room(row), len(row.pages)) for row in live)
-        while waiting and len(live) + len(fresh) < self.slots:
-            held += _room(waiting[0])
-            if held > self.cache.pages and (live or fresh):
+        count = 0
+        for row in waiting:
+            held += _room(row)
+            if len(live) + count == self.slots or (held > self.cache.pages and (live or count)):
                 break
-            row = waiting.popleft()
+            count += 1
+        if live and count < min(len(waiting), self.slots // _GROUPS):
+            return []
+        fresh = [waiting.popleft() for _ in range(count)]
+        for row in fresh:
             self._grow(row, row.length())
-            fresh.append(row)
         return fresh
 
     def _make_room(self, live: list[Row], waiting: deque[Row], steps: int) -> None:
@@ -179,7 +191,7 @@ class Pool:
             for row in live:
                 row.tokens += [self.pad_id] * min(steps, (row.known or 0) - len(row.tokens))
             return
-        slots = shape or next(s for s in reversed(self.shapes) if s >= len(live))
+        slots = shape or self.shape_for(len(live))
         multiple = self.fused.ops.COLUMNS  # 0: attention needs no number of columns
         columns = multiple and -(-max(row.length(steps) for row in live) // multiple) * multiple
         width = self.state.shape[1]

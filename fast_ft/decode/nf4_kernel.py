@@ -143,12 +143,12 @@ def settings_for(rows: int, outputs: int, inside: int) -> dict[str, int]:
     """Return how a product is cut, by its rows, outputs and words in a row of weights.
 
     Tried on an H200 with a 7B's four shapes and 16 to 128 rows: 128 outputs in a program are best throughout, and as
-    many parts as make two to three waves of programs, of at least four steps each.
+    many parts as make two or three programs for each of its 132 processors.
     """
     many = rows > 64
-    parts = range(1, max(1, inside // 64) + 1)
-    wanted = 400 if many else 512  # 132 processors hold two or three programs each
-    split = min((part for part in parts if part in (1, 2, 3, 4, 8)), key=lambda n: abs(outputs // 128 * n - wanted))
+    most = min(4 if many else 8, max(1, inside // 64))  # parts of at least four steps
+    wanted = 450 if many else 512
+    split = min((parts for parts in (1, 2, 3, 4, 8) if parts <= most), key=lambda n: abs(outputs // 128 * n - wanted))
     return {"n_block": 128, "split": split, "warps": 8 if many else 4, "stages": 3}
 
 

@@ -83,7 +83,7 @@ class Prefill:
 
     def __init__(self, fused: Fused, cache: Cache, graphs: Graphs, *, most: int) -> None:
         self.fused, self.cache, self.graphs, self.most = fused, cache, graphs, most
-        self.sizes = [most // 8, most // 4, most // 2, most] if fused.ops.PACKED else []
+        self.sizes = [most // 8, most // 4, most // 2, most * 3 // 4, most] if fused.ops.PACKED else []
         self._sized: dict[tuple[int, int], _Sized] = {}
 
     def run(self, rows: Sequence[Row], logits_SV: Any) -> None:

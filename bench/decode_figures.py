@@ -1,0 +1,68 @@
+"""What a result of bench.decode says: each figure from its raw samples, so that a test can do it again."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+BYTES_PER_SECOND = 4.28e12  #: an H200's memory, measured
+HOLDS = 1.15  #: a graph replayed under an SM limit may reach so much of what launched work reaches there
+
+
+def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
+    """Return {figure: (value, unit)}. Ratios only of what was measured in one call; an emulation's have its name."""
+    done: dict[str, list[dict[str, Any]]] = {}
+    for each in result["measurements"]:
+        if "failed" not in each and not each.get("out_of_memory"):
+            done.setdefault(each["name"], []).append(each)
+    fixed = _rate(done.get("fixed", []))
+    plain = max((each["tokens"] / each["seconds"] for each in done.get("plain", [])), default=None)
+    if result["settings"]["sms"]:
+        return _emulated(done, fixed, plain)
+    found: dict[str, tuple[float, str]] = {}
+    if fixed is None:
+        return found
+    found["decode.h200.tokens_per_s"] = (round(fixed, 1), "new tokens/s, prefill and capture included")
+    found["decode.h200.peak_gib"] = (max(each["peak_gib"] for each in done["fixed"]), "GiB reserved, with the context")
+    found["decode.h200.floor_share"] = (round(statistics.median(map(floor_share, done["fixed"])), 3), "of the floor")
+    if "unsloth" in done:
+        found["decode.h200.vs_notebook"] = (round(fixed / _only(done["unsloth"]), 1), "times Unsloth one by one")
+    if plain is not None:
+        found["decode.h200.vs_generate"] = (round(fixed / plain, 2), "times generate at its best batch size")
+    mixed = {each["refill"]: each["tokens"] / each["seconds"] for each in done.get("mixed", [])}
+    if True in mixed:
+        found["decode.mixed_over_fixed"] = (round(mixed[True] / fixed, 3), "of our rate with equal lengths")
+    if len(mixed) == 2:
+        found["decode.refill_gain"] = (round(mixed[True] / mixed[False], 2), "times our own fixed batches")
+    return found
+
+
+def floor_share(each: dict[str, Any]) -> float:
+    """Return what part of the steps' time it takes to read weights once a step and live keys and values once."""
+    moved = each["steps"] * each["weight_bytes"] + each["cells_read"] * each["bytes_a_cell"]
+    return moved / BYTES_PER_SECOND / each["burst_seconds"]
+
+
+def limit_holds(done: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether a replayed graph kept to the SMs of its stream."""
+    limits = done.get("sm_limit", [])
+    return bool(limits) and all(each["replayed_tflops"] <= HOLDS * each["launched_tflops"] for each in limits)
+
+
+def _emulated(
+    done: dict[str, list[dict[str, Any]]], fixed: float | None, plain: float | None
+) -> dict[str, tuple[float, str]]:
+    if fixed is None or plain is None or not limit_holds(done):
+        return {}
+    unit = "times generate at its best batch size; T4-class emulation, not a T4"
+    return {"decode.t4class.vs_generate": (round(fixed / plain, 2), unit)}
+
+
+def _rate(runs: list[dict[str, Any]]) -> float | None:
+    """The median run's tokens/s."""
+    return statistics.median(each["tokens"] / each["seconds"] for each in runs) if runs else None
+
+
+def _only(runs: list[dict[str, Any]]) -> float:
+    (one,) = runs
+    return float(one["tokens"] / one["seconds"])

@@ -1,0 +1,87 @@
+"""bench.decode from command to figures, on a small model; and its figures from given samples."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import save_random_llama
+
+from bench import decode, decode_figures
+from bench.__main__ import figures_of
+
+RUN = {
+    "tokens": 1000, "seconds": 0.25, "steps": 10, "burst_seconds": 0.2, "weight_bytes": 4_280_000_000,
+    "cells_read": 100_000, "bytes_a_cell": 428_000, "peak_gib": 14.5,
+}  # fmt: skip
+
+
+def result(*measurements: dict[str, Any], sms: int | None = None) -> dict[str, Any]:
+    return {"kind": "decode", "settings": {"sms": sms}, "measurements": list(measurements)}
+
+
+def test_figures_follow_from_the_samples() -> None:
+    given = result(
+        {"name": "fixed", **RUN}, {"name": "fixed", **RUN, "seconds": 0.2, "peak_gib": 14.6},
+        {"name": "fixed", **RUN, "seconds": 1.0}, {"name": "plain", "tokens": 100, "seconds": 0.5},
+        {"name": "plain", "tokens": 100, "seconds": 0.25}, {"name": "plain", "out_of_memory": True, "batch": 150},
+        {"name": "mixed", "refill": True, "tokens": 900, "seconds": 0.3},
+        {"name": "mixed", "refill": False, "tokens": 900, "seconds": 0.6},
+        {"name": "unsloth", "tokens": 100, "seconds": 4.0}, {"name": "steps", "ms_a_step": 3},
+    )  # fmt: skip
+    found = {name: value for name, (value, _) in figures_of(given, "decode-h200").items()}
+    assert found == {
+        "decode.h200.tokens_per_s": 4000.0,  # the median of three
+        "decode.h200.peak_gib": 14.6,
+        "decode.h200.floor_share": 0.1,  # 10 ms of weights and 10 ms of cells in 200 ms
+        "decode.h200.vs_notebook": 160.0,
+        "decode.h200.vs_generate": 10.0,
+        "decode.mixed_over_fixed": 0.75,
+        "decode.refill_gain": 2.0,
+    }
+
+
+def test_what_was_not_measured_or_failed_makes_no_figure() -> None:
+    assert decode_figures.figures(result()) == {}
+    some = result({"name": "fixed", **RUN}, {"name": "unsloth", "failed": "no such package"})
+    assert set(decode_figures.figures(some)) == {
+        "decode.h200.tokens_per_s", "decode.h200.peak_gib", "decode.h200.floor_share",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("replayed", "counts"), [(54.0, True), (60.0, True), (700.0, False)])
+def test_an_emulation_counts_where_its_limit_holds_in_replay(replayed: float, counts: bool) -> None:
+    runs = ({"name": "fixed", **RUN}, {"name": "plain", "tokens": 100, "seconds": 0.2})
+    limit = {"name": "sm_limit", "sms": 8, "launched_tflops": 55.0, "replayed_tflops": replayed}
+    found = decode_figures.figures(result(limit, *runs, sms=8))
+    assert set(found) == ({"decode.t4class.vs_generate"} if counts else set())
+    for value, unit in found.values():
+        assert value == 8.0 and "T4-class emulation, not a T4" in unit
+    assert decode_figures.figures(result(*runs, sms=8)) == {}
+
+
+def test_a_run_on_a_small_model_becomes_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_random_llama(tmp_path / "base")
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([{"id": str(i), "instruction": "word " * (3 + i)} for i in range(6)]))
+    arguments = [
+        "--base", str(base), "--prompts", str(prompts), "--results", str(tmp_path / "out.json"), "--random",
+        "--only", "fixed,plain,unsloth", "--limit", "4", "--repeat", "2", "--batches", "3,6", "--cap", "0",
+        "--dtype", "float32",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["bench.decode", *arguments])
+    assert decode.main() == 0
+    made = json.loads((tmp_path / "out.json").read_text())
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert made["measurements"] == lines
+    assert [each["name"] for each in lines] == ["fixed", "fixed", "plain", "plain", "unsloth"]
+    fixed = lines[0]
+    assert fixed["tokens"] == 24 and fixed["cells_read"] == sum(4 * n + 6 for n in made["settings"]["prompt_tokens"])
+    assert sum(count for count, _ in fixed["steps_by_slots"].values()) == fixed["steps"] == 3
+    assert set(figures_of(made, "out")) >= {"decode.h200.tokens_per_s", "decode.h200.vs_generate"}
+    assert made["command"].startswith("python -m bench.decode --base ")
