@@ -124,7 +124,7 @@ class Course:
         self._broken = self._diverged = False
         self._good = 0  # the latest step after which the weights are known to be good
         self._told = False  # that the budget will not do
-        self._start: list[Any] = []  # the adapter before the first step
+        self._start: Any = None  # the adapter before the first step
         self.stop_after: int | None = None  #: steps over all stages; the schedule stays that of the whole course
 
     @property
@@ -176,7 +176,7 @@ class Course:
         """Train what is left, and return the stages that were trained, at least in part."""
         results = []
         if self.progress.global_step == 0:
-            self._start = [weight.detach().cpu().clone() for weight in self._weights()]
+            self._start = self.flat.parameter.detach().cpu().clone()
         try:
             with self._signals():
                 while not self.finished and self.left != 0 and not self.out_of_time:
@@ -226,9 +226,6 @@ class Course:
         steps = at.stop_at - at.anneal_from
         return at.rate_factor * max(0, steps - (index - at.anneal_from)) / steps
 
-    def _weights(self) -> list[Any]:
-        return [p for p in self.loaded.model.parameters() if p.requires_grad]
-
     def _go_back(self) -> None:
         """Go back to the last good state and halve the learning rate; the second time that is the end.
 
@@ -240,14 +237,13 @@ class Course:
         self._bad, self._broken, self._diverged = [], False, False
         self._good = max(self._good, first - 2)
         good = self.last_good(self._good + 1) if self.last_good is not None else None
-        self.optimizer = make_optimizer(self.loaded, self.section)
+        self.optimizer = make_optimizer(self.flat, self.section)
         self.progress = state.Progress()
         if good is not None:
             self.resume(good)
-        elif self._start:
+        elif self._start is not None:
             with torch.no_grad():
-                for weight, value in zip(self._weights(), self._start, strict=True):
-                    weight.copy_(value)
+                self.flat.parameter.copy_(self._start)
         else:
             again = True  # a resumed run whose only checkpoint was bad: there is nothing to go on from
         self.progress.seconds, self.progress.rate_factor = seconds, 0.5

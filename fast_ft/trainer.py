@@ -24,14 +24,6 @@ def collate(rows: Sequence[Row]) -> dict[str, Any]:
     return {"rows": list(rows), "input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
 
 
-def finite_gradients(model: Any) -> bool:
-    """Tell whether every trainable weight's gradient is finite."""
-    import torch
-
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
-
-
 def make_trainer(course: Course, job: StageJob) -> Any:
     """Return an SFTTrainer that runs the stage's remaining batches."""
     import torch
@@ -95,9 +87,9 @@ def make_trainer(course: Course, job: StageJob) -> Any:
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
             # A loss scale looks for itself; without one, a gradient that is no number would reach the weights.
-            self.spoilt = trainer.accelerator.scaler is None and not finite_gradients(loaded.model)
+            self.spoilt = trainer.accelerator.scaler is None and not bool(course.flat.gradient.isfinite().all())
             if self.spoilt:
-                loaded.model.zero_grad()  # no gradient, no step: neither weights nor optimizer move
+                course.optimizer.zero_grad(set_to_none=True)  # no gradient, no step: weights and moments stay
 
         def on_log(self, args: Any, trainer_state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if "grad_norm" not in logs:  # the summary at the end of train()
