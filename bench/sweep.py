@@ -173,7 +173,7 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         ),
         "sweep.second_trial_start_s": (
             round(pairs[0]["without_answers"], 2),
-            "s from the first trial's last step to the second's first, its answers and their judging taken off",
+            "s from the first trial's last step to the second's first, the first's answers taken off",
         ),
     }
 

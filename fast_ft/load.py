@@ -102,6 +102,8 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
     dotted, equals, text = override.partition("=")
     check_text(dotted, f"override {override!r}")
     key: Key = tuple(int(part) if part.isdigit() else part for part in dotted.strip().split("."))
+    if key[:2] == ("search", "space") and len(key) > 2:  # its keys are dotted themselves
+        key = (*key[:2], dotted.strip().split(".", 2)[2])
     if not equals or "" in key:
         raise InputError(f"override {override!r}: write it as key=value, for example lora.r=32")
     at: Any = tree

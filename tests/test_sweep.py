@@ -131,6 +131,13 @@ def test_a_space_that_no_recipe_has_is_refused(
         space.read(recipe_with(recipe_file, {"space": values}))
 
 
+def test_an_axis_can_be_given_on_the_command_line(recipe_file: RecipeFactory) -> None:
+    path = recipe_file(SMALL | {"search": SEARCH})
+    recipe = load_recipe(path, ["search.space.train.learning_rate=[1e-4, 2e-4]", "search.space.lora.r=[2]"])
+    assert recipe.search is not None
+    assert recipe.search.space["train.learning_rate"] == (1e-4, 2e-4) and recipe.search.space["lora.r"] == (2,)
+
+
 def test_a_grid_needs_values_in_each_range(recipe_file: RecipeFactory) -> None:
     whole = space.read(recipe_with(recipe_file, {"space": {"lora.r": {"low": 4, "high": 16, "step": 4}}}))
     assert [point["lora.r"] for point in whole.grid()] == [4, 8, 12, 16]

@@ -93,12 +93,16 @@ def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys
         if own is not None and trial["value"] is not None and trial["number"] != 0:
             found = stats.compare(trial["scores"], own, seed, "the recipe")
             if found["low"] is not None:
-                difference = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+                difference = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})".replace(
+                    " ", "\u00a0"
+                )
         minutes = trial.get("seconds", {}).get("all")
         priced = trial.get("priced")
+        remark = trial.get("reason", "") if trial["state"] == "no result" else ""
+        remark = "trained before" if trial.get("trained_in") else remark
         cells = [*(_shown(trial["point"].get(key)) for key in keys), result, difference,
                  "" if priced is None else f"{priced / 60:.1f}", "" if minutes is None else f"{minutes / 60:.1f}",
-                 trial.get("reason") or ("trained before" if trial.get("trained_in") else "")]  # fmt: skip
+                 remark]  # fmt: skip
         rows.append(f'<tr><th scope="row">{cell}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
     head = ["trial", *keys, "score", "more than the recipe (95 %)", "priced, min", "took, min", ""]
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
