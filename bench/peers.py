@@ -134,6 +134,7 @@ def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> t
         max_seq_length=job["max_length"],
         dtype=getattr(torch, job["dtype"]),
         load_in_4bit=True,
+        trust_remote_code=False,
         use_exact_model_name=True,
     )
     model = unsloth.FastLanguageModel.get_peft_model(
@@ -160,14 +161,16 @@ def _plain(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> tup
     limits.begin()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, job["dtype"])
-    config = transformers.AutoConfig.from_pretrained(job["base"])
+    config = transformers.AutoConfig.from_pretrained(job["base"], trust_remote_code=False)
     more: dict[str, Any] = {}
     if getattr(config, "quantization_config", None) is None:
         more["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
-    model = transformers.AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype, device_map={"": device}, **more)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(job["tokenizer"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        job["base"], dtype=dtype, device_map={"": device}, trust_remote_code=False, **more
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job["tokenizer"], trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     model.config.use_cache = False

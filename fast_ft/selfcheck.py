@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field, model_validator
+
+from fast_ft import outside
 from fast_ft.backend import Loaded
 from fast_ft.errors import InputError
 from fast_ft.template import IGNORE_INDEX, Row
@@ -20,6 +23,25 @@ FILE = "selfcheck.json"
 ROWS = 3
 #: Mean absolute difference allowed, in nats a token, by the dtype that the base computes in.
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+
+
+class _Row(BaseModel):
+    input_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=1_000_000)]
+    start: Annotated[int, Field(ge=1)]
+    log_probabilities: list[float]
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Row:
+        if len(self.input_ids) - self.start != len(self.log_probabilities):
+            raise ValueError("there is not one log-probability for each trained token")
+        return self
+
+
+class _Stored(BaseModel):
+    """selfcheck.json, which comes with an adapter from wherever that comes from."""
+
+    dtype: Literal["float32", "float16", "bfloat16"]
+    rows: Annotated[list[_Row], Field(min_length=1, max_length=ROWS)]
 
 
 def log_probabilities(
@@ -71,11 +93,11 @@ def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
     The tolerance is the coarser one of the two dtypes, for an adapter may be trained on one card and used on another.
     """
     try:
-        stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if not stored["rows"]:
-            raise ValueError("it holds no rows")
-    except (OSError, ValueError, KeyError) as error:
+        stored = _Stored.model_validate(outside.json_object(folder / FILE)).model_dump()
+    except (OSError, ValueError) as error:  # ValidationError and InputError are ValueErrors
         raise InputError(f"{folder / FILE}: cannot be read ({error}). Train again, or restore the file.") from None
+    if max(max(entry["input_ids"]) for entry in stored["rows"]) >= loaded.model.config.vocab_size:
+        raise InputError(f"{folder / FILE}: holds tokens that the base model has not: this adapter is another model's.")
     differences: list[float] = []
     for entry in stored["rows"]:
         now = log_probabilities(loaded.model, [entry["input_ids"]], [entry["start"]], pad_id)[0]
