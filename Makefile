@@ -3,10 +3,13 @@
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
-REQUIREMENTS := $(if $(shell nvidia-smi -L 2>/dev/null),requirements.txt,requirements-cpu.txt)
+# With a GPU the pinned list; without one every file by its hash, after torch, whose index is yours to choose.
+GPU := $(shell nvidia-smi -L 2>/dev/null)
+REQUIREMENTS := $(if $(GPU),-r requirements.txt,--require-hashes -r requirements-cpu.lock)
+TORCH := $(if $(GPU),,"$(shell sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements-cpu.txt)")
 BIN := .venv/bin
 
-.PHONY: quickstart test soak lint clean
+.PHONY: quickstart test soak lint lock audit sbom clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
@@ -26,14 +29,34 @@ lint: .venv/test-ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-.venv/run-ready: $(REQUIREMENTS) requirements-cpu.txt
+.venv/run-ready: requirements.txt requirements-cpu.txt requirements-cpu.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and neither was found. Set PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -r $(REQUIREMENTS)
+	$(if $(TORCH),$(BIN)/python -m pip install --disable-pip-version-check $(TORCH))
+	$(BIN)/python -m pip install --disable-pip-version-check $(REQUIREMENTS)
 	touch $@
 
 .venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt requirements-ray.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# Write requirements-cpu.lock anew, for Python 3.11 and 3.12 on any system; torch and what its CUDA build brings stay out.
+lock: .venv/tools/ready
+	.venv/tools/bin/uv pip compile requirements-cpu.txt --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-header --quiet | awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-|cuda-)/} keep' > .venv/lock
+	{ sed -n '/^#/p' requirements-cpu.lock; cat .venv/lock; } > .venv/lock.new && mv .venv/lock.new requirements-cpu.lock
+
+# Known vulnerabilities of what the lock names: a report, which asks the package index.
+audit: .venv/tools/ready
+	.venv/tools/bin/pip-audit -r requirements-cpu.lock --require-hashes --disable-pip --progress-spinner off --timeout 10
+
+# Everything that is installed in .venv, as CycloneDX JSON.
+sbom: .venv/run-ready .venv/tools/ready
+	.venv/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o sbom.json $(BIN)/python
+
+.venv/tools/ready: .venv/run-ready requirements-tools.txt
+	$(PYTHON) -m venv .venv/tools
+	.venv/tools/bin/python -m pip install --disable-pip-version-check --quiet -r requirements-tools.txt
 	touch $@
 
 clean:
