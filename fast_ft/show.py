@@ -115,7 +115,8 @@ def print_plan(content: dict[str, Any]) -> None:
         f"             ({card['rates_from']})",
         f"pass         {pieces}; activations {ways}{'; replayed from CUDA graphs' if plan['capture'] else ''}",
         f"memory       {plan['train_gib']:.1f} GiB predicted in training, {plan['generate_gib']:.1f} in generation",
-        f"minutes      {_cell(content['projected_minutes'])} projected for training, not measured",
+        f"minutes      {_cell(content['projected_minutes'])} projected for training, not measured; "
+        f"{plan['step_seconds']:.2g} s a step in between",
         f"verdict      {content['verdict']}",
     ]
     lines += [f"without      {text}" for text in card["lacks"]]
