@@ -21,19 +21,18 @@ FEW = 128  #: rows up to which weights are decoded in registers: more would take
 
 
 class Planes:
-    """A product, LoRA included: TN.
+    """A product, LoRA included: TN, or parts to be added, (parts, T, N).
 
-    Called with `planes`, x has at most FEW rows and its columns in plane order, and the product comes as nf4.Sum. With
-    a stream `aside`, the LoRA's small products run beside the large one, which takes longer.
+    Called with `planes`, x has at most FEW rows and its columns in plane order.
     """
 
-    def __init__(self, modules: Sequence[Any], bases: Sequence[Any], dtype: Any, space: Any, aside: Any = None) -> None:
+    def __init__(self, modules: Sequence[Any], bases: Sequence[Any], dtype: Any, space: Any) -> None:
         import torch
         from torch.nn.functional import pad
 
         from fast_ft.decode import nf4_kernel
 
-        self.kernel, self.aside = nf4_kernel, aside
+        self.kernel = nf4_kernel
         states = [base.weight.quant_state for base in bases]
         outputs, inputs = sum(state.shape[0] for state in states), states[0].shape[1]
         absmax = torch.cat([_scales(state) for state in states])
@@ -50,17 +49,9 @@ class Planes:
     def __call__(self, x_TE: Any, planes: bool = False) -> Any:
         import torch
 
-        if planes and self.aside is not None and self.a_ER is not None:
-            here = torch.cuda.current_stream()
-            self.aside.wait_stream(here)
-            with torch.cuda.stream(self.aside):
-                more_TN = (x_TE @ self.planes_a_ER) @ self.b_RN
-            parts = self.kernel.product(x_TE, self.words, self.scales, None, None)
-            here.wait_stream(self.aside)
-            return nf4.Sum(parts, more_TN)
         if planes:
-            xa_TR = None if self.a_ER is None else x_TE @ self.planes_a_ER
-            return nf4.Sum(self.kernel.product(x_TE, self.words, self.scales, xa_TR, self.b_RN))
+            xa_TR = None if self.planes_a_ER is None else x_TE @ self.planes_a_ER
+            return self.kernel.product(x_TE, self.words, self.scales, xa_TR, self.b_RN)
         y_TN = x_TE.new_empty(len(x_TE), len(self.words))
         for a, b, weight_NE in self.pieces:
             self.kernel.dequantise(self.words[a:b], self.scales[:, a:b], weight_NE)
@@ -92,8 +83,7 @@ def check_planes(base: Any, dtype: Any) -> None:
     for rows, planes in ((3, True), (64, True), (FEW, True), (64, False)):
         x = normal(rows, 512)
         made = product(nf4.to_planes(x) if planes else x, planes)
-        if isinstance(made, nf4.Sum):
-            made = made.parts.sum(dim=0) if made.parts.dim() == 3 else made.parts
+        made = made.sum(dim=0) if made.dim() == 3 else made
         expected = x.float() @ dequantize_4bit(packed, quant_state).float().T
         off = ((made.float() - expected).norm() / expected.norm()).item()
         if not off < (0.002 if dtype == torch.float16 else 0.02):  # a NaN, too

@@ -45,15 +45,11 @@ class Fused:
         self.kv_heads = self.config.num_key_value_heads
         self._frequencies, self._rope_scale = _rope(self.config, self.head_dim, self.device)
         self.ops: Any = self._kernels() if kernels and self.device.type == "cuda" else plain
-        self.planes, self._space, self._aside = False, None, None
+        self.planes, self._space = False, None
         if self._is_nf4_on_gpu(core) and not dequantise:
             # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
             self._space = torch.empty(workspace_mib * 2**19, dtype=self.dtype, device=self.device)
             self.planes = self.ops is not plain and self._can_decode_in_registers(core)
-            if (
-                torch.cuda.current_stream() == torch.cuda.default_stream()
-            ):  # else a stream of limited SMs: all stay there
-                self._aside = torch.cuda.Stream()
         with torch.no_grad():
             self.layers = [self._layer(layer) for layer in core.model.layers]
 
@@ -83,7 +79,7 @@ class Fused:
     def _product(self, *modules: Any) -> Callable[[Any, bool], Any]:
         bases = [base_of(module) for module in modules]
         if self.planes:
-            return four_bits.Planes(modules, bases, self.dtype, self._space, self._aside)
+            return four_bits.Planes(modules, bases, self.dtype, self._space)
         if all(type(base).__name__ == "Linear" for base in bases):
             base = dense(bases)
         elif not all(base.weight.is_cuda and hasattr(base.weight, "quant_state") for base in bases):

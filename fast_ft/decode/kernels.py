@@ -1,8 +1,7 @@
 """What lies between a layer's products, in Triton: attention over pages, rope and cache, norms, gate. NVIDIA GPUs only.
 
 `PLANES` puts a row's columns into the order in which nf4_kernel reads them (`plane`). `PARTS` is the number of partial
-sums, side by side in the first dimension, that a product left to be added here, 1 being the product itself; `MORE`
-adds its LoRA's.
+sums, side by side in the first dimension, that a product left to be added here; 1 is the product itself.
 
 Shapes: T tokens or rows, H heads, G KV heads, D head dimension, E columns.
 """
@@ -15,7 +14,6 @@ import triton
 import triton.language as tl
 
 from fast_ft.decode.cache import PAGE
-from fast_ft.decode.nf4 import Sum
 from fast_ft.decode.plain import causal
 
 __all__ = ["COLUMNS", "PACKED", "add_norm", "causal", "gated", "packed_attention", "paged_attention", "rope",
@@ -105,8 +103,8 @@ def rope(position_T: Any, frequencies: Any, scale: float, dtype: Any) -> tuple[A
 
 @triton.jit
 def _rotate(  # type: ignore[no-untyped-def]
-    qkv, more, cos, sin, cell, keys, values, out, tokens, heads, kv_heads, cell_step, head_step, list_step,
-    HALF: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr, MORE: tl.constexpr,
+    qkv, cos, sin, cell, keys, values, out, tokens, heads, kv_heads, cell_step, head_step, list_step,
+    HALF: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One program a token and HEADS of its q, k and v heads."""
     token = tl.program_id(0).to(tl.int64)
@@ -120,9 +118,6 @@ def _rotate(  # type: ignore[no-untyped-def]
     for part in tl.static_range(1, PARTS):
         a += tl.load(qkv + part * tokens * width + at, mask=real)
         b += tl.load(qkv + part * tokens * width + at + HALF, mask=real)
-    if MORE:
-        a += tl.load(more + at, mask=real).to(tl.float32)
-        b += tl.load(more + at + HALF, mask=real).to(tl.float32)
     turns = head < heads + kv_heads
     c = tl.where(turns, tl.load(cos + token * HALF + d), 1.0)
     s = tl.where(turns, tl.load(sin + token * HALF + d), 0.0)
@@ -144,25 +139,23 @@ def _rotate(  # type: ignore[no-untyped-def]
 def rotate_into_cache(
     qkv: Any, heads: int, cos_sin: tuple[Any, Any], cell_T: Any, keys: Any, values: Any
 ) -> tuple[Any, Any, Any]:
-    """As plain.rotate_into_cache; `qkv` may be a Sum."""
+    """As plain.rotate_into_cache; `qkv` may be parts, (parts, T, columns)."""
     cos, sin = cos_sin
-    qkv, more, parts = _summands(qkv)
+    parts = len(qkv) if qkv.dim() == 3 else 1
     tokens, kv_heads, head_dim = qkv.shape[-2], keys.shape[1], keys.shape[2]
     whole = heads + 2 * kv_heads
     out = qkv if parts == 1 else qkv.new_empty(tokens, whole * head_dim, dtype=keys.dtype)
     _rotate[(tokens, triton.cdiv(whole, 8))](
-        qkv, qkv if more is None else more, cos, sin, cell_T, keys, values, out, tokens, heads, kv_heads,
-        keys.stride(0), keys.stride(1), cell_T.stride(0),
-        HALF=head_dim // 2, HEADS=8, PARTS=parts, MORE=more is not None, num_warps=4,
+        qkv, cos, sin, cell_T, keys, values, out, tokens, heads, kv_heads, keys.stride(0), keys.stride(1),
+        cell_T.stride(0), HALF=head_dim // 2, HEADS=8, PARTS=parts, num_warps=4,
     )  # fmt: skip
     return out.view(tokens, whole, head_dim).split((heads, kv_heads, kv_heads), dim=1)
 
 
 @triton.jit
 def _add_norm(  # type: ignore[no-untyped-def]
-    x, delta, more, weight, out, eps, tokens, columns,
-    BLOCK: tl.constexpr, PARTS: tl.constexpr, MORE: tl.constexpr, PLANES: tl.constexpr,
-):  # fmt: skip
+    x, delta, weight, out, eps, tokens, columns, BLOCK: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr
+):
     token = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK)
     real = e < columns
@@ -171,8 +164,6 @@ def _add_norm(  # type: ignore[no-untyped-def]
         sum_E = x_E.to(tl.float32)
         for part in tl.static_range(PARTS):
             sum_E += tl.load(delta + (part * tokens + token) * columns + e, mask=real, other=0.0).to(tl.float32)
-        if MORE:
-            sum_E += tl.load(more + token * columns + e, mask=real, other=0.0).to(tl.float32)
         x_E = sum_E.to(x.dtype.element_ty)
         tl.store(x + token * columns + e, x_E, mask=real)
     wide_E = x_E.to(tl.float32)
@@ -183,22 +174,21 @@ def _add_norm(  # type: ignore[no-untyped-def]
 
 
 def add_norm(x_TE: Any, delta: Any, weight_E: Any, eps: float, *, planes: bool = False) -> Any:
-    """As plain.add_norm; `delta` may be a Sum."""
+    """As plain.add_norm; `delta` may be parts, (parts, T, E)."""
     tokens, columns = x_TE.shape
-    delta, more, parts = (None, None, 0) if delta is None else _summands(delta)
+    parts = 0 if delta is None else len(delta) if delta.dim() == 3 else 1
     out = x_TE.new_empty(tokens, columns)
     _add_norm[(tokens,)](
-        x_TE, x_TE if delta is None else delta, x_TE if more is None else more, weight_E, out, eps, tokens, columns,
-        BLOCK=triton.next_power_of_2(columns), PARTS=parts, MORE=more is not None, PLANES=planes, num_warps=8,
+        x_TE, x_TE if delta is None else delta, weight_E, out, eps, tokens, columns,
+        BLOCK=triton.next_power_of_2(columns), PARTS=parts, PLANES=planes, num_warps=8,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _gate(  # type: ignore[no-untyped-def]
-    x, more, out, tokens, columns,
-    BLOCK: tl.constexpr, PARTS: tl.constexpr, MORE: tl.constexpr, PLANES: tl.constexpr,
-):  # fmt: skip
+    x, out, tokens, columns, BLOCK: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr
+):
     token = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = e < columns
@@ -208,28 +198,17 @@ def _gate(  # type: ignore[no-untyped-def]
     for part in tl.static_range(1, PARTS):
         gate += tl.load(x + part * tokens * 2 * columns + at, mask=real, other=0.0)
         up += tl.load(x + part * tokens * 2 * columns + at + columns, mask=real, other=0.0)
-    if MORE:
-        gate += tl.load(more + at, mask=real, other=0.0).to(tl.float32)
-        up += tl.load(more + at + columns, mask=real, other=0.0).to(tl.float32)
     place = plane(e) if PLANES else e
     y = gate / (1 + tl.exp(-gate)) * up
     tl.store(out + token * columns + place, y.to(out.dtype.element_ty), mask=real)
 
 
 def gated(x: Any, dtype: Any, *, planes: bool = False) -> Any:
-    """As plain.gated; `x` may be a Sum."""
-    x, more, parts = _summands(x)
+    """As plain.gated; `x` may be parts, (parts, T, 2E)."""
+    parts = len(x) if x.dim() == 3 else 1
     tokens, columns = x.shape[-2], x.shape[-1] // 2
     out = x.new_empty(tokens, columns, dtype=dtype)
     _gate[(tokens, triton.cdiv(columns, 1024))](
-        x, x if more is None else more, out, tokens, columns,
-        BLOCK=1024, PARTS=parts, MORE=more is not None, PLANES=planes, num_warps=4,
-    )  # fmt: skip
+        x, out, tokens, columns, BLOCK=1024, PARTS=parts, PLANES=planes, num_warps=4
+    )
     return out
-
-
-def _summands(given: Any) -> tuple[Any, Any, int]:
-    """Return a product's parts, what is to be added to them or None, and how many parts there are."""
-    if not isinstance(given, Sum):
-        return given, None, 1
-    return given.parts, given.more, len(given.parts) if given.parts.dim() == 3 else 1

@@ -10,7 +10,6 @@ Shapes: T tokens, K inputs, N outputs.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Any
 
 CODES = (
@@ -21,14 +20,6 @@ CODES = (
 #: found by trying 1.5 million: the codes then differ from 11 (8) bits by 3e-5 (3e-4) of the scale, root mean square
 FACTOR = {"float16": 1.6776893333333334, "bfloat16": 1.437006}
 BLOCK = 64  #: weights of a row that share a scale
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A product that whoever takes it adds up: fp32 parts, (parts, T, N), or TN itself; and `more`, its LoRA's, TN."""
-
-    parts: Any
-    more: Any = None
 
 
 def code_bits(dtype: str) -> list[int]:
