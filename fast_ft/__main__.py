@@ -136,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--output", metavar="FOLDER", help="the sweep's folder (default: in runs/)")
     sweep.add_argument("--resume", action="store_true", help="go on with a sweep; an error where none was begun")
     doctor = add("doctor", "look at driver, card, versions, room and network, and try a small run here", takes="")
-    doctor.description += "; status 3: something would break a run"
+    doctor.description = f"{doctor.description}; status 3: something would break a run"
     doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add("schema", "print the recipe's JSON Schema", takes="")
     return parser
