@@ -105,10 +105,12 @@ def test_the_recipe_is_a_point_of_the_space_and_sections_change_together(recipe_
     values = {"lora": [{"r": 8, "lora_alpha": 16}], "train.learning_rate": {"low": 1e-4, "high": 1e-3}}
     recipe = recipe_with(recipe_file, {"space": values})
     found = space.read(recipe)
-    assert found.own == {"lora": '{"lora_alpha": 8.0, "r": 4}', "train.learning_rate": 0.01}
+    assert found.own == {"lora": '{"lora_alpha": 8, "r": 4}', "train.learning_rate": 0.01}
     assert len(found.notes) == 2  # neither lies in the lists and ranges given
     trial = space.at(recipe, {"lora": '{"lora_alpha": 16, "r": 8}', "train.learning_rate": 5e-4}, {})
     assert (trial.lora.r, trial.lora.lora_alpha, trial.lora.lora_dropout) == (8, 16, recipe.lora.lora_dropout)
+    listed = recipe_with(recipe_file, {"space": {"lora": [{"r": 4, "lora_alpha": 8}, {"r": 8, "lora_alpha": 16}]}})
+    assert not space.read(listed).notes and len(list(space.read(listed).grid())) == 2
     assert space.at(recipe, found.own, {}) == recipe.model_copy(update={"search": None})
 
 

@@ -102,7 +102,8 @@ def read(recipe: Recipe) -> Space:
             own[key] = text(here)
             if own[key] not in texts:
                 texts.insert(0, own[key])
-                notes.append(f"{key}: the recipe's own {own[key]} is one more value")
+                shown = own[key] if len(own[key]) <= 80 else own[key][:77] + "..."
+                notes.append(f"{key}: the recipe's own {shown} is one more value")
             axis = Axis(key, tuple(texts))
             probes = [json.loads(each) for each in texts]
         for probe in probes:
@@ -123,8 +124,16 @@ def at(recipe: Recipe, point: Point, fixed: Mapping[str, Any]) -> Recipe:
 
 
 def text(value: Any) -> str:
-    """Return a value as JSON text, equal for equal values."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    """Return a value as JSON text, equal for equal values: 32 and 32.0 are."""
+    return json.dumps(_whole(value), ensure_ascii=False, sort_keys=True)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def sampler(search: Search, seed: int) -> Any:
