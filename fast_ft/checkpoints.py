@@ -44,17 +44,21 @@ def newest(root: Path, *, before: int | None = None) -> Path | None:
     return None
 
 
+def size(model: Any, section: recipe.Train) -> int:
+    """Return the bytes of one checkpoint: the adapter, and two numbers a weight, of 1 byte each in adamw_8bit."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return sum(p.numel() * (p.element_size() + (2 if section.optim == "adamw_8bit" else 8)) for p in weights)
+
+
 def space(model: Any, section: recipe.Train, root: Path) -> tuple[int, str]:
     """Return the bytes that training will still write, and what they are for: an argument pair for atomic.check_space.
 
     Three checkpoints, since an old one goes when the new one is whole, and the adapter; what is there already is taken
-    off. Optimizer states are two numbers a weight, of 1 byte each in adamw_8bit.
+    off.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    each = weights + numbers * (2 if section.optim == "adamw_8bit" else 8)
     there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    needed = (KEPT + 1) * each + weights + 20_000_000  # tokenizer, log, pictures, report
+    needed = (KEPT + 1) * size(model, section) + weights + 20_000_000  # tokenizer, log, pictures, report
     return max(0, needed - there), "two checkpoints, a third while it is written, adapter and report"
 
 

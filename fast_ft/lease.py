@@ -117,8 +117,10 @@ def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Leas
         if _alive(path, holder, stale, sleep):
             break
         aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):
+        try:
             path.rename(aside)
+        except OSError:
+            path.unlink(missing_ok=True)  # gone already, or a folder that renames nothing
         if (_read(aside) or holder).get("token") != holder.get("token"):
             aside.rename(path)  # somebody else found it dead too, and was faster: this is theirs
             continue

@@ -87,13 +87,13 @@ def schema() -> dict[str, Any]:
 
 
 def digest(recipe: Recipe) -> str:
-    """Return 64 hex digits that change with any key but output_dir: where a run is kept is no part of what it is."""
+    """Return 64 hex digits that change with any key but output_dir and backup_dir: a run is not where it is kept."""
     return content_digest(resolved(recipe))
 
 
 def content_digest(tree: dict[str, Any]) -> str:
     """Return the digest of a recipe that is written out already, as a manifest holds it."""
-    content = {key: value for key, value in tree.items() if key != "output_dir"}
+    content = {key: value for key, value in tree.items() if key not in ("output_dir", "backup_dir")}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

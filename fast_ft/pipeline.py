@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fast_ft import lease, resume
+from fast_ft.backup import Backup
 from fast_ft.budget import Clock
 from fast_ft.errors import BudgetMissed
 from fast_ft.generate_phase import budget_missed, generate_phase
@@ -51,9 +52,17 @@ def opened(
         check_model(recipe)  # before there is a folder: a refused run leaves nothing behind
         if judged:
             judging.check(recipe.judge, prepared.prompts)
-    with lease.hold(root) as held:
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(lease.hold(root))
+        backup = Backup(root, recipe.backup_dir) if recipe.backup_dir is not None else None
+        if backup is not None:
+            stack.enter_context(lease.hold(backup.folder))  # another machine may have the same folder mounted
+            if not (root / "manifest.json").is_file():
+                backup.restore()
         folder = RunDir.open(recipe, recipe_path)
         folder.lease = held
+        if backup is not None:
+            folder.on_saved = backup.save
         resume.go_on(folder, recipe, prepared, force=force_resume)
         yield folder
 

@@ -315,6 +315,11 @@ class Recipe(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
     output_dir: str = Field(default="runs/{recipe}-{digest8}", description="The run folder.")
+    backup_dir: str | None = Field(
+        default=None,
+        description="Another folder, such as a mounted Drive's: each checkpoint and each finished phase is copied "
+        "there, and a fresh machine goes on from it.",
+    )
     model: Model
     lora: Lora = Lora()
     data: Data

@@ -23,7 +23,7 @@ from fast_ft.rundir import RunDir, differences, now
 
 Diff = dict[str, tuple[Any, Any]]  #: {dotted key: (was, is)}
 
-_FREE = ("backup_dir", "budget.", "train.save_steps", "train.report_to")
+_FREE = ("budget.", "train.save_steps", "train.report_to")
 _ANSWERS = ("generate.", "data.test", "judge.base_prompts")
 _JUDGED = ("judge.",)
 
@@ -79,7 +79,7 @@ def compare(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Changes:
         former = resolved(folder.recipe())  # with the defaults of keys that came later
     except InputError:
         former = manifest["recipe"]
-    for key, pair in differences(former, resolved(recipe), ignore=("output_dir",)).items():
+    for key, pair in differences(former, resolved(recipe), ignore=("output_dir", "backup_dir")).items():
         kinds = ((_FREE, changes.free), (_ANSWERS, changes.answers), (_JUDGED, changes.judging))
         into = next((diff for names, diff in kinds if key.startswith(names)), changes.training)
         into[key] = pair

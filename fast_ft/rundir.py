@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class RunDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lease: Lease | None = None  # while this process holds the folder
+        self.on_saved: Callable[[], object] = lambda: None  # called when a checkpoint or a phase is on the disk
         self.manifest_path = root / "manifest.json"
         self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
@@ -112,6 +113,7 @@ class RunDir:
         phases.pop(phase, None)  # so that the last finished is the last listed
         phases[phase] = {"seconds": round(seconds, 3), "finished": now(), **facts}
         self.update(phases=phases)
+        self.on_saved()
 
     def done(self, phase: str) -> dict[str, Any] | None:
         """Return what `finish` noted for `phase`, or None while it is not done."""

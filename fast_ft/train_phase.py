@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from fast_ft import atomic, backend, checkpoints, guard, identity, memory, plan, selfcheck, state, train
+from fast_ft.backup import Backup
 from fast_ft.budget import Clock, TrainPace
 from fast_ft.card import model_card
 from fast_ft.errors import InputError
@@ -45,6 +46,8 @@ def train_phase(
     for text in notes[len(prepared.notes) :]:
         note(f"note: {text}")
     atomic.check_space(folder.root, *checkpoints.space(loaded.model, recipe.train, folder.checkpoints))
+    if recipe.backup_dir is not None:
+        Backup(folder.root, recipe.backup_dir).say_needed(checkpoints.size(loaded.model, recipe.train))
     with atomic.Lines(folder.log) as log:
         course, lines, results = _train(folder, recipe, prepared, loaded, settled, log, stop_after, clock, started)
     if course.gave_up and not lines:
@@ -135,6 +138,7 @@ def _train(
                 course.progress.global_step,
                 lambda target: state.save(target, loaded.model, course.optimizer, course.progress),
             )
+            folder.on_saved()
 
         def back(step: int) -> None:
             with atomic.Lines(folder.diverged) as aside:

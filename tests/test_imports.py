@@ -22,7 +22,7 @@ ORDER = [
     "shape", "cut", "cost", "plan_pool", "plan", "forecast",
     "attention", "recompute", "block.plain", "block.kernels", "block.ops", "block.linears", "block.block",
     "adapter_config", "backend", "optimizer", "passes", "state",
-    "checkpoints",
+    "checkpoints", "backup",
     "trainer", "train",
     "prepare", "planning",
     "resume",

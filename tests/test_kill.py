@@ -108,6 +108,10 @@ class Killing:
         assert outcome(root) == self.wanted, [(PLACES[place][0], f"{share:.0%}") for place, share in moments]
         return in_time
 
+    def kill_once(self, place: int, share: float) -> bool:
+        """kill() at one moment; where that came too late, on a machine that is faster now, at an earlier one."""
+        return any(self.kill((place, share / 2**halvings)) for halvings in range(6))
+
 
 def small(folder: Path, base: Path, rows: Path, prompts: Path, changes: dict[str, Any]) -> Killing:
     references = folder / "references.json"
@@ -145,11 +149,11 @@ def test_a_run_killed_at_40_moments_ends_byte_for_byte_like_one_that_was_not(tmp
     }  # fmt: skip
     killing = small(tmp_path, POCKET, POCKET.parent / "train.json", prompts, changes)
     rng = random.Random(40)
-    assert sum(killing.kill((place, rng.random())) for _ in range(5) for place in range(len(PLACES))) >= 30
+    assert all(killing.kill_once(place, rng.random()) for _ in range(5) for place in range(len(PLACES)))
 
 
 @pytest.mark.soak
 def test_the_quickstart_killed_10_times_ends_like_one_that_was_not(tmp_path: Path) -> None:
     killing = Killing(tmp_path, ROOT / "recipes" / "quickstart.yaml", "train.save_steps=4", "budget.train_minutes=null")
     rng = random.Random(10)
-    assert sum(killing.kill((place % len(PLACES), rng.random())) for place in range(10)) >= 8
+    assert all(killing.kill_once(place % len(PLACES), rng.random()) for place in range(10))

@@ -1,0 +1,176 @@
+"""A backup in another folder: verified, rolling, without renames; a fresh machine goes on from it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RecipeFactory
+
+from fast_ft import atomic, backup, progress, train_phase
+from fast_ft.backup import COMPLETE, Backup
+from fast_ft.errors import InputError
+from fast_ft.load import load_recipe
+from fast_ft.pipeline import run
+from fast_ft.rundir import output_folder
+
+
+@pytest.fixture
+def path(recipe_file: RecipeFactory, tmp_path: Path) -> Path:
+    return recipe_file({"train.save_steps": 2, "output_dir": str(tmp_path / "local" / "run")})
+
+
+def drive(tmp_path: Path) -> Path:
+    return tmp_path / "drive" / "run"
+
+
+def go(path: Path, tmp_path: Path, *overrides: str) -> Any:
+    return run(load_recipe(path, [f"backup_dir={tmp_path}/drive", *overrides]), path)
+
+
+def stopped_at(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Begin the run, and lose it in this step."""
+
+    class Stopping(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.done == step:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_phase, "Bar", Stopping)
+        go(path, tmp_path)
+
+
+def test_a_fresh_machine_goes_on_from_the_backup(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(load_recipe(path, [f"output_dir={tmp_path}/whole"]), path)
+    stopped_at(path, tmp_path, monkeypatch, 5)
+    assert [each.name for each in drive(tmp_path).iterdir()] == ["snapshot-2"], "one, of step 4"
+    said = capsys.readouterr().err
+    assert "backups to " in said and "twice that while one replaces another" in said
+    shutil.rmtree(tmp_path / "local")  # the runtime is lost, and its disk with it
+    folder = go(path, tmp_path)
+    said = capsys.readouterr().err
+    assert "the run is restored from" in said and "going on after step 4 of 6" in said
+    assert folder.manifest()["digests"] == whole.manifest()["digests"]
+    assert folder.pred.read_bytes() == whole.pred.read_bytes()
+    assert not list(drive(tmp_path).glob(".*")), "its lease is given back"
+
+    shutil.rmtree(tmp_path / "local")  # now a finished run is lost
+    again = go(path, tmp_path)
+    assert "training" not in capsys.readouterr().err and again.pred.read_bytes() == whole.pred.read_bytes()
+    assert again.report.is_file(), "made anew"
+    (snapshot,) = drive(tmp_path).iterdir()
+    names = {name.split("/")[0] for name in json.loads((snapshot / COMPLETE).read_text())["files"]}
+    assert "adapter" in names and not names & {"checkpoints", "report.html"}
+
+
+def test_a_backup_in_a_folder_that_renames_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(rename: Any) -> Any:
+        def refuse(source: Any, target: Any, **options: Any) -> Any:
+            if str(tmp_path / "drive") in (*map(str, Path(str(target)).parents), *map(str, Path(str(source)).parents)):
+                raise OSError(errno.ENOTSUP, "this folder renames nothing")
+            return rename(source, target, **options)
+
+        return refuse
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(OSError, match="renames nothing"):
+        (tmp_path / "drive").mkdir()
+        (tmp_path / "drive" / "a").touch()
+        (tmp_path / "drive" / "a").rename(tmp_path / "drive" / "b")
+    stopped_at(path, tmp_path, monkeypatch, 5)
+    shutil.rmtree(tmp_path / "local")
+    assert go(path, tmp_path).pred.is_file()
+
+
+def test_old_snapshots_are_truncated_before_they_are_deleted(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, seen = os.unlink, list[int]()
+
+    def watched(file: Any, *arguments: Any, **options: Any) -> None:
+        if "snapshot-" in str(file):
+            seen.append(Path(file).stat().st_size)
+        unlink(file, *arguments, **options)
+
+    monkeypatch.setattr(os, "unlink", watched)
+    go(path, tmp_path)
+    assert len(seen) > 20 and set(seen) == {0}
+
+
+def test_a_copy_that_does_not_read_back_is_no_backup(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(path, tmp_path)
+    (before,) = drive(tmp_path).iterdir()
+    digest = atomic.sha256_file
+    monkeypatch.setattr(
+        atomic, "sha256_file", lambda p: "0" if "snapshot-" in str(p) and p.name == "log.jsonl" else digest(p)
+    )
+    assert not Backup(tmp_path / "local" / "run", str(tmp_path / "drive")).save()
+    assert "no backup was made" in capsys.readouterr().err
+    assert list(drive(tmp_path).iterdir()) == [before] and (before / COMPLETE).is_file()
+
+
+def test_a_full_drive_is_a_warning_and_the_run_goes_on(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(what: str, file: Path) -> None:
+        if "snapshot-" in str(file) and file.name == "adapter.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic, "before", full)
+    monkeypatch.setattr(atomic, "free_bytes", lambda folder: 0 if folder == drive(tmp_path) else 10**12)
+    assert go(path, tmp_path).pred.is_file()
+    said = capsys.readouterr().err
+    assert "only 0 MB are free there, so none may be made" in said and "no backup was made: " in said
+    (snapshot,) = drive(tmp_path).iterdir()
+    assert (snapshot / COMPLETE).is_file() and not (snapshot / "checkpoints").exists(), "what fitted in the end"
+
+
+@pytest.mark.parametrize("damage", ["unfinished", "a flipped byte", "a file gone", "a name that leads out"])
+def test_a_snapshot_that_is_not_whole_is_passed_over_for_the_one_before(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    root = tmp_path / "local" / "run"
+    (root / "checkpoints").mkdir(parents=True)
+    (root / "manifest.json").write_text('{"phases": {}}')
+    (root / "log.jsonl").write_text("{}\n")
+    kept = Backup(root, str(tmp_path / "drive"))
+    assert kept.save()
+    newer = drive(tmp_path) / "snapshot-2"
+    shutil.copytree(drive(tmp_path) / "snapshot-1", newer)
+    if damage == "unfinished":
+        (newer / COMPLETE).unlink()
+    elif damage == "a flipped byte":
+        (newer / "log.jsonl").write_text("[]\n")
+    elif damage == "a file gone":
+        (newer / "log.jsonl").unlink()
+    else:
+        content = json.loads((newer / COMPLETE).read_text())
+        content["files"]["../../evil"] = content["files"]["log.jsonl"]
+        (newer / COMPLETE).write_text(json.dumps(content))
+    shutil.rmtree(root)
+    assert kept.restore()
+    said = capsys.readouterr().err
+    assert "snapshot-2 is passed over" in said and "restored from" in said and "snapshot-1" in said
+    assert sorted(each.name for each in root.iterdir()) == ["log.jsonl", "manifest.json"]
+    assert not (tmp_path / "evil").exists() and not (tmp_path / "local" / "evil").exists()
+
+
+def test_a_backup_elsewhere_is_the_same_run(path: Path, recipe_file: RecipeFactory, tmp_path: Path) -> None:
+    plain = recipe_file()
+    folders = {output_folder(load_recipe(plain, each), plain) for each in ([], [f"backup_dir={tmp_path}/drive"])}
+    assert len(folders) == 1
+    with pytest.raises(InputError, match="lies in the run folder itself"):
+        Backup(tmp_path / "run", str(tmp_path / "run" / "backup"))
+    backup.discard(tmp_path / "nowhere")
