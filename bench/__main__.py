@@ -25,6 +25,7 @@ from typing import Any
 from bench import (
     budget,
     compare,
+    decode_figures,
     emulation,
     figures,
     plan_checks,
@@ -170,6 +171,8 @@ def figures_of(result: dict[str, Any], stem: str) -> dict[str, tuple[float, str]
         return compare.figures(result)
     if kind == "plans":
         return plan_checks.figures(result)
+    if kind == "decode":
+        return decode_figures.figures(result)
     if kind == "pocket":
         return pocket.headline(result)
     if kind.startswith("sweep-"):

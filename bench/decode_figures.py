@@ -24,7 +24,10 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         return found
     found["decode.h200.tokens_per_s"] = (round(fixed, 1), "new tokens/s, prefill and capture included")
     found["decode.h200.peak_gib"] = (max(each["peak_gib"] for each in done["fixed"]), "GiB reserved, with the context")
-    found["decode.h200.floor_share"] = (round(statistics.median(map(floor_share, done["fixed"])), 3), "of the floor")
+    found["decode.h200.floor_share"] = (
+        round(statistics.median(map(floor_share, done["fixed"])), 3),
+        "of the steps' time, for reading weights and live cache once",
+    )
     if "unsloth" in done:
         found["decode.h200.vs_notebook"] = (round(fixed / _only(done["unsloth"]), 1), "times Unsloth one by one")
     if plain is not None:
