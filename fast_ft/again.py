@@ -9,6 +9,7 @@ from pathlib import Path
 from fast_ft import data, lease, resume
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.generate_phase import budget_missed, generate_phase
+from fast_ft.interrupt import interruptible
 from fast_ft.load import resolved, with_overrides
 from fast_ft.phases import judge_phase, report_phase
 from fast_ft.prepare import Prepared, prepare
@@ -33,7 +34,7 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     prepared = prepare(recipe)
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
-    with lease.hold(folder.root) as folder.lease:
+    with interruptible(), lease.hold(folder.root) as folder.lease:
         partial = folder.root / "pred-again.partial.jsonl"  # the run's own may hold answers by other settings
         partial.unlink(missing_ok=True)
         generate_phase(folder, recipe, prepared, partial)
@@ -91,7 +92,7 @@ def judge_again(
         note(f"note: no scores by skill and difficulty, since the prompts cannot be read: {error}")
         prompts = []
     other = RunDir.at(against) if against is not None else None
-    with lease.hold(folder.root) as folder.lease:
+    with interruptible(), lease.hold(folder.root) as folder.lease:
         judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
         if not dry_run:
             folder.update(judged_with=resolved(recipe)["judge"])

@@ -12,6 +12,7 @@ from fast_ft.backup import Backup
 from fast_ft.budget import Clock
 from fast_ft.errors import BudgetMissed
 from fast_ft.generate_phase import budget_missed, generate_phase
+from fast_ft.interrupt import interruptible
 from fast_ft.judge import judging
 from fast_ft.phases import check_model, judge_phase, report_phase
 from fast_ft.prepare import Prepared, prepare
@@ -53,6 +54,7 @@ def opened(
         if judged:
             judging.check(recipe.judge, prepared.prompts)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(interruptible())
         held = stack.enter_context(lease.hold(root))
         backup = Backup(root, recipe.backup_dir) if recipe.backup_dir is not None else None
         if backup is not None:

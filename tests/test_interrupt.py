@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import RecipeFactory
 
-from fast_ft import progress, train_phase
+from fast_ft import generate, progress, train_phase
 from fast_ft.__main__ import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's here")
@@ -54,3 +55,22 @@ def test_a_stopped_run_saves_its_step_and_goes_on_to_the_same_adapter(
     assert main(["train", str(path), f"output_dir={whole}"]) == 0
     assert len((stopped / "log.jsonl").read_text().splitlines()) == 12
     assert adapter_digest(stopped) == adapter_digest(whole)
+
+
+@pytest.mark.parametrize("kind", STOPS)
+def test_answers_that_are_stopped_end_within_10_seconds_with_status_130_and_go_on(
+    recipe_file: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    path = recipe_file({"generate.max_new_tokens": 5, "generate.batch_size": 2, "output_dir": str(tmp_path / "run")})
+    handlers = [signal.getsignal(each) for each in STOPS]
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "Bar", stopping(kind, 2))
+        assert main([str(path)]) == 130
+    ended = time.time()
+    assert [signal.getsignal(each) for each in STOPS] == handlers
+    partial = tmp_path / "run" / "pred.partial.jsonl"
+    assert ended - partial.stat().st_mtime < 10, "from the last answer, at which the signal came, to the end"
+    assert len(partial.read_text().splitlines()) == 2 and not (tmp_path / "run" / "pred.json").exists()
+    assert not (tmp_path / "run" / ".lease").exists()
+    assert main([str(path)]) == 0
+    assert len(json.loads((tmp_path / "run" / "pred.json").read_text())) == 5
