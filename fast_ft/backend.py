@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from fast_ft import adapter_config, attention, hub, recipe
 from fast_ft.block import block
 from fast_ft.errors import InputError
+from fast_ft.shape import ModelShape
 
 #: All linear layers of a Llama block, by the names that Unsloth wants spelled out.
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -69,10 +70,10 @@ class Backend(Protocol):
 def make_backend(
     model: recipe.Model, lora: recipe.Lora, *, seed: int, gradient_checkpointing: bool, name: str | None = None
 ) -> Backend:
-    """Return the backend that the recipe asks for, or `name` in its place.
+    """Return the backend that the recipe asks for; or `name`, the one that an adapter was trained with.
 
-    auto is recipe.card_backend where there is an NVIDIA GPU. Where Unsloth is meant and its import fails, the run goes
-    on through PEFT, and says so.
+    auto is recipe.card_backend where there is an NVIDIA GPU. Where our blocks do not know the model or the card, it is
+    Unsloth, and where that does not import, PEFT; the run says so.
     """
     # One row of passes has many widths: without this, blocks of memory that fit none of the next ones pile up.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -88,14 +89,21 @@ def make_backend(
     import torch
 
     if not torch.cuda.is_available():
-        if wanted == "auto":
+        if wanted == "auto" or name == "fused":  # which answers as peft does
             return PeftBackend(*arguments)
         raise InputError(
             f"model.backend: {wanted!r} needs an NVIDIA GPU, and torch sees none. Use model.backend=peft, or "
             "check the driver with nvidia-smi."
         )
+    notes = []
     if (name or recipe.card_backend(model, lora)) == "fused":
-        return FusedBackend(*arguments)
+        fused = FusedBackend(*arguments)
+        problem = fused.problem() if name is None else None
+        if problem is None:
+            return fused
+        if wanted == "fused":
+            raise InputError(f"model.backend: 'fused' cannot train this: {problem}. Use model.backend=auto.")
+        notes = [f"Not trained through our own blocks: {problem}."]
     try:
         import unsloth  # noqa: F401
     except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
@@ -105,10 +113,12 @@ def make_backend(
                 f"model.backend: 'unsloth' does not import ({reason}). Install the versions in requirements.txt, "
                 "or use model.backend=peft."
             ) from error
-        backend = PeftBackend(*arguments)
-        backend.notes.append(f"Unsloth does not import ({reason}): the run went through PEFT, more slowly.")
-        return backend
-    return UnslothBackend(*arguments)
+        backend: Backend = PeftBackend(*arguments)
+        notes.append(f"Unsloth does not import ({reason}): the run went through PEFT, more slowly.")
+    else:
+        backend = UnslothBackend(*arguments)
+    backend.notes += notes
+    return backend
 
 
 class _Base:
@@ -215,6 +225,14 @@ class FusedBackend(PeftBackend):
     """PeftBackend, its layers trained through our own blocks; NVIDIA GPUs only."""
 
     name = "fused"
+
+    def problem(self) -> str | None:
+        """Return why our blocks cannot train this model on this card, or None. Their kernels are compiled for it."""
+        import torch
+
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
+        return block.unknown(config) or block.check(like, ModelShape.from_config(config))
 
     def for_training(self, adapter: Path | None = None) -> Loaded:
         loaded = super().for_training(adapter)

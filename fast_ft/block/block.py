@@ -17,9 +17,9 @@ from typing import Any
 
 from fast_ft import attention
 from fast_ft.attention import Rows
+from fast_ft.block import ops
 from fast_ft.block.linears import Linears, Space
-from fast_ft.block.ops import check, ops_for
-from fast_ft.shape import KNOWN
+from fast_ft.shape import ModelShape
 
 _PARTS = ("self_attn", "self_attn", "self_attn", "self_attn", "mlp", "mlp", "mlp")
 _NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -32,15 +32,13 @@ def install(model: Any) -> str | None:
     """
     core = model.get_base_model()
     config, embedding = core.config, core.get_input_embeddings().weight
-    reason = _obstacle(core)
-    if reason is None:
-        reason = check(embedding, config.hidden_size, config.intermediate_size, core.model.layers[0].self_attn.head_dim)
-    if reason is not None:
+    if reason := unknown(config.to_dict()) or _obstacle(core):
         return reason
     space = Space()
     for layer in core.model.layers:
         block = Block(layer, config, embedding.dtype, space)
-        layer.forward = _Either(block, layer.forward)
+        former = layer.forward.former if isinstance(layer.forward, _Either) else layer.forward  # of an adapter before
+        layer.forward = _Either(block, former)
     if embedding.is_cuda:
         import torch
 
@@ -101,19 +99,19 @@ def _function() -> Any:
     class BlockPass(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x_TE: Any, block: Block, cos_TD: Any, sin_TD: Any, rows: Rows, *lora: Any) -> Any:
-            ops, (qkv, out, gate_up, down) = ops_for(x_TE), block.groups
+            do, (qkv, out, gate_up, down) = ops.ops_for(x_TE), block.groups
             of_qkv, of_out, of_gate_up, of_down = block.split(lora)
             x_TE = x_TE.contiguous()
-            norm_TE, scale_1 = ops.rms_norm(x_TE, block.norm_1, block.eps)
+            norm_TE, scale_1 = do.rms_norm(x_TE, block.norm_1, block.eps)
             qkv_TN, kept_qkv = qkv.forward(norm_TE, of_qkv)
-            ops.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD, back=False)
+            do.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD, back=False)
             q, k, v = block.heads_of(qkv_TN)
             mixed_THD, kept_mixed = attention.forward(q, k, v, rows)
             mixed_TN = mixed_THD.reshape(len(x_TE), -1)
             mid_TE, kept_out = out.forward(mixed_TN, of_out, add_TN=x_TE)
-            norm_TE, scale_2 = ops.rms_norm(mid_TE, block.norm_2, block.eps)
+            norm_TE, scale_2 = do.rms_norm(mid_TE, block.norm_2, block.eps)
             gate_up_TN, kept_gate_up = gate_up.forward(norm_TE, of_gate_up)
-            y_TE, kept_down = down.forward(ops.swiglu(gate_up_TN), of_down, add_TN=mid_TE)
+            y_TE, kept_down = down.forward(do.swiglu(gate_up_TN), of_down, add_TN=mid_TE)
             groups = (kept_qkv, kept_mixed, kept_out, kept_gate_up, kept_down)
             ctx.block, ctx.rows, ctx.counts = block, rows, [len(group) for group in groups]
             ctx.save_for_backward(
@@ -130,17 +128,17 @@ def _function() -> Any:
             kept_qkv, kept_mixed, kept_out, kept_gate_up, kept_down = (
                 tuple(next(each) for _ in range(count)) for count in ctx.counts
             )
-            ops, (qkv, out, gate_up, down) = ops_for(x_TE), block.groups
+            do, (qkv, out, gate_up, down) = ops.ops_for(x_TE), block.groups
             dy_TE = grads[0].contiguous()
 
             dh_TM, inner_TR = down.input_gradient(dy_TE, kept_down)
-            ops.swiglu_backward_(gate_up_TN, dh_TM)  # gate and up are their gradients now, dh is h again
+            do.swiglu_backward_(gate_up_TN, dh_TM)  # gate and up are their gradients now, dh is h again
             of_down = down.lora_gradients(dh_TM, dy_TE, inner_TR, kept_down)
             del dh_TM
             dnorm_TE, inner_TR = gate_up.input_gradient(gate_up_TN, kept_gate_up)
-            norm_TE, _ = ops.rms_norm(mid_TE, block.norm_2, block.eps)
+            norm_TE, _ = do.rms_norm(mid_TE, block.norm_2, block.eps)
             of_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, kept_gate_up)
-            dmid_TE = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE)
+            dmid_TE = do.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE)
 
             dmixed_TN, inner_TR = out.input_gradient(dmid_TE, kept_out)
             of_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, kept_out)
@@ -148,21 +146,34 @@ def _function() -> Any:
             dqkv_TN = attention.backward(
                 dmixed_TN.view(q.shape), q, k, v, mixed_TN.view(q.shape), kept_mixed, rows
             ).reshape(len(x_TE), -1)
-            ops.rotate_(block.rotated(dqkv_TN), cos_TD, sin_TD, back=True)
+            do.rotate_(block.rotated(dqkv_TN), cos_TD, sin_TD, back=True)
             dnorm_TE, inner_TR = qkv.input_gradient(dqkv_TN, kept_qkv)
-            norm_TE, _ = ops.rms_norm(x_TE, block.norm_1, block.eps)
+            norm_TE, _ = do.rms_norm(x_TE, block.norm_1, block.eps)
             of_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, kept_qkv)
-            dx_TE = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE)
+            dx_TE = do.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE)
             return (dx_TE, None, None, None, None, *of_qkv, *of_out, *of_gate_up, *of_down)
 
     return BlockPass
 
 
+def check(like: Any, shape: ModelShape) -> str | None:
+    """Return why the kernels cannot be relied on with tensors like this one, or None."""
+    return ops.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
+
+
+def unknown(config: dict[str, Any]) -> str | None:
+    """Return what of a model's config.json a Block does not know, or None."""
+    shape = ModelShape.from_config(config)  # refuses other kinds of models
+    if config.get("hidden_act", "silu") != "silu" or (
+        config.get("sliding_window") and config.get("use_sliding_window", True)
+    ):
+        return f"the base model (model_type {config['model_type']!r}) has other blocks than Llama's"
+    size = shape.head_dim
+    return None if size & (size - 1) == 0 else f"a head's dimension is {size}, no power of two"
+
+
 def _obstacle(core: Any) -> str | None:
-    """Return what in this model a Block does not know, or None."""
-    config = core.config
-    if config.model_type not in KNOWN or config.hidden_act != "silu" or getattr(config, "sliding_window", None):
-        return f"the base model (model_type {config.model_type!r}) has other blocks than Llama's"
+    """Return what of a loaded model's layers a Block does not know, or None."""
     layer = core.model.layers[0]
     for part, name in zip(_PARTS, _NAMES, strict=True):
         module = getattr(getattr(layer, part), name)
@@ -179,5 +190,4 @@ def _obstacle(core: Any) -> str | None:
             return "the 4-bit weights are not NF4 in blocks of 64 on a card"
         if state is None and not weight.is_floating_point():
             return f"the weights are {weight.dtype}"
-    size = layer.self_attn.head_dim
-    return None if size & (size - 1) == 0 else f"a head's dimension is {size}, no power of two"
+    return None

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("unsloth", "float16"), ("peft", "bfloat16")])
+@pytest.mark.parametrize(("backend", "dtype"), [("fused", "bfloat16"), ("unsloth", "float16")])
 def test_a_run_ends_with_adapter_and_answers(backend: str, dtype: str, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "fast_ft", "recipes/quickstart.yaml", f"model.backend={backend}", f"model.dtype={dtype}",
