@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, generate, selfcheck
+from fast_ft import atomic, backend, generate, lease, selfcheck
 from fast_ft.again import open_run
 from fast_ft.errors import InputError
 from fast_ft.generate_phase import pool_settings
+from fast_ft.interrupt import interruptible
 from fast_ft.load import resolved
 from fast_ft.phases import settle_plan
 from fast_ft.prepare import Prepared, prepare
@@ -38,11 +39,12 @@ def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
     prepared = prepare(recipe)
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
-    loaded, pool = load(folder, recipe, prepared)
-    summary = []
-    for point, each in zip(points, recipes, strict=True):
-        summary.append(_answer(folder, point, each, prepared, loaded, pool))
-        atomic.write_json(folder.root / "grid.json", summary)
+    with interruptible(), lease.hold(folder.root) as folder.lease:
+        loaded, pool = load(folder, recipe, prepared)
+        summary = []
+        for point, each in zip(points, recipes, strict=True):
+            summary.append(_answer(folder, point, each, prepared, loaded, pool))
+            atomic.write_json(folder.root / "grid.json", summary)
     return summary
 
 
