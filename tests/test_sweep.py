@@ -17,6 +17,7 @@ from judge_server import JudgeServer
 from fast_ft import backend, data, exclude
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.load import load_recipe, resolved
+from fast_ft.optimizer import Flat
 from fast_ft.passes import Passes, lay_out
 from fast_ft.pipeline import run
 from fast_ft.prepare import prepare
@@ -264,7 +265,8 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
 
     def first_step(loaded: backend.Loaded) -> list[torch.Tensor]:
         loaded.model.train()
-        passes = Passes(loaded, noise_alpha=None, capture=False, places=3, longest=64, recompute_layers=1, pad_id=0)
+        shape = {"capture": False, "places": 3, "longest": 64, "recompute_layers": 1}
+        passes = Passes(loaded, Flat(loaded.model), noise_alpha=None, pad_id=0, **shape)
         passes.begin(9.0, None)
         assert not loaded.notes, "the blocks are in"
         loss = passes(lay_out(rows, tokens=128, places=3, pad_id=0), seed=1)
