@@ -249,6 +249,18 @@ def test_the_pool_shrinks_with_what_is_left(fused: Fused, prompts: list[list[int
     assert used == sorted(used, reverse=True) and set(used) == {16, 8, 4}
 
 
+def test_rows_are_admitted_several_at_a_time(fused: Fused, prompts: list[list[int]]) -> None:
+    """Of 16 slots two must be free, and at the end enough for all that wait."""
+    pool = pool_of(fused, slots=16, pages=200)
+    pool.eos_id = -1
+    admitted: list[int] = []
+    fill = pool._prefill
+    pool._prefill = lambda rows: admitted.append(len(rows)) or fill(rows)  # type: ignore[method-assign, func-returns-value]
+    answers(pool, [Row(prompts[i % 16], 1 + 7 * i % 41, key=i) for i in range(37)])
+    assert admitted[0] == 16 and sum(admitted) == 37
+    assert all(count >= 2 for count in admitted[1:-1]) and len(admitted) < 12
+
+
 def test_looks_show_the_logits_of_each_new_token(fused: Fused, prompts: list[list[int]]) -> None:
     pool = pool_of(fused)
     looked: dict[int, list[int]] = {}
