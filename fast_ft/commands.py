@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fast_ft.errors import InputError, nearest
+from fast_ft.errors import BudgetMissed, InputError, nearest
 
 if TYPE_CHECKING:
     from fast_ft.prepare import Prepared
@@ -35,17 +35,26 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
     recipe = _recipe(options)
     from fast_ft.pipeline import run
     from fast_ft.progress import note
+    from fast_ft.rundir import RunDir
 
     if until == "pred" and options.stop_after is not None:
         return _taste(options, recipe)
-    with contextlib.redirect_stdout(sys.stderr):  # the libraries' banners; stdout is for results
-        folder = run(recipe, options.recipe, until=until, force_resume=options.force_resume)
+    missed: BudgetMissed | None = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the libraries' banners; stdout is for results
+            folder = run(recipe, options.recipe, until=until, force_resume=options.force_resume)
+    except BudgetMissed as error:
+        if error.complete is None:
+            raise
+        folder, missed = RunDir.at(error.complete), error
     if until == "pred" and folder.scores.is_file():
         from fast_ft.show_scores import print_scores
 
         print_scores(folder)
     note(f"done: {folder.root if until == 'pred' else folder.adapter}")
     note(f"look at it: {folder.report} (it holds training rows: not to be shared)")
+    if missed is not None:
+        raise missed
     return 0
 
 

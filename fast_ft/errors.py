@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -15,7 +16,14 @@ class InputError(ValueError):
 
 
 class BudgetMissed(Exception):
-    """A budget or a bar was missed: what there is was saved; exit status 3."""
+    """A budget or a bar was missed: what there is was saved; exit status 3.
+
+    `complete`: the folder of a run that lacks nothing all the same.
+    """
+
+    def __init__(self, message: str, complete: Path | None = None) -> None:
+        super().__init__(message)
+        self.complete = complete
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ def run(
     with opened(recipe, recipe_path, prepared, judged=until == "pred", force_resume=force_resume) as folder:
         _run(folder, recipe, prepared, until, clock)
         if missed := budget_missed(folder):
-            raise BudgetMissed(missed)
+            raise BudgetMissed(missed, folder.root)
     return folder
 
 

@@ -76,10 +76,9 @@ def train_phase(
             "why": "numbers" if course.gave_up else "budget",
         }
     if course.out_of_time:
-        notes.append(
-            f"training ended after step {len(lines)} of {course.total}, its learning rate brought down early: "
-            f"budget.train_minutes is {recipe.budget.train_minutes:g}"
-        )
+        text = f"training ended after step {len(lines)} of {course.total}, its learning rate brought down early: "
+        notes.append(text + f"budget.train_minutes is {recipe.budget.train_minutes:g}")
+        note(f"warning: {notes[-1]}")
     weights = atomic.sha256_file(folder.adapter / "adapter_model.safetensors")
     folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": weights})
     folder.finish(

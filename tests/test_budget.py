@@ -140,7 +140,10 @@ def test_training_ends_early_with_its_decay_finished_and_still_generates(
     assert rates[-1] < 0.35 * rates[len(rates) // 2] and rates[-1] == min(rates[1:])
     assert len(read(folder.pred)) == 5 and folder.adapter.is_dir() and folder.report.is_file()
     assert any("train_minutes" in text for text in folder.manifest()["notes"])
+    capsys.readouterr()
     assert main([str(path)]) == 3, "the same command again: nothing to do, and the budget is still missed"
+    said = capsys.readouterr().err
+    assert f"done: {root}" in said and said.endswith(f"The run is complete all the same: {root}\n")
 
 
 def test_a_stopped_run_remembers_its_minutes_and_its_annealing(
