@@ -23,7 +23,7 @@ from fast_ft.rundir import RunDir, differences, now
 
 Diff = dict[str, tuple[Any, Any]]  #: {dotted key: (was, is)}
 
-_FREE = ("budget.", "train.save_steps", "train.report_to")
+_FREE = ("budget.", "search", "train.save_steps", "train.report_to")
 _ANSWERS = ("generate.", "data.test", "judge.base_prompts")
 _JUDGED = ("judge.",)
 
