@@ -35,7 +35,7 @@ from bench.emulation import LABEL, context_gib
 from bench.random_base import random_model
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedPool, plain_generate, step_bytes
-from fast_ft import backend, data, environment, recipe
+from fast_ft import adapter_file, backend, data, environment, recipe
 from fast_ft.atomic import write_json
 from fast_ft.cost import CONTEXT_GIB
 from fast_ft.decode import sampling
@@ -320,7 +320,7 @@ def random_adapter(maker: backend.Backend, folder: Path) -> Any:
         for name, weight in loaded.model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.002)
-    backend.save_adapter(loaded.model, folder, "random", "random")
+    adapter_file.save(loaded.model, folder, "random", "random")
     loaded.model.eval().requires_grad_(False)
     return loaded
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
-from fast_ft import backend, hub, load, plan, planning, train
+from fast_ft import adapter_file, backend, hub, load, plan, planning, train
 from fast_ft.plan import Plan
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe, Train
@@ -51,7 +51,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     settled = planning.settle(recipe, prepared, model_config(recipe), backend=maker.name, card=card)
     loaded = maker.for_training()
     if job["adapter"]:
-        backend.load_adapter_weights(loaded.model, Path(job["adapter"]))
+        adapter_file.load(loaded.model, Path(job["adapter"]))
     watch.stamp("loaded")
     course = _course(recipe, prepared, loaded, settled, Path(job["work"]))
     course.stop_after = job["stop_after"]
@@ -60,7 +60,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     watch.stamp("trained")
     folder = Path(job["work"]) / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
-    backend.save_adapter(loaded.model, folder, recipe.model.name_or_path, "")
+    adapter_file.save(loaded.model, folder, recipe.model.name_or_path, "")
     watch.stamp("saved")
     found = {
         "backend": loaded.backend,

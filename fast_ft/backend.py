@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft import adapter_config, attention, hub, recipe
+from fast_ft import adapter_file, attention, hub, recipe
 from fast_ft.block import block
 from fast_ft.errors import InputError
 from fast_ft.shape import ModelShape
@@ -182,7 +182,7 @@ class PeftBackend(_Base):
     def for_generation(self, adapter: Path) -> Loaded:
         import peft
 
-        check_adapter(adapter, self.folder)
+        adapter_file.check(adapter, self.folder)
         base = self._base_model()
         base.config.use_cache = True
         return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter)).eval())
@@ -259,7 +259,7 @@ class UnslothBackend(_Base):
         _attend_row_by_row()
         model = self.with_adapter(model)
         if adapter is not None:
-            load_adapter_weights(model, adapter / "adapter_model.safetensors")
+            adapter_file.load(model, adapter / "adapter_model.safetensors")
         return self._loaded(model)
 
     def with_adapter(self, base: Any) -> Any:
@@ -286,7 +286,7 @@ class UnslothBackend(_Base):
         from peft import PeftModel
         from unsloth import FastLanguageModel
 
-        check_adapter(adapter, self.folder)
+        adapter_file.check(adapter, self.folder)
         # Unsloth's own loader takes the base from the name inside adapter_config.json; the recipe's is the one meant.
         model = PeftModel.from_pretrained(self._base_model(self.folder), str(adapter))
         FastLanguageModel.for_inference(model)
@@ -323,71 +323,6 @@ def _attend_row_by_row() -> None:
 
         run_attention.by_row = True  # type: ignore[attr-defined]
         module.run_attention = run_attention
-
-
-def adapter_weights(model: Any) -> dict[str, Any]:
-    """Return the adapter's tensors by PEFT's names, on the CPU."""
-    import peft
-
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in peft.get_peft_model_state_dict(model).items()}
-
-
-def load_adapter_weights(model: Any, path: Path) -> None:
-    """Put the tensors of a safetensors file into a model's adapter, in place."""
-    import peft
-    from safetensors.torch import load_file
-
-    result = peft.set_peft_model_state_dict(model, load_file(str(path)))
-    if result.unexpected_keys:
-        raise InputError(
-            f"{path}: tensors that this model's adapter has no place for, such as {result.unexpected_keys[0]}. "
-            "It was made for another base model or other target_modules."
-        )
-
-
-def save_adapter(model: Any, folder: Path, base_name: str, card: str) -> None:
-    """Write adapter_model.safetensors, adapter_config.json and README.md (`card`) into an existing folder."""
-    model.save_pretrained(str(folder), safe_serialization=True)
-    config_path = folder / "adapter_config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    # the recipe's name, not this machine's cache folder, so that the adapter loads elsewhere
-    config |= {"base_model_name_or_path": base_name, "inference_mode": True}
-    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def check_adapter(adapter: Path, base: Path) -> None:
-    """Raise InputError where the folder holds no adapter, or one whose shapes do not fit the base model."""
-    from safetensors import SafetensorError, safe_open
-
-    path = adapter / "adapter_model.safetensors"
-    if not path.is_file() and (adapter / "adapter_model.bin").is_file():
-        raise InputError(
-            f"{adapter}: the adapter is a pickle (adapter_model.bin), which can run code when read. Convert it once, "
-            "where you trust it: PeftModel.from_pretrained(base, folder).save_pretrained(folder) writes safetensors."
-        )
-    if not path.is_file() or not (adapter / "adapter_config.json").is_file():
-        raise InputError(
-            f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
-        )
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    adapter_config.check(adapter)
-    hidden, layers, inner = (config.get(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
-    try:
-        with safe_open(str(path), framework="np") as tensors:
-            names = list(tensors.keys())
-            deepest = max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=-1)
-            widths = {tensors.get_slice(name).get_shape()[1] for name in names if "q_proj.lora_A" in name}
-            inners = {tensors.get_slice(name).get_shape()[0] for name in names if "up_proj.lora_B" in name}
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
-    fits = deepest < (layers or deepest + 1) and widths <= {hidden} and inners <= {inner}
-    if not fits:
-        raise InputError(
-            f"{adapter}: this adapter was made for another base model: it has {deepest + 1} layers of width "
-            f"{sorted(widths | inners)}, and {base} has {layers} of width {hidden} and {inner}. Use the base model "
-            "that it was trained on."
-        )
 
 
 def _dtype(wanted: str, device: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft import backend
+from fast_ft import adapter_file
 from fast_ft.atomic import sha256_file
 from fast_ft.errors import InputError
 
@@ -42,7 +42,7 @@ def save(folder: Path, model: Any, optimizer: Any, progress: Progress) -> None:
     """Write the state into an existing folder (atomic.replace_folder makes it appear whole)."""
     from safetensors.torch import save_file
 
-    save_file(backend.adapter_weights(model), str(folder / "adapter.safetensors"))
+    save_file(adapter_file.weights(model), str(folder / "adapter.safetensors"))
     tensors: dict[str, Any] = {}
     plain = _flatten(optimizer.state_dict()["state"], "", tensors)
     save_file(tensors, str(folder / "optimizer.safetensors"))
@@ -75,7 +75,7 @@ def load(folder: Path, model: Any, optimizer: Any | None) -> None:
     from safetensors.torch import load_file
 
     _check_shapes(folder, model)
-    backend.load_adapter_weights(model, folder / "adapter.safetensors")
+    adapter_file.load(model, folder / "adapter.safetensors")
     if optimizer is not None:
         tensors = load_file(str(folder / "optimizer.safetensors"))
         state = {int(index): value for index, value in _restore(_read(folder)["optimizer"], tensors).items()}
@@ -85,7 +85,7 @@ def load(folder: Path, model: Any, optimizer: Any | None) -> None:
 def _check_shapes(folder: Path, model: Any) -> None:
     from safetensors import safe_open
 
-    wanted = {name: list(tensor.shape) for name, tensor in backend.adapter_weights(model).items()}
+    wanted = {name: list(tensor.shape) for name, tensor in adapter_file.weights(model).items()}
     with safe_open(str(folder / "adapter.safetensors"), framework="np") as tensors:
         there = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     if there != wanted:

@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import Any
 
-from fast_ft import atomic, backend, checkpoints, guard, identity, memory, plan, selfcheck, state, train
+from fast_ft import adapter_file, atomic, backend, checkpoints, guard, identity, memory, plan, selfcheck, state, train
 from fast_ft.backup import Backup
 from fast_ft.budget import Clock, TrainPace
 from fast_ft.card import model_card
@@ -54,7 +54,7 @@ def train_phase(
         raise InputError(guard.came_to_nothing(recipe.train, folder.diverged))
     loss_picture(folder.loss_png, lines)
     notes += course.notes
-    for text in guard.training_warnings(lines, backend.adapter_weights(loaded.model), recipe.train):
+    for text in guard.training_warnings(lines, adapter_file.weights(loaded.model), recipe.train):
         note(f"warning: {text}")
         notes.append(text)
     ended = course.finished or course.out_of_time or course.gave_up
@@ -62,7 +62,7 @@ def train_phase(
         memory.explained("saving the adapter", memory.SAVING),
         atomic.replace_folder(folder.adapter if ended else folder.taste / "adapter") as target,
     ):
-        backend.save_adapter(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
+        adapter_file.save(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
         loaded.tokenizer.save_pretrained(str(target))
         selfcheck.store(target, loaded, [prepared.rows[e.id] for e in prepared.examples], prepared.encoder.pad_id)
     loaded.free()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import POCKET, save_random_llama
 
-from fast_ft import backend, data, generate, recipe, selfcheck
+from fast_ft import adapter_file, backend, data, generate, recipe, selfcheck
 from fast_ft.data import Prompt
 from fast_ft.errors import InputError
 from fast_ft.template import Encoder
@@ -37,7 +37,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if "lora_B" in name:
                 weight.normal_(std=0.08)
     folder = tmp_path_factory.mktemp("adapter")
-    backend.save_adapter(loaded.model, folder, "pocket", "card")
+    adapter_file.save(loaded.model, folder, "pocket", "card")
     pool = data.load_pool(recipe.Data(train=str(POCKET.parent / "train.json")))
     selfcheck.store(folder, loaded, [ENCODER.row(e) for e in pool.examples(range(5))], ENCODER.pad_id)
     return folder

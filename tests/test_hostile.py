@@ -105,12 +105,12 @@ def test_weights_that_are_pickles_are_refused_with_the_way_out(name: str, tmp_pa
 
 
 def test_an_adapter_that_is_a_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    from fast_ft.backend import check_adapter
+    from fast_ft import adapter_file
 
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "OWNED")))
     with pytest.raises(InputError, match=r"is a pickle .*save_pretrained\(folder\) writes safetensors"):
-        check_adapter(tmp_path, POCKET)
+        adapter_file.check(tmp_path, POCKET)
     assert not (tmp_path / "OWNED").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import RecipeFactory
 
-from fast_ft import backend, generate, selfcheck
+from fast_ft import adapter_file, backend, generate, selfcheck
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.memory import explained
@@ -51,7 +51,7 @@ def test_out_of_memory_while_saving_loses_no_step(
 ) -> None:
     path = recipe_file({"output_dir": str(tmp_path / "run")})
     with monkeypatch.context() as patch:
-        patch.setattr(backend, "save_adapter", Full(backend.save_adapter, {1}, MemoryError))
+        patch.setattr(adapter_file, "save", Full(adapter_file.save, {1}, MemoryError))
         with pytest.raises(InputError, match=r"out of the machine's memory while saving the adapter. Nothing is lost"):
             run(load_recipe(path), path)
     before = (tmp_path / "run" / "log.jsonl").read_bytes()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fast_ft import backend, recipe, state
+from fast_ft import adapter_file, backend, recipe, state
 from fast_ft.attention import Rows, attend
 from fast_ft.cut import cut
 from fast_ft.errors import InputError
@@ -201,7 +201,7 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
 
 def same(a: Course, b: Course) -> bool:
     """Are two adapters equal to the last bit?"""
-    left, right = backend.adapter_weights(a.loaded.model), backend.adapter_weights(b.loaded.model)
+    left, right = adapter_file.weights(a.loaded.model), adapter_file.weights(b.loaded.model)
     return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
 
 
@@ -379,10 +379,10 @@ def test_an_adapter_of_other_modules_is_refused(make_course: MakeCourse, tmp_pat
     from safetensors.torch import save_file
 
     course, _ = make_course()
-    tensors = backend.adapter_weights(course.loaded.model)
+    tensors = adapter_file.weights(course.loaded.model)
     save_file({name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, str(tmp_path / "a.safetensors"))
     with pytest.raises(InputError, match="has no place for"):
-        backend.load_adapter_weights(course.loaded.model, tmp_path / "a.safetensors")
+        adapter_file.load(course.loaded.model, tmp_path / "a.safetensors")
 
 
 def test_a_loss_that_is_no_number_is_logged_as_one(make_course: MakeCourse) -> None:
@@ -490,12 +490,12 @@ def test_the_optimizer_is_adamw_with_our_numbers(make_course: MakeCourse) -> Non
 
 def test_weights_and_gradients_are_views_of_two_flat_tensors(make_course: MakeCourse) -> None:
     course, _ = make_course()
-    before = {name: weight.clone() for name, weight in backend.adapter_weights(course.loaded.model).items()}
+    before = {name: weight.clone() for name, weight in adapter_file.weights(course.loaded.model).items()}
     course.run()
     weights = [p for p in course.loaded.model.parameters() if p.requires_grad]
     assert len(weights) == 2 * 7 * 2
     assert torch.cat([p.flatten() for p in weights]).equal(course.flat.parameter)
-    assert not any(weight.equal(before[name]) for name, weight in backend.adapter_weights(course.loaded.model).items())
+    assert not any(weight.equal(before[name]) for name, weight in adapter_file.weights(course.loaded.model).items())
     course.flat.zero_gradients()
     weights[3].grad += 1
     assert course.flat.gradient.count_nonzero() == weights[3].numel()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fast_ft import backend
+from fast_ft import adapter_file, backend
 from fast_ft.backend import Loaded
 from fast_ft.recipe import Model, Recipe, card_backend
 
@@ -76,15 +76,15 @@ class KeptBackend:
         """Return the model with the recipe's adapter as a fresh process makes it, or with one in a folder."""
         loaded = self._fresh()
         if adapter is not None:
-            backend.load_adapter_weights(loaded.model, adapter / "adapter_model.safetensors")
+            adapter_file.load(loaded.model, adapter / "adapter_model.safetensors")
         loaded.model.train()
         return self._lent(loaded)
 
     def for_generation(self, adapter: Path) -> Loaded:
         """Return the model with the adapter in a folder, ready to answer."""
-        backend.check_adapter(adapter, self._maker.folder)
+        adapter_file.check(adapter, self._maker.folder)
         loaded = self._fresh()
-        backend.load_adapter_weights(loaded.model, adapter / "adapter_model.safetensors")
+        adapter_file.load(loaded.model, adapter / "adapter_model.safetensors")
         loaded.model.eval()
         return self._lent(loaded)
 

@@ -29,7 +29,7 @@ import json, sys
 from pathlib import Path
 import torch
 from bench.agreement import first_step
-from fast_ft import backend, recipe
+from fast_ft import adapter_file, backend, recipe
 from fast_ft.plan import Plan
 from fast_ft.template import Row
 job = json.loads(Path(sys.argv[1]).read_text())
@@ -43,7 +43,7 @@ for name, rows in job["rows"].items():
         plan = Plan(micro_batch, recompute_layers=job["recompute"], capture=job["capture"])
         record = first_step(loaded, [Row(**row) for row in rows], pad_id=0, plan=plan, work_folder=Path(job["work"]))
         records[f"{name}/{micro_batch}"] = record
-        backend.load_adapter_weights(loaded.model, Path(job["adapter"]) / "adapter_model.safetensors")
+        adapter_file.load(loaded.model, Path(job["adapter"]) / "adapter_model.safetensors")
 torch.save(records, job["out"])
 """
 
@@ -51,7 +51,7 @@ INITIAL = """
 import json, sys
 from pathlib import Path
 import torch
-from fast_ft import backend, recipe
+from fast_ft import adapter_file, backend, recipe
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
 loaded = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft").for_training()
@@ -61,7 +61,7 @@ with torch.no_grad():
         if "lora_B" in name:
             weight.normal_(std=0.02)
 Path(job["adapter"]).mkdir()
-backend.save_adapter(loaded.model, Path(job["adapter"]), job["base"], "")
+adapter_file.save(loaded.model, Path(job["adapter"]), job["base"], "")
 """
 
 
