@@ -56,8 +56,11 @@ def generate_phase(
     record_endings(folder, "tuned", result)
     before = base_answers(loaded, folder, recipe, prepared, pool, pace)
     loaded.free()
+    former = folder.pred.read_bytes() if folder.pred.is_file() else None
     keep_aside(folder.pred)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
+    if former == folder.pred.read_bytes():  # a stop came between the answers and their record: nothing to keep
+        folder.pred.with_name(f"pred-{atomic.sha256_file(folder.pred)[:8]}.json").unlink(missing_ok=True)
     partial.unlink(missing_ok=True)
     answers, most = result.flat, recipe.generate.max_new_tokens
     cut = sum(not answer.ended and answer.tokens < most for answer in answers)
