@@ -137,9 +137,7 @@ class Bench:
             config = json.loads((Path(self.options.base) / "config.json").read_text())
             model = random_model(config, self.options.dtype)
             return SimpleNamespace(model=model, free=lambda: None)
-        maker = backend.make_backend(
-            self.model_section, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft"
-        )
+        maker = backend.make_backend(self.model_section, recipe.Lora(), seed=1, name="peft")
         if self.options.adapter is not None:
             return maker.for_generation(self.options.adapter)
         self.options.adapter = Path(tempfile.mkdtemp()) / "adapter"

@@ -39,7 +39,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; return plan and predictions. See bench.way for what a job holds."""
     recipe = load.load_recipe(job["recipe"], job["overrides"])
     prepared = prepared_rows(recipe)
-    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
+    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
     import peft  # noqa: F401  # with Unsloth all three are there by now
     import transformers  # noqa: F401
     import trl  # noqa: F401

@@ -67,7 +67,7 @@ def _check_with_peft(folder: Path) -> float:
     code = (
         "import sys; from fast_ft import backend, selfcheck; from fast_ft.rundir import RunDir; "
         "from fast_ft.template import load_encoder; r = RunDir.at(sys.argv[1]); p = r.recipe(); "
-        "b = backend.make_backend(p.model, p.lora, seed=p.seed, gradient_checkpointing=False, name='peft'); "
+        "b = backend.make_backend(p.model, p.lora, seed=p.seed, name='peft'); "
         "print(selfcheck.verify(r.adapter, b.for_generation(r.adapter), load_encoder(p.model).pad_id))"
     )
     answer = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)

@@ -108,7 +108,7 @@ def unsloth_one_by_one(job: dict[str, Any]) -> dict[str, Any]:
     from fast_ft import backend, recipe
 
     model = recipe.Model(name_or_path=job["base"], dtype=job["dtype"])
-    maker = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=False, name="unsloth")
+    maker = backend.make_backend(model, recipe.Lora(), seed=1, name="unsloth")
     import torch
 
     if job["cap"]:

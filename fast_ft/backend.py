@@ -58,7 +58,6 @@ class Backend(Protocol):
 
     name: str
     notes: list[str]
-    gradient_checkpointing: bool
 
     def for_training(self, adapter: Path | None = None) -> Loaded:
         """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
@@ -67,9 +66,7 @@ class Backend(Protocol):
         """Return a fresh base model with the adapter in a folder, ready to answer."""
 
 
-def make_backend(
-    model: recipe.Model, lora: recipe.Lora, *, seed: int, gradient_checkpointing: bool, name: str | None = None
-) -> Backend:
+def make_backend(model: recipe.Model, lora: recipe.Lora, *, seed: int, name: str | None = None) -> Backend:
     """Return the backend that the recipe asks for; or `name`, the one that an adapter was trained with.
 
     auto is recipe.card_backend where there is an NVIDIA GPU. Where our blocks do not know the model or the card, it is
@@ -82,7 +79,7 @@ def make_backend(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a CPU kernel that it would fetch from the hub
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it repeats one hint with each batch
-    arguments = (model, lora, seed, gradient_checkpointing)
+    arguments = (model, lora, seed)
     wanted = name or model.backend
     if wanted == "peft":
         return PeftBackend(*arguments)
@@ -126,11 +123,10 @@ class _Base:
 
     name = ""
 
-    def __init__(self, model: recipe.Model, lora: recipe.Lora, seed: int, gradient_checkpointing: bool) -> None:
+    def __init__(self, model: recipe.Model, lora: recipe.Lora, seed: int) -> None:
         import torch
 
         self.section, self.lora, self.seed = model, lora, seed
-        self.gradient_checkpointing = gradient_checkpointing
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = _dtype(model.dtype, self.device)
         self.notes: list[str] = []

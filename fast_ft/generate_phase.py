@@ -33,9 +33,7 @@ def generate_phase(
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     trained = folder.done("train") or {}
-    maker = maker or backend.make_backend(
-        recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False, name=trained.get("backend")
-    )
+    maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
     settled = settle_plan(folder, recipe, prepared, maker.name)
     with memory.explained("loading the base model", memory.LOADING):
         loaded = maker.for_generation(folder.adapter)

@@ -52,9 +52,7 @@ def load(folder: RunDir, recipe: Recipe, prepared: Prepared) -> tuple[backend.Lo
     """Return the run's model, checked, and the pool that its plan settled."""
     assert prepared.encoder is not None
     trained = folder.done("train") or {}
-    maker = backend.make_backend(
-        recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False, name=trained.get("backend")
-    )
+    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
     settled = settle_plan(folder, recipe, prepared, maker.name)
     loaded = maker.for_generation(folder.adapter)
     selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)

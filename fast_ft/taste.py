@@ -55,7 +55,7 @@ def answers(folder: RunDir, recipe: Recipe, prepared: Prepared) -> list[dict[str
     encoder = prepared.encoder
     assert encoder is not None
     adapter = folder.adapter if folder.done("train") else folder.taste / "adapter"
-    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
+    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
     settled = settle_plan(folder, recipe, prepared, maker.name)
     loaded = maker.for_generation(adapter)
     selfcheck.verify(adapter, loaded, encoder.pad_id)

@@ -38,7 +38,7 @@ def train_phase(
     check_model(recipe)
     started = clock()
     folder.update(model=identity.model(recipe.model.name_or_path, recipe.model.revision))
-    maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=False)
+    maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
     settled = settle_plan(folder, recipe, prepared, maker.name)
     with memory.explained("loading the base model", memory.LOADING):
         loaded = maker.for_training()

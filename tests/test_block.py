@@ -53,7 +53,7 @@ def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str
     for file in tiny.glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     section = recipe.Model(name_or_path=str(tmp_path), load_in_4bit=False, max_length=64)
-    made = backend.make_backend(section, recipe.Lora(r=4, lora_alpha=12), seed=1, gradient_checkpointing=False,
+    made = backend.make_backend(section, recipe.Lora(r=4, lora_alpha=12), seed=1,
                                 name="peft").for_training()  # fmt: skip
     with torch.no_grad():
         for name, weight in made.model.named_parameters():
@@ -82,7 +82,7 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
         (recipe.Lora(r=4, lora_dropout=0.1), "dropout"),
         (recipe.Lora(r=4, target_modules=["q_proj"]), "no LoRA"),
     ):
-        made = backend.make_backend(section, lora, seed=1, gradient_checkpointing=False, name="peft").for_training()
+        made = backend.make_backend(section, lora, seed=1, name="peft").for_training()
         assert reason in (block.install(made.model) or "")
 
 

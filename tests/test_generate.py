@@ -24,7 +24,7 @@ LORA = recipe.Lora(r=4, lora_alpha=8)
 
 def maker(base: Path = POCKET, load_in_4bit: bool = False) -> backend.Backend:
     model = recipe.Model(name_or_path=str(base), max_length=256, load_in_4bit=load_in_4bit)
-    return backend.make_backend(model, LORA, seed=1, gradient_checkpointing=False, name="peft")
+    return backend.make_backend(model, LORA, seed=1, name="peft")
 
 
 @pytest.fixture(scope="module")
@@ -308,8 +308,8 @@ def test_unsloth_without_a_gpu_is_a_clear_error() -> None:
         pytest.skip("there is a GPU here")
     model = recipe.Model(name_or_path=str(POCKET))
     with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*model\.backend=peft"):
-        backend.make_backend(model, LORA, seed=1, gradient_checkpointing=False, name="unsloth")
-    assert backend.make_backend(model, LORA, seed=1, gradient_checkpointing=False).name == "peft"
+        backend.make_backend(model, LORA, seed=1, name="unsloth")
+    assert backend.make_backend(model, LORA, seed=1).name == "peft"
 
 
 def test_the_saved_adapter_names_the_recipes_base_and_holds_no_pickle(adapter: Path) -> None:

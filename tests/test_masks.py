@@ -43,7 +43,7 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[backend.Loaded]:
     import torch
 
     section = recipe.Model(name_or_path=str(POCKET), max_length=256, load_in_4bit=request.param == "nf4")
-    maker = backend.make_backend(section, recipe.Lora(r=4), seed=1, gradient_checkpointing=False, name="peft")
+    maker = backend.make_backend(section, recipe.Lora(r=4), seed=1, name="peft")
     made = maker.for_training()
     torch.manual_seed(2)
     with torch.no_grad():

@@ -254,10 +254,10 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
 
     monkeypatch.setattr(
         "fast_ft.backend.make_backend",
-        lambda model, lora, *, seed, gradient_checkpointing, name=name: {
+        lambda model, lora, *, seed, name=name: {
             "peft": backend.PeftBackend,
             "fused": backend.FusedBackend,
-        }[name](model, lora, seed, gradient_checkpointing),
+        }[name](model, lora, seed),
     )
     recipe = load_recipe(recipe_file({"model.load_in_4bit": name == "peft"}))
     prepared = prepare(recipe)
@@ -285,7 +285,7 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
         lora = recipe.lora.model_copy(update={"r": r, "lora_alpha": alpha})
         each = recipe.model_copy(update={"lora": lora})
         ours = first_step(kept.use(each).for_training())
-        fresh = backend.make_backend(each.model, lora, seed=each.seed, gradient_checkpointing=False).for_training()
+        fresh = backend.make_backend(each.model, lora, seed=each.seed).for_training()
         theirs = first_step(fresh)
         assert len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 

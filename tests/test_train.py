@@ -185,7 +185,7 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
     ) -> tuple[Course, list[dict[str, Any]]]:
         model = recipe.Model(name_or_path=str(tiny), max_length=64, load_in_4bit=False)
         lora = recipe.Lora(r=r, lora_alpha=2 * r, lora_dropout=dropout)
-        maker = backend.make_backend(model, lora, seed=7, gradient_checkpointing=False, name="peft")
+        maker = backend.make_backend(model, lora, seed=7, name="peft")
         arguments = {"effective_batch_size": 4, "warmup_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}
         section = recipe.Train(**{**arguments, "gradient_checkpointing": False, **values})
         lines: list[dict[str, Any]] = []

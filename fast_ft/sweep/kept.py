@@ -40,7 +40,6 @@ class KeptBackend:
 
     def __init__(self) -> None:
         self.name = ""
-        self.gradient_checkpointing = False
         self.notes: list[str] = []
         self._maker: Any = None
         self._wanted: tuple[Model, str] | None = None
@@ -57,9 +56,7 @@ class KeptBackend:
         if wanted != self._wanted:
             self.forget()
             started = time.monotonic()
-            self._maker = backend.make_backend(
-                recipe.model, recipe.lora, seed=recipe.seed, gradient_checkpointing=self.gradient_checkpointing
-            )
+            self._maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
             self._wanted, self.name = wanted, self._maker.name
             self.seconds += time.monotonic() - started
         self._maker.lora, self._maker.seed = recipe.lora, recipe.seed

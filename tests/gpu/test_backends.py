@@ -34,7 +34,7 @@ from fast_ft.plan import Plan
 from fast_ft.template import Row
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
-maker = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=False, name=job["backend"])
+maker = backend.make_backend(model, recipe.Lora(), seed=1, name=job["backend"])
 assert maker.name == job["backend"], maker.notes
 loaded = maker.for_training(Path(job["adapter"]))
 records = {}
@@ -54,7 +54,7 @@ import torch
 from fast_ft import adapter_file, backend, recipe
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
-loaded = backend.make_backend(model, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft").for_training()
+loaded = backend.make_backend(model, recipe.Lora(), seed=1, name="peft").for_training()
 torch.manual_seed(2)
 with torch.no_grad():
     for name, weight in loaded.model.named_parameters():

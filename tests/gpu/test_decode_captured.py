@@ -22,7 +22,7 @@ def model() -> Any:
     from fast_ft import backend, recipe
 
     section = recipe.Model(name_or_path=str(POCKET), dtype="float16")
-    maker = backend.make_backend(section, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft")
+    maker = backend.make_backend(section, recipe.Lora(), seed=1, name="peft")
     return with_adapter(maker.for_training().model)
 
 
@@ -50,7 +50,7 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Any:
     for path in POCKET.glob("tokenizer*"):
         shutil.copy(path, folder)
     section = recipe.Model(name_or_path=str(folder), dtype="float16", load_in_4bit=True)
-    maker = backend.make_backend(section, recipe.Lora(), seed=1, gradient_checkpointing=False, name="peft")
+    maker = backend.make_backend(section, recipe.Lora(), seed=1, name="peft")
     return with_adapter(maker.for_training().model)
 
 
