@@ -14,8 +14,9 @@ from typing import Any
 from fast_ft import recipe
 from fast_ft.backend import Loaded
 from fast_ft.plan import Plan
+from fast_ft.stage_job import StageJob
 from fast_ft.template import Row
-from fast_ft.train import Course, StageJob
+from fast_ft.train import Course
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from fast_ft.plan import Plan
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe, Train
 from fast_ft.shape import ModelShape
+from fast_ft.stage_job import StageJob
 from fast_ft.trainer import make_trainer
 
 
 class InFileOrder(Prepared):
     """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
 
-    def jobs(self, section: Train, seed: int) -> list[train.StageJob]:
+    def jobs(self, section: Train, seed: int) -> list[StageJob]:
         return [replace(job, batches=_in_order(len(job.rows), section)) for job in super().jobs(section, seed)]
 
 

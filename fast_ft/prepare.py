@@ -11,8 +11,8 @@ from fast_ft.curriculum import Stage
 from fast_ft.data import Example, Prompt
 from fast_ft.errors import InputError
 from fast_ft.recipe import Recipe, Train
+from fast_ft.stage_job import StageJob, batches
 from fast_ft.template import Encoder, Row
-from fast_ft.train import StageJob, batches
 
 
 @dataclass(frozen=True)

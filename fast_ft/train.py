@@ -8,70 +8,22 @@ dropout and the same noise as one that was never stopped.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import recipe, state
+from fast_ft import interrupt, recipe, state
 from fast_ft.backend import Loaded
 from fast_ft.budget import TrainPace
-from fast_ft.cost import STEP_SECONDS
-from fast_ft.cut import cut
-from fast_ft.errors import InputError
 from fast_ft.optimizer import Flat, make_optimizer
 from fast_ft.passes import Passes
-from fast_ft.plan import Plan, widths_of
+from fast_ft.plan import Plan
 from fast_ft.progress import note
-from fast_ft.template import Row
+from fast_ft.stage_job import StageJob, StageResult
 
 Log = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class StageJob:
-    """A stage, tokenised: `rows` in the stage's own order, `batches` of indices into them, one for each step."""
-
-    index: int
-    name: str
-    rows: Sequence[Row]
-    batches: Sequence[Sequence[int]]
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage did. Tokens leave padding out; `supervised_tokens` are the trained ones; losses are nats a token."""
-
-    name: str
-    steps: int
-    skipped_steps: int
-    tokens: int
-    supervised_tokens: int
-    first_loss: float
-    last_loss: float
-    seconds: float
-    peak_gib: float
-
-
-def batches(rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:
-    """Return the row indices of every step of a stage: `ceil(rows / size)` steps an epoch.
-
-    Shuffled epochs are drawn anew, each from (seed, stage, epoch).
-    """
-    steps = []
-    for epoch in range(epochs):
-        order = list(range(rows))
-        if shuffled:
-            random.Random(f"{seed}/{stage}/{epoch}").shuffle(order)
-        steps += [order[start : start + size] for start in range(0, rows, size)]
-    return steps
 
 
 class Course:
@@ -113,7 +65,7 @@ class Course:
         self.on_checkpoint: Callable[[Course], None] | None = None
         self.on_settled: Callable[[Plan], None] | None = None  #: is told when memory made the plan smaller
         self.out_of_memory = 0  #: times that it was
-        self._rehearsed = False
+        self.rehearsed = False  #: fit.rehearse has run
         self.interrupted = False
         self.pace: TrainPace | None = None  #: of budget.train_minutes
         self.notes: list[str] = []  #: what the manifest has to know
@@ -178,7 +130,7 @@ class Course:
         if self.progress.global_step == 0:
             self._start = self.flat.parameter.detach().cpu().clone()
         try:
-            with self._signals():
+            with interrupt.calling(self._stop):
                 while not self.finished and self.left != 0 and not self.out_of_time:
                     job = self.jobs[self.progress.stage]
                     results.append(self._run_stage(job))
@@ -257,91 +209,12 @@ class Course:
         )
         note(f"warning: {self.notes[-1]}")
 
-    def rehearse(self) -> None:
-        """On a card, run a pass of each width that is to come, once for all stages: it fits, and how long it takes.
-
-        Graphs are captured here, before the first step. Called in on_train_begin: Unsloth compiles anew after a pass
-        that came before.
-        """
-        if self._rehearsed or self.loaded.device != "cuda":
-            return
-        import torch
-
-        steps = [
-            [len(job.rows[i].input_ids) for i in batch]
-            for job in self.jobs[self.progress.stage :]
-            for batch in job.batches[self.progress.step if job is self.jobs[self.progress.stage] else 0 :]
-        ]
-        while not self._rehearsed:
-            widths = [widths_of(self.plan, step) for step in steps]
-            try:
-                seconds = self.passes.rehearse({each for step in widths for each in step})
-                self._rehearsed = True
-            except torch.OutOfMemoryError as error:
-                short = error
-            if not self._rehearsed:
-                self.shrink(short, self.progress.global_step + 1)
-        widest = max(seconds)  # without graphs the only one
-        total = sum(seconds.get(each, seconds[widest] * each / widest) for step in widths for each in step)
-        minutes = (total + len(steps) * STEP_SECONDS) / 60
-        note(f"{len(steps)} steps: {minutes:.1f} minutes, by passes measured just now")
-
-    def shrink(self, error: Exception, step: int) -> None:
-        """Settle for a thriftier plan after an out-of-memory error: smaller passes, then no graphs, then recomputation.
-
-        InputError where there is none.
-        """
-        import torch
-
-        longest = max(len(row.input_ids) for job in self.jobs for row in job.rows)
-        steps = [[len(job.rows[i].input_ids) for i in batch] for job in self.jobs for batch in job.batches]
-        rows, tokens = self.plan.micro_batch, self.plan.most_tokens
-        pieces = ((step, piece) for step in steps for piece in cut(step, most_rows=rows, most_tokens=tokens))
-        now = max(sum(step[i] for i in piece) for step, piece in pieces)
-        layers = len(self.loaded.model.get_base_model().model.layers)
-        if now > longest:
-            self.plan = replace(self.plan, most_tokens=max(longest, now * 3 // 4))
-        elif self.plan.capture:
-            self.plan = replace(self.plan, capture=False)
-        elif self.plan.recompute_layers < layers:
-            self.plan = replace(self.plan, recompute_layers=layers)
-        else:
-            raise InputError(
-                f"out of memory with one row at a time, at step {step}. Lower model.max_length or lora.r, set "
-                "train.gradient_checkpointing: true, or free the card."
-            ) from error
-        self.out_of_memory += 1
-        self.loaded.model.zero_grad()
-        self.passes.reshape(capture=self.plan.capture, recompute_layers=self.plan.recompute_layers)
-        if self.loaded.device == "cuda":
-            torch.cuda.empty_cache()
-        note(
-            f"out of memory: step {step} is done again with at most {self.plan.most_tokens} tokens in a pass, "
-            f"{self.plan.recompute_layers} layers computed again, {'with' if self.plan.capture else 'without'} graphs"
-        )
-        if self.on_settled is not None:
-            self.on_settled(self.plan)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let Ctrl-C or SIGTERM end the run after the step in hand, its state saved; a second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers
-            return
-        kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-        def stop(number: int, _: Any) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            note("stopping after this step; its state is saved. Once more stops at once.")
-
-        before = {kind: signal.signal(kind, stop) for kind in kinds}
-        try:
-            yield
-        finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
+    def _stop(self) -> None:
+        """End the run after the step in hand, its state saved; asked a second time, at once."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        note("stopping after this step; its state is saved. Once more stops at once.")
 
     def checkpoint(self) -> None:
         """Save the state, unless the weights are known to be bad: the last step's loss was no number."""

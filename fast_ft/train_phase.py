@@ -19,6 +19,7 @@ from fast_ft.prepare import Prepared, compare_tokenizers
 from fast_ft.progress import Bar, note
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
+from fast_ft.stage_job import StageResult
 
 
 def train_phase(
@@ -111,7 +112,7 @@ def _train(
     stop_after: int | None,
     clock: Clock,
     started: float,
-) -> tuple[train.Course, list[dict[str, Any]], list[train.StageResult]]:
+) -> tuple[train.Course, list[dict[str, Any]], list[StageResult]]:
     """Train from the last checkpoint on; return the course, the log's lines, and what the stages did."""
     assert prepared.encoder is not None
     jobs = prepared.jobs(recipe.train, recipe.seed)

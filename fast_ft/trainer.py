@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fast_ft import seeds
+from fast_ft import fit, seeds
 from fast_ft.cut import cut
 from fast_ft.optimizer import make_scheduler
 from fast_ft.template import IGNORE_INDEX, Row
 
 if TYPE_CHECKING:
-    from fast_ft.train import Course, StageJob
+    from fast_ft.stage_job import StageJob
+    from fast_ft.train import Course
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Any]:
@@ -58,7 +59,9 @@ def make_trainer(course: Course, job: StageJob) -> Any:
                     return self._effective_batch(inputs["rows"])
                 except torch.OutOfMemoryError as error:
                     short = error
-                course.shrink(short, progress.global_step + 1)  # outside: the error's traceback held the activations
+                fit.shrink(
+                    course, short, progress.global_step + 1
+                )  # outside: the error's traceback held the activations
 
         def _effective_batch(self, rows: Sequence[Row]) -> Any:
             step, scaler = first + self.state.global_step, self.accelerator.scaler
@@ -80,7 +83,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             if progress.scaler is not None and trainer.accelerator.scaler is not None:
                 trainer.accelerator.scaler.load_state_dict(progress.scaler)
-            course.rehearse()
+            fit.rehearse(course)
             if course.pace is not None:
                 course.pace.start()
             self.since = time.monotonic()

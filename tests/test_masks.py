@@ -18,6 +18,7 @@ from bench.agreement import StepRecord, disagreements, first_step
 from fast_ft import backend, data, recipe, train, trainer
 from fast_ft.data import Example
 from fast_ft.plan import Plan
+from fast_ft.stage_job import StageJob
 from fast_ft.template import IGNORE_INDEX, Encoder, Row
 
 ENCODER = Encoder(POCKET)
@@ -145,7 +146,7 @@ def test_neftune_scales_noise_by_each_rows_own_length(loaded: backend.Loaded, ro
     assert len(pair[1].input_ids) > 2 * len(pair[0].input_ids)
     section = recipe.Train(effective_batch_size=2, optim="adamw_torch", warmup_steps=0, neftune_noise_alpha=5)
     course = train.Course(
-        loaded, [train.StageJob(0, "one", pair, [[0, 1]], 1e-9)], section, recipe.Carry(),
+        loaded, [StageJob(0, "one", pair, [[0, 1]], 1e-9)], section, recipe.Carry(),
         seed=1, pad_id=0, plan=Plan(2), log=lambda entry: None, work_folder=tmp_path,
     )  # fmt: skip
     embeddings = loaded.model.get_input_embeddings()

@@ -19,8 +19,9 @@ from fast_ft.errors import InputError
 from fast_ft.optimizer import make_optimizer, make_scheduler
 from fast_ft.passes import blank, lay_out, response_loss
 from fast_ft.plan import Plan
+from fast_ft.stage_job import StageJob, batches
 from fast_ft.template import IGNORE_INDEX, Row
-from fast_ft.train import Course, StageJob, batches
+from fast_ft.train import Course
 
 # Order of rows, micro-batches, padding: pure functions
 
