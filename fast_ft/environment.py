@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from typing import Any
@@ -59,6 +60,14 @@ def matmul_tflops() -> float | None:
     end.record()
     torch.cuda.synchronize()
     return 10 * 2 * 4096**3 / (begin.elapsed_time(end) / 1e3) / 1e12
+
+
+def be_deterministic() -> None:
+    """Let torch use only operations that give the same bits each time. Before the first matrix product on a card."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS picks kernels by what memory is at hand
+    import torch
+
+    torch.use_deterministic_algorithms(True)
 
 
 def cap_gpu_gib(memory_gib: float) -> None:

@@ -260,7 +260,7 @@ def response_loss(hidden: Any, weight: Any, target: Any) -> Any:
                 norm_C = torch.logsumexp(logits_CV, dim=-1)
                 total += ((norm_C - logits_CV.gather(1, index_C1)[:, 0]) * kept_C).sum()
                 p_CV = logits_CV.sub_(norm_C[:, None]).exp_()
-                p_CV.scatter_add_(1, index_C1, -torch.ones_like(index_C1, dtype=p_CV.dtype))
+                p_CV.scatter_(1, index_C1, p_CV.gather(1, index_C1) - 1)
                 gradient_ND[part] = p_CV.mul_(kept_C[:, None]).to(weight_VD.dtype) @ weight_VD
             ctx.save_for_backward(gradient_ND)
             ctx.dtype = hidden_ND.dtype

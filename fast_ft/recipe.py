@@ -198,6 +198,9 @@ class Train(Section):
         description="So many steps in a row without a finite loss and finite gradients: back to the last good state, "
         "with half the learning rate; the second time that ends the training.",
     )
+    deterministic: bool = Field(
+        default=False, description="Only operations that give the same bits each time on one card; slower."
+    )
     save_steps: Count | None = Field(
         default=None, description="A checkpoint every so many steps; null: at stage ends only."
     )

@@ -8,7 +8,20 @@ import time
 from functools import partial
 from typing import Any
 
-from fast_ft import adapter_file, atomic, backend, checkpoints, guard, identity, memory, plan, selfcheck, state, train
+from fast_ft import (
+    adapter_file,
+    atomic,
+    backend,
+    checkpoints,
+    environment,
+    guard,
+    identity,
+    memory,
+    plan,
+    selfcheck,
+    state,
+    train,
+)
 from fast_ft.backup import Backup
 from fast_ft.budget import Clock, TrainPace
 from fast_ft.card import model_card
@@ -39,6 +52,8 @@ def train_phase(
     check_model(recipe)
     started = clock()
     folder.update(model=identity.model(recipe.model.name_or_path, recipe.model.revision))
+    if recipe.train.deterministic:
+        environment.be_deterministic()
     maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
     settled = settle_plan(folder, recipe, prepared, maker.name)
     with memory.explained("loading the base model", memory.LOADING):
