@@ -46,3 +46,19 @@ def test_every_figure_names_card_command_source_and_date() -> None:
         assert (figures.RESULTS / entry["source"]).is_file(), name
         assert entry["command"].startswith("python -m "), name
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", entry["date"]), name
+
+
+def test_the_readmes_first_table_is_the_measurements() -> None:
+    """Its numbers are those of h200-train.md, which is rendered from the raw samples."""
+    from bench.table import markdown
+
+    raw = json.loads((figures.RESULTS / "h200-train.json").read_text(encoding="utf-8"))
+    rows = {line.split("|")[1].strip(): line for line in markdown(raw).splitlines() if line.startswith("| ")}
+    shown = {"fast_ft": "fast_ft", "Unsloth with the homework notebook's settings": "unsloth-notebook",
+             "TRL + PEFT + bitsandbytes": "trl-peft"}  # fmt: skip
+    lines = [line.split("|") for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    cells = {line[1].strip(): line for line in lines if line[1].strip() in shown}
+    assert cells.keys() == shown.keys()
+    for name, way in shown.items():
+        for number in re.findall(r"[\d,]{2,}(?: s)?", " ".join(cells[name][2:])):
+            assert f"| {number} " in rows[way] or f"({number} " in rows[way], (name, number)
