@@ -36,7 +36,7 @@ lint: .venv/test-ready
 	$(BIN)/python -m pip install --disable-pip-version-check $(REQUIREMENTS)
 	touch $@
 
-.venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt requirements-ray.txt
+.venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

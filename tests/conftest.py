@@ -48,6 +48,18 @@ def save_random_llama(folder: Path, *, seed: int = 0, hidden: int = 64, layers: 
     return folder
 
 
+#: Files that take longest, so that no worker is left with one of them at the end.
+LONG = (
+    "test_sweep", "test_disk", "test_bench", "test_notebook", "test_kill", "test_judge_served", "test_judge",
+    "test_report_browser", "test_sweep_workers", "test_train", "test_generate", "test_decode", "test_pipeline",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of two layers: enough wherever loss need not mean anything."""

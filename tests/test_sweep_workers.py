@@ -69,10 +69,12 @@ def scores(root: Path) -> dict[str, float]:
     return {json.dumps(trial["point"]): trial["value"] for trial in trials}
 
 
+@pytest.mark.soak
 def test_a_killed_worker_loses_nothing(values: dict[str, float]) -> None:
     assert len(values) == 4
 
 
+@pytest.mark.soak
 def test_a_killed_sweep_goes_on_without_losing_a_finished_trial(
     recipe: Path, values: dict[str, float], tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def test_each_worker_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @needs_ray
+@pytest.mark.soak
 def test_two_ray_workers_give_the_same_scores_though_one_is_killed(
     recipe: Path, values: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 from dataclasses import replace
@@ -37,11 +38,13 @@ class RayCrew:
             raise InputError(f"--ray needs Ray ({error}): pip install -r requirements-ray.txt") from None
         self._ray = ray
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             if address == "local":
                 ray.init(num_cpus=count or os.cpu_count(), include_dashboard=False, log_to_driver=False)
             else:
                 ray.init(address=address, log_to_driver=False)
+            signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process at once
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"--ray {address}: no cluster answers there ({error}). `ray start --head` makes one."
