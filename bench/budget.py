@@ -43,9 +43,9 @@ class Published:
 _LLAMA = ModelShape.from_config(dict(rules.LLAMA_2_7B))
 _TINY = ModelShape(2048, 5632, 22, 32, 4, 64, 32000, False)
 _EPOCH = 52_002
-#: Mean tokens of Alpaca's rows in its own template, and of the longer of two, which both are padded to: counted over
-#: 9,229 random rows with Llama 2's tokenizer.
-ROW_TOKENS, PADDED_TOKENS = 128, 160
+#: Mean tokens of the longer of two of Alpaca's rows in its own template, which both are padded to: counted over 9,229
+#: random rows with Llama 2's tokenizer.
+PADDED_TOKENS = 160
 FITTED = Published(
     "Llama-2-7B, one epoch of Alpaca, Unsloth", 13 * 3600 + 7 * 60, _EPOCH, _LLAMA, "Unsloth's README, December 2023"
 )

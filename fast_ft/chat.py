@@ -11,7 +11,7 @@ from fast_ft import generate, seeds
 from fast_ft.again import open_run
 from fast_ft.decode.decode import Pool
 from fast_ft.decode.prefill import Row
-from fast_ft.grid import load
+from fast_ft.generate_phase import load
 from fast_ft.prepare import prepare
 from fast_ft.progress import note
 from fast_ft.template import Encoder, Message
@@ -27,7 +27,7 @@ def chat(
     folder, recipe = open_run(root, overrides)
     prepared = prepare(recipe)
     assert prepared.encoder is not None
-    loaded, settled = load(folder, recipe, prepared)
+    loaded, settled, _ = load(folder, recipe, prepared, folder.adapter)
     context = loaded.model.config.max_position_embeddings
     pool = generate.make_pool(
         loaded, prepared.encoder, recipe.generate, slots=1, longest=context, dequantise=settled["dequantise"]

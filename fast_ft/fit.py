@@ -26,11 +26,7 @@ def rehearse(course: Course) -> None:
     import torch
 
     jobs, at = course.jobs[course.progress.stage :], course.progress.step
-    steps = [
-        [len(job.rows[i].input_ids) for i in batch]
-        for number, job in enumerate(jobs)
-        for batch in job.batches[0 if number else at :]
-    ]
+    steps = [step for job in jobs for step in job.lengths][at:]
     while not course.rehearsed:
         widths = [widths_of(course.plan, step) for step in steps]
         try:
@@ -55,7 +51,7 @@ def shrink(course: Course, error: Exception, step: int) -> None:
 
     plan = course.plan
     longest = max(len(row.input_ids) for job in course.jobs for row in job.rows)
-    steps = [[len(job.rows[i].input_ids) for i in batch] for job in course.jobs for batch in job.batches]
+    steps = [step for job in course.jobs for step in job.lengths]
     pieces = (
         (lengths, piece)
         for lengths in steps

@@ -32,14 +32,7 @@ def generate_phase(
     started = clock()
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
-    trained = folder.done("train") or {}
-    maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
-    settled = settle_plan(folder, recipe, prepared, maker.name)
-    with memory.explained("loading the base model", memory.LOADING):
-        loaded = maker.for_generation(folder.adapter)
-    with memory.explained("checking the adapter", memory.ANSWERING):
-        difference = selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)
-    pool = pool_settings(recipe, settled)
+    loaded, pool, difference = load(folder, recipe, prepared, folder.adapter, maker)
     partial = partial or folder.pred_partial
     result = generate.generate(
         loaded,
@@ -54,11 +47,10 @@ def generate_phase(
     record_endings(folder, "tuned", result)
     before = base_answers(loaded, folder, recipe, prepared, pool, pace)
     loaded.free()
-    former = folder.pred.read_bytes() if folder.pred.is_file() else None
-    keep_aside(folder.pred)
+    former = keep_aside(folder.pred)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
-    if former == folder.pred.read_bytes():  # a stop came between the answers and their record: nothing to keep
-        folder.pred.with_name(f"pred-{atomic.sha256_file(folder.pred)[:8]}.json").unlink(missing_ok=True)
+    if former is not None and former.read_bytes() == folder.pred.read_bytes():
+        former.unlink()  # a stop came between the answers and their record: nothing to keep
     partial.unlink(missing_ok=True)
     answers, most = result.flat, recipe.generate.max_new_tokens
     cut = sum(not answer.ended and answer.tokens < most for answer in answers)
@@ -97,10 +89,31 @@ def budget_missed(folder: RunDir) -> str:
     return f"budget missed: {'; '.join(said)}. The run is complete all the same: {folder.root}" if said else ""
 
 
-def keep_aside(pred: Path) -> None:
-    """Keep a pred.json that will be replaced beside it, under its digest: pred-1a2b3c4d.json."""
-    if pred.is_file():
-        atomic.write_bytes(pred.with_name(f"pred-{atomic.sha256_file(pred)[:8]}.json"), pred.read_bytes())
+def load(
+    folder: RunDir, recipe: Recipe, prepared: Prepared, adapter: Path, maker: backend.Backend | None = None
+) -> tuple[backend.Loaded, dict[str, Any], float]:
+    """Return a base model with the run's adapter, checked; the plan's pool; and the check's difference in nats.
+
+    The backend is the one that the adapter was trained with, where training is done.
+    """
+    assert prepared.encoder is not None
+    trained = folder.done("train") or {}
+    maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
+    settled = settle_plan(folder, recipe, prepared, maker.name)
+    with memory.explained("loading the base model", memory.LOADING):
+        loaded = maker.for_generation(adapter)
+    with memory.explained("checking the adapter", memory.ANSWERING):
+        difference = selfcheck.verify(adapter, loaded, prepared.encoder.pad_id)
+    return loaded, pool_settings(recipe, settled), difference
+
+
+def keep_aside(pred: Path) -> Path | None:
+    """Keep a pred.json that will be replaced beside it, under its digest: pred-1a2b3c4d.json. Return that, if any."""
+    if not pred.is_file():
+        return None
+    kept = pred.with_name(f"pred-{atomic.sha256_file(pred)[:8]}.json")
+    atomic.write_bytes(kept, pred.read_bytes())
+    return kept
 
 
 def pool_settings(recipe: Recipe, settled: plan.Plan) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, generate, lease, selfcheck
+from fast_ft import atomic, backend, generate, lease
 from fast_ft.again import open_run
 from fast_ft.errors import InputError
-from fast_ft.generate_phase import pool_settings
+from fast_ft.generate_phase import load
 from fast_ft.interrupt import interruptible
 from fast_ft.load import resolved
-from fast_ft.phases import settle_plan
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
@@ -40,23 +39,12 @@ def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
     with interruptible(), lease.hold(folder.root) as folder.lease:
-        loaded, pool = load(folder, recipe, prepared)
+        loaded, pool, _ = load(folder, recipe, prepared, folder.adapter)
         summary = []
         for point, each in zip(points, recipes, strict=True):
             summary.append(_answer(folder, point, each, prepared, loaded, pool))
             atomic.write_json(folder.root / "grid.json", summary)
     return summary
-
-
-def load(folder: RunDir, recipe: Recipe, prepared: Prepared) -> tuple[backend.Loaded, dict[str, Any]]:
-    """Return the run's model, checked, and the pool that its plan settled."""
-    assert prepared.encoder is not None
-    trained = folder.done("train") or {}
-    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
-    settled = settle_plan(folder, recipe, prepared, maker.name)
-    loaded = maker.for_generation(folder.adapter)
-    selfcheck.verify(folder.adapter, loaded, prepared.encoder.pad_id)
-    return loaded, pool_settings(recipe, settled)
 
 
 def _axis(word: str) -> tuple[str, list[str]]:

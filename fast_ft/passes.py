@@ -9,6 +9,7 @@ to a multiple of 128. All graphs share one pool of memory and are captured befor
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def lay_out(rows: Sequence[Row], *, tokens: int, places: int, pad_id: int) -> Mi
     each = [*lengths, padding]
     positions = [position for length in each for position in range(length)]
     own = [length for length in each for _ in range(length)]
-    starts = [sum(lengths[:index]) for index in range(len(lengths) + 1)]
+    starts = [0, *itertools.accumulate(lengths)]
     starts += [tokens] * (places + 2 - len(starts))
     return Micro(torch.tensor([ids, targets, positions, own]), torch.tensor(starts, dtype=torch.int32))
 
@@ -75,7 +76,7 @@ class Passes:
     ) -> None:  # fmt: skip
         import torch
 
-        self.loaded, self.model, self.device = loaded, loaded.model, loaded.device
+        self.model, self.device = loaded.model, loaded.device
         self.places, self.longest, self.pad_id = places, max(longest, 128), pad_id
         self._causal = loaded.model.get_base_model()
         self._dtype = None if loaded.dtype == "float32" else getattr(torch, loaded.dtype)

@@ -54,8 +54,7 @@ def training(recipe: Recipe, prepared: Prepared, *, backend: str) -> Training:
 
 def step_lengths(recipe: Recipe, prepared: Prepared) -> list[list[int]]:
     """Return the token counts of each step's rows, over all stages."""
-    jobs = prepared.jobs(recipe.train, recipe.seed)
-    return [[len(job.rows[index].input_ids) for index in batch] for job in jobs for batch in job.batches]
+    return [step for job in prepared.jobs(recipe.train, recipe.seed) for step in job.lengths]
 
 
 def wanted(recipe: Recipe) -> Wanted:
@@ -102,12 +101,7 @@ def describe(recipe: Recipe, prepared: Prepared, gpu: str | None) -> dict[str, A
     ends: list[float] = []
     for rates in card.rates:
         by_stage = [
-            sum(
-                plan.step_seconds(shape, work, settled, [len(job.rows[i].input_ids) for i in batch], rates)
-                for batch in job.batches
-            )
-            / 60
-            for job in jobs
+            sum(plan.step_seconds(shape, work, settled, step, rates) for step in job.lengths) / 60 for job in jobs
         ]
         for entry, minutes in zip(stages, by_stage, strict=True):
             entry.setdefault("projected_minutes", []).insert(0, round(minutes, 1))

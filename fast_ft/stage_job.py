@@ -19,6 +19,11 @@ class StageJob:
     batches: Sequence[Sequence[int]]
     learning_rate: float
 
+    @property
+    def lengths(self) -> list[list[int]]:
+        """The token counts of each step's rows."""
+        return [[len(self.rows[index].input_ids) for index in batch] for batch in self.batches]
+
 
 @dataclass(frozen=True)
 class StageResult:

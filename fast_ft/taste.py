@@ -9,11 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, generate, selfcheck
+from fast_ft import atomic, generate
 from fast_ft.data import Prompt
 from fast_ft.errors import InputError
-from fast_ft.generate_phase import pool_settings
-from fast_ft.phases import settle_plan
+from fast_ft.generate_phase import load
 from fast_ft.pipeline import opened
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.progress import note
@@ -55,10 +54,7 @@ def answers(folder: RunDir, recipe: Recipe, prepared: Prepared) -> list[dict[str
     encoder = prepared.encoder
     assert encoder is not None
     adapter = folder.adapter if folder.done("train") else folder.taste / "adapter"
-    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
-    settled = settle_plan(folder, recipe, prepared, maker.name)
-    loaded = maker.for_generation(adapter)
-    selfcheck.verify(adapter, loaded, encoder.pad_id)
+    loaded, pool, _ = load(folder, recipe, prepared, adapter)
     section = recipe.generate.model_copy(
         update={"max_new_tokens": min(recipe.generate.max_new_tokens, MOST_TOKENS), "num_return_sequences": 1}
     )
@@ -68,9 +64,8 @@ def answers(folder: RunDir, recipe: Recipe, prepared: Prepared) -> list[dict[str
         partial.parent.mkdir(exist_ok=True)
         partial.unlink(missing_ok=True)
         result = generate.generate(
-            loaded, encoder, prompts, section, seed=recipe.seed, partial=partial, title=title,
-            **pool_settings(recipe, settled),
-        )  # fmt: skip
+            loaded, encoder, prompts, section, seed=recipe.seed, partial=partial, title=title, **pool
+        )
         return {id_: given[0].text for id_, given in result.answers.items()}
 
     after = ask("answers so far")

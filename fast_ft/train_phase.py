@@ -180,7 +180,7 @@ def _train(
             note(f"going on after step {done.global_step} of {course.total}")
             course.resume(earlier)
         if (minutes := recipe.budget.train_minutes) is not None:
-            tokens = [sum(len(job.rows[i].input_ids) for i in batch) for job in jobs for batch in job.batches]
+            tokens = [sum(step) for job in jobs for step in job.lengths]
             spent = done.seconds + sum(line["seconds"] for line in lost)
             course.pace = TrainPace(minutes, tokens, clock, spent=spent, since=started)
             if course.progress.minutes != minutes:

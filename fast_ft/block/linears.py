@@ -25,11 +25,11 @@ class Linears:
         self.widths = [base.out_features for base in bases]
         self.inputs = bases[0].in_features
         (self.scaling,) = {module.scaling["default"] for module in modules}
-        self.bias_N = _side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
+        self.bias_N = side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
         if hasattr(bases[0].weight, "quant_state"):
             self._weights: Any = FourBit(bases, dtype, space)
         else:
-            whole_NE = _side_by_side([base.weight for base in bases])
+            whole_NE = side_by_side([base.weight for base in bases])
             self._weights = lambda: whole_NE
 
     def lora(self) -> list[Any]:
@@ -100,7 +100,7 @@ class FourBit:
         self.shape = (sum(state.shape[0] for state in states), states[0].shape[1])
         self.dtype, self._space = dtype, space
         space.largest = max(space.largest, self.shape[0] * self.shape[1])
-        self.packed = _side_by_side([base.weight for base in bases]).view(-1)
+        self.packed = side_by_side([base.weight for base in bases]).view(-1)
         self.code = states[0].code.float()
         self.scale = torch.cat([state.absmax.view(-1) for state in states])
         for state, part in zip(states, self.scale.split([state.absmax.numel() for state in states]), strict=True):
@@ -127,7 +127,7 @@ def _ranks(bs: Sequence[Any]) -> list[int]:
     return [b.shape[1] for b in bs]
 
 
-def _side_by_side(parameters: Sequence[Any]) -> Any:
+def side_by_side(parameters: Sequence[Any]) -> Any:
     """Return all of them one after the other; they themselves become views of it."""
     import torch
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fast_ft.block.linears import side_by_side
 from fast_ft.decode import nf4
-from fast_ft.decode.products import bias_of, lora, side_by_side
+from fast_ft.decode.products import bias_of, lora
 
 FEW = 128  #: rows up to which weights are decoded in registers: more would take more registers than there are
 
@@ -37,7 +38,7 @@ class Planes:
         outputs, inputs = sum(state.shape[0] for state in states), states[0].shape[1]
         absmax = torch.cat([_scales(state) for state in states])
         self.scales = nf4.pack_scales(absmax, dtype).view(outputs, inputs // nf4.BLOCK).T.contiguous()
-        self.words = side_by_side(bases).view(-1).view(torch.int32).view(outputs, inputs // 8)
+        self.words = side_by_side([base.weight for base in bases]).view(-1).view(torch.int32).view(outputs, inputs // 8)
         self.a_ER, self.b_RN = lora(modules, dtype)
         self.planes_a_ER = self.a_ER
         if self.a_ER is not None:
@@ -96,7 +97,10 @@ def pieces(bases: Sequence[Any], dtype: Any, space: Any) -> Callable[[Any], Any]
     import torch
 
     states = [base.weight.quant_state for base in bases]
-    packed, absmax = side_by_side(bases).view(-1), torch.cat([_scales(state) for state in states])
+    packed, absmax = (
+        side_by_side([base.weight for base in bases]).view(-1),
+        torch.cat([_scales(state) for state in states]),
+    )
     inputs, outputs = states[0].shape[1], sum(state.shape[0] for state in states)
     block, kind, bias_N = states[0].blocksize, states[0].quant_type, bias_of(bases)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fast_ft.block.linears import side_by_side
+
 
 class Product:
     """Call it with TE; it returns TN. `base` is how the base's weights are multiplied."""
@@ -55,26 +57,11 @@ def bias_of(bases: Sequence[Any]) -> Any:
     return torch.cat([base.bias for base in bases]) if bases[0].bias is not None else None
 
 
-def side_by_side(bases: Sequence[Any]) -> Any:
-    """Return the weights of all, one after the other; the layers' own become views of it."""
-    import torch
-
-    if len(bases) == 1:
-        return bases[0].weight.data
-    whole = torch.cat([base.weight.data for base in bases])
-    at = 0
-    for base in bases:
-        rows = len(base.weight)
-        base.weight.data = whole[at : at + rows]
-        at += rows
-    return whole
-
-
 def dense(bases: Sequence[Any]) -> Callable[[Any], Any]:
     """16 or 32-bit weights: one product."""
     from torch.nn.functional import linear
 
-    weight_NE, bias_N = side_by_side(bases), bias_of(bases)
+    weight_NE, bias_N = side_by_side([base.weight for base in bases]), bias_of(bases)
     return lambda x_TE: linear(x_TE, weight_NE, bias_N)
 
 

@@ -39,7 +39,7 @@ class Measured:
 def work(recipe: Recipe, prepared: Prepared, *, trained: bool, prompts: int | None = None) -> Work:
     """Return a trial's work; `trained`: its adapter is there already."""
     jobs = [] if trained else prepared.jobs(recipe.train, recipe.seed)
-    tokens = sum(len(job.rows[index].input_ids) for job in jobs for batch in job.batches for index in batch)
+    tokens = sum(sum(step) for job in jobs for step in job.lengths)
     return Work(tokens, len(prepared.prompts) if prompts is None else prompts, recipe.generate.max_new_tokens)
 
 
