@@ -96,7 +96,7 @@ def test_four_bits_unpack_as_bitsandbytes_does() -> None:
         if nested:
             groups = (state.state2.code, state.state2.absmax, torch.full_like(state.state2.absmax, state.offset))
         out = torch.empty(96, 256)
-        plain.unpack(packed, state.code, state.absmax, groups, out)
+        plain.unpack(packed, state.absmax, groups, out)
         torch.testing.assert_close(out, dequantize_4bit(packed, state).float(), rtol=1e-6, atol=1e-7)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes.functional import get_4bit_type
 
-from fast_ft.decode import nf4
+from fast_ft import nf4
 
 Words = torch.Tensor  #: 32-bit words, in int64
 

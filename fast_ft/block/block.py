@@ -188,6 +188,8 @@ def _obstacle(core: Any) -> str | None:
         state = getattr(weight, "quant_state", None)
         if state is not None and not (weight.is_cuda and state.quant_type == "nf4" and state.blocksize == 64):
             return "the 4-bit weights are not NF4 in blocks of 64 on a card"
+        if state is not None and core.get_input_embeddings().weight.element_size() != 2:
+            return "4-bit weights become 16-bit ones here"
         if state is None and not weight.is_floating_point():
             return f"the weights are {weight.dtype}"
     return None

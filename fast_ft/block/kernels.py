@@ -10,6 +10,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from fast_ft import nf4
+
+_DECODE_F16 = tl.constexpr(nf4.decoder(nf4.code_bits("float16"), "f16", 1))
+_DECODE_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1))
+_REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r")
+
 
 @triton.jit
 def _rms_norm(x, weight, out, scale, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -91,23 +97,46 @@ def _swiglu_backward(gate_up, grad, inner, BLOCK: tl.constexpr):  # type: ignore
 
 
 @triton.jit
+def pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Four int32 of two 16-bit weights each for every word of eight NF4 codes; scales as nf4.pack_scales makes them."""
+    return tl.inline_asm_elementwise(
+        _DECODE_BF16 if BF16 else _DECODE_F16, _REGISTERS, [words, scales], dtype=(tl.int32,) * 4, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def _unpack(  # type: ignore[no-untyped-def]
-    packed, code, scale, scale_code, group_scale, group_offset, out, NESTED: tl.constexpr, BLOCKS: tl.constexpr
-):
-    """BLOCKS blocks of 64 weights: 32 bytes each, the first weight of a byte in its upper half."""
-    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    words, scale, scale_code, group_scale, group_offset, out, over,
+    NESTED: tl.constexpr, BF16: tl.constexpr, BLOCKS: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """ROUNDS times BLOCKS blocks of 64 weights, which are 8 words each and become 32 pairs.
+
+    Four threads share a block. Each takes the words t and t + 4: one scale serves both, and the 16 bytes that a word
+    becomes lie beside those of the thread before. A program's blocks are in one group, since 256 is a multiple of them.
+    """
+    kind = tl.bfloat16 if BF16 else tl.float16
+    first = tl.program_id(0).to(tl.int64) * (ROUNDS * BLOCKS)
+    words += first * 8
+    scale += first
+    out += first * 32
     if NESTED:
-        step = tl.load(scale_code + tl.load(scale + block).to(tl.int32))
-        factor = step * tl.load(group_scale + block // 256) + tl.load(group_offset + block // 256)
-    else:
-        factor = tl.load(scale + block)
-    byte = tl.load(packed + block[:, None] * 32 + tl.arange(0, 32)[None, :]).to(tl.int32)
-    half = tl.arange(0, 2)[None, None, :]
-    nibble = (byte[:, :, None] >> (4 - 4 * half)) & 15
-    table = tl.load(code + tl.arange(0, 16))
-    value = tl.gather(table, tl.reshape(nibble, (BLOCKS * 64,)), 0)
-    weight = tl.reshape(value, (BLOCKS, 64)) * factor[:, None]
-    tl.store(out + block[:, None] * 64 + tl.arange(0, 64)[None, :], weight.to(out.dtype.element_ty))
+        step_of_group = tl.load(group_scale + first // 256) * over
+        offset = tl.load(group_offset + first // 256) * over
+    for number in tl.static_range(ROUNDS):
+        block = number * BLOCKS + tl.arange(0, BLOCKS)
+        if NESTED:
+            factor = tl.load(scale_code + tl.load(scale + block).to(tl.int32)) * step_of_group + offset
+        else:
+            factor = tl.load(scale + block) * over
+        high = factor.to(kind)
+        low = (factor - high.to(tl.float32)).to(kind)
+        both = high.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF | low.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        both = tl.broadcast_to(both[:, None], (BLOCKS, 4))
+        for half in tl.static_range(2):
+            word = tl.load(words + block[:, None] * 8 + half * 4 + tl.arange(0, 4)[None, :])
+            p0, p1, p2, p3 = pairs(word, both, BF16)
+            made = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(BLOCKS, 16)
+            tl.store(out + block[:, None] * 32 + half * 16 + tl.arange(0, 16)[None, :], made)
 
 
 def rms_norm(x_TE: Any, weight_E: Any, eps: float) -> tuple[Any, Any]:
@@ -149,16 +178,20 @@ def swiglu_backward_(gate_up_T2M: Any, grad_TM: Any) -> None:
     _swiglu_backward[(rows, triton.cdiv(inner, 1024))](gate_up_T2M, grad_TM, inner, BLOCK=1024, num_warps=4)
 
 
-def unpack(packed: Any, code: Any, scale: Any, nested: tuple[Any, Any, Any] | None, out: Any) -> None:
-    """Write the weights that `packed` (bytes) holds to `out`, flat, in 16 bits: code * scale, rounded once.
+def unpack(packed: Any, scale: Any, nested: tuple[Any, Any, Any] | None, out: Any) -> None:
+    """Write the weights that `packed` (bytes of NF4 codes) holds to `out`, flat, fp16 or bf16: code * scale.
 
     `scale` is fp32, one for 64 weights; or, with `nested` = (code, scale, offset), bytes that are themselves codes of
     numbers whose scale and offset 256 of them share.
     """
-    blocks = packed.numel() // 32
-    count = next(n for n in (32, 16, 8, 4, 2, 1) if blocks % n == 0)
-    scale_code, group_scale, group_offset = nested if nested is not None else (code, code, code)
-    _unpack[(blocks // count,)](
-        packed, code, scale, scale_code, group_scale, group_offset, out,
-        NESTED=nested is not None, BLOCKS=count, num_warps=4,
+    import torch
+
+    blocks, kind = packed.numel() // 32, str(out.dtype).removeprefix("torch.")
+    each = next(n for n in (32, 16, 8, 4, 2, 1) if blocks % n == 0)
+    rounds = next(n for n in (4, 2, 1) if blocks % (n * each) == 0)
+    scale_code, group_scale, group_offset = nested if nested is not None else (scale, scale, scale)
+    _unpack[(blocks // (each * rounds),)](
+        packed.view(torch.int32), scale, scale_code, group_scale, group_offset, out.view(torch.int32),
+        1 / nf4.FACTOR[kind], NESTED=nested is not None, BF16=kind == "bfloat16", BLOCKS=each, ROUNDS=rounds,
+        num_warps=4,
     )  # fmt: skip

@@ -101,7 +101,6 @@ class FourBit:
         self.dtype, self._space = dtype, space
         space.largest = max(space.largest, self.shape[0] * self.shape[1])
         self.packed = side_by_side([base.weight for base in bases]).view(-1)
-        self.code = states[0].code.float()
         self.scale = torch.cat([state.absmax.view(-1) for state in states])
         for state, part in zip(states, self.scale.split([state.absmax.numel() for state in states]), strict=True):
             state.absmax = part
@@ -119,7 +118,7 @@ class FourBit:
 
     def __call__(self) -> Any:
         out = self._space.take(*self.shape, self.dtype, self.packed.device)
-        self.unpack(self.packed, self.code, self.scale, self.nested, out)
+        self.unpack(self.packed, self.scale, self.nested, out)
         return out
 
 

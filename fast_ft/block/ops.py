@@ -46,12 +46,13 @@ def check(like: Any, width: int, inner: int, head: int) -> str | None:
         found.append(ops.swiglu(gate_up))
         ops.swiglu_backward_(gate_up, back)
         packed = torch.arange(256, device=like.device).to(torch.uint8)
-        code, blocks = torch.linspace(-1, 1, 16, device=like.device), torch.arange(8, device=like.device).float() + 1
-        out = torch.empty(8, 64, dtype=like.dtype, device=like.device)
-        ops.unpack(packed, code, blocks, None, out)
+        blocks = torch.arange(8, device=like.device).float() + 1
+        half = torch.bfloat16 if like.dtype == torch.bfloat16 else torch.float16
+        out = torch.empty(8, 64, dtype=half, device=like.device)
+        ops.unpack(packed, blocks, None, out)
         nested = (torch.linspace(-1, 1, 256, device=like.device), blocks[:1], blocks[:1])
         twice = torch.empty_like(out)
-        ops.unpack(packed, code, blocks.to(torch.uint8), nested, twice)
+        ops.unpack(packed, blocks.to(torch.uint8), nested, twice)
         return [*found, gate_up, back, out, twice]
 
     try:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fast_ft import nf4
+
 
 def rms_norm(x_TE: Any, weight_E: Any, eps: float) -> tuple[Any, Any]:
     """Return (the norm, TE; 1 / the root mean square of each row, fp32 T)."""
@@ -51,11 +53,12 @@ def swiglu_backward_(gate_up_T2M: Any, grad_TM: Any) -> None:
     grad_TM.copy_(result_TM)
 
 
-def unpack(packed: Any, code: Any, scale: Any, nested: tuple[Any, Any, Any] | None, out: Any) -> None:
-    """Write the weights that `packed` (bytes, the upper half first) holds to `out`; see kernels.unpack."""
+def unpack(packed: Any, scale: Any, nested: tuple[Any, Any, Any] | None, out: Any) -> None:
+    """Write the weights that `packed` (bytes of NF4 codes, the upper half first) holds to `out`; see kernels.unpack."""
     import torch
 
     scale = scale if nested is None else scales(scale, nested)
+    code = torch.tensor(nf4.CODES, device=packed.device)
     nibbles = torch.stack((packed.view(-1) >> 4, packed.view(-1) & 15), dim=1)
     out.copy_((code[nibbles.long()].view(-1, 64) * scale.view(-1, 1)).view(out.shape))
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fast_ft import nf4
 from fast_ft.block.linears import side_by_side
-from fast_ft.decode import nf4
 from fast_ft.decode.products import bias_of, lora
 
 FEW = 128  #: rows up to which weights are decoded in registers: more would take more registers than there are

@@ -19,14 +19,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from fast_ft.decode.nf4 import code_bits, decoder
+from fast_ft.block.kernels import pairs
+from fast_ft.nf4 import code_bits, decoder
 
 _TWO_F16 = tl.constexpr(decoder(code_bits("float16"), "f16", 2))
 _TWO_BF16 = tl.constexpr(decoder(code_bits("bfloat16"), "bf16", 2))
 _TWO_REGISTERS = tl.constexpr("=r,=r,=r,=r,=r,=r,=r,=r,r,r,r,r")
-_ONE_F16 = tl.constexpr(decoder(code_bits("float16"), "f16", 1))
-_ONE_BF16 = tl.constexpr(decoder(code_bits("bfloat16"), "bf16", 1))
-_ONE_REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r")
 
 
 @triton.jit
@@ -86,14 +84,6 @@ def _product(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Four int32 of two weights each for every word."""
-    return tl.inline_asm_elementwise(
-        _ONE_BF16 if BF16 else _ONE_F16, _ONE_REGISTERS, [words, scales], dtype=(tl.int32,) * 4, is_pure=True, pack=1
-    )
-
-
-@triton.jit
 def _dequantise(  # type: ignore[no-untyped-def]
     words, scales, out, N, J, scale_row, N_BLOCK: tl.constexpr, J_BLOCK: tl.constexpr, BF16: tl.constexpr
 ):
@@ -102,10 +92,10 @@ def _dequantise(  # type: ignore[no-untyped-def]
     real = (n < N) & (j < J)
     w = tl.load(words + n * J + j, mask=real, other=0)
     s = tl.load(scales + j // 8 * scale_row + n, mask=real, other=0)
-    p0, p1, p2, p3 = _pairs(w, s, BF16)
-    pairs = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(N_BLOCK, 4 * J_BLOCK)
+    p0, p1, p2, p3 = pairs(w, s, BF16)
+    made = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(N_BLOCK, 4 * J_BLOCK)
     i = tl.program_id(1) * 4 * J_BLOCK + tl.arange(0, 4 * J_BLOCK)[None, :]
-    tl.store(out + n.to(tl.int64) * 4 * J + i, pairs, mask=(n < N) & (i < 4 * J))
+    tl.store(out + n.to(tl.int64) * 4 * J + i, made, mask=(n < N) & (i < 4 * J))
 
 
 def dequantise(words: Any, scales: Any, out_NK: Any) -> None:

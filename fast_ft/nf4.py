@@ -1,4 +1,4 @@
-"""NF4 weights as the decoding kernels read them: how a word is decoded, the scales, the order of columns.
+"""NF4 weights as our kernels read them: how a word is decoded, the scales, the order of columns.
 
 A 4-bit code stands for one of 16 numbers, times its block's scale. The kernels look the number up by permuting bytes
 and multiply by the scale in two 16-bit parts, so that only the product is rounded, as it is when bitsandbytes
