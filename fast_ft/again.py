@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,8 +52,7 @@ def renew_scores(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     """
     if not folder.scores.is_file():
         return
-    former = json.loads(folder.scores.read_text(encoding="utf-8"))
-    if former.get("pred") == folder.manifest()["digests"]["pred"]:
+    if resume.scored_pred(folder) == folder.manifest()["digests"]["pred"]:
         return
     beside = resume.set_scores_aside(folder)
     try:

@@ -93,6 +93,7 @@ class _Swapped(_Part):
 
 class _Scores(_Scored):
     kind: Literal["reference", "openai"]
+    pred: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # the digest of what was scored
     model: str = ""
     labelled: str = ""
     answered_by: list[str] = []

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from fast_ft import atomic, checkpoints, environment
+from fast_ft import atomic, checkpoints, environment, results
 from fast_ft.errors import InputError
 from fast_ft.load import digest, resolved
 from fast_ft.prepare import Prepared
@@ -108,16 +108,26 @@ def staged(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def set_scores_aside(folder: RunDir) -> str | None:
-    """Keep scores.json beside, under the digest of the pred.json that it scores; return its new name."""
+    """Keep scores.json beside, under the digest of the pred.json that it scores; return its new name, or None."""
     phases = folder.manifest()["phases"]
     if phases.pop("judge", None) is not None:
         folder.update(phases=phases)
     if not folder.scores.is_file():
         return None
-    former = json.loads(folder.scores.read_text(encoding="utf-8"))
-    beside = folder.root / f"scores-{str(former.get('pred'))[:8]}.json"
+    of = scored_pred(folder)
+    name = of[:8] if of else f"unreadable-{atomic.sha256_file(folder.scores)[:8]}"
+    beside = folder.root / f"scores-{name}.json"
     atomic.move(folder.scores, beside)
     return beside.name
+
+
+def scored_pred(folder: RunDir) -> str | None:
+    """Return the digest of the pred.json that scores.json is of, or None where that cannot be told."""
+    try:
+        return results.read_scores(folder.scores).get("pred")
+    except InputError as error:
+        note(f"warning: {error}")
+        return None
 
 
 def _begun(folder: RunDir) -> bool:

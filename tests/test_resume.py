@@ -13,9 +13,11 @@ from conftest import RecipeFactory, write_recipe
 
 from fast_ft import atomic, checkpoints, environment
 from fast_ft.__main__ import main
+from fast_ft.again import renew_scores
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
+from fast_ft.prepare import prepare
 from fast_ft.rundir import RunDir
 from fast_ft.taste import taste
 
@@ -144,6 +146,23 @@ def test_another_judge_keeps_adapter_answers_and_former_scores(again: Go, tmp_pa
     assert [path.read_bytes() for path in root.glob("scores-*.json")] == [scores]
     after = {name: digest for name, digest in digests(root).items() if name.startswith(("adapter", "pred"))}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", '{"kind": "reference", "count": 1', '{"kind": "reference", "pred": "../../../evil"}', "[" * 99_999],
+)
+def test_former_scores_that_cannot_be_read_are_kept_aside_with_a_warning(
+    again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    root = tmp_path / "run"
+    (root / "scores.json").write_text(content)
+    folder = RunDir.at(root)
+    renew_scores(folder, folder.recipe(), prepare(folder.recipe()))
+    (beside,) = root.glob("scores-unreadable-*.json")
+    assert beside.read_text() == content and not folder.scores.exists()
+    said = capsys.readouterr().err
+    assert "warning" in said and "scores.json" in said and beside.name in said
 
 
 def test_budgets_and_saving_are_taken_as_they_are_now(again: Go) -> None:
