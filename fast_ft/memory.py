@@ -1,9 +1,12 @@
-"""Out of memory where no smaller piece is left: said in words, with what to change."""
+"""Out of memory: told apart from other errors, tried again with what nobody needs given back, or said in words."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import errno
+import gc
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from fast_ft.errors import InputError
 
@@ -11,17 +14,53 @@ LOADING = (
     "The base model alone does not fit. Set model.load_in_4bit: true, end other programs on the card (nvidia-smi lists "
     "them), or take a smaller base model."
 )
-SAVING = "Nothing is lost: the last checkpoint holds every step. Free memory here, and run the same command again."
+TRAINING = "Lower lora.r or model.max_length, set train.optim: adamw_8bit, or free the card."
 ANSWERING = "Lower generate.max_new_tokens or generate.batch_size, or free the card."
+
+#: How libraries say it where they raise a RuntimeError of no particular kind.
+_SAID = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
+Result = TypeVar("Result")
+
+
+def is_short(error: BaseException) -> bool:
+    """Return whether an error says that the card or the machine is out of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
+
+
+def release() -> None:
+    """Give back what is held and not needed. Call it outside of an error's handler: its traceback holds much."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def retried(attempt: Callable[[], Result]) -> Result:
+    """Return what `attempt` returns; where memory runs out in it, release() and try once more."""
+    try:
+        return attempt()
+    except Exception as error:
+        if not is_short(error):
+            raise
+    release()
+    return attempt()
 
 
 @contextlib.contextmanager
-def explained(what: str, remedy: str) -> Iterator[None]:
+def explained(what: str, remedy: str | Callable[[], str]) -> Iterator[None]:
     """Turn an out-of-memory error within, of the card or of the machine, into InputError that says what to change."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+    except Exception as error:
+        if not is_short(error):
             raise
-        where = "the machine's memory" if isinstance(error, MemoryError) else "the card's memory"
-        raise InputError(f"out of {where} while {what}. {remedy}") from error
+        on_card = type(error).__name__ == "OutOfMemoryError" or "CU" in str(error)
+        where = "the card's memory" if on_card else "the machine's memory"
+        said = remedy if isinstance(remedy, str) else remedy()
+        raise InputError(f"out of {where} while {what}. {said}") from error

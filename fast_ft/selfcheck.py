@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from fast_ft import outside
+from fast_ft import memory, outside
 from fast_ft.backend import Loaded
 from fast_ft.errors import InputError
 from fast_ft.template import IGNORE_INDEX, Row
@@ -81,8 +81,9 @@ def store(folder: Path, loaded: Loaded, rows: Sequence[Row], pad_id: int) -> Non
     entries = []
     for row in rows[:ROWS]:
         start = _start(row)
-        values = log_probabilities(loaded.model, [row.input_ids], [start], pad_id)[0]
-        entries.append({"input_ids": row.input_ids, "start": start, "log_probabilities": values})
+        values = _measured(loaded, row.input_ids, start, pad_id)
+        ids = row.input_ids[: start + len(values)]
+        entries.append({"input_ids": ids, "start": start, "log_probabilities": values})
     content = {"dtype": loaded.dtype, "backend": loaded.backend, "rows": entries}
     (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
 
@@ -100,8 +101,8 @@ def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
         raise InputError(f"{folder / FILE}: holds tokens that the base model has not: this adapter is another model's.")
     differences: list[float] = []
     for entry in stored["rows"]:
-        now = log_probabilities(loaded.model, [entry["input_ids"]], [entry["start"]], pad_id)[0]
-        differences += [abs(a - b) for a, b in zip(now, entry["log_probabilities"], strict=True)]
+        now = _measured(loaded, entry["input_ids"], entry["start"], pad_id)
+        differences += [abs(a - b) for a, b in zip(now, entry["log_probabilities"], strict=False)]
     mean = sum(differences) / len(differences)
     allowed = max(TOLERANCE[stored["dtype"]], TOLERANCE[loaded.dtype])
     if not mean <= allowed:  # a NaN fails too
@@ -111,6 +112,19 @@ def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
             f"{allowed} is allowed in {loaded.dtype}. Is it the same base model, quantisation and tokenizer?"
         )
     return mean
+
+
+def _measured(loaded: Loaded, ids: Sequence[int], start: int, pad_id: int) -> list[float]:
+    """Return a row's log-probabilities from `start` on; of its first tokens only where memory does not do for all."""
+    tokens = len(ids) - start
+    while True:
+        try:
+            return log_probabilities(loaded.model, [ids[: start + tokens]], [start], pad_id)[0]
+        except Exception as error:
+            if not memory.is_short(error) or tokens == 1:
+                raise
+        memory.release()  # outside of the handler, whose error holds the activations
+        tokens //= 2
 
 
 def _start(row: Row) -> int:

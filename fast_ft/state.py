@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft import adapter_file
+from fast_ft import adapter_file, tensor_file
 from fast_ft.atomic import sha256_file
 from fast_ft.errors import InputError
 
@@ -40,12 +40,10 @@ class Progress:
 
 def save(folder: Path, model: Any, optimizer: Any, progress: Progress) -> None:
     """Write the state into an existing folder (atomic.replace_folder makes it appear whole)."""
-    from safetensors.torch import save_file
-
-    save_file(adapter_file.weights(model), str(folder / "adapter.safetensors"))
+    tensor_file.save(folder / "adapter.safetensors", adapter_file.weights(model))
     tensors: dict[str, Any] = {}
     plain = _flatten(optimizer.state_dict()["state"], "", tensors)
-    save_file(tensors, str(folder / "optimizer.safetensors"))
+    tensor_file.save(folder / "optimizer.safetensors", tensors)
     digests = {name: sha256_file(folder / name) for name in _TENSORS}
     content = {"progress": asdict(progress), "optimizer": plain, "digests": digests}
     (folder / "state.json").write_text(json.dumps(content | {"digest": _digest(content)}, indent=1), encoding="utf-8")
@@ -111,7 +109,7 @@ def _flatten(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()  # quantisation maps are shared; safetensors refuses
+        tensors[path] = value
         return {_TENSOR: path}
     if isinstance(value, Mapping):
         return {str(key): _flatten(item, f"{path}.{key}", tensors) for key, item in value.items()}

@@ -75,7 +75,7 @@ def train_phase(
         notes.append(text)
     ended = course.finished or course.out_of_time or course.gave_up
     with (
-        memory.explained("saving the adapter", memory.SAVING),
+        memory.explained("saving the adapter", lambda: _kept(folder, len(lines))),
         atomic.replace_folder(folder.adapter if ended else folder.taste / "adapter") as target,
     ):
         adapter_file.save(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
@@ -135,7 +135,9 @@ def _train(
     done = state.read_progress(earlier) if earlier else state.Progress()
     lost = log.keep(done.global_step)  # what came after the checkpoint is trained again
     lines = [json.loads(line) for line in folder.log.read_text(encoding="utf-8").splitlines()]
-    with Bar("training", sum(len(job.batches) for job in jobs), done=done.global_step) as bar:
+    steps = sum(len(job.batches) for job in jobs)
+    told = memory.explained("training", lambda: f"{memory.TRAINING} {_kept(folder, len(lines))}")
+    with told, Bar("training", steps, done=done.global_step) as bar:
 
         def on_step(entry: dict[str, Any]) -> None:
             folder.check_lease()
@@ -148,11 +150,19 @@ def _train(
         def save_state(course: train.Course) -> None:
             folder.check_lease()
             log.sync()  # a checkpoint's steps are in the log, whatever happens to the machine
-            checkpoints.save(
-                folder.checkpoints,
-                course.progress.global_step,
-                lambda target: state.save(target, loaded.model, course.optimizer, course.progress),
-            )
+            step = course.progress.global_step
+            try:
+                checkpoints.save(
+                    folder.checkpoints,
+                    step,
+                    lambda target: state.save(target, loaded.model, course.optimizer, course.progress),
+                )
+            except Exception as error:
+                if not memory.is_short(error):
+                    raise
+                course.notes.append(f"no checkpoint after step {step}: out of memory, in the smallest pieces too")
+                note(f"warning: {course.notes[-1]}. Training goes on; the next checkpoint holds these steps")
+                return
             folder.on_saved()
 
         def back(step: int) -> None:
@@ -187,3 +197,10 @@ def _train(
                 course.progress.stop_at = None  # another budget than the one for which it was chosen
         results = course.run()
     return course, lines, results
+
+
+def _kept(folder: RunDir, steps: int) -> str:
+    """Return what is kept of a training that ends here."""
+    last = checkpoints.newest(folder.checkpoints)
+    kept = f"the checkpoint after step {checkpoints.step(last)} of {steps}" if last is not None else "no checkpoint"
+    return f"There is {kept}: the same command goes on from there."

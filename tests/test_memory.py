@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import RecipeFactory
+from safetensors.torch import save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fast_ft import adapter_file, backend, generate, selfcheck
+from fast_ft import adapter_file, backend, generate, recipe, selfcheck, state, tensor_file
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
-from fast_ft.memory import explained
+from fast_ft.memory import explained, is_short
 from fast_ft.pipeline import run
 from fast_ft.rundir import RunDir
+from fast_ft.template import IGNORE_INDEX, Row
 
 
 class Full:
@@ -46,18 +50,101 @@ def test_out_of_memory_while_loading_says_what_to_change(
     assert run(load_recipe(path), path).pred.is_file(), "the same command again"
 
 
-def test_out_of_memory_while_saving_loses_no_step(
-    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_out_of_memory_while_saving_goes_on_in_smaller_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    path = recipe_file({"output_dir": str(tmp_path / "run")})
+    tensors = {
+        "a": torch.randn(5, 3001), "b": torch.arange(70_001, dtype=torch.uint8), "c": torch.randn(7, 9).bfloat16(),
+        "d": torch.tensor(2.0), "e": torch.empty(0, 4), "f": torch.randn(31, 40).T,
+    }  # fmt: skip
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs", {"format": "pt"})
+    asked = []
+
+    def fetch(piece: Any) -> Any:
+        asked.append(len(piece))
+        if len(piece) > 5000:
+            raise error("of a test")
+        return piece.cpu()
+
+    monkeypatch.setattr(tensor_file, "fetch", fetch)
+    tensor_file.save(tmp_path / "ours", tensors, {"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert max(asked) > 5000 and len(asked) > 20
+    monkeypatch.setattr(tensor_file, "fetch", Full(tensor_file.fetch, set(range(99)), error))
+    with pytest.raises(error):
+        tensor_file.save(tmp_path / "none", tensors)
+
+
+def test_an_adapter_is_saved_as_peft_saves_it(tiny: Path, tmp_path: Path) -> None:
+    loaded = backend.PeftBackend(
+        recipe.Model(name_or_path=str(tiny), load_in_4bit=True), recipe.Lora(), 1
+    ).for_training()
+    for folder in ("ours", "theirs"):
+        (tmp_path / folder).mkdir()
+    adapter_file.save(loaded.model, tmp_path / "ours", "base", "")
+    loaded.model.save_pretrained(str(tmp_path / "theirs"))
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+    ours, theirs = (json.loads((tmp_path / each / "adapter_config.json").read_text()) for each in ("ours", "theirs"))
+    assert ours == theirs | {"base_model_name_or_path": "base"}
+
+
+def test_out_of_memory_while_saving_loses_no_step(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of three checkpoints never fits, then neither does the adapter; the same command goes on."""
+    path = recipe_file({"output_dir": str(tmp_path / "run"), "train.save_steps": 2})
     with monkeypatch.context() as patch:
+        patch.setattr(state, "save", Full(state.save, {2}))
         patch.setattr(adapter_file, "save", Full(adapter_file.save, {1}, MemoryError))
-        with pytest.raises(InputError, match=r"out of the machine's memory while saving the adapter. Nothing is lost"):
+        with pytest.raises(
+            InputError, match=r"out of the machine's memory while saving .* checkpoint after step 6 of 6"
+        ):
             run(load_recipe(path), path)
+    assert "no checkpoint after step 4: out of memory" in capsys.readouterr().err
     before = (tmp_path / "run" / "log.jsonl").read_bytes()
     assert len(before.splitlines()) == 6 and not (tmp_path / "run" / "adapter").exists()
     folder = run(load_recipe(path), path)
     assert (folder.root / "log.jsonl").read_bytes() == before, "no step was taken again"
+
+
+def test_out_of_memory_in_the_optimizer_says_what_to_change_and_from_where_the_run_goes_on(
+    recipe_file: RecipeFactory, tmp_path: Path
+) -> None:
+    path = recipe_file({"output_dir": str(tmp_path / "run"), "train.save_steps": 2})
+    hook = register_optimizer_step_pre_hook(Full(lambda *_: None, {4}))
+    try:
+        with pytest.raises(
+            InputError, match=r"while training\. .*lora\.r.* after step 2 of 3: the same command goes on"
+        ):
+            run(load_recipe(path), path)
+    finally:
+        hook.remove()
+    assert run(load_recipe(path), path).pred.is_file()
+
+
+def test_out_of_memory_while_measuring_an_adapter_measures_less_of_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = backend.PeftBackend(recipe.Model(name_or_path=str(tiny)), recipe.Lora(), 1).for_training()
+    row = Row("r", [1, *range(5, 25)], [IGNORE_INDEX] * 5 + list(range(9, 25)))
+    measured = selfcheck.log_probabilities
+
+    def small(model: Any, ids: Any, starts: Any, pad_id: int) -> Any:
+        if len(ids[0]) > 10:
+            raise torch.OutOfMemoryError("of a test")
+        return measured(model, ids, starts, pad_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(selfcheck, "log_probabilities", small)
+        selfcheck.store(tmp_path, loaded, [row], 0)
+    (stored,) = json.loads((tmp_path / selfcheck.FILE).read_text())["rows"]
+    assert stored["input_ids"] == row.input_ids[:9] and len(stored["log_probabilities"]) == 4
+    assert selfcheck.verify(tmp_path, loaded, 0) == 0
+    selfcheck.store(tmp_path, loaded, [row], 0)
+    monkeypatch.setattr(selfcheck, "log_probabilities", small)
+    assert selfcheck.verify(tmp_path, loaded, 0) < 1e-6
 
 
 def test_out_of_memory_while_answering_goes_on_with_a_smaller_pool(
@@ -88,6 +175,19 @@ def test_out_of_memory_while_checking_the_adapter_says_what_to_change(
     monkeypatch.setattr(selfcheck, "verify", Full(selfcheck.verify, {1}))
     with pytest.raises(InputError, match=r"while checking the adapter. Lower generate"):
         run(load_recipe(path), path)
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (MemoryError(), True), (torch.OutOfMemoryError("x"), True), (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True), (OSError(errno.ENOSPC, "full"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False), (ValueError("out of memory"), False),
+    ],
+)  # fmt: skip
+def test_out_of_memory_is_told_from_other_errors(error: Exception, short: bool) -> None:
+    assert is_short(error) is short
 
 
 def test_other_errors_keep_their_traceback() -> None:
