@@ -24,9 +24,8 @@ def limit_sms(count: int) -> Any:
     torch.cuda.synchronize()
     device = ok(driver.cuDeviceGet(torch.cuda.current_device()))
     whole = ok(driver.cuDeviceGetDevResource(device, driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM))
-    # below 8 the driver must be told that blocks need not be scheduled together
-    split = driver.CUdevSmResourceSplit_flags.CU_DEV_SM_RESOURCE_SPLIT_IGNORE_SM_COSCHEDULING
-    groups, *_ = ok(driver.cuDevSmResourceSplitByCount(1, whole, int(split) if count < 8 else 0, count))
+    # below 8 the driver must be told that blocks need not be scheduled together (the flag has no name in some bindings)
+    groups, *_ = ok(driver.cuDevSmResourceSplitByCount(1, whole, 1 if count < 8 else 0, count))
     description = ok(driver.cuDevResourceGenerateDesc(groups, 1))
     flags = driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
     context = ok(driver.cuGreenCtxCreate(description, device, flags))
