@@ -56,13 +56,11 @@ def attend(q_HTD: Any, k_GTD: Any, v_GTD: Any, rows: Rows, scale: float | None =
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    group = q_HTD.shape[1] // k_GTD.shape[1]
-    if group > 1:  # the kernel knows no grouped heads
-        k_GTD, v_GTD = k_GTD.repeat_interleave(group, dim=1), v_GTD.repeat_interleave(group, dim=1)
     if q_HTD.is_cuda:
         q, k, v = (part.transpose(1, 2) for part in (q_HTD, k_GTD, v_GTD))
-        return _forward_kernel(q, k, v, rows, scale)[0]
-    ends = rows.starts.tolist()
+        return one_kernel(q, k, v, rows, scale=scale)[0]
+    ends, group = rows.starts.tolist(), q_HTD.shape[1] // k_GTD.shape[1]
+    k_GTD, v_GTD = (part.repeat_interleave(group, dim=1) if group > 1 else part for part in (k_GTD, v_GTD))
     mixed = [
         scaled_dot_product_attention(
             q_HTD[:, :, a:b], k_GTD[:, :, a:b], v_GTD[:, :, a:b], is_causal=True, scale=scale
@@ -78,8 +76,7 @@ def forward(q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows) -> tuple[Any, tuple[
     import torch
 
     if q_THD.is_cuda:
-        k_THD, v_THD = _repeated(q_THD, k_TGD, v_TGD)
-        out_THD, *kept = _forward_kernel(q_THD, k_THD, v_THD, rows, None)
+        out_THD, *kept = one_kernel(q_THD, k_TGD, v_TGD, rows)
         return out_THD, tuple(kept[:3])
     with torch.no_grad():
         q, k, v = (part.transpose(1, 2) for part in (q_THD, k_TGD, v_TGD))
@@ -106,12 +103,16 @@ def backward(grad_THD: Any, q_THD: Any, k_TGD: Any, v_TGD: Any, out_THD: Any, ke
     return torch.cat((dq, dk, dv), dim=2)[0]
 
 
-def _forward_kernel(q_THD: Any, k_THD: Any, v_THD: Any, rows: Rows, scale: float | None) -> Any:
+def one_kernel(
+    q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows, *, scale: float | None = None, goes_backward: bool = True
+) -> Any:
+    """On a card: (what `attend` returns, from (1, T, H or G, D); what the kernel that goes backward wants to see)."""
     import torch
 
     return torch.ops.aten._efficient_attention_forward(
-        q_THD, k_THD, v_THD, None, rows.starts, rows.starts, rows.longest, rows.longest, 0.0, _CAUSAL, True, scale=scale
-    )
+        q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, rows.starts, rows.starts, rows.longest, rows.longest, 0.0,
+        _CAUSAL, goes_backward, scale=scale,
+    )  # fmt: skip
 
 
 def _repeated(q_THD: Any, *parts: Any) -> tuple[Any, ...]:

@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from fast_ft.shape import ModelShape
 
 GIB = 2**30
-#: New tokens for which a row is given room at first: half of a long answer, for rows of all ages share the cache. Rows
-#: that take more find it later. Of what was tried on lengths of mean 250 (32, 64, 128, 256), 256 is 11 % slower.
-AHEAD = 128
+#: New tokens that a row holds in the mean: half of a long answer, for rows of all ages share the cache.
+_USUAL = 128
 PAGE = 16  #: tokens of a page of the cache, of which a row leaves half a one empty
 _MOST_SLOTS = 160
 _TILE, _WORTH_TWO = 64, 112  #: products take rows 64 at a time: a step of 65 takes as long as one of 110 (measured)
@@ -26,15 +25,16 @@ def slots_without_card(prompt_tokens: Sequence[int], candidates: int) -> int:
 def pool_gib(shape: ModelShape, slots: int, cache_tokens: int) -> float:
     """Memory of decoding beside the base: KV cache, logits of all slots, the passes over prompts (2,048 tokens each).
 
-    A pass holds its memory twice: at its first use, and in its graph. NF4's scales are undone to 32 bits (1/16 byte a
-    weight). LoRA's matrices, as trained and as multiplied, a buffer for dequantised weights and the holes that loading
-    left are 0.22 bytes a weight: with these, 14.7 GiB hold 16,400 tokens of a 7B's cache; 17,664 ran out of memory.
+    Passes of up to 1,024 tokens hold memory of their own, for graphs. NF4's scales are undone to 32 bits (1/16 byte a
+    weight). LoRA's matrices, as trained and as multiplied, and a buffer for dequantised weights are 0.07 bytes a
+    weight; 0.08 are for what is lost between blocks, in expandable segments. 14.7 GiB then hold 17,500 tokens of a
+    7B's cache.
     """
     h, m = shape.hidden_size, shape.intermediate_size
     logits = slots * shape.vocab_size * 2 * 14
-    prefill = 2 * 2048 * 2 * (10 * h + 4 * m)
+    prefill = (2048 + 1024) * 2 * (10 * h + 4 * m)
     step = slots * 2 * (10 * h + 4 * m)
-    beside = shape.linear_weights * (1 / 16 + 0.22)
+    beside = shape.linear_weights * (1 / 16 + 0.15)
     return (cache_tokens * shape.kv_bytes + logits + prefill + step + beside) / GIB + 0.1
 
 
@@ -52,12 +52,12 @@ def settle_pool(
     """Return (slots, cache tokens, whether to dequantise, GiB) of a decoding pool that stays within the budget.
 
     `fixed_gib` is what the base's weights and the CUDA context hold. As many slots as rows of a mean prompt and an
-    answer of AHEAD tokens fit the cache, 64 where a few more would; no more cache than the slots could ever fill.
+    answer of 128 tokens fit the cache, 64 where a few more would; no more cache than the slots could ever fill.
     Weights are dequantised where that cache fits beside them.
     """
     rows = max(1, len(prompt_tokens)) * candidates
     whole = max(prompt_tokens, default=1) + max_new_tokens + 16
-    usual = sum(prompt_tokens) / max(1, len(prompt_tokens)) + min(max_new_tokens, AHEAD) + PAGE / 2
+    usual = sum(prompt_tokens) / max(1, len(prompt_tokens)) + min(max_new_tokens, _USUAL) + PAGE / 2
 
     def cache(slots: int, held: float) -> int:
         return int((budget_gib - held - pool_gib(shape, slots, 0)) * GIB / shape.kv_bytes)

@@ -69,7 +69,6 @@ NAMED = {
     "decode.nf4_kernel": {"torch"},
     "decode.cache": {"torch"},
     "decode.plain": {"torch"},
-    "decode.kernels": {"torch"},
     "decode.products": {"torch"},
     "decode.four_bits": {"torch", "bitsandbytes"},
     "decode.fused": {"torch", "transformers"},

@@ -24,10 +24,14 @@ from fast_ft.decode.graphs import Graphs
 from fast_ft.decode.prefill import Prefill, Row
 from fast_ft.decode.sampling import Sampler
 from fast_ft.errors import InputError
-from fast_ft.plan_pool import AHEAD
 
 BURST = 8  #: steps between two looks at the tokens
+#: New tokens for which a row is given room when it is admitted. Rows of all ages share the cache, and what ends makes
+#: room for what grows, so few are best (of 1 to 384, replayed with answers of 100 to 1,024 tokens). Where that was too
+#: hopeful, the youngest row is set aside, and its tokens are prefilled again.
+AHEAD = 32
 _SMALLEST = 4  #: slots
+_TILE = 16  #: rows that products take at once: a step of fewer takes as long
 _GROUPS = 8  #: of rows that are admitted at once fill the slots
 _TOKEN, _LENGTH, _MADE, _LIMIT, _LIVE, _KEY, _STOPS, _TABLE = range(8)  #: columns of the state
 
@@ -47,8 +51,8 @@ class Pool:
         self.graphs = Graphs(works=captures and fused.device.type == "cuda")
         self.prefill = Prefill(fused, cache, self.graphs, most=prefill_tokens)
         self.shapes = [slots]  # a few fixed ones, since each is captured
-        while self.shapes[-1] > _SMALLEST:
-            self.shapes.append((self.shapes[-1] + 1) // 2)
+        while (fewer := (self.shapes[-1] + 1) // 2) >= (_TILE if fused.planes else _SMALLEST):
+            self.shapes.append(fewer)
         self._captured: dict[tuple[int, int], Any] = {}
 
         def zeros(*shape: int, dtype: Any = torch.int64) -> Any:
@@ -185,6 +189,7 @@ class Pool:
 
     def _burst(self, live: list[Row], steps: int, shape: int | None) -> None:
         """Make `steps` tokens for each live row."""
+        import numpy as np
         import torch
 
         if all(row.known is not None for row in live):
@@ -195,13 +200,13 @@ class Pool:
         multiple = self.fused.ops.COLUMNS  # 0: attention needs no number of columns
         columns = multiple and -(-max(row.length(steps) for row in live) // multiple) * multiple
         width = self.state.shape[1]
-        state = torch.zeros(slots, width, dtype=torch.int64)
+        state = np.zeros((slots, width), dtype=np.int64)  # torch takes ten times as long to fill rows
         for slot, row in enumerate(live):
             made = len(row.tokens)
             head = [row.tokens[-1], row.length() - 1, made, row.known or row.limit, 1, row.key, row.known is None]
-            state[slot, : _TABLE + len(row.pages)] = torch.tensor([*head, *row.pages])
+            state[slot, : _TABLE + len(row.pages)] = [*head, *row.pages]
         with torch.inference_mode():
-            self.state[:slots].copy_(state)
+            self.state[:slots].copy_(torch.from_numpy(state))
             self.tick.zero_()
             self._seen_by(live)
             self._steps(slots, min(columns, (width - _TABLE) * PAGE), steps)

@@ -127,13 +127,13 @@ class Fused:
         def normal(*shape: int) -> Any:
             return torch.randn(*shape, generator=draw, device=self.device).to(self.dtype)
 
-        whole, width = self.heads + 2 * self.kv_heads, self.head_dim
-        qkv, weight = normal(3, whole * width), normal(whole * width)
-        memory = normal(2, 8 * PAGE, self.kv_heads, width)
-        table = torch.tensor([[3, 1, 7], [2, 0, 0], [6, 4, 5]], device=self.device)
-        length = torch.tensor([PAGE, 0, 3 * PAGE - 1], device=self.device)
+        whole, width, count = self.heads + 2 * self.kv_heads, self.head_dim, kernels.FEW + 2
+        qkv, weight = normal(count, whole * width), normal(whole * width)
+        memory = normal(2, (3 * count + 1) * PAGE, self.kv_heads, width)
+        table = torch.randperm(3 * count, generator=draw, device=self.device).view(count, 3) + 1
+        length = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (count // 3), device=self.device)
         cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
-        starts = torch.tensor([0, 1, 3], dtype=torch.int32, device=self.device)
+        starts = torch.tensor([0, 1, count], dtype=torch.int32, device=self.device)
         found = []
         for ops in (plain, kernels):
             keys, values = memory.clone()
@@ -141,11 +141,12 @@ class Fused:
             cos_sin = ops.rope(length, self._frequencies, self._rope_scale, self.dtype)
             q, k, v = ops.rotate_into_cache(x, self.heads, cos_sin, cell, keys, values)
             mixed = ops.paged_attention(q, keys, values, table, length, columns=3 * PAGE)
+            few = ops.paged_attention(q[:3], keys, values, table[:3], length[:3], columns=3 * PAGE)
             if ops.PACKED:
-                packed = ops.packed_attention(q, k, v, starts, 2)
+                packed = ops.packed_attention(q, k, v, starts, count)
             else:
-                packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, 3))])
-            found.append([keys, values, mixed, packed, ops.gated(mixed, self.dtype)])
+                packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, count))])
+            found.append([keys, values, mixed, few, packed, ops.gated(mixed, self.dtype)])
         off = max((a.float() - b.float()).abs().max().item() for a, b in zip(*found, strict=True))
         if not off <= (0.02 if self.dtype != torch.bfloat16 else 0.1):  # a NaN, too
             raise RuntimeError(f"they differ from plain torch by {off}")

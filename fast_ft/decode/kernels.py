@@ -13,6 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from fast_ft import attention
 from fast_ft.decode.cache import PAGE
 from fast_ft.decode.plain import causal
 
@@ -21,6 +22,7 @@ __all__ = ["COLUMNS", "PACKED", "add_norm", "causal", "gated", "packed_attention
 
 COLUMNS = 0  #: attention reads as many cells as a row has
 PACKED = True
+FEW = 16  #: rows that would leave most of a card idle, were each (row, head) one warp's
 
 
 @triton.jit
@@ -64,10 +66,12 @@ def _attend(  # type: ignore[no-untyped-def]
 
 def paged_attention(
     q_SHD: Any, keys: Any, values: Any, table_SW: Any, length_S: Any, *, columns: int = 0, planes: bool = False,
-    block: int = 32, warps: int = 1, stages: int = 1,
+    block: int | None = None, warps: int | None = None, stages: int = 1,
 ) -> Any:  # fmt: skip
     """As plain.paged_attention; the columns come in plane order where `planes` says so."""
     rows, heads, head_dim = q_SHD.shape
+    # one warp reaches the most of the memory's speed; of few rows, a long one waits for its cells in turn
+    block, warps = block or (128 if rows <= FEW else 32), warps or (8 if rows <= FEW else 1)
     if head_dim & (head_dim - 1):
         raise ValueError(f"a head dimension of {head_dim} is no power of two")
     out = q_SHD.new_empty(rows, heads * head_dim)
@@ -80,19 +84,10 @@ def paged_attention(
 
 
 def packed_attention(q_THD: Any, k_TGD: Any, v_TGD: Any, starts: Any, longest: int) -> Any:
-    """Causal attention within each of the rows that lie side by side, TE. Torch's memory-efficient kernel.
-
-    `starts` is int32: where each row begins, and T. `longest` is at least the longest row's length.
-    """
-    import torch
-
-    group = q_THD.shape[1] // k_TGD.shape[1]
-    if group > 1:
-        k_TGD, v_TGD = k_TGD.repeat_interleave(group, dim=1), v_TGD.repeat_interleave(group, dim=1)
-    output = torch.ops.aten._efficient_attention_forward(
-        q_THD[None], k_TGD[None], v_TGD[None], None, starts, starts, longest, longest, 0.0, 1, False
-    )
-    return output[0][0].flatten(1)
+    """Causal attention within each of the rows that lie side by side, TE; starts and longest: attention.Rows."""
+    rows = attention.Rows(starts, longest)
+    mixed_THD, *_ = attention.one_kernel(q_THD[None], k_TGD[None], v_TGD[None], rows, goes_backward=False)
+    return mixed_THD[0].flatten(1)
 
 
 def rope(position_T: Any, frequencies: Any, scale: float, dtype: Any) -> tuple[Any, Any]:
