@@ -41,7 +41,7 @@ def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
         found = points(pool, stages, _rows(prepared), prepared.encoder)
         content["map"], blocks = found.facts, found.blocks
         map_picture(folder.map_png, pool.table, stages)
-    if run.lines:
+    if run.lines and not _newer(folder.loss_png, folder.log):  # training has drawn it
         loss_picture(folder.loss_png, run.lines)
     rows = len(prepared.selection.pool) if prepared else None
     sections = [
@@ -90,6 +90,10 @@ def explore_page(recipe: Recipe, prepared: Prepared) -> str:
         ("map", "The data map", _map_markup(True)),
     ]
     return page(f"{Path(recipe.data.train).name} · fast_ft", ROWS_NOTICE, sections, content, found.blocks)
+
+
+def _newer(path: Path, than: Path) -> bool:
+    return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
 def _prepared(folder: RunDir, run: facts.Run, notes: list[str]) -> Prepared | None:
