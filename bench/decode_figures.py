@@ -7,6 +7,7 @@ from typing import Any
 
 BYTES_PER_SECOND = 4.28e12  #: an H200's memory, measured
 HOLDS = 1.15  #: a graph replayed under an SM limit may reach so much of what launched work reaches there
+PART = 2.0  #: and that, so many times the limit's part of what the whole card reaches; fewer SMs run at a higher clock
 
 
 def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
@@ -32,11 +33,14 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         found["decode.h200.vs_notebook"] = (round(fixed / _only(done["unsloth"]), 1), "times Unsloth one by one")
     if plain is not None:
         found["decode.h200.vs_generate"] = (round(fixed / plain, 2), "times generate at its best batch size")
-    mixed = {each["refill"]: each["tokens"] / each["seconds"] for each in done.get("mixed", [])}
-    if True in mixed:
-        found["decode.mixed_over_fixed"] = (round(mixed[True] / fixed, 3), "of our rate with equal lengths")
-    if len(mixed) == 2:
-        found["decode.refill_gain"] = (round(mixed[True] / mixed[False], 2), "times our own fixed batches")
+    mixed = {(each["refill"], each["shrinks"]): each["tokens"] / each["seconds"] for each in done.get("mixed", [])}
+    if refilled := mixed.get((True, True)):
+        found["decode.mixed_over_fixed"] = (round(refilled / fixed, 3), "of our rate with equal lengths")
+        if still := mixed.get((False, False)):
+            found["decode.refill_gain"] = (round(refilled / still, 2), "times our own fixed batches, of fixed shape")
+        if shrinking := mixed.get((False, True)):
+            unit = "times our own fixed batches, whose steps shrink with what is left"
+            found["decode.refill_gain_shrinking"] = (round(refilled / shrinking, 2), unit)
     return found
 
 
@@ -47,9 +51,13 @@ def floor_share(each: dict[str, Any]) -> float:
 
 
 def limit_holds(done: dict[str, list[dict[str, Any]]]) -> bool:
-    """Whether a replayed graph kept to the SMs of its stream."""
+    """Whether work on the limited stream kept to its SMs, and a graph replayed there, too."""
     limits = done.get("sm_limit", [])
-    return bool(limits) and all(each["replayed_tflops"] <= HOLDS * each["launched_tflops"] for each in limits)
+    return bool(limits) and all(
+        each["launched_tflops"] <= PART * each["whole_card_tflops"] * each["sms_got"] / each["sms_of_card"]
+        and each["replayed_tflops"] <= HOLDS * each["launched_tflops"]
+        for each in limits
+    )
 
 
 def _emulated(

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from fast_ft import environment
 from fast_ft.shape import GIB
 
 T4_GIB = 14.7  #: usable on a T4, the process's context included
@@ -33,10 +34,9 @@ class Limits:
 
         if not torch.cuda.is_available():
             return
-        self.context_gib = context_gib()
-        total = torch.cuda.mem_get_info()[1]
+        self.context_gib = environment.context_gib()
         if self.cap_gib:
-            torch.cuda.set_per_process_memory_fraction((self.cap_gib - self.context_gib) * GIB / total)
+            environment.cap_gpu_gib(self.cap_gib)
         if self.t4_attention:
             torch.backends.cuda.enable_flash_sdp(False)
             torch.backends.cuda.enable_cudnn_sdp(False)
@@ -80,20 +80,10 @@ class Limits:
             "sms_got": self._kept[2] if self._kept else None,
             "flash_and_cudnn_attention": not self.t4_attention,
             "context_gib": round(self.context_gib, 3),
-            "context_after_gib": round(context_gib(), 3),
+            "context_after_gib": round(environment.context_gib(), 3),
             "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
             "rates": self.rates,
         }
-
-
-def context_gib() -> float:
-    """Return what this process holds on the GPU outside torch's allocator, if it is the only one there."""
-    import torch
-
-    torch.zeros(1, device="cuda")
-    torch.cuda.synchronize()
-    free, total = torch.cuda.mem_get_info()
-    return float((total - free - torch.cuda.memory_reserved()) / GIB)
 
 
 def measured_rates() -> dict[str, float]:

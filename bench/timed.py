@@ -105,17 +105,17 @@ def plain_generate(model: Any, ids: Sequence[Sequence[int]], limit: int, **value
 
 def unsloth_one_by_one(job: dict[str, Any]) -> dict[str, Any]:
     """The homework's way: Unsloth's for_inference, one prompt at a time."""
-    from fast_ft import backend, recipe
+    from fast_ft import backend, environment, recipe
 
     model = recipe.Model(name_or_path=job["base"], dtype=job["dtype"])
     maker = backend.make_backend(model, recipe.Lora(), seed=1, name="unsloth")
     import torch
 
     if job["cap"]:
-        total = torch.cuda.mem_get_info()[1]
-        torch.cuda.set_per_process_memory_fraction((job["cap"] - 0.5) * GIB / total)
+        environment.cap_gpu_gib(job["cap"])
     loaded = maker.for_generation(Path(job["adapter"]))
-    plain_generate(loaded.model, job["ids"][:1], 8)
+    for ids in (min(job["ids"], key=len), max(job["ids"], key=len)):
+        plain_generate(loaded.model, [ids], 8)
     torch.cuda.synchronize()
     started = time.perf_counter()
     for ids in job["ids"]:

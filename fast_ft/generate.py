@@ -84,8 +84,8 @@ def generate(
     """Answer every prompt, `batch_size` at a time at most, with a cache of `cache_tokens` (default: enough for all).
 
     `pace` cuts answers where they would not all end in time; each prompt has one even so. `partial` keeps finished
-    answers, one JSON line each, and is read back on a second start. Out of memory halves the pool; InputError where a
-    single prompt does not fit.
+    answers, one JSON line each, and is read back on a second start. Out of memory takes an eighth of slots and cache;
+    InputError where a single prompt does not fit.
     """
     import torch
 
@@ -127,8 +127,8 @@ def generate(
             except torch.OutOfMemoryError:
                 pool = None  # with the error's traceback it holds the cache
             if pool is None:
-                slots = _halve(slots, "out of memory", notes)
-                cache_tokens = cache_tokens and cache_tokens // 2
+                slots = _fewer(slots, slots * 7 // 8, "out of memory", notes)
+                cache_tokens = cache_tokens and cache_tokens * 7 // 8
                 torch.cuda.empty_cache()
     by_prompt = {prompt.id: [answers[prompt.id, candidate] for candidate in candidates] for prompt in prompts}
     return Generation(by_prompt, time.monotonic() - started, slots, difference, notes)
@@ -216,7 +216,7 @@ def _settle(
         difference = parity(pool, loaded, encoder, ids, section.max_new_tokens)
         if difference <= PARITY[loaded.dtype] or slots == 1:
             return pool, difference
-        slots = _halve(slots, f"batched and single decoding differ by {difference:.4f} nat", notes)
+        slots = _fewer(slots, slots // 2, f"batched and single decoding differ by {difference:.4f} nat", notes)
 
 
 def _keep_pace(
@@ -244,10 +244,9 @@ def _keep_pace(
     return look
 
 
-def _halve(batch_size: int, reason: str, notes: list[str]) -> int:
+def _fewer(batch_size: int, smaller: int, reason: str, notes: list[str]) -> int:
     if batch_size == 1:
         raise InputError("out of memory with one prompt at a time. Lower generate.max_new_tokens, or free the card.")
-    smaller = batch_size // 2
     notes.append(f"{reason} in batches of {batch_size}: went on with {smaller}")
     note(notes[-1])
     return smaller

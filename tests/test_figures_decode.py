@@ -28,8 +28,9 @@ def test_figures_follow_from_the_samples() -> None:
         {"name": "fixed", **RUN}, {"name": "fixed", **RUN, "seconds": 0.2, "peak_gib": 14.6},
         {"name": "fixed", **RUN, "seconds": 1.0}, {"name": "plain", "tokens": 100, "seconds": 0.5},
         {"name": "plain", "tokens": 100, "seconds": 0.25}, {"name": "plain", "out_of_memory": True, "batch": 150},
-        {"name": "mixed", "refill": True, "tokens": 900, "seconds": 0.3},
-        {"name": "mixed", "refill": False, "tokens": 900, "seconds": 0.6},
+        {"name": "mixed", "refill": True, "shrinks": True, "tokens": 900, "seconds": 0.3},
+        {"name": "mixed", "refill": False, "shrinks": False, "tokens": 900, "seconds": 0.6},
+        {"name": "mixed", "refill": False, "shrinks": True, "tokens": 900, "seconds": 0.45},
         {"name": "unsloth", "tokens": 100, "seconds": 4.0}, {"name": "steps", "ms_a_step": 3},
     )  # fmt: skip
     found = {name: value for name, (value, _) in figures_of(given, "decode-h200").items()}
@@ -41,6 +42,7 @@ def test_figures_follow_from_the_samples() -> None:
         "decode.h200.vs_generate": 10.0,
         "decode.mixed_over_fixed": 0.75,
         "decode.refill_gain": 2.0,
+        "decode.refill_gain_shrinking": 1.5,
     }
 
 
@@ -52,10 +54,14 @@ def test_what_was_not_measured_or_failed_makes_no_figure() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("replayed", "counts"), [(54.0, True), (60.0, True), (700.0, False)])
-def test_an_emulation_counts_where_its_limit_holds_in_replay(replayed: float, counts: bool) -> None:
+@pytest.mark.parametrize(
+    ("launched", "replayed", "counts"),
+    [(55.0, 54.0, True), (55.0, 60.0, True), (55.0, 700.0, False), (700.0, 700.0, False)],
+)
+def test_an_emulation_counts_where_its_limit_holds_in_replay(launched: float, replayed: float, counts: bool) -> None:
     runs = ({"name": "fixed", **RUN}, {"name": "plain", "tokens": 100, "seconds": 0.2})
-    limit = {"name": "sm_limit", "sms": 8, "launched_tflops": 55.0, "replayed_tflops": replayed}
+    card = {"whole_card_tflops": 743.0, "sms_of_card": 132, "sms_got": 8}
+    limit = {"name": "sm_limit", "launched_tflops": launched, "replayed_tflops": replayed} | card
     found = decode_figures.figures(result(limit, *runs, sms=8))
     assert set(found) == ({"decode.t4class.vs_generate"} if counts else set())
     for value, unit in found.values():

@@ -180,7 +180,9 @@ def test_parity_that_fails_halves_the_batch_and_says_so(
     assert result.answers == answer(loaded, prompts, tmp_path / "undisturbed").answers
 
 
-def test_memory_that_runs_out_halves_the_batch(loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
+def test_memory_that_runs_out_takes_an_eighth_of_the_batch(
+    loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
     wanted = answer(loaded, prompts, tmp_path / "wanted").answers
 
     def full(module: Any, given: Any) -> None:
@@ -193,7 +195,7 @@ def test_memory_that_runs_out_halves_the_batch(loaded: backend.Loaded, prompts: 
     finally:
         hook.remove()
     assert result.batch_size == 2 and result.answers == wanted
-    assert result.notes[0] == "out of memory in batches of 9: went on with 4"
+    assert result.notes[0] == "out of memory in batches of 9: went on with 7"
 
 
 def test_no_memory_for_one_prompt_is_a_clear_error(

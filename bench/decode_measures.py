@@ -1,0 +1,164 @@
+"""The measurements of bench.decode: each takes the subject and yields results. Used by bench/decode.py."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
+from bench.decode_figures import floor_share
+from bench.decode_subject import Subject
+from bench.timed import TimedPool, plain_generate, step_bytes
+from fast_ft import data, environment, recipe
+from fast_ft.decode.cache import PAGE
+from fast_ft.decode.prefill import Row
+
+LONGEST = 1024
+
+
+def steps(subject: Subject) -> Iterator[dict[str, Any]]:
+    for workspace in subject.workspaces:
+        for slots in subject.slots:
+            pool = subject.pool(slots, max(300, subject.options.limit), workspace)
+            yield {"workspace_mib": workspace, "slots": pool.slots, **pool.step_milliseconds(200)}
+            if subject.options.profile:
+                say(pool.profile(200))
+            del pool
+            empty_cache()
+
+
+def check(subject: Subject) -> Iterator[dict[str, Any]]:
+    from bench.agreement_decode import teacher_forced
+
+    pool = subject.pool(None, 64, subject.workspaces[0], greedy=True)
+    made = []
+    for _ in range(2):
+        rows = [Row(row, 64) for row in subject.ids[:24]]
+        list(pool.run(rows))
+        made.append([row.tokens for row in rows])
+    yield {"same_twice": made[0] == made[1], "captured": pool.graphs.works, "graphs": pool.graphs.count,
+           **teacher_forced(subject.model, subject.ids[:24], made[0])}  # fmt: skip
+
+
+def fixed(subject: Subject) -> Iterator[dict[str, Any]]:
+    limit = subject.options.limit
+
+    def warm_up(slots: int | None, workspace: int) -> dict[str, Any]:
+        """Let kernels be compiled and libraries loaded, once in a process; no pool or graph of it is kept."""
+        pool = subject.pool(slots, limit, workspace)
+        list(pool.run([Row(row, 2 + index % 3) for index, row in enumerate(subject.ids)], burst=2))
+        return {}
+
+    def once(slots: int | None, workspace: int) -> dict[str, Any]:
+        reset_peak()
+        pool = subject.pool(slots, limit, workspace)
+        return _timed(subject, pool, [Row(row, limit, key=index) for index, row in enumerate(subject.ids)])
+
+    for workspace in subject.workspaces:
+        for slots in subject.slots:
+            subject.with_room(warm_up, slots, workspace)
+            for _ in range(subject.options.repeat):
+                yield {"workspace_mib": workspace} | subject.with_room(once, slots, workspace)
+
+
+def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
+    lengths = _lengths(subject)
+
+    def once(refill: bool, shrinks: bool) -> dict[str, Any]:
+        reset_peak()
+        pool = subject.pool(None, LONGEST, subject.workspaces[0])
+        rows = [Row(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
+        pool.forced = dict(zip(rows, lengths, strict=True))
+        return _timed(subject, pool, rows, refill, shrinks)
+
+    for refill, shrinks in ((True, True), (False, False), (False, True)):
+        named = {"refill": refill, "shrinks": shrinks, "mean_length": sum(lengths) / len(lengths)}
+        yield named | subject.with_room(once, refill, shrinks)
+
+
+def plain(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Prompts around the median length: as little padding as sorting by length can come to."""
+    by_length, limit = sorted(subject.ids, key=len), subject.options.limit
+
+    def once(batch: list[list[int]]) -> dict[str, Any]:
+        plain_generate(subject.model, batch, 4)
+        seconds = clock(lambda: plain_generate(subject.model, batch, limit))
+        tokens = len(batch) * limit
+        return {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1),
+                "longest_prompt": len(batch[-1]), "peak_gib": _peak()}  # fmt: skip
+
+    for size in map(int, subject.options.batches.split(",")):
+        reset_peak()
+        first = max(0, (len(by_length) - size) // 2)
+        yield {"batch": size} | out_of_memory_is_a_result(once, by_length[first : first + size])
+        empty_cache()
+
+
+def unsloth(subject: Subject) -> Iterator[dict[str, Any]]:
+    """In a new process, for importing Unsloth patches transformers; this one's memory is given back first."""
+    options = subject.options
+    if options.random:
+        yield {"failed": "with --random there is no checkpoint that Unsloth could load"}
+        return
+    if options.adapter is None:
+        _ = subject.model
+    subject.free()
+    job = {"base": options.base, "adapter": str(options.adapter), "limit": options.limit, "dtype": options.dtype,
+           "ids": subject.ids[::10], "cap": options.cap}  # fmt: skip
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(job, file)
+        file.flush()
+        done = subprocess.run([sys.executable, "-m", "bench.timed", file.name], capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1:] or ["{}"]
+    yield json.loads(last[0]) if done.returncode == 0 else {"failed": done.stderr[-1500:]}
+
+
+MEASURES = {"steps": steps, "check": check, "fixed": fixed, "plain": plain, "mixed": mixed, "unsloth": unsloth}
+
+
+def _timed(
+    subject: Subject, pool: TimedPool, rows: list[Row], refill: bool = True, shrinks: bool = True
+) -> dict[str, Any]:
+    """Run rows, all of them or in batches of the pool's slots. Batches that do not shrink keep their first shape."""
+    groups = [rows] if refill else [rows[i : i + pool.slots] for i in range(0, len(rows), pool.slots)]
+
+    def work() -> None:
+        for group in groups:
+            list(pool.run(group, shape=None if shrinks else pool.shape_for(len(group))))
+
+    seconds = clock(work)
+    tokens = sum(min(len(row.tokens), pool.forced.get(row, len(row.tokens))) for row in rows)
+    cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
+    found = {
+        "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 1),
+        "slots": pool.slots, "cells": pool.cache.pages * PAGE, "steps": pool.steps,
+        "prefill_seconds": round(pool.prefill_seconds, 4), "burst_seconds": round(pool.burst_seconds, 4),
+        "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
+        "set_aside": pool.set_aside, "weight_bytes": step_bytes(subject.shape), "cells_read": cells,
+        "bytes_a_cell": subject.shape.kv_bytes, "planes": pool.fused.planes,
+        "captured": pool.graphs.works, "graphs": pool.graphs.count, "peak_gib": _peak(),
+    }  # fmt: skip
+    return found | {"floor_share": round(floor_share(found), 3)}
+
+
+def _lengths(subject: Subject) -> list[int]:
+    """Lengths of long Alpaca responses, scaled to a mean of 250; without a file a log-normal like them."""
+    draw = random.Random(0)
+    if subject.options.lengths:
+        pool = data.load_pool(recipe.Data(train=str(subject.options.lengths)))
+        counts = [len(subject.encoder.response_ids([], each.response)) for each in pool.examples(range(len(pool)))]
+        picked = [float(count) for count in draw.choices(counts, k=len(subject.ids))]
+    else:
+        picked = [205 + draw.lognormvariate(4.4, 0.9) for _ in subject.ids]
+    scale = 250 * len(picked) / sum(picked)
+    return [max(1, min(LONGEST, round(each * scale))) for each in picked]
+
+
+def _peak() -> float:
+    """GiB reserved at most since the last reset, with the context as it is now."""
+    return peak_gib(environment.context_gib())

@@ -1,0 +1,134 @@
+"""What bench.decode measures: the model with its adapter, within its limits, and pools over it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from bench.clock import empty_cache, out_of_memory_is_a_result, say
+from bench.random_base import random_model
+from bench.sm_limit import limit_sms, tflops
+from bench.timed import TimedPool
+from fast_ft import adapter_file, backend, data, environment, recipe
+from fast_ft.decode import sampling
+from fast_ft.decode.cache import PAGE, Cache
+from fast_ft.decode.fused import Fused
+from fast_ft.plan_pool import settle_pool
+from fast_ft.shape import ModelShape
+from fast_ft.template import Encoder
+
+NO_EOS = -1
+
+
+class Subject:
+    """The prompts' tokens and, loaded at first use, the model. `keep` takes what is found out about limits."""
+
+    def __init__(self, options: argparse.Namespace, keep: Callable[[str, dict[str, Any]], None]) -> None:
+        self.options, self._keep = options, keep
+        self.encoder = Encoder(Path(options.base))
+        prompts = data.load_prompts(options.prompts)[0][: options.take]
+        self.ids = [self.encoder.prompt_ids(prompt.messages) for prompt in prompts]
+        self.shape = ModelShape.from_config(json.loads((Path(options.base) / "config.json").read_text()))
+        self.slots = [None if each == "auto" else int(each) for each in options.slots.split(",")]
+        self.workspaces = [int(each) for each in options.workspace.split(",")]
+        self.context = 0.0
+        self.room = 1.0  #: of the planned cache: less after running out of memory
+        self._loaded: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The model, in evaluation mode."""
+        if self._loaded is None:
+            started = time.monotonic()
+            cap = self.options.cap
+            self.context = environment.cap_gpu_gib(cap) if cap else environment.context_gib()
+            self._loaded = self._load()
+            if self.options.sms:
+                self._limit_sms(self.options.sms)
+            segments = "expandable" if environment.segments_expand() else "fixed"
+            seconds = time.monotonic() - started
+            say(f"loaded in {seconds:.1f} s; {self.context:.2f} GiB for the context, {segments} segments")
+        return self._loaded.model
+
+    def free(self) -> None:
+        """Give the model's memory back; it is loaded again where it is wanted again."""
+        if self._loaded is not None:
+            self._loaded.free()
+            self._loaded = None
+
+    def _load(self) -> Any:
+        if self.options.random:
+            config = json.loads((Path(self.options.base) / "config.json").read_text())
+            return SimpleNamespace(model=random_model(config, self.options.dtype), free=lambda: None)
+        section = recipe.Model(name_or_path=self.options.base, dtype=self.options.dtype)
+        maker = backend.make_backend(section, recipe.Lora(), seed=1, name="peft")
+        if self.options.adapter is not None:
+            return maker.for_generation(self.options.adapter)
+        self.options.adapter = Path(tempfile.mkdtemp()) / "adapter"
+        self.options.adapter.mkdir()
+        return _random_adapter(maker, self.options.adapter)
+
+    def _limit_sms(self, sms: int) -> None:
+        import torch
+
+        launched, _ = tflops()
+        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": launched}
+        found["sms_of_card"] = torch.cuda.get_device_properties(0).multi_processor_count
+        self._kept = limit_sms(sms)
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        found["launched_tflops"], found["replayed_tflops"] = tflops()
+        self._keep("sm_limit", found | {"sms_got": self._kept[2]})
+
+    def pool(self, slots: int | None, new_tokens: int, workspace: int, *, greedy: bool = False) -> TimedPool:
+        """A pool of the plan's shape, or of `slots`."""
+        model, started = self.model, time.monotonic()
+        slots, cells, _, predicted = settle_pool(
+            self.shape, [len(row) for row in self.ids], candidates=1, max_new_tokens=new_tokens, wanted_slots=slots,
+            load_in_4bit=True, fixed_gib=self.shape.weights_gib(load_in_4bit=True) + self.context,
+            budget_gib=self.options.cap or 100.0,
+        )  # fmt: skip
+        cells = round((self.options.cells or cells) * self.room)
+        fused = Fused(model, dequantise=workspace == 0, workspace_mib=workspace or 1)
+        empty_cache()
+        longest = max(map(len, self.ids)) + new_tokens
+        cache = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, cells // PAGE, fused.dtype, fused.device)
+        sampler = sampling.Sampler(not greedy, temperature=0.7, top_k=30, top_p=0.9)
+        pool = TimedPool(fused, cache, sampler, slots=slots, eos_id=NO_EOS, pad_id=0, longest=longest,
+                         prefill_tokens=self.options.prefill)  # fmt: skip
+        say(
+            f"pool: {slots} slots, {cells} cells, {predicted:.1f} GiB predicted, workspace {workspace} MiB, "
+            f"{fused.ops.__name__}, planes {fused.planes}, made in {time.monotonic() - started:.1f} s"
+        )
+        return pool
+
+    def with_room(self, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+        """Do some work; out of memory makes the cache of all pools an eighth smaller, as in a run, at most thrice."""
+        for _ in range(4):
+            result = out_of_memory_is_a_result(work, *given)
+            empty_cache()
+            if not result.get("out_of_memory"):
+                break
+            self.room *= 7 / 8
+            say(f"out of memory: from here on {self.room:.2f} of the planned cache")
+        return result
+
+
+def _random_adapter(maker: backend.Backend, folder: Path) -> Any:
+    """Return the base with an adapter of random B matrices, saved to `folder` too."""
+    import torch
+
+    loaded = maker.for_training()
+    with torch.no_grad():
+        for name, weight in loaded.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.002)
+    adapter_file.save(loaded.model, folder, "random", "random")
+    loaded.model.eval().requires_grad_(False)
+    return loaded
