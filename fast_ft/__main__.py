@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fast_ft.commands import COMMANDS
+from fast_ft import ranks
+from fast_ft.commands import COMMANDS, TOGETHER
 from fast_ft.errors import BudgetMissed, InputError, nearest
 from fast_ft.progress import note
 from fast_ft.redact import redact_tracebacks
@@ -24,6 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait take shared vCPUs from those that work: a step on 2 cores beside one busy
     # process took 0.67 s with spinning and 0.12 s without. Must stand before torch loads OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        place = ranks.enter()
+    except InputError as error:
+        note(f"error: {error}")
+        return 2
+    if not place.first:
+        from fast_ft.follow import follow
+
+        return follow(place)
+    try:
+        return _main(words, place)
+    finally:
+        place.end()
+
+
+def _main(words: list[str], place: ranks.Ranks) -> int:
     parser = build_parser()
     if words and words[0] not in COMMANDS and not words[0].startswith("-"):
         if not words[0].endswith((".yaml", ".yml")) and "/" not in words[0]:
@@ -40,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
+        if place.size > 1 and options.call not in TOGETHER:
+            raise InputError(f"several processes (WORLD_SIZE={place.size}) train a recipe; {words[0]} is for one")
         return options.call(options)
     except InputError as error:
         note(f"error: {error}")
@@ -47,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BudgetMissed as error:
         note(str(error))
         return 3
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ranks.Lost):
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has left
@@ -95,6 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--output", metavar="FILE", help="with --explore: write the page to a file instead")
     plan = add("plan", "show what training will take: steps, tokens, memory, minutes")
     plan.add_argument("--gpu", metavar="CARD", help="plan for this card, such as t4, without having it")
+    plan.add_argument(
+        "--num-processes", type=int, default=1, metavar="N", help="plan for N cards that train together (torchrun)"
+    )
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
     generate = add("generate", "answer the prompts again with a run's adapter", takes="RUN_DIR [key=value ...]")
     generate.add_argument("run", metavar="RUN_DIR")

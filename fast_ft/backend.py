@@ -66,11 +66,17 @@ class Backend(Protocol):
         """Return a fresh base model with the adapter in a folder, ready to answer."""
 
 
-def make_backend(model: recipe.Model, lora: recipe.Lora, *, seed: int, name: str | None = None) -> Backend:
+#: Said where a recipe that means Unsloth is trained by several processes.
+ALONE_ONLY = "Unsloth trains in one process only: several train through PEFT, more slowly each."
+
+
+def make_backend(
+    model: recipe.Model, lora: recipe.Lora, *, seed: int, name: str | None = None, world_size: int = 1
+) -> Backend:
     """Return the backend that the recipe asks for; or `name`, the one that an adapter was trained with.
 
     auto is recipe.card_backend where there is an NVIDIA GPU. Where our blocks do not know the model or the card, it is
-    Unsloth, and where that does not import, PEFT; the run says so.
+    Unsloth, and where that does not import or several processes train, PEFT; the run says so.
     """
     # One row of passes has many widths: without this, blocks of memory that fit none of the next ones pile up.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -101,6 +107,10 @@ def make_backend(model: recipe.Model, lora: recipe.Lora, *, seed: int, name: str
         if wanted == "fused":
             raise InputError(f"model.backend: 'fused' cannot train this: {problem}. Use model.backend=auto.")
         notes = [f"Not trained through our own blocks: {problem}."]
+    if world_size > 1:
+        peft_backend = PeftBackend(*arguments)
+        peft_backend.notes += [*notes, ALONE_ONLY]
+        return peft_backend
     try:
         import unsloth  # noqa: F401
     except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:

@@ -115,7 +115,9 @@ def _plan(options: argparse.Namespace) -> int:
     from fast_ft.prepare import prepare
     from fast_ft.show import print_plan
 
-    content = describe(recipe, prepare(recipe), options.gpu)
+    if options.num_processes < 1:
+        raise InputError(f"--num-processes {options.num_processes}: give at least 1")
+    content = describe(recipe, prepare(recipe), options.gpu, options.num_processes)
     if options.json:
         print(json.dumps(content, indent=2))
     else:
@@ -260,6 +262,9 @@ def _schema(options: argparse.Namespace) -> int:
     print(json.dumps(schema(), indent=2))
     return 0
 
+
+#: Those that several processes can do together (ranks.py).
+TOGETHER = (_run, _train)
 
 COMMANDS = {
     "run": _run,

@@ -1,4 +1,4 @@
-"""How an effective batch is cut into micro-batches: which rows share a pass, and how wide the pass is. Pure."""
+"""How an effective batch is cut: which process gets which rows, which rows share a pass, how wide it is. Pure."""
 
 from __future__ import annotations
 
@@ -11,28 +11,42 @@ EAGER_MULTIPLE = 8
 GRAPH_MULTIPLE = 128
 
 
+def share(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return row indices for each of `size` processes, of nearly equal tokens; some get none where rows are few."""
+    return _dealt(lengths, size, most_rows=len(lengths), limit=math.inf) or []
+
+
 def cut(lengths: Sequence[int], *, most_rows: int, most_tokens: int | None) -> list[list[int]]:
     """Return row indices in micro-batches of nearly equal tokens, as few as the limits allow.
 
-    A micro-batch has at most `most_rows` rows and `most_tokens` tokens (None: no limit); a longer row goes alone. The
-    longest rows are dealt first, each to the micro-batch that has least.
+    A micro-batch has at most `most_rows` rows and `most_tokens` tokens (None: no limit); a longer row goes alone.
     """
+    if not lengths:
+        return []
     limit = max(math.inf if most_tokens is None else most_tokens, max(lengths))
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     least = max(math.ceil(len(lengths) / most_rows), math.ceil(sum(lengths) / limit))
     for count in range(least, len(lengths)):
-        dealt: list[list[int]] = [[] for _ in range(count)]
-        totals = [0] * count
-        for index in order:
-            open_to = [k for k in range(count) if len(dealt[k]) < most_rows and totals[k] + lengths[index] <= limit]
-            if not open_to:
-                break
-            to = min(open_to, key=totals.__getitem__)
-            dealt[to].append(index)
-            totals[to] += lengths[index]
-        else:
-            return [sorted(each) for each in dealt]
-    return [[index] for index in order]
+        if (dealt := _dealt(lengths, count, most_rows=most_rows, limit=limit)) is not None:
+            return dealt
+    return [[index] for index in _longest_first(lengths)]
+
+
+def _dealt(lengths: Sequence[int], count: int, *, most_rows: int, limit: float) -> list[list[int]] | None:
+    """Deal rows to `count` piles, the longest first, each to the pile that has least; None where one has no room."""
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    totals = [0] * count
+    for index in _longest_first(lengths):
+        open_to = [k for k in range(count) if len(dealt[k]) < most_rows and totals[k] + lengths[index] <= limit]
+        if not open_to:
+            return None
+        to = min(open_to, key=totals.__getitem__)
+        dealt[to].append(index)
+        totals[to] += lengths[index]
+    return [sorted(each) for each in dealt]
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
 def width(tokens: int, *, capture: bool) -> int:

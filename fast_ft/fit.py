@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fast_ft.cost import STEP_SECONDS
 from fast_ft.cut import cut
 from fast_ft.errors import InputError
-from fast_ft.plan import widths_of
+from fast_ft.plan import shares_of, widths_of
 from fast_ft.progress import note
 
 if TYPE_CHECKING:
@@ -28,24 +28,27 @@ def rehearse(course: Course) -> None:
     jobs, at = course.jobs[course.progress.stage :], course.progress.step
     steps = [step for job in jobs for step in job.lengths][at:]
     while not course.rehearsed:
-        widths = [widths_of(course.plan, step) for step in steps]
+        widths = [widths_of(course.plan, shares_of(course.plan, step)[course.ranks.rank]) for step in steps]
+        short: Exception | None = None
         try:
             seconds = course.passes.rehearse({each for step in widths for each in step})
-            course.rehearsed = True
         except torch.OutOfMemoryError as error:
-            short = error
-        if not course.rehearsed:  # outside of the handler: the error's traceback holds the activations
+            short = error.with_traceback(None)  # which would hold the activations
+        course.rehearsed = not course.ranks.any(short is not None)
+        if not course.rehearsed:
             shrink(course, short, course.progress.global_step + 1)
+    if not seconds:  # fewer rows in a step than processes
+        return
     widest = max(seconds)  # without graphs the only one
     total = sum(seconds.get(each, seconds[widest] * each / widest) for step in widths for each in step)
     minutes = (total + len(steps) * STEP_SECONDS) / 60
     note(f"{len(steps)} steps: {minutes:.1f} minutes, by passes measured just now")
 
 
-def shrink(course: Course, error: Exception, step: int) -> None:
+def shrink(course: Course, error: Exception | None, step: int) -> None:
     """Settle for a thriftier plan after an out-of-memory error: smaller passes, then no graphs, then recomputation.
 
-    InputError where there is none.
+    InputError where there is none. `error` is None where another process had it; all settle for the same.
     """
     import torch
 
@@ -54,7 +57,8 @@ def shrink(course: Course, error: Exception, step: int) -> None:
     steps = [step for job in course.jobs for step in job.lengths]
     pieces = (
         (lengths, piece)
-        for lengths in steps
+        for step_lengths in steps
+        for lengths in shares_of(plan, step_lengths)
         for piece in cut(lengths, most_rows=plan.micro_batch, most_tokens=plan.most_tokens)
     )
     now = max(sum(lengths[i] for i in piece) for lengths, piece in pieces)

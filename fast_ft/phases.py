@@ -21,7 +21,9 @@ from fast_ft.rundir import RunDir
 from fast_ft.shape import ModelShape
 
 
-def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str) -> plan.Plan:
+def settle_plan(
+    folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str, world_size: int = 1
+) -> plan.Plan:
     """Return this run's plan: the one in plan.json if there is one, else a new one, written there.
 
     A budget.memory_gib of the recipe's binds this process from here on.
@@ -36,6 +38,7 @@ def settle_plan(folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name
         model_config(recipe),
         backend=backend_name,
         card=planning.card_here(),
+        world_size=world_size,
     )
     keep_plan(folder, settled)
     return settled

@@ -12,7 +12,7 @@ from typing import Any
 
 from fast_ft import cost
 from fast_ft.cost import Rates, Training
-from fast_ft.cut import cut, width
+from fast_ft.cut import cut, share, width
 from fast_ft.plan_pool import settle_pool, slots_without_card
 from fast_ft.shape import ModelShape
 
@@ -28,6 +28,7 @@ class Plan:
     `recompute_layers` layers' activations are computed again. `capture`: passes are replayed from CUDA graphs.
     `generation_batch` answers are decoded side by side, over a KV cache of `cache_tokens` (None: enough for all);
     `dequantise`: from weights turned to 16 bits, since there is memory for them. `step_seconds` is a mean.
+    `world_size` processes share each effective batch; limits and GiB are those of one. `backend`: whose costs they are.
     """
 
     micro_batch: int
@@ -41,6 +42,8 @@ class Plan:
     cache_tokens: int | None = None
     dequantise: bool = False
     step_seconds: float = 0.0
+    world_size: int = 1
+    backend: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,6 +77,7 @@ def settle(
     *,
     memory_gib: float | None,
     rates: Rates | None,
+    world_size: int = 1,
 ) -> Plan:
     """Return the plan for these steps, each given by its rows' token counts.
 
@@ -83,7 +87,8 @@ def settle(
     if memory_gib is None or rates is None:
         again = shape.num_hidden_layers if wanted.recompute else 0
         slots = wanted.generation_batch or slots_without_card(answers.prompt_tokens, answers.candidates)
-        return Plan(wanted.micro_batch or training.rows, None, again, generation_batch=slots)
+        micro_batch = wanted.micro_batch or training.rows
+        return Plan(micro_batch, None, again, generation_batch=slots, world_size=world_size, backend=training.backend)
     budget = memory_gib * _SLACK
     slots, cache_tokens, dequantise, generate_gib = settle_pool(
         shape,
@@ -97,7 +102,8 @@ def settle(
     )
     pool = Plan(
         wanted.micro_batch or training.rows, generation_batch=slots, memory_gib=memory_gib,
-        generate_gib=round(generate_gib, 2), cache_tokens=cache_tokens, dequantise=dequantise,
+        generate_gib=round(generate_gib, 2), cache_tokens=cache_tokens, dequantise=dequantise, world_size=world_size,
+        backend=training.backend,
     )  # fmt: skip
     choices = [
         _choice(shape, training, steps, pool, rates, budget, again, capture)
@@ -129,27 +135,40 @@ def _choice(
     def gib(tokens: int) -> float:
         return fixed + cost.pass_gib(shape, training, width(tokens, capture=capture), again)
 
-    largest = max((sum(step) for step in steps), default=1)
+    shares = [each for step in steps for each in shares_of(plan, step)]
+    largest = max((sum(each) for each in shares), default=1)
     room = next((n for n in range(largest, training.longest, -32) if gib(n) <= budget), training.longest)
     looked = steps[:: max(1, len(steps) // _LOOKED_AT)]
     made = Plan(**asdict(plan) | {"most_tokens": room, "recompute_layers": again, "capture": capture})
     seconds = sum(step_seconds(shape, training, made, step, rates) for step in looked) / max(1, len(looked))
-    widths = {each for step in steps for each in widths_of(made, step)}
+    widths = {wide for each in shares for wide in widths_of(made, each)}
     captures = len(widths) * cost.CAPTURE_SECONDS / max(1, len(steps)) if capture else 0.0
     peak = fixed + cost.pass_gib(shape, training, max(widths, default=1), again)
     settled = Plan(**asdict(made) | {"train_gib": round(peak, 2), "step_seconds": round(seconds, 4)})
     return seconds + captures, settled
 
 
+def shares_of(plan: Plan, lengths: Sequence[int]) -> list[list[int]]:
+    """Return the token counts of each process's rows in one step over rows of these."""
+    return [[lengths[i] for i in part] for part in share(lengths, plan.world_size)]
+
+
 def widths_of(plan: Plan, lengths: Sequence[int]) -> list[int]:
-    """Return the widths of the passes of one step over rows of these token counts."""
+    """Return the widths of the passes of one process over its rows, which have these token counts."""
     pieces = cut(lengths, most_rows=plan.micro_batch, most_tokens=plan.most_tokens)
     return [width(sum(lengths[i] for i in piece), capture=plan.capture) for piece in pieces]
 
 
 def step_seconds(shape: ModelShape, training: Training, plan: Plan, lengths: Sequence[int], rates: Rates) -> float:
-    """Return the predicted seconds of one optimizer step over rows of these token counts."""
-    return cost.STEP_SECONDS + sum(
-        cost.pass_seconds(shape, training, rates, each, plan.recompute_layers, capture=plan.capture)
-        for each in widths_of(plan, lengths)
-    )
+    """Return the predicted seconds of one optimizer step over rows of these token counts.
+
+    The slowest process's passes count; adding up gradients does not: 160 MB for a 7B with r = 16.
+    """
+
+    def seconds(own: Sequence[int]) -> float:
+        return sum(
+            cost.pass_seconds(shape, training, rates, each, plan.recompute_layers, capture=plan.capture)
+            for each in widths_of(plan, own)
+        )
+
+    return cost.STEP_SECONDS + max(seconds(own) for own in shares_of(plan, lengths))

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fast_ft import environment, forecast, hub, plan, rules
+from fast_ft.backend import ALONE_ONLY
 from fast_ft.cost import CONTEXT_GIB, Training
+from fast_ft.cut import share
 from fast_ft.errors import InputError
 from fast_ft.plan import Answers, Plan, Wanted
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe, card_backend
 from fast_ft.shape import ModelShape
+from fast_ft.stage_job import StageJob
 
 
 def settle(
-    recipe: Recipe, prepared: Prepared, config: dict[str, Any], *, backend: str, card: forecast.Card | None
+    recipe: Recipe,
+    prepared: Prepared,
+    config: dict[str, Any],
+    *,
+    backend: str,
+    card: forecast.Card | None,
+    world_size: int = 1,
 ) -> Plan:
     """Return the plan of a recipe on a card, None being a CPU; see plan.settle. `config` is the base's config.json."""
     assert prepared.encoder is not None
@@ -34,6 +44,7 @@ def settle(
         wanted(recipe),
         memory_gib=memory,
         rates=card.expected if card is not None else None,
+        world_size=world_size,
     )
 
 
@@ -71,10 +82,11 @@ def wanted(recipe: Recipe) -> Wanted:
     )
 
 
-def describe(recipe: Recipe, prepared: Prepared, gpu: str | None) -> dict[str, Any]:
+def describe(recipe: Recipe, prepared: Prepared, gpu: str | None, world_size: int = 1) -> dict[str, Any]:
     """Return what training will take, by stage and in all; with a card also its plan, GiB and projected minutes.
 
-    `gpu` is a name of cards.json; None: the card here, by its measured rate, or no card at all.
+    `gpu` is a name of cards.json; None: the card here, by its measured rate, or no card at all. `world_size`
+    processes train together, each on such a card.
     """
     jobs = prepared.jobs(recipe.train, recipe.seed)
     stages: list[dict[str, Any]] = []
@@ -90,13 +102,15 @@ def describe(recipe: Recipe, prepared: Prepared, gpu: str | None) -> dict[str, A
                 "longest_row": max(len(row.input_ids) for row in job.rows),
             }
         )
+    backend, why = backend_of(recipe, world_size)
     content: dict[str, Any] = {"stages": stages}
+    if world_size > 1:
+        content["processes"] = {"world_size": world_size, "largest_share": largest_share(jobs, world_size), "note": why}
     card = forecast.card(gpu) if gpu is not None else card_here()
     if card is None:
         return content
     config = base_config(recipe)
-    backend = card_backend(recipe.model, recipe.lora)
-    settled = settle(recipe, prepared, config, backend=backend, card=card)
+    settled = settle(recipe, prepared, config, backend=backend, card=card, world_size=world_size)
     shape, work = ModelShape.from_config(config), training(recipe, prepared, backend=backend)
     ends: list[float] = []
     for rates in card.rates:
@@ -115,6 +129,19 @@ def describe(recipe: Recipe, prepared: Prepared, gpu: str | None) -> dict[str, A
         "verdict": _verdict(ends, budget, settled),
     }
     return content
+
+
+def backend_of(recipe: Recipe, world_size: int) -> tuple[str, str]:
+    """Return the backend that trains the recipe on cards, and why it is another than the recipe's, or ""."""
+    name = card_backend(recipe.model, recipe.lora)
+    return ("peft", ALONE_ONLY) if world_size > 1 and name == "unsloth" else (name, "")
+
+
+def largest_share(jobs: Sequence[StageJob], world_size: int) -> float:
+    """Return the part of all tokens that goes to whichever process has most in a step: at best 1 / world_size."""
+    steps = [step for job in jobs for step in job.lengths]
+    fullest = sum(max(sum(step[i] for i in part) for part in share(step, world_size)) for step in steps)
+    return round(fullest / sum(map(sum, steps)), 4)
 
 
 def base_config(recipe: Recipe) -> dict[str, Any]:

@@ -12,8 +12,19 @@ from fast_ft.terminal import harmless
 _EVERY = 15.0  #: seconds between two lines where stderr is no terminal
 
 
+_silent = False
+
+
+def be_silent() -> None:
+    """Print no notes from here on: another process says them."""
+    global _silent
+    _silent = True
+
+
 def note(text: str) -> None:
     """Write text to stderr, fit for a terminal and without keys. stdout is kept for what a program reads (`--json`)."""
+    if _silent:
+        return
     print(harmless(redacted(text)), file=sys.stderr, flush=True)
 
 

@@ -101,6 +101,13 @@ def print_plan(content: dict[str, Any]) -> None:
     for entry in stages:
         table.add_row(*(_cell(value) for value in entry.values()))
     console.print(table)
+    if "processes" in content:
+        given = content["processes"]
+        count, largest = given["world_size"], given["largest_share"]
+        text = f"processes    {count}, one for each GPU; the fullest share of a step is {largest:.1%} of its tokens"
+        console.print(text, markup=False)
+        if given["note"]:
+            console.print(f"             {given['note']}", markup=False)
     if "card" not in content:
         console.print("no GPU here: minutes and memory are projected with --gpu t4 (or another card)", markup=False)
         return
@@ -110,11 +117,13 @@ def print_plan(content: dict[str, Any]) -> None:
     )
     again = plan["recompute_layers"]
     ways = f"of {again} layers computed again, the others' kept" if again else "kept"
+    each = " on each" if plan["world_size"] > 1 else ""
     lines = [
         f"card         {card['name']}, {plan['memory_gib']:.1f} GiB, training at {_cell(card['tflops'])} TFLOP/s",
         f"             ({card['rates_from']})",
+        f"backend      {plan['backend']}",
         f"pass         {pieces}; activations {ways}{'; replayed from CUDA graphs' if plan['capture'] else ''}",
-        f"memory       {plan['train_gib']:.1f} GiB predicted in training, {plan['generate_gib']:.1f} in generation",
+        f"memory       {plan['train_gib']:.1f} GiB predicted in training{each}, {plan['generate_gib']:.1f} in decoding",
         f"minutes      {_cell(content['projected_minutes'])} projected for training, not measured; "
         f"{plan['step_seconds']:.2g} s a step in between",
         f"verdict      {content['verdict']}",

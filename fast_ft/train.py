@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import interrupt, recipe, state
+from fast_ft import alike, interrupt, ranks, recipe, state
 from fast_ft.backend import Loaded
 from fast_ft.budget import TrainPace
 from fast_ft.optimizer import Flat, make_optimizer
@@ -25,12 +25,18 @@ from fast_ft.stage_job import StageJob, StageResult
 
 Log = Callable[[dict[str, Any]], None]
 
+_ONE_REQUEST = 3.0  #: seconds: a terminal's Ctrl-C comes from the terminal, and once more from the launcher
+
 
 class Course:
     """Training over several stages: the optimizer, the schedule and the loss scale that go from one to the next.
 
-    `jobs` are all stages, since one schedule spans them; `save_state(progress)` is called at stage ends and every
+    `jobs` are all stages, since one schedule spans them; `on_checkpoint` is called at stage ends and every
     `section.save_steps` steps; `log` gets one flat dict a step.
+
+    Where several processes train (`ranks`), each has a course over the same jobs and takes its share of every batch.
+    Gradients are added up before they are used, so weights stay equal; what hangs on one process's clock, memory or
+    signals is agreed on.
     """
 
     def __init__(
@@ -45,10 +51,11 @@ class Course:
         plan: Plan,
         log: Log,
         work_folder: Path,
+        ranks: ranks.Ranks = ranks.ALONE,
     ) -> None:
         self.loaded, self.jobs, self.section, self.carry = loaded, jobs, section, carry
         self.seed, self.pad_id, self.log, self.work_folder = seed, pad_id, log, work_folder
-        self.plan = plan
+        self.plan, self.ranks = plan, ranks
         self.progress = state.Progress()
         self.flat = Flat(loaded.model)
         self.passes = Passes(
@@ -76,6 +83,8 @@ class Course:
         self._broken = self._diverged = False
         self._good = 0  # the latest step after which the weights are known to be good
         self._told = False  # that the budget will not do
+        self.asked = 0.0  #: when this process was asked to stop
+        self.time_is_up = False  #: by the budget, as agreed
         self._start: Any = None  # the adapter before the first step
         self.stop_after: int | None = None  #: steps over all stages; the schedule stays that of the whole course
 
@@ -96,12 +105,7 @@ class Course:
     @property
     def out_of_time(self) -> bool:
         """Whether budget.train_minutes ended the training before its last step."""
-        if self.pace is None or self.finished:
-            return False
-        stop = self.progress.stop_at
-        return self.progress.global_step > 0 and (
-            self.pace.left() <= 0 or (stop is not None and self.progress.global_step >= stop)
-        )
+        return self.time_is_up and not self.finished and self.progress.global_step > 0
 
     def resume(self, folder: Path) -> None:
         """Go on from a saved state, in place of from the beginning."""
@@ -127,26 +131,29 @@ class Course:
     def run(self) -> list[StageResult]:
         """Train what is left, and return the stages that were trained, at least in part."""
         results = []
+        alike.start(self)
         if self.progress.global_step == 0:
             self._start = self.flat.parameter.detach().cpu().clone()
         try:
             with interrupt.calling(self._stop):
-                while not self.finished and self.left != 0 and not self.out_of_time:
+                while self._goes_on():
                     job = self.jobs[self.progress.stage]
                     results.append(self._run_stage(job))
-                    if self.interrupted:
-                        raise KeyboardInterrupt
-                    if self._diverged:
+                    if self._diverged and not self.interrupted:
                         self._go_back()
                         if self.gave_up:
                             break
-                        continue
-                    if self.progress.step < len(job.batches):  # stopped; the checkpoint is saved
-                        break
-                    self._next_stage()
+                    elif self.progress.step == len(job.batches):  # else it was stopped; the checkpoint is saved
+                        self._next_stage()
         finally:
             self.passes.close()
         return results
+
+    def _goes_on(self) -> bool:
+        alike.agree(self)
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return not self.finished and self.left != 0 and not self.out_of_time
 
     def stepped(self, entry: dict[str, Any]) -> bool:
         """Take note of a finished step; tell whether training stops here, whatever the reason."""
@@ -156,6 +163,7 @@ class Course:
         self._diverged = len(self._bad) >= self.section.max_bad_steps or (self._broken and last)
         if self.pace is not None:
             self._keep_pace(self.pace)
+        alike.agree(self)
         return self.interrupted or self._diverged or self.out_of_time
 
     def _keep_pace(self, pace: TrainPace) -> None:
@@ -198,6 +206,8 @@ class Course:
                 self.flat.parameter.copy_(self._start)
         else:
             again = True  # a resumed run whose only checkpoint was bad: there is nothing to go on from
+        again = self.ranks.share(again)
+        alike.start(self)
         self.progress.seconds, self.progress.rate_factor = seconds, 0.5
         at = self.progress.global_step
         if self.on_back is not None:
@@ -211,9 +221,10 @@ class Course:
 
     def _stop(self) -> None:
         """End the run after the step in hand, its state saved; asked a second time, at once."""
-        if self.interrupted:
+        now = time.monotonic()
+        if self.asked and (self.ranks.size == 1 or now - self.asked > _ONE_REQUEST):
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.asked = self.asked or now
         note("stopping after this step; its state is saved. Once more stops at once.")
 
     def checkpoint(self) -> None:
@@ -239,13 +250,21 @@ class Course:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.monotonic()
-        trainer.train()
+        lost: ranks.Lost | None = None
+        try:
+            trainer.train()
+        except ranks.Lost as error:  # the weights are those after the last step
+            lost = error
         seconds = time.monotonic() - started
-        scaler = trainer.accelerator.scaler
+        scaler, seen = trainer.accelerator.scaler, trainer.seen
         self.progress.scaler = scaler.state_dict() if scaler is not None else None
-        if not self._diverged:
+        if lost is None:
+            alike.check(self)
+        if not self._diverged and seen:
             self.checkpoint()
-        seen = trainer.seen
+        if lost is not None:
+            note(f"warning: {lost}: training stops after step {self.progress.global_step}, its state saved")
+            raise lost
         return StageResult(
             name=job.name,
             steps=len(seen),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from fast_ft import (
     identity,
     memory,
     plan,
+    ranks,
     selfcheck,
     state,
     train,
@@ -26,13 +28,14 @@ from fast_ft.backup import Backup
 from fast_ft.budget import Clock, TrainPace
 from fast_ft.card import model_card
 from fast_ft.errors import InputError
+from fast_ft.follow import Order
 from fast_ft.phases import check_model, keep_plan, settle_plan
 from fast_ft.picture import loss_picture
 from fast_ft.prepare import Prepared, compare_tokenizers
 from fast_ft.progress import Bar, note
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
-from fast_ft.stage_job import StageResult
+from fast_ft.stage_job import StageJob, StageResult
 
 
 def train_phase(
@@ -54,18 +57,25 @@ def train_phase(
     folder.update(model=identity.model(recipe.model.name_or_path, recipe.model.revision))
     if recipe.train.deterministic:
         environment.be_deterministic()
-    maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
-    settled = settle_plan(folder, recipe, prepared, maker.name)
+    together = ranks.here()
+    maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
+    settled, changed = _settled(folder, recipe, prepared, maker.name, together.size)
+    jobs = prepared.jobs(recipe.train, recipe.seed)
+    together.begin(Order(recipe, jobs, prepared.encoder.pad_id, settled, maker.name, stop_after))
     with memory.explained("loading the base model", memory.LOADING):
         loaded = maker.for_training()
-    notes = [*prepared.notes, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
+    together.agree()
+    notes = [*prepared.notes, *changed, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
     for text in notes[len(prepared.notes) :]:
         note(f"note: {text}")
     atomic.check_space(folder.root, *checkpoints.space(loaded.model, recipe.train, folder.checkpoints))
     if recipe.backup_dir is not None:
         Backup(folder.root, recipe.backup_dir).say_needed(checkpoints.size(loaded.model, recipe.train))
     with atomic.Lines(folder.log) as log:
-        course, lines, results = _train(folder, recipe, prepared, loaded, settled, log, stop_after, clock, started)
+        course, lines, results = _train(
+            folder, recipe, prepared, loaded, settled, jobs, log, stop_after, clock, started
+        )
+    together.leave()
     if course.gave_up and not lines:
         raise InputError(guard.came_to_nothing(recipe.train, folder.diverged))
     loss_picture(folder.loss_png, lines)
@@ -102,6 +112,7 @@ def train_phase(
         clock() - started,
         backend=loaded.backend,
         dtype=loaded.dtype,
+        **({"world_size": together.size} if together.size > 1 else {}),
         steps=len(lines),
         skipped_steps=sum(line["skipped"] for line in lines),
         first_loss=next(line["loss"] for line in lines if math.isfinite(line["loss"])),  # fp16 may skip the first steps
@@ -117,12 +128,30 @@ def train_phase(
         raise InputError(guard.gave_up(recipe.train, len(lines), folder.adapter, folder.diverged))
 
 
+def _settled(
+    folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str, world_size: int
+) -> tuple[plan.Plan, list[str]]:
+    """Return the run's plan, and what to note where it goes on in another number of processes."""
+    settled = settle_plan(folder, recipe, prepared, backend_name, world_size)
+    before = settled.world_size
+    if before == world_size:
+        return settled, []
+    settled = replace(settled, world_size=world_size)
+    keep_plan(folder, settled)
+    if checkpoints.newest(folder.checkpoints) is None:
+        return settled, []
+    text = f"training goes on in {world_size} processes, after {before}: equal but for rounding, and what noise draws"
+    note(f"warning: {text}")
+    return settled, [text]
+
+
 def _train(
     folder: RunDir,
     recipe: Recipe,
     prepared: Prepared,
     loaded: backend.Loaded,
     settled: plan.Plan,
+    jobs: list[StageJob],
     log: atomic.Lines,
     stop_after: int | None,
     clock: Clock,
@@ -130,7 +159,6 @@ def _train(
 ) -> tuple[train.Course, list[dict[str, Any]], list[StageResult]]:
     """Train from the last checkpoint on; return the course, the log's lines, and what the stages did."""
     assert prepared.encoder is not None
-    jobs = prepared.jobs(recipe.train, recipe.seed)
     earlier = checkpoints.newest(folder.checkpoints)
     done = state.read_progress(earlier) if earlier else state.Progress()
     lost = log.keep(done.global_step)  # what came after the checkpoint is trained again
@@ -182,6 +210,7 @@ def _train(
             plan=settled,
             log=on_step,
             work_folder=folder.checkpoints,
+            ranks=ranks.here(),
         )
         course.on_checkpoint, course.on_back, course.stop_after = save_state, back, stop_after
         course.on_settled = partial(keep_plan, folder)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fast_ft import fit, seeds
-from fast_ft.cut import cut
+from fast_ft.cut import cut, share
 from fast_ft.optimizer import make_scheduler
 from fast_ft.template import IGNORE_INDEX, Row
 
@@ -55,25 +55,34 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             model.train()
             while True:
+                short: Exception | None = None
                 try:
-                    return self._effective_batch(inputs["rows"])
+                    total = self._own_share(inputs["rows"])
                 except torch.OutOfMemoryError as error:
-                    short = error
-                fit.shrink(
-                    course, short, progress.global_step + 1
-                )  # outside: the error's traceback held the activations
+                    short = error.with_traceback(None)  # which would hold the activations
+                if not course.ranks.any(short is not None):
+                    break
+                fit.shrink(course, short, progress.global_step + 1)
+            course.ranks.sum(course.flat.gradient)
+            course.ranks.sum(total)
+            return total
 
-        def _effective_batch(self, rows: Sequence[Row]) -> Any:
-            step, scaler = first + self.state.global_step, self.accelerator.scaler
+        def _own_share(self, rows: Sequence[Row]) -> Any:
+            """Add up this process's part of an effective batch's gradient; return its part of the loss."""
+            step, scaler, ranks = first + self.state.global_step, self.accelerator.scaler, course.ranks
             scale = scaler.scale(torch.ones((), device=loaded.device)) if scaler else None
             lengths = [len(row.input_ids) for row in rows]
             supervised = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
             passes.begin(supervised, scale)
             total = torch.zeros((), device=loaded.device)
-            pieces = cut(lengths, most_rows=course.plan.micro_batch, most_tokens=course.plan.most_tokens)
+            own = share(lengths, ranks.size)[ranks.rank]
+            pieces = cut(
+                [lengths[i] for i in own], most_rows=course.plan.micro_batch, most_tokens=course.plan.most_tokens
+            )
             for number, piece in enumerate(pieces):
-                micro = passes.lay_out([rows[i] for i in piece])
-                total += passes(micro, seed=seeds.derive(course.seed, "train", job.index, step, number))
+                micro = passes.lay_out([rows[own[i]] for i in piece])
+                place = number * ranks.size + ranks.rank  # no two passes draw the same
+                total += passes(micro, seed=seeds.derive(course.seed, "train", job.index, step, place))
             self.step_facts = (sum(lengths), supervised, total)
             return total
 

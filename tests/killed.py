@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,26 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def start(arguments: list[str], errors: Path) -> BaseProcess:
+def start(arguments: list[str], errors: Path, **environment: str) -> BaseProcess:
     """Start `python -m fast_ft ARGUMENTS` in the repository's root, its stderr appended to a file."""
+    return start_function(run, arguments, str(errors), environment)
+
+
+def start_function(function: Callable[..., None], *given: Any) -> BaseProcess:
+    """Call a function of a test's module in a process of its own."""
     # The server takes the environment of its first start; this file is imported there as killed.
     paths = [str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killed_imports"])
-    process: BaseProcess = context.Process(target=run, args=(arguments, str(errors)))
+    process: BaseProcess = context.Process(target=function, args=given)
     process.start()
     return process
 
 
-def run(arguments: list[str], errors: str) -> None:
+def run(arguments: list[str], errors: str, environment: dict[str, str]) -> None:
     """In the child: what `python -m fast_ft` does."""
+    os.environ.update(environment)
     file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

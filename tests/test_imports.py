@@ -15,7 +15,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 #: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
 ORDER = [
     "errors", "interrupt", "memory", "budget",
-    "terminal", "redact", "outside", "results", "atomic", "seeds", "progress",
+    "terminal", "redact", "outside", "results", "atomic", "seeds", "progress", "ranks",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
     "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
@@ -24,7 +24,7 @@ ORDER = [
     "attention", "recompute", "nf4", "block.plain", "block.kernels", "block.ops", "block.linears", "block.block",
     "tensor_file", "adapter_config", "adapter_file", "backend", "optimizer", "passes", "state",
     "checkpoints", "backup",
-    "stage_job", "fit", "trainer", "train",
+    "stage_job", "fit", "alike", "trainer", "train", "follow",
     "prepare", "planning",
     "resume",
     "selfcheck",
@@ -61,6 +61,8 @@ NAMED = {
     "backend": {"torch", "transformers", "peft", "unsloth"},
     "optimizer": {"torch", "transformers", "bitsandbytes"},
     "fit": {"torch"},
+    "ranks": {"torch"},
+    "alike": {"torch"},
     "train": {"torch"},
     "trainer": {"torch", "transformers", "trl", "datasets"},
     "state": {"torch"},

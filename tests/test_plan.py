@@ -12,7 +12,7 @@ from conftest import POCKET
 from fast_ft import forecast
 from fast_ft.cost import Rates, Training, fixed_gib, pass_gib, pass_seconds
 from fast_ft.errors import InputError
-from fast_ft.plan import Answers, Plan, Wanted, settle, widths_of
+from fast_ft.plan import Answers, Plan, Wanted, settle, shares_of, widths_of
 from fast_ft.shape import GIB, ModelShape
 
 CONFIG_7B = {
@@ -31,8 +31,9 @@ def plan(memory_gib: float | None, rates: Rates = T4, **values: Any) -> Plan:
     """The plan for rows of up to 700 tokens and 150 prompts of up to 470, on a 7B."""
     answers = Answers([41, 470] * 75, values.pop("max_new_tokens", 1024))
     wanted = Wanted(**{key: values.pop(key) for key in list(values) if key in Wanted.__annotations__})
+    world_size = values.pop("world_size", 1)
     training = replace(TRAINING, **values)
-    return settle(LLAMA, training, STEPS, answers, wanted, memory_gib=memory_gib, rates=rates)
+    return settle(LLAMA, training, STEPS, answers, wanted, memory_gib=memory_gib, rates=rates, world_size=world_size)
 
 
 def test_a_7bs_known_sizes() -> None:
@@ -126,9 +127,23 @@ def test_thriftier_settings_take_less_memory() -> None:
     assert plan(8, max_new_tokens=64).generation_batch > plan(8).generation_batch
 
 
+def test_two_processes_share_each_step_and_take_half_its_time() -> None:
+    alone, both = plan(14.7), plan(14.7, world_size=2)
+    assert both.world_size == 2 and both.generation_batch == alone.generation_batch
+    assert alone.step_seconds / 2 < both.step_seconds < 0.56 * alone.step_seconds, "shares are not quite equal"
+    assert both.train_gib <= 14.7 and both.most_tokens is not None
+    for step in STEPS[:2]:
+        shares = shares_of(both, step)
+        assert sorted(sum(shares, [])) == sorted(step) and abs(sum(shares[0]) - sum(shares[1])) < 0.1 * sum(step)
+        assert all(sum(widths_of(both, each)) >= sum(each) for each in shares)
+    few = shares_of(replace(both, world_size=16), STEPS[0])
+    assert sum(map(len, few)) == 8 and few.count([]) == 8, "more processes than rows: some have nothing to do"
+    assert widths_of(both, []) == []
+
+
 def test_a_cpu_predicts_nothing_and_never_exceeds_what_there_is_to_do() -> None:
     made = plan(None)
-    assert made == Plan(8, generation_batch=64)
+    assert made == Plan(8, generation_batch=64, backend="fused")
     few = settle(LLAMA, TRAINING, STEPS, Answers([], 9), Wanted(), memory_gib=None, rates=None)
     assert few.generation_batch == 1
     assert Plan(**json.loads(json.dumps(made.to_json()))) == made

@@ -1,0 +1,93 @@
+"""What every process but the first does in a training of several: the same steps, on its share of each batch.
+
+All that it needs comes from process 0, which has read the recipe and the rows. It writes and prints nothing, and leaves
+when training is over.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fast_ft import backend, environment, memory, progress, train
+from fast_ft.errors import InputError
+from fast_ft.interrupt import interruptible
+from fast_ft.plan import Plan
+from fast_ft.ranks import Lost, Ranks
+from fast_ft.recipe import Recipe
+from fast_ft.stage_job import StageJob
+
+_LAST_WORD = 10.0  #: seconds in which process 0 may still say itself what went wrong
+
+
+@dataclass(frozen=True)
+class Order:
+    """What process 0 lets the others train: see train.Course. `backend` is the name of its own."""
+
+    recipe: Recipe
+    jobs: Sequence[StageJob]
+    pad_id: int
+    plan: Plan
+    backend: str
+    stop_after: int | None
+
+
+def follow(ranks: Ranks) -> int:
+    """Train along with process 0, and return the exit status.
+
+    It is 0 where training ended in good order, and where process 0 has said what went wrong: a launcher ends all
+    processes as soon as one has another status, and process 0 may be saving.
+    """
+    progress.be_silent()
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        with interruptible():
+            order: Order | None = ranks.begin()
+            if order is not None:
+                _train(ranks, order)
+    except KeyboardInterrupt:
+        return 0
+    except Exception as error:
+        if ranks.ended(within=_LAST_WORD):
+            return 0
+        if not isinstance(error, InputError | Lost):
+            raise
+        print(f"error: process {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+def _train(ranks: Ranks, order: Order) -> None:
+    recipe, section = order.recipe, order.recipe.train.model_copy(update={"report_to": "none"})
+    problem: str | None = None
+    try:
+        if recipe.train.deterministic:
+            environment.be_deterministic()
+        if recipe.budget.memory_gib != "auto":
+            environment.cap_gpu_gib(float(recipe.budget.memory_gib))
+        maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=order.backend)
+        with memory.explained("loading the base model", memory.LOADING):
+            loaded = maker.for_training()
+    except InputError as error:
+        problem = str(error)
+    ranks.agree(problem)
+    with tempfile.TemporaryDirectory() as folder:
+        course = train.Course(
+            loaded,
+            order.jobs,
+            section,
+            recipe.curriculum.carry,
+            seed=recipe.seed,
+            pad_id=order.pad_id,
+            plan=order.plan,
+            log=lambda entry: None,
+            work_folder=Path(folder),
+            ranks=ranks,
+        )
+        course.stop_after = order.stop_after
+        course.run()
+    ranks.leave()
