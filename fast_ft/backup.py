@@ -2,6 +2,7 @@
 
     backup_dir/strong-1a2b3c4d/snapshot-7/...            the run's files, copied and read back
     backup_dir/strong-1a2b3c4d/snapshot-7/complete.json  their digests; written last: without it there is no snapshot
+    backup_dir/strong-1a2b3c4d/snapshot-8/...            "on": "snapshot-7": only what has changed since that one
 
 Nothing is renamed there, since not every such folder renames in one piece. When a snapshot is complete those before it
 are truncated, then deleted: what lies in a Drive's trash counts against its quota.
@@ -9,25 +10,33 @@ are truncated, then deleted: what lies in a Drive's trash counts against its quo
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import re
 import shutil
+import time
 from pathlib import Path, PurePosixPath
 
 from fast_ft import atomic, checkpoints
+from fast_ft.budget import Clock
 from fast_ft.errors import InputError
 from fast_ft.outside import json_object
 from fast_ft.progress import note
 
 COMPLETE = "complete.json"
+EVERY = 60.0  #: seconds between two backups of answers
+_SHARE = 0.05  #: of the time that they may take
 _LEFT_OUT = {"report.html", "map.png", "taste"}  #: made again from the rest
 
 
 class Backup:
     """The backup of the run in folder `root`, below `backup_dir`, in a folder of the run's name."""
 
-    def __init__(self, root: Path, backup_dir: str) -> None:
+    def __init__(self, root: Path, backup_dir: str, clock: Clock = time.monotonic) -> None:
         self.root, self.folder = Path(root), Path(backup_dir).expanduser() / Path(root).name
+        self._clock, self._due = clock, clock() + EVERY
         if self.folder.resolve().is_relative_to(self.root.resolve()):
             raise InputError(f"backup_dir: {backup_dir} lies in the run folder itself: name a folder on another disk")
 
@@ -40,40 +49,74 @@ class Backup:
 
     def save(self) -> bool:
         """Make a snapshot of the run as it is, in place of those before. What fails is a warning: the run goes on."""
+        return self._save(None)
+
+    def answered(self, *, now: bool = False) -> bool:
+        """Back up what came since the last whole snapshot: answers, in the main. Call it after each one.
+
+        Does so every minute, or less often where that would take more than a twentieth of the time; or `now`.
+        """
+        began = self._clock()
+        whole = self._whole() if now or began >= self._due else None
+        if whole is None:
+            return False
+        done = self._save(whole)
+        took = self._clock() - began
+        self._due = began + took + max(EVERY, took / _SHARE) if done else math.inf  # one warning is enough
+        return done
+
+    def _save(self, whole: Path | None) -> bool:
+        """Make a snapshot; of what differs from the snapshot `whole`, where one is given."""
         number = max((_number(path) for path in self._there()), default=0) + 1
         target = self.folder / f"snapshot-{number}"
         try:
+            there = _contents(whole)[0] if whole is not None else {}
             files = {}
             for path in self._files():
                 name = path.relative_to(self.root).as_posix()
-                files[name] = copy(path, target / name)
-            content = json.dumps({"run": self.root.name, "files": files}, indent=1).encode()
+                if name in there and there[name] == atomic.sha256_file(path):
+                    files[name] = there[name]
+                else:
+                    files[name] = copy(path, target / name)
+            on = {"on": whole.name} if whole is not None else {}
+            content = json.dumps({"run": self.root.name, **on, "files": files}, indent=1).encode()
             _write(target / COMPLETE, content)
             if (target / COMPLETE).read_bytes() != content:
                 raise OSError(f"{target / COMPLETE} does not read back as it was written")
-        except OSError as error:
+        except (OSError, InputError) as error:
             note(f"warning: no backup was made: {error}. The run goes on; the backup before this one stays.")
             discard(target)
             return False
         for old in self._there():
-            if _number(old) < number:
+            if _number(old) < number and old != whole:
                 discard(old)
         return True
+
+    def _whole(self) -> Path | None:
+        """Return the newest snapshot that is complete by itself."""
+        for snapshot in reversed(self._there()):
+            with contextlib.suppress(OSError, InputError):
+                if _contents(snapshot)[1] is None:
+                    return snapshot
+        return None
 
     def restore(self) -> bool:
         """Copy the newest whole snapshot into the run folder; False where there is none. manifest.json comes last."""
         for snapshot in reversed(self._there()):
             try:
-                files = _contents(snapshot)
+                files, on = _contents(snapshot)
+                found = {name: snapshot / name for name in files}
+                if on is not None:
+                    found |= {name: on / name for name, path in found.items() if not path.exists()}
                 for name, digest in files.items():
-                    if atomic.sha256_file(snapshot / name) != digest:
+                    if atomic.sha256_file(found[name]) != digest:
                         raise ValueError(f"{name} is not as it was written")
             except (OSError, ValueError) as error:  # an InputError is one
                 note(f"warning: {snapshot} is passed over: {error}")
                 continue
             for name in sorted(files, key=lambda name: name == "manifest.json"):
                 with atomic.refusal(self.root / name):
-                    copy(snapshot / name, self.root / name)
+                    copy(found[name], self.root / name)
             note(f"the run is restored from {snapshot}")
             return True
         return False
@@ -127,19 +170,26 @@ def discard(folder: Path) -> None:
         note(f"warning: {folder} could not be deleted: {error}")
 
 
-def _contents(snapshot: Path) -> dict[str, str]:
-    """Return {name: SHA-256} of a complete snapshot; InputError for one that is not, or whose names lead out of it."""
-    files = json_object(snapshot / COMPLETE, remedy="It was never finished.").get("files")
+def _contents(snapshot: Path) -> tuple[dict[str, str], Path | None]:
+    """Return {name: SHA-256} of a complete snapshot, and the one that it completes, if any.
+
+    InputError for one that is not complete, or whose names lead out of it.
+    """
+    content = json_object(snapshot / COMPLETE, remedy="It was never finished.")
+    files, on = content.get("files"), content.get("on")
     if not isinstance(files, dict) or "manifest.json" not in files:
         raise InputError(f"{snapshot / COMPLETE}: names no files of a run")
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             raise InputError(f"{snapshot / COMPLETE}: {name!r} leads out of the run folder")
-    return files
+    if on is not None and not re.fullmatch(r"snapshot-\d+", str(on)):
+        raise InputError(f"{snapshot / COMPLETE}: {on!r} is no snapshot")
+    return files, snapshot.with_name(str(on)) if on is not None else None
 
 
 def _write(path: Path, content: bytes) -> None:
     atomic.before("write", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(content)
         file.flush()

@@ -80,12 +80,13 @@ def generate(
     dequantise: bool = False,
     title: str = "answers",
     pace: AnswerPace | None = None,
+    on_answer: Callable[[], object] = lambda: None,
 ) -> Generation:
     """Answer every prompt, `batch_size` at a time at most, with a cache of `cache_tokens` (default: enough for all).
 
     `pace` cuts answers where they would not all end in time; each prompt has one even so. `partial` keeps finished
-    answers, one JSON line each, and is read back on a second start. Out of memory takes an eighth of slots and cache;
-    InputError where a single prompt does not fit.
+    answers, one JSON line each, and is read back on a second start; `on_answer` is called after each. Out of memory
+    takes an eighth of slots and cache; InputError where a single prompt does not fit.
     """
     import torch
 
@@ -121,6 +122,7 @@ def generate(
                         )
                         file.add(asdict(answer))
                         answers[name] = answer
+                        on_answer()
                         new_tokens += answer.tokens
                         bar.advance(1, f"{new_tokens / (time.monotonic() - started):,.0f} tokens/s")
                 slots = pool.slots

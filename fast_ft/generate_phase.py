@@ -42,6 +42,7 @@ def generate_phase(
         seed=recipe.seed,
         partial=partial,
         pace=pace,
+        on_answer=folder.on_answer,
         **pool,
     )
     record_endings(folder, "tuned", result)
@@ -153,6 +154,7 @@ def base_answers(
             partial=partial,
             title="answers of the base model",
             pace=pace,
+            on_answer=folder.on_answer,
             **pool,
         )
     record_endings(folder, "base", result)

@@ -64,9 +64,14 @@ def opened(
         folder = RunDir.open(recipe, recipe_path)
         folder.lease = held
         if backup is not None:
-            folder.on_saved = backup.save
+            folder.on_saved, folder.on_answer = backup.save, backup.answered
         resume.go_on(folder, recipe, prepared, force=force_resume)
-        yield folder
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            if backup is not None and any(root.glob("*.partial.jsonl")):
+                backup.answered(now=True)
+            raise
 
 
 def _run(folder: RunDir, recipe: Recipe, prepared: Prepared, until: str, clock: Clock) -> None:

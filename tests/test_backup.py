@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 from conftest import RecipeFactory
 
-from fast_ft import atomic, backup, progress, train_phase
+from fast_ft import atomic, backup, generate, progress, train_phase
 from fast_ft.backup import COMPLETE, Backup
+from fast_ft.decode import decode
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
@@ -70,6 +72,82 @@ def test_a_fresh_machine_goes_on_from_the_backup(
     (snapshot,) = drive(tmp_path).iterdir()
     names = {name.split("/")[0] for name in json.loads((snapshot / COMPLETE).read_text())["files"]}
     assert "adapter" in names and not names & {"checkpoints", "report.html"}
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_fresh_machine_goes_on_from_the_answers_too(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    """A machine that vanishes leaves what the last copy held; one that is told to stop leaves all."""
+
+    class Stopping(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.title == "answers" and self.done == 3:
+                raise RuntimeError("the machine is gone") if lost else KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError if lost else KeyboardInterrupt):
+        patch.setattr(backup, "EVERY", 0.0 if lost else 1e9)
+        patch.setattr(backup, "_SHARE", math.inf)
+        patch.setattr(generate, "Bar", Stopping)
+        go(path, tmp_path)
+    whole, newer = sorted(drive(tmp_path).iterdir())
+    held = json.loads((newer / COMPLETE).read_text())
+    assert held["on"] == whole.name and "adapter/adapter_model.safetensors" in held["files"]
+    assert not (newer / "adapter").exists() and (whole / "adapter").is_dir()
+    partial = (newer / "pred.partial.jsonl").read_bytes()
+    assert partial.count(b"\n") == 3
+
+    shutil.rmtree(tmp_path / "local")
+    drawn = []
+    run_pool = decode.Pool.run
+    monkeypatch.setattr(decode.Pool, "run", lambda pool, rows, **o: drawn.append(rows) or run_pool(pool, rows, **o))
+    folder = go(path, tmp_path)
+    assert f"restored from {newer}" in capsys.readouterr().err
+    assert sum(row.known is not None for row in drawn[-1]) == 3, "these are not answered again"
+    wanted = run(load_recipe(path, [f"output_dir={tmp_path}/whole"]), path)
+    assert folder.pred.read_bytes() == wanted.pred.read_bytes()
+    assert len(list(drive(tmp_path).iterdir())) == 1, "a finished run is one whole snapshot"
+
+
+def test_answers_are_backed_up_each_minute_and_take_a_twentieth_of_the_time(tmp_path: Path) -> None:
+    root, now = tmp_path / "run", 0.0
+    root.mkdir()
+    (root / "manifest.json").write_text('{"phases": {"train": {}}}')
+    kept = Backup(root, str(tmp_path / "drive"), clock=lambda: now)
+
+    def asked(at: float) -> bool:
+        nonlocal now
+        now = at
+        return kept.answered()
+
+    assert not asked(61), "there is no whole snapshot that it could stand on"
+    assert kept.save() and asked(62) and not asked(121) and asked(123)
+    contents = Backup._files
+
+    class Slow(Backup):
+        def _files(self) -> list[Path]:
+            nonlocal now
+            now += 10
+            return contents(self)
+
+    kept = Slow(root, str(tmp_path / "drive"), clock=lambda: now)
+    assert asked(183.5) and not asked(193.5 + 199) and asked(193.5 + 201)
+    assert sorted(each.name for each in (tmp_path / "drive" / "run").iterdir()) == ["snapshot-1", "snapshot-5"]
+
+
+def test_a_backup_of_answers_that_fails_warns_once(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(what: str, file: Path) -> None:
+        if "snapshot-" in str(file) and file.name == "pred.partial.jsonl":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic, "before", full)
+    monkeypatch.setattr(backup, "EVERY", 0.0)
+    assert go(path, tmp_path).pred.is_file()
+    assert capsys.readouterr().err.count("no backup was made") == 1
+    assert len(list(drive(tmp_path).iterdir())) == 1
 
 
 def test_a_backup_in_a_folder_that_renames_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +215,18 @@ def test_a_full_drive_is_a_warning_and_the_run_goes_on(
     assert (snapshot / COMPLETE).is_file() and not (snapshot / "checkpoints").exists(), "what fitted in the end"
 
 
-@pytest.mark.parametrize("damage", ["unfinished", "a flipped byte", "a file gone", "a name that leads out"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "unfinished",
+        "a flipped byte",
+        "a file gone",
+        "a name that leads out",
+        "on none",
+        "on one elsewhere",
+        "on a list",
+    ],
+)
 def test_a_snapshot_that_is_not_whole_is_passed_over_for_the_one_before(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -157,7 +246,11 @@ def test_a_snapshot_that_is_not_whole_is_passed_over_for_the_one_before(
         (newer / "log.jsonl").unlink()
     else:
         content = json.loads((newer / COMPLETE).read_text())
-        content["files"]["../../evil"] = content["files"]["log.jsonl"]
+        if damage.startswith("on "):
+            (newer / "log.jsonl").unlink()
+            content["on"] = {"none": "snapshot-99", "one elsewhere": "../run/snapshot-1", "a list": [1]}[damage[3:]]
+        else:
+            content["files"]["../../evil"] = content["files"]["log.jsonl"]
         (newer / COMPLETE).write_text(json.dumps(content))
     shutil.rmtree(root)
     assert kept.restore()
