@@ -244,7 +244,8 @@ def response_loss(hidden: Any, weight: Any, target: Any) -> Any:
     """Return the cross-entropy summed over the positions whose target is not IGNORE_INDEX, a 0-d fp32 tensor.
 
     `hidden` (N, D) goes through the head `weight` (V, D); `target` (N,) holds ids. Logits exist for 1,024 positions at
-    a time, in fp32, and their gradient is computed at once, so that they need not be kept. `weight` gets none.
+    a time, in fp32, and their gradient is computed at once, so that they need not be kept. `weight` gets none. All
+    of them pass through the same two buffers: this is where memory peaks.
     """
     import torch
 
@@ -253,16 +254,21 @@ def response_loss(hidden: Any, weight: Any, target: Any) -> Any:
         def forward(ctx: Any, hidden_ND: Any, weight_VD: Any, target_N: Any) -> Any:
             total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
             gradient_ND = torch.empty(hidden_ND.shape, dtype=weight_VD.dtype, device=hidden_ND.device)
-            for start in range(0, hidden_ND.shape[0], _CHUNK):
+            raw = weight_VD.new_empty(min(_CHUNK, len(hidden_ND)), len(weight_VD))
+            wide = raw if raw.dtype == torch.float32 else raw.new_empty(raw.shape, dtype=torch.float32)
+            for start in range(0, len(hidden_ND), _CHUNK):
                 part = slice(start, start + _CHUNK)
                 kept_C = target_N[part] != IGNORE_INDEX
                 index_C1 = target_N[part].clamp(min=0)[:, None]
-                logits_CV = (hidden_ND[part].to(weight_VD.dtype) @ weight_VD.t()).float()
-                norm_C = torch.logsumexp(logits_CV, dim=-1)
-                total += ((norm_C - logits_CV.gather(1, index_C1)[:, 0]) * kept_C).sum()
-                p_CV = logits_CV.sub_(norm_C[:, None]).exp_()
+                raw_CV, p_CV = raw[: len(kept_C)], wide[: len(kept_C)]
+                torch.mm(hidden_ND[part].to(raw.dtype), weight_VD.t(), out=raw_CV)
+                p_CV.copy_(raw_CV)  # logits still
+                norm_C = torch.cat([torch.logsumexp(few_CV, dim=-1) for few_CV in p_CV.split(_CHUNK // 8)])
+                total += ((norm_C - p_CV.gather(1, index_C1)[:, 0]) * kept_C).sum()
+                p_CV.sub_(norm_C[:, None]).exp_()
                 p_CV.scatter_(1, index_C1, p_CV.gather(1, index_C1) - 1)
-                gradient_ND[part] = p_CV.mul_(kept_C[:, None]).to(weight_VD.dtype) @ weight_VD
+                raw_CV.copy_(p_CV.mul_(kept_C[:, None]))
+                torch.mm(raw_CV, weight_VD, out=gradient_ND[part])
             ctx.save_for_backward(gradient_ND)
             ctx.dtype = hidden_ND.dtype
             return total
