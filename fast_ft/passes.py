@@ -209,7 +209,8 @@ class _Graph:
             torch.cuda.empty_cache()
         self.graph = torch.cuda.CUDAGraph()
         # One pool for all widths: graphs run one after another, so the activations of one may lie over another's.
-        with torch.cuda.graph(self.graph, pool=passes._pool):
+        # thread_local: NCCL's watchdog, a thread of its own, may look at an event meanwhile.
+        with torch.cuda.graph(self.graph, pool=passes._pool, capture_error_mode="thread_local"):
             self.loss = passes._run(self.tokens, self.starts)
         passes._pool = passes._pool or self.graph.pool()
 
