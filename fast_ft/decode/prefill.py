@@ -51,40 +51,42 @@ class Part:
 
 
 def passes(rows: Sequence[Row], most: int) -> list[list[Part]]:
-    """Return which tokens are computed in which pass. Neighbouring rows that have the same fresh prompt are one."""
+    """Return which tokens are computed in which pass: the first with room for all of a row's; a longer row in several.
+
+    Neighbouring rows that have the same fresh prompt are one.
+    """
 
     def same(index: int) -> tuple[int, ...]:
         row = rows[index]
         return tuple(row.prompt) if not row.tokens else (-1, index)
 
-    cut: list[list[Part]] = [[]]
-    room = most
+    cut: list[list[Part]] = []
+    room: list[int] = []
     for _, group in groupby(range(len(rows)), key=same):
         together = tuple(group)
         whole = rows[together[0]].length()
-        if room < min(whole, most):
-            cut.append([])
-            room = most
         for start in range(0, whole, most):
-            if start:
+            size = min(most, whole - start)
+            # a part of a longer row comes after the one before it
+            at = next((i for i, left in enumerate(room) if size <= left and whole <= most), len(room))
+            if at == len(room):
                 cut.append([])
-                room = most
-            stop = min(start + most, whole)
-            cut[-1].append(Part(together, start, stop))
-            room -= stop - start
-    return [parts for parts in cut if parts]
+                room.append(most)
+            cut[at].append(Part(together, start, start + size))
+            room[at] -= size
+    return cut
 
 
 class Prefill:
     """Prompts' passes over one model and cache. Where they can be captured, small ones are, each at its second use.
 
     Such a pass has one of a few sizes: so many tokens, filled up with padding that goes to page 0. Larger ones take the
-    card longer (over 44 ms of 1,536 tokens of a 7B on an H200) than the host needs to launch them (37 ms).
+    card longer (44 ms for 1,536 tokens of a 7B on an H200) than the host needs to launch them (37 ms).
     """
 
     def __init__(self, fused: Fused, cache: Cache, graphs: Graphs, *, most: int) -> None:
         self.fused, self.cache, self.graphs, self.most = fused, cache, graphs, most
-        self.sizes = [most // 8, most // 4, most // 2, most * 3 // 4, most] if fused.ops.PACKED else []
+        self.sizes = [most * eighths // 8 for eighths in (1, 2, 4, 5, 6, 7, 8)] if fused.ops.PACKED else []
         self._sized: dict[tuple[int, int], _Sized] = {}
 
     def run(self, rows: Sequence[Row], logits_SV: Any) -> None:
