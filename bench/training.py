@@ -229,6 +229,8 @@ def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]
         raise InputError(
             f"{path}: measured with other settings ({', '.join(different)}). Give another --name, or move it away."
         )
+    if command not in found["command"].split("; "):
+        found["command"] += f"; {command}"
     return found
 
 

@@ -48,15 +48,25 @@ def test_every_figure_names_card_command_source_and_date() -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", entry["date"]), name
 
 
+PEERS_EMULATED = ("unsloth-notebook", "unsloth-budget")  # as the README's sentence names them
+
+
 def test_the_readmes_first_table_is_the_measurements() -> None:
     """Its numbers are those of h200-train.md, which is rendered from the raw samples."""
     from bench.table import markdown
 
     raw = json.loads((figures.RESULTS / "h200-train.json").read_text(encoding="utf-8"))
-    rows = {line.split("|")[1].strip(): line for line in markdown(raw).splitlines() if line.startswith("| ")}
+    whole, emulated = markdown(raw).split("## T4-class emulation, not a T4 (")
+    rows = {line.split("|")[1].strip(): line for line in whole.splitlines() if line.startswith("| ")}
     shown = {"fast_ft": "fast_ft", "Unsloth with the homework notebook's settings": "unsloth-notebook",
              "TRL + PEFT + bitsandbytes": "trl-peft"}  # fmt: skip
-    lines = [line.split("|") for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    readme = README.read_text(encoding="utf-8")
+    sentence = readme[readme.index("(T4-class emulation, not a T4) fast_ft is") :].split("\n\n")[0]
+    for number, way in zip(re.findall(r"\*\*([\d.]+)\*\*", sentence), PEERS_EMULATED, strict=True):
+        row = next(line for line in emulated.splitlines() if line.startswith(f"| {way} "))
+        assert f"**{number}** times" in row, way
+    assert f"reaches {re.findall(r'[0-9]+%', sentence)[0]} of it" in emulated
+    lines = [line.split("|") for line in readme.splitlines() if line.startswith("| ")]
     cells = {line[1].strip(): line for line in lines if line[1].strip() in shown}
     assert cells.keys() == shown.keys()
     for name, way in shown.items():
