@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import getpass
+import importlib
 import json
 import platform
 import random
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,8 +196,24 @@ def test_projected_minutes_carry_the_word_and_their_error() -> None:
     assert "5 to 30 projected" in shown and f"{found['held_out']['error']:+.0%}" in shown
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def here(job: dict[str, Any], log: Path, timeout: float, module: str = "bench.way") -> dict[str, Any]:
+    """Run one job as training.run_way does, but in this process, where the libraries are imported already."""
+    file = Path(job["out"]).with_suffix(".job.json")
+    Path(job["work"]).mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(job | {"started": time.monotonic()}), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, str(file)])
+        assert importlib.import_module(module).main() == 0
+    found: dict[str, Any] = json.loads(Path(job["out"]).read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(
+    scope="module", params=["here", pytest.param("each way in a process of its own", marks=pytest.mark.soak)]
+)
+def real(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """fast_ft and TRL + PEFT on 12 of the pocket's rows, through the command line."""
     folder = tmp_path_factory.mktemp("bench")
     recipe = folder / "pocket.yaml"
@@ -205,8 +224,23 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
         "train: {num_train_epochs: 10, learning_rate: 1e-3, warmup_steps: 3, optim: adamw_torch}\n"
     )
     arguments = [str(recipe), "--only", "fast_ft,trl-peft:18", "--results", str(folder)]
-    assert bench.main(arguments) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "here":
+            patch.setattr(training, "run_way", here)
+        assert bench.main(arguments) == 0
     yield folder, json.loads((folder / "pocket-train.json").read_text())
+
+
+def test_a_way_is_a_process_whose_failure_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    job = {"way": "a way", "work": str(tmp_path / "work"), "out": str(tmp_path / "out.json")}
+    Path(job["out"]).write_text('{"steps": []}')
+    log = tmp_path / "logs" / "way.log"
+    assert training.run_way(job, log, 60, module="this") == {"steps": []}
+    assert "Beautiful is better than ugly" in log.read_text() and (tmp_path / "work").is_dir()
+    assert training.run_way(job, log, 60, module="bench.none") is None
+    assert training.run_way(job, log, 0, module="this") is None
+    said = capfd.readouterr().err
+    assert "a way failed (1)" in said and "No module named bench.none" in said and "nothing after 0 s" in said
 
 
 def test_two_ways_do_the_same_work(real: tuple[Path, dict[str, Any]]) -> None:

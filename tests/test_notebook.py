@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from conftest import POCKET, ROOT
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
+from traitlets.config import Config
+
+from fast_ft.__main__ import main
 
 NOTEBOOK = ROOT / "notebooks" / "colab.ipynb"
 
@@ -21,7 +31,43 @@ def test_the_notebook_is_clean() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
-def test_the_notebook_runs_to_pred_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Here(InteractiveShell):
+    """IPython in this process, where torch is imported already: `!python -m fast_ft ...` is a call of main."""
+
+    def system(self, cmd: str) -> None:
+        _, minus_m, program, *arguments = shlex.split(self.var_expand(cmd, depth=1))
+        assert (minus_m, program) == ("-m", "fast_ft"), cmd
+        self.user_ns["_exit_code"] = main(arguments)
+
+
+def in_this_process(cells: list[Any], folder: Path) -> dict[str, str]:
+    """Run the cells as Colab does, but for new processes; return {cell id: what it printed}."""
+    shell, said, before = Here(config=Config({"HistoryManager": {"enabled": False}})), {}, Path.cwd()
+    os.chdir(folder)
+    try:
+        for cell in cells:
+            written = io.StringIO()
+            with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+                shell.run_cell(cell.source).raise_error()
+            said[cell.id] = written.getvalue()
+    finally:
+        os.chdir(before)
+        shell.restore_sys_module_state()  # it took the place of __main__
+    return said
+
+
+def in_a_kernel(cells: list[Any], folder: Path) -> dict[str, str]:
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+    return {cell.id: "".join(output.get("text", "") for output in cell.outputs) for cell in cells}
+
+
+@pytest.mark.parametrize("execute", [in_this_process, pytest.param(in_a_kernel, marks=pytest.mark.soak)])
+def test_the_notebook_runs_to_pred_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execute: Callable[[list[Any], Path], dict[str, str]]
+) -> None:
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("COLUMNS", "120")
@@ -42,14 +88,7 @@ def test_the_notebook_runs_to_pred_json(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         assert first.source.count(old) == 1, old
         first.source = first.source.replace(old, new)
-    NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
-    said = {
-        cell.id: "".join(output.get("text", "") for output in cell.outputs)
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-    }
+    said = execute([cell for cell in notebook.cells if cell.cell_type == "code"], tmp_path)
     assert "3 of 6 steps" in said["taste"] and said["taste"].count("  before  ") == 10
     assert "going on after step 3 of 6" in said["run"] and "done: " in said["run"]
     assert "pred-untouched" in said["check"] and "FAIL" not in said["check"]
