@@ -153,8 +153,8 @@ def test_out_of_memory_while_answering_goes_on_with_a_smaller_pool(
     path = recipe_file({"generate.batch_size": 4})
     monkeypatch.setattr(generate, "make_pool", Full(generate.make_pool, {1}))
     folder = run(load_recipe(path), path)
-    assert len(json.loads(folder.pred.read_text())) == 5 and (folder.done("generate") or {})["batch_size"] == 2
-    assert any("out of memory in batches of 4: went on with 2" in text for text in folder.manifest()["notes"])
+    assert len(json.loads(folder.pred.read_text())) == 5 and (folder.done("generate") or {})["batch_size"] == 3
+    assert any("out of memory in batches of 4: went on with 3" in text for text in folder.manifest()["notes"])
 
 
 def test_out_of_memory_with_one_answer_says_what_to_change_and_keeps_the_adapter(

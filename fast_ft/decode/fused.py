@@ -146,7 +146,7 @@ class Fused:
                 packed = ops.packed_attention(q, k, v, starts, count)
             else:
                 packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, count))])
-            found.append([keys, values, mixed, few, packed, ops.gated(mixed, self.dtype)])
+            found.append([keys, values, mixed, few, packed, ops.gated(few, self.dtype)])
         off = max((a.float() - b.float()).abs().max().item() for a, b in zip(*found, strict=True))
         if not off <= (0.02 if self.dtype != torch.bfloat16 else 0.1):  # a NaN, too
             raise RuntimeError(f"they differ from plain torch by {off}")
