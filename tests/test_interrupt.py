@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ from fast_ft.__main__ import main
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's here")
 
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@pytest.fixture(autouse=True)
+def nohup_is_undone() -> Iterator[None]:
+    """The suite may run under nohup, whose ignored SIGHUP fast_ft leaves ignored."""
+    before = {kind: signal.getsignal(kind) for kind in STOPS}
+    for kind in STOPS:
+        signal.signal(kind, signal.default_int_handler if kind == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
 
 
 def stopping(kind: int, steps: int) -> type[progress.Bar]:
