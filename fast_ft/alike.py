@@ -5,8 +5,11 @@ Each function is called by all of them at the same point, and does nothing for o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fast_ft import state
 from fast_ft.progress import note
 
 if TYPE_CHECKING:
@@ -14,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def start(course: Course) -> None:
-    """Put every process where the first one is: its weights, its optimizer, its progress."""
+    """Let every process go on from the first one's state, as from a checkpoint."""
     if course.ranks.size == 1:
         return
-    import torch
-
-    state = course.optimizer.state_dict()
-    weights, moments, course.progress = course.ranks.share(
-        (course.flat.parameter.detach().cpu(), _on_cpu(state["state"]), course.progress)
-    )
-    if not course.ranks.first:
-        with torch.no_grad():
-            course.flat.parameter.copy_(weights)
-        course.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        if course.ranks.first:
+            state.save(root, course.loaded.model, course.optimizer, course.progress)
+        for name in state.FILES:
+            data = course.ranks.share_bytes((root / name).read_bytes() if course.ranks.first else b"")
+            if not course.ranks.first:
+                (root / name).write_bytes(data)
+        if not course.ranks.first:
+            course.resume(root)
 
 
 def agree(course: Course) -> None:
@@ -49,10 +52,3 @@ def check(course: Course) -> None:
     if most != -least:
         course.notes.append(f"after step {course.progress.global_step} the processes' weights are not equal to the bit")
         note(f"warning: {course.notes[-1]}")
-
-
-def _on_cpu(value: Any) -> Any:
-    """Return an optimizer's state with its tensors on the CPU."""
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return value.cpu() if hasattr(value, "cpu") else value

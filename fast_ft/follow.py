@@ -10,8 +10,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fast_ft import backend, environment, memory, progress, train
 from fast_ft.errors import InputError
@@ -20,6 +21,7 @@ from fast_ft.plan import Plan
 from fast_ft.ranks import Lost, Ranks
 from fast_ft.recipe import Recipe
 from fast_ft.stage_job import StageJob
+from fast_ft.template import Row
 
 _LAST_WORD = 10.0  #: seconds in which process 0 may still say itself what went wrong
 
@@ -35,6 +37,16 @@ class Order:
     backend: str
     stop_after: int | None
 
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "recipe": self.recipe.model_dump_json(), "plan": self.plan.to_json(),
+                "jobs": [asdict(job) for job in self.jobs]}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Order:
+        jobs = [StageJob(**job | {"rows": [Row(**row) for row in job["rows"]]}) for job in content["jobs"]]
+        recipe, plan = Recipe.model_validate_json(content["recipe"]), Plan(**content["plan"])
+        return cls(**content | {"recipe": recipe, "jobs": jobs, "plan": plan})
+
 
 def follow(ranks: Ranks) -> int:
     """Train along with process 0, and return the exit status.
@@ -46,9 +58,9 @@ def follow(ranks: Ranks) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         with interruptible():
-            order: Order | None = ranks.begin()
+            order = ranks.begin()
             if order is not None:
-                _train(ranks, order)
+                _train(ranks, Order.from_json(order))
     except KeyboardInterrupt:
         return 0
     except Exception as error:

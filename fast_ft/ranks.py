@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import os
 import socket
 import time
@@ -59,7 +60,7 @@ class Ranks:
         return self.rank == 0
 
     def begin(self, order: Any = None) -> Any:
-        """Let process 0 begin with `order`, any object; return that in all. The others wait; None: nothing to do."""
+        """Let process 0 begin with `order`, a JSON value; return it in all. The others wait; None: nothing to do."""
         if self.size == 1:
             return order
         import torch
@@ -112,28 +113,30 @@ class Ranks:
             torch.distributed.destroy_process_group()
 
     def share(self, value: Any) -> Any:
-        """Return process 0's value."""
+        """Return process 0's value, which JSON can hold."""
+        return value if self.size == 1 else json.loads(self.share_bytes(json.dumps(value).encode()))
+
+    def share_bytes(self, data: bytes, source: int = 0) -> bytes:
+        """Return the bytes of process `source`. No pickles, which torch's own exchange of objects is made of."""
         if self.size == 1:
-            return value
+            return data
         import torch
 
-        box = [value]
+        own = self.rank == source
+        length = torch.tensor([len(data) if own else 0])
         with _lost():
-            torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+            torch.distributed.broadcast(length, source)
+            whole = bytearray(data) if own else bytearray(int(length))
+            if whole:
+                torch.distributed.broadcast(torch.frombuffer(whole, dtype=torch.uint8), source)
+        return bytes(whole)
 
     def agree(self, problem: str | None = None) -> None:
         """Raise InputError in all processes where one of them has a problem."""
-        if self.size == 1:
-            return
-        import torch
-
-        problems: list[str | None] = [None] * self.size
-        with _lost():
-            torch.distributed.all_gather_object(problems, problem)
-        for rank, text in enumerate(problems):
-            if text is not None:
-                raise InputError(f"process {rank} of {self.size}: {text}")
+        who = self.most([0 if problem is None else self.rank + 1])[0] - 1
+        if who >= 0 and self.size > 1:
+            text = self.share_bytes((problem or "").encode(), who).decode()
+            raise InputError(f"process {who} of {self.size}: {text}")
 
     def most(self, values: Sequence[int]) -> list[int]:
         """Return the largest of all processes' values, for each place."""

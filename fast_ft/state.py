@@ -20,6 +20,7 @@ from fast_ft.errors import InputError
 
 _TENSOR = "__tensor__"
 _TENSORS = ("adapter.safetensors", "optimizer.safetensors")
+FILES = (*_TENSORS, "state.json")
 
 
 @dataclass

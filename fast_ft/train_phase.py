@@ -61,7 +61,8 @@ def train_phase(
     maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
     settled, changed = _settled(folder, recipe, prepared, maker.name, together.size)
     jobs = prepared.jobs(recipe.train, recipe.seed)
-    together.begin(Order(recipe, jobs, prepared.encoder.pad_id, settled, maker.name, stop_after))
+    if together.size > 1:
+        together.begin(Order(recipe, jobs, prepared.encoder.pad_id, settled, maker.name, stop_after).to_json())
     with memory.explained("loading the base model", memory.LOADING):
         loaded = maker.for_training()
     together.agree()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, write_recipe
-from killed import start, start_function
+from killed import run, start, start_function
 from safetensors.numpy import load_file
 
 from fast_ft import ranks
@@ -151,9 +151,7 @@ def test_killed_and_gone_on_with_in_two_processes_and_then_in_one(alone: tuple[P
     assert any("goes on in 1 processes, after 2" in text for text in notes)
 
 
-def test_where_one_process_dies_the_others_end_and_no_finished_step_is_lost(
-    alone: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_where_one_process_dies_all_end_and_no_step_is_lost(alone: tuple[Path, Path], tmp_path: Path) -> None:
     small, folder = alone[0], tmp_path / "run"
     processes = begin(small, folder, "train.save_steps=null")
     wait_until(logged(folder, 3), processes)
@@ -251,6 +249,31 @@ def test_trouble_in_one_of_two_is_settled_alike_in_both(tiny: Path, tmp_path: Pa
     assert spoilt["skipped"].count(True) == 2 and len(spoilt["losses"]) == 2 + 2 + 7
     assert spoilt["rates"][-5:] == pytest.approx([rate / 2 for rate in plain["rates"][-5:]])
     assert "the learning rate is halved" in spoilt["notes"][0]
+
+
+def no_room(*given: Any, **named: Any) -> None:
+    raise InputError("no room here")
+
+
+def start_one_without_room(words: list[str], errors: str, environment: dict[str, str]) -> None:
+    """In the child: killed.run, where the last process cannot load the model."""
+    from fast_ft import backend
+
+    if environment["RANK"] != "0":
+        backend.make_backend = no_room
+    run(words, errors, environment)
+
+
+def test_a_model_that_does_not_load_in_one_process_is_told_by_the_first(
+    alone: tuple[Path, Path], tmp_path: Path
+) -> None:
+    words = ["train", str(alone[0]), f"output_dir={tmp_path / 'run'}"]
+    processes = [
+        start_function(start_one_without_room, words, str(tmp_path / f"run.{rank}"), variables)
+        for rank, variables in enumerate(launched(2))
+    ]
+    assert statuses(processes) == [2, 0]
+    assert "error: process 1 of 2: no room here" in said(tmp_path / "run") and "error" not in said(tmp_path / "run", 1)
 
 
 # Who is who
