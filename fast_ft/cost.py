@@ -13,11 +13,13 @@ from fast_ft.shape import GIB, ModelShape
 
 CONTEXT_GIB = 0.6  #: the CUDA context and library handles, outside torch's allocator (H200: 0.60 to 0.67)
 #: Python's time to launch a 32-layer model's forward and backward kernels, by backend (measured on an H200's host).
-LAUNCH_SECONDS = {"fused": 0.11, "unsloth": 0.17, "peft": 0.2}
+LAUNCH_SECONDS = {"fused": 0.17, "unsloth": 0.17, "peft": 0.2}
 STEP_SECONDS = 0.05  #: optimizer, clipping and log of one step
 CAPTURE_SECONDS = 0.3  #: to capture the graph of one width
-_KERNEL_SECONDS = 3.3e-4  #: of a layer's small kernels, forward and backward: what tokens do not explain
+_KERNEL_SECONDS = 1.4e-4  #: of a layer's small kernels, forward and backward: what tokens do not explain
+_PASSED_OVER = 88  #: how often a layer's small kernels read or write as much as a token's hidden state, both ways
 _LORA_RATE = 0.15  #: of a large product's rate is what LoRA's thin ones reach
+_ATTENTION_TOKENS = 150  #: that a row costs beside its own
 _WORKSPACE_GIB = 0.35  #: one dequantised weight, library workspaces, what is lost between blocks
 #: What a layer keeps of a token, in 16 bits: so many times the hidden size and the MLP's inner size.
 _KEPT = {"fused": (7.2, 2), "unsloth": (7, 3), "peft": (10, 5)}
@@ -25,10 +27,15 @@ _KEPT = {"fused": (7.2, 2), "unsloth": (7, 3), "peft": (10, 5)}
 
 @dataclass(frozen=True)
 class Rates:
-    """What a card reaches in training: TFLOP/s in 16-bit products, GB/s of its memory."""
+    """What a card reaches in training: TFLOP/s in 16-bit products, GB/s of its memory.
+
+    `attention` is the share of `tflops` that torch's memory-efficient attention reaches, each row counted as if it were
+    _ATTENTION_TOKENS longer.
+    """
 
     tflops: float
     gb_per_s: float
+    attention: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,13 @@ def pass_seconds(
 ) -> float:
     """Seconds of a pass over so many tokens, filling included: what the card takes, or Python's launches if longer."""
     layers, again = shape.num_hidden_layers, recompute_layers / shape.num_hidden_layers
-    flops = train_flops(shape, tokens) + again * 1.6 * tokens * shape.linear_weights  # forward alone runs faster
-    flops += 2.0 * tokens * training.typical * shape.hidden_size * layers * (3.5 + again)  # attention
+    flops = train_flops(shape, tokens) + again * 1.8 * tokens * shape.linear_weights  # forward alone runs faster
+    attended = 2.0 * tokens * (training.typical + _ATTENTION_TOKENS) * shape.hidden_size * layers
+    flops += attended * (3.5 + again) / rates.attention
     flops += tokens * shape.lora_weights(training.r) * (6.0 + 2.0 * again) / _LORA_RATE
-    unpacked = (2 + again) * shape.linear_weights * 2.5 if training.load_in_4bit else 0.0  # read half a byte, write two
-    card = flops / (rates.tflops * 1e12) + unpacked / (rates.gb_per_s * 1e9) + layers * _KERNEL_SECONDS * (1 + again)
-    launch = LAUNCH_SECONDS[training.backend] * (layers / 32) * (1 + again / 2)
+    unpacked = (2 + again) * shape.linear_weights * 3.1 if training.load_in_4bit else 0.0  # half a byte read, two written
+    passed = tokens * layers * _PASSED_OVER * 2.0 * shape.hidden_size * (1 + 0.4 * again)
+    card = flops / (rates.tflops * 1e12) + (unpacked + passed) / (rates.gb_per_s * 1e9)
+    card += layers * _KERNEL_SECONDS * (1 + again)
+    launch = LAUNCH_SECONDS[training.backend] * (layers / 32) * (1 + 0.75 * again)  # torch's checkpoint is slow, too
     return card if capture else max(card, launch)
