@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.clock import empty_cache, out_of_memory_is_a_result, say
 from bench.random_base import random_model
-from bench.sm_limit import limit_sms, tflops
+from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedPool
 from fast_ft import adapter_file, backend, data, environment, recipe
 from fast_ft.decode import sampling
@@ -77,13 +77,12 @@ class Subject:
     def _limit_sms(self, sms: int) -> None:
         import torch
 
-        launched, _ = tflops()
-        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": launched}
+        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": environment.matmul_tflops()}
         found["sms_of_card"] = torch.cuda.get_device_properties(0).multi_processor_count
         self._kept = limit_sms(sms)
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
-        found["launched_tflops"], found["replayed_tflops"] = tflops()
+        found["launched_tflops"], found["replayed_tflops"] = replayed_tflops()
         self._keep("sm_limit", found | {"sms_got": self._kept[2]})
 
     def pool(self, slots: int | None, new_tokens: int, workspace: int, *, greedy: bool = False) -> TimedPool:

@@ -1,7 +1,7 @@
 """A T4-class processor out of a larger one: all work on a stream that may use N of the GPU's SMs (a green context).
 
-A graph replays on the SMs of the stream that it was captured on, or so it should: `tflops` shows whether the limit
-holds. Load the model first; the stream does not wait for the default one.
+A graph replays on the SMs of the stream that it was captured on, or so it should: `replayed_tflops` shows
+whether the limit holds. Load the model first; the stream does not wait for the default one.
 """
 
 from __future__ import annotations
@@ -35,18 +35,16 @@ def limit_sms(count: int) -> Any:
     return context, external, groups[0].sm.smCount
 
 
-def tflops() -> tuple[float, float]:
+def replayed_tflops() -> tuple[float, float]:
     """Return TFLOP/s of a 4096-cubed fp16 product on the current stream: launched, and replayed from a graph."""
     import torch
 
     a, b = (torch.randn(4096, 4096, device="cuda").half() for _ in range(2))
-    stream = torch.cuda.current_stream()
-    stream = torch.cuda.Stream() if stream == torch.cuda.default_stream() else stream  # which captures nothing
     out = torch.empty_like(a)
     torch.mm(a, b, out=out)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         torch.mm(a, b, out=out)
 
     def rate(work: Any) -> float:
