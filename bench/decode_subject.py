@@ -46,6 +46,7 @@ class Subject:
         """The model, in evaluation mode."""
         if self._loaded is None:
             started = time.monotonic()
+            environment.expand_segments()
             cap = self.options.cap
             self.context = environment.cap_gpu_gib(cap) if cap else environment.context_gib()
             self._loaded = self._load()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft import adapter_file, attention, hub, recipe
+from fast_ft import adapter_file, attention, environment, hub, recipe
 from fast_ft.block import block
 from fast_ft.errors import InputError
 from fast_ft.shape import ModelShape
@@ -78,8 +78,7 @@ def make_backend(
     auto is recipe.card_backend where there is an NVIDIA GPU. Where our blocks do not know the model or the card, it is
     Unsloth, and where that does not import or several processes train, PEFT; the run says so.
     """
-    # One row of passes has many widths: without this, blocks of memory that fit none of the next ones pile up.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    environment.expand_segments()
     # Both read these at import time: no telemetry, no tokenizer threads forked under a data loader.
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -72,7 +72,10 @@ def be_deterministic() -> None:
 
 
 def expand_segments() -> None:
-    """Let torch's blocks of memory grow, else such as fit nothing pile up. Before the card is touched."""
+    """Let torch's blocks of memory grow, else those of one pass that fit none of the next pile up.
+
+    It counts before the card is touched.
+    """
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
@@ -90,7 +93,6 @@ def cap_gpu_gib(memory_gib: float) -> float:
 
     That is what it has, and by how much it grows as kernels and libraries are loaded. Without a GPU: nothing, 0.
     """
-    expand_segments()
     import torch
 
     if not torch.cuda.is_available():
@@ -104,7 +106,6 @@ def cap_gpu_gib(memory_gib: float) -> float:
 
 def context_gib() -> float:
     """Return what is held on the GPU outside this process's allocator: its CUDA context, and what others hold."""
-    expand_segments()
     import torch
 
     if not torch.cuda.is_available():
