@@ -52,7 +52,6 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self._store: Any = None
-        self._device = "cpu"
         self._begun = False
 
     @property

@@ -42,7 +42,8 @@ ORDER = [
     "submit.secret_scan", "submit.handin", "submit.submit",
     "submit.bundle", "submit.reproduce",
     "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.clock", "sweep.study",
-    "sweep.workers", "sweep.ray_crew", "sweep.driver", "sweep.page", "sweep.sweep", "commands", "__main__",
+    "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew", "sweep.driver", "sweep.page", "sweep.sweep",
+    "commands", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.

@@ -36,6 +36,15 @@ class Measured:
     load: float = 0.0
 
 
+def measured(records: list[dict[str, Any]]) -> list[Measured]:
+    """Return what finished trials took, by the study's records."""
+    return [
+        Measured(Work(*record["work"]), **record["took"])
+        for record in records
+        if record["state"] == "finished" and not record.get("repeats")
+    ]
+
+
 def work(recipe: Recipe, prepared: Prepared, *, trained: bool, prompts: int | None = None) -> Work:
     """Return a trial's work; `trained`: its adapter is there already."""
     jobs = [] if trained else prepared.jobs(recipe.train, recipe.seed)

@@ -23,10 +23,12 @@ from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir, differences, now
 from fast_ft.sweep import page, price, space, validation
 from fast_ft.sweep.clock import Clock
-from fast_ft.sweep.driver import Driver, Job
+from fast_ft.sweep.driver import Driver
+from fast_ft.sweep.job import Job
 from fast_ft.sweep.price import Measured, Work
 from fast_ft.sweep.space import Point, Space
 from fast_ft.sweep.study import Study
+from fast_ft.sweep.supply import Supply
 from fast_ft.sweep.trial import Task
 from fast_ft.sweep.workers import Crew, LocalCrew, visible_gpus
 
@@ -134,9 +136,9 @@ class Sweep:
 
     def _driver(self, crew: Crew, clock: Clock) -> Driver:
         study = Study(self.root / "study.journal", self.search, self.space, self.recipe.seed)
+        supply = Supply(self.recipe, self.space, study, recipe_at=self.recipe_at, training_of=training_digest)
         return Driver(
-            self.recipe, self.name, self.space, study, crew, clock,
-            recipe_at=self.recipe_at, training_of=training_digest, facts_of=self._facts, reserve=self._reserve,
+            self.name, supply, crew, clock, facts_of=self._facts, reserve=self._reserve,
             changed=lambda: self._write(trials=study.records(), seconds=round(clock.used, 1)),
         )  # fmt: skip
 
@@ -168,13 +170,13 @@ class Sweep:
         atomic.write_text(self.best_yaml, best_text(recipe, self.root, sentence))
         folder = self._best_run(recipe, best, crew)
         self._write(
-            trials=records, seconds=round(clock.used, 1), hours=self.hours, ended=driver.ended,
+            trials=records, seconds=round(clock.used, 1), hours=self.hours, ended=driver.supply.ended,
             best={"number": best["number"], "folder": best["folder"], "value": best["value"], "run": str(folder.root),
                   "against_recipe": against, "sentence": sentence},
             importances=driver.study.importances(),
         )  # fmt: skip
         page.write(self.root)
-        note(driver.ended + f"; {clock.used / 60:.1f} min used")
+        note(driver.supply.ended + f"; {clock.used / 60:.1f} min used")
         note(sentence)
 
     def _best_run(self, recipe: Recipe, best: dict[str, Any], crew: Crew) -> RunDir:
