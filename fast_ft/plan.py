@@ -133,7 +133,7 @@ def _choice(
     fixed = cost.fixed_gib(shape, training)
 
     def gib(tokens: int) -> float:
-        return fixed + cost.pass_gib(shape, training, width(tokens, capture=capture), again)
+        return fixed + cost.pass_gib(shape, training, width(tokens, capture=capture), again, capture=capture)
 
     shares = [each for step in steps for each in shares_of(plan, step)]
     largest = max((sum(each) for each in shares), default=1)
@@ -143,7 +143,7 @@ def _choice(
     seconds = sum(step_seconds(shape, training, made, step, rates) for step in looked) / max(1, len(looked))
     widths = {wide for each in shares for wide in widths_of(made, each)}
     captures = len(widths) * cost.CAPTURE_SECONDS / max(1, len(steps)) if capture else 0.0
-    peak = fixed + cost.pass_gib(shape, training, max(widths, default=1), again)
+    peak = fixed + cost.pass_gib(shape, training, max(widths, default=1), again, capture=capture)
     settled = Plan(**asdict(made) | {"train_gib": round(peak, 2), "step_seconds": round(seconds, 4)})
     return seconds + captures, settled
 

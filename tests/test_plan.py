@@ -44,7 +44,7 @@ def test_a_7bs_known_sizes() -> None:
     assert LLAMA.kv_bytes == 0.5 * 2**20
     assert LLAMA.lora_weights(16) == 39_976_960
     more = fixed_gib(LLAMA, TRAINING) - fixed_gib(LLAMA, replace(TRAINING, r=8))
-    assert more * GIB == pytest.approx(39_976_960 / 2 * 10), "weights, gradients, two states of a byte"
+    assert more * GIB == pytest.approx(39_976_960 / 2 * 12), "weights, gradients, two states of a byte, casts"
 
     def mib_a_token(again: int) -> float:
         few, many = (pass_gib(LLAMA, TRAINING, tokens, again) for tokens in (1024, 2048))
@@ -54,8 +54,8 @@ def test_a_7bs_known_sizes() -> None:
     unsloth = replace(TRAINING, backend="unsloth")
     more = pass_gib(LLAMA, unsloth, 2048, 0) - pass_gib(LLAMA, unsloth, 1024, 0)
     assert more == pytest.approx(3.75, abs=0.1)  # measured, H200, Unsloth 2026.10.7: 3.73
-    # 0.25 for the layers' inputs, and what one layer keeps while it is computed again
-    assert mib_a_token(32) == pytest.approx(0.34, abs=0.05)
+    # 0.25 for the layers' inputs, 0.09 that one layer keeps while it is computed again, 0.3 in holes; measured: 0.66
+    assert mib_a_token(32) == pytest.approx(0.66, abs=0.05)
     assert mib_a_token(32) < mib_a_token(16) < mib_a_token(0)
 
 
@@ -83,7 +83,7 @@ def test_a_model_of_another_kind_is_refused() -> None:
 
 
 def test_more_memory_never_means_less_work_at_once() -> None:
-    plans = [plan(gib) for gib in (5.5, 6, 8, 11, 14.7, 24, 80, 141)]
+    plans = [plan(gib) for gib in (5.8, 6, 8, 11, 14.7, 24, 80, 141)]
     for name in ("generation_batch", "generate_gib"):
         values = [getattr(each, name) for each in plans]
         assert values == sorted(values), name
@@ -101,7 +101,7 @@ def test_where_nothing_fits_the_thriftiest_is_tried() -> None:
 
 
 def test_a_plan_stays_within_its_memory() -> None:
-    for gib in (5.5, 6.0, 7.2, 8.0, 11.0, 14.7, 24.0):
+    for gib in (5.8, 6.0, 7.2, 8.0, 11.0, 14.7, 24.0):
         made = plan(gib)
         assert made.memory_gib == gib
         assert made.train_gib <= 0.96 * gib
@@ -156,7 +156,7 @@ def test_no_more_layers_are_computed_again_than_must_be() -> None:
 
 def test_a_pass_is_captured_where_launches_would_take_longer_than_arithmetic() -> None:
     assert plan(9, H200, recompute=False).capture
-    assert plan(6, H200).capture, "with layers that are computed again, too"
+    assert plan(7, H200).capture, "with layers that are computed again, too"
     assert not plan(14.3, T4).capture, "a T4 waits for arithmetic"
     assert not plan(7.2, H200, draws=True).capture, "dropout cannot draw the same again in a graph"
     assert plan(9, H200, draws=True, recompute=False).capture
