@@ -56,11 +56,11 @@ def follow(ranks: Ranks) -> int:
     """
     progress.be_silent()
     os.environ.setdefault("TQDM_DISABLE", "1")
+    environment.expand_segments()  # NCCL touches the card before a backend is made
     try:
         with interruptible():
-            order = ranks.begin()
-            if order is not None:
-                _train(ranks, Order.from_json(order))
+            if ranks.begin():
+                _train(ranks, Order.from_json(ranks.share(None)))
     except KeyboardInterrupt:
         return 0
     except Exception as error:

@@ -23,6 +23,7 @@ from fast_ft.progress import note
 
 _TIMEOUT = dt.timedelta(minutes=30)  #: of one exchange: a checkpoint onto a slow Drive lies in between
 _CONNECT = dt.timedelta(hours=12)  #: until process 0 has something to train: it may have to fetch the model
+_WARM_UP = 2**22  #: numbers; with few, NCCL takes smaller buffers than with a gradient
 _BEGIN, _ENDED = "fast_ft/begin", "fast_ft/ended"
 
 
@@ -58,10 +59,10 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def begin(self, order: Any = None) -> Any:
-        """Let process 0 begin with `order`, a JSON value; return it in all. The others wait; None: nothing to do."""
+    def begin(self) -> bool:
+        """Join all processes, once process 0 calls this too. False: it had nothing to train, and has ended."""
         if self.size == 1:
-            return order
+            return True
         import torch
 
         store = self._connected()
@@ -70,7 +71,7 @@ class Ranks:
         while not store.check([_BEGIN]):
             time.sleep(0.1)
         if store.get(_BEGIN) != b"yes":
-            return None
+            return False
         self._begun = True
         on_card = torch.cuda.is_available()
         self._check_cards(store, on_card)
@@ -82,7 +83,10 @@ class Ranks:
             timeout=_TIMEOUT,
             device_id=torch.device("cuda", 0) if on_card else None,
         )
-        return self.share(order)
+        if on_card:  # so that what NCCL takes of the card is taken before anybody plans with the rest
+            self.sum(torch.zeros(_WARM_UP, device="cuda"))
+            torch.cuda.synchronize()
+        return True
 
     def end(self) -> None:
         """Tell the others that process 0 has ended; if it began nothing, that they may go."""

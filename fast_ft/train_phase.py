@@ -59,10 +59,11 @@ def train_phase(
         environment.be_deterministic()
     together = ranks.here()
     maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
+    together.begin()
     settled, changed = _settled(folder, recipe, prepared, maker.name, together.size)
     jobs = prepared.jobs(recipe.train, recipe.seed)
     if together.size > 1:
-        together.begin(Order(recipe, jobs, prepared.encoder.pad_id, settled, maker.name, stop_after).to_json())
+        together.share(Order(recipe, jobs, prepared.encoder.pad_id, settled, maker.name, stop_after).to_json())
     with memory.explained("loading the base model", memory.LOADING):
         loaded = maker.for_training()
     together.agree()

@@ -182,7 +182,7 @@ def course_of(rank: int, base: str, folder: str, variables: dict[str, str], trou
 
     os.environ.update(variables)
     here = ranks.enter()
-    here.begin("go")
+    here.begin()
     if rank > 0:
         progress.be_silent()
     model = recipe.Model(name_or_path=base, max_length=64, load_in_4bit=False)
@@ -294,7 +294,7 @@ def test_a_launchers_variables_are_taken_out_of_the_environment(monkeypatch: pyt
 
 def test_one_process_alone_never_touches_torch_distributed() -> None:
     one = ranks.Ranks()
-    assert one.begin("order") == "order" and one.share([1]) == [1] and one.most([2, 3]) == [2, 3] and not one.any(False)
+    assert one.begin() and one.share([1]) == [1] and one.most([2, 3]) == [2, 3] and not one.any(False)
     one.sum(object())
     one.agree("no one to hear it")
     one.leave()
