@@ -18,7 +18,7 @@ from fast_ft import data, environment, recipe
 from fast_ft.decode.cache import PAGE
 from fast_ft.decode.prefill import Row
 
-LONGEST = 1024
+LONGEST, MEAN = 1024, 250  #: new tokens of answers of mixed length
 
 
 def steps(subject: Subject) -> Iterator[dict[str, Any]]:
@@ -147,7 +147,7 @@ def _timed(
 
 
 def _lengths(subject: Subject) -> list[int]:
-    """Lengths of long Alpaca responses, scaled to a mean of 250; without a file a log-normal like them."""
+    """Lengths of long Alpaca responses, scaled to the mean; without a file a log-normal like them."""
     draw = random.Random(0)
     if subject.options.lengths:
         pool = data.load_pool(recipe.Data(train=str(subject.options.lengths)))
@@ -155,7 +155,7 @@ def _lengths(subject: Subject) -> list[int]:
         picked = [float(count) for count in draw.choices(counts, k=len(subject.ids))]
     else:
         picked = [205 + draw.lognormvariate(4.4, 0.9) for _ in subject.ids]
-    scale = 250 * len(picked) / sum(picked)
+    scale = MEAN * len(picked) / sum(picked)
     return [max(1, min(LONGEST, round(each * scale))) for each in picked]
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import save_random_llama
 
-from bench import decode, decode_figures
+from bench import decode, decode_figures, decode_measures
 from bench.__main__ import figures_of
+from bench.decode_subject import Subject
 
 RUN = {
     "tokens": 1000, "seconds": 0.25, "steps": 10, "burst_seconds": 0.2, "weight_bytes": 4_280_000_000,
@@ -77,17 +79,40 @@ def test_a_run_on_a_small_model_becomes_figures(
     prompts.write_text(json.dumps([{"id": str(i), "instruction": "word " * (3 + i)} for i in range(6)]))
     arguments = [
         "--base", str(base), "--prompts", str(prompts), "--results", str(tmp_path / "out.json"), "--random",
-        "--only", "fixed,plain,unsloth", "--limit", "4", "--repeat", "2", "--batches", "3,6", "--cap", "0",
+        "--only", "fixed,plain,mixed,unsloth", "--limit", "4", "--repeat", "2", "--batches", "3,6", "--cap", "0",
         "--dtype", "float32",
     ]  # fmt: skip
+    monkeypatch.setattr(decode_measures, "MEAN", 8)
     monkeypatch.setattr(sys, "argv", ["bench.decode", *arguments])
     assert decode.main() == 0
     made = json.loads((tmp_path / "out.json").read_text())
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert made["measurements"] == lines
-    assert [each["name"] for each in lines] == ["fixed", "fixed", "plain", "plain", "unsloth"]
+    assert [each["name"] for each in lines] == ["fixed", "fixed", "plain", "plain", *["mixed"] * 3, "unsloth"]
     fixed = lines[0]
     assert fixed["tokens"] == 24 and fixed["cells_read"] == sum(4 * n + 6 for n in made["settings"]["prompt_tokens"])
     assert sum(count for count, _ in fixed["steps_by_slots"].values()) == fixed["steps"] == 3
-    assert set(figures_of(made, "out")) >= {"decode.h200.tokens_per_s", "decode.h200.vs_generate"}
+    refilled, still, shrinking = (each for each in lines if each["name"] == "mixed")
+    assert refilled["tokens"] == still["tokens"] == shrinking["tokens"] == pytest.approx(6 * 8, abs=3)
+    assert refilled["cells_read"] == still["cells_read"] == shrinking["cells_read"], "the same work"
+    assert set(figures_of(made, "out")) >= {
+        "decode.h200.tokens_per_s", "decode.h200.vs_generate", "decode.mixed_over_fixed", "decode.refill_gain",
+        "decode.refill_gain_shrinking",
+    }  # fmt: skip
     assert made["command"].startswith("python -m bench.decode --base ")
+
+
+def test_out_of_memory_takes_an_eighth_of_the_cache_and_tries_again() -> None:
+    import torch
+
+    subject, tried = SimpleNamespace(room=1.0), list[float]()
+
+    def work(fits: float) -> dict[str, Any]:
+        tried.append(subject.room)
+        if subject.room > fits:
+            raise torch.OutOfMemoryError
+        return {"tokens": 5}
+
+    assert Subject.with_room(subject, work, 0.8) == {"tokens": 5} and subject.room == 49 / 64  # type: ignore[arg-type]
+    assert Subject.with_room(subject, work, 0.0) == {"out_of_memory": True}  # type: ignore[arg-type]
+    assert tried[:3] == [1.0, 7 / 8, 49 / 64] and len(tried) == 7
