@@ -8,7 +8,6 @@ dropout and the same noise as one that was never stopped.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from fast_ft.optimizer import Flat, make_optimizer
 from fast_ft.passes import Passes
 from fast_ft.plan import Plan
 from fast_ft.progress import note
+from fast_ft.setback import Setbacks
 from fast_ft.stage_job import StageJob, StageResult
 
 Log = Callable[[dict[str, Any]], None]
@@ -76,16 +76,10 @@ class Course:
         self.interrupted = False
         self.pace: TrainPace | None = None  #: of budget.train_minutes
         self.notes: list[str] = []  #: what the manifest has to know
-        self.last_good: Callable[[int], Path | None] | None = None  #: the newest checkpoint before a step
-        self.on_back: Callable[[int], None] | None = None  #: is told the step after which training goes on again
-        self.gave_up = False  #: bad numbers came twice; the last good state is the end
-        self._bad: list[int] = []  # the latest steps in a row that were skipped or had a loss that is no number
-        self._broken = self._diverged = False
-        self._good = 0  # the latest step after which the weights are known to be good
+        self.setbacks = Setbacks(section.max_bad_steps)
         self._told = False  # that the budget will not do
         self.asked = 0.0  #: when this process was asked to stop
         self.time_is_up = False  #: by the budget, as agreed
-        self._start: Any = None  # the adapter before the first step
         self.stop_after: int | None = None  #: steps over all stages; the schedule stays that of the whole course
 
     @property
@@ -132,16 +126,15 @@ class Course:
         """Train what is left, and return the stages that were trained, at least in part."""
         results = []
         alike.start(self)
-        if self.progress.global_step == 0:
-            self._start = self.flat.parameter.detach().cpu().clone()
+        self.setbacks.begin(self)
         try:
             with interrupt.calling(self._stop):
                 while self._goes_on():
                     job = self.jobs[self.progress.stage]
                     results.append(self._run_stage(job))
-                    if self._diverged and not self.interrupted:
-                        self._go_back()
-                        if self.gave_up:
+                    if self.setbacks.diverged and not self.interrupted:
+                        self.setbacks.go_back(self)
+                        if self.setbacks.gave_up:
                             break
                     elif self.progress.step == len(job.batches):  # else it was stopped; the checkpoint is saved
                         self._next_stage()
@@ -157,14 +150,11 @@ class Course:
 
     def stepped(self, entry: dict[str, Any]) -> bool:
         """Take note of a finished step; tell whether training stops here, whatever the reason."""
-        self._broken = not math.isfinite(entry["loss"])
-        self._bad = [*self._bad, entry["step"]] if entry["skipped"] or self._broken else []
-        last = self.progress.global_step == self.total
-        self._diverged = len(self._bad) >= self.section.max_bad_steps or (self._broken and last)
+        self.setbacks.stepped(entry, last=self.progress.global_step == self.total)
         if self.pace is not None:
             self._keep_pace(self.pace)
         alike.agree(self)
-        return self.interrupted or self._diverged or self.out_of_time
+        return self.interrupted or self.setbacks.diverged or self.out_of_time
 
     def _keep_pace(self, pace: TrainPace) -> None:
         at = self.progress
@@ -186,39 +176,6 @@ class Course:
         steps = at.stop_at - at.anneal_from
         return at.rate_factor * max(0, steps - (index - at.anneal_from)) / steps
 
-    def _go_back(self) -> None:
-        """Go back to the last good state and halve the learning rate; the second time that is the end.
-
-        A state counts as good where a later step's loss was a number: weights are first seen in the step after theirs.
-        """
-        import torch
-
-        first, seconds, again = self._bad[0], self.progress.seconds, self.progress.rate_factor < 1
-        self._bad, self._broken, self._diverged = [], False, False
-        self._good = max(self._good, first - 2)
-        good = self.last_good(self._good + 1) if self.last_good is not None else None
-        self.optimizer = make_optimizer(self.flat, self.section)
-        self.progress = state.Progress()
-        if good is not None:
-            self.resume(good)
-        elif self._start is not None:
-            with torch.no_grad():
-                self.flat.parameter.copy_(self._start)
-        else:
-            again = True  # a resumed run whose only checkpoint was bad: there is nothing to go on from
-        again = self.ranks.share(again)
-        alike.start(self)
-        self.progress.seconds, self.progress.rate_factor = seconds, 0.5
-        at = self.progress.global_step
-        if self.on_back is not None:
-            self.on_back(at)
-        self.gave_up = again
-        what = "that is the end" if again else "the learning rate is halved from there"
-        self.notes.append(
-            f"no finite loss or gradients from step {first} on: back to the state after step {at}; {what}"
-        )
-        note(f"warning: {self.notes[-1]}")
-
     def _stop(self) -> None:
         """End the run after the step in hand, its state saved; asked a second time, at once."""
         now = time.monotonic()
@@ -229,7 +186,7 @@ class Course:
 
     def checkpoint(self) -> None:
         """Save the state, unless the weights are known to be bad: the last step's loss was no number."""
-        if self.on_checkpoint is not None and not self._broken:
+        if self.on_checkpoint is not None and not self.setbacks.broken:
             self.on_checkpoint(self)
 
     def _next_stage(self) -> None:
@@ -260,7 +217,7 @@ class Course:
         self.progress.scaler = scaler.state_dict() if scaler is not None else None
         if lost is None:
             alike.check(self)
-        if not self._diverged and seen:
+        if not self.setbacks.diverged and seen:
             self.checkpoint()
         if lost is not None:
             note(f"warning: {lost}: training stops after step {self.progress.global_step}, its state saved")

@@ -78,14 +78,14 @@ def train_phase(
             folder, recipe, prepared, loaded, settled, jobs, log, stop_after, clock, started
         )
     together.leave()
-    if course.gave_up and not lines:
+    if course.setbacks.gave_up and not lines:
         raise InputError(guard.came_to_nothing(recipe.train, folder.diverged))
     loss_picture(folder.loss_png, lines)
     notes += course.notes
     for text in guard.training_warnings(lines, adapter_file.weights(loaded.model), recipe.train):
         note(f"warning: {text}")
         notes.append(text)
-    ended = course.finished or course.out_of_time or course.gave_up
+    ended = course.finished or course.out_of_time or course.setbacks.gave_up
     with (
         memory.explained("saving the adapter", lambda: _kept(folder, len(lines))),
         atomic.replace_folder(folder.adapter if ended else folder.taste / "adapter") as target,
@@ -101,7 +101,7 @@ def train_phase(
         early = {
             "stopped_at_step": len(lines),
             "of_steps": course.total,
-            "why": "numbers" if course.gave_up else "budget",
+            "why": "numbers" if course.setbacks.gave_up else "budget",
         }
     if course.out_of_time:
         text = f"training ended after step {len(lines)} of {course.total}, its learning rate brought down early: "
@@ -126,7 +126,7 @@ def train_phase(
         out_of_memory=course.out_of_memory,
         **early,
     )
-    if course.gave_up:
+    if course.setbacks.gave_up:
         raise InputError(guard.gave_up(recipe.train, len(lines), folder.adapter, folder.diverged))
 
 
@@ -214,9 +214,9 @@ def _train(
             work_folder=folder.checkpoints,
             ranks=ranks.here(),
         )
-        course.on_checkpoint, course.on_back, course.stop_after = save_state, back, stop_after
+        course.on_checkpoint, course.setbacks.on_back, course.stop_after = save_state, back, stop_after
         course.on_settled = partial(keep_plan, folder)
-        course.last_good = lambda step: checkpoints.newest(folder.checkpoints, before=step)
+        course.setbacks.last_good = lambda step: checkpoints.newest(folder.checkpoints, before=step)
         if earlier is not None:
             note(f"going on after step {done.global_step} of {course.total}")
             course.resume(earlier)

@@ -393,7 +393,7 @@ def test_a_loss_that_is_no_number_is_logged_as_one(make_course: MakeCourse) -> N
         next(p for name, p in weights.items() if "down_proj.lora_B" in name).fill_(float("nan"))
     course.run()
     assert [line["step"] for line in lines] == [*range(1, 8)] * 2, "once more with half the learning rate"
-    assert course.gave_up and all(math.isnan(line["loss"]) for line in lines)
+    assert course.setbacks.gave_up and all(math.isnan(line["loss"]) for line in lines)
     assert all(math.isnan(line["grad_norm"]) for line in lines)
 
 
