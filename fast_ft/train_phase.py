@@ -143,7 +143,6 @@ def _settled(
     if checkpoints.newest(folder.checkpoints) is None:
         return settled, []
     text = f"training goes on in {world_size} processes, after {before}: equal but for rounding, and what noise draws"
-    note(f"warning: {text}")
     return settled, [text]
 
 

@@ -69,6 +69,7 @@ def test_an_edited_answer_is_found_even_where_the_digest_was_edited_too(
     def edit(files: dict[str, Any]) -> None:
         files["pred.json"]["t3"]["output"] = ["Mine\x1b[2J \u202eback\nwards."]
         files["manifest.json"]["environment"]["packages"]["torch"] = "0.1\x1b[31m"
+        files["manifest.json"]["plan"]["world_size"] = 2
         text = json.dumps(files["pred.json"]).encode()
         files["manifest.json"]["digests"]["pred"] = hashlib.sha256(text).hexdigest()
 
@@ -80,7 +81,7 @@ def test_an_edited_answer_is_found_even_where_the_digest_was_edited_too(
     assert r"Mine\u001b[2J \u202eback\nwards." in out and "\x1b" not in out and "\u202e" not in out
     order = [line.split()[0] for line in out.splitlines()]
     assert order.index("versions") < order.index("rows") < order.index("adapter")
-    assert "torch 0.1\\u001b[31m there" in out
+    assert "torch 0.1\\u001b[31m there" in out and "2 trained it, one will train here" in out
 
 
 BREAKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {

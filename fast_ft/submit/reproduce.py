@@ -89,6 +89,8 @@ def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
         base = identity.model(recipe.model.name_or_path, recipe.model.revision)
         same = base["weights"] == recorded["weights"]
         yield "base model", "the same" if same else "its weights differ from those that were trained on"
+    if (size := theirs.plan.world_size) > 1:
+        yield "processes", f"{size} trained it, one will train here: sums in another order, so equal up to rounding only"
     phases = theirs.manifest["phases"]
     fewer = phases["generate"]["batch_size"] < min(theirs.plan.generation_batch, len(theirs.pred))
     if fewer or phases["train"]["out_of_memory"]:
