@@ -90,7 +90,7 @@ def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
         same = base["weights"] == recorded["weights"]
         yield "base model", "the same" if same else "its weights differ from those that were trained on"
     if (size := theirs.plan.world_size) > 1:
-        yield "processes", f"{size} trained it, one will train here: sums in another order, so equal up to rounding only"
+        yield "processes", f"{size} trained it, one will train here: equal up to rounding only"
     phases = theirs.manifest["phases"]
     fewer = phases["generate"]["batch_size"] < min(theirs.plan.generation_batch, len(theirs.pred))
     if fewer or phases["train"]["out_of_memory"]:
