@@ -292,6 +292,16 @@ def test_a_launchers_variables_are_taken_out_of_the_environment(monkeypatch: pyt
     assert alone.size == 1 and alone.first and os.environ["CUDA_VISIBLE_DEVICES"] == "7"
 
 
+def test_accelerate_that_started_one_process_only_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "_here", ranks.ALONE)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert ranks.enter().size == 1
+    assert "accelerate started one process only" in capsys.readouterr().err
+
+
 def test_one_process_alone_never_touches_torch_distributed() -> None:
     one = ranks.Ranks()
     assert one.begin() and one.share([1]) == [1] and one.most([2, 3]) == [2, 3] and not one.any(False)
