@@ -22,7 +22,8 @@ ORDER = [
     "chat_template_process", "chat_template", "template",
     "shape", "cut", "cost", "plan_pool", "plan", "forecast",
     "attention", "recompute", "nf4", "block.plain", "block.kernels", "block.ops", "block.linears", "block.block",
-    "tensor_file", "adapter_config", "adapter_file", "backend", "optimizer", "passes", "state",
+    "tensor_file", "adapter_config", "adapter_file",
+    "backends.base", "backends.peft_layers", "backends.unsloth_layers", "backend", "optimizer", "passes", "state",
     "checkpoints", "backup",
     "stage_job", "fit", "alike", "setback", "trainer", "train", "follow",
     "prepare", "planning",
@@ -59,7 +60,10 @@ NAMED = {
     "memory": {"torch"},
     "tensor_file": {"torch"},
     "adapter_file": {"peft"},
-    "backend": {"torch", "transformers", "peft", "unsloth"},
+    "backends.base": {"torch", "transformers"},
+    "backends.peft_layers": {"torch", "transformers", "peft"},
+    "backends.unsloth_layers": {"torch", "peft", "unsloth"},
+    "backend": {"torch", "unsloth"},
     "optimizer": {"torch", "transformers", "bitsandbytes"},
     "fit": {"torch"},
     "ranks": {"torch"},
@@ -141,14 +145,14 @@ def test_heavy_libraries_are_named_where_the_rule_says(module: str) -> None:
     assert named == NAMED.get(module, set())
 
 
-def test_unsloth_is_named_in_the_backend_only() -> None:
+def test_unsloth_is_named_where_a_backend_is_made_only() -> None:
     naming = {
         module
         for module, tree in MODULES.items()
         for name, _ in imports(tree, module, top_only=False)
         if name.split(".")[0] in ("unsloth", "unsloth_zoo")
     }
-    assert naming == {"backend"}
+    assert naming == {"backend", "backends.unsloth_layers"}
 
 
 def test_the_order_names_every_module_once() -> None:

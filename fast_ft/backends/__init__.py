@@ -1,0 +1,1 @@
+"""The ways to load and train a model; backend.py chooses among them."""
