@@ -52,8 +52,9 @@ def save_random_llama(folder: Path, *, seed: int = 0, hidden: int = 64, layers: 
 
 #: Files that take longest, so that no worker is left with one of them at the end.
 LONG = (
-    "test_sweep", "test_disk", "test_bench", "test_notebook", "test_kill", "test_ranks", "test_judge_served", "test_judge",
+    "test_sweep", "test_disk", "test_bench", "test_notebook", "test_kill", "test_judge_served", "test_judge",
     "test_report_browser", "test_sweep_workers", "test_train", "test_generate", "test_decode", "test_pipeline",
+    "test_ranks",
 )  # fmt: skip
 
 
