@@ -16,8 +16,9 @@ from fast_ft import adapter_file, backend, recipe, state
 from fast_ft.attention import Rows, attend
 from fast_ft.cut import cut
 from fast_ft.errors import InputError
+from fast_ft.loss import response_loss
 from fast_ft.optimizer import make_optimizer, make_scheduler
-from fast_ft.passes import blank, lay_out, response_loss
+from fast_ft.passes import blank, lay_out
 from fast_ft.plan import Plan
 from fast_ft.stage_job import StageJob, batches
 from fast_ft.template import IGNORE_INDEX, Row
