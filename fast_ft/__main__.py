@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
-from fast_ft import ranks
+from fast_ft import memory, ranks
 from fast_ft.commands import COMMANDS, TOGETHER
 from fast_ft.errors import BudgetMissed, InputError, nearest
 from fast_ft.progress import note
@@ -17,6 +18,7 @@ _Raw = argparse.RawDescriptionHelpFormatter
 EPILOG = """\
 key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
 Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130 interrupted."""
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}  #: by the disk or its owner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +61,8 @@ def _main(words: list[str], place: ranks.Ranks) -> int:
     try:
         if place.size > 1 and options.call not in TOGETHER:
             raise InputError(f"several processes (WORLD_SIZE={place.size}) train a recipe; {words[0]} is for one")
-        return options.call(options)
+        with memory.explained("running this command", "End other programs, or ask for less at a time."):
+            return options.call(options)
     except InputError as error:
         note(f"error: {error}")
         return 2
@@ -72,6 +75,12 @@ def _main(words: list[str], place: ranks.Ranks) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has left
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise  # a bug
+        what = f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}"
+        note(f"error: {what}. Let this user read and write it, or free some space; then run the command again")
+        return 2
 
 
 def build_parser() -> argparse.ArgumentParser:

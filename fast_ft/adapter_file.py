@@ -63,6 +63,7 @@ def check(adapter: Path, base: Path) -> None:
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     adapter_config.check(adapter)
     hidden, layers, inner = (config.get(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    path.open("rb").close()  # the library calls a file that may not be read absent
     try:
         with safe_open(str(path), framework="np") as tensors:
             names = list(tensors.keys())

@@ -136,12 +136,16 @@ class Lines:
                 raise
 
     def keep(self, count: int) -> list[Any]:
-        """Cut the file after its first `count` lines, and return those that went. What is no whole line goes too."""
+        """Cut the file after its first `count` lines, and return those that went, but for what is no whole value."""
         lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         with refusal(self.path):
             before("append", self.path)
             self._file.truncate(sum(map(len, lines[:count])))
-        return [json.loads(line) for line in lines[count:]]
+        gone = []
+        for line in lines[count:]:
+            with contextlib.suppress(ValueError, RecursionError):  # the power may have failed in the middle of it
+                gone.append(json.loads(line))
+        return gone
 
     def sync(self) -> None:
         with refusal(self.path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, generate, guard, memory, plan, selfcheck
+from fast_ft import atomic, backend, generate, guard, memory, plan, results, selfcheck
 from fast_ft.budget import AnswerPace, Clock
+from fast_ft.errors import InputError
 from fast_ft.phases import settle_plan
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
@@ -165,6 +165,10 @@ def base_answers(
 
 def record_endings(folder: RunDir, column: str, result: generate.Generation) -> None:
     """Note in answers.json how long each answer is and whether it ended by itself; pred.json has no place for that."""
-    earlier = json.loads(folder.answers.read_text(encoding="utf-8")) if folder.answers.is_file() else {}
+    try:
+        earlier = results.read_answers(folder.answers) if folder.answers.is_file() else {}
+    except InputError as error:
+        note(f"warning: {error}; it is written anew")
+        earlier = {}
     ends = {key: {"tokens": first.tokens, "ended": first.ended} for key, (first, *_) in result.answers.items()}
     atomic.write_json(folder.answers, earlier | {column: ends})

@@ -19,8 +19,8 @@ def check_size(path: Path, most: int = MOST_JSON) -> None:
 
 def text(path: Path, most: int = MOST_JSON) -> str:
     """Return a file's UTF-8 text; InputError where it is too long or no text."""
-    check_size(path, most)
     try:
+        check_size(path, most)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None

@@ -10,7 +10,7 @@ import json
 import time
 from typing import Any
 
-from fast_ft import atomic, data, environment, hub, plan, planning, rules
+from fast_ft import atomic, data, environment, hub, outside, plan, planning, rules
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.judge import judge, judging
 from fast_ft.prepare import Prepared
@@ -31,7 +31,8 @@ def settle_plan(
     if recipe.budget.memory_gib != "auto":
         environment.cap_gpu_gib(float(recipe.budget.memory_gib))
     if folder.plan.is_file():
-        return plan.Plan(**json.loads(folder.plan.read_text(encoding="utf-8")))
+        content = outside.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
+        return plan.Plan.from_json(content, folder.plan)
     settled = planning.settle(
         recipe,
         prepared,

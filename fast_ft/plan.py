@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from fast_ft import cost
 from fast_ft.cost import Rates, Training
 from fast_ft.cut import cut, share, width
+from fast_ft.errors import InputError
 from fast_ft.plan_pool import settle_pool, slots_without_card
 from fast_ft.shape import ModelShape
+from fast_ft.terminal import escaped
 
 _SLACK = 0.96  #: of the memory may be planned for
 _LOOKED_AT = 48  #: steps that a choice is judged by, evenly over the run
@@ -47,6 +50,23 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], path: Path) -> Plan:
+        """Return the plan that a file holds; another version's keys, and values of another type, are refused."""
+        hints = get_type_hints(cls)
+        if unknown := sorted(content.keys() - hints.keys()):
+            raise InputError(f"{path}: the plan has {escaped(unknown[0])!r}, which this fast_ft does not know")
+        for name, value in content.items():
+            whole = int if isinstance(value, int) and not isinstance(value, bool) else type(value)
+            if not isinstance(value, hints[name]) and not (hints[name] is float and whole is int):
+                raise InputError(f"{path}: the plan's {name} is of type {type(value).__name__}")
+            if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < 1e9:
+                raise InputError(f"{path}: the plan's {name} is {value}")
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise InputError(f"{path}: the plan is not whole ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A run's results read back: pred.json, answers.json, scores.json, log.jsonl, each with the types that it promises.
+"""A run's files read back: manifest, pred, answers and scores.json, log.jsonl, each with the types that it promises.
 
 A run folder can come from elsewhere, and a file in it can be cut off or edited. So each is checked for what its readers
 rely on; what they do not rely on may be anything. The content is returned as it is.
@@ -102,15 +102,108 @@ class _Scores(_Scored):
     reference_mean: Number | None = None
     baselines: dict[str, Number] = {}
     swapped: _Swapped | None = None
-    base: _Scored | None = None
+    base: _Scored = _Scored()
     gain: _Compared | None = None
     against: _Compared | None = None
+
+
+class _Row(_Part):
+    id: str
+    digest: str
+
+
+class _Stage(_Part):
+    name: str
+    ids: list[str]
+
+
+class _Phase(_Part):
+    """What the phases note; a key is there or not, but it is never null."""
+
+    seconds: Number = 0
+    finished: str = ""
+    backend: str = ""
+    dtype: str = ""
+    steps: int = 0
+    out_of_memory: int = 0
+    peak_gib: Number = 0
+    first_loss: Number = 0
+    last_loss: Number = 0
+    why: str = ""
+    stopped_at_step: int = 0
+    of_steps: int = 0
+    answers: int = 0
+    batch_size: int = 1
+    decoding_seconds: Number = 0
+    cut_by_budget: int = 0
+    cut_at: int = 0
+    kind: str = ""
+    mean: Number | None = None
+
+
+class _Environment(_Part):
+    python: str = ""
+    system: str = ""
+    program: str | None = None
+    packages: dict[str, str | None] = {}
+    gpu: dict[str, str] | None = None
+
+
+class _Config(_Part):
+    quantization_config: dict[str, Any] | None = None
+
+
+class _Model(_Part):
+    name_or_path: str
+    commit: str | None = None
+    config: _Config = _Config()
+
+
+class _Leakage(_Part):
+    hits: list[dict[str, Any]] = []
+
+
+class _Recipe(_Part):
+    """Sections only: RunDir.recipe checks their keys, where a run goes on."""
+
+    model: dict[str, Any] = {}
+    lora: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    judge: dict[str, Any] = {}
+    budget: dict[str, Any] = {}
+    rules: str | None = None
+
+
+class _Manifest(_Part):
+    recipe: _Recipe = _Recipe()
+    recipe_file: str = ""
+    recipe_digest: str = ""
+    started: str = ""
+    phases: dict[str, _Phase] = {}
+    rows: list[_Row] = []
+    stages: list[_Stage] = []
+    digests: dict[str, str] = {}
+    leakage: _Leakage = _Leakage()
+    notes: list[str] = []
+    environment: _Environment = _Environment()
+    resumed: list[dict[str, Any]] = []
+    model: _Model | None = None
+    plan: dict[str, Any] = {}
+    generated_with: dict[str, Any] = {}
+    judged_with: dict[str, Any] = {}
 
 
 _PRED: TypeAdapter[Any] = TypeAdapter(dict[str, _Entry])
 _ENDS: TypeAdapter[Any] = TypeAdapter(dict[str, dict[str, _End]])
 _LINES: TypeAdapter[Any] = TypeAdapter(list[_Line])
 _SCORES: TypeAdapter[Any] = TypeAdapter(_Scores)
+_MANIFEST: TypeAdapter[Any] = TypeAdapter(_Manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return manifest.json's content. Raises InputError."""
+    content = outside.json_object(path, MOST, "Restore the file, or delete its folder.")
+    return _checked(_MANIFEST, content, path, "run")
 
 
 def read_pred(path: Path) -> dict[str, Any]:

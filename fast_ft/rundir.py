@@ -13,8 +13,9 @@ from fast_ft.atomic import recover, replace_folder, sha256_file, write_bytes, wr
 from fast_ft.errors import InputError
 from fast_ft.lease import Lease
 from fast_ft.lint import unknown_placeholder
-from fast_ft.outside import refuse_links
+from fast_ft.outside import json_object, refuse_links
 from fast_ft.recipe import Recipe
+from fast_ft.results import read_manifest
 
 __all__ = [
     "RunDir",
@@ -94,7 +95,7 @@ class RunDir:
 
     def manifest(self) -> dict[str, Any]:
         """Return manifest.json: recipe, recipe_file, recipe_digest, started, phases, and what phases put there."""
-        return _read_object(self.manifest_path)
+        return read_manifest(self.manifest_path)
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Put JSON values under these names into the manifest, in place of what is there, and return the manifest."""
@@ -162,7 +163,7 @@ def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
     rows, recipes = [], []
     for path in sorted(Path(root).glob("**/manifest.json")):
         try:
-            manifest = _read_object(path)
+            manifest = read_manifest(path)
         except InputError:
             manifest = {"phases": {"unreadable manifest": {}}}
         phases = manifest.get("phases", {})
@@ -191,24 +192,14 @@ def now() -> str:
 
 def _score(path: Path) -> float | None:
     try:
-        content = _read_object(path)
-    except InputError:
+        content = json_object(path)
+    except (InputError, OSError):
         return None
     value = content.get("mean", content.get("score"))
     try:
         return float(value) if isinstance(value, int | float) else None
     except OverflowError:  # JSON's whole numbers have no end
         return None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}): delete its folder, or restore the file") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object: delete its folder, or restore the file")
-    return content
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

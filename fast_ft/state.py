@@ -66,7 +66,12 @@ def problem(folder: Path) -> str | None:
 
 def read_progress(folder: Path) -> Progress:
     """Return how far a saved state came; InputError if it cannot be read."""
-    return Progress(**_read(folder)["progress"])
+    try:
+        return Progress(**_read(folder)["progress"])
+    except (LookupError, TypeError) as error:
+        raise InputError(
+            f"{folder}: another version of fast_ft wrote this checkpoint ({error}). Delete checkpoints/ to train anew."
+        ) from None
 
 
 def load(folder: Path, model: Any, optimizer: Any | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import replace
@@ -34,6 +33,7 @@ from fast_ft.picture import loss_picture
 from fast_ft.prepare import Prepared, compare_tokenizers
 from fast_ft.progress import Bar, note
 from fast_ft.recipe import Recipe
+from fast_ft.results import read_log
 from fast_ft.rundir import RunDir
 from fast_ft.stage_job import StageJob, StageResult
 
@@ -163,7 +163,7 @@ def _train(
     earlier = checkpoints.newest(folder.checkpoints)
     done = state.read_progress(earlier) if earlier else state.Progress()
     lost = log.keep(done.global_step)  # what came after the checkpoint is trained again
-    lines = [json.loads(line) for line in folder.log.read_text(encoding="utf-8").splitlines()]
+    lines = read_log(folder.log)
     steps = sum(len(job.batches) for job in jobs)
     told = memory.explained("training", lambda: f"{memory.TRAINING} {_kept(folder, len(lines))}")
     with told, Bar("training", steps, done=done.global_step) as bar:

@@ -23,16 +23,17 @@ from fast_ft.judge import judging
 from fast_ft.report import facts, overview
 from fast_ft.rundir import RunDir, list_runs
 from fast_ft.show_scores import print_scores
-from fast_ft.submit import handin
+from fast_ft.submit import handin, ledger
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 RUN = FOLDER / "run"
+RECIPE = load.load_recipe(ROOT / "recipes" / "quickstart.yaml")
 TURN = {"role": "user", "content": "Why?"}
 PRED = {"a": {"input": [TURN], "output": ["So."]}, "b": {"input": [TURN], "output": ["No."]}}
 CELLS = {"count": 2, "missing": 0, "missing_share": 0.0, "mean": 0.5, "low": 0.1, "high": 0.9, "deviation": 0.1}
 MATCH = {"exact_match": 0.5, "rouge_l": 0.6, "chrf": 0.7, "length_ratio": 1.0}
 REFERENCE = {
-    "kind": "reference", "notes": ["Text."], "pred": "0", **CELLS, **MATCH, "by_skill": {"sum": CELLS | MATCH},
+    "kind": "reference", "notes": ["Text."], "pred": "0" * 64, **CELLS, **MATCH, "by_skill": {"sum": CELLS | MATCH},
     "by_difficulty": {"3": CELLS | MATCH}, "base": CELLS | MATCH | {"by_skill": {}, "prompts": {"a": {"score": 0.0}}},
     "gain": {"sentence": "More.", "count": 2},
     "prompts": {"a": {"score": 1.0, "exact_match": True}, "b": {"score": None, "problem": "x"}},
@@ -43,9 +44,20 @@ OPENAI = {
     "prompts": {"a": {"score": 7.0, "reply": "8 7", "reference_score": 8.0, "swapped": {"score": 7.0, "reply": "7 8"}}},
 }  # fmt: skip
 MANIFEST = {
-    "recipe": {"model": {"name_or_path": "m"}, "lora": {"r": 4}, "judge": {}, "seed": 1}, "started": "2026-01-01",
-    "phases": {"train": {"seconds": 1.0}}, "rows": [], "digests": {}, "stages": [], "notes": [],
+    "recipe": {
+        "model": {"name_or_path": "m"}, "lora": {"r": 4}, "judge": {}, "seed": 1, "data": {"train": "absent.json"},
+        "budget": {"memory_gib": 15, "train_minutes": 1.5, "generate_minutes": None}, "rules": None,
+    },
+    "recipe_file": "a.yaml", "recipe_digest": "0", "started": "2026-01-01", "leakage": {"hits": []}, "notes": ["Text."],
+    "phases": {
+        "train": {"seconds": 1.0, "peak_gib": 2.5, "last_loss": 0.5, "finished": "2026-01-01", "backend": "peft"},
+        "generate": {"seconds": 2, "decoding_seconds": 1.5, "answers": 2}, "judge": {"seconds": 0.1, "mean": 0.5},
+    },
+    "rows": [{"id": "a", "digest": "0"}], "stages": [{"name": "all", "ids": ["a"]}], "digests": {"pred": "0"},
+    "environment": {"python": "3.11", "system": "Linux", "packages": {"torch": "2.13.0", "trl": None}, "gpu": None},
+    "model": {"name_or_path": "m", "commit": None, "config": {"quantization_config": {"load_in_4bit": True}}},
 }  # fmt: skip
+LOG = [{"stage": "all", "step": 1, "loss": 2.0, "seconds": 0.1}, {"stage": "all", "step": 2, "loss": 1.5}]
 ROWS = [
     {"id": "a", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}], "score": 4.5},
     {"id": 7, "messages": [TURN, {"role": "assistant", "content": "No."}]},
@@ -110,17 +122,36 @@ def scores(data: bytes) -> None:
         print_scores(folder)
 
 
+def manifest(data: bytes) -> None:
+    """A manifest.json, as `runs` lists it, the report shows it and the hand-in's check reads it."""
+    folder = _run()
+    folder.manifest_path.write_bytes(data)
+    list_runs(FOLDER)
+    ledger.read(FOLDER)
+    run = facts.read_run(RunDir.at(RUN))
+    overview.overview(run, 10, [])
+    overview.differing([run, run])
+    list(handin.by_manifest(RECIPE, folder.manifest()))
+
+
 def _run(pred: bytes | None = None, scores: bytes | None = None) -> RunDir:
     folder = RunDir(RUN)
     RUN.mkdir(exist_ok=True)
     folder.manifest_path.write_text(json.dumps(MANIFEST))
     folder.pred.write_bytes(json.dumps(PRED).encode() if pred is None else pred)
     folder.base_pred.write_text(json.dumps(PRED))
+    folder.log.write_text("".join(json.dumps(line) + "\n" for line in LOG))
     folder.scores.write_bytes(json.dumps(REFERENCE).encode() if scores is None else scores)
     return folder
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"recipe": recipe, "data": data, "pred": pred, "scores": scores}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "recipe": recipe,
+    "data": data,
+    "pred": pred,
+    "scores": scores,
+    "manifest": manifest,
+}
 
 
 def _seeds() -> dict[str, list[bytes]]:
@@ -137,6 +168,7 @@ def _seeds() -> dict[str, list[bytes]]:
         "data": [*(text.encode() for text in rows), b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff\x10\0\0\0", b"\x80\x04"],
         "pred": [json.dumps(PRED).encode()],
         "scores": [json.dumps(REFERENCE).encode(), json.dumps(OPENAI).encode()],
+        "manifest": [json.dumps(MANIFEST).encode()],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -184,7 +185,7 @@ def test_an_adapter_of_another_base(
 def test_wrong_run_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no run folder" in refused(capsys, "generate", str(tmp_path))
     (tmp_path / "manifest.json").write_text('{"recipe"')
-    assert "cannot be read" in refused(capsys, "generate", str(tmp_path))
+    assert "not valid JSON" in refused(capsys, "generate", str(tmp_path))
 
 
 def test_wrong_overrides(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,6 +313,33 @@ def test_a_whole_run_from_the_shell(recipe_file: RecipeFactory, tmp_path: Path) 
     assert "Traceback" not in done.stderr and done.stdout == ""
     assert main(["generate", str(run), "generate.max_new_tokens=2"]) == 0
     assert len(list(run.glob("pred*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x/pred.json"), 2, "x/pred.json: permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "no space left on device"),
+        (MemoryError(), 2, "out of the machine's memory while running this command"),
+    ],
+)
+def test_what_the_machine_refuses_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, status: int, words: str
+) -> None:
+    def refused(options: object) -> int:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "runs", refused)
+    assert main(["runs"]) == status and words in capsys.readouterr().err
+
+
+def test_other_errors_of_the_system_are_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(options: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+
+    monkeypatch.setitem(COMMANDS, "runs", wrong)
+    with pytest.raises(FileNotFoundError):
+        main(["runs"])
 
 
 # The strong recipe on the homework's own files

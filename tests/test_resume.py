@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import RecipeFactory, write_recipe
 
-from fast_ft import atomic, checkpoints, environment
+from fast_ft import atomic, checkpoints, environment, state
 from fast_ft.__main__ import main
 from fast_ft.again import renew_scores
 from fast_ft.errors import InputError
@@ -163,6 +163,42 @@ def test_former_scores_that_cannot_be_read_are_kept_aside_with_a_warning(
     assert beside.read_text() == content and not folder.scores.exists()
     said = capsys.readouterr().err
     assert "warning" in said and "scores.json" in said and beside.name in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("plan.json", '{"micro_batch": 4', "plan.json: not valid JSON .* Delete it"),
+        ("plan.json", '{"micro_batch": "4"}', "the plan's micro_batch is of type str"),
+        ("plan.json", '{"micro_batch": 4, "x": 1}', "the plan has 'x'"),
+        ("manifest.json", '{"phases": {"train": {"seconds": "1"}}}', "phases.train.seconds"),
+        ("log.jsonl", "{}\n" * 6, "stage: Field required"),
+    ],
+)
+def test_damaged_files_of_a_run_are_a_message(again: Go, tmp_path: Path, name: str, content: str, words: str) -> None:
+    folder = RunDir.at(tmp_path / "run")
+    folder.update(phases={})
+    (folder.root / name).write_text(content)
+    with pytest.raises(InputError, match=words):
+        again()
+
+
+def test_what_a_power_cut_left_after_the_last_checkpoint_is_cut_off(again: Go, tmp_path: Path) -> None:
+    folder = RunDir.at(tmp_path / "run")
+    folder.update(phases={})
+    before = folder.log.read_bytes()
+    folder.log.write_bytes(before + b"\0\0\0\n[[[\nhalf")
+    folder.answers.write_text("[]")
+    assert again().log.read_bytes() == before and len(read(folder.answers)["tuned"]) == 5
+
+
+def test_a_checkpoint_of_another_version_is_a_message(again: Go, tmp_path: Path) -> None:
+    checkpoint = max((tmp_path / "run" / "checkpoints").iterdir(), key=checkpoints.step)
+    content = read(checkpoint / "state.json")
+    content["progress"]["unheard_of"] = 1
+    (checkpoint / "state.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="another version of fast_ft wrote this checkpoint"):
+        state.read_progress(checkpoint)
 
 
 def test_budgets_and_saving_are_taken_as_they_are_now(again: Go) -> None:

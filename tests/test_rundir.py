@@ -54,7 +54,7 @@ def test_at_wants_a_run_and_a_whole_manifest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run folder"):
         RunDir.at(tmp_path)
     (tmp_path / "manifest.json").write_text('{"recipe": ')
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not valid JSON"):
         RunDir.at(tmp_path)
 
 

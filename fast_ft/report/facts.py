@@ -44,6 +44,8 @@ def read_run(folder: RunDir) -> Run:
     """Read a run folder; InputError where a file in it is not what the run wrote."""
     manifest = folder.manifest()
     recipe = manifest.get("recipe", {})
+    if "name_or_path" not in recipe.get("model", {}) or "r" not in recipe.get("lora", {}):
+        raise InputError(f"{folder.manifest_path}: recipe: names no model.name_or_path or no lora.r")
     judge = recipe.get("judge", {})
     references: dict[str, str] = {}
     if judge.get("references"):

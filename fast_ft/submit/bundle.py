@@ -8,9 +8,9 @@ import re
 import stat
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -120,7 +120,7 @@ def read(path: Path) -> Bundle:
     recipe = validated(manifest["recipe"], {}, f"{path} (recipe)", consequences=False)
     digest = hashlib.sha256(files[f"{top}pred.json"]).hexdigest()
     program = {name.removeprefix(f"{top}fast_ft/"): content for name, content in files.items() if "/fast_ft/" in name}
-    return Bundle(manifest, recipe, _plan(path, manifest["plan"]), answers, digest, program)
+    return Bundle(manifest, recipe, Plan.from_json(manifest["plan"], path), answers, digest, program)
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -175,21 +175,3 @@ def _object(path: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: {escaped(name)} holds no JSON object")
     return content
-
-
-def _plan(path: Path, content: dict[str, Any]) -> Plan:
-    """Return the settled plan; another version's keys, and values of another type, are refused."""
-    hints = get_type_hints(Plan)
-    known = {field.name for field in fields(Plan)}
-    if unknown := sorted(content.keys() - known):
-        raise InputError(f"{path}: the plan has {escaped(unknown[0])!r}, which this version of fast_ft does not know")
-    for name, value in content.items():
-        whole = int if isinstance(value, int) and not isinstance(value, bool) else type(value)
-        if not isinstance(value, hints[name]) and not (hints[name] is float and whole is int):
-            raise InputError(f"{path}: the plan's {name} is of type {type(value).__name__}")
-        if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < 1e9:
-            raise InputError(f"{path}: the plan's {name} is {value}")
-    try:
-        return Plan(**content)
-    except TypeError as error:
-        raise InputError(f"{path}: the plan is not whole ({error})") from None
