@@ -18,7 +18,10 @@ TRAINING = "Lower lora.r or model.max_length, set train.optim: adamw_8bit, or fr
 ANSWERING = "Lower generate.max_new_tokens or generate.batch_size, or free the card."
 
 #: How libraries say it where they raise a RuntimeError of no particular kind.
-_SAID = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+_SAID = (
+    "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory",
+    "Cannot allocate memory",
+)  # fmt: skip
 
 Result = TypeVar("Result")
 

@@ -6,15 +6,17 @@ import errno
 import functools
 import json
 import os
+import shutil
+import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import RecipeFactory, write_recipe
 
-from fast_ft import atomic
+from fast_ft import atomic, generate, progress, train_phase
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
@@ -121,6 +123,46 @@ def test_a_disk_that_refuses_at_each_write_of_a_run_in_turn_changes_nothing(
         if root.exists():
             check_whole(root)
         assert outcome(go(recipe, root).root) == wanted, writes[turn]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MiB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no right to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("where", ["training", "answers"])
+def test_a_disk_that_is_full_in_truth_changes_nothing(
+    recipe: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Filled up by somebody else at the third step, or the third answer; then they tidy up."""
+    fill = small_disk / "fill"
+
+    class Filling(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.title == where and self.done == 3:
+                with pytest.raises(OSError, match="No space left"), fill.open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(1 << 16 if shutil.disk_usage(small_disk).free >= 1 << 16 else 1))
+
+    root = small_disk / "run"
+    with monkeypatch.context() as patch:
+        for module in (train_phase, generate):
+            patch.setattr(module, "Bar", Filling)
+        with pytest.raises(InputError, match=r"cannot write .*the disk is full"):
+            go(recipe, root)
+        with pytest.raises(InputError, match="the disk is full"):
+            go(recipe, root)
+    check_whole(root)
+    fill.unlink()
+    assert outcome(go(recipe, root).root) == outcome(go(recipe, tmp_path / "whole").root)
 
 
 def test_a_line_that_does_not_fit_leaves_none_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import RecipeFactory
+import transformers
+from conftest import POCKET, RecipeFactory
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -175,6 +179,48 @@ def test_out_of_memory_while_checking_the_adapter_says_what_to_change(
     monkeypatch.setattr(selfcheck, "verify", Full(selfcheck.verify, {1}))
     with pytest.raises(InputError, match=r"while checking the adapter. Lower generate"):
         run(load_recipe(path), path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc, and limits on address space, are Linux's")
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_no_phase_holds_the_model_twice(tmp_path: Path, load_in_4bit: bool) -> None:
+    """Training, then generation, in room for the model's file, mapped twice by its reader, and no copy of it."""
+    size = save_wide_llama(tmp_path / "base")
+    maker = backend.PeftBackend(
+        recipe.Model(name_or_path=str(tmp_path / "base"), load_in_4bit=load_in_4bit), recipe.Lora(), 1
+    )
+    maker.for_training().free()  # threads and libraries have their room by now
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(2.7 * size), hard))
+    try:
+        loaded = maker.for_training()
+        (tmp_path / "adapter").mkdir()
+        adapter_file.save(loaded.model, tmp_path / "adapter", "base", "")
+        loaded.free()
+        loaded = maker.for_generation(tmp_path / "adapter")
+        with pytest.raises(InputError, match="out of the machine's memory while loading"), explained("loading", ""):
+            maker.for_generation(tmp_path / "adapter")  # beside the other: that is what would be too much
+        assert loaded.model is not None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def save_wide_llama(folder: Path) -> int:
+    """Write a Llama of few and large weights, all zero; return its bytes."""
+    config = transformers.LlamaConfig(
+        vocab_size=2048, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=8, tie_word_embeddings=False,
+    )  # fmt: skip
+    config.save_pretrained(str(folder))
+    with torch.device("meta"):
+        shapes = transformers.LlamaForCausalLM(config).state_dict()
+    tensor_file.save(
+        folder / "model.safetensors", {k: torch.zeros(v.shape) for k, v in shapes.items()}, {"format": "pt"}
+    )
+    for path in POCKET.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return (folder / "model.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize(
