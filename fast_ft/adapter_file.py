@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from fast_ft import adapter_config, memory, tensor_file
+from fast_ft import adapter_config, memory, outside, tensor_file
 from fast_ft.errors import InputError
+from fast_ft.shape import ModelShape
+from fast_ft.terminal import escaped
+
+_TENSOR = re.compile(r"base_model\.model\.[\w.]+\.lora_[AB]\.weight")
+_FLOATS = ("F32", "F16", "BF16")
+_LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
 
 
 def weights(model: Any) -> dict[str, Any]:
@@ -66,12 +76,20 @@ def check(adapter: Path, base: Path) -> None:
     path.open("rb").close()  # the library calls a file that may not be read absent
     try:
         with safe_open(str(path), framework="np") as tensors:
-            names = list(tensors.keys())
-            deepest = max((int(part) for name in names for part in name.split(".") if part.isdigit()), default=-1)
-            widths = {tensors.get_slice(name).get_shape()[1] for name in names if "q_proj.lora_A" in name}
-            inners = {tensors.get_slice(name).get_shape()[0] for name in names if "up_proj.lora_B" in name}
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            kinds = {name: each.get_dtype() for name, each in slices.items()}
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
+    for name, shape in shapes.items():
+        if not _TENSOR.fullmatch(name) or len(shape) != 2 or kinds[name] not in _FLOATS:
+            raise InputError(
+                f"{path}: holds {escaped(name[:120])!r}, {kinds[name]} of shape {list(shape)}; only the matrices A and "
+                "B of LoRA are read. Take what else there is out of it."
+            )
+    deepest = max((int(part) for name in shapes for part in name.split(".") if part.isdigit()), default=-1)
+    widths = {shape[1] for name, shape in shapes.items() if "q_proj.lora_A" in name}
+    inners = {shape[0] for name, shape in shapes.items() if "up_proj.lora_B" in name}
     fits = deepest < (layers or deepest + 1) and widths <= {hidden} and inners <= {inner}
     if not fits:
         raise InputError(
@@ -79,3 +97,26 @@ def check(adapter: Path, base: Path) -> None:
             f"{sorted(widths | inners)}, and {base} has {layers} of width {hidden} and {inner}. Use the base model "
             "that it was trained on."
         )
+    settings = outside.json_object(adapter / "adapter_config.json")
+    wanted = _expected(ModelShape.from_config(config), settings["r"], settings["target_modules"])
+    if odd := sorted(name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)):
+        was, due = (list(each[odd[0]]) if odd[0] in each else "absent" for each in (shapes, wanted))
+        raise InputError(
+            f"{path}: {escaped(odd[0][:120])} is {was}; by adapter_config.json and the base model {due} was expected. "
+            "Copy it again, or train again."
+        )
+
+
+def _expected(shape: ModelShape, r: int, targets: list[str]) -> dict[str, tuple[int, int]]:
+    """Return {tensor: (rows, columns)} of a LoRA on the layers whose names are, or end in, one of `targets`."""
+    linears = dict(zip(_LINEARS, shape.linear_shapes, strict=True))
+    modules = {
+        f"model.layers.{i}.{name}": size for i in range(shape.num_hidden_layers) for name, size in linears.items()
+    }
+    modules["lm_head"] = (shape.hidden_size, shape.vocab_size)
+    found = {}
+    for module, (inward, outward) in modules.items():
+        if any(module == target or module.endswith(f".{target}") for target in targets):
+            found[f"base_model.model.{module}.lora_A.weight"] = (r, inward)
+            found[f"base_model.model.{module}.lora_B.weight"] = (outward, r)
+    return found

@@ -114,6 +114,58 @@ def test_an_adapter_that_is_a_pickle_is_refused_with_the_way_out(tmp_path: Path)
     assert not (tmp_path / "OWNED").exists()
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the pocket base, as a run saves it."""
+    from fast_ft import adapter_file, backend, recipe
+
+    folder = tmp_path_factory.mktemp("made")
+    loaded = backend.PeftBackend(recipe.Model(name_or_path=str(POCKET)), recipe.Lora(r=2), 1).for_training()
+    adapter_file.save(loaded.model, folder, "base", "")
+    adapter_file.check(folder, POCKET)
+    return folder
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("base_model.model.model.embed_tokens.weight", (2048, 256), "only the matrices A and B of LoRA are read"),
+        (f"{Q}.base_layer.weight", (256, 256), "only the matrices A and B of LoRA are read"),
+        (f"{Q}.weight", (256, 256), "only the matrices A and B of LoRA are read"),
+        (f"{Q}.lora_A.weight", (512,), "only the matrices A and B of LoRA are read"),
+        (f"{Q}.lora_A.weight", (3, 192), r"is \[3, 192\]; .* \[2, 192\] was expected"),
+        (f"{Q}.lora_B.weight", (192, 3), r"is \[192, 3\]; .* \[192, 2\] was expected"),
+        (f"{Q.replace('q_', 'o_')}.lora_A.weight", (2, 99), r"is \[2, 99\]; .* \[2, 192\] was expected"),
+        (f"{Q}.lora_B.weight", None, "is absent"),
+        ("base_model.model.lm_head.lora_A.weight", (2, 192), "absent was expected"),
+        ("base_model.model.evil\x1b[2J.lora_A.weight", (2, 256), "only the matrices A and B of LoRA are read"),
+    ],
+)
+def test_an_adapter_holds_its_own_matrices_and_nothing_else(
+    made: Path, tmp_path: Path, name: str, shape: tuple[int, ...] | None, words: str
+) -> None:
+    """Base weights in an adapter's file would take the place of the base model's, without a word."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from fast_ft import adapter_file
+
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    if shape is None:
+        del tensors[name]
+    else:
+        tensors[name] = torch.zeros(shape)
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=words) as caught:
+        adapter_file.check(tmp_path, POCKET)
+    assert "\x1b" not in str(caught.value)
+
+
 # JSON beside models and adapters
 
 GOOD_ADAPTER = {
