@@ -99,9 +99,7 @@ def pass_seconds(
     attended = 2.0 * tokens * (training.typical + _ATTENTION_TOKENS) * shape.hidden_size * layers
     flops += attended * (3.5 + again) / rates.attention
     flops += tokens * shape.lora_weights(training.r) * (6.0 + 2.0 * again) / _LORA_RATE
-    unpacked = (
-        (2 + again) * shape.linear_weights * 3.1 if training.load_in_4bit else 0.0
-    )
+    unpacked = (2 + again) * shape.linear_weights * 3.1 if training.load_in_4bit else 0.0
     passed = tokens * layers * _PASSED_OVER * 2.0 * shape.hidden_size * (1 + 0.4 * again)
     card = flops / (rates.tflops * 1e12) + (unpacked + passed) / (rates.gb_per_s * 1e9)
     card += layers * _KERNEL_SECONDS * (1 + again)

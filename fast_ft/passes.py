@@ -96,7 +96,12 @@ class Passes:
 
     def reshape(self, *, capture: bool, recompute_layers: int) -> None:
         """Let go of graphs and their memory, and go on this way."""
-        self._graphs.clear()
+        if self._graphs:
+            import torch
+
+            self._graphs.clear()
+            # cuBLAS holds 32 MiB and more for each stream that a capture ran on: they stayed, some 64 MiB a run
+            torch._C._cuda_clearCublasWorkspaces()
         self._pool = None
         random = recompute_layers > 0 and draws(self.model)
         self.capture = capture and self.device == "cuda" and not random
