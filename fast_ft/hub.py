@@ -6,16 +6,14 @@ Only safetensors, JSON and tokenizer files are ever fetched: no pickles (.bin, .
 from __future__ import annotations
 
 import errno
-import json
 import shutil
-import struct
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from fast_ft import outside
 from fast_ft.errors import InputError
+from fast_ft.model_files import PICKLES, check_config, check_weights, no_weights
 
 TOKENIZER_FILES = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"]  # fmt: skip
@@ -24,15 +22,8 @@ WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 DATA_FILES = ["*.json", "*.jsonl", "*.parquet", "*.arrow"]
 # Meta's and Mistral's second copy of the weights, and other formats' folders.
 NOT_WEIGHTS = ["*/*", "consolidated*"]
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 BIG = 3_000_000_000  # bytes: a 7B in 4 bits has 3.9e9
 ROOM_FOR_BIG = 6_000_000_000
-#: The largest numbers that a config.json may hold: far over any model that one GPU trains, far under what harms.
-MOST = {
-    "hidden_size": 65_536, "intermediate_size": 524_288, "num_hidden_layers": 512, "num_attention_heads": 1024,
-    "num_key_value_heads": 1024, "head_dim": 1024, "vocab_size": 2_000_000, "max_position_embeddings": 100_000_000,
-}  # fmt: skip
-MOST_HEADER = 100 << 20  #: bytes of a safetensors file's header, as the safetensors library has it
 
 
 def model_folder(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -45,9 +36,9 @@ def model_folder(name_or_path: str, revision: str | None = None, *, weights: boo
     if folder is None:
         patterns = CONFIG_FILES + TOKENIZER_FILES + (WEIGHT_FILES if weights else [])
         folder = _fetch(name_or_path, revision, patterns, NOT_WEIGHTS, "model", weights)
-    _check_config(folder)
+    check_config(folder)
     if weights:
-        _check_weights(folder)
+        check_weights(folder)
     return folder
 
 
@@ -77,83 +68,6 @@ def _local(name: str, what: str) -> Path | None:
     if len(parts) > 2 or not all(parts) or name.startswith((".", "~")) or "\\" in name or "" in parts:
         raise InputError(f"there is no folder {name} here (looked for {path.absolute()}): check the spelling")
     return None
-
-
-def _check_config(folder: Path) -> None:
-    path = folder / "config.json"
-    if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise InputError(f"{folder} is an adapter, not a base model: give the model that it was trained on")
-        raise InputError(f"{folder} has no config.json, so it is no model folder in transformers' layout")
-    try:
-        content = json.loads(outside.text(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is garbled ({error}): copy or download the model again") from None
-    if not isinstance(content, dict) or "model_type" not in content:
-        raise InputError(f"{path} has no model_type, so it describes no model: copy or download the model again")
-    for key, most in MOST.items():
-        value = content.get(key)
-        if isinstance(value, int | float) and not 0 <= value <= most:
-            raise InputError(f"{path}: {key} is {value:,}; a model has at most {most:,}: get it from its publisher")
-    quantised = content.get("quantization_config")
-    method = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else "bitsandbytes"
-    if method != "bitsandbytes":
-        raise InputError(f"{path}: quantised by {method!r}; only bitsandbytes is read: give the model unquantised")
-
-
-def _check_weights(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(outside.json_object(index)["weight_map"].values()))
-            leaving = [name for name in names if Path(name).name != name]
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(f"{index} is garbled: copy or download the model again") from None
-        if leaving:
-            raise InputError(f"{index} names the weight file {leaving[0]!r}, which is not in its folder")
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise InputError(
-                f"{folder} lacks {len(missing)} of {len(names)} weight files ({missing[0]}): copy it again"
-            )
-        files = [folder / name for name in names]
-    else:
-        # By this name libraries look for it; where it is missing they would take a pickle that lies beside.
-        files = sorted(folder.glob("model.safetensors"))
-    if not files:
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        raise InputError(_no_weights(str(folder), pickles))
-    for path in files:
-        if problem := _safetensors_problem(path):
-            raise InputError(f"{path} {problem}: copy or download it again")
-
-
-def _no_weights(name: str, pickles: list[str]) -> str:
-    if not pickles:
-        return f"{name} holds no weights (model.safetensors, or parts with model.safetensors.index.json)"
-    return (
-        f"{name} holds weights only as pickles ({pickles[0]}), which can run code when read. Convert them once, "
-        "where you trust them: AutoModelForCausalLM.from_pretrained(name).save_pretrained(folder) writes safetensors"
-    )
-
-
-def _safetensors_problem(path: Path) -> str | None:
-    """Return what is wrong with a file's length: 8 bytes that give the header's, the JSON header, the tensors."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if start.startswith(b"version "):
-            return "is a git-lfs pointer, not the weights (git lfs pull fetches them)"
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > size - 8 or length > MOST_HEADER:
-            return "is cut short or no safetensors file"
-        try:
-            header = json.loads(file.read(length))
-            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            return "is no safetensors file"
-    return None if size >= 8 + length + end else f"is cut short ({size:,} of {8 + length + end:,} bytes)"
 
 
 def _fetch(name: str, revision: str | None, allow: list[str], ignore: list[str], kind: str, weights: bool) -> Path:
@@ -192,7 +106,7 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: list[str],
     files = {s.rfilename: s.size or 0 for s in siblings if _wanted(s.rfilename, allow, ignore)}
     if weights and not any(file.endswith(".safetensors") for file in files):
         pickles = [s.rfilename for s in siblings if Path(s.rfilename).suffix in PICKLES]
-        raise InputError(_no_weights(f"{name} on the hub", pickles))
+        raise InputError(no_weights(f"{name} on the hub", pickles))
     if not files:
         raise InputError(f"{name} on the hub holds none of the files that are read: {', '.join(allow)}")
     _check_room(name, kind, info.sha, files)

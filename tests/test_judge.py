@@ -23,7 +23,7 @@ from judge_server import Faults, JudgeServer, scores_for
 
 from fast_ft.__main__ import main
 from fast_ft.errors import BudgetMissed, InputError
-from fast_ft.judge import endpoint, judging, prices, rubric, stats
+from fast_ft.judge import endpoint, failure, judging, prices, rubric, stats
 from fast_ft.judge.judge import Group, Item, Judgment, judge_all, summarise, too_many_missing
 from fast_ft.judge.reference import ReferenceJudge
 from fast_ft.judge.verdicts import FILE, Verdict, Verdicts
@@ -198,12 +198,12 @@ def test_retry_after_holds_back_every_thread(runs: Any, serve: Any) -> None:
 
 
 def test_retry_after_is_read_as_seconds_as_a_date_and_in_milliseconds() -> None:
-    assert endpoint._retry_after({"retry-after": "3"}) == 3
-    assert endpoint._retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
-    assert endpoint._retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
-    assert endpoint._retry_after({"retry-after": "soon"}) is None
-    assert endpoint._retry_after({"retry-after": "nan"}) is None
-    assert endpoint._retry_after({}) is None
+    assert failure.retry_after({"retry-after": "3"}) == 3
+    assert failure.retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert failure.retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(30, abs=2)
+    assert failure.retry_after({"retry-after": "soon"}) is None
+    assert failure.retry_after({"retry-after": "nan"}) is None
+    assert failure.retry_after({}) is None
 
 
 def test_too_long_a_retry_after_ends_the_command(runs: Any, serve: Any) -> None:

@@ -6,8 +6,6 @@ nowhere else: texts that come from the server pass through `clean`, and no excep
 
 from __future__ import annotations
 
-import datetime as dt
-import email.utils
 import json
 import os
 import random
@@ -20,25 +18,12 @@ from urllib.parse import urlsplit
 
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.judge import prices
+from fast_ft.judge.failure import REFUSALS, Failure, NoReply, Stopped, retry_after
 from fast_ft.progress import note
 from fast_ft.recipe import Judge as Section
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE = 600.0  #: seconds; a Retry-After beyond it ends the command
-_REFUSALS = {
-    401: "the key is not accepted; set OPENAI_API_KEY to a valid one",
-    402: "the account has no credit",
-    403: "the key may not use this model or this address",
-    404: "the address or the model is unknown there; see OPENAI_BASE_URL and judge.model",
-}
-
-
-class NoReply(Exception):
-    """A request that brought no reply, for a reason of its own or after all retries. Others may still succeed."""
-
-
-class Stopped(Exception):
-    """Another request has ended the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +111,7 @@ class Endpoint:
             most = self._reserve(expected, max_tokens)
             try:
                 reply = self._send(messages, max_tokens)
-            except _Failure as failure:
+            except Failure as failure:
                 if failure.refused:
                     self._settle(-most)
                 attempt += 1
@@ -163,13 +148,13 @@ class Endpoint:
         except openai.APIStatusError as error:
             failure = self._status(error)
         except openai.APITimeoutError:
-            failure = _Failure(f"no reply within {self._section.timeout_seconds:g} s")
+            failure = Failure(f"no reply within {self._section.timeout_seconds:g} s")
         except openai.APIConnectionError as error:
             cause = error.__cause__
             absent = type(cause).__name__ == "ConnectError"
-            failure = _Failure(f"no connection ({type(cause).__name__})", refused=absent, absent=absent)
+            failure = Failure(f"no connection ({type(cause).__name__})", refused=absent, absent=absent)
         except openai.OpenAIError as error:
-            failure = _Failure(f"no chat completion ({type(error).__name__})")
+            failure = Failure(f"no chat completion ({type(error).__name__})")
         # Outside of the handlers, so that the package's exception, which holds the request and its header, is not
         # carried along as __context__.
         raise failure
@@ -181,23 +166,23 @@ class Endpoint:
             usage = content.get("usage") or {}
             counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
         except (ValueError, TypeError, LookupError, AttributeError):
-            raise _Failure(f"no chat completion: {self.clean(body, 120)!r}") from None
+            raise Failure(f"no chat completion: {self.clean(body, 120)!r}") from None
         if not isinstance(text, str | None):
-            raise _Failure("no chat completion: its content is no text")
+            raise Failure("no chat completion: its content is no text")
         counts = [count if isinstance(count, int) and count >= 0 else None for count in counts]
         return Reply(self.clean(text or ""), self.clean(str(content.get("model") or ""), 200), *counts)
 
-    def _status(self, error: Any) -> _Failure:
+    def _status(self, error: Any) -> Failure:
         status = error.status_code
         body = error.body if isinstance(error.body, dict) else {}
         said = f"{status}: {self.clean(str(body.get('message') or error.response.text), 300)}"
-        if status in _REFUSALS or body.get("code") == "insufficient_quota":
-            reason = _REFUSALS.get(status, "the account has no credit left")
-            return _Failure(f"{self.url} refuses ({said}): {reason}. Replies so far are kept.", fatal=True)
+        if status in REFUSALS or body.get("code") == "insufficient_quota":
+            reason = REFUSALS.get(status, "the account has no credit left")
+            return Failure(f"{self.url} refuses ({said}): {reason}. Replies so far are kept.", fatal=True)
         again = status in (408, 409, 429) or status >= 500
-        return _Failure(said, retry=again, refused=True, pause=_retry_after(error.response.headers) if again else None)
+        return Failure(said, retry=again, refused=True, pause=retry_after(error.response.headers) if again else None)
 
-    def _after(self, failure: _Failure, attempt: int) -> None:
+    def _after(self, failure: Failure, attempt: int) -> None:
         """Wait as a failure asks for, or raise what ends this request or all of them."""
         if failure.fatal:
             self._end(InputError(str(failure)))
@@ -261,41 +246,3 @@ class Endpoint:
     def _settle(self, difference: float) -> None:
         with self._lock:
             self.spent += difference
-
-
-class _Failure(Exception):
-    """A request that failed.
-
-    retry: another try may succeed; fatal: nothing else would; refused: it cost nothing; absent: nobody listens at that
-    address; pause: seconds of Retry-After.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        *,
-        retry: bool = True,
-        fatal: bool = False,
-        refused: bool = False,
-        absent: bool = False,
-        pause: float | None = None,
-    ) -> None:
-        super().__init__(text)
-        self.retry, self.fatal, self.refused, self.absent, self.pause = retry, fatal, refused, absent, pause
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Return the seconds that Retry-After (a number or a date) or OpenAI's retry-after-ms asks for."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if 0 <= seconds < float("inf"):
-            return seconds
-    try:
-        when = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except (ValueError, TypeError):
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=dt.UTC)
-    return max(0.0, (when - dt.datetime.now(dt.UTC)).total_seconds())

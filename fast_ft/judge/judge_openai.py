@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fast_ft.errors import InputError
-from fast_ft.judge import endpoint, prices, rubric
+from fast_ft.judge import endpoint, failure, prices, rubric
 from fast_ft.judge.judge import Item, Judgment
 from fast_ft.judge.verdicts import Verdict, Verdicts, content_key
 from fast_ft.recipe import Judge as Section
@@ -143,7 +143,7 @@ class OpenAIJudge:
     def _pass(self, messages: list[dict[str, str]], *, swapped: bool) -> dict[str, Any]:
         try:
             reply = self._reply(messages)
-        except endpoint.NoReply as error:
+        except failure.NoReply as error:
             return {"score": None, "reference_score": None, "reply": None, "problem": f"no reply: {error}"}
         found = rubric.read(reply, 2 if self._pairwise else 1)
         if isinstance(found, str):
