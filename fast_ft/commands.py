@@ -1,4 +1,4 @@
-"""What each command does. Modules are imported when their command runs, so `--help` answers at once.
+"""What each command does; run_commands.py has those on finished runs. Modules are imported when their command runs.
 
 A new command is a function here, a line in COMMANDS, and its options in __main__.build_parser. It takes the parsed
 options (options.overrides: the words key=value) and returns the exit status.
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fast_ft import run_commands
 from fast_ft.errors import BudgetMissed, InputError, nearest
 
 if TYPE_CHECKING:
@@ -125,108 +126,6 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(options: argparse.Namespace) -> int:
-    from fast_ft.again import generate_again
-    from fast_ft.progress import note
-
-    if options.grid:
-        from fast_ft.grid import grid
-
-        with contextlib.redirect_stdout(sys.stderr):
-            points = grid(options.run, options.overrides)
-        for point in points:
-            print(f"{point['file']}  ended at EOS {point['ended_at_eos']:.0%}  mean {point['mean_tokens']:g} tokens")
-        return 0
-    with contextlib.redirect_stdout(sys.stderr):
-        pred = generate_again(options.run, options.overrides)
-    note(f"done: {pred}")
-    return 0
-
-
-def _chat(options: argparse.Namespace) -> int:
-    from fast_ft.chat import chat
-
-    chat(options.run, options.overrides)
-    return 0
-
-
-def _judge(options: argparse.Namespace) -> int:
-    from fast_ft.again import judge_again
-    from fast_ft.show_scores import print_scores
-
-    folder = judge_again(
-        options.run,
-        options.overrides,
-        against=options.against,
-        dry_run=options.dry_run,
-        ask_again=options.ask_again,
-    )
-    if not options.dry_run:
-        print_scores(folder)
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from fast_ft.progress import note
-    from fast_ft.report.write import write_comparison, write_report
-    from fast_ft.rundir import RunDir
-
-    if options.overrides:
-        raise InputError(f"{options.overrides[0]!r}: a report takes run folders only.")
-    folders = [RunDir.at(run) for run in options.runs]
-    if len(folders) == 1:
-        page = write_report(folders[0])
-    else:
-        page = write_comparison(folders, Path(options.output or "comparison.html"))
-    note(f"{page} holds training rows and predictions: keep it to yourself")
-    return 0
-
-
-def _runs(options: argparse.Namespace) -> int:
-    from fast_ft.show import print_runs
-    from fast_ft.submit.ledger import read
-
-    print_runs(read(options.root))
-    return 0
-
-
-def _submit(options: argparse.Namespace) -> int:
-    from fast_ft.progress import note
-    from fast_ft.rundir import RunDir
-    from fast_ft.submit import handin
-    from fast_ft.submit.submit import print_verdicts, submit
-
-    folder = RunDir.at(options.run)
-    if options.public_score is not None:
-        from fast_ft.submit.ledger import record
-
-        for sentence in record(folder, options.public_score, options.at):
-            note(sentence)
-        if options.student_id is None:
-            note(f"done: {options.public_score:g} noted for {folder.root}")
-            return 0
-    elif options.at is not None:
-        raise InputError("--at: it is the time of a public score: give --public-score too")
-    if options.student_id is not None:
-        note(f"done: {submit(folder, options.student_id, Path(options.output))}")
-        return 0
-    print_verdicts(verdicts := handin.check(folder))
-    return 2 if handin.broken(verdicts) else 0
-
-
-def _reproduce(options: argparse.Namespace) -> int:
-    from fast_ft.submit.reproduce import reproduce
-
-    result = reproduce(
-        Path(options.zip),
-        train=options.train,
-        test=options.test,
-        model=options.model,
-        output=Path(options.output) if options.output else None,
-    )
-    return 0 if result["adapter"] and result["identical"] == result["answers"] else 3
-
-
 def _sweep(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
     from fast_ft.progress import note
@@ -271,13 +170,7 @@ COMMANDS = {
     "train": _train,
     "data": _data,
     "plan": _plan,
-    "generate": _generate,
-    "chat": _chat,
-    "judge": _judge,
-    "report": _report,
-    "runs": _runs,
-    "submit": _submit,
-    "reproduce": _reproduce,
+    **run_commands.COMMANDS,
     "sweep": _sweep,
     "doctor": _doctor,
     "schema": _schema,

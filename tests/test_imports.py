@@ -45,7 +45,7 @@ ORDER = [
     "submit.bundle", "submit.reproduce",
     "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.clock", "sweep.study",
     "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew", "sweep.driver", "sweep.page", "sweep.sweep",
-    "commands", "__main__",
+    "run_commands", "commands", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.
