@@ -8,7 +8,7 @@ from typing import Any
 
 from fast_ft import phases
 from fast_ft.errors import InputError
-from fast_ft.judge import judging
+from fast_ft.judge import judging, reference
 from fast_ft.progress import note
 from fast_ft.rundir import RunDir
 from fast_ft.sweep import price
@@ -45,6 +45,7 @@ class Driver:
 
     def run(self) -> None:
         """Do trials until there is nothing left to try, or no time."""
+        ready = False
         while True:
             for worker in self.crew.idle():
                 running, idle = list(self._jobs.values()), len(self.crew.idle())
@@ -54,6 +55,9 @@ class Driver:
                 self._begin(worker, job)
             if not self._jobs:
                 break
+            if not ready and any(job.recipe.judge.kind == "reference" for job in self._jobs.values()):
+                reference.ReferenceJudge()  # its libraries are imported while the workers load, not between trials
+            ready = True
             while self._unreported:  # while the workers work
                 job = self._unreported.pop()
                 phases.report_phase(RunDir.at(job.root))

@@ -96,6 +96,8 @@ class KeptBackend:
             self._loaded = self._maker.for_training()
             self.seconds += time.monotonic() - started
             self._base = _packed(self._loaded)
+            gc.collect()
+            gc.freeze()  # libraries and base stay: each trial's collections need not walk them, half a second each
         _put_base_back(self._base)
         if self._adapter is None:
             pass
