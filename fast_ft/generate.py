@@ -6,12 +6,13 @@ test file and the settled plan alone; a run that was stopped is replayed up to w
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from fast_ft import recipe, seeds
 from fast_ft.atomic import Lines
@@ -262,11 +263,11 @@ def _read_partial(path: Path, wanted: set[tuple[str, int]]) -> dict[tuple[str, i
     """Return the finished answers of a stopped run. A last line that was cut off is left out, and cut from the file."""
     if not path.is_file():
         return {}
-    answers, whole = {}, 0
+    answers, whole, kind = {}, 0, TypeAdapter(Answer)
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            answer = Answer(**json.loads(line))
-        except (ValueError, TypeError):
+            answer = kind.validate_json(line, strict=True)
+        except ValidationError:
             break
         if not line.endswith(b"\n"):
             break

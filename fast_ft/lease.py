@@ -198,7 +198,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return the lease's content, or None where it cannot be read at this moment."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -189,6 +189,8 @@ def test_what_a_power_cut_left_after_the_last_checkpoint_is_cut_off(again: Go, t
     before = folder.log.read_bytes()
     folder.log.write_bytes(before + b"\0\0\0\n[[[\nhalf")
     folder.answers.write_text("[]")
+    odd = {"id": ["t0"], "text": 7, "tokens": "1", "ended": True}
+    folder.pred_partial.write_text(json.dumps(odd) + "\n" + "[" * 9999 + "\n")
     assert again().log.read_bytes() == before and len(read(folder.answers)["tuned"]) == 5
 
 

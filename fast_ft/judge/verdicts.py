@@ -110,9 +110,9 @@ class Verdicts:
             for line in path.read_bytes().splitlines():
                 try:
                     verdict = Verdict(**json.loads(line.decode("utf-8", "surrogatepass")))
-                except (ValueError, TypeError):  # half a line, or another version's
+                    self._there[verdict.key] = verdict
+                except (ValueError, TypeError, RecursionError):  # half a line, or another version's
                     continue
-                self._there[verdict.key] = verdict
 
 
 def _lock_file(file: IO[bytes], path: Path) -> None:
