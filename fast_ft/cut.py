@@ -33,6 +33,8 @@ def cut(lengths: Sequence[int], *, most_rows: int, most_tokens: int | None) -> l
 
 def _dealt(lengths: Sequence[int], count: int, *, most_rows: int, limit: float) -> list[list[int]] | None:
     """Deal rows to `count` piles, the longest first, each to the pile that has least; None where one has no room."""
+    if count == 1:  # of one pile, the order does not matter; plans ask for it thousands of times
+        return [list(range(len(lengths)))] if len(lengths) <= most_rows and sum(lengths) <= limit else None
     dealt: list[list[int]] = [[] for _ in range(count)]
     totals = [0] * count
     for index in _longest_first(lengths):

@@ -10,7 +10,6 @@ from fast_ft import environment, forecast, hub, plan, rules
 from fast_ft.backend import ALONE_ONLY
 from fast_ft.cost import CONTEXT_GIB, Training
 from fast_ft.cut import share
-from fast_ft.errors import InputError
 from fast_ft.plan import Answers, Plan, Wanted
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe, card_backend
@@ -146,12 +145,9 @@ def largest_share(jobs: Sequence[StageJob], world_size: int) -> float:
 
 def base_config(recipe: Recipe) -> dict[str, Any]:
     """Return the base model's config.json; Llama-2-7B's is known without a network."""
-    try:
-        folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision, weights=False)
-    except InputError:
-        if recipe.model.name_or_path in rules.MODELS:
-            return dict(rules.LLAMA_2_7B)
-        raise
+    if recipe.model.name_or_path in rules.MODELS:
+        return dict(rules.LLAMA_2_7B)
+    folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision, weights=False)
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
