@@ -66,6 +66,14 @@ def test_the_readmes_first_table_is_the_measurements() -> None:
         row = next(line for line in emulated.splitlines() if line.startswith(f"| {way} "))
         assert f"**{number}** times" in row, way
     assert f"reaches {re.findall(r'[0-9]+%', sentence)[0]} of it" in emulated
+    answers = readme[readme.index("It answers 150 prompts") :].split("\n\n")[0]
+    entries = json.loads((figures.RESULTS / "figures.json").read_text(encoding="utf-8"))
+    for name, form in (
+        ("tokens_per_s", "{:,.0f} tokens/s"),
+        ("vs_notebook", "{:.0f} times"),
+        ("vs_generate", "{} times"),
+    ):
+        assert form.format(entries[f"decode.h200.{name}"]["value"]) in answers, name
     lines = [line.split("|") for line in readme.splitlines() if line.startswith("| ")]
     cells = {line[1].strip(): line for line in lines if line[1].strip() in shown}
     assert cells.keys() == shown.keys()
