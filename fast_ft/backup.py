@@ -11,6 +11,7 @@ are truncated, then deleted: what lies in a Drive's trash counts against its quo
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from fast_ft.progress import note
 COMPLETE = "complete.json"
 EVERY = 60.0  #: seconds between two backups of answers
 _SHARE = 0.05  #: of the time that they may take
+REPLIES = "beside/verdicts.jsonl"  #: a judge's replies, which were paid for, lie beside the runs that they are of
 _LEFT_OUT = {"report.html", "map.png", "taste"}  #: made again from the rest
 
 
@@ -78,6 +80,8 @@ class Backup:
                     files[name] = there[name]
                 else:
                     files[name] = copy(path, target / name)
+            if (replies := self._replies()).is_file():
+                files[REPLIES] = _copy_lines(replies, target / REPLIES)
             on = {"on": whole.name} if whole is not None else {}
             content = json.dumps({"run": self.root.name, **on, "files": files}, indent=1).encode()
             _write(target / COMPLETE, content)
@@ -116,10 +120,16 @@ class Backup:
                 continue
             for name in sorted(files, key=lambda name: name == "manifest.json"):
                 with atomic.refusal(self.root / name):
-                    copy(found[name], self.root / name)
+                    if name == REPLIES:
+                        _add_lines(found[name], self._replies())
+                    else:
+                        copy(found[name], self.root / name)
             note(f"the run is restored from {snapshot}")
             return True
         return False
+
+    def _replies(self) -> Path:
+        return self.root.parent / Path(REPLIES).name
 
     def _there(self) -> list[Path]:
         """Return the snapshots, whole or not, the oldest first."""
@@ -153,6 +163,23 @@ def copy(source: Path, target: Path) -> str:
     if digest != atomic.sha256_file(source):
         raise OSError(f"{target} does not read back as {source.name}")
     return digest
+
+
+def _copy_lines(source: Path, target: Path) -> str:
+    """Copy the whole lines of a file to which others may be adding; else as copy()."""
+    content = source.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]
+    _write(target, content)
+    if target.read_bytes() != content:
+        raise OSError(f"{target} does not read back as {source.name}")
+    return hashlib.sha256(content).hexdigest()
+
+
+def _add_lines(source: Path, target: Path) -> None:
+    """Add a file's lines to another's, which may be absent. A reply that stands there twice counts once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("ab") as file:
+        file.write((b"\n" if file.tell() else b"") + source.read_bytes())
 
 
 def discard(folder: Path) -> None:

@@ -69,7 +69,7 @@ def opened(
         try:
             yield folder
         except KeyboardInterrupt:
-            if backup is not None and any(root.glob("*.partial.jsonl")):
+            if backup is not None and folder.done("train") is not None:
                 backup.answered(now=True)
             raise
 

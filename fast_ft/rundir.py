@@ -37,7 +37,7 @@ class RunDir:
         self.root = root
         self.lease: Lease | None = None  # while this process holds the folder
         self.on_saved: Callable[[], object] = lambda: None  # called when a checkpoint or a phase is on the disk
-        self.on_answer: Callable[[], object] = lambda: None  # called when an answer is
+        self.on_answer: Callable[[], object] = lambda: None  # called when an answer is, or a judge's reply
         self.manifest_path = root / "manifest.json"
         self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"

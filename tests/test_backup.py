@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from conftest import RecipeFactory
+from judge_server import JudgeServer
 
 from fast_ft import atomic, backup, generate, progress, train_phase
-from fast_ft.backup import COMPLETE, Backup
+from fast_ft.backup import COMPLETE, REPLIES, Backup
 from fast_ft.decode import decode
 from fast_ft.errors import InputError
+from fast_ft.judge import judge
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
 from fast_ft.rundir import output_folder
@@ -134,6 +136,34 @@ def test_answers_are_backed_up_each_minute_and_take_a_twentieth_of_the_time(tmp_
     kept = Slow(root, str(tmp_path / "drive"), clock=lambda: now)
     assert asked(183.5) and not asked(193.5 + 199) and asked(193.5 + 201)
     assert sorted(each.name for each in (tmp_path / "drive" / "run").iterdir()) == ["snapshot-1", "snapshot-5"]
+
+
+def test_a_judges_replies_are_in_the_backup_and_come_back(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were paid for. A server of our own answers three questions; then the machine is gone."""
+    judged = ("judge.kind=openai", "judge.model=ours", "judge.concurrency=1")
+
+    class Stopping(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.title == "judging" and self.done == 3:
+                raise RuntimeError("the machine is gone")
+
+    server = JudgeServer(lambda place, before, text: "")
+    with server.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            patch.setattr(backup, "EVERY", 0.0)
+            patch.setattr(backup, "_SHARE", math.inf)
+            patch.setattr(judge, "Bar", Stopping)
+            go(path, tmp_path, *judged)
+        shutil.rmtree(tmp_path / "local")
+        folder = go(path, tmp_path, *judged)
+    assert folder.done("judge") is not None and len(server.asked) >= 4
+    assert sum(count == 1 for count in server.asked.values()) >= 3, "these were not asked for again"
+    (snapshot,) = drive(tmp_path).iterdir()
+    assert len((snapshot / REPLIES).read_text().splitlines()) >= len(server.asked)
 
 
 def test_a_backup_of_answers_that_fails_warns_once(

@@ -84,11 +84,15 @@ class Group:
 
 
 def judge_all(
-    judge: Judge, items: Sequence[Item], concurrency: int = 1, stop: Callable[[], None] = lambda: None
+    judge: Judge,
+    items: Sequence[Item],
+    concurrency: int = 1,
+    stop: Callable[[], None] = lambda: None,
+    on_judgment: Callable[[], object] = lambda: None,
 ) -> dict[Item, Judgment]:
     """Judge every item, equal ones once. An error, Ctrl-C included, ends it when the calls under way have ended.
 
-    `stop` is called then, so that a judge does not begin anew in them.
+    `stop` is called then, so that a judge does not begin anew in them; `on_judgment` after each, in this thread.
     """
     different = list(dict.fromkeys(items))
     done: dict[Item, Judgment] = {}
@@ -97,6 +101,7 @@ def judge_all(
         try:
             for future in as_completed(futures):
                 done[futures[future]] = future.result()
+                on_judgment()
                 bar.advance()
         except BaseException:
             stop()

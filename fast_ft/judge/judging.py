@@ -112,7 +112,7 @@ def _ask(
         judge.check_caps(estimate)
         if estimate.requests:
             judge.open(backoff)
-        judgments = judge_all(judge, items, section.concurrency, judge.stop)
+        judgments = judge_all(judge, items, section.concurrency, judge.stop, folder.on_answer)
     return judgments, judge.facts() | {"notes": NOTES[judge.rubric]}
 
 
