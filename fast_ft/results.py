@@ -163,6 +163,12 @@ class _Leakage(_Part):
     hits: list[dict[str, Any]] = []
 
 
+class _Budget(_Part):
+    memory_gib: Number | str | None = None
+    train_minutes: Number | None = None
+    generate_minutes: Number | None = None
+
+
 class _Recipe(_Part):
     """Sections only: RunDir.recipe checks their keys, where a run goes on."""
 
@@ -170,7 +176,7 @@ class _Recipe(_Part):
     lora: dict[str, Any] = {}
     data: dict[str, Any] = {}
     judge: dict[str, Any] = {}
-    budget: dict[str, Any] = {}
+    budget: _Budget = _Budget()
     rules: str | None = None
 
 
