@@ -44,7 +44,8 @@ ORDER = [
     "submit.secret_scan", "submit.handin", "submit.submit",
     "submit.bundle", "submit.reproduce",
     "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.clock", "sweep.study",
-    "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew", "sweep.driver", "sweep.page", "sweep.sweep",
+    "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew", "sweep.driver", "sweep.drawings",
+    "sweep.page", "sweep.sweep",
     "run_commands", "commands", "__main__",
 ]  # fmt: skip
 
