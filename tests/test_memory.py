@@ -196,13 +196,13 @@ def resident(key: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:"))
 
 
-@pytest.mark.parametrize("load_in_4bit", [False, True])
-def test_no_phase_holds_the_model_twice(tmp_path: Path, load_in_4bit: bool) -> None:
-    """Training, then generation, in the room of one, and of a layer or two while they are quantised."""
+def test_no_phase_holds_the_model_twice(tmp_path: Path) -> None:
+    """Training, then generation, in the room of one.
+
+    Not in 4 bits: what this measures there is the mapped file, and how much malloc kept of what was freed before.
+    """
     size = save_wide_llama(tmp_path / "base")
-    maker = backend.PeftBackend(
-        recipe.Model(name_or_path=str(tmp_path / "base"), load_in_4bit=load_in_4bit), recipe.Lora(), 1
-    )
+    maker = backend.PeftBackend(recipe.Model(name_or_path=str(tmp_path / "base"), load_in_4bit=False), recipe.Lora(), 1)
     maker.for_training().free()  # libraries have their room by now
     adapter = tmp_path / "adapter"
     adapter.mkdir()
