@@ -1,7 +1,8 @@
 """Plans against what they planned: five runs, none of which any constant of the planner was fitted on.
 
-Each runs through fast_ft itself, its model loaded anew. All are in one process, for importing Unsloth takes longer than
-any of them; between two the allocator's cache is emptied and its peak reset. `python -m bench.plan_checks JOB.json`.
+Each runs through fast_ft itself, its model loaded anew. All are in one process, for importing the libraries takes as
+long as any of them; between two the allocator's cache is emptied and its peak reset, and what stays is looked at.
+`python -m bench.plan_checks JOB.json`.
 """
 
 from __future__ import annotations
