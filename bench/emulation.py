@@ -90,27 +90,21 @@ def measured_rates() -> dict[str, float]:
     """Return TFLOP/s of a 4,096-cubed fp16 product and GB/s of a copy, read plus written, on the current stream."""
     import torch
 
-    def seconds(work: Any, repeats: int) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(2):
-            work()
-        begin.record()
-        for _ in range(repeats):
-            work()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3 / repeats
-
-    def product() -> float:
-        a = torch.randn(4096, 4096, device="cuda").half()
-        return 2 * 4096**3 / seconds(lambda: a @ a, 10) / 1e12
-
-    def copy() -> float:
-        source = torch.zeros(2**27, device="cuda", dtype=torch.float16)
-        target = torch.empty_like(source)
-        return 2 * source.numel() * source.element_size() / seconds(lambda: target.copy_(source), 10) / 1e9
-
-    flops, bandwidth = product(), copy()
+    flops = environment.matmul_tflops()
+    assert flops is not None, "there is a card"
+    source = torch.zeros(2**27, device="cuda", dtype=torch.float16)
+    target = torch.empty_like(source)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(2):
+        target.copy_(source)
+    begin.record()
+    for _ in range(10):
+        target.copy_(source)
+    end.record()
+    end.synchronize()
+    moved = 10 * 2 * source.numel() * source.element_size()
+    bandwidth = moved / (begin.elapsed_time(end) / 1e3) / 1e9
+    del source, target
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -14,8 +14,7 @@ from typing import Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
-
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from fast_ft.shape import TARGET_MODULES
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> t
         r=job["lora"]["r"],
         lora_alpha=job["lora"]["lora_alpha"],
         lora_dropout=peer.lora_dropout,
-        target_modules=LINEAR,
+        target_modules=list(TARGET_MODULES),
         bias="none",
         use_gradient_checkpointing=peer.checkpointing,
         random_state=job["seed"],
@@ -176,7 +175,7 @@ def _plain(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> tup
     model.config.use_cache = False
     lora = peft.LoraConfig(
         r=job["lora"]["r"], lora_alpha=job["lora"]["lora_alpha"], lora_dropout=peer.lora_dropout,
-        target_modules=LINEAR, bias="none", task_type="CAUSAL_LM",
+        target_modules=list(TARGET_MODULES), bias="none", task_type="CAUSAL_LM",
     )  # fmt: skip
     model = peft.get_peft_model(model, lora)
     watch.stamp("loaded")

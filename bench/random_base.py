@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from fast_ft.shape import TARGET_MODULES
 
 
 def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> Any:
@@ -28,7 +28,7 @@ def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> Any:
             value = torch.ones(weight.shape) if "norm" in name else torch.randn(weight.shape, device=device) * 0.02
             setattr(model.get_submodule(owner), last, torch.nn.Parameter(value.to(device, kind), requires_grad=False))
     model.model.rotary_emb = type(model.model.rotary_emb)(config=settings).to(device)
-    model = get_peft_model(model, LoraConfig(r=r, lora_alpha=r, target_modules=TARGETS))
+    model = get_peft_model(model, LoraConfig(r=r, lora_alpha=r, target_modules=list(TARGET_MODULES)))
     for name, weight in model.named_parameters():
         if "lora_" in name:
             weight.data = torch.randn(weight.shape, device=device) * (0.02 if "lora_A" in name else 0.002)

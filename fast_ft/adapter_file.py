@@ -9,15 +9,11 @@ from typing import Any
 
 from fast_ft import adapter_config, memory, outside, tensor_file
 from fast_ft.errors import InputError
-from fast_ft.shape import ModelShape
+from fast_ft.shape import LINEARS, ModelShape
 from fast_ft.terminal import escaped
 
 _TENSOR = re.compile(r"base_model\.model\.[\w.]+\.lora_[AB]\.weight")
 _FLOATS = ("F32", "F16", "BF16")
-_LINEARS = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)  # fmt: skip
 
 
 def weights(model: Any) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def check(adapter: Path, base: Path) -> None:
 
 def _expected(shape: ModelShape, r: int, targets: list[str]) -> dict[str, tuple[int, int]]:
     """Return {tensor: (rows, columns)} of a LoRA on the layers whose names are, or end in, one of `targets`."""
-    linears = dict(zip(_LINEARS, shape.linear_shapes, strict=True))
+    linears = dict(zip(LINEARS, shape.linear_shapes, strict=True))
     modules = {
         f"model.layers.{i}.{name}": size for i in range(shape.num_hidden_layers) for name, size in linears.items()
     }

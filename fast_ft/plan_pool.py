@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from fast_ft.shape import ModelShape
+from fast_ft.shape import GIB, ModelShape
 
-GIB = 2**30
 #: New tokens that a row holds in the mean: half of a long answer, for rows of all ages share the cache.
 _USUAL = 128
 PAGE = 16  #: tokens of a page of the cache, of which a row leaves half a one empty

@@ -10,6 +10,13 @@ from fast_ft.errors import InputError
 GIB = 2**30
 #: Kinds whose blocks training and decoding know: plain attention, a gated MLP, logits that are the head's output.
 KNOWN = ("llama", "mistral", "qwen2")
+#: The linear layers of one of their blocks, in the order of `ModelShape.linear_shapes`.
+LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+#: And by their own names, as PEFT's target_modules.
+TARGET_MODULES = tuple(name.split(".")[1] for name in LINEARS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class ModelShape:
 
     @property
     def linear_shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of the seven linear layers of one block."""
+        """(in, out) of the linear layers of one block, LINEARS."""
         h, m = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         return [(h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)]

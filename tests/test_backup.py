@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,14 +167,20 @@ def test_a_judges_replies_are_in_the_backup_and_come_back(
     assert len((snapshot / REPLIES).read_text().splitlines()) >= len(server.asked)
 
 
+def full_for(name: str) -> Callable[[str, Path], None]:
+    """Return what stands before each write: a Drive that has no room for the snapshots' files of this name."""
+
+    def before(what: str, file: Path) -> None:
+        if "snapshot-" in str(file) and file.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return before
+
+
 def test_a_backup_of_answers_that_fails_warns_once(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(what: str, file: Path) -> None:
-        if "snapshot-" in str(file) and file.name == "pred.partial.jsonl":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(atomic, "before", full)
+    monkeypatch.setattr(atomic, "before", full_for("pred.partial.jsonl"))
     monkeypatch.setattr(backup, "EVERY", 0.0)
     assert go(path, tmp_path).pred.is_file()
     assert capsys.readouterr().err.count("no backup was made") == 1
@@ -232,11 +239,7 @@ def test_a_copy_that_does_not_read_back_is_no_backup(
 def test_a_full_drive_is_a_warning_and_the_run_goes_on(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(what: str, file: Path) -> None:
-        if "snapshot-" in str(file) and file.name == "adapter.safetensors":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(atomic, "before", full)
+    monkeypatch.setattr(atomic, "before", full_for("adapter.safetensors"))
     monkeypatch.setattr(atomic, "free_bytes", lambda folder: 0 if folder == drive(tmp_path) else 10**12)
     assert go(path, tmp_path).pred.is_file()
     said = capsys.readouterr().err

@@ -7,9 +7,7 @@ from typing import Any
 
 from fast_ft import adapter_file, attention
 from fast_ft.backends.base import Base, Loaded
-
-#: All linear layers of a Llama block, by the names that Unsloth wants spelled out.
-LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from fast_ft.shape import TARGET_MODULES
 
 
 class UnslothBackend(Base):
@@ -29,7 +27,8 @@ class UnslothBackend(Base):
         """Return the base with a new adapter, drawn from the seed, and Unsloth's kernels put in."""
         from unsloth import FastLanguageModel
 
-        targets = LLAMA_LINEAR if self.lora.target_modules == "all-linear" else self.lora.target_modules
+        # Unsloth wants the names spelled out
+        targets = TARGET_MODULES if self.lora.target_modules == "all-linear" else self.lora.target_modules
         model = FastLanguageModel.get_peft_model(
             base,
             r=self.lora.r,

@@ -19,10 +19,7 @@ from fast_ft import attention
 from fast_ft.attention import Rows
 from fast_ft.block import ops
 from fast_ft.block.linears import Linears, Space
-from fast_ft.shape import ModelShape
-
-_PARTS = ("self_attn", "self_attn", "self_attn", "self_attn", "mlp", "mlp", "mlp")
-_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from fast_ft.shape import LINEARS, ModelShape
 
 
 def install(model: Any) -> str | None:
@@ -175,7 +172,8 @@ def unknown(config: dict[str, Any]) -> str | None:
 def _obstacle(core: Any) -> str | None:
     """Return what of a loaded model's layers a Block does not know, or None."""
     layer = core.model.layers[0]
-    for part, name in zip(_PARTS, _NAMES, strict=True):
+    for path in LINEARS:
+        part, name = path.split(".")
         module = getattr(getattr(layer, part), name)
         adapters = getattr(module, "active_adapters", [])
         if list(adapters) != ["default"] or not hasattr(module, "lora_A"):

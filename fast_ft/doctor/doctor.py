@@ -19,10 +19,10 @@ from fast_ft import environment
 from fast_ft.doctor import versions
 from fast_ft.doctor.finding import Finding
 from fast_ft.redact import redacted
+from fast_ft.shape import GIB
 
 SECONDS = 2.0  #: for an address to answer
 TRIAL_SECONDS = 300  #: with a GPU the first kernels are compiled
-GIB = 2**30
 #: GiB: what LLaMA2-7B in 4 bits takes to download (3.9 GB) with room to move, and a run's files.
 DISK_FOR_7B, DISK_FOR_RUN = 6.0, 1.0
 #: GiB of host memory: a 7B is read in pieces; the quickstart needs torch and little else.
