@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import POCKET, save_random_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fast_ft import backend, recipe
 from fast_ft.decode import decode, four_bits, plain, prefill
@@ -178,6 +180,20 @@ def test_neighbours_slots_and_pages_do_not_change_what_a_row_draws(fused: Fused,
     assert len({tuple(tokens) for tokens in together}) == len(prompts)
 
 
+def test_every_token_is_drawn_with_its_rows_key_and_its_place(
+    model: Any, fused: Fused, prompts: list[list[int]]
+) -> None:
+    """From the model's own logits the sampler draws the same again, the first token of each answer included."""
+    rows = [Row(prompts[i % 2], 4, key=(7 << 40) + i) for i in range(12)]
+    made = answers(pool_of(fused, HOT, slots=5), rows)
+    for row, tokens in zip(rows, made, strict=True):
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([[*row.prompt, *tokens[:-1]]])).logits[0, len(row.prompt) - 1 :].float()
+        key_T, place_T = torch.full((len(tokens),), row.key), torch.arange(len(tokens))
+        assert HOT.choose(logits_TV, key_T, place_T).tolist() == tokens
+    assert len({tokens[0] for tokens in made[::2]}) > 2, "one prompt's answers begin differently"
+
+
 @pytest.mark.parametrize("poison", [float("nan"), 6e4])
 def test_a_page_keeps_nothing_of_the_row_before(
     fused: Fused, prompts: list[list[int]], expected: list[list[int]], poison: float
@@ -234,6 +250,90 @@ def test_eos_at_the_first_token_and_a_limit_of_one(model: Any, fused: Fused, pro
     assert made[0] == [first[0]]
     for tokens in made:
         assert first[0] not in tokens[:-1], "nothing follows EOS"
+
+
+@pytest.fixture(scope="module")
+def smallest() -> Fused:
+    """A random model of 16 tokens, so that EOS comes often."""
+    import transformers
+
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=128,
+    )  # fmt: skip
+    return Fused(transformers.LlamaForCausalLM(config).eval())
+
+
+def lowers_limits(rows: list[Row], draw: random.Random, share: float) -> None:
+    """Lower some limits: to a row's own length, as a budget of minutes does, to less, or to a little more."""
+    for row in rows:
+        if draw.random() < share:
+            row.limit = max(0, min(row.limit, len(row.tokens) + draw.randint(-3, 12)))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    seed=st.integers(0, 2**32),
+    slots=st.integers(1, 6),
+    spare=st.integers(0, 9),
+    burst=st.integers(1, 9),
+    share=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_a_run_ends_whatever_its_rows_and_limits(
+    smallest: Fused, seed: int, slots: int, spare: int, burst: int, share: float
+) -> None:
+    """With prompts, candidates, limits that fall at any time, and replays; in a cache that hardly holds one row."""
+    draw = random.Random(seed)
+    prompts = [[draw.randrange(3, 16) for _ in range(draw.randint(1, 40))] for _ in range(draw.randint(1, 5))]
+    wanted = [(prompt, draw.randint(1, 40)) for prompt in prompts for _ in range(draw.randint(1, 2))]
+    pages = max(pages_for(len(prompt) + limit) for prompt, limit in wanted) + spare
+    pool = pool_of(smallest, Sampler(True), slots=slots, pages=pages, longest=96, prefill_tokens=32)
+    known: dict[int, int] = {}
+    for _ in range(2):
+        rows = [Row(prompt, limit, key=i, known=known.get(i)) for i, (prompt, limit) in enumerate(wanted)]
+        bursts, compute = 0, pool._burst
+
+        def counted(live: list[Row], steps: int, shape: int | None, compute: Any = compute) -> None:
+            nonlocal bursts
+            bursts += 1
+            assert steps >= 1 and bursts <= sum(limit for _, limit in wanted), "a burst gives no row a token"
+            compute(live, steps, shape)
+
+        pool._burst = counted  # type: ignore[method-assign]
+        ended = []
+        for row in pool.run(rows, burst=burst, on_look=lambda _, rows=rows: lowers_limits(rows, draw, share)):
+            assert len(row.tokens) <= row.limit and not row.pages
+            assert row.known is not None or len(row.tokens) == row.limit or row.tokens[-1] == EOS
+            ended.append(row)
+            lowers_limits([other for other in rows if other not in ended], draw, share)
+        assert sorted(map(id, ended)) == sorted(map(id, rows)), "each row ends once"
+        assert sorted(pool.cache.free) == list(range(1, pages + 1))
+        pool._burst = compute  # type: ignore[method-assign]
+        known = {i: len(row.tokens) for i, row in enumerate(rows) if draw.random() < 0.5}
+
+
+def test_a_row_that_was_set_aside_ends_at_a_limit_that_fell_to_its_length(
+    fused: Fused, prompts: list[list[int]]
+) -> None:
+    pool = pool_of(fused, slots=2, pages=6, longest=96)
+    pool.eos_id = -1
+    rows = [Row(prompts[0], 80, key=1), Row([8, 9, 10], 80, key=2)]
+    aside: list[int] = []
+    looks = 0
+
+    def look(live: list[Row]) -> None:
+        nonlocal looks
+        looks += 1
+        assert looks < 60, "the run does not end"
+        if not aside and rows[1].tokens and rows[1] not in live:
+            aside.append(len(rows[1].tokens))
+            for row in rows:
+                row.limit = min(row.limit, max(len(row.tokens), 20))
+
+    made = answers(pool, rows, on_look=look)
+    assert aside and aside[0] > 20
+    assert [len(tokens) for tokens in made] == [row.limit for row in rows] and rows[1].limit == aside[0]
 
 
 def test_the_pool_shrinks_with_what_is_left(fused: Fused, prompts: list[list[int]]) -> None:

@@ -78,25 +78,22 @@ class Pool:
         self.cache.clear()
         waiting, live = deque(rows), list[Row]()
         while waiting or live:
-            fresh = self._admit(waiting, live)
-            if any(row.known is None for row in fresh):
-                self._prefill(fresh)
-            else:
-                for row in fresh:
-                    row.tokens.append(self.pad_id)
-            if fresh and on_look:
-                on_look(fresh)
-            yield from self._ended(fresh)
-            live += [row for row in fresh if not self._is_over(row)]
-            if not live:
+            # What is over is found anew each time: a limit may have been lowered since, of a waiting row too.
+            if over := [*self._take_over(live), *self._take_over(waiting)]:
+                for row in over:
+                    del row.tokens[row.limit :]
+                    yield row
                 continue
-            steps = min(burst, max(row.limit - len(row.tokens) for row in live))
-            self._make_room(live, waiting, steps)
-            self._burst(live, steps, shape)
+            if looked := self._admit(waiting, live):
+                self._prefill(looked)
+                live += looked
+            else:
+                steps = min(burst, BURST, max(row.limit - len(row.tokens) for row in live))
+                self._make_room(live, waiting, steps)
+                self._burst(live, steps, shape)
+                looked = live
             if on_look:
-                on_look(live)
-            yield from self._ended(live)
-            live = [row for row in live if not self._is_over(row)]
+                on_look(looked)
 
     # What the host decides, from lengths alone
 
@@ -152,15 +149,17 @@ class Pool:
         row.pages.clear()
 
     def _is_over(self, row: Row) -> bool:
-        if row.known is not None:
-            return len(row.tokens) == row.known
-        return len(row.tokens) == row.limit or row.tokens[-1] == self.eos_id
+        if row.known is None and row.tokens and row.tokens[-1] == self.eos_id:
+            return True
+        return len(row.tokens) >= row.end
 
-    def _ended(self, rows: list[Row]) -> Iterator[Row]:
-        for row in rows:
-            if self._is_over(row):
-                self._release(row)
-                yield row
+    def _take_over(self, rows: list[Row] | deque[Row]) -> list[Row]:
+        """Take the rows that are over out of `rows`, give their pages back, and return them."""
+        over = [row for row in rows if self._is_over(row)]
+        for row in over:
+            rows.remove(row)
+            self._release(row)
+        return over
 
     # What the device computes
 
@@ -168,6 +167,10 @@ class Pool:
         """Fill the cache with the rows' tokens and draw the next one of each."""
         import torch
 
+        if all(row.known is not None for row in rows):
+            for row in rows:
+                row.tokens.append(self.pad_id)
+            return
         count = len(rows)
         listed = [[row.key for row in rows], [len(row.tokens) for row in rows]]
         key_S, made_S = (torch.tensor(each, device=self.fused.device) for each in listed)
@@ -194,7 +197,7 @@ class Pool:
 
         if all(row.known is not None for row in live):
             for row in live:
-                row.tokens += [self.pad_id] * min(steps, (row.known or 0) - len(row.tokens))
+                row.tokens += [self.pad_id] * min(steps, row.end - len(row.tokens))
             return
         slots = shape or self.shape_for(len(live))
         multiple = self.fused.ops.COLUMNS  # 0: attention needs no number of columns
@@ -203,7 +206,7 @@ class Pool:
         state = np.zeros((slots, width), dtype=np.int64)  # torch takes ten times as long to fill rows
         for slot, row in enumerate(live):
             made = len(row.tokens)
-            head = [row.tokens[-1], row.length() - 1, made, row.known or row.limit, 1, row.key, row.known is None]
+            head = [row.tokens[-1], row.length() - 1, made, row.end, 1, row.key, row.known is None]
             state[slot, : _TABLE + len(row.pages)] = [*head, *row.pages]
         with torch.inference_mode():
             self.state[:slots].copy_(torch.from_numpy(state))

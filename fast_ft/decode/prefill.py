@@ -27,7 +27,10 @@ _PADDING = 256  #: tokens of padding that stand for one prompt
 
 @dataclass(eq=False)
 class Row:
-    """One answer to make: at most `limit` tokens after `prompt`, drawn by `key`. `known`: its length, in a replay."""
+    """One answer to make: at most `limit` tokens after `prompt`, drawn by `key`. `known`: its length, in a replay.
+
+    `limit` may be lowered at any time; an answer that is longer by then is cut to it.
+    """
 
     prompt: Sequence[int]
     limit: int
@@ -39,6 +42,11 @@ class Row:
     def length(self, more: int = 0) -> int:
         """Tokens of prompt and answer, `more` answer tokens further on, up to the limit."""
         return len(self.prompt) + min(len(self.tokens) + more, self.limit)
+
+    @property
+    def end(self) -> int:
+        """The length at which the answer ends, if EOS does not end it before."""
+        return self.limit if self.known is None else min(self.known, self.limit)
 
 
 @dataclass(frozen=True)
