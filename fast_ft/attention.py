@@ -37,13 +37,13 @@ _current: Rows | None = None
 def over(config: Any, rows: Rows) -> Iterator[None]:
     """Within, the model with this config attends row by row; its backward pass belongs inside too."""
     global _current
-    before = config._attn_implementation
+    before = config._attn_implementation, _current
     _register()
     config._attn_implementation, _current = NAME, rows
     try:
         yield
     finally:
-        config._attn_implementation, _current = before, None
+        config._attn_implementation, _current = before
 
 
 def current() -> Rows | None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fast_ft import backend, recipe
-from fast_ft.block import block, ops, plain
+from fast_ft.block import block, linears, ops, plain
+from fast_ft.decode.fused import Fused
 from fast_ft.optimizer import Flat
 from fast_ft.passes import Passes, lay_out
 from fast_ft.template import IGNORE_INDEX, Row
@@ -76,6 +77,34 @@ def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str
         assert made.model(input_ids=ids).logits.isfinite().all(), "outside of passes the layer is as it was"
 
 
+@pytest.mark.parametrize("first", ["training", "decoding"])
+def test_training_and_decoding_share_one_copy_of_the_weights(tiny: Path, first: str) -> None:
+    """A sweep trains and answers with one base, in turns: neither may leave the other with a copy of its own."""
+    section = recipe.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
+    made = backend.make_backend(section, recipe.Lora(r=4), seed=1, name="peft").for_training()
+    if first == "decoding":
+        Fused(made.model)
+    assert block.install(made.model) is None
+    _, expected = gradients(made)
+    layers = made.model.get_base_model().model.layers
+    blocks = [layer.forward.block for layer in layers]
+    for _ in range(2):
+        fused = Fused(made.model)
+        for layer, each, (_, qkv, _, _, gate_up, _) in zip(layers, blocks, fused.layers, strict=True):
+            q, gate = layer.self_attn.q_proj.get_base_layer().weight, layer.mlp.gate_proj.get_base_layer().weight
+            for group, product, weight in ((each.groups[0], qkv, q), (each.groups[2], gate_up, gate)):
+                whole = group._weights()
+                assert whole.data_ptr() == weight.data_ptr()
+                with torch.no_grad():  # what decoding multiplies with is that memory, too
+                    before = product.base(torch.eye(64)).clone()
+                    whole.mul_(2)
+                    assert product.base(torch.eye(64)).equal(2 * before)
+                    whole.div_(2)
+    _, found = gradients(made)
+    for name, gradient in expected.items():
+        assert found[name].equal(gradient), name
+
+
 def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
     section = recipe.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
     for lora, reason in (
@@ -84,6 +113,17 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
     ):
         made = backend.make_backend(section, lora, seed=1, name="peft").for_training()
         assert reason in (block.install(made.model) or "")
+
+
+def test_weights_are_laid_side_by_side_once() -> None:
+    """Packed 4-bit weights are columns of bytes. What lies in another order, or elsewhere, is still copied."""
+    pieces = [torch.nn.Parameter(torch.full((n, 1), n, dtype=torch.uint8), requires_grad=False) for n in (6, 4, 2)]
+    whole = linears.side_by_side(pieces)
+    again = linears.side_by_side(pieces)
+    assert again.data_ptr() == whole.data_ptr() == pieces[0].data_ptr() and again.equal(whole)
+    for others in (pieces[::-1], pieces[::2], [pieces[0], pieces[2].clone()]):
+        values = torch.cat([each.data for each in others])
+        assert linears.side_by_side(others).equal(values)
 
 
 def test_four_bits_unpack_as_bitsandbytes_does() -> None:

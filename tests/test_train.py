@@ -7,12 +7,13 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from fast_ft import adapter_file, backend, recipe, state
+from fast_ft import adapter_file, attention, backend, recipe, state
 from fast_ft.attention import Rows, attend
 from fast_ft.cut import cut
 from fast_ft.errors import InputError
@@ -108,6 +109,19 @@ def test_attention_keeps_to_each_row() -> None:
         mask[a:b, a:b] = torch.ones(b - a, b - a).tril().bool()
     expected = torch.nn.functional.scaled_dot_product_attention(q, *heads, attn_mask=mask).transpose(1, 2)
     assert torch.allclose(made, expected, atol=1e-6)
+
+
+def test_rows_within_rows_give_the_outer_ones_back() -> None:
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    outer, inner = (Rows(torch.tensor([0, n], dtype=torch.int32), n) for n in (9, 4))
+    with attention.over(config, outer):
+        with attention.over(config, inner):
+            assert attention.current() is inner
+        assert attention.current() is outer and config._attn_implementation == attention.NAME
+        with pytest.raises(ZeroDivisionError), attention.over(config, inner):
+            _ = 1 // 0
+        assert attention.current() is outer
+    assert attention.current() is None and config._attn_implementation == "sdpa"
 
 
 # Schedules
