@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fast_ft import recipe, seeds
+from fast_ft import memory, recipe, seeds
 from fast_ft.atomic import Lines
 from fast_ft.backend import Loaded
 from fast_ft.budget import AnswerPace
@@ -125,7 +125,7 @@ def generate(
             if pool is None:
                 slots = _fewer(slots, slots * 7 // 8, "out of memory", notes)
                 cache_tokens = cache_tokens and cache_tokens * 7 // 8
-                torch.cuda.empty_cache()
+                memory.release()
     by_prompt = {prompt.id: [answers[prompt.id, candidate] for candidate in candidates] for prompt in prompts}
     return Generation(by_prompt, time.monotonic() - started, slots, difference, notes)
 

@@ -34,6 +34,10 @@ class Setbacks:
         if course.progress.global_step == 0:
             self._start = course.flat.parameter.detach().cpu().clone()
 
+    def forget(self) -> None:
+        """Let go of the adapter as it was, and of who is told."""
+        self._start = self.last_good = self.on_back = None
+
     def stepped(self, entry: dict[str, Any], *, last: bool) -> None:
         """Take note of a step's line in the log; `last`: none comes after it."""
         self.broken = not math.isfinite(entry["loss"])

@@ -101,6 +101,13 @@ class Course:
         """Whether budget.train_minutes ended the training before its last step."""
         return self.time_is_up and not self.finished and self.progress.global_step > 0
 
+    def free(self) -> None:
+        """Give back the model and all that was made over it. What is known of the steps stays."""
+        del self.passes, self.optimizer, self.flat
+        self.on_checkpoint = None
+        self.setbacks.forget()
+        self.loaded.free()
+
     def resume(self, folder: Path) -> None:
         """Go on from a saved state, in place of from the beginning."""
         self.progress = state.read_progress(folder)

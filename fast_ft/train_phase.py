@@ -93,7 +93,7 @@ def train_phase(
         adapter_file.save(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
         loaded.tokenizer.save_pretrained(str(target))
         selfcheck.store(target, loaded, [prepared.rows[e.id] for e in prepared.examples], prepared.encoder.pad_id)
-    loaded.free()
+    course.free()
     if not ended:
         return
     early: dict[str, Any] = {}

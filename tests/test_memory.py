@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,30 @@ import transformers
 from conftest import POCKET, RecipeFactory
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from trl import SFTTrainer
 
-from fast_ft import adapter_file, backend, generate, recipe, selfcheck, state, tensor_file
+from fast_ft import (
+    adapter_file,
+    backend,
+    generate,
+    optimizer,
+    passes,
+    recipe,
+    selfcheck,
+    state,
+    tensor_file,
+    train,
+)
+from fast_ft.decode.decode import Pool
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.memory import explained, is_short
-from fast_ft.pipeline import run
+from fast_ft.pipeline import opened, run
+from fast_ft.prepare import prepare
 from fast_ft.rundir import RunDir
+from fast_ft.sweep.kept import KeptBackend
 from fast_ft.template import IGNORE_INDEX, Row
+from fast_ft.train_phase import train_phase
 
 
 class Full:
@@ -222,6 +240,115 @@ def test_no_phase_holds_the_model_twice(tmp_path: Path) -> None:
 
     assert peak(both_phases) < 1.8 * size
     assert peak(at_once) > 1.9 * size, "what the measure shows where there are two"
+
+
+class Traces:
+    """Weak references to what was made over a model, by the phase that made it. No automatic collection runs."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.phase = "train"
+        self._found: list[tuple[str, str, weakref.ref[Any]]] = []
+        patch.setattr(gc, "freeze", lambda: None)  # conftest would put a live model out of collections' reach
+        self._patch = patch
+        for owner, name in ((train.Course, "__init__"), (Pool, "__init__"), (optimizer.Flat, "__init__"),
+                            (passes.Passes, "__init__"), (SFTTrainer, "__init__")):  # fmt: skip
+            self.follow(owner, name, lambda self, *_, **__: [self])
+
+    def follow(self, owner: Any, name: str, made: Callable[..., list[Any]]) -> None:
+        """Note what a call made or returned, as `made` says from its arguments; tensors within it too."""
+        original = getattr(owner, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            result = original(*given, **named)
+            for each in made(*(given or (result,)), result=result):
+                tensors = [*each.parameters(), *each.buffers()] if isinstance(each, torch.nn.Module) else []
+                tensors += [value for value in vars(each).values() if isinstance(value, torch.Tensor)]
+                self._found += [(self.phase, type(one).__name__, weakref.ref(one)) for one in (each, *tensors)]
+            return result
+
+        self._patch.setattr(owner, name, call)
+
+    def alive(self, phase: str) -> list[str]:
+        """What of a phase is alive, by its type; it must have made something."""
+        assert any(made == phase for made, _, _ in self._found), f"{phase} made nothing"
+        return sorted({kind for made, kind, reference in self._found if made == phase and reference() is not None})
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """Leave collections to the program, so that none comes by chance."""
+    gc.unfreeze()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collections")
+@pytest.mark.parametrize("kind", ["peft", "fused"])
+def test_nothing_of_a_phase_is_alive_when_the_next_one_begins(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A real run: model, parameters, gradients, trainer, pool. "fused" is the card's backend, here in plain torch."""
+    path = recipe_file(
+        {"model.load_in_4bit": False, "train.neftune_noise_alpha": 5, "judge.base_prompts": 2, "train.save_steps": 1}
+    )
+    made = {"peft": backend.PeftBackend, "fused": backend.FusedBackend}[kind]
+    monkeypatch.setattr("fast_ft.backend.make_backend", lambda model, lora, *, seed, **_: made(model, lora, seed))
+    traces, seen = Traces(monkeypatch), []
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def loads(*given: Any, **named: Any) -> Any:
+        if traces.phase == "train" and seen:
+            assert traces.alive("train") == [], "before the base is loaded again"
+            traces.phase = "generate"
+        seen.append(traces.phase)
+        return load(*given, **named)
+
+    def reports(*given: Any) -> None:
+        assert traces.alive("generate") == [], "before what follows the answers"
+        seen.append("report")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loads)
+    monkeypatch.setattr("fast_ft.pipeline.report_phase", reports)
+    traces.follow(made, "for_training", lambda *_, result, **__: [result.model])
+    traces.follow(made, "for_generation", lambda *_, result, **__: [result.model])
+    run(load_recipe(path), path)
+    assert seen == ["train", "generate", "report"]
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_sweeps_trials_leave_nothing_but_the_base(
+    recipe_file: RecipeFactory, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a trial that ends, nor one that fails, nor the base before another one."""
+    traces, first, kept = Traces(monkeypatch), load_recipe(recipe_file({"model.load_in_4bit": False})), KeptBackend()
+    shutil.copytree(tiny, tmp_path / "other")
+    second = first.model_copy(
+        update={"model": first.model.model_copy(update={"name_or_path": str(tmp_path / "other")})}
+    )
+    prepared = prepare(first)
+
+    def trial(each: recipe.Recipe, name: str) -> RunDir:
+        kept.use(each)
+        with opened(each.model_copy(update={"output_dir": str(tmp_path / name)}), "x.yaml", prepared) as folder:
+            train_phase(folder, each, prepared, maker=kept)
+        return folder
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise InputError("a trial's own fault")
+
+    trial(first, "one")
+    assert traces.alive("train") == []
+    traces.phase = "failed"
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="own fault"):
+        patch.setattr(adapter_file, "save", fails)
+        trial(first, "two")
+    assert kept._loaded is not None
+    traces.phase, base = "last", weakref.ref(kept._loaded.model)
+    kept.for_training()
+    assert traces.alive("failed") == [] and base() is not None
+    trial(second, "three")
+    assert base() is None, "another base took its place"
 
 
 def save_wide_llama(folder: Path) -> int:

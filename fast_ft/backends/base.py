@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft import hub, recipe
+from fast_ft import hub, memory, recipe
 from fast_ft.errors import InputError
 
 
@@ -29,11 +28,7 @@ class Loaded:
     def free(self) -> None:
         """Give the model's memory back, so that the next one fits where this one was."""
         self.model = None
-        gc.collect()
-        if self.device == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+        memory.release()
 
 
 class Backend(Protocol):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fast_ft import adapter_file
+from fast_ft import adapter_file, memory
 from fast_ft.backends.base import Base, Loaded
 from fast_ft.block import block
 from fast_ft.shape import ModelShape
@@ -55,6 +55,7 @@ class PeftBackend(Base):
         import torch
         import transformers
 
+        memory.begin_phase()
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
         config = transformers.AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)

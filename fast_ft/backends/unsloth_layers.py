@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fast_ft import adapter_file, attention
+from fast_ft import adapter_file, attention, memory
 from fast_ft.backends.base import Base, Loaded
 from fast_ft.shape import TARGET_MODULES
 
@@ -58,6 +58,7 @@ class UnslothBackend(Base):
         import torch
         from unsloth import FastLanguageModel
 
+        memory.begin_phase()
         model, _ = FastLanguageModel.from_pretrained(
             model_name=str(folder),
             max_seq_length=self.section.max_length,

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fast_ft import adapter_file, backend
+from fast_ft import adapter_file, backend, memory
 from fast_ft.backend import Loaded
 from fast_ft.recipe import Model, Recipe, card_backend
 
@@ -28,11 +28,7 @@ class KeptLoaded(Loaded):
         """Keep it; only the gradients' memory is given back."""
         for weight in self.model.parameters():
             weight.grad = None
-        gc.collect()  # trainers and pools hold themselves in circles
-        if self.device == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+        memory.release()  # trainers hold themselves in cycles
 
 
 class KeptBackend:
@@ -65,9 +61,11 @@ class KeptBackend:
 
     def forget(self) -> None:
         """Give the base model's memory back."""
+        gc.unfreeze()  # the base was set apart from collections, and lies in reference cycles
         if self._loaded is not None:
             self._loaded.free()
         self._loaded, self._adapter, self._wanted, self._first, self._base = None, None, None, {}, []
+        self._forward = None
 
     def for_training(self, adapter: Path | None = None) -> Loaded:
         """Return the model with the recipe's adapter as a fresh process makes it, or with one in a folder."""
@@ -91,7 +89,9 @@ class KeptBackend:
     def _fresh(self) -> Loaded:
         lora = self._maker.lora
         shape = (lora, self._maker.seed)
-        if self._loaded is None:
+        if self._loaded is not None:
+            memory.begin_phase()  # a trial that failed has left its trainer
+        else:
             started = time.monotonic()
             self._loaded = self._maker.for_training()
             self.seconds += time.monotonic() - started
