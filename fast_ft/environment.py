@@ -15,6 +15,7 @@ PACKAGES = (
     "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
 )  # fmt: skip
 _CONTEXT_GROWS_GIB = 0.15  #: 0.60 GiB became 0.74 in training and 0.67 in decoding (H200)
+_first_context_gib: float | None = None  #: of this process, when its memory was first limited
 
 
 def describe() -> dict[str, Any]:
@@ -91,14 +92,18 @@ def segments_expand() -> bool:
 def cap_gpu_gib(memory_gib: float) -> float:
     """Keep this process within so much GPU memory and return what of it is held for the CUDA context, in GiB.
 
-    That is what it has, and by how much it grows as kernels and libraries are loaded. Without a GPU: nothing, 0.
+    That is what it has at the first call, and by how much it grows as kernels and libraries are loaded; a later phase,
+    for which it has grown, gets as much as the first one. Without a GPU: nothing, 0.
     """
+    global _first_context_gib
     import torch
 
     if not torch.cuda.is_available():
         return 0.0
     # what others hold on a shared card counts as context, up to 1 GiB: rather too little than too much
-    context = min(1.0, context_gib() + _CONTEXT_GROWS_GIB)
+    now = context_gib()
+    _first_context_gib = now if _first_context_gib is None else _first_context_gib
+    context = min(1.0, max(now, _first_context_gib + _CONTEXT_GROWS_GIB))
     share = (memory_gib - context) * 2**30 / torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)))
     return context

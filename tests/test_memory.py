@@ -22,6 +22,7 @@ from trl import SFTTrainer
 from fast_ft import (
     adapter_file,
     backend,
+    environment,
     generate,
     optimizer,
     passes,
@@ -366,6 +367,19 @@ def save_wide_llama(folder: Path) -> int:
     for path in POCKET.glob("tokenizer*"):
         shutil.copy(path, folder)
     return (folder / "model.safetensors").stat().st_size
+
+
+def test_the_limit_is_the_same_for_each_phase_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan counts on it. What the CUDA context grew by in training is not taken off a second time."""
+    limits: list[float] = []
+    monkeypatch.setattr(environment, "_first_context_gib", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: limits.append(80 * share))
+    for held in (0.60, 0.74, 0.60, 0.80, 3.0):
+        monkeypatch.setattr(environment, "context_gib", lambda held=held: held)
+        environment.cap_gpu_gib(14.3)
+    assert limits == pytest.approx([13.55, 13.55, 13.55, 13.5, 13.3])
 
 
 @pytest.mark.parametrize(
