@@ -27,6 +27,7 @@ from fast_ft.decode.sampling import Sampler
 from fast_ft.errors import InputError
 from fast_ft.parity import PARITY, parity
 from fast_ft.progress import Bar, note
+from fast_ft.stopwatch import Stopwatch
 from fast_ft.template import Encoder
 
 
@@ -52,8 +53,10 @@ class Generation:
     answers: dict[str, list[Answer]]
     seconds: float
     batch_size: int
-    parity: float  #: nats, batched against single
+    parity: float | None  #: nats, batched against single; None where all answers were there, so nothing was measured
     notes: list[str]
+    cache_tokens: int = 0  #: of the pool; 0 where there was none
+    steps: int = 0  #: that were decoded
 
     @property
     def flat(self) -> list[Answer]:
@@ -75,12 +78,14 @@ def generate(
     title: str = "answers",
     pace: AnswerPace | None = None,
     on_answer: Callable[[], object] = lambda: None,
+    watch: Stopwatch | None = None,
 ) -> Generation:
     """Answer every prompt, `batch_size` at a time at most, with a cache of `cache_tokens` (default: enough for all).
 
     `pace` cuts answers where they would not all end in time; each prompt has one even so. `partial` keeps finished
     answers, one JSON line each, and is read back on a second start; `on_answer` is called after each. Out of memory
-    takes an eighth of slots and cache; InputError where a single prompt does not fit.
+    takes an eighth of slots and cache; InputError where a single prompt does not fit. `watch` divides the seconds
+    into set_up, checks, captures, prefill and steps.
     """
     import torch
 
@@ -93,7 +98,8 @@ def generate(
     notes: list[str] = []
     if pace is not None:
         pace.resume(max((answer.at for answer in answers.values()), default=0.0))
-    slots, new_tokens, difference = min(batch_size, len(wanted)), 0, 0.0
+    watch, difference = watch or Stopwatch(), None
+    slots, new_tokens, cells, steps = min(batch_size, len(wanted)), 0, 0, 0
     with Bar(title, len(wanted), done=len(answers)) as bar, Lines(partial) as file:
         while len(answers) < len(wanted):
             rows = {
@@ -101,7 +107,8 @@ def generate(
                 for name, row in zip(wanted, (row for row in ids for _ in candidates), strict=True)
             }
             try:
-                pool, difference = _settle(loaded, encoder, ids, section, slots, cache_tokens, dequantise, notes)
+                pool, difference = _settle(loaded, encoder, ids, section, slots, cache_tokens, dequantise, notes, watch)
+                before = pool.made  # those of the check
                 look = (
                     _keep_pace(pace, list(rows), section.max_new_tokens, encoder.eos_id, notes)
                     if pace is not None
@@ -119,7 +126,7 @@ def generate(
                         on_answer()
                         new_tokens += answer.tokens
                         bar.advance(1, f"{new_tokens / (time.monotonic() - started):,.0f} tokens/s")
-                slots = pool.slots
+                slots, cells, steps = pool.slots, pool.cache.pages * PAGE, pool.made - before
             except torch.OutOfMemoryError:
                 pool = None  # with the error's traceback it holds the cache
             if pool is None:
@@ -127,7 +134,7 @@ def generate(
                 cache_tokens = cache_tokens and cache_tokens * 7 // 8
                 memory.release()
     by_prompt = {prompt.id: [answers[prompt.id, candidate] for candidate in candidates] for prompt in prompts}
-    return Generation(by_prompt, time.monotonic() - started, slots, difference, notes)
+    return Generation(by_prompt, time.monotonic() - started, slots, difference, notes, cells, steps)
 
 
 def predictions(prompts: Sequence[Prompt], answers: dict[str, list[Answer]]) -> dict[str, Any]:
@@ -175,15 +182,18 @@ def check_room(config: Any, prompts: Sequence[Prompt], ids: Sequence[Sequence[in
 
 def _settle(
     loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], section: recipe.Generate, slots: int,
-    cache_tokens: int | None, dequantise: bool, notes: list[str],
+    cache_tokens: int | None, dequantise: bool, notes: list[str], watch: Stopwatch,
 ) -> tuple[Pool, float]:  # fmt: skip
     """Return a pool in which batched and single decoding agree, and by how many nats they differ."""
     longest = max(map(len, ids)) + section.max_new_tokens
     while True:
-        pool = make_pool(
-            loaded, encoder, section, slots=slots, longest=longest, cache_tokens=cache_tokens, dequantise=dequantise
-        )
-        difference = parity(pool, loaded, encoder, ids, section.max_new_tokens)
+        with watch.during("set_up"):
+            pool = make_pool(
+                loaded, encoder, section, slots=slots, longest=longest, cache_tokens=cache_tokens, dequantise=dequantise
+            )
+        pool.graphs.watch = watch
+        with watch.during("checks", covers=frozenset({"prefill", "steps"})):
+            difference = parity(pool, loaded, encoder, ids, section.max_new_tokens)
         if difference <= PARITY[loaded.dtype] or slots == 1:
             return pool, difference
         slots = _fewer(slots, slots // 2, f"batched and single decoding differ by {difference:.4f} nat", notes)

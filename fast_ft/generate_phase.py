@@ -14,6 +14,7 @@ from fast_ft.prepare import Prepared
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
+from fast_ft.stopwatch import Stopwatch
 
 
 def generate_phase(
@@ -32,7 +33,8 @@ def generate_phase(
     started = clock()
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
-    loaded, pool, difference = load(folder, recipe, prepared, folder.adapter, maker)
+    watch = Stopwatch()
+    loaded, pool, difference = load(folder, recipe, prepared, folder.adapter, maker, watch)
     partial = partial or folder.pred_partial
     result = generate.generate(
         loaded,
@@ -43,10 +45,11 @@ def generate_phase(
         partial=partial,
         pace=pace,
         on_answer=folder.on_answer,
+        watch=watch,
         **pool,
     )
     record_endings(folder, "tuned", result)
-    before = base_answers(loaded, folder, recipe, prepared, pool, pace)
+    before = base_answers(loaded, folder, recipe, prepared, pool, pace, watch)
     loaded.free()
     former = keep_aside(folder.pred)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
@@ -73,9 +76,12 @@ def generate_phase(
         ended_at_eos=round(sum(answer.ended for answer in answers) / len(answers), 4),
         new_tokens=sum(answer.tokens for answer in answers),
         decoding_seconds=round(result.seconds, 3),
+        seconds_by={name: round(seconds, 3) for name, seconds in watch.seconds().items()},
         batch_size=result.batch_size,
+        cache_tokens=result.cache_tokens,
+        decoding_steps=result.steps,
         adapter_difference_nats=round(difference, 6),
-        batched_difference_nats=round(result.parity, 6),
+        **({} if result.parity is None else {"batched_difference_nats": round(result.parity, 6)}),
     )
 
 
@@ -91,7 +97,12 @@ def budget_missed(folder: RunDir) -> str:
 
 
 def load(
-    folder: RunDir, recipe: Recipe, prepared: Prepared, adapter: Path, maker: backend.Backend | None = None
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: Prepared,
+    adapter: Path,
+    maker: backend.Backend | None = None,
+    watch: Stopwatch | None = None,
 ) -> tuple[backend.Loaded, dict[str, Any], float]:
     """Return a base model with the run's adapter, checked; the plan's pool; and the check's difference in nats.
 
@@ -101,9 +112,10 @@ def load(
     trained = folder.done("train") or {}
     maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
     settled = settle_plan(folder, recipe, prepared, maker.name)
-    with memory.explained("loading the base model", memory.LOADING):
+    watch = watch or Stopwatch()
+    with watch.during("loading"), memory.explained("loading the base model", memory.LOADING):
         loaded = maker.for_generation(adapter)
-    with memory.explained("checking the adapter", memory.ANSWERING):
+    with watch.during("checks"), memory.explained("checking the adapter", memory.ANSWERING):
         difference = selfcheck.verify(adapter, loaded, prepared.encoder.pad_id)
     return loaded, pool_settings(recipe, settled), difference
 
@@ -134,6 +146,7 @@ def base_answers(
     prepared: Prepared,
     pool: dict[str, Any],
     pace: AnswerPace | None,
+    watch: Stopwatch,
 ) -> int:
     """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
     prompts = prepared.prompts[: recipe.judge.base_prompts]
@@ -155,6 +168,7 @@ def base_answers(
             title="answers of the base model",
             pace=pace,
             on_answer=folder.on_answer,
+            watch=watch,
             **pool,
         )
     record_endings(folder, "base", result)

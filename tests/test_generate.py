@@ -68,7 +68,7 @@ def test_greedy_batches_equal_transformers_one_by_one(
     loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     result = answer(loaded, prompts, tmp_path / "partial")
-    assert result.batch_size == 4 and result.parity < 1e-4 and result.notes == []
+    assert result.batch_size == 4 and result.parity is not None and result.parity < 1e-4 and result.notes == []
     for prompt in prompts:
         ids = ENCODER.prompt_ids(prompt.messages)
         single = torch.tensor([ids])
@@ -83,7 +83,7 @@ def test_greedy_batches_equal_transformers_one_by_one(
 def test_an_adapter_changes_the_answers(loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
     with loaded.model.disable_adapter():
         base = answer(loaded, prompts, tmp_path / "base")
-        assert base.parity < 1e-4, "the base alone is what the pool computes too"
+        assert base.parity is not None and base.parity < 1e-4, "the base alone is what the pool computes too"
     assert base.answers != answer(loaded, prompts, tmp_path / "tuned").answers
 
 
@@ -149,6 +149,16 @@ def test_finished_batches_are_not_decoded_again(loaded: backend.Loaded, prompts:
 # Room and memory
 
 
+def test_a_start_with_all_answers_there_says_nothing_of_what_it_did_not_measure(
+    loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    whole = answer(loaded, prompts, tmp_path / "partial")
+    again = answer(loaded, prompts, tmp_path / "partial")
+    assert again.answers == whole.answers
+    assert whole.parity is not None and again.parity is None
+    assert (again.steps, again.cache_tokens) == (0, 0) < (whole.steps, whole.cache_tokens)
+
+
 def test_a_prompt_without_room_for_its_answer_is_refused_before_decoding(
     loaded: backend.Loaded, prompts: list[Prompt], tmp_path: Path
 ) -> None:
@@ -174,7 +184,7 @@ def test_parity_that_fails_halves_the_batch_and_says_so(
         result = answer(loaded, prompts, tmp_path / "partial", batch_size=8)
     finally:
         hook.remove()
-    assert result.batch_size == 2 and result.parity < 1e-4
+    assert result.batch_size == 2 and result.parity is not None and result.parity < 1e-4
     assert len(result.notes) == 2 and "in batches of 8: went on with 4" in result.notes[0]
     assert "batched and single decoding differ by" in capsys.readouterr().err
     assert result.answers == answer(loaded, prompts, tmp_path / "undisturbed").answers

@@ -82,6 +82,7 @@ def test_a_run_leaves_adapter_answers_and_a_manifest(finished: tuple[Path, RunDi
     train, generated = manifest["phases"]["train"], manifest["phases"]["generate"]
     assert (train["backend"], train["dtype"], train["steps"], train["skipped_steps"]) == ("peft", "float32", 6, 0)
     assert generated["answers"] == 5 and generated["adapter_difference_nats"] < 1e-4
+    assert 0 <= generated["batched_difference_nats"] < 1e-4
     assert len(manifest["rows"]) == 16 and all(len(row["digest"]) == 64 for row in manifest["rows"])
     assert [(s["name"], len(s["ids"])) for s in manifest["stages"]] == [("easy", 8), ("all", 16)]
     assert manifest["carry"] == {"optimizer": True, "schedule": True}
@@ -168,6 +169,30 @@ def test_stopped_answers_go_on_to_the_same_answers(
     assert len(partial.read_text().splitlines()) == 2 and not (partial.parent / "pred.json").exists()
     folder = go(path)
     assert read(folder.pred) == read(whole.pred) and not partial.exists()
+
+
+def test_a_stop_after_the_last_answer_leaves_out_what_was_not_measured(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A difference of 0.0 nats would read as a measurement."""
+    path = recipe_file()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fast_ft.generate_phase.keep_aside", lambda pred: (_ for _ in ()).throw(KeyboardInterrupt))
+        go(path)
+    folder = go(path)
+    generated = folder.done("generate") or {}
+    assert generated["answers"] == 5 and "batched_difference_nats" not in generated
+    assert folder.report.is_file()
+
+
+def test_the_seconds_of_answering_are_divided(finished: tuple[Path, RunDir]) -> None:
+    """What a run spends on loading, set-up, checks and captures can be read off beside prefill and steps."""
+    generated = finished[1].done("generate") or {}
+    parts = generated["seconds_by"]
+    assert parts.keys() == {"loading", "set_up", "checks", "prefill", "steps", "other"}
+    assert all(seconds > 0 for seconds in parts.values())
+    assert sum(parts.values()) == pytest.approx(generated["seconds"], abs=0.1)
+    assert generated["decoding_steps"] >= 2 * 5 and generated["cache_tokens"] % 16 == 0
 
 
 def test_without_a_test_file_a_run_ends_with_the_adapter(recipe_file: RecipeFactory) -> None:

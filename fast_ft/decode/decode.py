@@ -54,6 +54,7 @@ class Pool:
         while (fewer := (self.shapes[-1] + 1) // 2) >= (_TILE if fused.planes else _SMALLEST):
             self.shapes.append(fewer)
         self._captured: dict[tuple[int, int], Any] = {}
+        self.made = 0  #: steps
 
         def zeros(*shape: int, dtype: Any = torch.int64) -> Any:
             return torch.zeros(*shape, dtype=dtype, device=fused.device)
@@ -85,12 +86,14 @@ class Pool:
                     yield row
                 continue
             if looked := self._admit(waiting, live):
-                self._prefill(looked)
+                with self.graphs.watch.during("prefill"):
+                    self._prefill(looked)
                 live += looked
             else:
                 steps = min(burst, BURST, max(row.limit - len(row.tokens) for row in live))
                 self._make_room(live, waiting, steps)
-                self._burst(live, steps, shape)
+                with self.graphs.watch.during("steps"):
+                    self._burst(live, steps, shape)
                 looked = live
             if on_look:
                 on_look(looked)
@@ -213,6 +216,7 @@ class Pool:
             self.tick.zero_()
             self._seen_by(live)
             self._steps(slots, min(columns, (width - _TABLE) * PAGE), steps)
+            self.made += steps
             chunk = self.chunk[: len(live), :steps].tolist()
         for row, tokens in zip(live, chunk, strict=True):
             row.tokens += [token if row.known is None else self.pad_id for token in tokens if token >= 0]
@@ -220,10 +224,11 @@ class Pool:
     def _steps(self, slots: int, columns: int, count: int) -> None:
         shape = (slots, columns)
         if self.graphs.works and shape not in self._captured:
-            self._step(*shape)  # warms up what the capture will record, and is one of the steps
+            with self.graphs.watch.during("captures"):
+                self._step(*shape)  # warms up what the capture will record, and is one of the steps
+                if captured := self.graphs.capture(lambda: self._step(*shape)):
+                    self._captured[shape] = captured[0]
             count -= 1
-            if captured := self.graphs.capture(lambda: self._step(*shape)):
-                self._captured[shape] = captured[0]
         graph = self._captured.get(shape)
         for _ in range(count):
             graph.replay() if graph else self._step(*shape)

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from fast_ft.progress import note
+from fast_ft.stopwatch import Stopwatch
 
 
 class Graphs:
-    """Captures work where `works`; a first failure ends that, with a note, and the work then runs as it is."""
+    """Captures work where `works`; a first failure ends that, with a note, and the work then runs as it is.
+
+    `watch` tells what captures took, and the pool's prefill and steps.
+    """
 
     def __init__(self, *, works: bool) -> None:
         self.works = works
         self.count = 0
+        self.watch = Stopwatch()
         self._memory: Any = None
 
     def capture(self, work: Callable[[], Any]) -> tuple[Any, Any] | None:
@@ -28,7 +33,7 @@ class Graphs:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         aside = stream if stream != torch.cuda.default_stream() else None  # a stream of limited SMs stays the one
         try:
-            with torch.cuda.graph(graph, pool=self._memory, stream=aside):
+            with self.watch.during("captures"), torch.cuda.graph(graph, pool=self._memory, stream=aside):
                 output = work()
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
