@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from fast_ft import generate, seeds
+from fast_ft import generate, memory, seeds
 from fast_ft.again import open_run
 from fast_ft.decode.decode import Pool
+from fast_ft.decode.fused import Fused
 from fast_ft.decode.prefill import Row
 from fast_ft.generate_phase import load
 from fast_ft.prepare import prepare
 from fast_ft.progress import note
+from fast_ft.recipe import Generate
 from fast_ft.template import Encoder, Message
 from fast_ft.terminal import harmless
 
@@ -29,9 +31,7 @@ def chat(
     assert prepared.encoder is not None
     loaded, settled, _ = load(folder, recipe, prepared, folder.adapter)
     context = loaded.model.config.max_position_embeddings
-    pool = generate.make_pool(
-        loaded, prepared.encoder, recipe.generate, slots=1, longest=context, dequantise=settled["dequantise"]
-    )
+    room = _Room(Fused(loaded.model, dequantise=settled["dequantise"]), prepared.encoder, recipe.generate, context)
     note("An empty line forgets what was said; Ctrl-D leaves.")
     messages: list[Message] = []
     for turn in range(sys.maxsize):
@@ -53,7 +53,25 @@ def chat(
             messages = []
             continue
         row = Row(ids, min(most, context - len(ids)), seeds.derive(recipe.seed, "chat", turn))
-        messages.append({"role": "assistant", "content": _answer(pool, row, prepared.encoder, out)})
+        answer = _answer(room.pool(len(ids) + row.limit), row, prepared.encoder, out)
+        messages.append({"role": "assistant", "content": answer})
+
+
+class _Room:
+    """A pool of one row that grows with the talk: a long context's whole cache would not fit beside the model."""
+
+    def __init__(self, fused: Fused, encoder: Encoder, section: Generate, context: int) -> None:
+        self._fused, self._encoder, self._section, self._context = fused, encoder, section, context
+        self._pool: Pool | None = None
+
+    def pool(self, tokens: int) -> Pool:
+        """Return a pool for so many tokens, at most the context's: the one that is there, or one twice as long."""
+        if self._pool is None or self._pool.longest < tokens:
+            longest = min(self._context, max(tokens, 2 * (self._pool.longest if self._pool is not None else 0)))
+            self._pool = None  # its memory is free for the next one
+            with memory.explained(f"making room for {longest} tokens", memory.ANSWERING):
+                self._pool = generate.pool_over(self._fused, self._encoder, self._section, slots=1, longest=longest)
+        return self._pool
 
 
 def _answer(pool: Pool, row: Row, encoder: Encoder, out: TextIO) -> str:

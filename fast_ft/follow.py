@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,11 +65,14 @@ def follow(ranks: Ranks) -> int:
     except KeyboardInterrupt:
         return 0
     except Exception as error:
+        is_bug = not isinstance(error, InputError | Lost)
+        if is_bug:  # process 0 can say no more than that this process has ended
+            print(f"error: process {ranks.rank} of {ranks.size}:", file=sys.stderr)
+            traceback.print_exception(error)
         if ranks.ended(within=_LAST_WORD):
             return 0
-        if not isinstance(error, InputError | Lost):
-            raise
-        print(f"error: process {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
+        if not is_bug:
+            print(f"error: process {ranks.rank} of {ranks.size}: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
 

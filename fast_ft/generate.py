@@ -161,6 +161,19 @@ def make_pool(
     fused = Fused(loaded.model, dequantise=dequantise)
     if loaded.device == "cuda":
         torch.cuda.empty_cache()  # what was put side by side leaves holes
+    return pool_over(fused, encoder, section, slots=slots, longest=longest, cache_tokens=cache_tokens)
+
+
+def pool_over(
+    fused: Fused,
+    encoder: Encoder,
+    section: recipe.Generate,
+    *,
+    slots: int,
+    longest: int,
+    cache_tokens: int | None = None,
+) -> Pool:
+    """Return a pool as `make_pool` does, over weights that are ready."""
     pages = max(pages_for(longest), slots * pages_for(longest) if cache_tokens is None else cache_tokens // PAGE)
     cache = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, pages, fused.dtype, fused.device)
     return Pool(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import write_recipe
 
 from fast_ft.__main__ import main
 from fast_ft.chat import chat
+from fast_ft.decode.cache import PAGE, Cache
 from fast_ft.errors import InputError
 from fast_ft.grid import grid
 from fast_ft.load import load_recipe
@@ -73,3 +76,29 @@ def test_a_talk_streams_remembers_and_forgets(folder: Path, capsys: pytest.Captu
     first, second, again, _ = out.getvalue().split("\n")[:4]
     assert first == again and first != second
     assert "cut off after 9 tokens" in (notes := capsys.readouterr().err) and "context is 256" in notes
+
+
+def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache grows with the talk, up to the context, and the former one is let go first."""
+    made: list[int] = []
+    alive: list[weakref.ref[Cache]] = []
+
+    class Counted(Cache):
+        def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: Any, device: Any) -> None:
+            assert not any(cache() is not None for cache in alive), "two caches at once"
+            super().__init__(layers, kv_heads, head_dim, pages, dtype, device)
+            alive.append(weakref.ref(self))
+            made.append(pages * PAGE)
+
+    monkeypatch.setattr("fast_ft.generate.Cache", Counted)
+    said = iter(["Why?", "A cup?", *["What colour is the hat?"] * 30])
+
+    def ask(prompt: str) -> str:
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=io.StringIO())
+    assert made[0] < 64 and 2 < len(made) < 6 and made == sorted(made)
+    assert made[-1] <= 256, "the context"

@@ -24,10 +24,11 @@ from conftest import ROOT, write_recipe
 from killed import run, start, start_function
 from safetensors.numpy import load_file
 
-from fast_ft import ranks
+from fast_ft import progress, ranks
 from fast_ft.__main__ import main
 from fast_ft.cut import share
 from fast_ft.errors import InputError
+from fast_ft.follow import follow
 
 STEPS = 10
 #: Of losses and of the adapter's largest weight. The pocket's sums are of some thousand fp32 numbers, each rounded to
@@ -359,3 +360,32 @@ def test_torchrun_and_accelerate_start_it(alone: tuple[Path, Path], tmp_path: Pa
         assert_equal_up_to_rounding(whole, tmp_path / name)
         assert len(json.loads((tmp_path / name / "pred.json").read_text())) == 5, "and answers, in the first one"
         assert "ParallelMode" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "ended", "status"),
+    [
+        (ZeroDivisionError("a bug"), True, 0), (ZeroDivisionError("a bug"), False, 1), (ranks.Lost(), True, 0),
+        (ranks.Lost(), False, 1), (InputError("wrong"), False, 2),
+    ],
+)  # fmt: skip
+def test_a_followers_bug_shows_its_traceback_though_process_0_ends_the_run(
+    error: Exception, ended: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Follower(ranks.Ranks):
+        def begin(self) -> bool:
+            raise error
+
+        def ended(self, within: float) -> bool:
+            return ended
+
+    monkeypatch.setattr(progress, "_silent", False)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    assert follow(Follower(1, 2)) == status
+    said = capsys.readouterr().err
+    if isinstance(error, ZeroDivisionError):
+        assert said.startswith("error: process 1 of 2:\nTraceback") and said.endswith("ZeroDivisionError: a bug\n")
+        assert said.count("Traceback") == 1 and "in begin" in said
+    else:
+        assert said == ("" if ended else f"error: process 1 of 2: {error}\n")
