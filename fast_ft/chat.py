@@ -31,7 +31,8 @@ def chat(
     assert prepared.encoder is not None
     loaded, settled, _ = load(folder, recipe, prepared, folder.adapter)
     context = loaded.model.config.max_position_embeddings
-    room = _Room(Fused(loaded.model, dequantise=settled["dequantise"]), prepared.encoder, recipe.generate, context)
+    fused = Fused(loaded.model, dequantise=settled["dequantise"], step_rows=(1,))
+    room = _Room(fused, prepared.encoder, recipe.generate, context)
     note("An empty line forgets what was said; Ctrl-D leaves.")
     messages: list[Message] = []
     for turn in range(sys.maxsize):

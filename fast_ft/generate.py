@@ -20,7 +20,7 @@ from fast_ft.backend import Loaded
 from fast_ft.budget import AnswerPace
 from fast_ft.data import Prompt
 from fast_ft.decode.cache import PAGE, Cache, pages_for
-from fast_ft.decode.decode import Pool
+from fast_ft.decode.decode import Pool, shapes
 from fast_ft.decode.fused import Fused
 from fast_ft.decode.prefill import Row
 from fast_ft.decode.sampling import Sampler
@@ -158,7 +158,7 @@ def make_pool(
     """Return a pool over the loaded model, for rows of at most `longest` tokens, prompt and answer together."""
     import torch
 
-    fused = Fused(loaded.model, dequantise=dequantise)
+    fused = Fused(loaded.model, dequantise=dequantise, step_rows=shapes(slots, planes=True))
     if loaded.device == "cuda":
         torch.cuda.empty_cache()  # what was put side by side leaves holes
     return pool_over(fused, encoder, section, slots=slots, longest=longest, cache_tokens=cache_tokens)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from fast_ft import atomic, backend, generate, guard, memory, plan, results, selfcheck
+from fast_ft.backends.base import Base
 from fast_ft.budget import AnswerPace, Clock
+from fast_ft.decode import checks
+from fast_ft.decode.decode import shapes
 from fast_ft.errors import InputError
-from fast_ft.phases import settle_plan
+from fast_ft.phases import model_config, settle_plan
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
+from fast_ft.shape import ModelShape
 from fast_ft.stopwatch import Stopwatch
 
 
@@ -113,11 +118,40 @@ def load(
     maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
     settled = settle_plan(folder, recipe, prepared, maker.name)
     watch = watch or Stopwatch()
+    compiled = _compile_ahead(recipe, prepared, settled, maker)
     with watch.during("loading"), memory.explained("loading the base model", memory.LOADING):
         loaded = maker.for_generation(adapter)
+    if compiled is not None:
+        with watch.during("set_up"):
+            compiled.exception()  # waits; what went wrong is said where the pool is made
+            memory.clear_workspaces()  # the thread's own
     with watch.during("checks"), memory.explained("checking the adapter", memory.ANSWERING):
         difference = selfcheck.verify(adapter, loaded, prepared.encoder.pad_id)
     return loaded, pool_settings(recipe, settled), difference
+
+
+def _compile_ahead(
+    recipe: Recipe, prepared: Prepared, settled: plan.Plan, maker: backend.Backend
+) -> Future[None] | None:
+    """On a card, let decoding's kernels be compiled and checked while the base is being loaded."""
+    if not isinstance(maker, Base) or maker.device != "cuda":
+        return None
+    config = model_config(recipe)
+    shape = ModelShape.from_config(config)
+    is_nf4 = recipe.model.load_in_4bit or "quantization_config" in config
+    planes = is_nf4 and not settled.dequantise and all(inputs % 128 == 0 for inputs, _ in shape.linear_shapes)
+    slots = pool_settings(recipe, settled)["batch_size"]
+    rows = min(slots, len(prepared.prompts) * recipe.generate.num_return_sequences)
+    kind = checks.Kind(
+        shape.num_attention_heads,
+        shape.num_key_value_heads,
+        shape.head_dim,
+        maker.dtype,
+        "cuda:0",
+        steps=tuple(shapes(max(1, rows), planes=True)),
+        planes=planes,
+    )
+    return checks.ahead(kind)
 
 
 def keep_aside(pred: Path) -> Path | None:

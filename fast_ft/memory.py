@@ -50,11 +50,18 @@ def begin_phase() -> None:
     Trainers, graphs and models hold themselves in reference cycles, which only a collection ends. To be called before a
     base model is loaded, when nothing runs on the card.
     """
+    gc.collect()
+    clear_workspaces()
+
+
+def clear_workspaces() -> None:
+    """Give back what cuBLAS holds, 32 MiB and more for each stream and thread, and what nobody holds.
+
+    No captured graph may be run after it.
+    """
     import torch
 
-    gc.collect()
     if torch.cuda.is_available():
-        # cuBLAS holds 32 MiB and more for each stream that a capture ran on
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fast_ft import backend, recipe
-from fast_ft.decode import decode, four_bits, plain, prefill
+from fast_ft.decode import checks, decode, four_bits, plain, prefill
 from fast_ft.decode.cache import PAGE, Cache, pages_for
 from fast_ft.decode.decode import Pool
 from fast_ft.decode.fused import Fused
@@ -539,3 +540,62 @@ def test_attention_over_pages_equals_attention_over_the_row() -> None:
     made = plain.paged_attention(q, pool.keys[0], pool.values[0], table, torch.tensor(lengths), columns=3 * PAGE)
     torch.testing.assert_close(made, torch.stack(expected), atol=1e-5, rtol=1e-5)
     assert pages_for(0) == 0 and pages_for(PAGE) == 1 and pages_for(PAGE + 1) == 2
+
+
+# Checks of the kernels
+
+
+def kind_of(**values: Any) -> checks.Kind:
+    given = {"heads": 4, "kv_heads": 2, "head_dim": 32, "dtype": "float32", "device": "cpu", "steps": (8, 4)}
+    return checks.Kind(**{**given, "planes": False, **values})
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_passed", set())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_kernels_are_compared_once_for_each_kind_of_use() -> None:
+    calls: list[int] = []
+
+    def counted(q: Any, *given: Any, **named: Any) -> Any:
+        calls.append(len(q))
+        return plain.paged_attention(q, *given, **named)
+
+    ops = SimpleNamespace(**vars(plain) | {"paged_attention": counted})
+    for _ in range(2):
+        checks.attention(kind_of(), ops)
+    assert calls == [18, 3], "many rows and few, once"
+    checks.attention(kind_of(head_dim=16), ops)
+    assert len(calls) == 4
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["paged_attention", "gated", "add_norm"])
+def test_a_wrong_kernel_is_found_each_time(name: str) -> None:
+    right = getattr(plain, name)
+    ops = SimpleNamespace(**vars(plain) | {name: lambda *given, **named: right(*given, **named) * 1.1})
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="differ from plain torch by"):
+            checks.attention(kind_of(), ops)
+    checks.attention(kind_of(), plain)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fast_ft.decode
+
+    without_planes: Any = SimpleNamespace(**vars(plain))  # for the card's kernels
+    monkeypatch.setitem(sys.modules, "fast_ft.decode.kernels", without_planes)
+    monkeypatch.setattr(fast_ft.decode, "kernels", without_planes, raising=False)
+    products: list[int] = []
+    monkeypatch.setattr(four_bits, "compare_planes", lambda dtype, device, steps: products.extend(steps))
+    wanted = kind_of(planes=True, steps=(24,))
+    found = checks.ahead(wanted).exception(timeout=60)
+    assert products == [24] and isinstance(found, RuntimeError), "plain torch knows no plane order"
+    assert {name for name, _ in checks._passed} == {"products"}
+    assert checks.ahead(kind_of()).exception(timeout=60) is None
+    checks.attention(kind_of(), None)  # it was done
+    checks.products(wanted)
+    assert products == [24]

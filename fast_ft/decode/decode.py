@@ -50,9 +50,7 @@ class Pool:
         self.longest = longest
         self.graphs = Graphs(works=captures and fused.device.type == "cuda")
         self.prefill = Prefill(fused, cache, self.graphs, most=prefill_tokens)
-        self.shapes = [slots]  # a few fixed ones, since each is captured
-        while (fewer := (self.shapes[-1] + 1) // 2) >= (_TILE if fused.planes else _SMALLEST):
-            self.shapes.append(fewer)
+        self.shapes = shapes(slots, planes=fused.planes)
         self._captured: dict[tuple[int, int], Any] = {}
         self.made = 0  #: steps
 
@@ -261,6 +259,14 @@ class Pool:
         live.mul_((made < limit) & ~(stops.bool() & (token == self.eos_id)))
         if seen_SV is not None:
             seen_SV.scatter_(1, token[:, None], True)
+
+
+def shapes(slots: int, *, planes: bool) -> list[int]:
+    """Return how many rows a pool's steps may have: a few numbers, since each is captured."""
+    found = [slots]
+    while (fewer := (found[-1] + 1) // 2) >= (_TILE if planes else _SMALLEST):
+        found.append(fewer)
+    return found
 
 
 def _room(row: Row) -> int:

@@ -12,6 +12,7 @@ Shapes: T tokens, E inputs, N outputs, R ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from fast_ft import nf4
@@ -60,34 +61,39 @@ class Planes:
         return y_TN if self.a_ER is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
 
 
-def check_planes(base: Any, dtype: Any) -> None:
-    """Raise where `Planes` cannot take weights like these, or does not say what bitsandbytes says."""
+def check_planes(base: Any) -> None:
+    """Raise where `Planes` cannot take weights like these."""
     import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     state = base.weight.quant_state
     if (state.quant_type, state.blocksize) != ("nf4", nf4.BLOCK) or base.bias is not None or state.shape[1] % 128:
         raise ValueError("the weights are not NF4 in blocks of 64, without bias, of a multiple of 128 inputs")
-    device = base.weight.device
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    if torch.cuda.get_device_capability(base.weight.device) < (8, 0):
         raise ValueError("Triton's products use no tensor cores on this card")
-    draw = torch.Generator(device).manual_seed(0)
+
+
+def compare_planes(dtype: str, device: str, steps: Sequence[int]) -> None:
+    """Raise where `Planes` does not say what bitsandbytes says, for steps of so many rows, and for many rows."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    kind, draw = getattr(torch, dtype), torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Any:
-        return torch.randn(*shape, generator=draw, device=device).to(dtype)
+        return torch.randn(*shape, generator=draw, device=device, dtype=torch.float32).to(kind)
 
-    layer = torch.nn.Linear(512, 384, bias=False, device=device)
-    packed, quant_state = quantize_4bit(normal(384, 512), quant_type="nf4", compress_statistics=True)
-    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
-    layer.weight.quant_state = quant_state
-    product = Planes([layer], [layer], dtype, torch.empty(256 * 512, dtype=dtype, device=device))
-    for rows, planes in ((3, True), (64, True), (FEW, True), (64, False)):
+    packed, state = quantize_4bit(normal(384, 512), quant_type="nf4", compress_statistics=True)
+    weight = torch.nn.Parameter(packed, requires_grad=False)
+    weight.quant_state = state
+    layer = SimpleNamespace(weight=weight, bias=None, out_features=384)
+    product = Planes([layer], [layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
+    for rows, planes in [*((rows, True) for rows in steps if rows <= FEW), (64, False)]:
         x = normal(rows, 512)
         made = product(nf4.to_planes(x) if planes else x, planes)
         made = made.sum(dim=0) if made.dim() == 3 else made
-        expected = x.float() @ dequantize_4bit(packed, quant_state).float().T
+        expected = x.float() @ dequantize_4bit(packed, state).float().T
         off = ((made.float() - expected).norm() / expected.norm()).item()
-        if not off < (0.002 if dtype == torch.float16 else 0.02):  # a NaN, too
+        if not off < (0.002 if dtype == "float16" else 0.02):  # a NaN, too
             raise RuntimeError(f"the product of {rows} rows is off by {off:.4f}")
 
 

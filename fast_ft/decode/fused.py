@@ -9,11 +9,11 @@ Shapes: T tokens, E hidden, H heads, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from fast_ft.decode import four_bits, plain
-from fast_ft.decode.cache import PAGE
+from fast_ft.decode import checks, four_bits, plain
 from fast_ft.decode.products import Product, apart, base_of, dense
 from fast_ft.errors import InputError
 from fast_ft.progress import note
@@ -27,11 +27,14 @@ _STEADY_ROPE = ("default", "linear", "llama3", "yarn")  #: kinds whose frequenci
 class Fused:
     """The model as prefill and decoding see it. `dequantise` turns NF4 weights to 16 bits once and for all.
 
-    `kernels` false does without Triton. `ops` is kernels.py or plain.py. `planes`: few rows are multiplied with 4-bit
-    weights that are decoded in registers.
+    `kernels` false does without Triton; `step_rows` are how many rows a step may have, for which kernels are checked.
+    `ops` is kernels.py or plain.py. `planes`: few rows are multiplied with 4-bit weights that are decoded in registers.
     """
 
-    def __init__(self, model: Any, *, dequantise: bool = False, workspace_mib: int = 96, kernels: bool = True) -> None:
+    def __init__(
+        self, model: Any, *, dequantise: bool = False, workspace_mib: int = 96, kernels: bool = True,
+        step_rows: Sequence[int] = (3, 64, four_bits.FEW),
+    ) -> None:  # fmt: skip
         import torch
 
         core = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -44,12 +47,12 @@ class Fused:
         self.heads = self.config.num_attention_heads
         self.kv_heads = self.config.num_key_value_heads
         self._frequencies, self._rope_scale = _rope(self.config, self.head_dim, self.device)
-        self.ops: Any = self._kernels() if kernels and self.device.type == "cuda" else plain
-        self.planes, self._space = False, None
-        if self._is_nf4_on_gpu(core) and not dequantise:
+        self.ops: Any = plain
+        self.planes, self._space = self._is_nf4_on_gpu(core) and not dequantise, None
+        if self.planes:
             # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
             self._space = torch.empty(workspace_mib * 2**19, dtype=self.dtype, device=self.device)
-            self.planes = self.ops is not plain and self._can_decode_in_registers(core)
+        self._take_kernels(core, tuple(step_rows), wanted=kernels and self.device.type == "cuda")
         with torch.no_grad():
             self.layers = [self._layer(layer) for layer in core.model.layers]
 
@@ -90,66 +93,43 @@ class Fused:
             base = four_bits.pieces(bases, self.dtype, self._space)
         return Product(modules, base, self.dtype)
 
+    def _take_kernels(self, core: Any, step_rows: tuple[int, ...], *, wanted: bool) -> None:
+        """Settle on Triton's kernels, all or but for products, where they work and are `wanted`."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        kind = checks.Kind(self.heads, self.kv_heads, self.head_dim, dtype, str(self.device), step_rows, self.planes)
+        self.planes = self.planes and wanted and self._can_decode_in_registers(core, kind)
+        if wanted:
+            self.ops = self._kernels(replace(kind, planes=self.planes))
+        self.planes = self.planes and self.ops is not plain
+
     @staticmethod
     def _is_nf4_on_gpu(core: Any) -> bool:
         weight = base_of(core.model.layers[0].mlp.down_proj).weight
         return weight.is_cuda and hasattr(weight, "quant_state")
 
-    def _can_decode_in_registers(self, core: Any) -> bool:
+    def _can_decode_in_registers(self, core: Any, kind: checks.Kind) -> bool:
         """Whether the product's kernel works here; if not, a note says why."""
         layer = core.model.layers[0]
         try:
             for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj):
-                four_bits.check_planes(base_of(module), self.dtype)
+                four_bits.check_planes(base_of(module))
+            checks.products(kind)
         except Exception as error:  # a compiler on a card that it does not know may fail in any way
             note(f"note: 4-bit products by bitsandbytes, more slowly: {_first_words(error)}")
             return False
         return True
 
-    def _kernels(self) -> Any:
+    @staticmethod
+    def _kernels(kind: checks.Kind) -> Any:
         """Return the module of Triton kernels if it works here and agrees with plain torch; else plain, and say why."""
-
         try:
             from fast_ft.decode import kernels
 
-            self._compare(kernels)
+            checks.attention(kind, kernels)
         except Exception as error:
             note(f"note: decoding without the Triton kernels, more slowly: {_first_words(error)}")
             return plain
         return kernels
-
-    def _compare(self, kernels: Any) -> None:
-        """Raise where a layer's attention differs between the two modules."""
-        import torch
-
-        draw = torch.Generator(self.device).manual_seed(0)
-
-        def normal(*shape: int) -> Any:
-            return torch.randn(*shape, generator=draw, device=self.device).to(self.dtype)
-
-        whole, width, count = self.heads + 2 * self.kv_heads, self.head_dim, kernels.FEW + 2
-        qkv, weight = normal(count, whole * width), normal(whole * width)
-        memory = normal(2, (3 * count + 1) * PAGE, self.kv_heads, width)
-        table = torch.randperm(3 * count, generator=draw, device=self.device).view(count, 3) + 1
-        length = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (count // 3), device=self.device)
-        cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
-        starts = torch.tensor([0, 1, count], dtype=torch.int32, device=self.device)
-        found = []
-        for ops in (plain, kernels):
-            keys, values = memory.clone()
-            x = ops.add_norm(qkv.clone(), qkv, weight, self.eps)
-            cos_sin = ops.rope(length, self._frequencies, self._rope_scale, self.dtype)
-            q, k, v = ops.rotate_into_cache(x, self.heads, cos_sin, cell, keys, values)
-            mixed = ops.paged_attention(q, keys, values, table, length, columns=3 * PAGE)
-            few = ops.paged_attention(q[:3], keys, values, table[:3], length[:3], columns=3 * PAGE)
-            if ops.PACKED:
-                packed = ops.packed_attention(q, k, v, starts, count)
-            else:
-                packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, count))])
-            found.append([keys, values, mixed, few, packed, ops.gated(few, self.dtype)])
-        off = max((a.float() - b.float()).abs().max().item() for a, b in zip(*found, strict=True))
-        if not off <= (0.02 if self.dtype != torch.bfloat16 else 0.1):  # a NaN, too
-            raise RuntimeError(f"they differ from plain torch by {off}")
 
 
 def _first_words(error: Exception) -> str:

@@ -22,6 +22,7 @@ __all__ = ["COLUMNS", "PACKED", "add_norm", "causal", "gated", "packed_attention
 
 COLUMNS = 0  #: attention reads as many cells as a row has
 PACKED = True
+# Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled anew.
 FEW = 16  #: rows that would leave most of a card idle, were each (row, head) one warp's
 
 
@@ -31,7 +32,7 @@ def plane(column):  # type: ignore[no-untyped-def]
     return column // 128 * 128 + column // 2 % 8 * 16 + column // 16 % 8 * 2 + column % 2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row", "length_step"])
 def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, table, length, out, scale, q_row, cell_step, head_step, table_row, length_step, heads, group,
     PAGE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, PLANES: tl.constexpr,
@@ -96,7 +97,7 @@ def rope(position_T: Any, frequencies: Any, scale: float, dtype: Any) -> tuple[A
     return angle_TD.cos() * scale, angle_TD.sin() * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _rotate(  # type: ignore[no-untyped-def]
     qkv, cos, sin, cell, keys, values, out, tokens, heads, kv_heads, cell_step, head_step, list_step,
     HALF: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr,
@@ -147,7 +148,7 @@ def rotate_into_cache(
     return out.view(tokens, whole, head_dim).split((heads, kv_heads, kv_heads), dim=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _add_norm(  # type: ignore[no-untyped-def]
     x, delta, weight, out, eps, tokens, columns, BLOCK: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr
 ):
@@ -180,7 +181,7 @@ def add_norm(x_TE: Any, delta: Any, weight_E: Any, eps: float, *, planes: bool =
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _gate(  # type: ignore[no-untyped-def]
     x, out, tokens, columns, BLOCK: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr
 ):
