@@ -44,20 +44,10 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def begin_phase() -> None:
-    """Give back what a phase before this one has left, the libraries' working memory on the card included.
-
-    Trainers, graphs and models hold themselves in reference cycles, which only a collection ends. To be called before a
-    base model is loaded, when nothing runs on the card.
-    """
-    gc.collect()
-    clear_workspaces()
-
-
 def clear_workspaces() -> None:
-    """Give back what cuBLAS holds, 32 MiB and more for each stream and thread, and what nobody holds.
+    """Give back what cuBLAS holds: 32 MiB and more for each stream and thread.
 
-    No captured graph may be run after it.
+    To be called when nothing runs on the card, and no graph that was captured before will run again.
     """
     import torch
 

@@ -29,6 +29,7 @@ class Loaded:
         """Give the model's memory back, so that the next one fits where this one was."""
         self.model = None
         memory.release()
+        memory.clear_workspaces()
 
 
 class Backend(Protocol):

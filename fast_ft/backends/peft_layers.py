@@ -55,7 +55,7 @@ class PeftBackend(Base):
         import torch
         import transformers
 
-        memory.begin_phase()
+        memory.release()  # what a former phase left in reference cycles
         if not sys.stderr.isatty():
             transformers.utils.logging.disable_progress_bar()
         config = transformers.AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)

@@ -58,7 +58,7 @@ class UnslothBackend(Base):
         import torch
         from unsloth import FastLanguageModel
 
-        memory.begin_phase()
+        memory.release()  # what a former phase left in reference cycles
         model, _ = FastLanguageModel.from_pretrained(
             model_name=str(folder),
             max_seq_length=self.section.max_length,

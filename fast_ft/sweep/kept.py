@@ -90,7 +90,7 @@ class KeptBackend:
         lora = self._maker.lora
         shape = (lora, self._maker.seed)
         if self._loaded is not None:
-            memory.begin_phase()  # a trial that failed has left its trainer
+            memory.release()  # a trial that failed has left its trainer
         else:
             started = time.monotonic()
             self._loaded = self._maker.for_training()
