@@ -191,8 +191,6 @@ class Course:
 
     def _next_stage(self) -> None:
         self.progress.stage, self.progress.step = self.progress.stage + 1, 0
-        if not self.carry.schedule:
-            self.progress.schedule_step = 0
         if not self.carry.optimizer and self.progress.stage < len(self.jobs):
             self.optimizer = make_optimizer(self.flat, self.section)
             self.progress.scaler = None
