@@ -93,6 +93,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             if progress.scaler is not None and trainer.accelerator.scaler is not None:
                 trainer.accelerator.scaler.load_state_dict(progress.scaler)
+            passes.open()
             fit.rehearse(course)
             if course.pace is not None:
                 course.pace.start()

@@ -523,6 +523,32 @@ def test_layers_that_are_computed_again_change_no_gradient(make_course: MakeCour
         assert not any("forward" in layer.__dict__ and hasattr(layer.forward, "func") for layer in layers)
 
 
+def test_a_course_leaves_the_model_as_it_was_however_it_ends(make_course: MakeCourse) -> None:
+    def changes(model: torch.nn.Module) -> list[str]:
+        """What is on the model besides its weights: hooks and forwards of its modules."""
+        return [
+            f"{name}: {what}"
+            for name, module in model.named_modules()
+            for what in ("_forward_hooks", "_forward_pre_hooks", "forward")
+            if name and module.__dict__.get(what)
+        ]
+
+    def fail(entry: dict[str, Any]) -> None:
+        assert len(changes(course.loaded.model)) > len(before), "noise and a layer that is computed again"
+        raise Stopped
+
+    course, _ = make_course(neftune_noise_alpha=5, recompute_layers=1)
+    before: list[str] = []
+    assert changes(course.loaded.model) == before, "a course that never ran"
+    course.log = fail
+    with pytest.raises(Stopped):
+        course.run()
+    assert changes(course.loaded.model) == before
+    course, _ = make_course(neftune_noise_alpha=5, recompute_layers=1)
+    course.run()
+    assert changes(course.loaded.model) == before
+
+
 def test_weights_stay_float32(make_course: MakeCourse) -> None:
     """TRL casts a quantised model's adapter to bf16; ours stays."""
     course, _ = make_course()
