@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_ft import rules
 from fast_ft.judge import stats
 from fast_ft.report.facts import Run, memory_cap, prompt_scores
 from fast_ft.report.page import bullets, details, paragraph, table
@@ -110,8 +111,9 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
 def _budget(run: Run) -> Iterator[tuple[str, ...]]:
     budget, generate = run.recipe.get("budget", {}), run.phases.get("generate", {})
     used = {"train_minutes": _training_minutes(run), "generate_minutes": generate.get("decoding_seconds", 0) / 60}
+    allowed = rules.MINUTES if run.recipe.get("rules") else budget
     for key, name in (("train_minutes", "training, minutes"), ("generate_minutes", "answers, minutes")):
-        yield name, _number(budget.get(key)), _number(used[key]), _share(used[key], budget.get(key))
+        yield name, _number(allowed.get(key)), _number(used[key]), _share(used[key], allowed.get(key))
     cap, peak = memory_cap(run), run.phases.get("train", {}).get("peak_gib")
     yield "GPU memory, GiB", _number(cap), _number(peak or None), _share(peak, cap)
 
