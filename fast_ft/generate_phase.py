@@ -46,7 +46,7 @@ def generate_phase(
         **pool,
     )
     record_endings(folder, "tuned", result)
-    before = base_answers(loaded, folder, recipe, prepared, pool, pace)
+    before, fewer = base_answers(loaded, folder, recipe, prepared, pool, pace)
     loaded.free()
     former = keep_aside(folder.pred)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
@@ -69,6 +69,7 @@ def generate_phase(
         answers=len(answers),
         base_answers=before,
         **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in answers if not a.ended)} if cut else {}),
+        **({"minutes": minutes} if cut or fewer else {}),
         empty=sum(not answer.text for answer in answers),
         ended_at_eos=round(sum(answer.ended for answer in answers) / len(answers), 4),
         new_tokens=sum(answer.tokens for answer in answers),
@@ -134,14 +135,17 @@ def base_answers(
     prepared: Prepared,
     pool: dict[str, Any],
     pace: AnswerPace | None,
-) -> int:
-    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
+) -> tuple[int, bool]:
+    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after.
+
+    Return how many were answered, and whether a budget of minutes left some out or cut some short.
+    """
     prompts = prepared.prompts[: recipe.judge.base_prompts]
     if not prompts:
-        return 0
+        return 0, False
     if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
         note("note: no answers of the base model: budget.generate_minutes is used up")
-        return 0
+        return 0, True
     assert prepared.encoder is not None
     partial = folder.base_pred.with_suffix(".partial.jsonl")
     with loaded.model.disable_adapter():
@@ -160,7 +164,7 @@ def base_answers(
     record_endings(folder, "base", result)
     atomic.write_json(folder.base_pred, generate.predictions(prompts, result.answers))
     partial.unlink(missing_ok=True)
-    return len(prompts)
+    return len(prompts), any(answer.within is not None for answer in result.flat)
 
 
 def record_endings(folder: RunDir, column: str, result: generate.Generation) -> None:

@@ -20,6 +20,7 @@ from fast_ft.attention import Rows
 from fast_ft.backend import Loaded
 from fast_ft.cut import width
 from fast_ft.loss import response_loss
+from fast_ft.neftune import Noise
 from fast_ft.optimizer import Flat
 from fast_ft.progress import note
 from fast_ft.recompute import draws, recompute
@@ -85,7 +86,7 @@ class Passes:
         self._supervised = torch.ones((), device=self.device)
         self._graphs: dict[int, _Graph] = {}
         self._pool: Any = None
-        self._noise = _Noise(noise_alpha) if noise_alpha is not None else None
+        self._noise = Noise(noise_alpha) if noise_alpha is not None else None
         self._open = False
         self.reshape(capture=capture, recompute_layers=recompute_layers)
 
@@ -237,28 +238,3 @@ class _Graph:
         self.starts.copy_(micro.starts)
         self.graph.replay()
         return self.loss.clone()  # the next graph's memory may lie over it
-
-
-class _Noise:
-    """NEFTune (arXiv 2310.05914): noise within alpha / sqrt(L d) on the embeddings, L being a row's own length."""
-
-    def __init__(self, alpha: float) -> None:
-        self.row_lengths: Any = None
-        self._alpha = alpha
-        self._handle: Any = None
-
-    def put_on(self, embeddings: Any) -> None:
-        self._handle = embeddings.register_forward_hook(self._add)
-
-    def take_off(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def _add(self, module: Any, _: Any, output: Any) -> Any:
-        import torch
-
-        if not module.training:
-            return output
-        scale_1T = self._alpha / torch.sqrt(self.row_lengths * float(output.shape[-1]))
-        return output + torch.empty_like(output).uniform_(-1, 1) * scale_1T[..., None].to(output.dtype)

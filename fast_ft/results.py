@@ -137,6 +137,7 @@ class _Phase(_Part):
     decoding_seconds: Number = 0
     cut_by_budget: int = 0
     cut_at: int = 0
+    minutes: Number = 0  # of the budget that cut it short
     kind: str = ""
     mean: Number | None = None
 

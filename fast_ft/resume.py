@@ -3,7 +3,8 @@
 model, lora, data, select, curriculum, train, seed   refused, shown as a diff; --force-resume goes on all the same
 data.test, generate, judge.base_prompts              the adapter stays; the prompts are answered again
 judge                                                the answers stay; they are judged again
-budget, output_dir, backup_dir, how often is saved   taken as they are now
+budget, output_dir, backup_dir, how often is saved   taken as they are now; with more minutes than those that ended
+                                                     training, or shortened answers, that goes on or is done again
 package versions, GPU, the program itself            warned, and recorded in manifest.json (`resumed`)
 """
 
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fast_ft import atomic, checkpoints, environment, results
+from fast_ft.budget import longer
 from fast_ft.errors import InputError
 from fast_ft.load import digest, resolved
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
-from fast_ft.recipe import Recipe
+from fast_ft.recipe import Budget, Recipe
 from fast_ft.rundir import RunDir, differences, now
 
 Diff = dict[str, tuple[Any, Any]]  #: {dotted key: (was, is)}
@@ -61,12 +63,15 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = F
             "Go back to those, or give these another output_dir; --force-resume goes on from the last checkpoint "
             "with these all the same"
         )
+    cut = _cut_short(folder, recipe.budget)
     if changes.training:
         _force(folder, changes.training)
-    if changes.training or changes.answers:
-        _answer_again(folder, changes.answers)
-    if changes.training or changes.answers or changes.judging:
+    if changes.training or changes.answers or changes.judging or cut:
         _judge_again(folder, changes.judging)
+    if changes.training or changes.answers or cut:
+        _answer_again(folder, changes.answers)
+    if "train" in cut:
+        _train_on(folder)
     if changes.any():
         _record(folder, recipe, prepared)
     _compare_environment(folder, recipe, prepared)
@@ -166,6 +171,28 @@ def _force(folder: RunDir, diff: Diff) -> None:
         resumed=[*folder.manifest().get("resumed", []), {"at": now(), "forced": {k: list(v) for k, v in diff.items()}}],
     )
     folder.plan.unlink(missing_ok=True)  # it was settled for the other settings
+
+
+def _cut_short(folder: RunDir, budget: Budget) -> list[str]:
+    """Return which of "train" and "generate" a budget of minutes cut short, where there are more minutes now."""
+    train, answers = folder.done("train") or {}, folder.done("generate") or {}
+    former = folder.manifest()["recipe"].get("budget", {})  # where an earlier version did not note the minutes
+    found = []
+    if train.get("why") == "budget" and longer(budget.train_minutes, train.get("minutes", former.get("train_minutes"))):
+        found.append("train")
+        note(f"note: there are more minutes: training, which ended after step {train['steps']}, goes on")
+    minutes = answers.get("minutes", former.get("generate_minutes"))
+    if ("minutes" in answers or answers.get("cut_by_budget")) and longer(budget.generate_minutes, minutes):
+        found.append("generate")
+        note("note: there are more minutes: the prompts are answered again, at full length")
+    return found
+
+
+def _train_on(folder: RunDir) -> None:
+    """Let training go on. It is called last: whatever came of the adapter so far is then marked as to be made again."""
+    phases = folder.manifest()["phases"]
+    phases.pop("train", None)
+    folder.update(phases=phases)
 
 
 def _answer_again(folder: RunDir, diff: Diff) -> None:

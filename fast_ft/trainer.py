@@ -140,7 +140,8 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             if course.stepped(entry):
                 control.should_training_stop = True  # the stage's end saves the state
                 return
-            if section.save_steps and progress.step % section.save_steps == 0 and progress.step < len(job.batches):
+            due = section.save_steps and progress.step % section.save_steps == 0
+            if (due or course.turns) and progress.step < len(job.batches):
                 progress.scaler = scaler.state_dict() if scaler is not None else None
                 course.checkpoint()
 

@@ -313,8 +313,8 @@ def test_the_rate_is_down_where_a_budget_ends_the_training_whatever_was_skipped_
     first.run()
     second, later = make_course(jobs, **values)
     skip_first(monkeypatch, 0, later)
+    second.pace = paced(later, state.read_progress(tmp_path).seconds)
     second.resume(tmp_path)
-    second.pace = paced(later, second.progress.seconds)
     second.run()
     assert learning_rates(earlier + later) == learning_rates(lines) and same(whole, second)
 
