@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, generate, guard, memory, plan, results, selfcheck
+from fast_ft import atomic, backend, base_check, generate, guard, memory, plan, results, selfcheck
 from fast_ft.budget import AnswerPace, Clock
 from fast_ft.errors import InputError
 from fast_ft.phases import settle_plan
@@ -99,6 +99,7 @@ def load(
     The backend is the one that the adapter was trained with, where training is done.
     """
     assert prepared.encoder is not None
+    base_check.refuse_another(folder, recipe, prepared)
     trained = folder.done("train") or {}
     maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
     settled = settle_plan(folder, recipe, prepared, maker.name)

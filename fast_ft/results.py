@@ -160,6 +160,11 @@ class _Model(_Part):
     config: _Config = _Config()
 
 
+class _Tokens(_Part):
+    rows: dict[str, str] = {}
+    prompts: str | None = None
+
+
 class _Leakage(_Part):
     hits: list[dict[str, Any]] = []
 
@@ -195,6 +200,7 @@ class _Manifest(_Part):
     environment: _Environment = _Environment()
     resumed: list[dict[str, Any]] = []
     model: _Model | None = None
+    tokens: _Tokens = _Tokens()
     plan: dict[str, Any] = {}
     generated_with: dict[str, Any] = {}
     judged_with: dict[str, Any] = {}

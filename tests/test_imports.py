@@ -27,7 +27,7 @@ ORDER = [
     "passes", "state",
     "checkpoints", "backup",
     "stage_job", "fit", "alike", "setback", "trainer", "train", "follow",
-    "prepare", "planning",
+    "prepare", "planning", "base_check",
     "resume",
     "selfcheck",
     "decode.nf4_kernel", "decode.cache", "decode.plain", "decode.kernels", "decode.sampling",
