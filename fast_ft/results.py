@@ -180,6 +180,7 @@ class _Recipe(_Part):
 
     model: dict[str, Any] = {}
     lora: dict[str, Any] = {}
+    train: dict[str, Any] = {}
     data: dict[str, Any] = {}
     judge: dict[str, Any] = {}
     budget: _Budget = _Budget()

@@ -124,7 +124,7 @@ def selected(prepared: Prepared) -> list[dict[str, str]]:
 
 def staged(prepared: Prepared) -> list[dict[str, Any]]:
     """Return what the manifest says of the stages."""
-    return [{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages]
+    return prepared.staged()
 
 
 def set_scores_aside(folder: RunDir) -> str | None:

@@ -14,6 +14,7 @@ from fast_ft import (
     backend,
     checkpoints,
     environment,
+    epoch_loss,
     guard,
     identity,
     memory,
@@ -109,6 +110,7 @@ def train_phase(
         text = f"training ended after step {len(lines)} of {course.total}, its learning rate brought down early: "
         notes.append(text + f"budget.train_minutes is {recipe.budget.train_minutes:g}")
         note(f"warning: {notes[-1]}")
+    means = epoch_loss.first_and_last(lines, prepared.staged(), recipe.train.effective_batch_size)
     weights = atomic.sha256_file(folder.adapter / "adapter_model.safetensors")
     folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": weights})
     folder.finish(
@@ -121,6 +123,7 @@ def train_phase(
         skipped_steps=sum(line["skipped"] for line in lines),
         first_loss=next(line["loss"] for line in lines if math.isfinite(line["loss"])),  # fp16 may skip the first steps
         last_loss=next(line["loss"] for line in reversed(lines) if math.isfinite(line["loss"])),
+        **dict(zip(("first_epoch_loss", "last_epoch_loss"), means or (), strict=False)),
         tokens=sum(line["tokens"] for line in lines),
         supervised_tokens=sum(line["supervised_tokens"] for line in lines),
         training_seconds=round(sum(line["seconds"] for line in lines), 3),
