@@ -23,10 +23,9 @@ from fast_ft.shape import ModelShape
 
 #: The homework's own figures: minutes of training (from, to) over all attempts, and of inference, on a T4.
 ALLOWED = {"simple": (10, 10), "medium": (60, 120), "strong": (180, 240)}
-INFERENCE_MINUTES, SESSION_MINUTES = 15, 240
+INFERENCE_MINUTES, SESSION_MINUTES = rules.MINUTES["generate_minutes"], rules.MINUTES["train_minutes"]
 MOST_ERROR = 0.2
 _START_MINUTES = 2
-_MEAN_ANSWER = 250  #: tokens; answers end when they are done, long before max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -137,28 +136,11 @@ def project(recipe: Recipe, prepared: Prepared, calibration: dict[str, Any]) -> 
         "steps": len(steps),
         "tokens": sum(map(sum, steps)),
         "train_minutes": [round(minutes(card.tflops[1]), 1), round(slowest, 1)],
-        "generate_minutes": generation(recipe, prepared, settled.generation_batch, shape, calibration["tflops"], card),
+        "generate_minutes": planning.answer_minutes(
+            recipe, prepared, settled.generation_batch, shape, (calibration["tflops"], card.tflops[1]), card.gb_per_s
+        ),
         "plan": settled.to_json(),
     }
-
-
-def generation(
-    recipe: Recipe, prepared: Prepared, slots: int, shape: ModelShape, slow_tflops: float, card: forecast.Card
-) -> list[float] | None:
-    """Return projected minutes of the answers: from short ones, 4-bit weights read once a step, to full-length ones,
-    weights turned to 16 bits in each. No published run on a T4 is at hand to hold this against.
-    """
-    if not prepared.prompts:
-        return None
-    rows = len(prepared.prompts) * recipe.generate.num_return_sequences
-    ends = []
-    for tokens, bytes_a_weight, tflops in (
-        (min(_MEAN_ANSWER, recipe.generate.max_new_tokens), 0.516, card.tflops[1]),
-        (recipe.generate.max_new_tokens, 4.5, slow_tflops),
-    ):
-        step = shape.linear_weights * (bytes_a_weight / (card.gb_per_s * 1e9) + 2 * slots / (tflops * 1e12))
-        ends.append(round(rows * tokens / slots * step / 60, 1))
-    return ends
 
 
 def verdict(name: str, done: dict[str, Any], trusted: bool) -> str:
@@ -192,7 +174,7 @@ def markdown(found: dict[str, Any]) -> str:
         few, many = attempts(done)
         lines.append(
             f"| {name} | {_span(done['train_minutes'])} {done['how']} | {allowed} | {_span(done['generate_minutes'])} "
-            f"{done['how']} | {INFERENCE_MINUTES} | {_span([few, many])} | {done['verdict']} |"
+            f"{done['how']} | {INFERENCE_MINUTES:g} | {_span([few, many])} | {done['verdict']} |"
         )
     lines += [
         "",

@@ -137,15 +137,17 @@ class Backup:
         return sorted(found, key=_number)
 
     def _files(self) -> list[Path]:
-        """Return what a fresh machine needs: no report, of checkpoints the newest, and none of a finished training."""
+        """Return what a fresh machine needs: no report, of checkpoints what training may go on from."""
         manifest = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
-        newest = max((self.root / "checkpoints").glob("step-*"), key=checkpoints.step, default=None)
+        train = manifest["phases"].get("train")
+        goes_on = train is None or train.get("why") == "budget"  # with more minutes
+        needed = checkpoints.needed(self.root / "checkpoints") if goes_on else []
         kept = []
         for path in sorted(self.root.rglob("*")):
             parts = path.relative_to(self.root).parts
             if not path.is_file() or parts[0] in _LEFT_OUT or any(part.startswith(".") for part in parts):
                 continue
-            if parts[0] == "checkpoints" and ("train" in manifest["phases"] or newest not in path.parents):
+            if parts[0] == "checkpoints" and not any(each in path.parents for each in needed):
                 continue
             kept.append(path)
         return kept

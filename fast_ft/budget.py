@@ -16,6 +16,11 @@ _FIRST = 3  #: steps before a speed is believed
 _TOKENS = 64  #: new tokens before one is
 
 
+def longer(now: float | None, then: float | None) -> bool:
+    """Return whether a budget of minutes allows more than another one; None is no limit."""
+    return then is not None and (now is None or now > then)
+
+
 class TrainPace:
     """Training's minutes. `tokens` are those of every step of the run; `spent`: seconds of earlier sessions."""
 

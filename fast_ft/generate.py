@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from fast_ft import memory, recipe, seeds
 from fast_ft.atomic import Lines
 from fast_ft.backend import Loaded
-from fast_ft.budget import AnswerPace
+from fast_ft.budget import AnswerPace, longer
 from fast_ft.data import Prompt
 from fast_ft.decode.cache import PAGE, Cache, pages_for
 from fast_ft.decode.decode import Pool, shapes
@@ -44,6 +44,7 @@ class Answer:
     ended: bool
     candidate: int = 0
     at: float = 0.0  #: seconds into answering, with a budget of minutes; earlier sessions count
+    within: float | None = None  #: the minutes of the budget that cut it short
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ def generate(
     candidates = range(section.num_return_sequences)
     wanted = [(prompt.id, candidate) for prompt in prompts for candidate in candidates]
     answers = _read_partial(partial, set(wanted))
+    if any(longer(pace and pace.minutes, answer.within) for answer in answers.values()):
+        note("note: there are more minutes: all prompts are answered again, at full length")
+        answers = {}
+        partial.unlink()
     started = time.monotonic()
     notes: list[str] = []
     if pace is not None:
@@ -118,9 +123,9 @@ def generate(
                     if (name := rows[row]) not in answers:
                         ended = row.tokens[-1] == encoder.eos_id
                         at = pace.elapsed() if pace is not None else 0.0
-                        answer = Answer(
-                            name[0], encoder.decode(row.tokens), len(row.tokens), ended, name[1], round(at, 3)
-                        )
+                        text, length = encoder.decode(row.tokens), len(row.tokens)
+                        within = pace.minutes if pace and not ended and length < section.max_new_tokens else None
+                        answer = Answer(name[0], text, length, ended, name[1], round(at, 3), within)
                         file.add(asdict(answer))
                         answers[name] = answer
                         on_answer()

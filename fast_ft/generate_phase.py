@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, generate, guard, memory, plan, results, selfcheck
+from fast_ft import atomic, backend, base_check, generate, guard, memory, plan, results, selfcheck
 from fast_ft.backends.base import Base
 from fast_ft.budget import AnswerPace, Clock
 from fast_ft.decode import checks
@@ -54,7 +54,7 @@ def generate_phase(
         **pool,
     )
     record_endings(folder, "tuned", result)
-    before = base_answers(loaded, folder, recipe, prepared, pool, pace, watch)
+    before, fewer = base_answers(loaded, folder, recipe, prepared, pool, pace, watch)
     loaded.free()
     former = keep_aside(folder.pred)
     atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
@@ -77,6 +77,7 @@ def generate_phase(
         answers=len(answers),
         base_answers=before,
         **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in answers if not a.ended)} if cut else {}),
+        **({"minutes": minutes} if cut or fewer else {}),
         empty=sum(not answer.text for answer in answers),
         ended_at_eos=round(sum(answer.ended for answer in answers) / len(answers), 4),
         new_tokens=sum(answer.tokens for answer in answers),
@@ -114,6 +115,7 @@ def load(
     The backend is the one that the adapter was trained with, where training is done.
     """
     assert prepared.encoder is not None
+    base_check.refuse_another(folder, recipe, prepared)
     trained = folder.done("train") or {}
     maker = maker or backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
     settled = settle_plan(folder, recipe, prepared, maker.name)
@@ -181,14 +183,17 @@ def base_answers(
     pool: dict[str, Any],
     pace: AnswerPace | None,
     watch: Stopwatch,
-) -> int:
-    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
+) -> tuple[int, bool]:
+    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after.
+
+    Return how many were answered, and whether a budget of minutes left some out or cut some short.
+    """
     prompts = prepared.prompts[: recipe.judge.base_prompts]
     if not prompts:
-        return 0
+        return 0, False
     if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
         note("note: no answers of the base model: budget.generate_minutes is used up")
-        return 0
+        return 0, True
     assert prepared.encoder is not None
     partial = folder.base_pred.with_suffix(".partial.jsonl")
     with loaded.model.disable_adapter():
@@ -208,7 +213,7 @@ def base_answers(
     record_endings(folder, "base", result)
     atomic.write_json(folder.base_pred, generate.predictions(prompts, result.answers))
     partial.unlink(missing_ok=True)
-    return len(prompts)
+    return len(prompts), any(answer.within is not None for answer in result.flat)
 
 
 def record_endings(folder: RunDir, column: str, result: generate.Generation) -> None:

@@ -20,6 +20,7 @@ from fast_ft.attention import Rows
 from fast_ft.backend import Loaded
 from fast_ft.cut import width
 from fast_ft.loss import response_loss
+from fast_ft.neftune import Noise
 from fast_ft.optimizer import Flat
 from fast_ft.progress import note
 from fast_ft.recompute import draws, recompute
@@ -65,7 +66,8 @@ class Passes:
     """Forward and backward of micro-batches over one model.
 
     `begin` once a step, then call it for each micro-batch: it adds to the adapter's gradients and returns the loss
-    summed over the micro-batch's trained tokens, divided by `supervised`, in nats, without the loss scale.
+    summed over the micro-batch's trained tokens, divided by `supervised`, in nats, without the loss scale. The model is
+    changed from `open`, or the first `begin`, until `close`: noise on its embeddings, layers that are computed again.
     `places` is how many rows a micro-batch may hold, `longest` the tokens of the longest of all rows.
     """
 
@@ -84,15 +86,25 @@ class Passes:
         self._supervised = torch.ones((), device=self.device)
         self._graphs: dict[int, _Graph] = {}
         self._pool: Any = None
-        embeddings = self._causal.get_input_embeddings()
-        self._noise = _Noise(embeddings, noise_alpha) if noise_alpha is not None else None
+        self._noise = Noise(noise_alpha) if noise_alpha is not None else None
+        self._open = False
         self.reshape(capture=capture, recompute_layers=recompute_layers)
+
+    def open(self) -> None:
+        """Put noise on the embeddings and let layers be computed again; nothing where that was done."""
+        if self._open:
+            return
+        self._open = True
+        if self._noise is not None:
+            self._noise.put_on(self._causal.get_input_embeddings())
+        recompute(self.model, self._recompute_layers)
 
     def close(self) -> None:
         """Take the noise off the embeddings, let go of graphs and their memory, keep all activations again."""
         if self._noise is not None:
-            self._noise.remove()
+            self._noise.take_off()
         self.reshape(capture=False, recompute_layers=0)
+        self._open = False
 
     def reshape(self, *, capture: bool, recompute_layers: int) -> None:
         """Let go of graphs and their memory, and go on this way."""
@@ -105,10 +117,13 @@ class Passes:
         self._pool = None
         random = recompute_layers > 0 and draws(self.model)
         self.capture = capture and self.device == "cuda" and not random
-        recompute(self.model, recompute_layers)
+        self._recompute_layers = recompute_layers
+        if self._open:
+            recompute(self.model, recompute_layers)
 
     def begin(self, supervised: float, scale: Any | None) -> None:
         """Start a step: `supervised` are its trained tokens, `scale` fp16's loss scale (a tensor) or None."""
+        self.open()
         self._supervised.fill_(supervised)
         if scale is not None:
             self._scale.copy_(scale)
@@ -223,23 +238,3 @@ class _Graph:
         self.starts.copy_(micro.starts)
         self.graph.replay()
         return self.loss.clone()  # the next graph's memory may lie over it
-
-
-class _Noise:
-    """NEFTune (arXiv 2310.05914): noise within alpha / sqrt(L d) on the embeddings, L being a row's own length."""
-
-    def __init__(self, embeddings: Any, alpha: float) -> None:
-        self.row_lengths: Any = None
-        self._alpha = alpha
-        self._handle = embeddings.register_forward_hook(self._add)
-
-    def remove(self) -> None:
-        self._handle.remove()
-
-    def _add(self, module: Any, _: Any, output: Any) -> Any:
-        import torch
-
-        if not module.training:
-            return output
-        scale_1T = self._alpha / torch.sqrt(self.row_lengths * float(output.shape[-1]))
-        return output + torch.empty_like(output).uniform_(-1, 1) * scale_1T[..., None].to(output.dtype)

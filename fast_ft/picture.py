@@ -36,7 +36,7 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     if bad:
         axes.plot(bad, [0] * len(bad), "x", color="#b3261e", label="skipped or not finite", clip_on=False)
     axes.set(
-        xlabel="optimizer step", ylabel="loss on the responses, nats a token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
+        xlabel="optimizer step", ylabel="loss on trained tokens, nats a token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
     )
     # Room above the highest value: the stages' names stand there, and no curve lies on the frame.
     highest = max((line["loss"] for line in lines if math.isfinite(line["loss"])), default=1.0)

@@ -16,6 +16,8 @@ from fast_ft.recipe import Recipe, card_backend
 from fast_ft.shape import ModelShape
 from fast_ft.stage_job import StageJob
 
+_MEAN_ANSWER = 250  #: tokens; answers end when they are done, long before max_new_tokens
+
 
 def settle(
     recipe: Recipe,
@@ -119,15 +121,43 @@ def describe(recipe: Recipe, prepared: Prepared, gpu: str | None, world_size: in
         for entry, minutes in zip(stages, by_stage, strict=True):
             entry.setdefault("projected_minutes", []).insert(0, round(minutes, 1))
         ends.insert(0, round(sum(by_stage), 1))
-    budget = recipe.budget.train_minutes
+    budget = rules.minutes(recipe, "train_minutes")
     content |= {
         "card": {"name": card.name, "tflops": list(card.tflops), "rates_from": card.source, "lacks": card.missing()},
         "plan": settled.to_json(),
         "projected_minutes": ends,
         "budget_minutes": budget,
+        "answer_minutes": answer_minutes(recipe, prepared, settled.generation_batch, shape, card.tflops, card.gb_per_s),
+        "answer_budget_minutes": rules.minutes(recipe, "generate_minutes"),
         "verdict": _verdict(ends, budget, settled),
     }
     return content
+
+
+def answer_minutes(
+    recipe: Recipe,
+    prepared: Prepared,
+    slots: int,
+    shape: ModelShape,
+    tflops: tuple[float, float],
+    gb_per_s: float,
+) -> list[float] | None:
+    """Return projected minutes of the answers, `slots` at a time, on a card of these rates; None without prompts.
+
+    The low end is of short answers, with 4-bit weights read once a step; the high end of full-length ones, with weights
+    turned to 16 bits in each. No published run on a T4 is at hand to hold this against.
+    """
+    if not prepared.prompts:
+        return None
+    rows = len(prepared.prompts) * recipe.generate.num_return_sequences
+    ends = []
+    for tokens, bytes_a_weight, rate in (
+        (min(_MEAN_ANSWER, recipe.generate.max_new_tokens), 0.516, tflops[1]),
+        (recipe.generate.max_new_tokens, 4.5, tflops[0]),
+    ):
+        step = shape.linear_weights * (bytes_a_weight / (gb_per_s * 1e9) + 2 * slots / (rate * 1e12))
+        ends.append(round(rows * tokens / slots * step / 60, 1))
+    return ends
 
 
 def backend_of(recipe: Recipe, world_size: int) -> tuple[str, str]:

@@ -33,6 +33,10 @@ class Prepared:
         """The distinct training rows, in the order in which stages first use them."""
         return list({e.id: e for stage in self.stages for e in stage.examples}.values())
 
+    def staged(self) -> list[dict[str, Any]]:
+        """Return what the manifest says of the stages."""
+        return [{"name": s.name, "ids": [e.id for e in s.examples]} for s in self.stages]
+
     def jobs(self, section: Train, seed: int) -> list[StageJob]:
         """Return the stages as rows and batches, ready to train; `max_steps` is over all of them."""
         jobs, left = [], section.max_steps

@@ -21,7 +21,9 @@ def recompute(model: Any, count: int) -> None:
     for index, layer in enumerate(layers):
         former = layer.__dict__.get("forward")
         if isinstance(former, partial) and former.func is _again:
-            layer.forward = former.args[0]
+            del layer.forward  # the class's own shows again, if nothing else stood in its place
+            if former.args[0] != layer.forward:
+                layer.forward = former.args[0]
         if index < count:
             layer.forward = partial(_again, layer.forward, random)
 

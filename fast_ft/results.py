@@ -137,6 +137,7 @@ class _Phase(_Part):
     decoding_seconds: Number = 0
     cut_by_budget: int = 0
     cut_at: int = 0
+    minutes: Number = 0  # of the budget that cut it short
     kind: str = ""
     mean: Number | None = None
 
@@ -159,6 +160,11 @@ class _Model(_Part):
     config: _Config = _Config()
 
 
+class _Tokens(_Part):
+    rows: dict[str, str] = {}
+    prompts: str | None = None
+
+
 class _Leakage(_Part):
     hits: list[dict[str, Any]] = []
 
@@ -174,6 +180,7 @@ class _Recipe(_Part):
 
     model: dict[str, Any] = {}
     lora: dict[str, Any] = {}
+    train: dict[str, Any] = {}
     data: dict[str, Any] = {}
     judge: dict[str, Any] = {}
     budget: _Budget = _Budget()
@@ -194,6 +201,7 @@ class _Manifest(_Part):
     environment: _Environment = _Environment()
     resumed: list[dict[str, Any]] = []
     model: _Model | None = None
+    tokens: _Tokens = _Tokens()
     plan: dict[str, Any] = {}
     generated_with: dict[str, Any] = {}
     judged_with: dict[str, Any] = {}

@@ -1,9 +1,11 @@
 """A run goes on: what may have changed since it began, what may not, and what is done again.
 
 model, lora, data, select, curriculum, train, seed   refused, shown as a diff; --force-resume goes on all the same
+another base, tokenizer or template by that name     the same, where there is training or answering left to do
 data.test, generate, judge.base_prompts              the adapter stays; the prompts are answered again
 judge                                                the answers stay; they are judged again
-budget, output_dir, backup_dir, how often is saved   taken as they are now
+budget, output_dir, backup_dir, how often is saved   taken as they are now; with more minutes than those that ended
+                                                     training, or shortened answers, that goes on or is done again
 package versions, GPU, the program itself            warned, and recorded in manifest.json (`resumed`)
 """
 
@@ -13,12 +15,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from fast_ft import atomic, checkpoints, environment, results
+from fast_ft import atomic, base_check, checkpoints, environment, results
+from fast_ft.budget import longer
 from fast_ft.errors import InputError
 from fast_ft.load import digest, resolved
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
-from fast_ft.recipe import Recipe
+from fast_ft.recipe import Budget, Recipe
 from fast_ft.rundir import RunDir, differences, now
 
 Diff = dict[str, tuple[Any, Any]]  #: {dotted key: (was, is)}
@@ -55,18 +58,27 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = F
         _record(folder, recipe, prepared, notes=prepared.notes, environment=environment.describe())
         return
     changes = compare(folder, recipe, prepared)
+    cut = _cut_short(folder, recipe.budget)
+    if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
+        changes.training.update(base_check.model_changes(manifest, recipe))
     if changes.training and not force:
         raise InputError(
             f"{folder.root}: this run was trained with other settings than these:\n{show(changes.training)}\n"
             "Go back to those, or give these another output_dir; --force-resume goes on from the last checkpoint "
             "with these all the same"
         )
+    for text in cut.values():
+        note(text)
     if changes.training:
         _force(folder, changes.training)
-    if changes.training or changes.answers:
-        _answer_again(folder, changes.answers)
-    if changes.training or changes.answers or changes.judging:
+    if changes.training or changes.answers or changes.judging or cut:
         _judge_again(folder, changes.judging)
+    if changes.training or changes.answers or cut:
+        _answer_again(folder, changes.answers)
+    if "train" in cut:  # last: whatever came of the adapter so far is marked by now as to be made again
+        phases = folder.manifest()["phases"]
+        phases.pop("train", None)
+        folder.update(phases=phases)
     if changes.any():
         _record(folder, recipe, prepared)
     _compare_environment(folder, recipe, prepared)
@@ -89,7 +101,15 @@ def compare(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Changes:
     was, is_ = manifest["digests"].get("test"), prepared.digests.get("test")
     if was != is_ and "data.test" not in changes.answers:
         changes.answers[f"{recipe.data.test}'s digest"] = (was, is_)
+    changes.training.update(base_check.token_changes(manifest, prepared))
+    if not changes.answers and not changes.training:
+        changes.answers.update(base_check.prompt_changes(manifest, prepared))
     return changes
+
+
+def _model_phases(prepared: Prepared) -> list[str]:
+    """Return the phases that load the base model."""
+    return ["train", *(["generate"] if prepared.prompts else [])]
 
 
 def show(diff: Diff) -> str:
@@ -104,7 +124,7 @@ def selected(prepared: Prepared) -> list[dict[str, str]]:
 
 def staged(prepared: Prepared) -> list[dict[str, Any]]:
     """Return what the manifest says of the stages."""
-    return [{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages]
+    return prepared.staged()
 
 
 def set_scores_aside(folder: RunDir) -> str | None:
@@ -142,6 +162,7 @@ def _record(folder: RunDir, recipe: Recipe, prepared: Prepared, **more: Any) -> 
         recipe_digest=digest(recipe),
         rows=selected(prepared),
         stages=staged(prepared),
+        tokens=base_check.tokens(prepared),
         leakage=prepared.leakage,
         digests=prepared.digests | kept,
         carry=resolved(recipe)["curriculum"]["carry"] if len(prepared.stages) > 1 else None,
@@ -168,6 +189,19 @@ def _force(folder: RunDir, diff: Diff) -> None:
     folder.plan.unlink(missing_ok=True)  # it was settled for the other settings
 
 
+def _cut_short(folder: RunDir, budget: Budget) -> dict[str, str]:
+    """Return {"train" or "generate": what to say} for what a budget of minutes cut short, where there are more now."""
+    train, answers = folder.done("train") or {}, folder.done("generate") or {}
+    former = folder.manifest()["recipe"].get("budget", {})  # where an earlier version did not note the minutes
+    found = {}
+    if train.get("why") == "budget" and longer(budget.train_minutes, train.get("minutes", former.get("train_minutes"))):
+        found["train"] = f"note: there are more minutes: training, which ended after step {train['steps']}, goes on"
+    minutes = answers.get("minutes", former.get("generate_minutes"))
+    if ("minutes" in answers or answers.get("cut_by_budget")) and longer(budget.generate_minutes, minutes):
+        found["generate"] = "note: there are more minutes: the prompts are answered again, at full length"
+    return found
+
+
 def _answer_again(folder: RunDir, diff: Diff) -> None:
     phases = folder.manifest()["phases"]
     if phases.pop("generate", None) is not None:
@@ -187,8 +221,7 @@ def _judge_again(folder: RunDir, diff: Diff) -> None:
 def _compare_environment(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     """Warn of other package versions or another GPU than before, and record them; Colab changes overnight."""
     manifest = folder.manifest()
-    wanted = ["train", *(["generate"] if prepared.prompts else [])]
-    if all(phase in manifest["phases"] for phase in wanted):
+    if all(phase in manifest["phases"] for phase in _model_phases(prepared)):
         return
     earlier = manifest.get("resumed", [])
     last = next((e["environment"] for e in reversed(earlier) if "environment" in e), manifest["environment"])

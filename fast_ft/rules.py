@@ -13,6 +13,9 @@ from fast_ft.recipe import Recipe
 
 SEED = 3407
 MAX_ROWS = 100
+#: What the homework allows on a T4, by the budget's key: training over all attempts, and answering. `plan`, `runs` and
+#: the report compare with these minutes. No run is cut by them: what a clock has cut, nobody can do again.
+MINUTES = {"train_minutes": 240.0, "generate_minutes": 15.0}
 #: The same weights under different names: Meta's own, a copy without the gate, and both of Unsloth's.
 MODELS = (
     "unsloth/llama-2-7b-bnb-4bit",
@@ -44,6 +47,12 @@ def check_recipe(recipe: Recipe) -> list[str]:
     for key, rows in (("data.max_train_rows", recipe.data.max_train_rows), ("select.take", recipe.select.take)):
         if rows is not None and rows > MAX_ROWS:
             problems.append(f"{key}: {rows} is not allowed {why}; the homework allows at most {MAX_ROWS} rows")
+    for name, allowed in MINUTES.items():
+        if (minutes := getattr(recipe.budget, name)) is not None:
+            problems.append(
+                f"budget.{name}: {minutes:g} is not allowed {why}; a run that a clock ends early cannot be done again: "
+                f"write null. `plan` compares with the homework's {allowed:g} minutes by itself"
+            )
     if recipe.train.report_to != "none":
         problems.append(
             f"train.report_to: {recipe.train.report_to} is not allowed {why}; nothing of a homework's run goes to "
@@ -56,6 +65,18 @@ def check_recipe(recipe: Recipe) -> list[str]:
             "or a folder with that model, which is not there under this name"
         )
     return problems
+
+
+def minutes(recipe: Recipe, name: str) -> float | None:
+    """Return the minutes to compare with for "train_minutes" or "generate_minutes": the homework's or the budget's."""
+    return MINUTES[name] if recipe.rules is not None else getattr(recipe.budget, name)
+
+
+def without_clock(recipe: Recipe) -> Recipe:
+    """Return a recipe that names rules without budgets of minutes, which an earlier version allowed."""
+    if recipe.rules is None:
+        return recipe
+    return recipe.model_copy(update={"budget": recipe.budget.model_copy(update=dict.fromkeys(MINUTES))})
 
 
 def max_train_rows(recipe: Recipe) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fast_ft import rules
 from fast_ft.atomic import recover, replace_folder, sha256_file, write_bytes, write_json, write_text
 from fast_ft.errors import InputError
 from fast_ft.lease import Lease
@@ -126,16 +127,22 @@ class RunDir:
         from fast_ft.load import validated
 
         # Values only: a finished run can be read where its base model or its data are gone.
-        return validated(self.manifest().get("recipe", {}), {}, f"{self.manifest_path} (recipe)", consequences=False)
+        tree, name = self.manifest().get("recipe", {}), f"{self.manifest_path} (recipe)"
+        return rules.without_clock(validated(tree, {}, name, consequences=False))
 
 
 def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
-    """Return output_dir with {recipe} (the recipe file's stem) and {digest8} (see load.digest) filled in."""
+    """Return output_dir with {recipe} (the recipe file's stem) and {digest8} filled in.
+
+    {digest8} is load.digest's beginning, budgets of minutes left aside: with other minutes a run goes on.
+    """
     from fast_ft.load import digest
 
     if problem := unknown_placeholder(recipe.output_dir):
         raise InputError(f"output_dir: {problem}")
-    values = {"recipe": Path(recipe_path).stem, "digest8": digest(recipe)[:8]}
+    endless = recipe.budget.model_copy(update={"train_minutes": None, "generate_minutes": None})
+    digest8 = digest(recipe.model_copy(update={"budget": endless}))[:8]
+    values = {"recipe": Path(recipe_path).stem, "digest8": digest8}
     folder = Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir)).expanduser()
     if ".." in folder.parts:  # lint.py says it of a recipe; a recipe's file can be called "...yaml"
         raise InputError(f"output_dir: {folder} steps out of its folder by ..: write where it leads, without ..")

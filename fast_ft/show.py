@@ -128,6 +128,10 @@ def print_plan(content: dict[str, Any]) -> None:
         f"{plan['step_seconds']:.2g} s a step in between",
         f"verdict      {content['verdict']}",
     ]
+    if content["answer_minutes"]:
+        allowed = content["answer_budget_minutes"]
+        of = f", {allowed:g} allowed" if allowed is not None else ""
+        lines.insert(-1, f"answers      {_cell(content['answer_minutes'])} minutes projected, not measured{of}")
     lines += [f"without      {text}" for text in card["lacks"]]
     for line in lines:
         console.print(harmless(line), markup=False)

@@ -27,7 +27,10 @@ class StageJob:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage did. Tokens leave padding out; `supervised_tokens` are the trained ones; losses are nats a token."""
+    """What a stage did. Tokens leave padding out; `supervised_tokens` are the trained ones.
+
+    Losses are those of its first and its last step, in nats a token.
+    """
 
     name: str
     steps: int

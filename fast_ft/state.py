@@ -30,7 +30,6 @@ class Progress:
     stage: int = 0
     step: int = 0
     global_step: int = 0
-    schedule_step: int = 0  #: fewer than the steps by those that the loss scale skipped
     scaler: dict[str, Any] | None = None
     rate_factor: float = 1.0  #: on the learning rate; halved once after bad numbers
     seconds: float = 0.0  #: of training, in all sessions
@@ -67,8 +66,10 @@ def problem(folder: Path) -> str | None:
 def read_progress(folder: Path) -> Progress:
     """Return how far a saved state came; InputError if it cannot be read."""
     try:
-        return Progress(**_read(folder)["progress"])
-    except (LookupError, TypeError) as error:
+        content = _read(folder)["progress"]
+        content.pop("schedule_step", None)  # an earlier version counted the schedule's steps apart
+        return Progress(**content)
+    except (AttributeError, LookupError, TypeError) as error:
         raise InputError(
             f"{folder}: another version of fast_ft wrote this checkpoint ({error}). Delete checkpoints/ to train anew."
         ) from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from fast_ft import alike, interrupt, ranks, recipe, state
 from fast_ft.backend import Loaded
-from fast_ft.budget import TrainPace
+from fast_ft.budget import TrainPace, longer
 from fast_ft.optimizer import Flat, make_optimizer
 from fast_ft.passes import Passes
 from fast_ft.plan import Plan
@@ -109,8 +109,13 @@ class Course:
         self.loaded.free()
 
     def resume(self, folder: Path) -> None:
-        """Go on from a saved state, in place of from the beginning."""
+        """Go on from a saved state, in place of from the beginning.
+
+        A learning rate that goes down early, since a budget ran out, does so no more where `pace` allows more minutes.
+        """
         self.progress = state.read_progress(folder)
+        if longer(self.pace.minutes if self.pace is not None else None, self.progress.minutes):
+            self.progress.anneal_from, self.progress.stop_at = 0, None
         state.load(folder, self.loaded.model, self.optimizer)
         self._place()
         if self.finished:
@@ -175,6 +180,11 @@ class Course:
             at.anneal_from, at.stop_at = at.global_step, at.global_step + over
             note(f"time is running out: the learning rate goes down over the {over} steps that still fit")
 
+    @property
+    def turns(self) -> bool:
+        """Whether the learning rate begins to go down after this step, since a budget is running out."""
+        return self.progress.stop_at is not None and self.progress.anneal_from == self.progress.global_step
+
     def rate_scale(self, index: int) -> float:
         """Return the factor on the schedule's learning rate for step `index`, counted from 0 over all stages."""
         at = self.progress
@@ -198,8 +208,6 @@ class Course:
 
     def _next_stage(self) -> None:
         self.progress.stage, self.progress.step = self.progress.stage + 1, 0
-        if not self.carry.schedule:
-            self.progress.schedule_step = 0
         if not self.carry.optimizer and self.progress.stage < len(self.jobs):
             self.optimizer = make_optimizer(self.flat, self.section)
             self.progress.scaler = None

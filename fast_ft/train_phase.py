@@ -14,6 +14,7 @@ from fast_ft import (
     backend,
     checkpoints,
     environment,
+    epoch_loss,
     guard,
     identity,
     memory,
@@ -70,7 +71,8 @@ def train_phase(
     notes = [*prepared.notes, *changed, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
     for text in notes[len(prepared.notes) :]:
         note(f"note: {text}")
-    atomic.check_space(folder.root, *checkpoints.space(loaded.model, recipe.train, folder.checkpoints))
+    timed = recipe.budget.train_minutes is not None
+    atomic.check_space(folder.root, *checkpoints.space(loaded.model, recipe.train, folder.checkpoints, timed=timed))
     if recipe.backup_dir is not None:
         Backup(folder.root, recipe.backup_dir).say_needed(checkpoints.size(loaded.model, recipe.train))
     with atomic.Lines(folder.log) as log:
@@ -104,9 +106,11 @@ def train_phase(
             "why": "numbers" if course.setbacks.gave_up else "budget",
         }
     if course.out_of_time:
+        early["minutes"] = recipe.budget.train_minutes
         text = f"training ended after step {len(lines)} of {course.total}, its learning rate brought down early: "
         notes.append(text + f"budget.train_minutes is {recipe.budget.train_minutes:g}")
         note(f"warning: {notes[-1]}")
+    means = epoch_loss.first_and_last(lines, prepared.staged(), recipe.train.effective_batch_size)
     weights = atomic.sha256_file(folder.adapter / "adapter_model.safetensors")
     folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": weights})
     folder.finish(
@@ -119,6 +123,7 @@ def train_phase(
         skipped_steps=sum(line["skipped"] for line in lines),
         first_loss=next(line["loss"] for line in lines if math.isfinite(line["loss"])),  # fp16 may skip the first steps
         last_loss=next(line["loss"] for line in reversed(lines) if math.isfinite(line["loss"])),
+        **dict(zip(("first_epoch_loss", "last_epoch_loss"), means or (), strict=False)),
         tokens=sum(line["tokens"] for line in lines),
         supervised_tokens=sum(line["supervised_tokens"] for line in lines),
         training_seconds=round(sum(line["seconds"] for line in lines), 3),
@@ -160,8 +165,7 @@ def _train(
 ) -> tuple[train.Course, list[dict[str, Any]], list[StageResult]]:
     """Train from the last checkpoint on; return the course, the log's lines, and what the stages did."""
     assert prepared.encoder is not None
-    earlier = checkpoints.newest(folder.checkpoints)
-    done = state.read_progress(earlier) if earlier else state.Progress()
+    earlier, done, timed = checkpoints.place(folder.checkpoints, recipe.budget.train_minutes)
     lost = log.keep(done.global_step)  # what came after the checkpoint is trained again
     lines = read_log(folder.log)
     steps = sum(len(job.batches) for job in jobs)
@@ -216,15 +220,13 @@ def _train(
         course.on_checkpoint, course.setbacks.on_back, course.stop_after = save_state, back, stop_after
         course.on_settled = partial(keep_plan, folder)
         course.setbacks.last_good = lambda step: checkpoints.newest(folder.checkpoints, before=step)
+        if (minutes := recipe.budget.train_minutes) is not None:
+            tokens = [sum(step) for job in jobs for step in job.lengths]
+            spent = done.seconds + sum(line["seconds"] for line in lost if line["step"] > timed)
+            course.pace = TrainPace(minutes, tokens, clock, spent=spent, since=started)
         if earlier is not None:
             note(f"going on after step {done.global_step} of {course.total}")
             course.resume(earlier)
-        if (minutes := recipe.budget.train_minutes) is not None:
-            tokens = [sum(step) for job in jobs for step in job.lengths]
-            spent = done.seconds + sum(line["seconds"] for line in lost)
-            course.pace = TrainPace(minutes, tokens, clock, spent=spent, since=started)
-            if course.progress.minutes != minutes:
-                course.progress.stop_at = None  # another budget than the one for which it was chosen
         results = course.run()
     return course, lines, results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             if progress.scaler is not None and trainer.accelerator.scaler is not None:
                 trainer.accelerator.scaler.load_state_dict(progress.scaler)
+            passes.open()
             fit.rehearse(course)
             if course.pace is not None:
                 course.pace.start()
@@ -103,6 +105,13 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             if self.spoilt:
                 course.optimizer.zero_grad(set_to_none=True)  # no gradient, no step: weights and moments stay
 
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            # Trainer moves the schedule on after steps that changed the weights. Ours counts all steps, as the log, the
+            # checkpoints and the budget do: else the rate would not be down at the last one.
+            if trainer.accelerator.optimizer_step_was_skipped:
+                with warnings.catch_warnings(action="ignore"):  # torch expects a step of the optimizer first
+                    scheduler.step()
+
         def on_log(self, args: Any, trainer_state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if "grad_norm" not in logs:  # the summary at the end of train()
                 return
@@ -111,7 +120,6 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             scaler = trainer.accelerator.scaler
             scaled_down = bool(trainer.accelerator.optimizer_step_was_skipped)
             progress.step, progress.global_step = progress.step + 1, progress.global_step + 1
-            progress.schedule_step += not scaled_down  # as the scheduler counts
             entry = {
                 "stage": job.name,
                 "step": progress.global_step,
@@ -132,7 +140,8 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             if course.stepped(entry):
                 control.should_training_stop = True  # the stage's end saves the state
                 return
-            if section.save_steps and progress.step % section.save_steps == 0 and progress.step < len(job.batches):
+            due = section.save_steps and progress.step % section.save_steps == 0
+            if (due or course.turns) and progress.step < len(job.batches):
                 progress.scaler = scaler.state_dict() if scaler is not None else None
                 course.checkpoint()
 
@@ -179,7 +188,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
         section,
         job.learning_rate,
         total,
-        progress.schedule_step,
+        before if course.carry.schedule else first,
         scale=lambda step: course.rate_scale(before + step),
     )
     trainer = StageTrainer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fast_ft.budget import RESERVE, AnswerPace, TrainPace
 from fast_ft.errors import BudgetMissed
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
-from fast_ft.rundir import RunDir
+from fast_ft.rundir import RunDir, sha256_file
 
 
 class Clock:
@@ -208,3 +209,133 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
     assert len(pred) == 5 and all(entry["output"][0] for entry in pred.values())
     assert generated["cut_by_budget"] > 0 and clock.now - 1000 < 70
     assert generated["base_answers"] == 0, "no time was left for them"
+
+
+# More minutes than before
+
+
+class Straight:
+    """The files of a run without budgets, to compare with; of log.jsonl what does not tell the time."""
+
+    def __init__(self, path: Path) -> None:
+        folder = run(load_recipe(path, [*ENDLESS, "backup_dir=null", f"output_dir={path.parent / 'straight'}"]), path)
+        self.files = self.of(folder)
+
+    @staticmethod
+    def of(folder: RunDir) -> dict[str, Any]:
+        lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
+        told = ("step", "stage", "loss", "learning_rate", "skipped")
+        weights = sha256_file(folder.adapter / "adapter_model.safetensors")
+        assert folder.manifest()["digests"]["adapter"] == weights
+        assert folder.manifest()["digests"]["pred"] == sha256_file(folder.pred)
+        return {
+            "log": [[line[key] for key in told] for line in lines],
+            "adapter": weights,
+            "pred": read(folder.pred),
+            "base": read(folder.base_pred) if folder.base_pred.is_file() else None,
+            "ends": read(folder.answers),
+        }
+
+
+ENDLESS = ("budget.train_minutes=null", "budget.generate_minutes=null")
+
+
+def only_run(path: Path) -> RunDir:
+    (root,) = (path.parent / "runs").iterdir()
+    return RunDir.at(root)
+
+
+@pytest.mark.parametrize(("save_steps", "stop_at"), [(1, None), (None, 21)])
+def test_with_more_minutes_training_goes_on_and_ends_as_without_the_budget(
+    recipe_file: RecipeFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    save_steps: int | None,
+    stop_at: int | None,
+) -> None:
+    """The budget ends it after 22 of 40 steps, the rate down from step 18 on; or it is stopped on that way.
+
+    In the first case the machine is lost then, and another one goes on from the backup.
+    """
+    values = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5}
+    values |= {"train.save_steps": save_steps, "backup_dir": str(tmp_path / "drive") if stop_at is None else None}
+    path = recipe_file(values)
+    wanted = Straight(path)
+    clock = Ticking(monkeypatch, {"log.jsonl": 12.0})
+    stopping(monkeypatch, stop_at)
+    with pytest.raises(BudgetMissed if stop_at is None else KeyboardInterrupt):
+        run(load_recipe(path), path, clock=clock)
+    folder = only_run(path)
+    former = read(folder.pred) if stop_at is None else None
+    assert "step-18" in {each.name for each in folder.checkpoints.iterdir()}
+    stopping(monkeypatch, None)
+    if stop_at is None:
+        shutil.rmtree(folder.root)
+    with pytest.raises(BudgetMissed, match=r"after step \d\d of 40"):
+        run(load_recipe(path, ["budget.train_minutes=7"]), path, clock=clock)
+    assert 22 < (folder.done("train") or {})["steps"] < 40
+    if stop_at is None:
+        assert clock.now - 1000 <= 7 * 60, "the steps that were trained twice count twice"
+    assert run(load_recipe(path, ENDLESS), path, clock=clock).root == folder.root
+    assert Straight.of(folder) == wanted.files
+    train = folder.done("train") or {}
+    assert train["steps"] == 40 and not {"why", "stopped_at_step", "minutes"} & train.keys()
+    assert not any("train_minutes" in text for text in folder.manifest()["notes"])
+    if former is not None:
+        assert former in [read(kept) for kept in folder.root.glob("pred-*.json")]
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, at: int | None) -> None:
+    """Let a run be stopped after this step."""
+    from fast_ft import progress, train_phase
+
+    class Stopping(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.done == at:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_phase, "Bar", Stopping)
+
+
+def test_less_time_than_before_changes_nothing_that_is_there(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5}
+    path, clock = recipe_file(values), Ticking(monkeypatch, {"log.jsonl": 12.0})
+    for minutes in ("5", "4", "5"):  # 5 again is no more than the 5 that ended it
+        with pytest.raises(BudgetMissed, match="after step 22 of 40"):
+            run(load_recipe(path, [f"budget.train_minutes={minutes}"]), path, clock=clock)
+    assert not list(only_run(path).root.glob("pred-*.json"))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_with_more_minutes_answers_are_made_again_to_their_full_length(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    from fast_ft.decode import decode
+
+    path = recipe_file(
+        {
+            "generate.max_new_tokens": 100, "generate.batch_size": 2, "budget.generate_minutes": 1,
+            "judge.base_prompts": 2,
+        }
+    )  # fmt: skip
+    wanted, clock, burst = Straight(path), Clock(), decode.Pool._burst
+
+    def slow(self: Any, live: Any, steps: int, shape: Any) -> None:
+        burst(self, live, steps, shape)
+        clock.now += steps * 0.5
+        if stop and (only_run(path).pred_partial.read_text().count("\n") >= 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(decode.Pool, "_burst", slow)
+    stop = stopped
+    with pytest.raises(KeyboardInterrupt if stopped else BudgetMissed):
+        run(load_recipe(path), path, clock=clock)
+    adapter = sha256_file(only_run(path).adapter / "adapter_model.safetensors")
+    stop = False
+    folder = run(load_recipe(path, ["budget.generate_minutes=60"]), path, clock=clock)
+    assert Straight.of(folder) == wanted.files and wanted.files["adapter"] == adapter
+    generated = folder.done("generate") or {}
+    assert generated["base_answers"] == 2 and not {"cut_by_budget", "minutes"} & generated.keys()

@@ -252,6 +252,21 @@ def test_data_without_a_tokenizer_shows_the_selection(
     assert "HF_HUB_OFFLINE" in refused(capsys, "plan", path)
 
 
+def test_plan_compares_with_the_homeworks_minutes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(ROOT / "recipes" / "strong.yaml"), "--gpu", "t4", "select.where={}"]
+    words += [f"model.tokenizer={POCKET}", f"data.train={POCKET.parent}/train.json"]
+    words += [f"data.test={POCKET.parent}/test.json"]
+    assert main([*words, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["budget_minutes"], content["answer_budget_minutes"]) == (240, 15)
+    low, high = content["answer_minutes"]
+    assert 0 < low < high
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"answers {low:g} to {high:g} minutes projected, not measured, 15 allowed" in shown
+    assert "of 240 minutes projected" in shown
+
+
 def test_plan_counts_steps_and_tokens(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(recipe_file())
     assert main(["plan", path, "--json"]) == 0

@@ -58,6 +58,7 @@ def test_homework_recipes_keep_the_rules_and_find_the_cloned_files(name: str) ->
         "data/test_set_evol_instruct_150.json",
     )
     assert recipe.model.template == "llama-2" and recipe.lora.lora_dropout == 0.0
+    assert (recipe.budget.train_minutes, recipe.budget.generate_minutes) == (None, None), "no clock cuts them"
 
 
 @pytest.mark.parametrize(

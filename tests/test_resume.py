@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RecipeFactory, write_recipe
+from conftest import RecipeFactory, save_random_llama, write_recipe
 
 from fast_ft import atomic, checkpoints, environment, state
 from fast_ft.__main__ import main
-from fast_ft.again import renew_scores
+from fast_ft.again import generate_again, renew_scores
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
@@ -274,3 +274,75 @@ def test_force_resume_is_a_flag(again: Go, tmp_path: Path, capsys: pytest.Captur
     assert main([recipe, "train.weight_decay=0.5"]) == 2
     assert "train.weight_decay: 0.01 -> 0.5" in capsys.readouterr().err
     assert main(["train", recipe, "train.weight_decay=0.5", "--force-resume"]) == 0
+
+
+# The base model, the tokenizer and the chat template lie outside of the run's folder
+
+
+@pytest.fixture
+def stopped(tiny: Path, train_file: Path, test_file: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A recipe whose run was stopped after 4 of 6 steps, and a base of its own."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    path = write_recipe(tmp_path, base, train_file, test_file, {"output_dir": str(tmp_path / "run")})
+    taste(load_recipe(path), path, 4)
+    return path, base
+
+
+def swap_weights(base: Path) -> None:
+    save_random_llama(base, seed=1)
+
+
+def swap_config(base: Path) -> None:
+    config = read(base / "config.json")
+    (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+
+
+def swap_tokenizer(base: Path) -> None:
+    """Let two tokens that the rows hold change places."""
+    tokenizer = read(base / "tokenizer.json")
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["."], vocabulary["?"] = vocabulary["?"], vocabulary["."]
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("swap", "words"),
+    [
+        (swap_weights, r"the base model's model\.safetensors: samples:\w+ -> samples:"),
+        (swap_config, r"the base model's config\.json: rms_norm_eps: 1e-06 -> 0\.5"),
+        (swap_tokenizer, r"the rows' token ids: as trained -> another tokenizer or chat template: 16 differ"),
+    ],
+)
+def test_another_base_or_tokenizer_in_the_same_place_is_refused(
+    stopped: tuple[Path, Path], tmp_path: Path, swap: Callable[[Path], None], words: str
+) -> None:
+    path, base = stopped
+    trained = run(load_recipe(path, [f"output_dir={tmp_path}/trained"]), path, until="adapter")
+    swap(base)
+    for folder in (tmp_path / "run", trained.root):  # one is to be trained further, the other is to answer
+        before = digests(folder)
+        with pytest.raises(InputError, match=words) as caught:
+            run(load_recipe(path, [f"output_dir={folder}"]), path)
+        assert "--force-resume" in str(caught.value)
+        assert digests(folder) == before
+    with pytest.raises(InputError, match=words):
+        generate_again(trained.root, [])
+    assert not trained.pred.exists()
+    folder = run(load_recipe(path), path, force_resume=True)
+    assert any("base" in key or "token" in key for entry in folder.manifest()["resumed"] for key in entry["forced"])
+    assert folder.done("generate") is not None
+
+
+def test_prompts_that_another_template_renders_otherwise_are_answered_again(
+    again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunDir.at(tmp_path / "run")
+    folder.update(tokens=folder.manifest()["tokens"] | {"prompts": "of another template"})
+    finished = (folder.done("generate") or {})["finished"]
+    adapter = digests(folder.adapter)
+    again()
+    assert "the prompts' token ids: of another template -> " in capsys.readouterr().err
+    assert digests(folder.adapter) == adapter and (folder.done("generate") or {})["finished"] >= finished
+    again()
+    assert "answered again" not in capsys.readouterr().err

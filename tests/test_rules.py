@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, RecipeFactory
 
+from fast_ft.errors import InputError
+from fast_ft.load import load_recipe
 from fast_ft.recipe import Recipe
-from fast_ft.rules import LLAMA_2_7B, check_model_config, check_recipe, check_rows, max_train_rows
+from fast_ft.rules import LLAMA_2_7B, check_model_config, check_recipe, check_rows, max_train_rows, minutes
+from fast_ft.rundir import RunDir
 
 
 def make(**values: object) -> Recipe:
@@ -33,12 +37,32 @@ def test_the_homeworks_own_settings_pass() -> None:
         ({"model": {"name_or_path": "meta-llama/Llama-2-7b-chat-hf"}}, "model.name_or_path"),
         ({"data": {"train": "rows", "max_train_rows": 101}}, "data.max_train_rows"),
         ({"select": {"take": 101}}, "select.take"),
+        ({"budget": {"train_minutes": 240.0}}, "budget.train_minutes"),
+        ({"budget": {"generate_minutes": 15.0}}, "budget.generate_minutes"),
     ],
 )
 def test_each_rule_is_kept_and_only_where_it_is_asked_for(values: dict, key: str) -> None:
     problems = check_recipe(make(**values))
     assert len(problems) == 1 and problems[0].startswith(f"{key}: ")
     assert check_recipe(make(**values, rules=None)) == []
+
+
+def test_no_clock_cuts_a_homeworks_run(recipe_file: RecipeFactory, tmp_path: Path) -> None:
+    """Neither by an override, nor by what an earlier version wrote into the run's folder."""
+    name = str(ROOT / "recipes" / "strong.yaml")
+    with pytest.raises(InputError, match=r"budget\.generate_minutes: 5 is not allowed under rules: .* write null"):
+        load_recipe(name, ["budget.generate_minutes=5"])
+    path = recipe_file({"budget.train_minutes": 90, "budget.generate_minutes": 15, "output_dir": str(tmp_path / "run")})
+    folder = RunDir.open(load_recipe(path), path)
+    assert folder.recipe().budget.train_minutes == 90
+    folder.update(recipe=folder.manifest()["recipe"] | {"rules": "ntu-ml-2025-hw5"})
+    assert (folder.recipe().budget.train_minutes, folder.recipe().budget.generate_minutes) == (None, None)
+
+
+def test_the_homeworks_minutes_are_what_a_recipe_with_rules_is_compared_with() -> None:
+    assert (minutes(make(), "train_minutes"), minutes(make(), "generate_minutes")) == (240, 15)
+    free = make(rules=None, budget={"train_minutes": 7.0})
+    assert (minutes(free, "train_minutes"), minutes(free, "generate_minutes")) == (7, None)
 
 
 def test_a_local_folder_is_left_to_its_config(tmp_path: Path) -> None:

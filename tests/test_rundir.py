@@ -13,7 +13,7 @@ from fast_ft import atomic
 from fast_ft.errors import InputError
 from fast_ft.load import digest
 from fast_ft.recipe import Recipe
-from fast_ft.rundir import RunDir, list_runs, replace_folder, sha256_file, write_bytes, write_json
+from fast_ft.rundir import RunDir, list_runs, output_folder, replace_folder, sha256_file, write_bytes, write_json
 
 
 def make(tmp_path: Path, **values: object) -> Recipe:
@@ -28,6 +28,14 @@ def names(folder: Path) -> list[str]:
 def test_the_folder_is_named_after_recipe_and_digest(tmp_path: Path) -> None:
     recipe = make(tmp_path, output_dir=f"{tmp_path}/{{recipe}}-{{digest8}}")
     assert RunDir.open(recipe, "recipes/strong.yaml").root == tmp_path / f"strong-{digest(recipe)[:8]}"
+
+
+def test_another_budget_of_minutes_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+    named = f"{tmp_path}/{{recipe}}-{{digest8}}"
+    short, long = (make(tmp_path, output_dir=named, budget={"train_minutes": each}) for each in (5.0, None))
+    assert output_folder(short, "a.yaml") == output_folder(long, "a.yaml")
+    other = make(tmp_path, output_dir=named, budget={"memory_gib": 7.0})
+    assert output_folder(other, "a.yaml") != output_folder(long, "a.yaml"), "another plan, another run"
 
 
 def test_the_same_recipe_resumes(tmp_path: Path) -> None:

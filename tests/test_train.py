@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from fast_ft import adapter_file, attention, backend, recipe, state
 from fast_ft.attention import Rows, attend
+from fast_ft.budget import RESERVE, TrainPace
 from fast_ft.cut import cut
 from fast_ft.errors import InputError
 from fast_ft.loss import response_loss
@@ -281,6 +283,56 @@ def test_a_schedule_that_is_not_carried_starts_again_at_the_stages_own_rate(make
     assert learning_rates(lines) == pytest.approx(wanted)
 
 
+def skip_first(monkeypatch: pytest.MonkeyPatch, count: int, lines: list[dict[str, Any]]) -> None:
+    """Let the loss scale skip the first steps, as it does in float16: those that end while `lines` holds fewer."""
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda _: len(lines) < count))
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_steps_that_the_loss_scale_skipped_count_in_the_schedule(
+    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, carried: bool
+) -> None:
+    plain, wanted = make_course(carry=recipe.Carry(schedule=carried))
+    plain.run()
+    course, lines = make_course(carry=recipe.Carry(schedule=carried))
+    skip_first(monkeypatch, 3, lines)
+    course.run()
+    assert [line["skipped"] for line in lines] == [True] * 3 + [False] * 4
+    assert learning_rates(lines) == learning_rates(wanted)
+
+
+@pytest.mark.parametrize("skipped", [0, 2, 4])
+def test_the_rate_is_down_where_a_budget_ends_the_training_whatever_was_skipped_or_stopped(
+    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, skipped: int
+) -> None:
+    """Stages of 16 and 4 steps; 17 fit. The rate goes down over the last three, which lie in both stages."""
+    rows = make_rows(4)
+    jobs = [StageJob(i, name, rows, [[0, 1, 2, 3]] * count, 0.01) for i, name, count in ((0, "a", 16), (1, "b", 4))]
+    values = {"warmup_steps": 0, "lr_scheduler_type": "constant"}
+
+    def paced(lines: list[dict[str, Any]], spent: float) -> TrainPace:
+        return TrainPace(103 / 60 / (1 - RESERVE), [1] * 20, lambda: 6.0 * len(lines), spent=spent)
+
+    whole, lines = make_course(jobs, **values)
+    skip_first(monkeypatch, skipped, lines)
+    whole.pace = paced(lines, 0.0)
+    whole.run()
+    assert whole.out_of_time and [line["skipped"] for line in lines] == [True] * skipped + [False] * (17 - skipped)
+    assert learning_rates(lines) == pytest.approx([0.01] * 15 + [0.02 / 3, 0.01 / 3])
+
+    first, earlier = make_course(jobs, **values)
+    skip_first(monkeypatch, skipped, earlier)
+    first.pace, first.stop_after = paced(earlier, 0.0), 15
+    first.on_checkpoint = lambda course: state.save(tmp_path, course.loaded.model, course.optimizer, course.progress)
+    first.run()
+    second, later = make_course(jobs, **values)
+    skip_first(monkeypatch, 0, later)
+    second.pace = paced(later, state.read_progress(tmp_path).seconds)
+    second.resume(tmp_path)
+    second.run()
+    assert learning_rates(earlier + later) == learning_rates(lines) and same(whole, second)
+
+
 def test_moments_are_carried_or_start_again(make_course: MakeCourse) -> None:
     after: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for carried in after:
@@ -483,6 +535,32 @@ def test_layers_that_are_computed_again_change_no_gradient(make_course: MakeCour
         assert calls.count(0) == 2 * len(lines), "forward, and again"
         assert calls.count(1) == (2 if count == 2 else 1) * len(lines)
         assert not any("forward" in layer.__dict__ and hasattr(layer.forward, "func") for layer in layers)
+
+
+def test_a_course_leaves_the_model_as_it_was_however_it_ends(make_course: MakeCourse) -> None:
+    def changes(model: torch.nn.Module) -> list[str]:
+        """What is on the model besides its weights: hooks and forwards of its modules."""
+        return [
+            f"{name}: {what}"
+            for name, module in model.named_modules()
+            for what in ("_forward_hooks", "_forward_pre_hooks", "forward")
+            if name and module.__dict__.get(what)
+        ]
+
+    def fail(entry: dict[str, Any]) -> None:
+        assert len(changes(course.loaded.model)) > len(before), "noise and a layer that is computed again"
+        raise Stopped
+
+    course, _ = make_course(neftune_noise_alpha=5, recompute_layers=1)
+    before: list[str] = []
+    assert changes(course.loaded.model) == before, "a course that never ran"
+    course.log = fail
+    with pytest.raises(Stopped):
+        course.run()
+    assert changes(course.loaded.model) == before
+    course, _ = make_course(neftune_noise_alpha=5, recompute_layers=1)
+    course.run()
+    assert changes(course.loaded.model) == before
 
 
 def test_weights_stay_float32(make_course: MakeCourse) -> None:

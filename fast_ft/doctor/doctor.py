@@ -181,8 +181,8 @@ def judged(result: dict[str, Any], seconds: float) -> Iterator[Finding]:
     first, last = result["losses"]
     text = (
         f"{result['steps']} steps through {result['backend']} in {result['dtype']} in {result['train_seconds']:.1f} s "
-        f"(loss {first:.2f} to {last:.2f}), {result['tokens']} tokens in {result['decode_seconds']:.1f} s; with "
-        f"imports {seconds:.0f} s"
+        f"(loss {first:.2f} in the first of them, {last:.2f} in the last), {result['tokens']} tokens in "
+        f"{result['decode_seconds']:.1f} s; with imports {seconds:.0f} s"
     )
     sound = result["tokens"] > 0 and last < first  # no NaN is below anything
     remedy = "" if sound else "the loss should fall: compare versions, then report it with this output"

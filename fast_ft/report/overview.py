@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_ft import epoch_loss, rules
 from fast_ft.judge import stats
+from fast_ft.recipe import Train
 from fast_ft.report.facts import Run, memory_cap, prompt_scores
 from fast_ft.report.page import bullets, details, paragraph, table
 from fast_ft.rundir import differences
@@ -21,12 +22,12 @@ def sentence(run: Run, pool_rows: int | None) -> str:
     of = f" of {pool_rows:,}" if pool_rows else ""
     name = Path(str(run.manifest.get("recipe_file", run.name))).stem
     text = f"{name}: {recipe['model']['name_or_path']} with LoRA (rank {recipe['lora']['r']}) on {len(rows)}{of} rows"
-    losses = [line["loss"] for line in run.lines if math.isfinite(line["loss"])]
-    if not train or not losses:
+    loss = epoch_loss.sentence(run.lines, run.manifest.get("stages", []), _batch(run))
+    if not train or loss is None:
         return f"{text}; training is not finished, after {len(run.lines)} steps."
     stages = [stage["name"] for stage in run.manifest.get("stages", [])]
     over = f" over {len(stages)} stages ({', '.join(stages)})" if len(stages) > 1 else ""
-    text += f", in {len(run.lines)} steps{over}; the loss went from {losses[0]:.2f} to {losses[-1]:.2f}."
+    text += f", in {len(run.lines)} steps{over}; {loss}."
     if run.pred:
         ended = [answer.get("ended") for answer in run.ended.get("tuned", {}).values()]
         whole = f", {sum(map(bool, ended))} of them ended by themselves" if ended else ""
@@ -73,7 +74,7 @@ def differing(runs: Sequence[Run]) -> str:
         ("training minutes", *(f"{_training_minutes(run):.1f}" for run in runs)),
         ("all minutes", *(f"{run.minutes:.1f}" for run in runs)),
         ("peak GiB", *(_number(run.phases.get("train", {}).get("peak_gib") or None) for run in runs)),
-        ("last loss", *(_number(run.phases.get("train", {}).get("last_loss")) for run in runs)),
+        ("loss, mean of the last epoch", *(_number(_last_loss(run)) for run in runs)),
         ("mean score", *(_score(run, run.scores.get("mean")) for run in runs)),
     ]
     parts.append(f"<h3>Results</h3>{table(('', *names), results, numbers=True)}")
@@ -110,10 +111,21 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
 def _budget(run: Run) -> Iterator[tuple[str, ...]]:
     budget, generate = run.recipe.get("budget", {}), run.phases.get("generate", {})
     used = {"train_minutes": _training_minutes(run), "generate_minutes": generate.get("decoding_seconds", 0) / 60}
+    allowed = rules.MINUTES if run.recipe.get("rules") else budget
     for key, name in (("train_minutes", "training, minutes"), ("generate_minutes", "answers, minutes")):
-        yield name, _number(budget.get(key)), _number(used[key]), _share(used[key], budget.get(key))
+        yield name, _number(allowed.get(key)), _number(used[key]), _share(used[key], allowed.get(key))
     cap, peak = memory_cap(run), run.phases.get("train", {}).get("peak_gib")
     yield "GPU memory, GiB", _number(cap), _number(peak or None), _share(peak, cap)
+
+
+def _batch(run: Run) -> int:
+    given = run.recipe.get("train", {}).get("effective_batch_size")
+    return given if isinstance(given, int) and given > 0 else Train().effective_batch_size
+
+
+def _last_loss(run: Run) -> float | None:
+    found = epoch_loss.first_and_last(run.lines, run.manifest.get("stages", []), _batch(run))
+    return found[1] if found is not None else None
 
 
 def _training_minutes(run: Run) -> float:

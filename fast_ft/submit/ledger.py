@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic
+from fast_ft import atomic, rules
 from fast_ft.errors import InputError
 from fast_ft.rundir import RunDir, list_runs
 
@@ -81,13 +81,14 @@ def read(root: str | Path) -> Ledger:
         if "reproduction_of" in manifest:
             continue
         recipe, scores = manifest.get("recipe", {}), _json(folder.scores)
+        budget = rules.MINUTES if recipe.get("rules") else recipe.get("budget", {})
         low, high = scores.get("low"), scores.get("high")
         attempts.append(
             Attempt(
                 row,
                 _json(folder.root / FILE).get("submissions", []),
                 train_minutes(folder),
-                recipe.get("budget", {}).get("train_minutes"),
+                budget.get("train_minutes"),
                 recipe.get("rules"),
                 manifest.get("digests", {}).get("pred"),
                 tuple(scores.get(key) for key in ("kind", "model", "rubric")),
