@@ -18,7 +18,7 @@ ORDER = [
     "terminal", "redact", "outside", "results", "atomic", "seeds", "progress", "ranks",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "model_files", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
-    "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
+    "lint", "load", "lease", "made", "rundir", "submit.ledger", "environment", "picture",
     "chat_template_process", "chat_template", "codec", "template",
     "shape", "cut", "cost", "plan_pool", "plan", "forecast",
     "attention", "recompute", "nf4", "block.plain", "block.kernels", "block.ops", "block.linears", "block.block",
