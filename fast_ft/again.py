@@ -41,7 +41,7 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     prepared = prepare(recipe)
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
-    with interruptible(), lease.hold(folder.root) as folder.lease:
+    with interruptible(), lease.hold(folder.root):
         if not own_prompts(folder, prepared):
             return _answer_others(folder, recipe, prepared)
         _own_partial(folder, recipe, prepared)
@@ -133,7 +133,7 @@ def judge_again(
     given = any(text.startswith("data.test=") for text in overrides)
     prompts, digest = _prompts(folder, recipe, given)
     other = RunDir.at(against) if against is not None else None
-    with interruptible(), lease.hold(folder.root) as folder.lease:
+    with interruptible(), lease.hold(folder.root):
         if given and digest != folder.manifest()["digests"].get("test"):
             return _judge_others(folder, recipe, prompts, digest, against=other, dry_run=dry_run, ask_again=ask_again)
         judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)

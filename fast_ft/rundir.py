@@ -12,7 +12,7 @@ from typing import Any
 
 from fast_ft.atomic import recover, replace_folder, sha256_file, write_bytes, write_json, write_text
 from fast_ft.errors import InputError
-from fast_ft.lease import Lease
+from fast_ft.folders import guard
 from fast_ft.lint import unknown_placeholder
 from fast_ft.made import as_made
 from fast_ft.outside import json_object, refuse_links
@@ -37,7 +37,6 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.lease: Lease | None = None  # while this process holds the folder
         self.on_saved: Callable[[], object] = lambda: None  # called when a checkpoint or a phase is on the disk
         self.on_answer: Callable[[], object] = lambda: None  # called when an answer is, or a judge's reply
         self.manifest_path = root / "manifest.json"
@@ -98,19 +97,14 @@ class RunDir:
 
     def manifest(self) -> dict[str, Any]:
         """Return manifest.json: recipe, recipe_file, recipe_digest, started, phases, and what phases put there."""
+        guard(self.manifest_path)
         return read_manifest(self.manifest_path)
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Put JSON values under these names into the manifest, in place of what is there, and return the manifest."""
-        self.check_lease()
         manifest = self.manifest() | values
         write_json(self.manifest_path, manifest)
         return manifest
-
-    def check_lease(self) -> None:
-        """Raise InputError where another process has taken this folder over."""
-        if self.lease is not None:
-            self.lease.check()
 
     def finish(
         self,
@@ -172,7 +166,11 @@ def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
     if problem := unknown_placeholder(recipe.output_dir):
         raise InputError(f"output_dir: {problem}")
     values = {"recipe": Path(recipe_path).stem, "digest8": digest(recipe)[:8]}
-    folder = Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir)).expanduser()
+    folder = Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir))
+    try:
+        folder = folder.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"output_dir: {recipe.output_dir}: {error} Write the folder out") from None
     if ".." in folder.parts:  # lint.py says it of a recipe; a recipe's file can be called "...yaml"
         raise InputError(f"output_dir: {folder} steps out of its folder by ..: write where it leads, without ..")
     return folder
