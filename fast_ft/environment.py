@@ -81,9 +81,8 @@ def _slice(uuid: str, cards: list[dict[str, str]]) -> dict[str, str] | None:
     for line in (_smi("-L") or "").splitlines():
         if at := re.match(r"GPU \d+:.*\(UUID: (GPU-[^)]+)\)", line):
             card = _named(at[1], cards)
-        elif card is not None and (at := re.match(r"\s+MIG (\S+)\s.*\(UUID: (MIG-[^)]+)\)", line)):
-            if at[2].startswith(uuid):
-                return _facts(card) | {"name": f"{card['name']} MIG {at[1]}", "memory": at[1].rpartition(".")[2]}
+        elif card is not None and (at := re.match(rf"\s+MIG (\S+)\s.*\(UUID: {re.escape(uuid)}", line)):
+            return _facts(card) | {"name": f"{card['name']} MIG {at[1]}", "memory": at[1].rpartition(".")[2]}
     return None
 
 
