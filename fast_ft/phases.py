@@ -33,7 +33,10 @@ def settle_plan(
         environment.cap_gpu_gib(float(recipe.budget.memory_gib))
     if folder.plan.is_file():
         content = outside.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
-        return plan.Plan.from_json(content, folder.plan)
+        there = plan.Plan.from_json(content, folder.plan)
+        if folder.manifest().get("plan") != content:  # a stop came between keep_plan's two writes
+            folder.update(plan=content)
+        return there
     settled = planning.settle(
         recipe,
         prepared,
