@@ -87,7 +87,7 @@ def quickstart(folder: Path) -> dict[str, Any]:
     result = measure(root, [])
     pocket = "fast_ft/pocket"
     generate_again(root, [f"data.test={pocket}/fresh.json"])
-    judged = judge_again(root, [f"judge.references={pocket}/fresh_references.json"])
+    judged = judge_again(root, [f"data.test={pocket}/fresh.json", f"judge.references={pocket}/fresh_references.json"])
     fresh = json.loads(judged.scores.read_text(encoding="utf-8"))
     return {**result, "fresh_exact_match": fresh["exact_match"], "fresh_count": fresh["count"]}
 

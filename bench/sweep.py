@@ -78,7 +78,7 @@ def pocket() -> dict[str, Any]:
 def fresh_scores(run: Path) -> dict[str, float | None]:
     """Answer the fresh prompts with a trial's adapter and decoding, and return each prompt's score."""
     generate_again(run, [f"data.test={POCKET}/fresh.json"])
-    judged = judge_again(run, [f"judge.references={POCKET}/fresh_references.json"])
+    judged = judge_again(run, [f"data.test={POCKET}/fresh.json", f"judge.references={POCKET}/fresh_references.json"])
     return scores_of(json.loads(judged.scores.read_text(encoding="utf-8")))
 
 

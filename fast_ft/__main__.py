@@ -127,7 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--num-processes", type=int, default=1, metavar="N", help="plan for N cards that train together (torchrun)"
     )
     plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    generate = add("generate", "answer the prompts again with a run's adapter", takes="RUN_DIR [key=value ...]")
+    generate = add("generate", "answer prompts again with a run's adapter", takes="RUN_DIR [key=value ...]")
+    generate.description = (
+        "Answer the run's prompts again, with other generate.* keys: into RUN_DIR/pred.json; the former answers are "
+        "kept beside, as pred-DIGEST.json. The recipe's own command makes the recipe's answers again. Other prompts, "
+        "given as data.test=FILE, are answered into a file of their own, RUN_DIR/pred-FILE-DIGEST.json."
+    )
     generate.add_argument("run", metavar="RUN_DIR")
     generate.add_argument(
         "--grid",
@@ -137,6 +142,10 @@ def build_parser() -> argparse.ArgumentParser:
     chat = add("chat", "talk to a run's adapter", takes="RUN_DIR [generate.key=value ...]")
     chat.add_argument("run", metavar="RUN_DIR")
     judge = add("judge", "score a run's answers, again or by another judge", takes="RUN_DIR [judge.key=value ...]")
+    judge.description = (
+        "Score RUN_DIR/pred.json into scores.json; another judge's scores are kept beside, as scores-DIGEST.json. With "
+        "data.test=FILE, score the answers that `generate RUN_DIR data.test=FILE` made, into a file of their own."
+    )
     judge.add_argument("run", metavar="RUN_DIR")
     judge.add_argument(
         "--dry-run", action="store_true", help="print what would be asked and what it costs; ask nothing"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft.errors import InputError
+from fast_ft.folders import guard, make_folder
 
 # What a disk or its owner refuses. Any other OSError is a bug, and keeps its traceback.
 _REFUSED = {
@@ -25,19 +26,26 @@ _REFUSED = {
 before: Callable[[str, Path], object] = lambda what, path: None  # noqa: E731
 
 
+def touch(what: str, path: Path) -> None:
+    """Call this before anything touches the disk."""
+    guard(path)
+    before(what, path)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises InputError if the disk refuses; the old file is then untouched."""
     path = Path(path)
     with refusal(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        guard(path)  # before a folder that was moved away is made anew
+        make_folder(path.parent)
         beside = path.parent / f".{path.name}.{os.getpid()}.new"
         try:
-            before("write", path)
+            touch("write", path)
             with beside.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            before("rename", path)
+            touch("rename", path)
             beside.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -53,7 +61,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, as write_bytes does. NaN and infinity raise ValueError: they are no JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return what write_json writes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @contextlib.contextmanager
@@ -68,11 +81,11 @@ def replace_folder(path: Path) -> Iterator[Path]:
     old = path.parent / f".{path.name}.old"
     with refusal(path):
         _remove(beside)
-        before("write", path)
-        beside.mkdir(parents=True)
+        touch("write", path)
+        make_folder(beside)
         try:
             yield beside
-            before("rename", path)
+            touch("rename", path)
             for item in sorted(beside.rglob("*")):
                 if item.is_file():
                     with item.open("rb") as file:
@@ -83,7 +96,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 _remove(old)
                 path.rename(old)
             try:
-                before("swap", path)
+                touch("swap", path)
                 beside.rename(path)
             except OSError:
                 if old.exists():
@@ -99,7 +112,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 def move(path: Path, to: Path) -> None:
     """Rename a file within its folder."""
     with refusal(to):
-        before("rename", to)
+        touch("rename", to)
         path.replace(to)
 
 
@@ -112,7 +125,7 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         with refusal(self.path):
-            before("append", self.path)
+            touch("append", self.path)
             self._file = self.path.open("ab", buffering=0)
 
     def __enter__(self) -> Lines:
@@ -127,7 +140,7 @@ class Lines:
         end = os.fstat(self._file.fileno()).st_size
         with refusal(self.path):
             try:
-                before("append", self.path)
+                touch("append", self.path)
                 while line:
                     line = line[self._file.write(line) :]  # a full disk takes a part first
             except OSError:
@@ -139,7 +152,7 @@ class Lines:
         """Cut the file after its first `count` lines, and return those that went, but for what is no whole value."""
         lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         with refusal(self.path):
-            before("append", self.path)
+            touch("append", self.path)
             self._file.truncate(sum(map(len, lines[:count])))
         gone = []
         for line in lines[count:]:
@@ -199,6 +212,7 @@ def refusal(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        guard(path)  # a folder that was moved away explains the error
         # safetensors and pyarrow wrap the system's error in types of their own; its text stays.
         full = "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if not full and not (isinstance(error, OSError) and error.errno in _REFUSED):

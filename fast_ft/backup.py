@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from fast_ft import atomic, checkpoints
 from fast_ft.budget import Clock
 from fast_ft.errors import InputError
+from fast_ft.folders import make_folder
 from fast_ft.outside import json_object
 from fast_ft.progress import note
 
@@ -37,9 +38,13 @@ class Backup:
     """The backup of the run in folder `root`, below `backup_dir`, in a folder of the run's name."""
 
     def __init__(self, root: Path, backup_dir: str, clock: Clock = time.monotonic) -> None:
-        self.root, self.folder = Path(root), Path(backup_dir).expanduser() / Path(root).name
+        try:
+            self.root, self.folder = Path(root), Path(backup_dir).expanduser() / Path(root).name
+            inside = self.folder.resolve().is_relative_to(self.root.resolve())
+        except (OSError, ValueError, RuntimeError) as error:  # links in a circle, no home folder
+            raise InputError(f"backup_dir: {backup_dir}: {error}. Name another folder") from error
         self._clock, self._due = clock, clock() + EVERY
-        if self.folder.resolve().is_relative_to(self.root.resolve()):
+        if inside:
             raise InputError(f"backup_dir: {backup_dir} lies in the run folder itself: name a folder on another disk")
 
     def say_needed(self, size: int) -> None:
@@ -155,8 +160,8 @@ class Backup:
 
 def copy(source: Path, target: Path) -> str:
     """Copy a file, read the copy back, and return its SHA-256; OSError where it is not the source's."""
-    atomic.before("write", target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.touch("write", target)
+    make_folder(target.parent)
     with source.open("rb") as reading, target.open("wb") as writing:
         shutil.copyfileobj(reading, writing, 1 << 20)
         writing.flush()
@@ -217,8 +222,8 @@ def _contents(snapshot: Path) -> tuple[dict[str, str], Path | None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    atomic.before("write", path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.touch("write", path)
+    make_folder(path.parent)
     with path.open("wb") as file:
         file.write(content)
         file.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from typing import Any
 
@@ -36,14 +37,66 @@ def describe() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, str] | None:
-    """Return the first NVIDIA GPU's name, memory and driver as nvidia-smi tells them, or None."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    """Return the name, memory and driver of the NVIDIA GPU that this process uses, or None where it may use none.
+
+    That is CUDA's first device: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are read as CUDA reads them. nvidia-smi
+    alone lists every card, whatever these say.
+    """
+    cards = _cards()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return _facts(cards[0]) if cards else None
+    first = wanted.split(",")[0].strip()
+    if first.isdecimal():
+        return _facts(cards[int(first)]) if int(first) < len(cards) else None
+    if first.startswith("MIG-"):
+        return _slice(first, cards)
+    return _facts(card) if (card := _named(first, cards)) is not None else None
+
+
+def _cards() -> list[dict[str, str]]:
+    """Return nvidia-smi's cards in CUDA's order: by the bus, or the fastest first, which is CUDA's default."""
+    keys = ["uuid", "name", "memory.total", "driver_version"]
+    listed = _smi(f"--query-gpu={','.join([*keys, 'compute_cap'])}", "--format=csv,noheader")
+    if listed is None:  # a driver that does not know compute_cap
+        listed = _smi(f"--query-gpu={','.join(keys)}", "--format=csv,noheader") or ""
+    rows = [[part.strip() for part in line.split(",")] for line in listed.splitlines()]
+    cards = [dict(zip((*keys, "compute_cap"), row, strict=False)) for row in rows if len(row) >= len(keys)]
+    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        cards.sort(key=lambda card: [-int(n) for n in card.get("compute_cap", "").split(".") if n.isdecimal()])
+    return cards
+
+
+def _named(prefix: str, cards: list[dict[str, str]]) -> dict[str, str] | None:
+    """Return the card whose UUID begins like this; CUDA takes none where several do."""
+    found = [card for card in cards if prefix.startswith("GPU-") and card["uuid"].startswith(prefix)]
+    return found[0] if len(found) == 1 else None
+
+
+def _slice(uuid: str, cards: list[dict[str, str]]) -> dict[str, str] | None:
+    """Return a MIG device: its card's facts, with the slice's profile, such as 3g.20gb, in the name and as memory."""
+    if uuid.startswith("MIG-GPU-"):  # an older driver's name: MIG-GPU-UUID/instance/instance
+        card = _named(uuid.removeprefix("MIG-").partition("/")[0], cards)
+        return _facts(card) if card is not None else None
+    card = None
+    for line in (_smi("-L") or "").splitlines():
+        if at := re.match(r"GPU \d+:.*\(UUID: (GPU-[^)]+)\)", line):
+            card = _named(at[1], cards)
+        elif card is not None and (at := re.match(rf"\s+MIG (\S+)\s.*\(UUID: {re.escape(uuid)}", line)):
+            return _facts(card) | {"name": f"{card['name']} MIG {at[1]}", "memory": at[1].rpartition(".")[2]}
+    return None
+
+
+def _facts(card: dict[str, str]) -> dict[str, str]:
+    return {"name": card["name"], "memory": card["memory.total"], "driver": card["driver_version"]}
+
+
+def _smi(*arguments: str) -> str | None:
+    """Return what nvidia-smi prints, or None where it is absent or fails."""
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    name, memory, driver = (part.strip() for part in answer.stdout.splitlines()[0].split(","))
-    return {"name": name, "memory": memory, "driver": driver}
 
 
 def matmul_tflops() -> float | None:

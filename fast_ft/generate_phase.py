@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, backend, base_check, generate, guard, memory, plan, results, selfcheck
+from fast_ft import atomic, backend, base_check, generate, guard, memory, plan, selfcheck
 from fast_ft.backends.base import Base
 from fast_ft.budget import AnswerPace, Clock
 from fast_ft.decode import checks
 from fast_ft.decode.decode import shapes
-from fast_ft.errors import InputError
+from fast_ft.load import resolved
 from fast_ft.phases import model_config, settle_plan
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
@@ -22,73 +23,70 @@ from fast_ft.shape import ModelShape
 from fast_ft.stopwatch import Stopwatch
 
 
+@dataclass(frozen=True)
+class Answered:
+    """Answers that are made, and of which nothing is on record yet.
+
+    `files` are the contents of pred.json and, where the base model answered too, of base_pred.json; `ends` is that of
+    answers.json, which tells how long each answer is and whether it ended by itself.
+    """
+
+    files: dict[Path, bytes]
+    ends: dict[str, Any]
+    facts: dict[str, Any]
+    notes: list[str]
+
+
 def generate_phase(
     folder: RunDir,
     recipe: Recipe,
     prepared: Prepared,
-    partial: Path | None = None,
     maker: backend.Backend | None = None,
     clock: Clock = time.monotonic,
 ) -> None:
     """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts.
 
-    An earlier pred.json is kept beside, under its digest.
+    An earlier pred.json is kept beside, under its digest. The manifest's generated_with tells the settings.
     """
-    assert prepared.encoder is not None
     started = clock()
-    minutes = recipe.budget.generate_minutes
-    pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
-    watch = Stopwatch()
-    loaded, pool, difference = load(folder, recipe, prepared, folder.adapter, maker, watch)
-    partial = partial or folder.pred_partial
-    result = generate.generate(
-        loaded,
-        prepared.encoder,
-        prepared.prompts,
-        recipe.generate,
-        seed=recipe.seed,
-        partial=partial,
-        pace=pace,
-        on_answer=folder.on_answer,
-        watch=watch,
-        **pool,
-    )
-    record_endings(folder, "tuned", result)
-    before, fewer = base_answers(loaded, folder, recipe, prepared, pool, pace, watch)
-    loaded.free()
-    former = keep_aside(folder.pred)
-    atomic.write_json(folder.pred, generate.predictions(prepared.prompts, result.answers))
-    if former is not None and former.read_bytes() == folder.pred.read_bytes():
-        former.unlink()  # a stop came between the answers and their record: nothing to keep
-    partial.unlink(missing_ok=True)
-    answers, most = result.flat, recipe.generate.max_new_tokens
-    cut = sum(not answer.ended and answer.tokens < most for answer in answers)
-    warnings = guard.answer_warnings(answers, most)
-    for text in warnings:
-        note(f"warning: {text}")
+    made = _answer(folder, recipe, prepared, maker, clock, started)
+    if _others_there(folder, made):
+        folder.reopen("generate", "judge")  # first: the manifest never speaks of answers that are not there
+    _put(folder, made)
     manifest = folder.manifest()
-    folder.update(
-        notes=[*manifest.get("notes", []), *result.notes, *warnings],
-        digests=manifest["digests"] | {"pred": atomic.sha256_file(folder.pred)},
-    )
+    former = manifest.get("notes_on_answers", [])
     folder.finish(
         "generate",
         clock() - started,
-        answers=len(answers),
-        base_answers=before,
-        **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in answers if not a.ended)} if cut else {}),
-        **({"minutes": minutes} if cut or fewer else {}),
-        empty=sum(not answer.text for answer in answers),
-        ended_at_eos=round(sum(answer.ended for answer in answers) / len(answers), 4),
-        new_tokens=sum(answer.tokens for answer in answers),
-        decoding_seconds=round(result.seconds, 3),
-        seconds_by={name: round(seconds, 3) for name, seconds in watch.seconds().items()},
-        batch_size=result.batch_size,
-        cache_tokens=result.cache_tokens,
-        decoding_steps=result.steps,
-        adapter_difference_nats=round(difference, 6),
-        **({} if result.parity is None else {"batched_difference_nats": round(result.parity, 6)}),
+        beside={
+            "notes": [*(text for text in manifest.get("notes", []) if text not in former), *made.notes],
+            "notes_on_answers": made.notes,
+            "digests": manifest["digests"] | {"pred": atomic.sha256_file(folder.pred)},
+            "generated_with": resolved(recipe)["generate"],
+        },
+        spent=(folder.pred_partial, folder.base_partial),
+        **made.facts,
     )
+
+
+def answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared, clock: Clock = time.monotonic) -> dict[str, Any]:
+    """Answer prompts that are not the run's own, and return what is recorded. `folder` is RunDir.others.
+
+    The manifest's `others` tells of each such file its prompts, its settings, and what generate_phase would record.
+    """
+    made = _answer(folder, recipe, prepared, None, clock, clock())
+    _put(folder, made)
+    facts = {
+        "test": recipe.data.test,
+        "digests": {"test": prepared.digests["test"], "pred": atomic.sha256_file(folder.pred)},
+        "generated_with": resolved(recipe)["generate"],
+        "notes": made.notes,
+        **made.facts,
+    }
+    folder.update(others=folder.manifest().get("others", {}) | {folder.pred.name: facts})
+    for path in (folder.pred_partial, folder.base_partial):
+        path.unlink(missing_ok=True)
+    return facts
 
 
 def budget_missed(folder: RunDir) -> str:
@@ -156,11 +154,9 @@ def _compile_ahead(
     return checks.ahead(kind)
 
 
-def keep_aside(pred: Path) -> Path | None:
-    """Keep a pred.json that will be replaced beside it, under its digest: pred-1a2b3c4d.json. Return that, if any."""
-    if not pred.is_file():
-        return None
-    kept = pred.with_name(f"pred-{atomic.sha256_file(pred)[:8]}.json")
+def keep_aside(pred: Path) -> Path:
+    """Keep answers that others will replace beside them, under their digest: pred-1a2b3c4d.json. Return that."""
+    kept = pred.with_name(f"{pred.stem}-{atomic.sha256_file(pred)[:8]}.json")
     atomic.write_bytes(kept, pred.read_bytes())
     return kept
 
@@ -183,45 +179,109 @@ def base_answers(
     pool: dict[str, Any],
     pace: AnswerPace | None,
     watch: Stopwatch,
-) -> tuple[int, bool]:
-    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after.
-
-    Return how many were answered, and whether a budget of minutes left some out or cut some short.
-    """
+) -> generate.Generation | None:
+    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
     prompts = prepared.prompts[: recipe.judge.base_prompts]
     if not prompts:
-        return 0, False
+        return None
     if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
         note("note: no answers of the base model: budget.generate_minutes is used up")
-        return 0, True
+        return None
     assert prepared.encoder is not None
-    partial = folder.base_pred.with_suffix(".partial.jsonl")
     with loaded.model.disable_adapter():
-        result = generate.generate(
+        return generate.generate(
             loaded,
             prepared.encoder,
             prompts,
             recipe.generate,
             seed=recipe.seed,
-            partial=partial,
+            partial=folder.base_partial,
             title="answers of the base model",
             pace=pace,
             on_answer=folder.on_answer,
             watch=watch,
             **pool,
         )
-    record_endings(folder, "base", result)
-    atomic.write_json(folder.base_pred, generate.predictions(prompts, result.answers))
-    partial.unlink(missing_ok=True)
-    return len(prompts), any(answer.within is not None for answer in result.flat)
 
 
-def record_endings(folder: RunDir, column: str, result: generate.Generation) -> None:
-    """Note in answers.json how long each answer is and whether it ended by itself; pred.json has no place for that."""
-    try:
-        earlier = results.read_answers(folder.answers) if folder.answers.is_file() else {}
-    except InputError as error:
-        note(f"warning: {error}; it is written anew")
-        earlier = {}
-    ends = {key: {"tokens": first.tokens, "ended": first.ended} for key, (first, *_) in result.answers.items()}
-    atomic.write_json(folder.answers, earlier | {column: ends})
+def _answer(
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: Prepared,
+    maker: backend.Backend | None,
+    clock: Clock,
+    started: float,
+) -> Answered:
+    """Make the adapter's answers and the base model's. Only partial files are written."""
+    assert prepared.encoder is not None
+    minutes = recipe.budget.generate_minutes
+    pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
+    watch = Stopwatch()
+    loaded, pool, difference = load(folder, recipe, prepared, folder.adapter, maker, watch)
+    result = generate.generate(
+        loaded,
+        prepared.encoder,
+        prepared.prompts,
+        recipe.generate,
+        seed=recipe.seed,
+        partial=folder.pred_partial,
+        pace=pace,
+        on_answer=folder.on_answer,
+        watch=watch,
+        **pool,
+    )
+    before = base_answers(loaded, folder, recipe, prepared, pool, pace, watch)
+    asked = bool(prepared.prompts[: recipe.judge.base_prompts])
+    fewer = asked and (before is None or any(answer.within is not None for answer in before.flat))
+    loaded.free()
+    answers, most = result.flat, recipe.generate.max_new_tokens
+    cut = sum(not answer.ended and answer.tokens < most for answer in answers)
+    warnings = guard.answer_warnings(answers, most)
+    for text in warnings:
+        note(f"warning: {text}")
+    facts = {
+        "answers": len(answers),
+        "base_answers": len(before.answers) if before is not None else 0,
+        **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in answers if not a.ended)} if cut else {}),
+        **({"minutes": minutes} if cut or fewer else {}),
+        "empty": sum(not answer.text for answer in answers),
+        "ended_at_eos": round(sum(answer.ended for answer in answers) / len(answers), 4),
+        "new_tokens": sum(answer.tokens for answer in answers),
+        "decoding_seconds": round(result.seconds, 3),
+        "seconds_by": {name: round(seconds, 3) for name, seconds in watch.seconds().items()},
+        "batch_size": result.batch_size,
+        "cache_tokens": result.cache_tokens,
+        "decoding_steps": result.steps,
+        "adapter_difference_nats": round(difference, 6),
+        **({} if result.parity is None else {"batched_difference_nats": round(result.parity, 6)}),
+    }
+    files, ends = {folder.pred: _content(prepared, result)}, {"tuned": _ends(result)}
+    if before is not None:
+        files[folder.base_pred], ends["base"] = _content(prepared, before), _ends(before)
+    return Answered(files, ends, facts, [*result.notes, *warnings])
+
+
+def _content(prepared: Prepared, result: generate.Generation) -> bytes:
+    prompts = [prompt for prompt in prepared.prompts if prompt.id in result.answers]
+    return atomic.json_bytes(generate.predictions(prompts, result.answers))
+
+
+def _ends(result: generate.Generation) -> dict[str, Any]:
+    return {key: {"tokens": first.tokens, "ended": first.ended} for key, (first, *_) in result.answers.items()}
+
+
+def _others_there(folder: RunDir, made: Answered) -> list[Path]:
+    """Return the files of answers that are there and are not those that were made."""
+    there = [path for path in (folder.pred, folder.base_pred) if path.is_file()]
+    return [path for path in there if path.read_bytes() != made.files.get(path)]
+
+
+def _put(folder: RunDir, made: Answered) -> None:
+    """Write the answers; other ones that are there are kept beside."""
+    for path in _others_there(folder, made):
+        keep_aside(path)
+        if path not in made.files:
+            path.unlink()
+    for path, content in made.files.items():
+        atomic.write_bytes(path, content)
+    atomic.write_json(folder.answers, made.ends)

@@ -38,12 +38,14 @@ def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
     prepared = prepare(recipe)
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
-    with interruptible(), lease.hold(folder.root) as folder.lease:
+    with interruptible(), lease.hold(folder.root):
         loaded, pool, _ = load(folder, recipe, prepared, folder.adapter)
-        summary = []
+        summary, partials = list[dict[str, Any]](), list[Path]()
         for point, each in zip(points, recipes, strict=True):
-            summary.append(_answer(folder, point, each, prepared, loaded, pool))
+            summary.append(_answer(folder, point, each, prepared, loaded, pool, partials))
             atomic.write_json(folder.root / "grid.json", summary)
+        for path in partials:  # until here a stopped grid goes on from them
+            path.unlink(missing_ok=True)
     return summary
 
 
@@ -54,13 +56,14 @@ def _axis(word: str) -> tuple[str, list[str]]:
 
 def _answer(
     folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: Prepared, loaded: backend.Loaded,
-    pool: dict[str, Any],
+    pool: dict[str, Any], partials: list[Path],
 ) -> dict[str, Any]:  # fmt: skip
     assert prepared.encoder is not None
     name = "-".join(f"{key}{value}" for key, value in point.items())
     settings = json.dumps([resolved(recipe)["generate"], recipe.data.test], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]  # a partial file of other settings is not gone on with
     partial = folder.root / f"pred-{name}-{digest}.partial.jsonl"
+    partials.append(partial)
     result = generate.generate(
         loaded,
         prepared.encoder,
@@ -73,7 +76,6 @@ def _answer(
     )
     path = folder.root / f"pred-{name}.json"
     atomic.write_json(path, generate.predictions(prepared.prompts, result.answers))
-    partial.unlink(missing_ok=True)
     tokens = [answer.tokens for answer in result.flat]
     return {
         **point,

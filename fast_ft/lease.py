@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic
+from fast_ft import atomic, folders, processes
 from fast_ft.errors import InputError
 from fast_ft.progress import note
 
@@ -30,14 +30,28 @@ STALE = 60.0  #: seconds without a beat, after which the holder counts as dead
 
 
 class Lease:
-    """A held lease. `check` raises InputError once another process has taken the folder over."""
+    """A held lease. `check` raises InputError once the folder is another process's, or has another name."""
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path, self.content, self.lost = path, content, False
+        self._folder: int | None = None  # the folder itself, whatever its name; no such thing on Windows
+        with contextlib.suppress(OSError):
+            self._folder = os.open(path.parent, os.O_RDONLY)
 
     def check(self) -> None:
-        """Raise InputError where the folder is another's now: this process slept for more than a minute, say."""
-        if self.lost:
+        """Raise InputError where the folder was renamed, or is another's now: this process slept for long, say."""
+        there = _read(self.path)
+        if not self.lost and (there is None or there.get("token") == self.content["token"]) and self.path.exists():
+            return
+        if self._moved():
+            now = self._name_now()
+            to = f"renamed to {now}" if now is not None else "moved or deleted"
+            where = "What it had saved is there" if now is not None else "What it had saved went with it"
+            raise InputError(
+                f"{self.path.parent} was {to} while this run was writing to it, so the run stops. {where}. Give the "
+                "folder its former name again, or set output_dir to its new one; then the same command goes on"
+            )
+        if self.lost or there is not None:
             raise InputError(
                 f"{self.path.parent}: another process took this run over while this one gave no sign of life. "
                 "What it had saved is there; this one stops."
@@ -46,7 +60,7 @@ class Lease:
     def beat(self) -> None:
         """Count one beat, unless the lease is another's by now."""
         there = _read(self.path)
-        if there is not None and there.get("token") != self.content["token"]:
+        if self._moved() or (there is not None and there.get("token") != self.content["token"]):
             self.lost = True
             return
         self.content["beat"] += 1
@@ -55,9 +69,32 @@ class Lease:
             file.write(json.dumps(self.content))
 
     def give_back(self) -> None:
-        there = _read(self.path)
+        """Remove the lease, wherever the folder is by now."""
+        path = self.path
+        if self._moved() and (now := self._name_now()) is not None:
+            path = now / NAME
+        there = _read(path)
         if there is not None and there.get("token") == self.content["token"]:
-            self.path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+
+    def _moved(self) -> bool:
+        """Tell whether the folder's name leads to nothing now, or to another folder."""
+        try:
+            there = self.path.parent.stat()
+        except OSError:
+            return True
+        return self._folder is not None and not os.path.samestat(there, os.fstat(self._folder))
+
+    def _name_now(self) -> Path | None:
+        """Return the folder's present name, where the system tells it."""
+        try:
+            name = Path(f"/proc/self/fd/{self._folder}").readlink()
+            return name if os.path.samestat(name.stat(), os.fstat(self._folder or 0)) else None
+        except OSError:
+            return None
 
 
 @contextlib.contextmanager
@@ -69,7 +106,7 @@ def hold(
     A folder that was made for the lease alone, and stayed empty, is removed again.
     """
     root = Path(root)
-    made = _make(root)
+    made = folders.make_folder(root)
     try:
         lease = _acquire(root / NAME, stale, sleep)
         ended = threading.Event()
@@ -81,7 +118,8 @@ def hold(
         thread = threading.Thread(target=beats, name="lease", daemon=True)
         thread.start()
         try:
-            yield lease
+            with folders.guarded(root, lease.check):
+                yield lease
         finally:
             ended.set()
             thread.join()
@@ -93,20 +131,12 @@ def hold(
                 folder.rmdir()  # refuses where something is in it
 
 
-def _make(root: Path) -> list[Path]:
-    """Make the folder and those above it; return what was made, the deepest first."""
-    absent = [folder for folder in (root, *root.parents) if not folder.exists()]
-    with atomic.refusal(root):
-        root.mkdir(parents=True, exist_ok=True)
-    return absent
-
-
 def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Lease:
-    content = _self()
+    content = _self(path.parent)
     for _ in range(3):
         try:
             with atomic.refusal(path):
-                atomic.before("write", path)
+                atomic.touch("write", path)
                 with path.open("x", encoding="utf-8") as file:
                     file.write(json.dumps(content))
             return Lease(path, content)
@@ -125,7 +155,9 @@ def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Leas
             aside.rename(path)  # somebody else found it dead too, and was faster: this is theirs
             continue
         aside.unlink(missing_ok=True)
-        if holder:
+        if holder and _lives(holder):
+            note(f"note: {path.parent} is a copy of a folder that {_name(holder)} holds; it is a run of its own now")
+        elif holder:
             note(f"note: {_name(holder)} left this run behind without ending it; it is taken over")
     raise InputError(
         f"{path.parent} is in use by {_name(_read(path) or {})}. One run in a folder at a time: wait for it or end it; "
@@ -135,9 +167,8 @@ def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Leas
 
 def _alive(path: Path, holder: dict[str, Any], stale: float, sleep: Callable[[float], object]) -> bool:
     """Tell whether the lease's holder lives; may watch the file for up to `stale` seconds."""
-    boot = _boot()
-    if boot is not None and (holder.get("host"), holder.get("boot")) == (socket.gethostname(), boot):
-        return _started(holder.get("pid", 0)) == holder.get("process")
+    if (lives := _lives(holder)) is not None:
+        return lives and ("folder" not in holder or processes.has_open(holder["pid"], path.parent))
     if (age := _age(path)) is None or age > stale:
         return False
     note(f"note: {path.parent} may be in use by {_name(holder)}: watching for a sign of life, {stale:.0f} s at most")
@@ -149,6 +180,14 @@ def _alive(path: Path, holder: dict[str, Any], stale: float, sleep: Callable[[fl
         if there is not None and (there.get("token"), there.get("beat")) != (holder.get("token"), holder.get("beat")):
             return True
     return False
+
+
+def _lives(holder: dict[str, Any]) -> bool | None:
+    """Tell whether the lease's holder is a process that runs on this machine; None where that cannot be told."""
+    boot = processes.boot()
+    if boot is None or (holder.get("host"), holder.get("boot")) != (socket.gethostname(), boot):
+        return None
+    return processes.started(holder.get("pid", 0)) == holder.get("process")
 
 
 def _age(path: Path) -> float | None:
@@ -164,34 +203,17 @@ def _age(path: Path) -> float | None:
         probe.unlink(missing_ok=True)
 
 
-def _self() -> dict[str, Any]:
+def _self(folder: Path) -> dict[str, Any]:
     return {
+        "folder": str(folder.resolve()),
         "host": socket.gethostname(),
-        "boot": _boot(),
+        "boot": processes.boot(),
         "pid": os.getpid(),
-        "process": _started(os.getpid()),
+        "process": processes.started(os.getpid()),
         "since": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "token": uuid.uuid4().hex,
         "beat": 0,
     }
-
-
-def _boot() -> str | None:
-    """Return what tells one boot, and one container's process ids, from another's; None where nothing does."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return None
-
-
-def _started(pid: int) -> str | None:
-    """Return when a process of this machine started, in the kernel's own ticks; None where there is no such process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]  # a killed process is a zombie until its parent asks for it
 
 
 def _read(path: Path) -> dict[str, Any] | None:

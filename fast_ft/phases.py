@@ -13,6 +13,7 @@ from typing import Any
 from fast_ft import atomic, data, environment, hub, outside, plan, planning, rules
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.judge import judge, judging
+from fast_ft.load import resolved
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
@@ -32,7 +33,10 @@ def settle_plan(
         environment.cap_gpu_gib(float(recipe.budget.memory_gib))
     if folder.plan.is_file():
         content = outside.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
-        return plan.Plan.from_json(content, folder.plan)
+        there = plan.Plan.from_json(content, folder.plan)
+        if folder.manifest().get("plan") != content:  # a stop came between keep_plan's two writes
+            folder.update(plan=content)
+        return there
     settled = planning.settle(
         recipe,
         prepared,
@@ -63,7 +67,14 @@ def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[data.Prompt], **op
     if missed := judge.too_many_missing(scores):
         raise BudgetMissed(missed)
     facts = {key: scores[key] for key in ("model", "rubric") if key in scores}
-    folder.finish("judge", time.monotonic() - started, kind=recipe.judge.kind, mean=scores["mean"], **facts)
+    folder.finish(
+        "judge",
+        time.monotonic() - started,
+        beside={"judged_with": resolved(recipe)["judge"]},
+        kind=recipe.judge.kind,
+        mean=scores["mean"],
+        **facts,
+    )
 
 
 def report_phase(folder: RunDir, prepared: Prepared | None = None) -> None:

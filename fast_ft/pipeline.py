@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from fast_ft import lease, resume
 from fast_ft.backup import Backup
 from fast_ft.budget import Clock
 from fast_ft.errors import BudgetMissed
+from fast_ft.folders import refuse_unmounted
 from fast_ft.generate_phase import budget_missed, generate_phase
 from fast_ft.interrupt import interruptible
 from fast_ft.judge import judging
@@ -49,20 +51,21 @@ def opened(
 ) -> Iterator[RunDir]:
     """Give the recipe's run folder, new or to be resumed, held by a lease; its selection is recorded."""
     root = output_folder(recipe, recipe_path)
-    if not (root / "manifest.json").is_file():
+    backup = Backup(root, recipe.backup_dir) if recipe.backup_dir is not None else None
+    for place in (root, *([backup.folder] if backup is not None else [])):
+        refuse_unmounted(place)  # before a model is fetched
+    if not os.path.isfile(root / "manifest.json"):  # noqa: PTH113 (False for a name that no file can have)
         check_model(recipe)  # before there is a folder: a refused run leaves nothing behind
         if judged:
             judging.check(recipe.judge, prepared.prompts)
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible())
-        held = stack.enter_context(lease.hold(root))
-        backup = Backup(root, recipe.backup_dir) if recipe.backup_dir is not None else None
+        stack.enter_context(lease.hold(root))
         if backup is not None:
             stack.enter_context(lease.hold(backup.folder))  # another machine may have the same folder mounted
             if not (root / "manifest.json").is_file():
                 backup.restore()
         folder = RunDir.open(recipe, recipe_path)
-        folder.lease = held
         if backup is not None:
             folder.on_saved, folder.on_answer = backup.save, backup.answered
         resume.go_on(folder, recipe, prepared, force=force_resume)

@@ -183,6 +183,7 @@ class _Recipe(_Part):
     train: dict[str, Any] = {}
     data: dict[str, Any] = {}
     judge: dict[str, Any] = {}
+    generate: dict[str, Any] = {}
     budget: _Budget = _Budget()
     rules: str | None = None
 
@@ -198,6 +199,7 @@ class _Manifest(_Part):
     digests: dict[str, str] = {}
     leakage: _Leakage = _Leakage()
     notes: list[str] = []
+    notes_on_answers: list[str] = []
     environment: _Environment = _Environment()
     resumed: list[dict[str, Any]] = []
     model: _Model | None = None
@@ -205,6 +207,7 @@ class _Manifest(_Part):
     plan: dict[str, Any] = {}
     generated_with: dict[str, Any] = {}
     judged_with: dict[str, Any] = {}
+    others: dict[str, dict[str, Any]] = {}
 
 
 _PRED: TypeAdapter[Any] = TypeAdapter(dict[str, _Entry])

@@ -19,6 +19,7 @@ from fast_ft import atomic, base_check, checkpoints, environment, results
 from fast_ft.budget import longer
 from fast_ft.errors import InputError
 from fast_ft.load import digest, resolved
+from fast_ft.made import as_made
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
 from fast_ft.recipe import Budget, Recipe
@@ -57,6 +58,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = F
         _say(prepared)
         _record(folder, recipe, prepared, notes=prepared.notes, environment=environment.describe())
         return
+    _tidy(folder)
     changes = compare(folder, recipe, prepared)
     cut = _cut_short(folder, recipe.budget)
     if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
@@ -85,12 +87,19 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = F
 
 
 def compare(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Changes:
-    """Return what differs between a run and what is asked for now: recipe, selected rows, prompts."""
+    """Return what differs between a run and what is asked for now: recipe, selected rows, prompts.
+
+    Answers and scores are compared by what they were made with. Scores of a recipe that asks for none are left alone.
+    """
     changes, manifest = Changes(), folder.manifest()
     try:
         former = resolved(folder.recipe())  # with the defaults of keys that came later
     except InputError:
         former = manifest["recipe"]
+    judge = former["judge"]
+    former = as_made(manifest | {"recipe": former})
+    if judge["kind"] == recipe.judge.kind == "none":
+        former["judge"] = judge
     for key, pair in differences(former, resolved(recipe), ignore=("output_dir", "backup_dir")).items():
         kinds = ((_FREE, changes.free), (_ANSWERS, changes.answers), (_JUDGED, changes.judging))
         into = next((diff for names, diff in kinds if key.startswith(names)), changes.training)
@@ -128,15 +137,18 @@ def staged(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def set_scores_aside(folder: RunDir) -> str | None:
-    """Keep scores.json beside, under the digest of the pred.json that it scores; return its new name, or None."""
-    phases = folder.manifest()["phases"]
-    if phases.pop("judge", None) is not None:
-        folder.update(phases=phases)
+    """Keep scores.json beside, under the digest of the pred.json that it scores; return its new name, or None.
+
+    Scores of the same answers by several judges are told apart by their own digest.
+    """
+    folder.reopen("judge")
     if not folder.scores.is_file():
         return None
-    of = scored_pred(folder)
-    name = of[:8] if of else f"unreadable-{atomic.sha256_file(folder.scores)[:8]}"
-    beside = folder.root / f"scores-{name}.json"
+    of, own = scored_pred(folder), atomic.sha256_file(folder.scores)[:8]
+    name = of[:8] if of else f"unreadable-{own}"
+    beside = folder.root / f"{folder.scores.stem}-{name}.json"
+    if beside.is_file() and atomic.sha256_file(beside)[:8] != own:
+        beside = folder.root / f"{folder.scores.stem}-{name}-{own}.json"
     atomic.move(folder.scores, beside)
     return beside.name
 
@@ -180,10 +192,8 @@ def _say(prepared: Prepared) -> None:
 def _force(folder: RunDir, diff: Diff) -> None:
     note(f"warning: --force-resume: this run goes on with other settings than it began with:\n{show(diff)}")
     note("warning: its adapter will be what no single recipe makes; manifest.json says so")
-    phases = folder.manifest()["phases"]
-    phases.pop("train", None)
+    folder.reopen("train")
     folder.update(
-        phases=phases,
         resumed=[*folder.manifest().get("resumed", []), {"at": now(), "forced": {k: list(v) for k, v in diff.items()}}],
     )
     folder.plan.unlink(missing_ok=True)  # it was settled for the other settings
@@ -203,13 +213,21 @@ def _cut_short(folder: RunDir, budget: Budget) -> dict[str, str]:
 
 
 def _answer_again(folder: RunDir, diff: Diff) -> None:
-    phases = folder.manifest()["phases"]
-    if phases.pop("generate", None) is not None:
-        folder.update(phases=phases)
-        if diff:
-            note(f"note: the prompts are answered again, the former pred.json is kept beside:\n{show(diff)}")
-    for path in (folder.pred_partial, folder.base_pred.with_suffix(".partial.jsonl")):
+    if folder.reopen("generate") and diff:
+        note(f"note: the prompts are answered again, the former pred.json is kept beside:\n{show(diff)}")
+    for path in (folder.pred_partial, folder.base_partial):
         path.unlink(missing_ok=True)  # answers by other settings
+
+
+def _tidy(folder: RunDir) -> None:
+    """Put right what a kill between two writes left: spent files of a finished phase, scores of former answers."""
+    if folder.done("generate") is None:
+        return
+    for path in (folder.pred_partial, folder.base_partial):
+        path.unlink(missing_ok=True)
+    former = folder.done("judge") is None and folder.scores.is_file()
+    if former and scored_pred(folder) != folder.manifest()["digests"].get("pred"):
+        set_scores_aside(folder)
 
 
 def _judge_again(folder: RunDir, diff: Diff) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fast_ft import rules
 from fast_ft.atomic import recover, replace_folder, sha256_file, write_bytes, write_json, write_text
 from fast_ft.errors import InputError
-from fast_ft.lease import Lease
+from fast_ft.folders import guard
 from fast_ft.lint import unknown_placeholder
+from fast_ft.made import as_made
 from fast_ft.outside import json_object, refuse_links
 from fast_ft.recipe import Recipe
 from fast_ft.results import read_manifest
@@ -36,7 +38,6 @@ class RunDir:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.lease: Lease | None = None  # while this process holds the folder
         self.on_saved: Callable[[], object] = lambda: None  # called when a checkpoint or a phase is on the disk
         self.on_answer: Callable[[], object] = lambda: None  # called when an answer is, or a judge's reply
         self.manifest_path = root / "manifest.json"
@@ -51,6 +52,7 @@ class RunDir:
         self.pred = root / "pred.json"
         self.pred_partial = root / "pred.partial.jsonl"
         self.base_pred = root / "base_pred.json"
+        self.base_partial = root / "base_pred.partial.jsonl"
         self.scores = root / "scores.json"
         self.answers = root / "answers.json"  # of each answer: new tokens, and whether EOS ended it
         self.report = root / "report.html"
@@ -96,31 +98,59 @@ class RunDir:
 
     def manifest(self) -> dict[str, Any]:
         """Return manifest.json: recipe, recipe_file, recipe_digest, started, phases, and what phases put there."""
+        guard(self.manifest_path)
         return read_manifest(self.manifest_path)
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Put JSON values under these names into the manifest, in place of what is there, and return the manifest."""
-        self.check_lease()
         manifest = self.manifest() | values
         write_json(self.manifest_path, manifest)
         return manifest
 
-    def check_lease(self) -> None:
-        """Raise InputError where another process has taken this folder over."""
-        if self.lease is not None:
-            self.lease.check()
+    def finish(
+        self,
+        phase: str,
+        seconds: float,
+        *,
+        beside: dict[str, Any] | None = None,
+        spent: Sequence[Path] = (),
+        **facts: Any,
+    ) -> None:
+        """Note that `phase` is done, when, how long it took in all, and facts about it (JSON values).
 
-    def finish(self, phase: str, seconds: float, **facts: Any) -> None:
-        """Note that `phase` is done, when, how long it took in all, and facts about it (JSON values)."""
+        `beside` holds other values of the manifest, written with it. `spent` are files from which the phase would have
+        gone on after a stop: they are deleted when the record is on the disk, and not before.
+        """
         phases = self.manifest().get("phases", {})
         phases.pop(phase, None)  # so that the last finished is the last listed
         phases[phase] = {"seconds": round(seconds, 3), "finished": now(), **facts}
-        self.update(phases=phases)
+        self.update(phases=phases, **(beside or {}))
+        for path in spent:
+            path.unlink(missing_ok=True)
         self.on_saved()
+
+    def reopen(self, *names: str) -> bool:
+        """Take these phases' records out of the manifest, and return whether there was one."""
+        phases = self.manifest().get("phases", {})
+        kept = {name: facts for name, facts in phases.items() if name not in names}
+        if kept != phases:
+            self.update(phases=kept)
+        return kept != phases
 
     def done(self, phase: str) -> dict[str, Any] | None:
         """Return what `finish` noted for `phase`, or None while it is not done."""
         return self.manifest().get("phases", {}).get(phase)
+
+    def others(self, test: str, digest: str) -> RunDir:
+        """Return this run with other files for answers and scores: those to the prompts in file `test` of this SHA-256.
+
+        They are called pred-STEM-DIGEST.json, scores-STEM-DIGEST.json and so on.
+        """
+        name = f"{re.sub(r'[^0-9A-Za-z_]+', '_', Path(test).stem)[:60]}-{digest[:8]}"
+        other = copy.copy(self)
+        for path in ("pred", "base_pred", "answers", "scores"):
+            setattr(other, path, self.root / f"{path}-{name}.json")
+        return other
 
     def recipe(self) -> Recipe:
         """Return the run's own recipe, from its manifest; InputError if it was written by another version."""
@@ -143,7 +173,11 @@ def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
     endless = recipe.budget.model_copy(update={"train_minutes": None, "generate_minutes": None})
     digest8 = digest(recipe.model_copy(update={"budget": endless}))[:8]
     values = {"recipe": Path(recipe_path).stem, "digest8": digest8}
-    folder = Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir)).expanduser()
+    folder = Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], recipe.output_dir))
+    try:
+        folder = folder.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"output_dir: {recipe.output_dir}: {error} Write the folder out") from None
     if ".." in folder.parts:  # lint.py says it of a recipe; a recipe's file can be called "...yaml"
         raise InputError(f"output_dir: {folder} steps out of its folder by ..: write where it leads, without ..")
     return folder
@@ -184,7 +218,7 @@ def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
                 "score": _score(path.parent / "scores.json"),
             }
         )
-        recipes.append(dict(_flat(manifest.get("recipe", {}))))
+        recipes.append(dict(_flat(as_made(manifest))))
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in ("output_dir", "data.exclude"))
     differing = [key for key in keys if len({json.dumps(recipe.get(key)) for recipe in recipes}) > 1]
     for row, recipe in zip(rows, recipes, strict=True):

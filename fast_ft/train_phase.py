@@ -173,7 +173,6 @@ def _train(
     with told, Bar("training", steps, done=done.global_step) as bar:
 
         def on_step(entry: dict[str, Any]) -> None:
-            folder.check_lease()
             log.add(entry)
             lines.append(entry)
             speed = entry["tokens"] / max(entry["seconds"], 1e-9)
@@ -181,7 +180,6 @@ def _train(
             bar.advance(1, f"{entry['stage']}  loss {entry['loss']:.3f}  {speed:,.0f} tokens/s{memory}")
 
         def save_state(course: train.Course) -> None:
-            folder.check_lease()
             log.sync()  # a checkpoint's steps are in the log, whatever happens to the machine
             step = course.progress.global_step
             try:

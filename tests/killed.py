@@ -40,3 +40,21 @@ def run(arguments: list[str], errors: str, environment: dict[str, str]) -> None:
     from fast_ft.__main__ import main
 
     sys.exit(main(arguments))
+
+
+def run_until(touch: int, arguments: list[str], errors: str) -> None:
+    """In the child: the same, but killed when it is about to touch the disk for the `touch`-th time."""
+    import signal
+
+    from fast_ft import atomic
+
+    left = touch
+
+    def before(what: str, path: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    atomic.before = before
+    run(arguments, errors, {})

@@ -15,7 +15,8 @@ import pytest
 from conftest import RecipeFactory
 from judge_server import JudgeServer
 
-from fast_ft import atomic, backup, generate, progress, train_phase
+from fast_ft import atomic, backup, folders, generate, progress, train_phase
+from fast_ft.__main__ import main
 from fast_ft.backup import COMPLETE, REPLIES, Backup
 from fast_ft.decode import decode
 from fast_ft.errors import InputError
@@ -291,6 +292,51 @@ def test_a_snapshot_that_is_not_whole_is_passed_over_for_the_one_before(
     assert "snapshot-2 is passed over" in said and "restored from" in said and "snapshot-1" in said
     assert sorted(each.name for each in root.iterdir()) == ["log.jsonl", "manifest.json"]
     assert not (tmp_path / "evil").exists() and not (tmp_path / "local" / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "words"),
+    [
+        ("backup_dir", "/content/drive/MyDrive/runs", 'drive.mount("/content/drive")'),
+        ("backup_dir", "/content/drive", "Google Drive is not mounted"),
+        ("output_dir", "/content/drive/MyDrive/runs/{recipe}", 'drive.mount("/content/drive")'),
+        ("backup_dir", "/mnt/no-such-disk/a/b", "mkdir /mnt/no-such-disk"),
+        ("backup_dir", "/media/no-such-disk", "its disk is not mounted"),
+        ("output_dir", "/Volumes/no-such-disk/run", "its disk is not mounted"),
+        ("backup_dir", "{tmp}/link/run", "its disk is not mounted"),
+        ("backup_dir", "{tmp}/file/backups", "cannot make the folder {tmp}/file/backups/run: not a directory"),
+        ("backup_dir", "/proc/no-such-folder", "cannot make the folder /proc/no-such-folder/run: no such file"),
+        ("backup_dir", "{tmp}/circle", "backup_dir: {tmp}/circle: "),
+        ("backup_dir", "~no-such-user/backups", "backup_dir: ~no-such-user/backups: "),
+        ("output_dir", "~no-such-user/runs", "output_dir: ~no-such-user/runs: "),
+        ("output_dir", "{tmp}/" + "a" * 300, "file name too long"),
+        ("output_dir", "{tmp}/circle/run", "cannot make the folder {tmp}/circle/run: "),
+    ],
+)
+def test_a_folder_that_cannot_be_made_or_whose_disk_is_not_mounted_is_one_message(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, name: str, words: str
+) -> None:
+    (tmp_path / "link").symlink_to("/mnt/no-such-disk/backups")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(path), f"{key}={name.replace('{tmp}', str(tmp_path))}"]) == 2
+    (said,) = capsys.readouterr().err.split("error: ")[1:]
+    assert words.replace("{tmp}", str(tmp_path)) in said
+    assert sorted(tmp_path.rglob("*")) == before, "a refused run leaves nothing behind"
+    assert not Path("/mnt/no-such-disk").exists() and not folders.DRIVE.exists()
+
+
+def test_a_disk_that_is_mounted_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(folders, "PLACES", (tmp_path / "mnt",))
+    (tmp_path / "drive").mkdir()
+    with pytest.raises(InputError, match=r"there is no .*drive/MyDrive"):
+        folders.make_folder(tmp_path / "drive" / "MyDrive" / "runs" / "a")
+    for name in ("drive/MyDrive", "mnt/disk"):
+        (tmp_path / name).mkdir(parents=True)
+        folders.make_folder(tmp_path / name / "runs" / "a")
+        assert (tmp_path / name / "runs" / "a").is_dir()
 
 
 def test_a_backup_elsewhere_is_the_same_run(path: Path, recipe_file: RecipeFactory, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 #: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
 ORDER = [
     "errors", "interrupt", "memory", "budget", "stopwatch",
-    "terminal", "redact", "outside", "results", "atomic", "seeds", "progress", "ranks",
+    "terminal", "redact", "outside", "results", "folders", "processes", "atomic", "seeds", "progress", "ranks",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "epoch_loss", "model_files", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
-    "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
+    "lint", "load", "lease", "made", "rundir", "submit.ledger", "environment", "picture",
     "chat_template_process", "chat_template", "codec", "template",
     "shape", "cut", "cost", "plan_pool", "plan", "forecast",
     "attention", "recompute", "nf4", "block.plain", "block.kernels", "block.ops", "block.linears", "block.block",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, RecipeFactory
 
-from fast_ft import lease
+from fast_ft import atomic, generate, lease, processes, progress, train_phase
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
@@ -20,7 +22,7 @@ from fast_ft.pipeline import run
 HOLDER = """
 import sys
 from pathlib import Path
-from fast_ft import lease
+from fast_ft import atomic, generate, lease, processes, progress, train_phase
 with lease.hold(Path(sys.argv[1]), every=0.05):
     print("held", flush=True)
     sys.stdin.read()
@@ -71,7 +73,7 @@ def test_a_killed_holder_is_stale_at_once(
     holder: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     holder.kill()  # not waited for: a zombie still has its process id
-    while lease._started(holder.pid) is not None:
+    while processes.started(holder.pid) is not None:
         pass
     with lease.hold(tmp_path / "run", sleep=never):
         assert json.loads((tmp_path / "run" / lease.NAME).read_text())["pid"] == os.getpid()
@@ -79,7 +81,7 @@ def test_a_killed_holder_is_stale_at_once(
 
 
 def test_a_process_id_that_was_given_anew_holds_nothing(tmp_path: Path) -> None:
-    mine = lease._self() | {"process": "1", "token": "of one that had this process id before"}
+    mine = lease._self(tmp_path) | {"process": "1", "token": "of one that had this process id before"}
     (tmp_path / lease.NAME).write_text(json.dumps(mine))
     with lease.hold(tmp_path, sleep=never):
         pass
@@ -114,6 +116,72 @@ def test_a_lease_cut_off_in_writing_is_watched_like_any_other(tmp_path: Path) ->
     waited: list[float] = []
     with lease.hold(tmp_path, sleep=waited.append):
         assert sum(waited) == 60
+
+
+def test_a_copied_folder_is_not_held_by_the_run_that_it_was_copied_from(
+    holder: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert (tmp_path / "copy" / lease.NAME).is_file()
+    with lease.hold(tmp_path / "copy", sleep=never):
+        pass
+    assert f"is a copy of a folder that process {holder.pid} on" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for same in ("run", "link"):
+        with pytest.raises(InputError, match=f"in use by process {holder.pid}"):
+            lease.hold(tmp_path / same, sleep=never).__enter__()
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    with pytest.raises(InputError, match=f"in use by process {holder.pid}"):
+        lease.hold(tmp_path / "renamed", sleep=never).__enter__()
+
+
+@pytest.mark.parametrize(("module", "title", "unit"), [(train_phase, "training", 3), (generate, "answers", 2)])
+def test_a_folder_that_is_renamed_stops_its_run_at_the_next_write_and_nothing_is_lost(
+    recipe_file: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, title: str, unit: int
+) -> None:
+    old, new = tmp_path / "run", tmp_path / "moved" / "other name"
+    new.parent.mkdir()
+    path = recipe_file({"output_dir": str(old), "train.save_steps": 2})
+
+    class Renaming(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if (self.title, self.done) == (title, unit):
+                old.rename(new)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
+        patch.setattr(module, "Bar", Renaming)
+        run(load_recipe(path), path)
+    assert f"{old} was renamed to {new}" in str(caught.value)
+    assert not old.exists(), "the run is in one piece"
+    assert not (new / lease.NAME).exists(), "and given back"
+    new.rename(old)
+    folder = run(load_recipe(path), path)
+    whole = run(load_recipe(path, [f"output_dir={tmp_path}/whole"]), path)
+    assert folder.manifest()["digests"] == whole.manifest()["digests"]
+
+
+def test_a_renamed_folder_is_left_alone_even_where_another_one_has_its_name(tmp_path: Path) -> None:
+    with lease.hold(tmp_path / "run") as held:
+        (tmp_path / "run").rename(tmp_path / "new")
+        (tmp_path / "run").mkdir()
+        held.beat()
+        with pytest.raises(InputError, match=r"run was renamed to .*new while"):
+            atomic.write_text(tmp_path / "run" / "file", "text")
+        assert not list((tmp_path / "run").iterdir())
+    assert not list((tmp_path / "new").iterdir())
+    with lease.hold(tmp_path / "run") as held:
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(InputError, match="run was moved or deleted while"):
+            held.check()
+
+
+def test_a_lease_that_was_deleted_in_a_folder_that_is_there_is_written_again(tmp_path: Path) -> None:
+    with lease.hold(tmp_path) as held:
+        (tmp_path / lease.NAME).unlink()
+        atomic.write_text(tmp_path / "file", "text")
+        held.beat()
+        assert json.loads((tmp_path / lease.NAME).read_text())["token"] == held.content["token"]
 
 
 def test_a_run_that_lost_its_folder_stops(tmp_path: Path) -> None:

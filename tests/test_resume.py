@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import RecipeFactory, save_random_llama, write_recipe
 
-from fast_ft import atomic, checkpoints, environment, state
+from fast_ft import atomic, checkpoints, environment, generate, progress, state
 from fast_ft.__main__ import main
-from fast_ft.again import generate_again, renew_scores
+from fast_ft.again import generate_again, judge_again, renew_scores
+from fast_ft.decode import decode
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
 from fast_ft.prepare import prepare
-from fast_ft.rundir import RunDir
+from fast_ft.report import facts, overview
+from fast_ft.rundir import RunDir, list_runs
+from fast_ft.submit import submit
 from fast_ft.taste import taste
 
 Go = Callable[..., RunDir]
@@ -146,6 +150,131 @@ def test_another_judge_keeps_adapter_answers_and_former_scores(again: Go, tmp_pa
     assert [path.read_bytes() for path in root.glob("scores-*.json")] == [scores]
     after = {name: digest for name, digest in digests(root).items() if name.startswith(("adapter", "pred"))}
     assert after == before
+
+
+def references(folder: Path, name: str, text: str) -> str:
+    """Write a file of reference answers to the run's prompts, and return the override that names it."""
+    ids = read(folder / "run" / "pred.json")
+    rows = [{"id": id_, "instruction": "x", "output": text} for id_ in ids]
+    (folder / name).write_text(json.dumps(rows))
+    return f"judge.references={folder / name}"
+
+
+def test_the_recipes_command_ends_with_the_recipes_answers_and_keeps_the_others(
+    again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "run"
+    wanted = (root / "pred.json").read_bytes()
+    generate_again(root, ["generate.max_new_tokens=2"])
+    other = (root / "pred.json").read_bytes()
+    assert other != wanted and RunDir.at(root).manifest()["generated_with"]["max_new_tokens"] == 2
+    folder = again()
+    assert folder.pred.read_bytes() == wanted
+    assert (root / f"pred-{atomic.sha256_file(folder.pred)[:8]}.json").read_bytes() == wanted
+    assert other in [path.read_bytes() for path in root.glob("pred-*.json")], "kept"
+    assert "generate.max_new_tokens: 2 -> 6" in capsys.readouterr().err
+    assert folder.manifest()["generated_with"] == folder.manifest()["recipe"]["generate"]
+    before = digests(root)
+    again()
+    assert digests(root) == before, "and then it is done"
+
+
+def test_the_recipes_command_ends_with_the_recipes_scores_and_keeps_the_others(again: Go, tmp_path: Path) -> None:
+    root, first = tmp_path / "run", references(tmp_path, "a.json", "The hat is red.")
+    again("judge.kind=reference", first)
+    wanted = read(root / "scores.json")
+    judge_again(root, [references(tmp_path, "b.json", "No.")])
+    other = (root / "scores.json").read_bytes()
+    assert json.loads(other) != wanted and json.loads(other)["judged_with"]["references"].endswith("b.json")
+    again("judge.kind=reference", first)
+    assert read(root / "scores.json") == wanted
+    assert other in [path.read_bytes() for path in root.glob("scores-*.json")]
+    before = digests(root)
+    again("judge.kind=reference", first)
+    assert digests(root) == before
+
+
+def test_scores_by_another_judge_are_kept_beside_and_a_recipe_without_a_judge_leaves_scores_alone(
+    again: Go, tmp_path: Path
+) -> None:
+    root, made = tmp_path / "run", []
+    for name, text in (("a.json", "The hat is red."), ("b.json", "No."), ("c.json", "Yes, it is.")):
+        folder = judge_again(root, ["judge.kind=reference", references(tmp_path, name, text)])
+        made.append(folder.scores.read_bytes())
+    kept = [path.read_bytes() for path in root.glob("scores-*.json")]
+    assert sorted(kept) == sorted(made[:2]), "every judge's scores are there"
+    judge_again(root, ["judge.kind=reference", f"judge.references={tmp_path}/c.json"])
+    assert len(list(root.glob("scores-*.json"))) == 2, "the same judge's scores are the same scores"
+    before = digests(root)
+    again()
+    assert digests(root) == before
+
+
+@pytest.mark.parametrize("stop", ["before the record", "after it"])
+def test_a_stop_beside_the_record_of_the_answers_makes_none_of_them_again(
+    again: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    """The answers of the base model are answers too."""
+    root, finish = tmp_path / "run", RunDir.finish
+
+    def stopped(folder: RunDir, phase: str, *given: Any, **facts: Any) -> None:
+        if stop == "after it":
+            finish(folder, phase, *given, **facts | {"spent": ()})
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDir, "finish", stopped)
+        again("judge.base_prompts=2", "generate.max_new_tokens=3")
+    made = {path.name: path.read_bytes() for path in (root / "pred.json", root / "base_pred.json")}
+
+    def answered_again(*given: Any, **options: Any) -> Any:
+        raise AssertionError("an answer that was there is made again")
+
+    monkeypatch.setattr(decode.Pool, "run", answered_again)
+    folder = again("judge.base_prompts=2", "generate.max_new_tokens=3")
+    assert {name: (root / name).read_bytes() for name in made} == made and not list(root.glob("*.partial.jsonl"))
+    assert (folder.done("generate") or {})["base_answers"] == 2
+
+
+def test_a_stopped_generate_goes_on_and_its_answers_never_mix_with_the_runs_own(
+    again: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, former = tmp_path / "run", (tmp_path / "run" / "pred.json").read_bytes()
+    shutil.copytree(root, tmp_path / "whole")
+    generate_again(tmp_path / "whole", ["generate.max_new_tokens=3"])
+
+    class Stopping(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.done == 2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(generate, "Bar", Stopping)
+        generate_again(root, ["generate.max_new_tokens=3"])
+    assert again().pred.read_bytes() == former, "the run's own answers are as they were"
+    drawn = []
+    run_pool = decode.Pool.run
+    monkeypatch.setattr(decode.Pool, "run", lambda pool, rows, **o: drawn.append(rows) or run_pool(pool, rows, **o))
+    generate_again(root, ["generate.max_new_tokens=3"])
+    assert sum(row.known is not None for row in drawn[-1]) == 2
+    assert (root / "pred.json").read_bytes() == (tmp_path / "whole" / "pred.json").read_bytes()
+    assert not list(root.glob("*.partial.jsonl"))
+
+
+def test_runs_comparison_and_zip_name_the_settings_of_the_answers(again: Go, tmp_path: Path) -> None:
+    """Two runs of one recipe; one of them answered with other settings."""
+    again()
+    shutil.copytree(tmp_path / "run", tmp_path / "runs" / "a")
+    shutil.copytree(tmp_path / "run", tmp_path / "runs" / "b")
+    generate_again(tmp_path / "runs" / "b", ["generate.max_new_tokens=2"])
+    rows = list_runs(tmp_path / "runs")
+    assert [row["keys"] for row in rows] == [{"generate.max_new_tokens": 6}, {"generate.max_new_tokens": 2}]
+    folders = [RunDir.at(row["folder"]) for row in rows]
+    table = overview.differing([facts.read_run(folder) for folder in folders])
+    assert "generate.max_new_tokens" in table and "The recipes are the same" not in table
+    recipe = yaml.safe_load(submit.contents(folders[1], "b12901001")["recipe.yaml"])
+    assert recipe["generate"]["max_new_tokens"] == 2
 
 
 @pytest.mark.parametrize(

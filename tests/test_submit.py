@@ -246,3 +246,37 @@ def test_answers_generated_again_can_be_handed_in_and_lose_their_scores(
     assert read(finished.root / f"scores-{former[:8]}.json")["mean"] == 4.2
     assert "scores.json was of the former answers" in capsys.readouterr().err
     assert failed(finished) == set()
+
+
+def test_answers_to_other_prompts_have_files_of_their_own(
+    finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {name: getattr(finished, name).read_bytes() for name in ("pred", "answers")}
+    prompts = [{"id": f"o{i}", "conversations": [{"from": "human", "value": f"Name {i} hats."}]} for i in range(3)]
+    (tmp_path / "more prompts.json").write_text(json.dumps(prompts))
+    given = f"data.test={tmp_path / 'more prompts.json'}"
+    (tmp_path / "references.json").write_text(
+        json.dumps([{"id": row["id"], "instruction": "x", "output": "Hats."} for row in prompts])
+    )
+    judged = [
+        "judge",
+        str(finished.root),
+        given,
+        "judge.kind=reference",
+        f"judge.references={tmp_path}/references.json",
+    ]
+    assert main(judged) == 2 and "were not answered yet" in capsys.readouterr().err
+    for limit in (3, 2):
+        assert main(["generate", str(finished.root), given, f"generate.max_new_tokens={limit}"]) == 0
+    said = capsys.readouterr().err
+    others = finished.others(str(tmp_path / "more prompts.json"), atomic.sha256_file(tmp_path / "more prompts.json"))
+    assert others.pred.name in said and others.pred.name.startswith("pred-more_prompts-")
+    assert list(read(others.pred)) == [row["id"] for row in prompts]
+    (facts,) = finished.manifest()["others"].values()
+    assert facts["generated_with"]["max_new_tokens"] == 2 and facts["digests"]["pred"] == atomic.sha256_file(
+        others.pred
+    )
+    assert len(list(finished.root.glob(f"{others.pred.stem}-*.json"))) == 1, "the former answers are kept beside"
+    assert main(judged) == 0
+    assert read(others.scores)["count"] == 3 and not finished.scores.exists() and finished.done("judge") is None
+    assert {name: getattr(finished, name).read_bytes() for name in own} == own and failed(finished) == set()

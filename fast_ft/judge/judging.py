@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fast_ft import atomic, data, results
+from fast_ft import atomic, data, results, resume
 from fast_ft.errors import InputError
 from fast_ft.judge import endpoint, reference, stats
 from fast_ft.judge.judge import Group, Item, Judgment, judge_all, scores_of, summarise
@@ -67,9 +67,25 @@ def judge_run(
         scores["gain"] = stats.compare(scores_of(scores), scores_of(summaries["base"]), seed, "the base model")
     if against is not None:
         scores["against"] = stats.compare(scores_of(scores), scores_of(summaries["against"]), seed, str(against.root))
+    scores["judged_with"] = section.model_dump(mode="json")
     scores["prompts"] = scores.pop("prompts")  # the long part last
+    if _of_another_judge(folder.scores, scores):
+        note(f"note: the former scores are kept in {resume.set_scores_aside(folder)}")
     atomic.write_json(folder.scores, scores)
     return scores
+
+
+def _of_another_judge(path: Path, scores: Mapping[str, Any]) -> bool:
+    """Tell whether the scores that are there are of other answers, by another judge, or in another comparison."""
+    if not path.is_file():
+        return False
+    try:
+        there = results.read_scores(path)
+    except InputError:
+        return True
+    if any(there.get(key) != scores.get(key) for key in ("kind", "pred", "rubric", "judged_with")):
+        return True
+    return there.get("against") not in (None, scores.get("against"))
 
 
 def check(section: Section, prompts: list[data.Prompt]) -> None:

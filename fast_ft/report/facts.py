@@ -10,6 +10,7 @@ from typing import Any
 from fast_ft import data, outside, results
 from fast_ft.errors import InputError
 from fast_ft.layouts import strip_lead
+from fast_ft.made import as_made
 from fast_ft.rundir import RunDir
 
 WORDS = ("reply", "reason", "reasons")  #: where a judge's words may stand in a prompt's scores
@@ -43,7 +44,7 @@ class Run:
 def read_run(folder: RunDir) -> Run:
     """Read a run folder; InputError where a file in it is not what the run wrote."""
     manifest = folder.manifest()
-    recipe = manifest.get("recipe", {})
+    recipe = as_made(manifest)
     if "name_or_path" not in recipe.get("model", {}) or "r" not in recipe.get("lora", {}):
         raise InputError(f"{folder.manifest_path}: recipe: names no model.name_or_path or no lora.r")
     judge = recipe.get("judge", {})

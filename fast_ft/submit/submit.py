@@ -17,6 +17,7 @@ import yaml
 
 from fast_ft import atomic, identity, redact
 from fast_ft.errors import InputError
+from fast_ft.made import as_made
 from fast_ft.progress import note
 from fast_ft.rundir import RunDir
 from fast_ft.submit import handin, secret_scan
@@ -68,10 +69,11 @@ def contents(folder: RunDir, name: str) -> dict[str, bytes]:
     manifest = folder.manifest()
     if "plan" not in manifest:  # a run of an older version
         manifest["plan"] = json.loads(folder.plan.read_text(encoding="utf-8"))
+    answered = as_made(manifest) | {"judge": manifest["recipe"]["judge"]}
     files = {
         "manifest.json": _json(manifest),
         "pred.json": folder.pred.read_bytes(),
-        "recipe.yaml": yaml.safe_dump(manifest["recipe"], sort_keys=False, allow_unicode=True).encode(),
+        "recipe.yaml": yaml.safe_dump(answered, sort_keys=False, allow_unicode=True).encode(),
         "REPRODUCE.md": instructions(manifest, name).encode(),
     }
     for path in identity.source_files():

@@ -1,0 +1,39 @@
+"""Which process is which on this machine, and what it has open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def boot() -> str | None:
+    """Return what tells one boot, and one container's process ids, from another's; None where nothing does."""
+    try:
+        identity = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{identity} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def started(pid: int) -> str | None:
+    """Return when a process of this machine started, in the kernel's own ticks; None where there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]  # a killed process is a zombie until its parent asks for it
+
+
+def has_open(pid: int, folder: Path) -> bool:
+    """Tell whether a process of this machine holds this very folder open, not one that it was copied from."""
+    try:
+        wanted = folder.stat()
+        links = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return True  # another user's process does not tell: it counts as the holder
+    for link in links:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(link.stat(), wanted):
+                return True
+    return False
