@@ -55,13 +55,14 @@ def _found(sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dic
     if own is not None:
         figures.append(("the recipe as it stood", f"{own['value']:.3f}"))
     cells = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in figures)
-    shared = [t["number"] for t in scored if t["proof"]["in_validation"] or t["proof"]["in_test"]]
+    equal = [t["number"] for t in scored if t["proof"]["in_test"]]
     facts = [
         f"{sweep['ended'].capitalize()}.",
         f"Every trial answered the same {len(sweep['validation']['prompts'])} validation prompts, drawn from the "
-        "training rows before any selection. By text, "
-        + (f"training rows of trials {shared} hold some of them or of the test prompts." if shared else
-           "no trial's training rows hold one of them or one of the test prompts: sweep.json has the digests."),
+        "training rows before any selection. No trial trained on one of them, by text: sweep.json has the digests.",
+        f"Training rows of trials {', '.join(map(str, equal))} equal test prompts, by text. The sweep reports them and "
+        "takes no row out because of the test set." if equal else
+        "No trial trained on a row that equals a test prompt, by text.",
         "best.yaml is the best recipe, every value filled in; best/ has its adapter and its answers to the test set.",
     ]  # fmt: skip
     link = ""

@@ -1,38 +1,88 @@
 """The one Optuna study of a sweep: asked and told by the driver alone, kept in a journal file that outlives kills.
 
-All that is known of a trial stands in the journal, as its `facts`; sweep.json and the page are made from it.
+All that is known of a trial stands in the journal, as its `facts`; sweep.json and the page are made from it. So do
+the digests of what trials read, as the study's `inputs`. A trial's folder is kept by its name: a sweep folder may move.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fast_ft.errors import InputError
 from fast_ft.recipe import Search
+from fast_ft.sweep import files
 from fast_ft.sweep import space as spaces
 from fast_ft.sweep.space import Point, Space
 
-FACTS = "facts"
+FACTS, INPUTS = "facts", "inputs"
+_REMEDY = "Restore it from a copy, or begin a new sweep with --output."
 
 
 class Study:
-    """Optuna's study over a Space. Values are maximised."""
+    """Optuna's study over a Space. Values are maximised. `before_write` may refuse each write to the journal."""
 
-    def __init__(self, path: Path, search: Search, space: Space, seed: int) -> None:
+    def __init__(
+        self, path: Path, search: Search, space: Space, seed: int, before_write: Callable[[], object] = lambda: None
+    ) -> None:
         optuna = _optuna()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self.root = path, path.parent  #: root: the sweep's folder
+        self.root.mkdir(parents=True, exist_ok=True)
         _mend(path)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-        self._space = space
-        self._distributions = {axis.key: axis.distribution() for axis in space.axes}
-        self._study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True, pruner=spaces.pruner(search)
-        )
-        # another start draws other numbers than those drawn already
-        self._study.sampler = spaces.sampler(search, seed + len(self._study.get_trials(deepcopy=False)))
         self._states = optuna.trial.TrialState
+        self._distributions = {axis.key: axis.distribution() for axis in space.axes}
+        lock: Any = _Held(before_write)
+        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
+        try:
+            self._study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(backend), study_name="sweep", direction="maximize",
+                load_if_exists=True, pruner=spaces.pruner(search),
+            )  # fmt: skip
+            trials, _ = self._study.get_trials(deepcopy=False), self.records()
+        except (OSError, InputError):
+            raise
+        except Exception as error:  # whatever Optuna stumbles over while it replays the lines of a file
+            raise InputError(f"{path}: Optuna cannot read it ({type(error).__name__}: {error}). {_REMEDY}") from error
+        # another start draws other numbers than those drawn already
+        self._study.sampler = spaces.sampler(search, seed + len(trials))
+
+    def check(self) -> None:
+        """Raise InputError where the journal holds anything else than a sweep of this space keeps in it."""
+        for record in self.records():
+            files.check_record(record, self._path, _REMEDY)
+        files.check_inputs(self._study.user_attrs.get(INPUTS, {}), self._path, _REMEDY)
+        self._check_space()
+
+    def _check_space(self) -> None:
+        """Raise InputError where earlier trials were drawn from other values: Optuna mixes no two lists of values."""
+        from optuna.distributions import check_distribution_compatibility
+
+        for trial in self._study.get_trials(deepcopy=False):
+            for key, drawn_from in trial.distributions.items():
+                try:
+                    check_distribution_compatibility(drawn_from, self._distributions[key])
+                except (KeyError, ValueError):
+                    raise InputError(
+                        f"search.space.{key}: trial {trial.number} in {self._path} was drawn from other values than "
+                        "the recipe has now. Put those back, or begin a new sweep with --output."
+                    ) from None
+
+    def same_inputs(self, found: Mapping[str, str]) -> None:
+        """Keep the digests of what a trial reads; InputError names what is not as it was for the trials before.
+
+        found: {what it is, in words: digest of its content}.
+        """
+        known = self._study.user_attrs.get(INPUTS, {})
+        if changed := [name for name, digest in found.items() if known.get(name, digest) != digest]:
+            raise InputError(
+                f"{self.root}: changed since this sweep began: {', '.join(changed)}. Trials are compared with one "
+                "another, so all of them read the same. Put back what was there, or begin a new sweep with --output."
+            )
+        if new := {name: digest for name, digest in found.items() if name not in known}:
+            self._study.set_user_attr(INPUTS, known | new)
 
     def ask(self, point: Point | None = None) -> Any:
         """Return a new trial: at `point`, or where the sampler wants one."""
@@ -68,7 +118,7 @@ class Study:
         running = self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,))
         for trial in running:
             self._study.tell(trial.number, state=self._states.FAIL)
-        return [dict(trial.params) for trial in running if trial.params]
+        return [dict(trial.params) for trial in running if trial.params.keys() == self._distributions.keys()]
 
     def records(self) -> list[dict[str, Any]]:
         """Return {number, point, value, stages, state, ...} of all trials that are done with, oldest first."""
@@ -78,11 +128,17 @@ class Study:
                 "point": dict(trial.params),
                 "value": trial.value if trial.state == self._states.COMPLETE else None,
                 "stages": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
-                **trial.user_attrs.get(FACTS, {}),
+                **self._placed(trial.user_attrs.get(FACTS, {})),
             }
             for trial in self._study.get_trials(deepcopy=False)
             if trial.state.is_finished() and "state" in trial.user_attrs.get(FACTS, {})
         ]
+
+    def _placed(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return a trial's facts with its folders below the sweep's own folder, wherever that was at the time."""
+        kept = {key: Path(facts[key]) for key in ("folder", "trained_in") if isinstance(facts.get(key), str)}
+        within = {key: path for key, path in kept.items() if path.parent.name == "trials"}
+        return facts | {key: str(self.root / "trials" / path.name) for key, path in within.items()}
 
     def importances(self) -> dict[str, float] | None:
         """Return each axis's share of importance (PED-ANOVA, arXiv 2304.10255), or None below 4 finished trials."""
@@ -105,19 +161,50 @@ class Study:
 
 
 def _mend(path: Path) -> None:
-    """Cut off a last line that a kill left half: Optuna would append to it, and then read neither. Drop a dead's lock.
+    """Cut off a last line that a kill or a power cut left torn: Optuna would append to it, and then read neither.
 
-    The driver holds the sweep's folder, so nobody else is writing.
+    Raises InputError where an earlier line is damaged: later lines build on it.
     """
-    for lock in path.parent.glob(f"{path.name}.lock*"):
-        lock.unlink(missing_ok=True)
     if not path.is_file():
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    lines = path.read_bytes().split(b"\n")  # the last one is b"" where the file is whole
+    for number, line in enumerate(lines, 1):
+        if _is_operation(line) and number < len(lines):
+            continue
+        if not any(lines[number:]):
+            break
+        cut = f"keep its first {number - 1} lines only (head -n {number - 1})" if number > 1 else "delete it"
+        raise InputError(
+            f"{path}, line {number}: damaged, and more lines follow. Restore the file from a copy, or {cut}: trials "
+            "that are lost so are begun again, and find what they trained in their folders."
+        )
+    whole = b"".join(each + b"\n" for each in lines[: number - 1])
+    with path.open("r+b") as file:
+        file.truncate(len(whole))
+
+
+def _is_operation(line: bytes) -> bool:
+    """Tell whether a line of the journal is whole: a JSON object with an operation of Optuna's."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "op_code" in found and "worker_id" in found
+
+
+class _Held:
+    """In place of Optuna's lock on its journal: the sweep holds its whole folder by a lease, checked at each write."""
+
+    def __init__(self, check: Callable[[], object]) -> None:
+        self._check = check
+
+    def acquire(self) -> bool:
+        """Return True; whatever `check` raises keeps the line from being written."""
+        self._check()
+        return True
+
+    def release(self) -> None:
+        """Do nothing: the lease is held until the command ends."""
 
 
 def _optuna() -> Any:
