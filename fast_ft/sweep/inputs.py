@@ -29,7 +29,7 @@ def of_sweep(recipe: Recipe, validation: Path) -> dict[str, str]:
     return found
 
 
-def of_trial(recipe: Recipe, prepared: Prepared) -> dict[str, str]:
+def of_trial(recipe: Recipe) -> dict[str, str]:
     """Return {name: digest} of a trial's training rows, base model, and tokenizer with its chat template."""
     model = recipe.model
     at = f"@{model.revision}" if model.revision else ""
@@ -37,7 +37,7 @@ def of_trial(recipe: Recipe, prepared: Prepared) -> dict[str, str]:
     tokens = hub.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision)
     weights = [f"{path.name} {identity.weights_digest(path)}" for path in sorted(base.glob("*.safetensors"))]
     return {
-        f"the training rows {recipe.data.train}": prepared.digests["train"],
+        f"the training rows {recipe.data.train}": readers.read(recipe.data.train).digest,
         f"the base model {model.name_or_path}{at}": _digest([*_files(base, hub.CONFIG_FILES), *weights]),
         f"the tokenizer {model.tokenizer or model.name_or_path}{at}": _digest(_files(tokens, hub.TOKENIZER_FILES)),
     }

@@ -15,7 +15,6 @@ from typing import Any
 from fast_ft.errors import InputError
 from fast_ft.recipe import Search
 from fast_ft.sweep import files
-from fast_ft.sweep import space as spaces
 from fast_ft.sweep.space import Point, Space
 
 FACTS, INPUTS = "facts", "inputs"
@@ -39,7 +38,7 @@ class Study:
         try:
             self._study = optuna.create_study(
                 storage=optuna.storages.JournalStorage(backend), study_name="sweep", direction="maximize",
-                load_if_exists=True, pruner=spaces.pruner(search),
+                load_if_exists=True, pruner=_pruner(search),
             )  # fmt: skip
             trials, _ = self._study.get_trials(deepcopy=False), self.records()
         except (OSError, InputError):
@@ -47,7 +46,7 @@ class Study:
         except Exception as error:  # whatever Optuna stumbles over while it replays the lines of a file
             raise InputError(f"{path}: Optuna cannot read it ({type(error).__name__}: {error}). {_REMEDY}") from error
         # another start draws other numbers than those drawn already
-        self._study.sampler = spaces.sampler(search, seed + len(trials))
+        self._study.sampler = _sampler(search, seed + len(trials))
 
     def check(self) -> None:
         """Raise InputError where the journal holds anything else than a sweep of this space keeps in it."""
@@ -158,6 +157,26 @@ class Study:
     def _tell(self, trial: Any, facts: dict[str, Any], value: float | None = None, state: Any = None) -> None:
         self.note(trial, **facts)
         self._study.tell(trial, value, state=state)
+
+
+def _sampler(search: Search, seed: int) -> Any:
+    """Return Optuna's sampler. Grid points are listed by Space.grid: Optuna's own hands some out twice in parallel."""
+    import optuna
+
+    if search.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(search: Search) -> Any:
+    """Return Optuna's pruner; its steps are stages, counted from 1."""
+    import optuna
+
+    if search.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=3)
+    if search.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3)
+    return optuna.pruners.NopPruner()
 
 
 def _mend(path: Path) -> None:

@@ -107,7 +107,7 @@ class Supply:
             self._unfit += 1
             self.study.fail(trial, str(error), state="no recipe")
             return None
-        self.study.same_inputs(inputs.of_trial(recipe, prepared))
+        self.study.same_inputs(inputs.of_trial(recipe))
         root = str(recipe.output_dir)
         known = next((r for r in records if r.get("folder") == root and r["state"] == "finished"), None)
         if known is not None or root in {str(job.root) for job in running}:

@@ -55,6 +55,8 @@ class Sweep:
                 "validation rows' own: search.objective: rouge_l, chrf or exact_match"
             )
         self.space: Space = space.read(recipe)
+        if self.search.sampler == "grid":
+            self.space.check_grid()
         content = {**resolved(recipe), "search": recipe.search.model_dump(mode="json")}
         self.root = output or Path("runs") / f"sweep-{Path(recipe_path).stem}-{content_digest(content)[:8]}"
         self.content, self.hours = content, hours
@@ -74,7 +76,7 @@ class Sweep:
             self._begin()
             study = Study(self.root / "study.journal", self.search, self.space, self.recipe.seed, held.check)
             study.check()
-            study.same_inputs(inputs.of_sweep(self.recipe, self.validation_path))
+            study.same_inputs(inputs.of_sweep(self.recipe, self.validation_path) | inputs.of_trial(self.recipe))
             crew = self._crew(workers, ray)
             try:
                 driver = self._driver(study, crew, clock)
