@@ -17,7 +17,7 @@ from typing import Any
 
 from fast_ft.errors import InputError, nearest
 from fast_ft.load import resolved, validated
-from fast_ft.recipe import Range, Recipe
+from fast_ft.recipe import Range, Recipe, Section
 
 Point = dict[str, Any]  #: {axis: number or JSON text}, as Optuna keeps it
 #: What a sweep compares by, or what its trials share; another value would be another sweep.
@@ -49,23 +49,21 @@ class Axis:
         """Whether its numbers are whole."""
         return self.range is not None and _whole_ends(self.range)
 
-    def grid(self) -> list[Any]:
-        """Return every value of the axis; InputError for a range without a step."""
+    @property
+    def count(self) -> int:
+        """How many values a grid tries along the axis; InputError for a range without a step."""
         if self.range is None:
-            return list(self.choices)
+            return len(self.choices)
         if self.range.step is None and not self.whole:
             raise InputError(
                 f"search.space.{self.key}: a grid needs values, and this range has no step: give it one, or a list"
             )
-        return [_step(self.range, n) for n in range(self.count)]
+        low, high, step = (Decimal(str(value)) for value in (self.range.low, self.range.high, self.range.step or 1))
+        return int((high - low) / step) + 1
 
-    @property
-    def count(self) -> int:
-        """How many values a grid has along the axis."""
-        if self.range is None:
-            return len(self.choices)
-        low, high = Decimal(str(self.range.low)), Decimal(str(self.range.high))
-        return int((high - low) / Decimal(str(self.range.step or 1))) + 1
+    def grid(self) -> list[Any]:
+        """Return every value of the axis."""
+        return list(self.choices) if self.range is None else [_step(self.range, n) for n in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ def _sets(recipe: Recipe, key: str, values: Any) -> list[str]:
     names = dict.fromkeys(name for value in mappings for name in value) if _is_section(recipe, key) else {}
     keys = [f"{key}.{name}" for name in names] or [key]
     for each in (key, *keys):
-        if any(_overlap(each, fixed) and len(each) >= len(fixed) for fixed in FIXED):
+        if any(f"{each}.".startswith(f"{fixed}.") for fixed in FIXED):
             named = "" if each == key else f"{each} is "
             raise InputError(f"search.space.{key}: {named}the same in all trials, since they are compared: take it out")
     return keys
@@ -228,8 +226,6 @@ def _own(recipe: Recipe, key: str, values: Any) -> Any:
 
 
 def _is_section(recipe: Recipe, key: str) -> bool:
-    from fast_ft.recipe import Section
-
     here: Any = recipe
     for part in key.split("."):
         here = getattr(here, part, None) if isinstance(here, Section) else None
