@@ -58,6 +58,13 @@ MANIFEST = {
     "model": {"name_or_path": "m", "commit": None, "config": {"quantization_config": {"load_in_4bit": True}}},
 }  # fmt: skip
 LOG = [{"stage": "all", "step": 1, "loss": 2.0, "seconds": 0.1}, {"stage": "all", "step": 2, "loss": 1.5}]
+#: What a sweep's journal keeps of a finished trial.
+TRIAL: dict[str, Any] = {
+    "state": "finished", "folder": "sweep/trials/12345678", "training": "0" * 16, "scores": {"a": 0.25, "b": 0.75},
+    "priced": None, "seconds": {"all": 9.0, "steps": 5.0}, "times": {}, "minutes": 0.2, "worker": 0, "trained_in": None,
+    "work": [100, 2, 6], "took": {"steps": 5.0, "answers": 2.0, "all": 9.0, "load": 1.0}, "changed": {},
+    "proof": {"rows": ["0" * 16], "in_validation": [], "in_test": []},
+}  # fmt: skip
 ROWS = [
     {"id": "a", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}], "score": 4.5},
     {"id": 7, "messages": [TURN, {"role": "assistant", "content": "No."}]},

@@ -116,9 +116,8 @@ class Driver:
         elif result.problem is not None:
             problem = self._kept(job, result) if result.traceback else result.problem
             if job.point == self.space.own:
-                if result.traceback:
-                    raise RuntimeError(f"the recipe itself, as the first trial: {problem}\n{result.traceback}")
-                raise InputError(f"the recipe itself, as the first trial: {problem}")
+                said = f"the recipe itself, as the first trial: {problem}"
+                raise RuntimeError(f"{said}\n{result.traceback}") if result.traceback else InputError(said)
             note(f"trial {job.trial.number} came to nothing: {problem}")
             self.study.fail(job.trial, problem)
         else:

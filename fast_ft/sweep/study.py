@@ -35,11 +35,14 @@ class Study:
         self._distributions = {axis.key: axis.distribution() for axis in space.axes}
         lock: Any = _Held(before_write)
         backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
+        begun = path.stat().st_size > 0
+        named: dict[str, Any] = {"study_name": "sweep", "pruner": _pruner(search)}
         try:
-            self._study = optuna.create_study(
-                storage=optuna.storages.JournalStorage(backend), study_name="sweep", direction="maximize",
-                load_if_exists=True, pruner=_pruner(search),
-            )  # fmt: skip
+            storage = optuna.storages.JournalStorage(backend)
+            if begun:
+                self._study = optuna.load_study(storage=storage, **named)
+            else:
+                self._study = optuna.create_study(storage=storage, direction="maximize", **named)
             trials, _ = self._study.get_trials(deepcopy=False), self.records()
         except (OSError, InputError):
             raise
@@ -190,7 +193,7 @@ def _mend(path: Path) -> None:
     for number, line in enumerate(lines, 1):
         if _is_operation(line) and number < len(lines):
             continue
-        if not any(lines[number:]):
+        if not any(later.strip(b"\0") for later in lines[number:]):
             break
         cut = f"keep its first {number - 1} lines only (head -n {number - 1})" if number > 1 else "delete it"
         raise InputError(

@@ -224,10 +224,13 @@ class Sweep:
         while not (found := crew.wait(1.0)):
             pass
         result = found[0][1]
-        if result is None or result.problem:
-            raise InputError(
-                f"the best recipe's answers came to nothing: {result.problem if result else 'worker lost'}"
-            )
+        what = "the best recipe's answers came to nothing"
+        if result is None:
+            raise InputError(f"{what}: their worker was lost. The same command tries again")
+        if result.traceback:
+            raise RuntimeError(f"{what}: {result.problem}\n{result.traceback}")
+        if result.problem:
+            raise InputError(f"{what}: {result.problem}")
         folder = RunDir.at(self.root / "best")
         prompts = data.load_prompts(recipe.data.test)[0] if recipe.data.test else []
         if prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
