@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from fast_ft.pipeline import run
 from fast_ft.prepare import prepare
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
-from fast_ft.sweep import price, space, validation
+from fast_ft.sweep import inputs, price, space, validation
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.job import Job
 from fast_ft.sweep.kept import KeptBackend
@@ -95,6 +97,7 @@ def swept(
     """
     folder = tmp_path_factory.mktemp("sweep")
     base = Path(shutil.copytree(tiny, folder / "base"))
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
     train, test = Path(shutil.copy(train_file, folder)), folder / "test.json"
     planted = [
         {"id": f"planted-{n}", "conversations": row["conversations"][:1]}
@@ -138,6 +141,12 @@ def test_the_recipe_is_a_point_of_the_space_and_sections_change_together(recipe_
         ({"lora.r": []}, "search.space.lora.r: the list is empty"),
         ({"lora.r": {"low": 9, "high": 8}}, "low 9 is not below high 8"),
         ({"select.method": {"low": 1, "high": 2}}, "no number: give a list of values"),
+        ({"backup_dir": ["x"]}, "search.space.backup_dir: the same in all trials"),
+        ({"data": [{"train": "x"}]}, "search.space.data: data.train is the same in all trials"),
+        ({"lora": [{"r": 8}], "lora.r": [8, 16]}, "search.space.lora.r: lora sets lora.r too"),
+        ({"lora.r": [8, 16], "lora": [{"lora_alpha": 8}, {"r": 8}]}, "search.space.lora: lora.r sets lora.r too"),
+        ({"curriculum.carry.optimizer": [True], "curriculum": [{"carry": {}}]}, "curriculum.carry.optimizer sets"),
+        ({"lora.r": {"low": 4, "high": 8, "step": 0.5}}, "step 0.5 between whole numbers"),
     ],
 )
 def test_a_space_that_no_recipe_has_is_refused(
@@ -160,6 +169,24 @@ def test_a_grid_needs_values_in_each_range(recipe_file: RecipeFactory) -> None:
     numbers = space.read(recipe_with(recipe_file, {"space": {"train.learning_rate": {"low": 1e-4, "high": 1e-3}}}))
     with pytest.raises(InputError, match="this range has no step"):
         list(numbers.grid())
+
+
+def test_steps_are_written_exactly_and_the_recipes_own_value_is_no_second_point(recipe_file: RecipeFactory) -> None:
+    values = {"generate.temperature": {"low": 0.1, "high": 0.3, "step": 0.1}}
+    recipe = recipe_with(recipe_file, {"space": values}, **{"generate.temperature": 0.3, "generate.do_sample": True})
+    found = space.read(recipe)
+    assert [point["generate.temperature"] for point in found.grid()] == [0.3, 0.1, 0.2]
+    drawn = space.at(recipe, {"generate.temperature": 0.1 + 0.1 + 0.1}, {})  # as a sampler adds up steps
+    assert drawn.generate.temperature == 0.3
+    between = space.at(recipe, {"generate.temperature": 0.25}, {})  # a recipe's own may lie between two steps
+    assert between.generate.temperature == 0.25
+
+
+def test_a_grid_of_more_points_than_anybody_waits_for_is_refused(recipe_file: RecipeFactory) -> None:
+    values = {"low": 1e-6, "high": 1e-2, "step": 1e-6}
+    path = recipe_file(SMALL | {"search": SEARCH | {"space": {"train.learning_rate": values, "lora.r": [4, 8]}}})
+    with pytest.raises(InputError, match="a grid of 20,000 points, where 10,000 are the most"):
+        Sweep(load_recipe(path), path, hours=None)
 
 
 def test_no_end_no_judge_and_no_search_section_are_said(recipe_file: RecipeFactory) -> None:
@@ -404,6 +431,97 @@ def test_another_recipe_in_the_same_folder_is_refused(
     other = recipe_file(SMALL | {"search": SEARCH | {"prompts": 12}})
     with pytest.raises(InputError, match=r"another recipe \(.*search.prompts"):
         sweep_with(InlineCrew(), other, root)
+
+
+@contextlib.contextmanager
+def other(path: Path, content: bytes) -> Iterator[None]:
+    """Let a file hold something else for a while."""
+    was = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(was)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("train.json", lambda was: was.replace(b"3.5", b"3.6"), "the training rows {folder}/train.json"),
+        ("test.json", lambda was: was.replace(b"Name a hat.", b"Name a cat."), "the test prompts {folder}/test.json"),
+        ("sweep/validation.json", lambda was: was.replace(b"is", b"was"), "{folder}/sweep/validation.json: changed"),
+        ("base/model.safetensors", lambda was: was[:-1] + bytes([was[-1] ^ 1]), "the base model {folder}/base"),
+        ("base/config.json", lambda was: was + b"\n", "the base model {folder}/base"),
+        ("base/tokenizer_config.json", lambda was: was + b"\n", "the tokenizer {folder}/base"),
+        ("base/chat_template.jinja", lambda was: was + b"\n", "the tokenizer {folder}/base"),
+    ],
+)  # fmt: skip
+def test_a_sweep_whose_inputs_changed_is_refused(
+    swept: tuple[Path, Path, InlineCrew], name: str, change: Any, message: str
+) -> None:
+    path, root, _ = swept
+    file = path.parent / name
+    was = file.read_bytes()
+    before = (root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes()
+    assert change(was) != was
+    with other(file, change(was)), pytest.raises(InputError, match=re.escape(message.format(folder=path.parent))):
+        sweep_with(InlineCrew(), path, root, hours=1.0)
+    assert before == ((root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes())
+
+
+def test_reference_answers_are_an_input_too(recipe_file: RecipeFactory, train_file: Path, tmp_path: Path) -> None:
+    references = Path(shutil.copy(train_file, tmp_path / "references.json"))
+    recipe = load_recipe(recipe_file(SMALL | {"judge.kind": "reference", "judge.references": str(references)}))
+    found = inputs.of_sweep(recipe, train_file)
+    references.write_bytes(references.read_bytes() + b"\n")
+    again = inputs.of_sweep(recipe, train_file)
+    assert [name for name in found if found[name] != again[name]] == [f"the reference answers {references}"]
+
+
+@pytest.mark.parametrize(
+    ("early", "message"), [(False, "changed since this sweep began: the training rows"), (True, "its worker read")]
+)
+def test_rows_that_change_while_a_sweep_runs_end_it(
+    recipe_file: RecipeFactory, train_file: Path, tmp_path: Path, early: bool, message: str
+) -> None:
+    """After the first trial; or early: before its worker read them, but after the driver did."""
+    train = Path(shutil.copy(train_file, tmp_path / "rows.json"))
+    changes = {"train.max_steps": 2, "data.train": str(train), "data.test": None, "search": SEARCH}
+    path = recipe_file(SMALL | changes)
+
+    class Changing(InlineCrew):
+        def submit(self, worker: int, task: Task) -> None:
+            was = train.read_bytes()
+            if early:
+                train.write_bytes(was + b"\n")
+            super().submit(worker, task)
+            train.write_bytes(was + b"\n")
+
+    crew = Changing()
+    with pytest.raises(InputError, match=message):
+        sweep_with(crew, path, tmp_path / "sweep")
+    assert len(crew.tasks) == 1
+
+
+def test_a_sweep_that_was_moved_or_tidied_up_goes_on(swept: tuple[Path, Path, InlineCrew], tmp_path: Path) -> None:
+    path, root, _ = swept
+    moved = tmp_path / "another machine" / "sweep"
+    shutil.copytree(root, moved)
+    shutil.rmtree(moved / "best")
+    best = content(root)["best"]["number"]
+    for tidied in (False, True):
+        crew = InlineCrew()
+        sweep_with(crew, path, moved)
+        found = content(moved)
+        (task,) = crew.tasks  # the best's answers: no trial is done again
+        assert task.root == moved / "best"
+        assert task.trained == (None if tidied else Path(found["trials"][best]["folder"]))
+        assert {Path(trial["folder"]).parent for trial in found["trials"]} == {moved / "trials"}
+        assert _adapter(moved / "best") == _adapter(root / "best")
+        assert (moved / "best" / "pred.json").read_bytes() == (root / "best" / "pred.json").read_bytes()
+        shutil.rmtree(moved / "best")
+        shutil.rmtree(found["trials"][best]["folder"], ignore_errors=tidied)
+    assert content(root)["trials"][best]["value"] == found["trials"][best]["value"]
 
 
 def test_the_median_pruner_stops_what_is_worse_than_most_at_the_same_stage(

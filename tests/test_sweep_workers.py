@@ -135,6 +135,13 @@ def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: P
             found = crew.wait(1.0)
         assert found[0][1] is not None and found[0][1].problem is None
         assert (tmp_path / "short" / "adapter").is_dir()
+        broken: Any = None
+        crew.submit(0, Task(broken, "small.yaml"))
+        ((_, result),) = crew.wait(60.0)
+        assert result is not None and str(result.problem).startswith("a bug: ") and "Traceback" in result.traceback
+        crew.submit(0, task("after", 1))
+        assert crew.wait(60.0) == [(0, None)], "a worker with a bug ends, and another is there"
+        assert crew._workers[0].process.pid != pid
     finally:
         crew.close()
 
