@@ -44,8 +44,8 @@ ORDER = [
     "submit.secret_scan", "submit.handin", "submit.submit",
     "submit.bundle", "submit.reproduce",
     "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.files", "sweep.clock",
-    "sweep.study", "sweep.inputs", "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew", "sweep.driver",
-    "sweep.drawings", "sweep.best", "sweep.page", "sweep.sweep",
+    "sweep.journal", "sweep.study", "sweep.inputs", "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew",
+    "sweep.driver", "sweep.drawings", "sweep.best", "sweep.page", "sweep.sweep",
     "run_commands", "commands", "__main__",
 ]  # fmt: skip
 

@@ -90,7 +90,7 @@ def run_with(crew: Any, path: Path, root: Path) -> None:
         ("study.journal", lambda was: b"\0" * was.find(b"\n") + was[was.find(b"\n") :], "or delete it"),
         ("study.journal", lambda was: was.replace(b'"op_code":4', b'"op_code":99', 1), "Optuna cannot read it"),
         ("study.journal", lambda was: was.replace(b'"took"', b'"tock"', 1), "trial 0: took: Field required"),
-        ("study.journal", lambda was: was.replace(b"[0.5]", b"[NaN]", 1), "trial 0: value"),
+        ("study.journal", lambda was: was.replace(b"[0.5]", b"[NaN]", 1), "trial 0: holds what no JSON file can"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused_in_one_message_with_the_remedy(
@@ -144,6 +144,24 @@ def test_a_torn_last_line_costs_that_line_only(path: Path, root: Path, torn: Any
     assert journal.read_bytes() == whole[:end]
     assert [record["value"] for record in study.records()] == [0.5]
     assert study.interrupted() == []  # the second trial's value was lost with the line: the grid still holds its point
+
+
+def test_a_kill_between_any_two_lines_loses_no_point_and_tells_none_twice(path: Path, root: Path) -> None:
+    """Optuna writes a trial in several lines: begun, handed out, its values, its facts, its state."""
+    journal = root / "study.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    found = []
+    for count in range(1, len(lines) + 1):
+        journal.write_bytes(b"".join(lines[:count]))
+        study = study_of(opened(path, root))
+        study.check()
+        found.append(([r["value"] for r in study.records()], [point["lora.r"] for point in study.interrupted()]))
+        assert study.interrupted() == [] and all(r["value"] is not None for r in study.records())
+        after = study.ask({"lora.r": "8"})
+        assert after.params == {"lora.r": "8"}, "and what is asked for next is handed out next"
+    states = [state for n, state in enumerate(found) if n == 0 or state != found[n - 1]]
+    begun = ([], ["4"])
+    assert states[0] == ([], []) and begun in states and states[-2:] == [([0.5], []), ([0.5], ["8"])]
 
 
 def test_values_that_changed_between_two_starts_are_refused(path: Path, root: Path, recipe_file: RecipeFactory) -> None:

@@ -6,6 +6,7 @@ how to go on.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,10 +37,12 @@ class _Part(BaseModel):
 
 class _Validation(_Part):
     file: str
+    prompts: list[str]
 
 
 class _Sweep(_Part):
     recipe: dict[str, Any]
+    recipe_file: str
     validation: _Validation
 
 
@@ -139,6 +142,10 @@ def check_record(record: dict[str, Any], path: Path, remedy: str) -> None:
 
 
 def _check(kind: TypeAdapter[Any], content: Any, name: str, remedy: str) -> None:
+    try:
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # as sweep.json is written
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: holds what no JSON file can ({error}). {remedy}") from None
     try:
         kind.validate_python(content)
     except ValidationError as error:

@@ -6,7 +6,6 @@ the digests of what trials read, as the study's `inputs`. A trial's folder is ke
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 
 from fast_ft.errors import InputError
 from fast_ft.recipe import Search
-from fast_ft.sweep import files
+from fast_ft.sweep import files, journal
 from fast_ft.sweep.space import Point, Space
 
 FACTS, INPUTS = "facts", "inputs"
-_REMEDY = "Restore it from a copy, or begin a new sweep with --output."
 
 
 class Study:
@@ -30,32 +28,30 @@ class Study:
         optuna = _optuna()
         self._path, self.root = path, path.parent  #: root: the sweep's folder
         self.root.mkdir(parents=True, exist_ok=True)
-        _mend(path)
+        journal.mend(path)
         self._states = optuna.trial.TrialState
         self._distributions = {axis.key: axis.distribution() for axis in space.axes}
-        lock: Any = _Held(before_write)
+        lock: Any = journal.Held(before_write)
         backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
         begun = path.stat().st_size > 0
         named: dict[str, Any] = {"study_name": "sweep", "pruner": _pruner(search)}
-        try:
+        with journal.read_by_optuna(path):
             storage = optuna.storages.JournalStorage(backend)
             if begun:
                 self._study = optuna.load_study(storage=storage, **named)
             else:
                 self._study = optuna.create_study(storage=storage, direction="maximize", **named)
             trials, _ = self._study.get_trials(deepcopy=False), self.records()
-        except (OSError, InputError):
-            raise
-        except Exception as error:  # whatever Optuna stumbles over while it replays the lines of a file
-            raise InputError(f"{path}: Optuna cannot read it ({type(error).__name__}: {error}). {_REMEDY}") from error
         # another start draws other numbers than those drawn already
         self._study.sampler = _sampler(search, seed + len(trials))
 
     def check(self) -> None:
         """Raise InputError where the journal holds anything else than a sweep of this space keeps in it."""
+        if [direction.name for direction in self._study.directions] != ["MAXIMIZE"]:
+            raise InputError(f"{self._path}: holds no study that maximises one value. {journal.REMEDY}")
         for record in self.records():
-            files.check_record(record, self._path, _REMEDY)
-        files.check_inputs(self._study.user_attrs.get(INPUTS, {}), self._path, _REMEDY)
+            files.check_record(record, self._path, journal.REMEDY)
+        files.check_inputs(self._study.user_attrs.get(INPUTS, {}), self._path, journal.REMEDY)
         self._check_space()
 
     def _check_space(self) -> None:
@@ -66,6 +62,7 @@ class Study:
             for key, drawn_from in trial.distributions.items():
                 try:
                     check_distribution_compatibility(drawn_from, self._distributions[key])
+                    self._distributions[key].to_internal_repr(trial.params[key])
                 except (KeyError, ValueError):
                     raise InputError(
                         f"search.space.{key}: trial {trial.number} in {self._path} was drawn from other values than "
@@ -117,6 +114,9 @@ class Study:
 
     def interrupted(self) -> list[Point]:
         """Close the trials that were in flight when an earlier command ended, and return their points, oldest first."""
+        while self._study.get_trials(deepcopy=False, states=(self._states.WAITING,)):
+            with journal.read_by_optuna(self._path):
+                self.ask()  # a kill came before Optuna handed it out: it would take the place of the next point
         running = self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,))
         for trial in running:
             self._study.tell(trial.number, state=self._states.FAIL)
@@ -133,8 +133,14 @@ class Study:
                 **self._placed(trial.user_attrs.get(FACTS, {})),
             }
             for trial in self._study.get_trials(deepcopy=False)
-            if trial.state.is_finished() and "state" in trial.user_attrs.get(FACTS, {})
+            if self._is_told(trial)
         ]
+
+    def _is_told(self, trial: Any) -> bool:
+        """Tell whether a trial is done with as its facts say: a kill may come between the facts and Optuna's state."""
+        ends = {"finished": self._states.COMPLETE, "stopped early": self._states.PRUNED}
+        state = trial.user_attrs.get(FACTS, {}).get("state")
+        return state is not None and trial.state == ends.get(state, self._states.FAIL)
 
     def _placed(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Return a trial's facts with its folders below the sweep's own folder, wherever that was at the time."""
@@ -180,53 +186,6 @@ def _pruner(search: Search) -> Any:
     if search.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3)
     return optuna.pruners.NopPruner()
-
-
-def _mend(path: Path) -> None:
-    """Cut off a last line that a kill or a power cut left torn: Optuna would append to it, and then read neither.
-
-    Raises InputError where an earlier line is damaged: later lines build on it.
-    """
-    if not path.is_file():
-        return
-    lines = path.read_bytes().split(b"\n")  # the last one is b"" where the file is whole
-    for number, line in enumerate(lines, 1):
-        if _is_operation(line) and number < len(lines):
-            continue
-        if not any(later.strip(b"\0") for later in lines[number:]):
-            break
-        cut = f"keep its first {number - 1} lines only (head -n {number - 1})" if number > 1 else "delete it"
-        raise InputError(
-            f"{path}, line {number}: damaged, and more lines follow. Restore the file from a copy, or {cut}: trials "
-            "that are lost so are begun again, and find what they trained in their folders."
-        )
-    whole = b"".join(each + b"\n" for each in lines[: number - 1])
-    with path.open("r+b") as file:
-        file.truncate(len(whole))
-
-
-def _is_operation(line: bytes) -> bool:
-    """Tell whether a line of the journal is whole: a JSON object with an operation of Optuna's."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and "op_code" in found and "worker_id" in found
-
-
-class _Held:
-    """In place of Optuna's lock on its journal: the sweep holds its whole folder by a lease, checked at each write."""
-
-    def __init__(self, check: Callable[[], object]) -> None:
-        self._check = check
-
-    def acquire(self) -> bool:
-        """Return True; whatever `check` raises keeps the line from being written."""
-        self._check()
-        return True
-
-    def release(self) -> None:
-        """Do nothing: the lease is held until the command ends."""
 
 
 def _optuna() -> Any:
