@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,25 @@ from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
 
+MOST_POINTS = 200  #: each of them answers all prompts
+
 
 def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
     """Answer a run's prompts at each point and return a summary of each; grid.json keeps it beside the pred files.
 
     `words`: axes such as "temperature=0.3,0.7" (keys of generate), and overrides such as "generate.max_new_tokens=64".
     """
-    axes = [_axis(word) for word in words if "." not in word.partition("=")[0]]
-    if not axes:
-        raise InputError("--grid needs values to try, such as: --grid temperature=0.3,0.7 top_p=0.8,0.9")
+    axes = _axes([word for word in words if "." not in word.partition("=")[0]])
     fixed = [word for word in words if "." in word.partition("=")[0]]
-    keys = [key for key, _ in axes]
-    points = [dict(zip(keys, values, strict=True)) for values in itertools.product(*(values for _, values in axes))]
+    if twice := [key for key in axes if any(word.startswith(f"generate.{key}=") for word in fixed)]:
+        raise InputError(f"generate.{twice[0]}: --grid tries values of {twice[0]} already. Give it in one place only.")
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     recipes = [
         open_run(root, [*fixed, *(f"generate.{key}={value}" for key, value in point.items())])[1] for point in points
     ]  # so that a wrong value is said before a model is loaded
+    for (one, first), (other, second) in itertools.combinations(zip(points, recipes, strict=True), 2):
+        if first.generate == second.generate:
+            raise InputError(f"--grid: {_name(one)} and {_name(other)} are the same settings. Give each value once.")
     folder, recipe = open_run(root, fixed)
     prepared = prepare(recipe)
     if not prepared.prompts:
@@ -49,9 +54,26 @@ def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
     return summary
 
 
-def _axis(word: str) -> tuple[str, list[str]]:
-    key, _, values = word.partition("=")
-    return key, [value.strip() for value in values.split(",") if value.strip()]
+def _axes(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return {key: its values} of words such as "temperature=0.3,0.7". Raises InputError."""
+    axes: dict[str, list[str]] = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        values = [value.strip() for value in text.split(",")]
+        if not all(values):
+            raise InputError(f"--grid {word}: a value is missing. Write the values so: {key}=0.3,0.7")
+        if key in axes:
+            raise InputError(f"--grid {word}: {key} was given before. Write all its values in one word.")
+        axes[key] = values
+    if not axes:
+        raise InputError("--grid needs values to try, such as: --grid temperature=0.3,0.7 top_p=0.8,0.9")
+    if (count := math.prod(map(len, axes.values()))) > MOST_POINTS:
+        raise InputError(f"--grid: {count:,} points, where {MOST_POINTS:,} are the most. Give fewer values.")
+    return axes
+
+
+def _name(point: dict[str, str]) -> str:
+    return "-".join(f"{key}{value}" for key, value in point.items())
 
 
 def _answer(
@@ -59,7 +81,7 @@ def _answer(
     pool: dict[str, Any], partials: list[Path],
 ) -> dict[str, Any]:  # fmt: skip
     assert prepared.encoder is not None
-    name = "-".join(f"{key}{value}" for key, value in point.items())
+    name = _name(point)
     settings = json.dumps([resolved(recipe)["generate"], recipe.data.test], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]  # a partial file of other settings is not gone on with
     partial = folder.root / f"pred-{name}-{digest}.partial.jsonl"

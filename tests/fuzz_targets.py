@@ -16,14 +16,19 @@ from typing import Any
 
 from conftest import ROOT
 
-from fast_ft import load
+from fast_ft import atomic, load
 from fast_ft.data import Data, load_pool, load_prompts, load_references
 from fast_ft.errors import InputError
 from fast_ft.judge import judging
+from fast_ft.recipe import Range, Search
 from fast_ft.report import facts, overview
-from fast_ft.rundir import RunDir, list_runs
+from fast_ft.rundir import RunDir, differences, list_runs
 from fast_ft.show_scores import print_scores
 from fast_ft.submit import handin, ledger
+from fast_ft.sweep import files, page, price
+from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.space import Axis, Space
+from fast_ft.sweep.study import Study
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 RUN = FOLDER / "run"
@@ -58,6 +63,54 @@ MANIFEST = {
     "model": {"name_or_path": "m", "commit": None, "config": {"quantization_config": {"load_in_4bit": True}}},
 }  # fmt: skip
 LOG = [{"stage": "all", "step": 1, "loss": 2.0, "seconds": 0.1}, {"stage": "all", "step": 2, "loss": 1.5}]
+#: What a sweep's journal keeps of a finished trial.
+TRIAL: dict[str, Any] = {
+    "state": "finished", "folder": "sweep/trials/12345678", "training": "0" * 16, "scores": {"a": 0.25, "b": 0.75},
+    "priced": None, "seconds": {"all": 9.0, "steps": 5.0}, "times": {}, "minutes": 0.2, "worker": 0, "trained_in": None,
+    "work": [100, 2, 6], "took": {"steps": 5.0, "answers": 2.0, "all": 9.0, "load": 1.0}, "changed": {},
+    "proof": {"rows": ["0" * 16], "in_validation": [], "in_test": []},
+}  # fmt: skip
+SWEPT = FOLDER / "sweep"
+SEARCH = Search(
+    space={"lora.r": (4, 8), "train.learning_rate": Range(low=1e-4, high=1e-3)}, sampler="random", objective="chrf"
+)
+SPACE = Space(
+    (Axis("lora.r", ("4", "8")), Axis("train.learning_rate", range=Range(low=1e-4, high=1e-3))),
+    {"lora.r": "4", "train.learning_rate": 2e-4}, (),
+)  # fmt: skip
+SWEEP: dict[str, Any] = {
+    "recipe": {"seed": 1, "output_dir": "a", "lora": {"r": 4}, "search": SEARCH.model_dump(mode="json")},
+    "recipe_file": "a.yaml", "started": "2026-01-01", "environment": {}, "trials": [], "seconds": 1.0,
+    "validation": {"file": "0" * 64, "prompts": ["0" * 16], "in_test": []}, "test": {"prompts": ["0" * 16]},
+}  # fmt: skip
+AXIS_R = '{"name": "CategoricalDistribution", "attributes": {"choices": ["4", "8"]}}'
+AXIS_RATE = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0001, "high": 0.001, "log": false}}'
+DAY = "2026-01-01T00:00:00+00:00"
+#: The lines of a journal, in Optuna's form: a finished trial, one that came to nothing, one in flight, one not begun.
+JOURNAL: list[dict[str, Any]] = [
+    {"op_code": 0, "study_name": "sweep", "directions": [2]},
+    {"op_code": 2, "study_id": 0, "user_attr": {"inputs": {"the training rows": "0"}}},
+    {"op_code": 4, "study_id": 0, "datetime_start": None, "state": 4, "value": None, "values": None,
+     "distributions": {}, "params": {}, "user_attrs": {}, "intermediate_values": {},
+     "system_attrs": {"fixed_params": {"lora.r": "4", "train.learning_rate": 2e-4}}},
+    {"op_code": 6, "trial_id": 0, "state": 0, "values": None, "datetime_start": DAY},
+    {"op_code": 5, "trial_id": 0, "param_name": "lora.r", "param_value_internal": 0, "distribution": AXIS_R},
+    {"op_code": 5, "trial_id": 0, "param_name": "train.learning_rate", "param_value_internal": 2e-4,
+     "distribution": AXIS_RATE},
+    {"op_code": 7, "trial_id": 0, "step": 1, "intermediate_value": 0.4},
+    {"op_code": 8, "trial_id": 0, "user_attr": {"facts": TRIAL}},
+    {"op_code": 6, "trial_id": 0, "state": 1, "values": [0.5], "datetime_complete": DAY},
+    {"op_code": 4, "study_id": 0, "datetime_start": DAY},
+    {"op_code": 8, "trial_id": 1, "user_attr": {"facts": {"state": "no result", "reason": "lost"}}},
+    {"op_code": 6, "trial_id": 1, "state": 3, "values": None, "datetime_complete": DAY},
+    {"op_code": 4, "study_id": 0, "datetime_start": DAY},
+    {"op_code": 5, "trial_id": 2, "param_name": "lora.r", "param_value_internal": 1, "distribution": AXIS_R},
+    {"op_code": 5, "trial_id": 2, "param_name": "train.learning_rate", "param_value_internal": 3e-4,
+     "distribution": AXIS_RATE},
+    {"op_code": 4, "study_id": 0, "datetime_start": None, "state": 4, "value": None, "values": None,
+     "distributions": {}, "params": {}, "user_attrs": {}, "intermediate_values": {},
+     "system_attrs": {"fixed_params": {"lora.r": "8", "train.learning_rate": 4e-4}}},
+]  # fmt: skip
 ROWS = [
     {"id": "a", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}], "score": 4.5},
     {"id": 7, "messages": [TURN, {"role": "assistant", "content": "No."}]},
@@ -145,6 +198,52 @@ def _run(pred: bytes | None = None, scores: bytes | None = None) -> RunDir:
     return folder
 
 
+def sweep(data: bytes) -> None:
+    """A sweep.json, as the same command reads it and goes on to the page."""
+    _swept()
+    (SWEPT / "sweep.json").write_bytes(data)
+    there = files.read_sweep(SWEPT / "sweep.json")
+    if differences(there["recipe"], SWEEP["recipe"]):
+        raise InputError("another recipe")
+    _page(there, [TRIAL | {"number": 0, "point": SPACE.own, "value": 0.5, "stages": {}}])
+
+
+def clock(data: bytes) -> None:
+    """A sweep's clock.json."""
+    SWEPT.mkdir(exist_ok=True)
+    (SWEPT / "clock.json").write_bytes(data)
+    assert Clock(SWEPT / "clock.json", 3600.0).left <= 3600.0
+
+
+def journal(data: bytes) -> None:
+    """A sweep's study.journal, as the same command reads it, goes on with it and shows it."""
+    _swept()
+    path = SWEPT / "study.journal"
+    path.write_bytes(data)
+    study = Study(path, SEARCH, SPACE, 1)
+    study.check()
+    for point in study.interrupted():
+        study.fail(study.ask(point), "stopped")
+    study.same_inputs({"the training rows": "0"})
+    study.finish(study.ask(), 0.25, **TRIAL)
+    records = study.records()
+    price.seconds(price.Work(10, 2, 6), price.measured(records))
+    _page(SWEEP, records)
+
+
+def _swept() -> None:
+    SWEPT.mkdir(exist_ok=True)
+    for name in ("sweep.json", "study.journal", "report.html"):
+        (SWEPT / name).unlink(missing_ok=True)
+
+
+def _page(there: dict[str, Any], trials: list[dict[str, Any]]) -> None:
+    best = {"number": trials[-1]["number"], "value": trials[-1]["value"], "run": None, "sentence": "Best of 1."}
+    written = there | {"trials": trials, "seconds": 1.0, "hours": None, "ended": "over", "best": best}
+    atomic.write_json(SWEPT / "sweep.json", written)
+    page.write(SWEPT)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "recipe": recipe,
     "data": data,
@@ -173,6 +272,14 @@ def _seeds() -> dict[str, list[bytes]]:
 
 
 SEEDS = _seeds()
+
+
+TARGETS |= {"sweep": sweep, "clock": clock, "journal": journal}
+SEEDS |= {
+    "sweep": [json.dumps(SWEEP).encode()],
+    "clock": [b'{"seconds": 12.5}'],
+    "journal": [b"".join(json.dumps(line | {"worker_id": "w"}).encode() + b"\n" for line in JOURNAL)],
+}
 
 
 def run(name: str, content: bytes) -> bool:

@@ -44,9 +44,9 @@ ORDER = [
     "again", "grid", "chat", "show", "taste", "show_scores",
     "submit.secret_scan", "submit.handin", "submit.submit",
     "submit.bundle", "submit.reproduce",
-    "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.clock", "sweep.study",
-    "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew", "sweep.driver", "sweep.drawings",
-    "sweep.page", "sweep.sweep",
+    "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.files", "sweep.clock",
+    "sweep.journal", "sweep.study", "sweep.inputs", "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew",
+    "sweep.driver", "sweep.drawings", "sweep.best", "sweep.page", "sweep.sweep",
     "run_commands", "commands", "__main__",
 ]  # fmt: skip
 

@@ -16,7 +16,8 @@ from fast_ft import atomic, generate, progress, train_phase
 from fast_ft.again import generate_again
 from fast_ft.errors import InputError
 from fast_ft.load import load_recipe
-from fast_ft.pipeline import run
+from fast_ft.pipeline import opened, run
+from fast_ft.prepare import prepare
 from fast_ft.rundir import RunDir
 
 
@@ -325,3 +326,23 @@ def test_a_tokenizer_that_is_not_the_models_is_refused_or_noted(
     tokenizers.Tokenizer.from_file(str(other / "tokenizer.json"))
     with pytest.raises(InputError, match="other ids than the model's own on every row"):
         go(recipe_file({"model.tokenizer": str(other)}))
+
+
+def test_a_run_reports_the_test_prompts_that_it_trains_on_and_keeps_them(
+    recipe_file: RecipeFactory, train_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read(train_file)
+    exact, other = (row["conversations"][0]["value"] for row in rows[4:6])
+    asked = {"same": exact, "alike": f"  {other.upper()}!", "apart": "Name a river."}
+    test = [{"id": id_, "conversations": [{"from": "human", "value": text}]} for id_, text in asked.items()]
+    (tmp_path / "asked.json").write_text(json.dumps(test), encoding="utf-8")
+    path = recipe_file({"data.test": str(tmp_path / "asked.json"), "select.take": 24})
+    with opened(load_recipe(path), path, prepare(load_recipe(path))) as folder:
+        found = folder.manifest()
+    assert (found["leakage"]["examples"], found["leakage"]["prompts"]) == (24, 3)
+    assert sorted(found["leakage"]["hits"], key=lambda hit: hit["prompt"]) == [
+        {"example": rows[5]["id"], "prompt": "alike", "kind": "normalised"},
+        {"example": rows[4]["id"], "prompt": "same", "kind": "exact"},
+    ]
+    assert {row["id"] for row in found["rows"]} == {row["id"] for row in rows}, "it reports, and takes nothing out"
+    assert "2 selected rows equal a test prompt" in capsys.readouterr().err

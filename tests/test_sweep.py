@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,14 @@ from fast_ft.pipeline import run
 from fast_ft.prepare import prepare
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
-from fast_ft.sweep import price, space, validation
+from fast_ft.sweep import inputs, price, space, validation
 from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.job import Job
 from fast_ft.sweep.kept import KeptBackend
 from fast_ft.sweep.price import Measured, Work
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial import Result, Runner, Task
+from fast_ft.sweep.trial import Result, Rows, Runner, Task
 
 SEARCH = {
     "sampler": "grid", "objective": "chrf", "prompts": 10, "pruner": "none",
@@ -86,9 +90,21 @@ def sweep_with(crew: Any, path: Path, root: Path, hours: float | None = None) ->
 def swept(
     tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, InlineCrew]:
-    """A grid sweep of 2 x 2 points, done once: its recipe's path, its folder, its crew."""
+    """A grid sweep of 2 x 2 points, done once: its recipe's path, its folder, its crew.
+
+    The files that it reads are its own copies. All rows are for training or for validation, and two of the rows that
+    are trained on are test prompts.
+    """
     folder = tmp_path_factory.mktemp("sweep")
-    path = write_recipe(folder, tiny, train_file, test_file, SMALL | {"search": SEARCH})
+    base = Path(shutil.copytree(tiny, folder / "base"))
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    train, test = Path(shutil.copy(train_file, folder)), folder / "test.json"
+    planted = [
+        {"id": f"planted-{n}", "conversations": row["conversations"][:1]}
+        for n, row in enumerate(json.loads(train.read_text(encoding="utf-8"))[4::10])
+    ]
+    test.write_text(json.dumps(json.loads(test_file.read_text(encoding="utf-8")) + planted), encoding="utf-8")
+    path = write_recipe(folder, base, train, test, SMALL | {"select.take": 14, "search": SEARCH})
     crew = InlineCrew()
     sweep_with(crew, path, folder / "sweep")
     return path, folder / "sweep", crew
@@ -125,6 +141,12 @@ def test_the_recipe_is_a_point_of_the_space_and_sections_change_together(recipe_
         ({"lora.r": []}, "search.space.lora.r: the list is empty"),
         ({"lora.r": {"low": 9, "high": 8}}, "low 9 is not below high 8"),
         ({"select.method": {"low": 1, "high": 2}}, "no number: give a list of values"),
+        ({"backup_dir": ["x"]}, "search.space.backup_dir: the same in all trials"),
+        ({"data": [{"train": "x"}]}, "search.space.data: data.train is the same in all trials"),
+        ({"lora": [{"r": 8}], "lora.r": [8, 16]}, "search.space.lora.r: lora sets lora.r too"),
+        ({"lora.r": [8, 16], "lora": [{"lora_alpha": 8}, {"r": 8}]}, "search.space.lora: lora.r sets lora.r too"),
+        ({"curriculum.carry.optimizer": [True], "curriculum": [{"carry": {}}]}, "curriculum.carry.optimizer sets"),
+        ({"lora.r": {"low": 4, "high": 8, "step": 0.5}}, "step 0.5 between whole numbers"),
     ],
 )
 def test_a_space_that_no_recipe_has_is_refused(
@@ -147,6 +169,24 @@ def test_a_grid_needs_values_in_each_range(recipe_file: RecipeFactory) -> None:
     numbers = space.read(recipe_with(recipe_file, {"space": {"train.learning_rate": {"low": 1e-4, "high": 1e-3}}}))
     with pytest.raises(InputError, match="this range has no step"):
         list(numbers.grid())
+
+
+def test_steps_are_written_exactly_and_the_recipes_own_value_is_no_second_point(recipe_file: RecipeFactory) -> None:
+    values = {"generate.temperature": {"low": 0.1, "high": 0.3, "step": 0.1}}
+    recipe = recipe_with(recipe_file, {"space": values}, **{"generate.temperature": 0.3, "generate.do_sample": True})
+    found = space.read(recipe)
+    assert [point["generate.temperature"] for point in found.grid()] == [0.3, 0.1, 0.2]
+    drawn = space.at(recipe, {"generate.temperature": 0.1 + 0.1 + 0.1}, {})  # as a sampler adds up steps
+    assert drawn.generate.temperature == 0.3
+    between = space.at(recipe, {"generate.temperature": 0.25}, {})  # a recipe's own may lie between two steps
+    assert between.generate.temperature == 0.25
+
+
+def test_a_grid_of_more_points_than_anybody_waits_for_is_refused(recipe_file: RecipeFactory) -> None:
+    values = {"low": 1e-6, "high": 1e-2, "step": 1e-6}
+    path = recipe_file(SMALL | {"search": SEARCH | {"space": {"train.learning_rate": values, "lora.r": [4, 8]}}})
+    with pytest.raises(InputError, match="a grid of 20,000 points, where 10,000 are the most"):
+        Sweep(load_recipe(path), path, hours=None)
 
 
 def test_no_end_no_judge_and_no_search_section_are_said(recipe_file: RecipeFactory) -> None:
@@ -201,19 +241,90 @@ def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tupl
     assert content(root)["ended"] == "every point of the grid was tried"
 
 
-def test_no_test_or_validation_prompt_is_trained_on(swept: tuple[Path, Path, InlineCrew], train_file: Path) -> None:
+def test_no_validation_row_is_trained_on_and_rows_that_equal_test_prompts_are_reported(
+    swept: tuple[Path, Path, InlineCrew], train_file: Path
+) -> None:
     path, root, _ = swept
     texts = {row["id"]: row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))}
+    planted = {texts["r4"], texts["r14"]}
     held = [row["conversations"][0]["value"] for row in json.loads((root / "validation.json").read_text())]
     tests = [prompt.text for prompt in data.load_prompts(load_recipe(path).data.test or "")[0]]
     found = content(root)
     assert len(held) == 10 and set(found["validation"]["prompts"]) == {exclude.text_digest(text) for text in held}
     assert set(found["test"]["prompts"]) == {exclude.text_digest(text) for text in tests}
     for trial in found["trials"]:
-        trained = [texts[row["id"]] for row in RunDir.at(trial["folder"]).manifest()["rows"]]
-        assert len(trained) == 8 and not set(trained) & {*held, *tests}
+        trained = {texts[row["id"]] for row in RunDir.at(trial["folder"]).manifest()["rows"]}
+        assert trained == {*texts.values()} - {*held}, "every row that is not held out, the test's among them"
+        assert trained & {*tests} == planted
         assert set(trial["proof"]["rows"]) == {exclude.text_digest(text) for text in trained}
-        assert trial["proof"]["in_validation"] == trial["proof"]["in_test"] == []
+        assert set(trial["proof"]["in_test"]) == {exclude.text_digest(text) for text in planted}
+        assert trial["proof"]["in_validation"] == []
+    best = RunDir.at(root / "best").manifest()
+    assert {(hit["example"], hit["prompt"], hit["kind"]) for hit in best["leakage"]["hits"]} == {
+        ("r4", "planted-0", "exact"), ("r14", "planted-1", "exact"),
+    }  # fmt: skip
+    assert set(best["recipe"]["data"]["exclude"]) == set(found["validation"]["prompts"])
+    assert "rows that equal test prompts: 0, 1, 2, 3;" in (root / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_proof_names_what_is_in_common(recipe_file: RecipeFactory) -> None:
+    prepared = prepare(load_recipe(recipe_file()))
+    own = [exclude.text_digest(example.prompt) for example in prepared.examples]
+    proof = validation.proof(prepared, [own[3], "0" * 16], [own[5], own[7]])
+    assert proof == {"rows": sorted(own), "in_validation": [own[3]], "in_test": sorted([own[5], own[7]])}
+
+
+def test_a_trial_that_trained_on_validation_rows_ends_the_sweep(recipe_file: RecipeFactory, tmp_path: Path) -> None:
+    path = recipe_file(SMALL | {"search": SEARCH, "select.take": 14})
+    sweep = Sweep(load_recipe(path), path, hours=None, output=tmp_path / "sweep")
+    sweep._begin()
+    sweep._fixed["data.exclude"] = []
+    recipe = sweep.recipe_at(sweep.space.own)
+    with pytest.raises(AssertionError, match="out of every selection"):
+        sweep._facts(Job(None, sweep.space.own, recipe, prepare(recipe), "", []))
+
+
+@pytest.mark.parametrize("rules", ["ntu-ml-2025-hw5", None])
+def test_the_test_set_takes_no_row_from_training(
+    recipe_file: RecipeFactory, train_file: Path, tmp_path: Path, rules: str | None
+) -> None:
+    """With and without test prompts among the rows: the validation rows are the same but for those that equal one."""
+
+    def begun(name: str, test: list[int]) -> Sweep:
+        rows = json.loads(train_file.read_text(encoding="utf-8"))
+        asked = [{"id": f"t{i}", "conversations": rows[i]["conversations"][:1]} for i in test]
+        other = {"id": "other", "conversations": [{"from": "human", "value": "Why?"}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps([*asked, other]), encoding="utf-8")
+        changes = {"select.take": 10, "search": SEARCH, "data.test": str(tmp_path / f"{name}.json"), "rules": rules}
+        path = recipe_file(SMALL | changes)
+        sweep = Sweep(load_recipe(path), path, hours=None, output=tmp_path / name)
+        sweep._begin()
+        return sweep
+
+    apart = begun("apart", [])
+    prompts = [row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))]
+    place = {exclude.text_digest(prompt): index for index, prompt in enumerate(prompts)}
+    drawn = sorted(place[digest] for digest in apart._validation)
+    trained = [index for index in range(24) if index not in drawn]
+    shared = begun("shared", [drawn[2], *trained[:3]])
+    assert len({*shared._validation} - {*apart._validation}) == 1, "one row was drawn in the place of a test prompt"
+    assert not {*shared._validation} & {*shared._test}
+    for sweep in (apart, shared):
+        recipe = sweep.recipe_at(sweep.space.own)
+        assert set(recipe.data.exclude) == set(sweep._validation) == set(sweep.best_at(sweep.space.own).data.exclude)
+        assert not exclude.named(recipe.data.exclude, data.load_prompts(sweep.recipe.data.test or "")[0])
+        kept = exclude.without(data.load_pool(recipe.data), recipe.data.exclude)[0]
+        assert len(kept) == 14 and {*kept.table["prompt"].to_pylist()}.isdisjoint(
+            prompt for prompt in prompts if exclude.text_digest(prompt) in sweep._validation
+        )
+    with pytest.raises(InputError, match="15 of these equal test prompts, which are not drawn"):
+        begun("all", [*trained, drawn[0]])
+
+
+def test_excluded_prompts_are_named(recipe_file: RecipeFactory) -> None:
+    prompts = data.load_prompts(load_recipe(recipe_file()).data.test or "")[0]
+    assert exclude.named([exclude.text_digest("name  a HAT"), "0" * 16], prompts) == ["t4"]
+    assert exclude.named([], prompts) == []
 
 
 def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineCrew]) -> None:
@@ -320,6 +431,97 @@ def test_another_recipe_in_the_same_folder_is_refused(
     other = recipe_file(SMALL | {"search": SEARCH | {"prompts": 12}})
     with pytest.raises(InputError, match=r"another recipe \(.*search.prompts"):
         sweep_with(InlineCrew(), other, root)
+
+
+@contextlib.contextmanager
+def other(path: Path, content: bytes) -> Iterator[None]:
+    """Let a file hold something else for a while."""
+    was = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(was)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("train.json", lambda was: was.replace(b"3.5", b"3.6"), "the training rows {folder}/train.json"),
+        ("test.json", lambda was: was.replace(b"Name a hat.", b"Name a cat."), "the test prompts {folder}/test.json"),
+        ("sweep/validation.json", lambda was: was.replace(b"is", b"was"), "{folder}/sweep/validation.json: changed"),
+        ("base/model.safetensors", lambda was: was[:-1] + bytes([was[-1] ^ 1]), "the base model {folder}/base"),
+        ("base/config.json", lambda was: was + b"\n", "the base model {folder}/base"),
+        ("base/tokenizer_config.json", lambda was: was + b"\n", "the tokenizer {folder}/base"),
+        ("base/chat_template.jinja", lambda was: was + b"\n", "the tokenizer {folder}/base"),
+    ],
+)  # fmt: skip
+def test_a_sweep_whose_inputs_changed_is_refused(
+    swept: tuple[Path, Path, InlineCrew], name: str, change: Any, message: str
+) -> None:
+    path, root, _ = swept
+    file = path.parent / name
+    was = file.read_bytes()
+    before = (root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes()
+    assert change(was) != was
+    with other(file, change(was)), pytest.raises(InputError, match=re.escape(message.format(folder=path.parent))):
+        sweep_with(InlineCrew(), path, root, hours=1.0)
+    assert before == ((root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes())
+
+
+def test_reference_answers_are_an_input_too(recipe_file: RecipeFactory, train_file: Path, tmp_path: Path) -> None:
+    references = Path(shutil.copy(train_file, tmp_path / "references.json"))
+    recipe = load_recipe(recipe_file(SMALL | {"judge.kind": "reference", "judge.references": str(references)}))
+    found = inputs.of_sweep(recipe, train_file)
+    references.write_bytes(references.read_bytes() + b"\n")
+    again = inputs.of_sweep(recipe, train_file)
+    assert [name for name in found if found[name] != again[name]] == [f"the reference answers {references}"]
+
+
+@pytest.mark.parametrize(
+    ("early", "message"), [(False, "changed since this sweep began: the training rows"), (True, "its worker read")]
+)
+def test_rows_that_change_while_a_sweep_runs_end_it(
+    recipe_file: RecipeFactory, train_file: Path, tmp_path: Path, early: bool, message: str
+) -> None:
+    """After the first trial; or early: before its worker read them, but after the driver did."""
+    train = Path(shutil.copy(train_file, tmp_path / "rows.json"))
+    changes = {"train.max_steps": 2, "data.train": str(train), "data.test": None, "search": SEARCH}
+    path = recipe_file(SMALL | changes)
+
+    class Changing(InlineCrew):
+        def submit(self, worker: int, task: Task) -> None:
+            was = train.read_bytes()
+            if early:
+                train.write_bytes(was + b"\n")
+            super().submit(worker, task)
+            train.write_bytes(was + b"\n")
+
+    crew = Changing()
+    with pytest.raises(InputError, match=message):
+        sweep_with(crew, path, tmp_path / "sweep")
+    assert len(crew.tasks) == 1
+
+
+def test_a_sweep_that_was_moved_or_tidied_up_goes_on(swept: tuple[Path, Path, InlineCrew], tmp_path: Path) -> None:
+    path, root, _ = swept
+    moved = tmp_path / "another machine" / "sweep"
+    shutil.copytree(root, moved)
+    shutil.rmtree(moved / "best")
+    best = content(root)["best"]["number"]
+    for tidied in (False, True):
+        crew = InlineCrew()
+        sweep_with(crew, path, moved)
+        found = content(moved)
+        (task,) = crew.tasks  # the best's answers: no trial is done again
+        assert task.root == moved / "best"
+        assert task.trained == (None if tidied else Path(found["trials"][best]["folder"]))
+        assert {Path(trial["folder"]).parent for trial in found["trials"]} == {moved / "trials"}
+        assert _adapter(moved / "best") == _adapter(root / "best")
+        assert (moved / "best" / "pred.json").read_bytes() == (root / "best" / "pred.json").read_bytes()
+        shutil.rmtree(moved / "best")
+        shutil.rmtree(found["trials"][best]["folder"], ignore_errors=tidied)
+    assert content(root)["trials"][best]["value"] == found["trials"][best]["value"]
 
 
 def test_the_median_pruner_stops_what_is_worse_than_most_at_the_same_stage(
@@ -494,3 +696,16 @@ def _adapter(root: str | Path) -> bytes:
 def _steps(folder: RunDir) -> list[tuple[float, float]]:
     lines = [json.loads(line) for line in folder.log.read_text(encoding="utf-8").splitlines()]
     return [(line["loss"], line["grad_norm"]) for line in lines]
+
+
+def test_rows_that_are_kept_between_trials_are_compared_with_the_prompts_each_time(
+    recipe_file: RecipeFactory, train_file: Path, tmp_path: Path
+) -> None:
+    asked = [{"id": r["id"], "conversations": r["conversations"][:1]} for r in json.loads(train_file.read_text())[4:6]]
+    (tmp_path / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
+    rows = Rows()
+    for take in ([1.0], [0.5, 1.0]):
+        stages = [{"name": f"s{i}", "upto": upto, "num_train_epochs": 1} for i, upto in enumerate(take)]
+        recipe = load_recipe(recipe_file({"data.test": str(tmp_path / "asked.json"), "curriculum.stages": stages}))
+        found = rows.prepared(recipe)
+        assert found.leakage == prepare(recipe).leakage and found.leakage["hits"]

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import ROOT, write_recipe
 
 from fast_ft.load import load_recipe
+from fast_ft.sweep.ray_crew import RayCrew, Seat
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial import Result, Task
+from fast_ft.sweep.trial import Result, Runner, Task
 from fast_ft.sweep.workers import LocalCrew
 
 SEARCH = {
@@ -135,6 +137,13 @@ def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: P
             found = crew.wait(1.0)
         assert found[0][1] is not None and found[0][1].problem is None
         assert (tmp_path / "short" / "adapter").is_dir()
+        broken: Any = None
+        crew.submit(0, Task(broken, "small.yaml"))
+        ((_, result),) = crew.wait(60.0)
+        assert result is not None and str(result.problem).startswith("a bug: ") and "Traceback" in result.traceback
+        crew.submit(0, task("after", 1))
+        assert crew.wait(60.0) == [(0, None)], "a worker with a bug ends, and another is there"
+        assert crew._workers[0].process.pid != pid
     finally:
         crew.close()
 
@@ -147,14 +156,46 @@ def test_each_worker_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
     assert [each["CUDA_VISIBLE_DEVICES"] for each in started] == ["2", "GPU-5"]
 
 
+def test_a_bug_in_a_ray_worker_keeps_its_traceback(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a task, and around it; Ray itself need not be installed for either."""
+
+    def broken(self: Runner, task: Task, times: Any) -> int:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.chdir(tmp_path)  # a seat goes to its driver's folder
+    monkeypatch.setattr(Runner, "_run", broken)
+    result, packed, _ = Seat(str(tmp_path)).run(Task(load_recipe(recipe), "small.yaml"), {"test": b""})
+    assert result.problem == "a bug: ZeroDivisionError: boom" and "in broken" in result.traceback and not packed
+
+    class RayError(Exception):
+        pass
+
+    class RayTaskError(RayError):
+        pass
+
+    def get(reference: str) -> Any:
+        raise RayTaskError("Traceback: in unpack") if reference == "bug" else RayError("the host is gone")
+
+    ours: Any = RayCrew.__new__(RayCrew)
+    ours._ray = SimpleNamespace(
+        wait=lambda tasks, **_: (tasks, []), get=get,
+        exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError),
+    )  # fmt: skip
+    replaced: list[int] = []
+    ours._replace, ours._tasks = replaced.append, {"bug": (0, None), "lost": (1, None)}
+    (_, bug), (_, lost) = ours.wait(1.0)
+    assert bug == Result(problem="a bug in a Ray worker", traceback="Traceback: in unpack")
+    assert lost is None and replaced == [1], "what is lost is tried again elsewhere, a bug is not"
+
+
 @needs_ray
 @pytest.mark.soak
 def test_two_ray_workers_give_the_same_scores_though_one_is_killed(
     recipe: Path, values: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
-
-    from fast_ft.sweep.ray_crew import RayCrew
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     submitted: list[int] = []

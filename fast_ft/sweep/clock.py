@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from fast_ft import atomic
+from fast_ft.sweep import files
 
 _EVERY = 2.0
 
@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, path: Path, allowed: float | None, now: Callable[[], float] = time.monotonic) -> None:
         self._path, self.allowed, self._now = path, allowed, now
-        self._before = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+        self._before = files.read_clock(path) if path.is_file() else 0.0
         self._started = self._written = now()
 
     @property

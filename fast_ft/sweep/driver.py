@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from fast_ft import phases
+from fast_ft import atomic, phases
 from fast_ft.errors import InputError
 from fast_ft.judge import judging, reference
 from fast_ft.progress import note
 from fast_ft.rundir import RunDir
-from fast_ft.sweep import price
+from fast_ft.sweep import inputs, price
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.job import Job, shown
 from fast_ft.sweep.price import Measured
@@ -114,10 +114,12 @@ class Driver:
         elif result.stopped:
             return  # it stays open in the journal, and is gone on with
         elif result.problem is not None:
+            problem = self._kept(job, result) if result.traceback else result.problem
             if job.point == self.space.own:
-                raise InputError(f"the recipe itself, as the first trial: {result.problem}")
-            note(f"trial {job.trial.number} came to nothing: {result.problem}")
-            self.study.fail(job.trial, result.problem)
+                said = f"the recipe itself, as the first trial: {problem}"
+                raise RuntimeError(f"{said}\n{result.traceback}") if result.traceback else InputError(said)
+            note(f"trial {job.trial.number} came to nothing: {problem}")
+            self.study.fail(job.trial, problem)
         else:
             for key, value in result.seconds.items():
                 job.spent[key] = job.spent.get(key, 0.0) + value
@@ -126,6 +128,12 @@ class Driver:
             else:
                 self._finished(worker, job, result)
         self._changed()
+
+    def _kept(self, job: Job, result: Result) -> str:
+        """Keep a bug's traceback in the sweep's logs; return the problem in a sentence that says where."""
+        path = self.study.root / "logs" / f"trial-{job.trial.number}.txt"
+        atomic.write_text(path, result.traceback)
+        return f"{result.problem} (its traceback is in {path})"
 
     def _stage_ended(self, worker: int, job: Job) -> None:
         """Judge the answers at a stage's end; go on, or give the trial up."""
@@ -141,6 +149,7 @@ class Driver:
 
     def _finished(self, worker: int, job: Job, result: Result) -> None:
         folder = RunDir.at(job.root)
+        inputs.check_trained(folder, job.prepared)
         value, scores = self._value(folder, job)
         manifest = folder.manifest()
         done = manifest["phases"]["generate"]

@@ -55,19 +55,23 @@ def _found(sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dic
     if own is not None:
         figures.append(("the recipe as it stood", f"{own['value']:.3f}"))
     cells = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in figures)
-    shared = [t["number"] for t in scored if t["proof"]["in_validation"] or t["proof"]["in_test"]]
+    held, equal = ([t["number"] for t in scored if t["proof"][where]] for where in ("in_validation", "in_test"))
     facts = [
         f"{sweep['ended'].capitalize()}.",
         f"Every trial answered the same {len(sweep['validation']['prompts'])} validation prompts, drawn from the "
-        "training rows before any selection. By text, "
-        + (f"training rows of trials {shared} hold some of them or of the test prompts." if shared else
-           "no trial's training rows hold one of them or one of the test prompts: sweep.json has the digests."),
+        "training rows before any selection; sweep.json has the digests.",
+        f"Trials that trained on validation prompts, by text: {_listed(held)}. Trials that trained on rows that equal "
+        f"test prompts: {_listed(equal)}; the sweep takes no row out because of the test set.",
         "best.yaml is the best recipe, every value filled in; best/ has its adapter and its answers to the test set.",
     ]  # fmt: skip
     link = ""
     if (sweep["best"].get("run")) and sweep["best"]["run"]:
         link = '<p><a href="best/report.html">Report of the best recipe</a>, <a href="best.yaml">best.yaml</a></p>'
     return f'{paragraph(sweep["best"]["sentence"], "lead")}<dl class="figures">{cells}</dl>{bullets(facts)}{link}'
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
 
 
 def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from fast_ft import atomic
 from fast_ft.errors import InputError
 from fast_ft.load import digest, resolved
 from fast_ft.recipe import Recipe
+from fast_ft.redact import redacted
 from fast_ft.rundir import RunDir
 from fast_ft.sweep.trial import Result, Runner, Task
 
@@ -81,6 +82,9 @@ class RayCrew:
             worker, task = self._tasks.pop(reference)
             try:
                 result, packed, digest = self._ray.get(reference)
+            except self._ray.exceptions.RayTaskError as error:  # raised by Seat.run: its text is the traceback
+                found.append((worker, Result(problem="a bug in a Ray worker", traceback=redacted(str(error)))))
+                continue
             except self._ray.exceptions.RayError:  # the process, its host or its way here is gone
                 self._replace(worker)
                 found.append((worker, None))
@@ -133,10 +137,7 @@ class Seat:
         if "trained" in inputs:
             trained = self._folder / "trained"
             unpack(inputs["trained"], trained)
-        try:
-            result = self._runner.run(replace(task, recipe=recipe, trained=trained))
-        except Exception as error:
-            result = Result(problem=f"{type(error).__name__}: {error}")
+        result = self._runner.run(replace(task, recipe=recipe, trained=trained))
         packed = pack(root) if root.is_dir() and result.problem is None else b""
         if (root / "pred.json").is_file():
             shutil.rmtree(root)  # it lies with the driver now

@@ -9,17 +9,20 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from fast_ft.errors import InputError, nearest
 from fast_ft.load import resolved, validated
-from fast_ft.recipe import Range, Recipe, Search
+from fast_ft.recipe import Range, Recipe, Section
 
 Point = dict[str, Any]  #: {axis: number or JSON text}, as Optuna keeps it
 #: What a sweep compares by, or what its trials share; another value would be another sweep.
-FIXED = ("search", "rules", "output_dir", "judge", "budget", "data.train", "data.test", "data.exclude")
+FIXED = ("search", "rules", "output_dir", "judge", "budget", "backup_dir", "data.train", "data.test", "data.exclude")
+MOST_POINTS = 10_000  #: of a grid
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,23 @@ class Axis:
     @property
     def whole(self) -> bool:
         """Whether its numbers are whole."""
-        return self.range is not None and isinstance(self.range.low, int) and isinstance(self.range.high, int)
+        return self.range is not None and _whole_ends(self.range)
 
-    def grid(self) -> list[Any]:
-        """Return every value of the axis; InputError for a range without a step."""
+    @property
+    def count(self) -> int:
+        """How many values a grid tries along the axis; InputError for a range without a step."""
         if self.range is None:
-            return list(self.choices)
+            return len(self.choices)
         if self.range.step is None and not self.whole:
             raise InputError(
                 f"search.space.{self.key}: a grid needs values, and this range has no step: give it one, or a list"
             )
-        step = self.range.step or 1
-        count = int((self.range.high - self.range.low) / step + 1e-9) + 1
-        return [self.range.low + n * step for n in range(count)]
+        low, high, step = (Decimal(str(value)) for value in (self.range.low, self.range.high, self.range.step or 1))
+        return int((high - low) / step) + 1
+
+    def grid(self) -> list[Any]:
+        """Return every value of the axis."""
+        return list(self.choices) if self.range is None else [_step(self.range, n) for n in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,14 @@ class Space:
     axes: tuple[Axis, ...]
     own: Point
     notes: tuple[str, ...]
+
+    def check_grid(self) -> None:
+        """Raise InputError for a grid with more points than anybody waits for."""
+        if (count := math.prod(axis.count for axis in self.axes)) > MOST_POINTS:
+            raise InputError(
+                f"search.space: a grid of {count:,} points, where {MOST_POINTS:,} are the most. Give fewer values or "
+                "longer steps, or draw some of these points with search.sampler: random"
+            )
 
     def grid(self) -> Iterator[Point]:
         """Yield every point, the recipe's own first."""
@@ -83,8 +98,13 @@ def read(recipe: Recipe) -> Space:
     if search.sampler == "grid" and search.pruner == "hyperband":
         raise InputError("search.pruner: hyperband chooses among trials at random; with a grid use median or none")
     axes, own, notes = [], {}, []
+    sets: dict[str, str] = {}  # each key that an axis sets, and the axis
     for key, values in search.space.items():
         _check_key(recipe, key)
+        for each in _sets(recipe, key, values):
+            if other := next((axis for there, axis in sets.items() if _overlap(each, there)), None):
+                raise InputError(f"search.space.{key}: {other} sets {each} too. Give each key in one of them only")
+            sets[each] = key
         here = _own(recipe, key, values)
         if isinstance(values, Range):
             axis = Axis(key, range=values)
@@ -117,10 +137,29 @@ def at(recipe: Recipe, point: Point, fixed: Mapping[str, Any]) -> Recipe:
     tree = resolved(recipe)
     assert recipe.search is not None
     for key, value in point.items():
-        _put(tree, key, value if isinstance(recipe.search.space[key], Range) else json.loads(value))
+        values = recipe.search.space[key]
+        _put(tree, key, _on_step(values, value) if isinstance(values, Range) else json.loads(value))
     for key, value in fixed.items():
         _put(tree, key, value)
     return validated(tree, {}, "the trial")
+
+
+def _step(values: Range, number: int) -> int | float:
+    """Return low + number * step as it is written: 0.3, not 0.30000000000000004."""
+    exact = Decimal(str(values.low)) + number * Decimal(str(values.step or 1))
+    return int(exact) if _whole_ends(values) else float(exact)
+
+
+def _whole_ends(values: Range) -> bool:
+    return isinstance(values.low, int) and isinstance(values.high, int)
+
+
+def _on_step(values: Range, value: Any) -> Any:
+    """Return a value that the sampler drew by adding up steps as it is written; any other one as it is."""
+    if values.step is None:
+        return value
+    written = _step(values, round((value - values.low) / values.step))
+    return written if math.isclose(value, written, rel_tol=1e-9, abs_tol=1e-9 * values.step) else value
 
 
 def text(value: Any) -> str:
@@ -136,29 +175,24 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def sampler(search: Search, seed: int) -> Any:
-    """Return Optuna's sampler. Grid points are listed by Space.grid: Optuna's own hands some out twice in parallel."""
-    import optuna
+def _sets(recipe: Recipe, key: str, values: Any) -> list[str]:
+    """Return the keys that an axis sets, of a section those that its mappings name; InputError for a fixed one."""
+    mappings = [] if isinstance(values, Range) else [value for value in values if isinstance(value, dict)]
+    names = dict.fromkeys(name for value in mappings for name in value) if _is_section(recipe, key) else {}
+    keys = [f"{key}.{name}" for name in names] or [key]
+    for each in (key, *keys):
+        if any(f"{each}.".startswith(f"{fixed}.") for fixed in FIXED):
+            named = "" if each == key else f"{each} is "
+            raise InputError(f"search.space.{key}: {named}the same in all trials, since they are compared: take it out")
+    return keys
 
-    if search.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
-    return optuna.samplers.RandomSampler(seed=seed)
 
-
-def pruner(search: Search) -> Any:
-    """Return Optuna's pruner; its steps are stages, counted from 1."""
-    import optuna
-
-    if search.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=3)
-    if search.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3)
-    return optuna.pruners.NopPruner()
+def _overlap(one: str, other: str) -> bool:
+    """Tell whether one of two dotted keys is the other, or a section that holds it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _check_key(recipe: Recipe, key: str) -> None:
-    if key.split(".")[0] in FIXED or any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED):
-        raise InputError(f"search.space.{key}: the same in all trials, since they are compared: take it out")
     parent: Any = resolved(recipe)
     for part in key.split("."):
         if isinstance(parent, list) and part.isdigit() and int(part) < len(parent):
@@ -173,6 +207,8 @@ def _check_key(recipe: Recipe, key: str) -> None:
 def _check_range(key: str, values: Range) -> None:
     if not values.low < values.high:
         raise InputError(f"search.space.{key}: low {values.low:g} is not below high {values.high:g}")
+    if _whole_ends(values) and not float(values.step or 1).is_integer():
+        raise InputError(f"search.space.{key}: step {values.step:g} between whole numbers: write low {values.low}.0")
     if values.log and (values.low <= 0 or values.step is not None):
         raise InputError(f"search.space.{key}: log needs a low above 0 and no step")
 
@@ -190,8 +226,6 @@ def _own(recipe: Recipe, key: str, values: Any) -> Any:
 
 
 def _is_section(recipe: Recipe, key: str) -> bool:
-    from fast_ft.recipe import Section
-
     here: Any = recipe
     for part in key.split("."):
         here = getattr(here, part, None) if isinstance(here, Section) else None

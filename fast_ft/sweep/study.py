@@ -1,38 +1,87 @@
 """The one Optuna study of a sweep: asked and told by the driver alone, kept in a journal file that outlives kills.
 
-All that is known of a trial stands in the journal, as its `facts`; sweep.json and the page are made from it.
+All that is known of a trial stands in the journal, as its `facts`; sweep.json and the page are made from it. So do
+the digests of what trials read, as the study's `inputs`. A trial's folder is kept by its name: a sweep folder may move.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fast_ft.errors import InputError
 from fast_ft.recipe import Search
-from fast_ft.sweep import space as spaces
+from fast_ft.sweep import files, journal
 from fast_ft.sweep.space import Point, Space
 
-FACTS = "facts"
+FACTS, INPUTS = "facts", "inputs"
 
 
 class Study:
-    """Optuna's study over a Space. Values are maximised."""
+    """Optuna's study over a Space. Values are maximised. `before_write` may refuse each write to the journal."""
 
-    def __init__(self, path: Path, search: Search, space: Space, seed: int) -> None:
+    def __init__(
+        self, path: Path, search: Search, space: Space, seed: int, before_write: Callable[[], object] = lambda: None
+    ) -> None:
         optuna = _optuna()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(path)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-        self._space = space
-        self._distributions = {axis.key: axis.distribution() for axis in space.axes}
-        self._study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True, pruner=spaces.pruner(search)
-        )
-        # another start draws other numbers than those drawn already
-        self._study.sampler = spaces.sampler(search, seed + len(self._study.get_trials(deepcopy=False)))
+        self._path, self.root = path, path.parent  #: root: the sweep's folder
+        self.root.mkdir(parents=True, exist_ok=True)
+        journal.mend(path)
         self._states = optuna.trial.TrialState
+        self._distributions = {axis.key: axis.distribution() for axis in space.axes}
+        lock: Any = journal.Held(before_write)
+        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
+        begun = path.stat().st_size > 0
+        named: dict[str, Any] = {"study_name": "sweep", "pruner": _pruner(search)}
+        with journal.read_by_optuna(path):
+            storage = optuna.storages.JournalStorage(backend)
+            if begun:
+                self._study = optuna.load_study(storage=storage, **named)
+            else:
+                self._study = optuna.create_study(storage=storage, direction="maximize", **named)
+            trials, _ = self._study.get_trials(deepcopy=False), self.records()
+        # another start draws other numbers than those drawn already
+        self._study.sampler = _sampler(search, seed + len(trials))
+
+    def check(self) -> None:
+        """Raise InputError where the journal holds anything else than a sweep of this space keeps in it."""
+        if [direction.name for direction in self._study.directions] != ["MAXIMIZE"]:
+            raise InputError(f"{self._path}: holds no study that maximises one value. {journal.REMEDY}")
+        for record in self.records():
+            files.check_record(record, self._path, journal.REMEDY)
+        files.check_inputs(self._study.user_attrs.get(INPUTS, {}), self._path, journal.REMEDY)
+        self._check_space()
+
+    def _check_space(self) -> None:
+        """Raise InputError where earlier trials were drawn from other values: Optuna mixes no two lists of values."""
+        from optuna.distributions import check_distribution_compatibility
+
+        for trial in self._study.get_trials(deepcopy=False):
+            for key, drawn_from in trial.distributions.items():
+                try:
+                    check_distribution_compatibility(drawn_from, self._distributions[key])
+                    self._distributions[key].to_internal_repr(trial.params[key])
+                except (KeyError, ValueError):
+                    raise InputError(
+                        f"search.space.{key}: trial {trial.number} in {self._path} was drawn from other values than "
+                        "the recipe has now. Put those back, or begin a new sweep with --output."
+                    ) from None
+
+    def same_inputs(self, found: Mapping[str, str]) -> None:
+        """Keep the digests of what a trial reads; InputError names what is not as it was for the trials before.
+
+        found: {what it is, in words: digest of its content}.
+        """
+        known = self._study.user_attrs.get(INPUTS, {})
+        if changed := [name for name, digest in found.items() if known.get(name, digest) != digest]:
+            raise InputError(
+                f"{self.root}: changed since this sweep began: {', '.join(changed)}. Trials are compared with one "
+                "another, so all of them read the same. Put back what was there, or begin a new sweep with --output."
+            )
+        if new := {name: digest for name, digest in found.items() if name not in known}:
+            self._study.set_user_attr(INPUTS, known | new)
 
     def ask(self, point: Point | None = None) -> Any:
         """Return a new trial: at `point`, or where the sampler wants one."""
@@ -65,10 +114,13 @@ class Study:
 
     def interrupted(self) -> list[Point]:
         """Close the trials that were in flight when an earlier command ended, and return their points, oldest first."""
+        while self._study.get_trials(deepcopy=False, states=(self._states.WAITING,)):
+            with journal.read_by_optuna(self._path):
+                self.ask()  # a kill came before Optuna handed it out: it would take the place of the next point
         running = self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,))
         for trial in running:
             self._study.tell(trial.number, state=self._states.FAIL)
-        return [dict(trial.params) for trial in running if trial.params]
+        return [dict(trial.params) for trial in running if trial.params.keys() == self._distributions.keys()]
 
     def records(self) -> list[dict[str, Any]]:
         """Return {number, point, value, stages, state, ...} of all trials that are done with, oldest first."""
@@ -78,11 +130,23 @@ class Study:
                 "point": dict(trial.params),
                 "value": trial.value if trial.state == self._states.COMPLETE else None,
                 "stages": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
-                **trial.user_attrs.get(FACTS, {}),
+                **self._placed(trial.user_attrs.get(FACTS, {})),
             }
             for trial in self._study.get_trials(deepcopy=False)
-            if trial.state.is_finished() and "state" in trial.user_attrs.get(FACTS, {})
+            if self._is_told(trial)
         ]
+
+    def _is_told(self, trial: Any) -> bool:
+        """Tell whether a trial is done with as its facts say: a kill may come between the facts and Optuna's state."""
+        ends = {"finished": self._states.COMPLETE, "stopped early": self._states.PRUNED}
+        state = trial.user_attrs.get(FACTS, {}).get("state")
+        return state is not None and trial.state == ends.get(state, self._states.FAIL)
+
+    def _placed(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return a trial's facts with its folders below the sweep's own folder, wherever that was at the time."""
+        kept = {key: Path(facts[key]) for key in ("folder", "trained_in") if isinstance(facts.get(key), str)}
+        within = {key: path for key, path in kept.items() if path.parent.name == "trials"}
+        return facts | {key: str(self.root / "trials" / path.name) for key, path in within.items()}
 
     def importances(self) -> dict[str, float] | None:
         """Return each axis's share of importance (PED-ANOVA, arXiv 2304.10255), or None below 4 finished trials."""
@@ -104,20 +168,24 @@ class Study:
         self._study.tell(trial, value, state=state)
 
 
-def _mend(path: Path) -> None:
-    """Cut off a last line that a kill left half: Optuna would append to it, and then read neither. Drop a dead's lock.
+def _sampler(search: Search, seed: int) -> Any:
+    """Return Optuna's sampler. Grid points are listed by Space.grid: Optuna's own hands some out twice in parallel."""
+    import optuna
 
-    The driver holds the sweep's folder, so nobody else is writing.
-    """
-    for lock in path.parent.glob(f"{path.name}.lock*"):
-        lock.unlink(missing_ok=True)
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    if search.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(search: Search) -> Any:
+    """Return Optuna's pruner; its steps are stages, counted from 1."""
+    import optuna
+
+    if search.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=3)
+    if search.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3)
+    return optuna.pruners.NopPruner()
 
 
 def _optuna() -> Any:

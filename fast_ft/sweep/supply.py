@@ -11,12 +11,12 @@ from fast_ft.errors import InputError
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
-from fast_ft.sweep import price
+from fast_ft.sweep import inputs, price
 from fast_ft.sweep.job import Job, shown
 from fast_ft.sweep.price import Work
 from fast_ft.sweep.space import Point, Space
 from fast_ft.sweep.study import Study
-from fast_ft.sweep.trial import Rows
+from fast_ft.sweep.trial import Rows, is_trained
 
 _UNFIT = 5  #: trials in a row that do not fit the time left, or are no recipes: then the sweep ends
 _REPEATS = 20  #: points in a row that were tried already
@@ -107,6 +107,7 @@ class Supply:
             self._unfit += 1
             self.study.fail(trial, str(error), state="no recipe")
             return None
+        self.study.same_inputs(inputs.of_trial(recipe))
         root = str(recipe.output_dir)
         known = next((r for r in records if r.get("folder") == root and r["state"] == "finished"), None)
         if known is not None or root in {str(job.root) for job in running}:
@@ -123,8 +124,8 @@ class Supply:
 
     def _priced(self, job: Job, left: float, *, loaded: bool) -> Job | None:
         """Price a trial; None where it does not fit the time left, which is then noted."""
-        donors = (r for r in self.study.records() if r.get("training") == job.training and r["value"] is not None)
-        job.trained = next((Path(donor["folder"]) for donor in donors), None)
+        same = (r for r in self.study.records() if r.get("training") == job.training and r["value"] is not None)
+        job.trained = next((Path(record["folder"]) for record in same if is_trained(Path(record["folder"]))), None)
         if job.trained is not None:
             job.stops = []
         measured = price.measured(self.study.records())

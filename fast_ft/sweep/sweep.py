@@ -1,27 +1,27 @@
 """A sweep: trials of one recipe within the hours, the best of them written out as a recipe, and a page about all.
 
 Everything lies in the sweep's folder; the same command goes on with it. study.journal is the truth, the rest is made
-from it: sweep.json, report.html, best.yaml. Each trial is an ordinary run folder under trials/.
+from it: sweep.json, report.html, best.yaml. Each trial is an ordinary run folder under trials/. logs/ has what workers
+wrote, and the traceback of each trial that a bug ended.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fast_ft import atomic, data, environment, exclude, hub, lease, phases
+from fast_ft import atomic, data, environment, exclude, lease, outside, phases
 from fast_ft.errors import BudgetMissed, InputError
+from fast_ft.interrupt import interruptible
 from fast_ft.judge import judging, stats
 from fast_ft.load import content_digest, resolved
-from fast_ft.prepare import Prepared
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir, differences, now
-from fast_ft.sweep import page, price, space, validation
+from fast_ft.sweep import files, inputs, page, price, space, validation
+from fast_ft.sweep.best import best_text, verdict
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.driver import Driver
 from fast_ft.sweep.job import Job
@@ -29,7 +29,7 @@ from fast_ft.sweep.price import Measured, Work
 from fast_ft.sweep.space import Point, Space
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.supply import Supply
-from fast_ft.sweep.trial import Task
+from fast_ft.sweep.trial import Task, is_trained
 from fast_ft.sweep.workers import Crew, LocalCrew, visible_gpus
 
 _END = 5.0  #: seconds kept for the page and for what is written at the end
@@ -55,9 +55,12 @@ class Sweep:
                 "validation rows' own: search.objective: rouge_l, chrf or exact_match"
             )
         self.space: Space = space.read(recipe)
+        if self.search.sampler == "grid":
+            self.space.check_grid()
         content = {**resolved(recipe), "search": recipe.search.model_dump(mode="json")}
         self.root = output or Path("runs") / f"sweep-{Path(recipe_path).stem}-{content_digest(content)[:8]}"
         self.content, self.hours = content, hours
+        self._check_lease: Callable[[], object] = lambda: None
         self.validation_path = self.root / "validation.json"
         self.sweep_json, self.best_yaml = self.root / "sweep.json", self.root / "best.yaml"
 
@@ -66,24 +69,37 @@ class Sweep:
         phases.check_model(self.recipe)
         if self.search.objective == "judge":
             judging.check(self.recipe.judge.model_copy(update={"references": None}), [])
-        with lease.hold(self.root):
+        with interruptible(), lease.hold(self.root) as held:
+            self._check_lease = held.check
+            outside.refuse_links(self.root)
             clock = Clock(self.root / "clock.json", None if self.hours is None else self.hours * 3600)
             self._begin()
+            study = Study(self.root / "study.journal", self.search, self.space, self.recipe.seed, held.check)
+            study.check()
+            study.same_inputs(inputs.of_sweep(self.recipe, self.validation_path) | inputs.of_trial(self.recipe))
             crew = self._crew(workers, ray)
             try:
-                driver = self._driver(crew, clock)
+                driver = self._driver(study, crew, clock)
                 driver.run()
                 self._finish(driver, crew, clock)
+            except KeyboardInterrupt:
+                crew.interrupt()  # so that trials under way save their steps, as a run does
+                raise
             finally:
-                clock.tick(now=True)
+                if not held.lost:
+                    clock.tick(now=True)
                 crew.close()
         return self.root
 
     def recipe_at(self, point: Point) -> Recipe:
-        """Return a trial's complete recipe: the point's values, the validation set, and a folder of its own."""
+        """Return a trial's complete recipe: the point's values, the validation set, and a folder of its own.
+
+        The folder's name is a digest of the recipe that does not hang on where the sweep's folder lies.
+        """
         recipe = space.at(self.recipe, point, self._fixed)
-        digest = content_digest(resolved(recipe))[:8]
-        return recipe.model_copy(update={"output_dir": str(self.root / "trials" / digest)})
+        tree = resolved(recipe)
+        tree["data"]["test"] = tree["judge"]["references"] = self.validation_path.name
+        return recipe.model_copy(update={"output_dir": str(self.root / "trials" / content_digest(tree)[:8])})
 
     def best_at(self, point: Point) -> Recipe:
         """Return the recipe to keep: the point's values, with the recipe's own test set and judge."""
@@ -92,22 +108,23 @@ class Sweep:
     def _begin(self) -> None:
         """Draw the validation set, or read the one that was drawn; write what this sweep is."""
         if self.sweep_json.is_file():
-            there = json.loads(self.sweep_json.read_text(encoding="utf-8"))
+            there = files.read_sweep(self.sweep_json)
             differ = differences(there["recipe"], self.content, ignore=("output_dir",))
             if differ:
                 raise InputError(f"{self.root}: holds a sweep of another recipe ({', '.join(differ)}). Choose --output")
-            if atomic.sha256_file(self.validation_path) != there["validation"]["file"]:
-                raise InputError(f"{self.validation_path}: changed since the sweep began. Put it back, or start anew")
+            held_out = self.validation_path
+            if not held_out.is_file() or atomic.sha256_file(held_out) != there["validation"]["file"]:
+                raise InputError(f"{held_out}: changed since the sweep began. Put it back, or start anew")
         elif not self.validation_path.is_file():
             validation.write(self.validation_path, validation.draw(self.recipe))
         prompts, _ = data.load_prompts(str(self.validation_path))
         self._validation = sorted(exclude.digests_of(prompts))
         self._test = sorted(validation.test_digests(self.recipe))
         self._asked = len(data.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
-        keeps_out = sorted({*self.recipe.data.exclude, *self._validation, *self._test})
         self._fixed: dict[str, Any] = {
             "data.test": str(self.validation_path),
-            "data.exclude": keeps_out,
+            "data.exclude": sorted({*self.recipe.data.exclude, *self._validation}),
+            "backup_dir": None,  # a trial's folder alone would be no backup of the sweep
             "judge.references": str(self.validation_path),
             "judge.base_prompts": 0,
         }
@@ -122,8 +139,11 @@ class Sweep:
             )  # fmt: skip
             for text in self.space.notes:
                 note(f"note: {text}")
+            if self.recipe.backup_dir is not None:
+                note("note: backup_dir is for single runs; to keep a sweep there, give that folder as --output")
 
     def _write(self, **values: Any) -> None:
+        self._check_lease()
         there = json.loads(self.sweep_json.read_text(encoding="utf-8")) if self.sweep_json.is_file() else {}
         atomic.write_json(self.sweep_json, there | values)
 
@@ -134,9 +154,8 @@ class Sweep:
             return RayCrew(ray, workers)
         return LocalCrew(workers or max(1, len(visible_gpus())), self.root / "logs")
 
-    def _driver(self, crew: Crew, clock: Clock) -> Driver:
-        study = Study(self.root / "study.journal", self.search, self.space, self.recipe.seed)
-        supply = Supply(self.recipe, self.space, study, recipe_at=self.recipe_at, training_of=training_digest)
+    def _driver(self, study: Study, crew: Crew, clock: Clock) -> Driver:
+        supply = Supply(self.recipe, self.space, study, recipe_at=self.recipe_at, training_of=inputs.training_digest)
         return Driver(
             self.name, supply, crew, clock, facts_of=self._facts, reserve=self._reserve,
             changed=lambda: self._write(trials=study.records(), seconds=round(clock.used, 1)),
@@ -146,7 +165,9 @@ class Sweep:
         changed = differences(
             resolved(self.recipe), resolved(job.recipe), ignore=("output_dir", *self._fixed, "judge.kind")
         )
-        return {"proof": validation.proof(job.prepared, self._validation, self._test),
+        proof = validation.proof(job.prepared, self._validation, self._test)
+        assert not proof["in_validation"], "data.exclude keeps the validation rows out of every selection"
+        return {"proof": proof,
                 "changed": {key: value for key, (_, value) in changed.items()}}  # fmt: skip
 
     def _reserve(self, measured: list[Measured]) -> float:
@@ -178,13 +199,23 @@ class Sweep:
         page.write(self.root)
         note(driver.supply.ended + f"; {clock.used / 60:.1f} min used")
         note(sentence)
+        if equal := best["proof"]["in_test"]:
+            note(
+                f"warning: {len(equal)} prompts that the best recipe trains on equal a test prompt. A sweep takes no "
+                "row out because of the test set; best/manifest.json names these rows."
+            )
 
     def _best_run(self, recipe: Recipe, best: dict[str, Any], crew: Crew) -> RunDir:
         """Answer the test prompts with the best trial's adapter, in best/."""
-        task = Task(recipe.model_copy(update={"output_dir": str(self.root / "best")}), self.name, Path(best["folder"]))
+        trained: Path | None = Path(best["folder"])
+        if not is_trained(Path(best["folder"])):
+            note(f"note: {best['folder']} holds no adapter any more: the best recipe is trained again")
+            trained = None
+        here = recipe.model_copy(update={"output_dir": str(self.root / "best"), "backup_dir": None})
+        task = Task(here, self.name, trained)
         there = self.root / "best" / "manifest.json"
         if there.is_file() and content_digest(RunDir.at(there.parent).manifest()["recipe"]) != content_digest(
-            resolved(recipe)
+            resolved(here)
         ):
             (self.root / "best").rename(
                 self.root / f"best-until-{now().replace(':', '')}"
@@ -193,53 +224,16 @@ class Sweep:
         while not (found := crew.wait(1.0)):
             pass
         result = found[0][1]
-        if result is None or result.problem:
-            raise InputError(
-                f"the best recipe's answers came to nothing: {result.problem if result else 'worker lost'}"
-            )
+        what = "the best recipe's answers came to nothing"
+        if result is None:
+            raise InputError(f"{what}: their worker was lost. The same command tries again")
+        if result.traceback:
+            raise RuntimeError(f"{what}: {result.problem}\n{result.traceback}")
+        if result.problem:
+            raise InputError(f"{what}: {result.problem}")
         folder = RunDir.at(self.root / "best")
         prompts = data.load_prompts(recipe.data.test)[0] if recipe.data.test else []
         if prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
             phases.judge_phase(folder, recipe, prompts)
         phases.report_phase(folder)
         return folder
-
-
-def training_digest(recipe: Recipe, prepared: Prepared) -> str:
-    """Return the digest of what makes an adapter: base, rows and their order, adapter, training, seed."""
-    tree = resolved(recipe)
-    train = {key: value for key, value in tree["train"].items() if key not in ("report_to", "save_steps", "capture")}
-    stages = [[stage.name, stage.order, stage.learning_rate, stage.num_train_epochs, [e.digest for e in stage.examples]]
-              for stage in prepared.stages]  # fmt: skip
-    folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision)
-    content = [tree["model"], str(folder), tree["lora"], train, tree["curriculum"]["carry"], recipe.seed, stages]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def verdict(best: dict[str, Any], own: dict[str, Any] | None, against: dict[str, Any] | None, tried: int) -> str:
-    """Return what the sweep found, in words."""
-    name = f"trial {best['number']} ({best['value']:.3f} on the validation prompts)"
-    if own is None:
-        return f"Best of {tried}: {name}; the recipe itself was not scored, so there is nothing to compare it with."
-    if against is None:
-        return f"Best of {tried}: the recipe as it stood ({best['value']:.3f} on the validation prompts)."
-    said = f"Best of {tried}: {name}, the recipe as it stood {own['value']:.3f}"
-    if against["low"] is None:
-        return f"{said}; too few prompts have a score in both to tell a difference from noise."
-    between = f"paired 95 % interval of the difference {against['low']:+.3f} to {against['high']:+.3f}"
-    if against["low"] <= 0 <= against["high"]:
-        return f"{said} ({between}): no difference shown."
-    return (
-        f"{said} ({between}). The best of {tried} was chosen on these same prompts, which flatters it a little: "
-        "fresh prompts tell more."
-    )
-
-
-def best_text(recipe: Recipe, root: Path, sentence: str) -> str:
-    """Return the best recipe as YAML, every value filled in."""
-    head = (
-        f"# The best recipe of the sweep in {root}, every value filled in. It trains the same adapter again:\n"
-        f"#   python -m fast_ft {root / 'best.yaml'}\n# {sentence}\n"
-        "# data.exclude holds digests of the sweep's validation prompts and of the test prompts, which no trial saw.\n"
-    )
-    return head + yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True, width=120)

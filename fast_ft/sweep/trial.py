@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.pipeline import opened
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.recipe import Recipe
+from fast_ft.redact import redacted
 from fast_ft.rundir import RunDir
 from fast_ft.sweep.kept import KeptBackend
 
@@ -45,11 +47,13 @@ class Task:
 class Result:
     """What became of a task. `problem`: why there is no answer, in a sentence; `stopped`: it was interrupted.
 
+    traceback: of a bug; "" where the recipe or the machine was at fault.
     seconds: {load, steps, train, answer, all}; train and answer may hold load. times: {first_step, trained}, in seconds
     since 1970.
     """
 
     problem: str | None = None
+    traceback: str = ""
     stopped: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
@@ -66,7 +70,7 @@ class Runner:
         self._seconds: dict[str, float] = {}
 
     def run(self, task: Task) -> Result:
-        """Do a task, or go on with it, and say what became of it. What is the recipe's fault is a Result too."""
+        """Do a task, or go on with it, and say what became of it. What the recipe or a bug did is a Result too."""
         started, loading = time.monotonic(), self.kept.seconds
         self._seconds = {}
         times: dict[str, float] = {}
@@ -74,6 +78,9 @@ class Runner:
             count = self._run(task, times)
         except (InputError, BudgetMissed) as error:
             return Result(problem=str(error))
+        except Exception as error:
+            problem = redacted(f"a bug: {type(error).__name__}: {error}")
+            return Result(problem=problem, traceback=redacted(traceback.format_exc()))
         except KeyboardInterrupt:
             return Result(stopped=True)
         self._seconds |= {"load": self.kept.seconds - loading, "all": time.monotonic() - started}
@@ -184,6 +191,11 @@ def stage_answers(folder: RunDir, step: int) -> Path:
 
 def write_answers(path: Path, prompts: list[Prompt], result: generate.Generation) -> None:
     atomic.write_json(path, generate.predictions(prompts, result.answers))
+
+
+def is_trained(folder: Path) -> bool:
+    """Tell whether a run folder, which a user may have tidied up, still holds its adapter."""
+    return (folder / "adapter" / "adapter_model.safetensors").is_file() and (folder / "manifest.json").is_file()
 
 
 def adopt(folder: RunDir, other: RunDir) -> None:

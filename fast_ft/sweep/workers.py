@@ -6,9 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import traceback
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 from fast_ft.sweep.trial import Result, Runner, Task
 
-GRACE = 10.0  #: seconds that an interrupted worker has to save the step in hand
+GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand
 
 
 class Crew(Protocol):
@@ -74,10 +73,11 @@ class LocalCrew:
     def interrupt(self) -> None:
         for number in self._busy:
             self._workers[number].process.terminate()
+        end = time.monotonic() + GRACE
         for number in list(self._busy):
             worker = self._workers[number]
             try:
-                if worker.pipe.poll(GRACE):
+                if worker.pipe.poll(max(0.0, end - time.monotonic())):
                     worker.pipe.recv()
                 else:
                     self._replace(number)
@@ -161,16 +161,10 @@ def _serve(pipe: Connection, log: str) -> None:
             return
         except KeyboardInterrupt:
             continue
-        try:
-            result = runner.run(task)
-        except BaseException as error:
-            traceback.print_exc()
-            sys.stderr.flush()
-            if not isinstance(error, Exception):
-                raise
-            pipe.send(Result(problem=f"{type(error).__name__}: {error} (a bug: see {log})"))
-            return  # a CUDA context may be beyond repair: the driver starts another worker
+        result = runner.run(task)
         pipe.send(result)
+        if result.traceback:
+            return  # a CUDA context may be beyond repair: the driver starts another worker
 
 
 @contextlib.contextmanager

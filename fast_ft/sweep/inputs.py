@@ -1,0 +1,71 @@
+"""What a sweep's trials read, known by content: trials that read something else cannot be compared with one another.
+
+A run refuses to go on with other rows or another base (resume.py). A sweep is many runs, and holds all of them to the
+digests that the first of them had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from fast_ft import atomic, hub, identity, readers
+from fast_ft.errors import InputError
+from fast_ft.load import resolved
+from fast_ft.prepare import Prepared
+from fast_ft.recipe import Recipe
+from fast_ft.rundir import RunDir
+
+
+def of_sweep(recipe: Recipe, validation: Path) -> dict[str, str]:
+    """Return {name: digest} of what all trials share: validation rows, test prompts, the judge's reference answers."""
+    found = {"the validation rows": atomic.sha256_file(validation)}
+    if recipe.data.test:
+        found[f"the test prompts {recipe.data.test}"] = readers.read(recipe.data.test, "test").digest
+    if recipe.judge.references:
+        found[f"the reference answers {recipe.judge.references}"] = readers.read(recipe.judge.references, "test").digest
+    return found
+
+
+def of_trial(recipe: Recipe) -> dict[str, str]:
+    """Return {name: digest} of a trial's training rows, base model, and tokenizer with its chat template."""
+    model = recipe.model
+    at = f"@{model.revision}" if model.revision else ""
+    base = hub.model_folder(model.name_or_path, model.revision)
+    tokens = hub.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision)
+    weights = [f"{path.name} {identity.weights_digest(path)}" for path in sorted(base.glob("*.safetensors"))]
+    return {
+        f"the training rows {recipe.data.train}": readers.read(recipe.data.train).digest,
+        f"the base model {model.name_or_path}{at}": _digest([*_files(base, hub.CONFIG_FILES), *weights]),
+        f"the tokenizer {model.tokenizer or model.name_or_path}{at}": _digest(_files(tokens, hub.TOKENIZER_FILES)),
+    }
+
+
+def training_digest(recipe: Recipe, prepared: Prepared) -> str:
+    """Return the digest of what makes an adapter: base, rows and their order, adapter, training, seed."""
+    tree = resolved(recipe)
+    train = {key: value for key, value in tree["train"].items() if key not in ("report_to", "save_steps", "capture")}
+    stages = [[stage.name, stage.order, stage.learning_rate, stage.num_train_epochs, [e.digest for e in stage.examples]]
+              for stage in prepared.stages]  # fmt: skip
+    folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision)
+    content = [tree["model"], str(folder), tree["lora"], train, tree["curriculum"]["carry"], recipe.seed, stages]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_trained(folder: RunDir, prepared: Prepared) -> None:
+    """Raise InputError where a finished trial read other training rows than the driver: the file changed meanwhile."""
+    if folder.manifest()["digests"].get("train") != prepared.digests["train"]:
+        raise InputError(
+            f"{folder.root}: its worker read other training rows than the trials before it. Put back what was there, "
+            "delete this folder, and give the same command again; or begin a new sweep with --output."
+        )
+
+
+def _files(folder: Path, names: Iterable[str]) -> list[str]:
+    return [f"{name} {atomic.sha256_file(folder / name)}" for name in names if (folder / name).is_file()]
+
+
+def _digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
