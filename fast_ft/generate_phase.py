@@ -81,12 +81,7 @@ def generate_phase(
 
 def budget_missed(folder: RunDir) -> str:
     """Return what a budget of minutes cut short in a run that is complete, or ""."""
-    said = []
-    train, generated = folder.done("train") or {}, folder.done("generate") or {}
-    if train.get("why") == "budget":
-        said.append(f"training ended after step {train['stopped_at_step']} of {train['of_steps']}")
-    if generated.get("cut_by_budget"):
-        said.append(f"{generated['cut_by_budget']} answers were cut at {generated['cut_at']} new tokens or less")
+    said = results.cut_short(folder.manifest()["phases"])
     return f"budget missed: {'; '.join(said)}. The run is complete all the same: {folder.root}" if said else ""
 
 

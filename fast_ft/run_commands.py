@@ -107,6 +107,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         train=options.train,
         test=options.test,
         model=options.model,
+        tokenizer=options.tokenizer,
         output=Path(options.output) if options.output else None,
     )
     return 0 if result["adapter"] and result["identical"] == result["answers"] else 3

@@ -16,7 +16,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 ORDER = [
     "errors", "interrupt", "memory", "budget",
     "terminal", "redact", "outside", "results", "atomic", "seeds", "progress", "ranks",
-    "recipe", "recipe_yaml", "recipe_errors", "rules", "model_files", "hub", "identity",
+    "recipe", "recipe_keys", "recipe_yaml", "recipe_errors", "rules", "model_files", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
     "lint", "load", "lease", "rundir", "submit.ledger", "environment", "picture",
     "chat_template_process", "chat_template", "codec", "template",

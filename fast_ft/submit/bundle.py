@@ -10,9 +10,9 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fast_ft.errors import InputError
 from fast_ft.load import validated
@@ -42,7 +42,7 @@ class _Config(BaseModel):
 class _Model(BaseModel):
     name_or_path: str
     revision: str | None
-    commit: str | None
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
     config: _Config
     weights: dict[str, str]
 
@@ -58,10 +58,15 @@ class _Train(BaseModel):
     backend: str
     dtype: str
     out_of_memory: int = 0
+    why: str = ""
+    stopped_at_step: int = 0
+    of_steps: int = 0
 
 
 class _Generate(BaseModel):
     batch_size: int
+    cut_by_budget: int = 0
+    cut_at: int = 0
 
 
 class _Phases(BaseModel):
