@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -290,6 +291,39 @@ def test_links_bombs_and_broken_zips_are_refused(
             bundle.read(path)
     with pytest.raises(InputError, match="no such file"):
         bundle.read(tmp_path / "nowhere.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_compressions_are_refused_before_they_are_unpacked(method: int, handed_in: Path, tmp_path: Path) -> None:
+    """A damaged LZMA member raises what no other does, and its header can ask for 4 GiB."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in bundle.members(handed_in).items():
+            archive.writestr(name, content)
+    content = bytearray(path.read_bytes())
+    content[100:400] = bytes(300)
+    for each in (path.read_bytes(), bytes(content)):
+        path.write_bytes(each)
+        with pytest.raises(InputError, match="Only deflate is read"):
+            bundle.read(path)
+
+
+def test_bytes_that_are_no_zip_are_a_message(tmp_path: Path) -> None:
+    """Of every field of the directory: other values; and a name that is no UTF-8."""
+    whole = submit.packed({"pred.json": b"{}"}, TOP)
+    start, end = whole.index(b"PK\x01\x02"), whole.rindex(b"PK\x05\x06")
+    path = tmp_path / "x.zip"
+    for at in range(start, len(whole)):
+        for value in (0, 1, 0x80, 0xFF):
+            path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            with contextlib.suppress(InputError):
+                bundle.members(path)
+    named = bytearray(whole)
+    named[start + 9] |= 0x08  # the flag that says UTF-8
+    named[end - 5] = 0xFF
+    path.write_bytes(named)
+    with pytest.raises(InputError, match=r"not a whole zip file .*codec can't decode"):
+        bundle.members(path)
 
 
 def test_weights_are_told_apart(tiny: Path, tmp_path: Path) -> None:
