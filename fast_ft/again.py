@@ -9,6 +9,7 @@ from fast_ft import data, lease, resume
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.generate_phase import budget_missed, generate_phase
 from fast_ft.interrupt import interruptible
+from fast_ft.judge import prices
 from fast_ft.load import resolved, with_overrides
 from fast_ft.phases import judge_phase, report_phase
 from fast_ft.prepare import Prepared, prepare
@@ -78,6 +79,7 @@ def judge_again(
     if wrong := [text for text in overrides if not text.startswith("judge.")]:
         raise InputError(f"{wrong[0]!r}: only judge.* can change here; generate or train anew for other keys.")
     recipe = with_overrides(folder.recipe(), overrides)
+    recipe = recipe.model_copy(update={"judge": prices.bounded(recipe.judge, [o.split("=")[0] for o in overrides])})
     if recipe.judge.kind == "none":
         raise InputError(
             f"{root}: its recipe names no judge. Say which: judge.kind=openai, or judge.kind=reference, and "

@@ -23,6 +23,12 @@ def digests_of(prompts: Collection[Prompt]) -> set[str]:
     return {text_digest(turn["content"]) for prompt in prompts for turn in prompt.messages if turn["role"] == "user"}
 
 
+def named(digests: Collection[str], prompts: Collection[Prompt]) -> list[str]:
+    """Return the ids of the prompts that these digests keep out: data.exclude must name no test prompt under rules."""
+    unwanted = set(digests)
+    return [prompt.id for prompt in prompts if digests_of([prompt]) & unwanted]
+
+
 def without(pool: Pool, digests: Collection[str]) -> tuple[Pool, int]:
     """Return the pool without the rows whose prompt has one of these digests, and how many those were."""
     unwanted = set(digests)

@@ -13,6 +13,7 @@ from fast_ft.phases import settle_plan
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
+from fast_ft.results import cut_short
 from fast_ft.rundir import RunDir
 
 
@@ -81,7 +82,7 @@ def generate_phase(
 
 def budget_missed(folder: RunDir) -> str:
     """Return what a budget of minutes cut short in a run that is complete, or ""."""
-    said = results.cut_short(folder.manifest()["phases"])
+    said = cut_short(folder.manifest()["phases"])
     return f"budget missed: {'; '.join(said)}. The run is complete all the same: {folder.root}" if said else ""
 
 

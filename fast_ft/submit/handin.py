@@ -128,8 +128,7 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
 
 def test_shapes_nothing(recipe: Recipe, prompts: list[data.Prompt]) -> Verdict:
     """Check that the recipe leaves no training row out because of a test prompt."""
-    rule, excluded = "test-shapes-nothing", set(recipe.data.exclude)
-    named = [prompt.id for prompt in prompts if excluded & exclude.digests_of([prompt])]
+    rule, named = "test-shapes-nothing", exclude.named(recipe.data.exclude, prompts)
     if not named:
         return Verdict(rule, True, "data.exclude holds no digest of a test prompt")
     text = f"data.exclude holds the digests of {len(named)} test prompts, the first is {named[0]!r}; the test set may "
