@@ -30,7 +30,7 @@ def test_the_files_to_begin_with_reach_into_the_parser(name: str) -> None:
     assert any(passed) if name in ("recipe", "data") else all(passed)  # of those two some are wrong to begin with
 
 
-@pytest.mark.parametrize("name", ["pred", "scores", "manifest"])
+@pytest.mark.parametrize("name", ["pred", "scores", "manifest", "submissions"])
 def test_a_key_of_another_kind_or_absent_ends_in_a_message_at_worst(name: str) -> None:
     """Each key of a run's files in turn: absent, null, and of each kind that it may not be."""
     for seed in SEEDS[name]:
@@ -64,7 +64,7 @@ def test_any_bytes_and_any_json_end_in_a_message_at_worst(name: str, data: Any) 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_files_end_in_a_message_at_worst(name: str) -> None:
     chance = random.Random(f"{name} 1")
-    for _ in range(1500 if name != "recipe" else 300):
+    for _ in range(300 if name in ("recipe", "zips", "submissions") else 1500):
         content = chance.choice(SEEDS[name])
         for _ in range(chance.choice((1, 1, 2))):
             content = fuzz_targets.changed(content, chance)

@@ -119,7 +119,7 @@ def test_a_damaged_file_hides_no_run_and_is_never_written_over(
         *(json.dumps({"submissions": [good | wrong]}) for wrong in (
             {"score": "4"}, {"score": None}, {"score": 10**400}, {"score": float("nan")}, {"at": "yesterday"},
             {"at": 7}, {"at": "0001-01-01T00:00:00+23:59"}, {"at": "9999-12-31T23:59:59"}, {"at": "\ud800"},
-            {"pred": []})),
+            {"pred": []}, {"note": "\ud800"})),
     ]  # fmt: skip
     for text in damaged:
         path = folder.root / "submissions.json"

@@ -100,7 +100,8 @@ def read(root: str | Path) -> Ledger:
             manifest = {}
         if "reproduction_of" in manifest:
             continue
-        recipe, scores = manifest.get("recipe", {}), _tried(_scores, folder, {})
+        recipe = manifest.get("recipe", {})
+        scores = _tried(lambda run: results.read_scores(run.scores) if run.scores.is_file() else {}, folder, {})
         low, high = scores.get("low"), scores.get("high")
         attempts.append(
             Attempt(
@@ -165,16 +166,15 @@ def submissions(folder: RunDir) -> list[dict[str, Any]]:
         return []
     content = outside.json_object(path, remedy=_REMEDY)
     try:
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # a note of one's own is written again too
         found = _Submissions.model_validate(content).model_dump()["submissions"]
         return sorted(found, key=lambda each: moment(each["at"]))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = escaped(".".join(map(str, first["loc"])))
         raise InputError(f"{path}: {place}: {escaped(first['msg'])}. {_REMEDY}") from None
-
-
-def _scores(folder: RunDir) -> dict[str, Any]:
-    return results.read_scores(folder.scores) if folder.scores.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {escaped(str(error))}. {_REMEDY}") from None
 
 
 def _tried(read: Callable[[RunDir], Any], folder: RunDir, otherwise: Any) -> Any:
