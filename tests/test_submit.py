@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, RecipeFactory, write_recipe
 
-from fast_ft import atomic, exclude, redact
+from fast_ft import atomic, exclude, identity, redact
 from fast_ft.__main__ import main
 from fast_ft.again import generate_again
 from fast_ft.errors import InputError
@@ -84,6 +84,14 @@ def test_a_run_passes_and_its_zip_holds_what_is_promised(
     (tmp_path / "recipe.yaml").write_bytes(files["recipe.yaml"])
     assert load_recipe(tmp_path / "recipe.yaml") == finished.recipe(), "complete, and as it was"
     assert finished.manifest()["digests"]["pred"] in files["REPRODUCE.md"].decode()
+
+
+def test_no_file_of_the_program_is_left_out_of_the_zip() -> None:
+    """The pocket's rows and base model are no program; a new file of another kind goes into identity.source_files."""
+    there = {path for path in identity.PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    left_out = there - {*identity.source_files()}
+    assert {path.relative_to(identity.PACKAGE).parts[0] for path in left_out} == {"pocket"}
+    assert not [path for path in left_out if path.suffix not in (".json", ".safetensors", ".md")]
 
 
 def test_the_same_run_gives_the_same_bytes(finished: RunDir, tmp_path: Path) -> None:
