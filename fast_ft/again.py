@@ -12,7 +12,7 @@ from fast_ft import data, lease, resume
 from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.generate_phase import answer_others, budget_missed, generate_phase
 from fast_ft.interrupt import interruptible
-from fast_ft.judge import judge, judging
+from fast_ft.judge import judge, judging, prices
 from fast_ft.load import resolved, with_overrides
 from fast_ft.phases import judge_phase, report_phase
 from fast_ft.prepare import Prepared, prepare
@@ -125,6 +125,7 @@ def judge_again(
             f"{wrong[0]!r}: only judge.* and data.test can change here; generate or train anew for other keys."
         )
     recipe = with_overrides(folder.recipe(), overrides)
+    recipe = recipe.model_copy(update={"judge": prices.bounded(recipe.judge, [o.split("=")[0] for o in overrides])})
     if recipe.judge.kind == "none":
         raise InputError(
             f"{root}: its recipe names no judge. Say which: judge.kind=openai, or judge.kind=reference, and "

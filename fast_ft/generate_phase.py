@@ -18,6 +18,7 @@ from fast_ft.phases import model_config, settle_plan
 from fast_ft.prepare import Prepared
 from fast_ft.progress import note
 from fast_ft.recipe import Recipe
+from fast_ft.results import cut_short
 from fast_ft.rundir import RunDir
 from fast_ft.shape import ModelShape
 from fast_ft.stopwatch import Stopwatch
@@ -91,12 +92,7 @@ def answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared, clock: Clo
 
 def budget_missed(folder: RunDir) -> str:
     """Return what a budget of minutes cut short in a run that is complete, or ""."""
-    said = []
-    train, generated = folder.done("train") or {}, folder.done("generate") or {}
-    if train.get("why") == "budget":
-        said.append(f"training ended after step {train['stopped_at_step']} of {train['of_steps']}")
-    if generated.get("cut_by_budget"):
-        said.append(f"{generated['cut_by_budget']} answers were cut at {generated['cut_at']} new tokens or less")
+    said = cut_short(folder.manifest()["phases"])
     return f"budget missed: {'; '.join(said)}. The run is complete all the same: {folder.root}" if said else ""
 
 

@@ -5,9 +5,11 @@ Only safetensors, JSON and tokenizer files are ever fetched: no pickles (.bin, .
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 from collections.abc import Iterator
+from contextvars import ContextVar
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,20 @@ DATA_FILES = ["*.json", "*.jsonl", "*.parquet", "*.arrow"]
 NOT_WEIGHTS = ["*/*", "consolidated*"]
 BIG = 3_000_000_000  # bytes: a 7B in 4 bits has 3.9e9
 ROOM_FOR_BIG = 6_000_000_000
+
+
+#: Whether the hub is left alone: see `nothing_fetched`.
+_only_cached: ContextVar[bool] = ContextVar("only_cached", default=False)
+
+
+@contextlib.contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Within it only what is in the hub's cache is found: a page about a folder from elsewhere asks no server."""
+    token = _only_cached.set(True)
+    try:
+        yield
+    finally:
+        _only_cached.reset(token)
 
 
 def model_folder(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -87,11 +103,13 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: list[str],
         )
         return Path(str(path))
 
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or _only_cached.get():
         try:
             return snapshot(local=True)
         except (LocalEntryNotFoundError, HFValidationError):
             remedy = "unset HF_HUB_OFFLINE once to fetch it, or give a local folder"
+            if _only_cached.get():
+                raise InputError(f"{name} is not in the hub's cache, and this command fetches nothing") from None
             raise InputError(f"{name} is not in the cache, and HF_HUB_OFFLINE keeps the hub away: {remedy}") from None
     try:
         info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True, timeout=20)

@@ -45,7 +45,9 @@ LEAD_PATTERN = (
     rf"^Below is an instruction that describes a task({LEAD_WITH_INPUT})?\. "
     r"Write a response that appropriately completes the request\.\s*(### Instruction:)?\s*"
 )
-INPUT_PATTERN, RESPONSE_PATTERN = r"\s*### Input:\s*", r"\s*### Response:\s*$"
+INPUT_HEADING, RESPONSE_HEADING = "### Input:", "### Response:"
+#: For Arrow's RE2, which takes no longer for any text.
+INPUT_PATTERN, RESPONSE_PATTERN = rf"\s*{INPUT_HEADING}\s*", rf"\s*{RESPONSE_HEADING}\s*$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,10 @@ def alpaca_prompt(instruction: str, input_: str) -> str:
 
 def strip_lead(prompt: str) -> str:
     """Return a prompt's instruction and input, without Alpaca's lead sentence and headings."""
-    text = re.sub(LEAD_PATTERN, "", prompt)
-    return re.sub(RESPONSE_PATTERN, "", re.sub(INPUT_PATTERN, "\n", text)).strip()
+    # By str's own methods: re's `\s*###` takes minutes over a megabyte of spaces, since it begins anew at each of them.
+    first, *inputs = re.sub(LEAD_PATTERN, "", prompt).split(INPUT_HEADING)
+    text = "\n".join([first.rstrip(), *(part.strip() for part in inputs)]) if inputs else first
+    return text.strip().removesuffix(RESPONSE_HEADING).strip()
 
 
 def strip_leads(prompts: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -17,21 +17,21 @@ def check_size(path: Path, most: int = MOST_JSON) -> None:
         raise InputError(f"{path} has {size:,} bytes; at most {most:,} are read. Is it what its name says?")
 
 
-def text(path: Path, most: int = MOST_JSON) -> str:
+def text(path: Path, most: int = MOST_JSON, remedy: str = "") -> str:
     """Return a file's UTF-8 text; InputError where it is too long or no text."""
     try:
         check_size(path, most)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}){remedy and f'. {remedy}'}") from None
 
 
 def json_object(path: Path, most: int = MOST_JSON, remedy: str = "Copy it again.") -> dict[str, Any]:
     """Return a JSON file's object; InputError where it is too long, no JSON, too deep, or no object."""
     try:
-        content = json.loads(text(path, most))
-    except InputError as error:
-        raise InputError(f"{error} {remedy}") from None
+        content = json.loads(text(path, most, remedy))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}). {remedy}") from None
     if not isinstance(content, dict):

@@ -223,6 +223,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return _checked(_MANIFEST, content, path, "run")
 
 
+def cut_short(phases: dict[str, Any]) -> list[str]:
+    """Return what a budget of minutes cut short, one sentence without a full stop each. `phases` are a manifest's."""
+    train, generate = phases.get("train") or {}, phases.get("generate") or {}
+    said = []
+    if train.get("why") == "budget":
+        said.append(f"training ended after step {train.get('stopped_at_step')} of {train.get('of_steps')}")
+    if cut := generate.get("cut_by_budget"):
+        said.append(f"{cut} answers were cut at {generate.get('cut_at')} new tokens or less")
+    return said
+
+
 def read_pred(path: Path) -> dict[str, Any]:
     """Return pred.json's {prompt id: {"input": [{"role", "content"}], "output": [text]}}. Raises InputError."""
     return _checked(_PRED, outside.json_object(path, MOST, "Generate it again."), path, "generate")

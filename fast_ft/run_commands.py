@@ -52,6 +52,7 @@ def _judge(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from fast_ft.hub import nothing_fetched
     from fast_ft.progress import note
     from fast_ft.report.write import write_comparison, write_report
     from fast_ft.rundir import RunDir
@@ -59,10 +60,11 @@ def _report(options: argparse.Namespace) -> int:
     if options.overrides:
         raise InputError(f"{options.overrides[0]!r}: a report takes run folders only.")
     folders = [RunDir.at(run) for run in options.runs]
-    if len(folders) == 1:
-        page = write_report(folders[0])
-    else:
-        page = write_comparison(folders, Path(options.output or "comparison.html"))
+    with nothing_fetched():
+        if len(folders) == 1:
+            page = write_report(folders[0])
+        else:
+            page = write_comparison(folders, Path(options.output or "comparison.html"))
     note(f"{page} holds training rows and predictions: keep it to yourself")
     return 0
 
@@ -107,6 +109,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         train=options.train,
         test=options.test,
         model=options.model,
+        tokenizer=options.tokenizer,
         output=Path(options.output) if options.output else None,
     )
     return 0 if result["adapter"] and result["identical"] == result["answers"] else 3

@@ -69,7 +69,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=60.0, help="for all targets together (default: 60)")
     parser.add_argument(
-        "--targets", nargs="+", default=["recipe", "data", "pred", "scores", "manifest", "sweep", "clock", "journal"]
+        "--targets",
+        nargs="+",
+        default=["recipe", "data", "pred", "scores", "manifest", "submissions", "zips", "sweep", "clock", "journal"],
     )
     parser.add_argument("--found", type=Path, default=Path("fuzz-found"), help="folder for files that did harm")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -79,6 +81,9 @@ def main() -> int:
     if options.child:
         child(options.child, options.seconds, options.corpus, options.found)
         return 0
+    import fuzz_targets
+
+    options.targets = options.targets or [*fuzz_targets.TARGETS]
     options.found.mkdir(exist_ok=True)
     seconds = round(options.minutes * 60 / len(options.targets))
     results = {name: fuzz(name, seconds, options.found.resolve()) for name in options.targets}

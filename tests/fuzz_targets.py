@@ -6,6 +6,7 @@ A target takes any bytes. Only InputError may come out of the parser, and the ta
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import random
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
+from conftest import POCKET, ROOT
 
 from fast_ft import atomic, load
 from fast_ft.data import Data, load_pool, load_prompts, load_references
@@ -23,8 +24,9 @@ from fast_ft.judge import judging
 from fast_ft.recipe import Range, Search
 from fast_ft.report import facts, overview
 from fast_ft.rundir import RunDir, differences, list_runs
+from fast_ft.show import print_runs
 from fast_ft.show_scores import print_scores
-from fast_ft.submit import handin, ledger
+from fast_ft.submit import bundle, handin, ledger, reproduce, submit
 from fast_ft.sweep import files, page, price
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.space import Axis, Space
@@ -118,6 +120,10 @@ ROWS = [
     {"idx": 1, "Skill": "Math", "Difficulty": 3, "Instruction": "Add 1 and 1."},
     {"prompt": "Why?", "completion": "So."},
 ]
+SUBMISSIONS = [
+    {"score": 4.25, "at": "2025-04-05T13:30:00+00:00", "pred": "0" * 64},
+    {"score": 4, "at": "2025-04-06 21:30", "note": "by hand"},
+]
 #: Values that stand where others are expected.
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 10**400, 1e308, -1e-308, 2**63, "", "x", " ", "\x00", "\ud800", "\u2028", "é" * 50,
@@ -187,6 +193,50 @@ def manifest(data: bytes) -> None:
     list(handin.by_manifest(RECIPE, folder.manifest()))
 
 
+def submissions(data: bytes) -> None:
+    """A submissions.json, as `runs` lists it and as a public score is added to it."""
+    folder = _run()
+    path = folder.root / ledger.FILE
+    path.write_bytes(data)
+    content = ledger.read(FOLDER)
+    content.sentences()
+    with contextlib.redirect_stdout(io.StringIO()):
+        print_runs(content)
+    try:
+        ledger.record(folder, 4.0)
+        assert ledger.submissions(folder), "what is written can be read"
+    finally:
+        path.unlink()
+
+
+def zips(data: bytes) -> None:
+    """A submission's zip, as `reproduce` reads it. Bytes that are no zip are packed as its two JSON files."""
+    path = FOLDER / "x.zip"
+    if not data.startswith(b"PK"):
+        parts = data.split(b"\n+", 1)
+        files = {"manifest.json": parts[0], "pred.json": parts[1] if len(parts) > 1 else json.dumps(PRED).encode()}
+        data = submit.packed(files, "top")
+    path.write_bytes(data)
+    theirs = bundle.read(path)
+    handin.by_manifest(theirs.recipe, theirs.manifest)
+    own = {"data.train": "a", "data.test": "b", "output_dir": "c", "model.name_or_path": str(POCKET)}
+    recipe = reproduce.replayed(theirs, own)
+    list(reproduce.beforehand(theirs, recipe))
+
+
+def _handed_in() -> dict[str, Any]:
+    """A manifest as a zip holds it."""
+    recipe = load.resolved(RECIPE)
+    digest = hashlib.sha256(json.dumps(PRED).encode()).hexdigest()
+    train, generate = {"backend": "peft", "dtype": "float32"}, {"batch_size": 2}
+    return MANIFEST | {
+        "recipe": recipe, "recipe_digest": load.content_digest(recipe), "digests": {"pred": digest, "adapter": "0"},
+        "phases": {"train": train, "generate": generate}, "plan": {"micro_batch": 4, "generation_batch": 2},
+        "model": MANIFEST["model"] | {"revision": None, "weights": {"model.safetensors": "sha256:0"}},
+        "generated_with": recipe["generate"] | {"test": "b"},
+    }  # fmt: skip
+
+
 def _run(pred: bytes | None = None, scores: bytes | None = None) -> RunDir:
     folder = RunDir(RUN)
     RUN.mkdir(exist_ok=True)
@@ -250,6 +300,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "pred": pred,
     "scores": scores,
     "manifest": manifest,
+    "submissions": submissions,
+    "zips": zips,
 }
 
 
@@ -261,6 +313,7 @@ def _seeds() -> dict[str, list[bytes]]:
         recipes[1] + b"\n+select.where={score: '> 1'}",
     ]
     rows = [json.dumps(ROWS[:1]), json.dumps(ROWS), *map(json.dumps, ROWS), "\n".join(map(json.dumps, ROWS))]
+    pred = json.dumps(PRED).encode()
     rows += [json.dumps({"data": ROWS[:1]}), json.dumps(PRED)]
     return {
         "recipe": [*recipes, *odd_yaml, *overridden],
@@ -268,6 +321,12 @@ def _seeds() -> dict[str, list[bytes]]:
         "pred": [json.dumps(PRED).encode()],
         "scores": [json.dumps(REFERENCE).encode(), json.dumps(OPENAI).encode()],
         "manifest": [json.dumps(MANIFEST).encode()],
+        "submissions": [json.dumps({"submissions": SUBMISSIONS}).encode()],
+        "zips": [
+            json.dumps(_handed_in()).encode(),
+            json.dumps(_handed_in()).encode() + b"\n+" + json.dumps(PRED).encode(),
+            submit.packed({"manifest.json": json.dumps(_handed_in()).encode(), "pred.json": pred}, "top"),
+        ],
     }
 
 

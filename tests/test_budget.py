@@ -16,6 +16,7 @@ from fast_ft.errors import BudgetMissed
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
 from fast_ft.rundir import RunDir, sha256_file
+from fast_ft.submit import handin
 
 
 class Clock:
@@ -141,6 +142,7 @@ def test_training_ends_early_with_its_decay_finished_and_still_generates(
     assert rates[-1] < 0.35 * rates[len(rates) // 2] and rates[-1] == min(rates[1:])
     assert len(read(folder.pred)) == 5 and folder.adapter.is_dir() and folder.report.is_file()
     assert any("train_minutes" in text for text in folder.manifest()["notes"])
+    assert [each.rule for each in handin.broken(handin.check(folder))] == ["no-clock"], "another clock, another adapter"
     capsys.readouterr()
     assert main([str(path)]) == 3, "the same command again: nothing to do, and the budget is still missed"
     said = capsys.readouterr().err
@@ -209,6 +211,8 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
     assert len(pred) == 5 and all(entry["output"][0] for entry in pred.values())
     assert generated["cut_by_budget"] > 0 and clock.now - 1000 < 70
     assert generated["base_answers"] == 0, "no time was left for them"
+    (verdict,) = handin.broken(handin.check(folder))
+    assert verdict.rule == "no-clock" and f"{generated['cut_by_budget']} answers were cut" in verdict.text
 
 
 # More minutes than before

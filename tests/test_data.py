@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -336,6 +337,13 @@ def test_the_lead_is_stripped_in_every_form():
     long = f"{stanfords.format(WITH_INPUT)}\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:"
     assert strip_lead(long) == strip_lead(prompt("Add.", "1 and 2")) == "Add.\n1 and 2"
     assert strip_lead(prompt("Go.", "")) == strip_lead("Go.") == "Go."
+    assert strip_lead("a ### Input: \n### Input:b\n### Response: ") == "a\n\nb"
+
+
+def test_a_megabyte_of_spaces_takes_no_longer_than_other_text():
+    began = time.process_time()
+    assert strip_lead("a" + " " * 1_000_000 + "b") == "a" + " " * 1_000_000 + "b"
+    assert time.process_time() - began < 2, "minutes, where a pattern begins anew at each space"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared real data is not here")

@@ -30,7 +30,7 @@ def test_the_files_to_begin_with_reach_into_the_parser(name: str) -> None:
     assert any(passed) if name in ("recipe", "data") else all(passed)  # of those two some are wrong to begin with
 
 
-@pytest.mark.parametrize("name", ["pred", "scores", "manifest", "sweep", "clock"])
+@pytest.mark.parametrize("name", ["pred", "scores", "manifest", "submissions", "sweep", "clock"])
 def test_a_key_of_another_kind_or_absent_ends_in_a_message_at_worst(name: str) -> None:
     """Each key of a run's files in turn: absent, null, and of each kind that it may not be."""
     for seed in SEEDS[name]:
@@ -64,7 +64,7 @@ def test_any_bytes_and_any_json_end_in_a_message_at_worst(name: str, data: Any) 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_files_end_in_a_message_at_worst(name: str) -> None:
     chance = random.Random(f"{name} 1")
-    for _ in range({"recipe": 300, "journal": 150}.get(name, 1500)):
+    for _ in range({"recipe": 300, "zips": 300, "submissions": 300, "journal": 150}.get(name, 1500)):
         content = chance.choice(SEEDS[name])
         for _ in range(chance.choice((1, 1, 2))):
             content = fuzz_targets.changed(content, chance)

@@ -16,7 +16,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 ORDER = [
     "errors", "interrupt", "memory", "budget", "stopwatch",
     "terminal", "redact", "outside", "results", "folders", "processes", "atomic", "seeds", "progress", "ranks",
-    "recipe", "recipe_yaml", "recipe_errors", "rules", "epoch_loss", "model_files", "hub", "identity",
+    "recipe", "recipe_keys", "recipe_yaml", "recipe_errors", "rules", "epoch_loss", "model_files", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
     "lint", "load", "lease", "made", "rundir", "submit.ledger", "environment", "picture",
     "chat_template_process", "chat_template", "codec", "template",

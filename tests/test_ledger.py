@@ -108,12 +108,65 @@ def test_answers_made_anew_keep_the_score_apart(tmp_path: Path) -> None:
     assert "the score is the former answers'" in ledger.read(tmp_path).sentences()[0]
 
 
+def test_a_damaged_file_hides_no_run_and_is_never_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, "a")
+    folder = make_run(tmp_path, "bb")
+    good = {"score": 4.0, "at": "2025-04-05T13:30:00+00:00", "pred": "0"}
+    damaged = [
+        "", "{", "[]", "[" * 100_000, '{"submissions": {}}', '{"submissions": [7]}', "\udcff",
+        *(json.dumps({"submissions": [good | wrong]}) for wrong in (
+            {"score": "4"}, {"score": None}, {"score": 10**400}, {"score": float("nan")}, {"at": "yesterday"},
+            {"at": 7}, {"at": "0001-01-01T00:00:00+23:59"}, {"at": "9999-12-31T23:59:59"}, {"at": "\ud800"},
+            {"pred": []}, {"note": "\ud800"})),
+    ]  # fmt: skip
+    for text in damaged:
+        path = folder.root / "submissions.json"
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        assert main(["runs", str(tmp_path)]) == 0
+        captured = capsys.readouterr()
+        assert "/a" in captured.out and "/bb" in captured.out and f"warning: {path}: " in captured.err
+        assert main(["submit", str(folder.root), "--public-score", "4"]) == 2
+        assert "mend it, or delete it" in capsys.readouterr().err
+        assert path.read_bytes() == text.encode("utf-8", "surrogateescape")
+
+
+def test_a_time_without_an_offset_is_taipeis(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "a")
+    times = ["2025-04-05 21:30", "2025-04-05T13:31:00+00:00", "2025-04-05T21:29:00+08:00"]
+    content = {"submissions": [{"score": 4.0 + n / 10, "at": text, "note": "mine"} for n, text in enumerate(times)]}
+    atomic.write_json(folder.root / "submissions.json", content)
+    ledger.record(folder, 5.0, at(21, 45))
+    noted = json.loads((folder.root / "submissions.json").read_text())["submissions"]
+    assert [each["score"] for each in noted] == [4.2, 4.0, 4.1, 5.0] and noted[0]["note"] == "mine"
+    assert "4 submissions today" in ledger.read(tmp_path).today(ledger.moment(at(22)))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("log.jsonl", '{"seconds": ' + "[" * 100_000), ("log.jsonl", f'{{"seconds": {10**400}}}'),
+        ("scores.json", '{"kind": "openai", "low": "x", "high": []}'), ("scores.json", "["),
+        ("scores.json", '{"kind": "openai", "low": 1, "high": 2, "mean": 1.5, "rubric": [[]]}'),
+    ],
+)  # fmt: skip
+def test_other_damaged_files_hide_no_run(name: str, content: str, tmp_path: Path) -> None:
+    for run in ("a", "bb"):
+        (make_run(tmp_path, run).root / name).write_text(content)
+    assert [attempt.name for attempt in ledger.read(tmp_path).attempts] == ["a", "bb"]
+    ledger.read(tmp_path).sentences()
+
+
 def test_wrong_scores_and_times_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run(tmp_path, "a")
     for score in (float("nan"), -1.0, 43.1):
         with pytest.raises(InputError, match="from 0 to 10"):
             ledger.record(folder, score)
-    for when, message in (("yesterday", "write it as"), ("2999-01-01 00:00", "has not come yet")):
+    for when, message in (
+        ("yesterday", "write it as"), ("2050-01-01 00:00", "has not come yet"), ("2999-01-01 00:00", "is no time"),
+        ("0001-01-01 00:00", "is no time"), ("2025-04-05T23:59+99:00", "is no time"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             ledger.record(folder, 4.0, when)
     assert main(["submit", str(folder.root), "--at", at(1)]) == 2

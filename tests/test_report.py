@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import http.client
 import json
 import re
 import urllib.error
@@ -144,8 +145,8 @@ def test_the_server_answers_on_this_machine_by_its_name_only() -> None:
     server, address = make_server("<p>rows</p>")
     Thread(target=server.serve_forever, daemon=True).start()
 
-    def get(url: str, host: str | None = None) -> tuple[int, bytes]:
-        request = urllib.request.Request(url, headers={"Host": host} if host else {})
+    def get(url: str, host: str | None = None, **headers: str) -> tuple[int, bytes]:
+        request = urllib.request.Request(url, headers={"Host": host, **headers} if host else headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 return answer.status, gzip.decompress(answer.read())
@@ -159,6 +160,17 @@ def test_the_server_answers_on_this_machine_by_its_name_only() -> None:
         assert get(address, "evil.example")[0] == 421
         assert get(address, f"evil.example:{server.server_port}")[0] == 421
         assert get(f"http://127.0.0.1:{server.server_port}/")[0] == 404
+        here = f"127.0.0.1:{server.server_port}"
+        assert get(address, here, Origin=f"http://{here}")[0] == 200
+        for origin in ("http://evil.example", "null", f"https://{here}", "http://127.0.0.1:1", ""):
+            assert get(address, here, Origin=origin) == (403, b""), origin
+        twice = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+        twice.putrequest("GET", address.split(str(server.server_port))[1], skip_host=True)
+        for host in (here, "evil.example"):
+            twice.putheader("Host", host)
+        twice.endheaders()
+        assert twice.getresponse().status == 421
+        twice.close()
     finally:
         server.shutdown()
         server.server_close()

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import write_recipe
 
-from fast_ft import identity
+from fast_ft import identity, recipe_keys
 from fast_ft.__main__ import main
 from fast_ft.errors import InputError
-from fast_ft.load import load_recipe
+from fast_ft.exclude import text_digest
+from fast_ft.load import content_digest, load_recipe, resolved
 from fast_ft.pipeline import run
+from fast_ft.recipe import Budget, Judge, Recipe
 from fast_ft.rundir import RunDir
 from fast_ft.submit import bundle, submit
-from fast_ft.submit.reproduce import reproduce
+from fast_ft.submit.reproduce import replayed, reproduce
 
 TOP = "b12901001_hw5"
 
@@ -47,11 +51,11 @@ def changed(path: Path, target: Path, change: Callable[[dict[str, Any]], None]) 
 
 
 def test_in_another_folder_all_is_identical(
-    handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    handed_in: Path, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    words = ["reproduce", str(handed_in), "--train", str(train_file), "--test", str(test_file)]
+    words = ["reproduce", str(handed_in), "--train", str(train_file), "--test", str(test_file), "--model", str(tiny)]
     assert main(words) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["adapter"] == "identical" and lines["answers"] == "5 of 5 identical (100.0%)"
@@ -62,10 +66,8 @@ def test_in_another_folder_all_is_identical(
 
 
 def test_an_edited_answer_is_found_even_where_the_digest_was_edited_too(
-    handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    handed_in: Path, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import hashlib
-
     def edit(files: dict[str, Any]) -> None:
         files["pred.json"]["t3"]["output"] = ["Mine\x1b[2J \u202eback\nwards."]
         files["manifest.json"]["environment"]["packages"]["torch"] = "0.1\x1b[31m"
@@ -74,7 +76,7 @@ def test_an_edited_answer_is_found_even_where_the_digest_was_edited_too(
         files["manifest.json"]["digests"]["pred"] = hashlib.sha256(text).hexdigest()
 
     path = changed(handed_in, tmp_path / "edited.zip", edit)
-    result = reproduce(path, train=str(train_file), test=str(test_file), output=tmp_path / "again")
+    result = reproduce(path, train=str(train_file), test=str(test_file), model=str(tiny), output=tmp_path / "again")
     assert (result["adapter"], result["identical"], result["answers"]) == (True, 4, 5)
     assert result["first"]["id"] == "t3"
     out = capsys.readouterr().out
@@ -84,10 +86,122 @@ def test_an_edited_answer_is_found_even_where_the_digest_was_edited_too(
     assert "torch 0.1\\u001b[31m there" in out and "2 trained it, one will train here" in out
 
 
+def test_what_differs_is_said_and_ends_with_status_3(
+    handed_in: Path, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One folder is reproduced once; each zip is then compared with what lies there."""
+
+    def answer(files: dict[str, Any]) -> None:
+        files["pred.json"]["t0"]["output"] = ["Mine."]
+        content = json.dumps(files["pred.json"]).encode()
+        files["manifest.json"]["digests"]["pred"] = hashlib.sha256(content).hexdigest()
+
+    def adapter(files: dict[str, Any]) -> None:
+        files["manifest.json"]["digests"]["adapter"] = "0" * 64
+
+    cases: list[tuple[Callable[[dict[str, Any]], None], int, str, str]] = [
+        (lambda files: None, 0, "identical", "5 of 5 identical (100.0%)"),
+        (adapter, 3, "differs", "5 of 5 identical (100.0%)"),
+        (answer, 3, "identical", "4 of 5 identical (80.0%)"),
+    ]
+    for change, status, weights, answers in cases:
+        path = changed(handed_in, tmp_path / "x.zip", change)
+        words = ["reproduce", str(path), "--train", str(train_file), "--test", str(test_file), "--model", str(tiny)]
+        assert main([*words, "--output", str(tmp_path / "again")]) == status
+        lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+        assert (lines["adapter"], lines["answers"]) == (weights, answers)
+        result = json.loads((tmp_path / "again" / "reproduction.json").read_text())
+        assert result["adapter"] is (weights == "identical")
+
+
+#: What a zip might want of the machine on which it is done again.
+WISHES = {
+    "output_dir": "elsewhere/output", "backup_dir": "elsewhere/backup",
+    "budget": {"gpu": "t4", "memory_gib": 1.0, "train_minutes": 0.001, "generate_minutes": 0.001},
+    "judge": {"kind": "openai", "base_prompts": 2, "max_dollars": 999.0, "references": "elsewhere/references.json"},
+}  # fmt: skip
+
+
+def test_no_place_no_server_and_no_budget_of_a_zip_is_obeyed(
+    handed_in: Path, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def wish(files: dict[str, Any]) -> None:
+        manifest = files["manifest.json"]
+        for key, value in WISHES.items():
+            recipe = manifest["recipe"]
+            recipe[key] = recipe[key] | value if isinstance(value, dict) else value
+        manifest["recipe_digest"] = content_digest(manifest["recipe"])  # an honest run with these keys
+
+    monkeypatch.chdir(tmp_path)
+    path = changed(handed_in, tmp_path / "wishes.zip", wish)
+    result = reproduce(path, train=str(train_file), test=str(test_file), model=str(tiny), output=Path("again"))
+    assert (result["adapter"], result["share"]) == (True, 1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "wishes.zip"], "nothing is written elsewhere"
+    recipe = RunDir.at("again").recipe()
+    assert (recipe.output_dir, recipe.backup_dir, recipe.judge, recipe.budget) == ("again", None, Judge(), Budget())
+
+
+def test_a_folder_that_a_zip_names_must_be_given(
+    handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"the base model was the folder .* give yours with --model FOLDER"):
+        reproduce(handed_in, train=str(train_file), test=str(test_file), output=tmp_path / "again")
+    assert "--model BASE_FOLDER" in bundle.members(handed_in)[f"{TOP}/REPRODUCE.md"].decode()
+    path = changed(handed_in, tmp_path / "x.zip", lambda f: f["manifest.json"]["recipe"]["model"].update(
+        tokenizer="//server/tokenizer"))  # fmt: skip
+    theirs = bundle.read(path)
+    own = {"data.train": "a", "data.test": "b", "output_dir": "c", "model.name_or_path": "d"}
+    with pytest.raises(InputError, match=r"tokenizer was the folder '//server/tokenizer'.*--tokenizer FOLDER"):
+        replayed(theirs, own)
+    assert replayed(theirs, own | {"model.tokenizer": "e"}).model.tokenizer == "e"
+
+
+def test_a_base_model_of_the_hub_is_taken_at_its_commit(handed_in: Path, tmp_path: Path) -> None:
+    def of_the_hub(files: dict[str, Any], commit: str) -> None:
+        files["manifest.json"]["recipe"]["model"]["name_or_path"] = "someone/base"
+        files["manifest.json"]["model"]["commit"] = commit
+
+    own = {"data.train": "a", "data.test": "b", "output_dir": "c"}
+    path = changed(handed_in, tmp_path / "x.zip", lambda files: of_the_hub(files, "0123456789" * 4))
+    model = replayed(bundle.read(path), own).model
+    assert (model.name_or_path, model.revision) == ("someone/base", "0123456789" * 4)
+    path = changed(handed_in, tmp_path / "x.zip", lambda files: of_the_hub(files, "../../x"))
+    with pytest.raises(InputError, match=r"model\.commit"):
+        bundle.read(path)
+
+
+def test_every_key_of_a_recipe_has_an_owner() -> None:
+    """A new key goes into recipe_keys.py: is it a part of the run, or the machine's on which the run is made?"""
+    assert sorted(recipe_keys.OF) == sorted(key for key, _ in recipe_keys.fields())
+    recipe = Recipe.model_validate({"model": {"name_or_path": "m"}, "data": {"train": "d"}})
+    leaves = [key for key, _ in _leaves(resolved(recipe))]
+    assert set(leaves) <= {*recipe_keys.OF, "curriculum.stages"} and len(leaves) > 70
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _with(recipe: dict[str, Any], **values: Any) -> dict[str, Any]:
+    return recipe | {"data": recipe["data"] | values}
+
+
 BREAKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "an answer": (lambda f: f["pred.json"]["t3"].update(output=["Mine."]), "pred-untouched: "),
     "a row": (lambda f: f["manifest.json"]["rows"][2].update(digest="0" * 64), "rows: .*1 differ"),
     "the seed": (lambda f: f["manifest.json"]["recipe"].update(seed=1), "seed: 1; "),
+    "a clock": (lambda f: f["manifest.json"]["phases"]["generate"].update(cut_by_budget=1, cut_at=2), "no-clock: "),
+    "a row left out because of a test prompt": (
+        lambda f: f["manifest.json"].update(
+            recipe=(recipe := _with(f["manifest.json"]["recipe"], exclude=[text_digest("Why?")])),
+            recipe_digest=content_digest(recipe),
+        ),
+        "test-shapes-nothing: .*'t3'",
+    ),
     "101 rows": (
         lambda f: f["manifest.json"].update(rows=[{"id": str(n), "digest": ""} for n in range(101)]),
         "at-most-100-rows: 117 ",
@@ -103,17 +217,17 @@ BREAKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 @pytest.mark.parametrize("case", BREAKS)
 def test_a_broken_rule_is_named_and_nothing_is_trained(
-    case: str, handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path
+    case: str, handed_in: Path, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path
 ) -> None:
     change, message = BREAKS[case]
     path = changed(handed_in, tmp_path / "x.zip", change)
     with pytest.raises(InputError, match=message):
-        reproduce(path, train=str(train_file), test=str(test_file), output=tmp_path / "again")
+        reproduce(path, train=str(train_file), test=str(test_file), model=str(tiny), output=tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
 def test_other_rows_and_other_prompts_are_refused(
-    handed_in: Path, train_file: Path, test_file: Path, tmp_path: Path
+    handed_in: Path, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path
 ) -> None:
     rows = json.loads(train_file.read_text())
     rows[4]["conversations"][1]["value"] += " Yes."
@@ -121,7 +235,7 @@ def test_other_rows_and_other_prompts_are_refused(
     prompts = json.loads(test_file.read_text())[1:]
     (tmp_path / "test.json").write_text(json.dumps(prompts))
     with pytest.raises(InputError, match=r"rows: [\s\S]*test-ids: 1 ids"):
-        reproduce(handed_in, train=str(tmp_path / "train.json"), test=str(tmp_path / "test.json"))
+        reproduce(handed_in, train=str(tmp_path / "train.json"), test=str(tmp_path / "test.json"), model=str(tiny))
 
 
 HOSTILE = {
@@ -177,6 +291,39 @@ def test_links_bombs_and_broken_zips_are_refused(
             bundle.read(path)
     with pytest.raises(InputError, match="no such file"):
         bundle.read(tmp_path / "nowhere.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_compressions_are_refused_before_they_are_unpacked(method: int, handed_in: Path, tmp_path: Path) -> None:
+    """A damaged LZMA member raises what no other does, and its header can ask for 4 GiB."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in bundle.members(handed_in).items():
+            archive.writestr(name, content)
+    content = bytearray(path.read_bytes())
+    content[100:400] = bytes(300)
+    for each in (path.read_bytes(), bytes(content)):
+        path.write_bytes(each)
+        with pytest.raises(InputError, match="Only deflate is read"):
+            bundle.read(path)
+
+
+def test_bytes_that_are_no_zip_are_a_message(tmp_path: Path) -> None:
+    """Of every field of the directory: other values; and a name that is no UTF-8."""
+    whole = submit.packed({"pred.json": b"{}"}, TOP)
+    start, end = whole.index(b"PK\x01\x02"), whole.rindex(b"PK\x05\x06")
+    path = tmp_path / "x.zip"
+    for at in range(start, len(whole)):
+        for value in (0, 1, 0x80, 0xFF):
+            path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            with contextlib.suppress(InputError):
+                bundle.members(path)
+    named = bytearray(whole)
+    named[start + 9] |= 0x08  # the flag that says UTF-8
+    named[end - 5] = 0xFF
+    path.write_bytes(named)
+    with pytest.raises(InputError, match=r"not a whole zip file .*codec can't decode"):
+        bundle.members(path)
 
 
 def test_weights_are_told_apart(tiny: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, RecipeFactory, write_recipe
 
-from fast_ft import atomic, redact
+from fast_ft import atomic, exclude, identity, redact
 from fast_ft.__main__ import main
 from fast_ft.again import generate_again
 from fast_ft.errors import InputError
@@ -64,7 +64,7 @@ def test_a_run_passes_and_its_zip_holds_what_is_promised(
 ) -> None:
     assert main(["submit", str(finished.root), "--student-id", "B12901001", "--output", str(tmp_path)]) == 0
     captured = capsys.readouterr()
-    assert [line[:4] for line in captured.out.splitlines()] == ["pass"] * 2 + ["--  "] + ["pass"] * 10
+    assert [line[:4] for line in captured.out.splitlines()] == ["pass"] * 2 + ["--  "] + ["pass"] * 12
     assert "--    model" in captured.out and "not handed in" in captured.err
     with zipfile.ZipFile(tmp_path / "b12901001_hw5.zip") as archive:
         files = {name.removeprefix("b12901001_hw5/"): archive.read(name) for name in archive.namelist()}
@@ -84,6 +84,14 @@ def test_a_run_passes_and_its_zip_holds_what_is_promised(
     (tmp_path / "recipe.yaml").write_bytes(files["recipe.yaml"])
     assert load_recipe(tmp_path / "recipe.yaml") == finished.recipe(), "complete, and as it was"
     assert finished.manifest()["digests"]["pred"] in files["REPRODUCE.md"].decode()
+
+
+def test_no_file_of_the_program_is_left_out_of_the_zip() -> None:
+    """The pocket's rows and base model are no program; a new file of another kind goes into identity.source_files."""
+    there = {path for path in identity.PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    left_out = there - {*identity.source_files()}
+    assert {path.relative_to(identity.PACKAGE).parts[0] for path in left_out} == {"pocket"}
+    assert not [path for path in left_out if path.suffix not in (".json", ".safetensors", ".md")]
 
 
 def test_the_same_run_gives_the_same_bytes(finished: RunDir, tmp_path: Path) -> None:
@@ -129,6 +137,12 @@ def add_rows(manifest: dict[str, Any]) -> None:
     manifest["rows"] = [{"id": f"r{n}", "digest": "0" * 64} for n in range(101)]
 
 
+def ask_a_training_row(_: RunDir, files: dict[str, Path]) -> None:
+    rows, prompts = read(files["train.json"]), read(files["test.json"])
+    prompts[0]["conversations"][0]["value"] = max(rows, key=lambda row: row["score"])["conversations"][0]["value"]
+    files["test.json"].write_text(json.dumps(prompts))
+
+
 BREAKS: dict[str, tuple[Callable[[RunDir, Any], None], set[str]]] = {
     "one row of the manifest": (with_manifest(lambda m: m["rows"][3].update(digest="0" * 64)), {"rows"}),
     "another row in the manifest": (with_manifest(lambda m: m["rows"][3].update(id="r99")), {"rows"}),
@@ -139,6 +153,21 @@ BREAKS: dict[str, tuple[Callable[[RunDir, Any], None], set[str]]] = {
     "the test file": (change_prompts, {"test-file", "test-ids"}),
     "the adapter": (swap_adapter, {"adapter-untouched"}),
     "the certificate": (with_manifest(lambda m: m.pop("leakage")), {"leakage-certificate"}),
+    "a hit that nobody finds": (
+        with_manifest(lambda m: m["leakage"].update(hits=[{"example": "r4", "prompt": "t0", "kind": "exact"}])),
+        {"leakage-certificate"},
+    ),
+    "a hit that the certificate lacks": (ask_a_training_row, {"leakage-certificate", "test-file", "test-ids"}),
+    "a row left out because of a test prompt": (
+        with_manifest(lambda m: m["recipe"]["data"].update(exclude=["0" * 16, exclude.text_digest("  why")])),
+        {"test-shapes-nothing", "recipe-untouched"},
+    ),
+    "a training that a clock ended": (
+        with_manifest(lambda m: m["phases"]["train"].update(why="budget", stopped_at_step=3, of_steps=6)), {"no-clock"},
+    ),
+    "answers that a clock cut": (
+        with_manifest(lambda m: m["phases"]["generate"].update(cut_by_budget=2, cut_at=4)), {"no-clock"},
+    ),
     "16 bits": (
         with_manifest(lambda m: m["recipe"]["model"].update(load_in_4bit=False)), {"4-bits", "recipe-untouched"},
     ),
@@ -160,6 +189,23 @@ def test_a_change_is_refused_by_the_rules_name(case: str, finished: RunDir, data
 def test_another_seed_is_refused_though_the_run_is_honest(recipe_file: RecipeFactory) -> None:
     path = recipe_file({"seed": 1, "train.max_steps": 1, "train.warmup_steps": 0})
     assert failed(run(load_recipe(path), path)) == {"seed"}
+
+
+def test_a_planted_hit_is_reported_and_cannot_be_left_out(
+    recipe_file: RecipeFactory, train_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = max(read(train_file), key=lambda row: row["score"])
+    prompt = {"id": "same", "conversations": [{"from": "human", "value": row["conversations"][0]["value"].upper()}]}
+    (tmp_path / "asked.json").write_text(json.dumps([prompt]))
+    path = recipe_file({"data.test": str(tmp_path / "asked.json"), "train.max_steps": 1, "train.warmup_steps": 0})
+    folder = run(load_recipe(path), path)
+    assert main(["submit", str(folder.root), "--student-id", "b12901001", "--output", str(tmp_path)]) == 0
+    assert "note: 1 rows hold a test prompt's text" in capsys.readouterr().err
+    with zipfile.ZipFile(tmp_path / "b12901001_hw5.zip") as archive:
+        certificate = json.loads(archive.read("b12901001_hw5/manifest.json"))["leakage"]
+    assert certificate["hits"] == [{"example": row["id"], "prompt": "same", "kind": "normalised"}]
+    with_manifest(lambda m: m["leakage"].update(hits=[]))(folder, None)
+    assert failed(folder) == {"leakage-certificate"}
 
 
 def test_another_prompt_or_a_missing_one_breaks_the_test_ids(finished: RunDir) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from typing import Any
 
+from fast_ft.progress import note
 from fast_ft.recipe import Judge as Section
 
 #: Dollars per million tokens, (prompt, reply): OpenAI's list prices as third parties gave them in spring 2026. A newer
@@ -20,6 +23,29 @@ PRICES = {
 def price(section: Section) -> tuple[float, float] | None:
     """Return dollars per million tokens, (prompt, reply), or None where neither the recipe nor the table knows them."""
     return section.dollars_per_million_tokens or PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", section.model))
+
+
+def bounded(section: Section, given: Collection[str]) -> Section:
+    """Return the judge's section of a run folder with the caps that hold for whoever judges it.
+
+    The folder may come from elsewhere, and its recipe would spend the money of whoever judges. So a cap is at most the
+    schema's default, and a price at least the table's, unless it is `given` (a dotted key) on the command line.
+    """
+    usual = Section()
+    changes: dict[str, Any] = {}
+    for key in ("max_requests", "max_dollars"):
+        asked, most = getattr(section, key), getattr(usual, key)
+        if asked > most and f"judge.{key}" not in given:
+            changes[key] = most
+            note(
+                f"note: judge.{key}: the folder's recipe allows {asked:g}, and {most:g} holds here, unless you write "
+                f"judge.{key}={asked:g}"
+            )
+    own, key = section.dollars_per_million_tokens, "dollars_per_million_tokens"
+    known = price(section.model_copy(update={key: None}))
+    if own is not None and known is not None and f"judge.{key}" not in given:
+        changes[key] = tuple(map(max, own, known))
+    return section.model_copy(update=changes)
 
 
 def tokens_of(text: str) -> int:

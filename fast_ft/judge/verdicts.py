@@ -84,6 +84,11 @@ class Verdicts:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Open the file for appending, alone; read what another command has added meanwhile."""
+        if self.path.is_symlink() and self.path.resolve().parent != self.path.parent.resolve():
+            raise InputError(
+                f"{self.path} is a link to {self.path.resolve()}: replies would be written there. Put the file itself "
+                "beside the runs, or take the link away"
+            )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("ab+", buffering=0)

@@ -16,18 +16,23 @@ def make_server(page: str) -> tuple[ThreadingHTTPServer, str]:
     """Return a server of one page on a free port, and the page's address; serve_forever() starts it.
 
     Other users of this machine can reach the port too, so the path holds a secret. A page of another site that has
-    its name point to 127.0.0.1 (DNS rebinding) shows in the Host header, and is refused.
+    its name point to 127.0.0.1 (DNS rebinding) shows in the Host header, a script of another site in the Origin header;
+    both are refused.
     """
     content = gzip.compress(page.encode(), 1)
     path = f"/{secrets.token_urlsafe(12)}/"
 
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "fast_ft", ""
+        timeout = 30  # seconds that a connection may say nothing
 
         def do_GET(self) -> None:
-            port = server.server_port
-            if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            names = [f"{name}:{server.server_port}" for name in ("127.0.0.1", "localhost")]
+            hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
+            if len(hosts) != 1 or hosts[0] not in names:
                 self.send_error(421, "this server answers to 127.0.0.1 only")
+            elif any(origin not in [f"http://{name}" for name in names] for origin in origins):
+                self.send_error(403, "this server answers to its own page only")
             elif self.path != path:
                 self.send_error(404)
             else:

@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fast_ft.errors import InputError
 from fast_ft.load import validated
@@ -22,6 +23,13 @@ from fast_ft.terminal import escaped
 
 MOST_BYTES = 64 << 20  #: unpacked, all members together; a submission has under one MiB
 MOST_MEMBERS = 2000
+#: `submit` writes DEFLATED. LZMA and bzip2 are left out: a member's header can ask for 4 GiB before it is read.
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+#: What zipfile raises for wrong bytes. ValueError: a name that is no UTF-8, or an offset before the file's beginning.
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError,
+    OverflowError,
+)  # fmt: skip
 
 
 class _Row(BaseModel):
@@ -42,7 +50,7 @@ class _Config(BaseModel):
 class _Model(BaseModel):
     name_or_path: str
     revision: str | None
-    commit: str | None
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
     config: _Config
     weights: dict[str, str]
 
@@ -58,10 +66,15 @@ class _Train(BaseModel):
     backend: str
     dtype: str
     out_of_memory: int = 0
+    why: str = ""
+    stopped_at_step: int = 0
+    of_steps: int = 0
 
 
 class _Generate(BaseModel):
     batch_size: int
+    cut_by_budget: int = 0
+    cut_at: int = 0
 
 
 class _Phases(BaseModel):
@@ -132,7 +145,9 @@ def members(path: Path) -> dict[str, bytes]:
             return {entry.filename: _content(path, archive, entry) for entry in entries if not entry.is_dir()}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except InputError:
+        raise
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a whole zip file ({escaped(str(error))})") from None
 
 
@@ -152,6 +167,12 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise InputError(f"{path}: the member {escaped(name)!r} is no plain file. Nothing was unpacked.")
+        if entry.compress_type not in _PACKED:
+            method = zipfile.compressor_names.get(entry.compress_type, "an unknown method")
+            raise InputError(
+                f"{path}: the member {escaped(name)!r} is compressed by {method}. Only deflate is read, as `submit` "
+                "writes it: pack the folder anew"
+            )
         if name in seen:
             raise InputError(f"{path}: two members are called {escaped(name)!r}")
         seen.add(name)

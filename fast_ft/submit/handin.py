@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, data, results, rules
+from fast_ft import atomic, data, exclude, results, rules
 from fast_ft.errors import InputError
 from fast_ft.load import content_digest
 from fast_ft.prepare import prepare
@@ -58,6 +58,7 @@ def by_manifest(recipe: Recipe, manifest: dict[str, Any]) -> list[Verdict]:
         _bits(recipe, manifest),
         Verdict("at-most-100-rows", few, f"{distinct} distinct training rows over all stages"),
         _trackers(recipe),
+        _clock(manifest),
     ]
 
 
@@ -107,6 +108,7 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
     try:
         prompts, digest = data.load_prompts(recipe.data.test)
         yield _file("test-file", recipe.data.test, digest, recorded.get("test"))
+        yield test_shapes_nothing(recipe, prompts)
     except InputError as error:
         yield Verdict("test-file", False, str(error))
     try:
@@ -122,6 +124,15 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
         yield _leakage(manifest.get("leakage"), prepared.leakage)
     if prompts is not None:
         yield _answers(pred, prompts)
+
+
+def test_shapes_nothing(recipe: Recipe, prompts: list[data.Prompt]) -> Verdict:
+    """Check that the recipe leaves no training row out because of a test prompt."""
+    rule, named = "test-shapes-nothing", exclude.named(recipe.data.exclude, prompts)
+    if not named:
+        return Verdict(rule, True, "data.exclude holds no digest of a test prompt")
+    text = f"data.exclude holds the digests of {len(named)} test prompts, the first is {named[0]!r}; the test set may "
+    return Verdict(rule, False, text + "not change the training rows: take them out of data.exclude and train anew")
 
 
 def _file(rule: str, path: str, now: str, then: str | None) -> Verdict:
@@ -176,3 +187,11 @@ def _untouched(rule: str, path: Path, manifest: dict[str, Any], name: str) -> Ve
 def _trackers(recipe: Recipe) -> Verdict:
     tracker = recipe.train.report_to
     return Verdict("no-trackers", tracker == "none", f"train.report_to is {tracker}")
+
+
+def _clock(manifest: dict[str, Any]) -> Verdict:
+    """What a clock cut short depends on the speed of the machine, so nobody can make it again."""
+    if said := results.cut_short(manifest.get("phases", {})):
+        text = f"a budget of minutes cut the run short: {'; '.join(said)}. Run it with more minutes, or with null"
+        return Verdict("no-clock", False, text)
+    return Verdict("no-clock", True, "no budget of minutes cut training or an answer short")

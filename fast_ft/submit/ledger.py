@@ -1,7 +1,8 @@
 """The ledger of attempts: what JudgeBoi said of each run, what training took in all, which differences mean anything.
 
 JudgeBoi takes 5 submissions a day; its day ends at 23:59 in Taipei (UTC+8). Scores stand in submissions.json of the
-run's folder: {"submissions": [{"score", "at": UTC, "pred": digest of the pred.json that was sent}]}.
+run's folder: {"submissions": [{"score", "at": time, "pred": digest of the pred.json that was sent}]}. Times are written
+in UTC; one without an offset, as somebody may write it by hand, is Taipei's.
 """
 
 from __future__ import annotations
@@ -9,20 +10,39 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fast_ft import atomic, rules
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from fast_ft import atomic, outside, results, rules
 from fast_ft.errors import InputError
+from fast_ft.progress import note
 from fast_ft.rundir import RunDir, list_runs
+from fast_ft.terminal import escaped
 
 FILE = "submissions.json"
 A_DAY = 5
 TAIPEI = dt.timezone(dt.timedelta(hours=8))
 #: Twice the standard error of a mean of 150 scores with deviation 2.1: closer means may be equal.
 NOISE = 0.35
+_REMEDY = "You can mend it, or delete it and note the scores again with --public-score."
+
+
+class _Submission(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    score: Annotated[float, Field(ge=0, le=10)]
+    at: Annotated[str, AfterValidator(lambda text: moment(text) and text)]
+    pred: str | None = None
+
+
+class _Submissions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    submissions: list[_Submission] = []
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,7 @@ class Ledger:
     def today(self, now: dt.datetime | None = None) -> list[str]:
         """Return a warning where the day's submissions are used up, or the last one is left."""
         today = day(now or dt.datetime.now(dt.UTC))
-        count = sum(day(_time(each["at"])) == today for a in self.attempts for each in a.submissions)
+        count = sum(day(moment(each["at"])) == today for a in self.attempts for each in a.submissions)
         if count == A_DAY - 1:
             return [f"warning: {count} submissions today; the next is the last of {A_DAY} until 23:59 (UTC+8)"]
         if count >= A_DAY:
@@ -80,18 +100,19 @@ def read(root: str | Path) -> Ledger:
             manifest = {}
         if "reproduction_of" in manifest:
             continue
-        recipe, scores = manifest.get("recipe", {}), _json(folder.scores)
+        recipe = manifest.get("recipe", {})
+        scores = _tried(lambda run: results.read_scores(run.scores) if run.scores.is_file() else {}, folder, {})
         budget = rules.MINUTES if recipe.get("rules") else recipe.get("budget", {})
         low, high = scores.get("low"), scores.get("high")
         attempts.append(
             Attempt(
                 row,
-                _json(folder.root / FILE).get("submissions", []),
+                _tried(submissions, folder, []),
                 train_minutes(folder),
                 budget.get("train_minutes"),
                 recipe.get("rules"),
                 manifest.get("digests", {}).get("pred"),
-                tuple(scores.get(key) for key in ("kind", "model", "rubric")),
+                tuple(scores[key] if isinstance(scores.get(key), str) else None for key in ("kind", "model", "rubric")),
                 (low, high) if low is not None and high is not None else None,
             )
         )
@@ -104,21 +125,19 @@ def record(folder: RunDir, score: float, at: str | None = None) -> list[str]:
         raise InputError(f"--public-score {score}: JudgeBoi's scores go from 0 to 10")
     if not folder.pred.is_file():
         raise InputError(f"{folder.root} has no pred.json, so none of its was judged")
-    moment = _moment(at)
     entry = {
         "score": score,
-        "at": moment.astimezone(dt.UTC).isoformat(timespec="seconds"),
+        "at": _said_at(at).astimezone(dt.UTC).isoformat(timespec="seconds"),
         "pred": atomic.sha256_file(folder.pred),
     }
-    path = folder.root / FILE
-    earlier = _json(path, strict=True).get("submissions", [])
-    atomic.write_json(path, {"submissions": sorted([*earlier, entry], key=lambda each: _time(each["at"]))})
+    noted = sorted([*submissions(folder), entry], key=lambda each: moment(each["at"]))
+    atomic.write_json(folder.root / FILE, {"submissions": noted})
     return read(folder.root.parent).today()
 
 
-def day(moment: dt.datetime) -> dt.date:
+def day(time: dt.datetime) -> dt.date:
     """Return JudgeBoi's day: it ends at 23:59 in Taipei, so the last minute belongs to the next."""
-    return (moment.astimezone(TAIPEI) + dt.timedelta(minutes=1)).date()
+    return (time.astimezone(TAIPEI) + dt.timedelta(minutes=1)).date()
 
 
 def train_minutes(folder: RunDir) -> float:
@@ -126,22 +145,59 @@ def train_minutes(folder: RunDir) -> float:
     try:
         lines = folder.log.read_text(encoding="utf-8").splitlines()
         return sum(json.loads(line)["seconds"] for line in lines) / 60
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, OverflowError):
         return 0.0
 
 
-def _moment(at: str | None) -> dt.datetime:
+def moment(text: str) -> dt.datetime:
+    """Return an ISO time, Taipei's where it names no offset. InputError for what is none, and for other centuries."""
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or not 2000 <= found.year < 2100:
+        raise InputError(f'{text!r} is no time: write it as "2025-04-05 21:30" (Taipei\'s time), or with an offset')
+    return found if found.tzinfo else found.replace(tzinfo=TAIPEI)
+
+
+def submissions(folder: RunDir) -> list[dict[str, Any]]:
+    """Return the public scores noted for a run, oldest first. InputError where submissions.json is damaged."""
+    path = folder.root / FILE
+    if not path.exists():
+        return []
+    content = outside.json_object(path, remedy=_REMEDY)
+    try:
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # a note of one's own is written again too
+        found = _Submissions.model_validate(content).model_dump()["submissions"]
+        return sorted(found, key=lambda each: moment(each["at"]))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = escaped(".".join(map(str, first["loc"])))
+        raise InputError(f"{path}: {place}: {escaped(first['msg'])}. {_REMEDY}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {escaped(str(error))}. {_REMEDY}") from None
+
+
+def _tried(read: Callable[[RunDir], Any], folder: RunDir, otherwise: Any) -> Any:
+    """Return what `read` reads, or `otherwise` with a warning: one damaged file must not hide the other runs."""
+    try:
+        return read(folder)
+    except InputError as error:
+        note(f"warning: {error}")
+        return otherwise
+
+
+def _said_at(at: str | None) -> dt.datetime:
     now = dt.datetime.now(dt.UTC)
     if at is None:
         return now
     try:
-        moment = dt.datetime.fromisoformat(at)
-    except ValueError:
-        raise InputError(f'--at {at!r}: write it as "2025-04-05 21:30" (Taipei\'s time), or with an offset') from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=TAIPEI)
-    if moment > now + dt.timedelta(minutes=5):
+        said = moment(at)
+    except InputError as error:
+        raise InputError(f"--at {error}") from None
+    if said > now + dt.timedelta(minutes=5):
         raise InputError(f"--at {at}: that time has not come yet")
-    return moment
+    return said
 
 
 def _public(attempts: Sequence[Attempt]) -> list[str]:
@@ -191,19 +247,3 @@ def _minutes(attempts: Sequence[Attempt]) -> list[str]:
     over = "warning: " if spent > budget else ""
     runs = "attempt" if len(counted) == 1 else f"all {len(counted)} attempts"
     return [f"{over}training over {runs}: {spent:.1f} of {budget:g} minutes"]
-
-
-def _time(text: str) -> dt.datetime:
-    return dt.datetime.fromisoformat(text)
-
-
-def _json(path: Path, *, strict: bool = False) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        if strict:
-            raise InputError(f"{path} cannot be read ({error}): mend it, or delete it") from None
-        return {}

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, environment, identity
+from fast_ft import atomic, environment, identity, recipe_keys
 from fast_ft.errors import InputError
 from fast_ft.load import resolved, validated
 from fast_ft.pipeline import run
 from fast_ft.prepare import Prepared, prepare
 from fast_ft.progress import note
-from fast_ft.recipe import Judge, Recipe
+from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
 from fast_ft.submit import bundle, handin
 from fast_ft.submit.bundle import Bundle
 from fast_ft.terminal import escaped
 
 _SHOWN = 300  #: characters of each of two texts that differ
+_FOLDER = "the {} was the folder {!r}. A folder that a zip names is never read: give yours with {} FOLDER"
 
 
 def reproduce(
-    path: Path, *, train: str, test: str, model: str | None = None, output: Path | None = None
+    path: Path,
+    *,
+    train: str,
+    test: str,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    output: Path | None = None,
 ) -> dict[str, Any]:
     """Print what differs beforehand, train and answer in a folder of its own, and print and return what came of it.
 
-    `model` stands in place of the recipe's, for a base that lies elsewhere here. The folder is runs/reproduced/... by
-    default; a second start goes on there. Raises InputError where a rule is broken or the rows are not the same: then
-    nothing is trained.
+    `model` and `tokenizer` stand in place of the recipe's. The run folder `output` is runs/reproduced/... by default; a
+    second start goes on there. Raises InputError where a rule is broken or the rows are not the same: then nothing is
+    trained.
     """
     theirs = bundle.read(path)
-    recipe, file = replayed(theirs, train, test, model), f"{path.stem}.yaml"
-    root = output or Path("runs") / "reproduced" / f"{path.stem}-{atomic.sha256_file(path)[:8]}"
-    recipe = recipe.model_copy(update={"output_dir": str(root).replace("{", "(").replace("}", ")")})
-    _say("zip", str(path))
-    for label, text in beforehand(theirs, recipe):
-        _say(label, text)
     untouched = theirs.pred_digest == theirs.manifest["digests"].get("pred")
     text = "pred.json is as the run wrote it" if untouched else "pred.json was changed after the run wrote it"
     verdicts = handin.by_manifest(theirs.recipe, theirs.manifest)
     _refuse(path, [*verdicts, handin.Verdict("pred-untouched", untouched, text)])
+    root = output or Path("runs") / "reproduced" / f"{path.stem}-{atomic.sha256_file(path)[:8]}"
+    given = {
+        "data.train": train, "data.test": test, "model.name_or_path": model, "model.tokenizer": tokenizer,
+        "output_dir": str(root).replace("{", "(").replace("}", ")"),
+    }  # fmt: skip
+    recipe = replayed(theirs, {key: value for key, value in given.items() if value is not None})
+    file = f"{path.stem}.yaml"
+    _say("zip", str(path))
+    for label, text in beforehand(theirs, recipe):
+        _say(label, text)
     prepared = prepare(recipe)
     _refuse(path, [*_same(theirs, recipe, prepared)])
     _say("rows", f"all {len(prepared.examples)} equal, by id and digest, in the same stages")
@@ -56,21 +67,34 @@ def reproduce(
     return result
 
 
-def replayed(theirs: Bundle, train: str, test: str, model: str | None = None) -> Recipe:
-    """Return the recipe to run here: theirs, with what was settled in place of `auto`, our paths, and no judge."""
+def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
+    """Return the recipe to run here: theirs, with what was settled in place of `auto`.
+
+    `own` holds values of whoever reproduces, by dotted key. Every other key of the machine's (recipe_keys.py) has its
+    default: no judge, no tracker, no budget, no backup. InputError where a folder that the zip names would be read.
+    """
     trained = theirs.manifest["phases"]["train"]
-    tree = resolved(theirs.recipe)
-    tree["data"] |= {"train": train, "test": test}
-    tree["model"] |= {"backend": trained["backend"], "dtype": trained["dtype"]}
-    if model is not None:
-        tree["model"] |= {"name_or_path": model, "revision": None}
-    elif theirs.manifest["model"] and (commit := theirs.manifest["model"]["commit"]):
-        tree["model"]["revision"] = commit
+    tree = recipe_keys.brought_here(resolved(theirs.recipe), own)
+    tree["model"] |= {"backend": trained["backend"], "dtype": trained["dtype"]} | _base(theirs, own)
     again = theirs.manifest["generated_with"]  # answered anew after training, with other settings
     if again:
         tree["generate"] = {key: value for key, value in again.items() if key != "test"}
-    tree["judge"] = Judge().model_dump(mode="json")
     return validated(tree, {}, "the submission's recipe")
+
+
+def _base(theirs: Bundle, own: Mapping[str, str]) -> dict[str, Any]:
+    """Return the recipe's keys of base model and tokenizer: our own, else what the zip names on the hub."""
+    there, named = theirs.manifest["model"] or {}, theirs.recipe.model
+    found: dict[str, Any] = {"revision": there.get("commit") or named.revision}
+    if "model.name_or_path" in own:
+        found = {"name_or_path": own["model.name_or_path"], "revision": None}
+    elif not recipe_keys.is_hub_id(named.name_or_path) or (there and there["commit"] is None):
+        raise InputError(_FOLDER.format("base model", escaped(named.name_or_path), "--model"))
+    if "model.tokenizer" in own:
+        found["tokenizer"] = own["model.tokenizer"]
+    elif named.tokenizer is not None and not recipe_keys.is_hub_id(named.tokenizer):
+        raise InputError(_FOLDER.format("tokenizer", escaped(named.tokenizer), "--tokenizer"))
+    return found
 
 
 def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -121,6 +145,7 @@ def _same(theirs: Bundle, recipe: Recipe, prepared: Prepared) -> Iterator[handin
     again = [{"id": e.id, "digest": e.digest} for e in prepared.examples]
     staged = [{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages]
     yield handin.rows_verdict(again == rows and staged == stages, again, rows)
+    yield handin.test_shapes_nothing(recipe, prepared.prompts)
     for name, rule in (("train", "training-file"), ("test", "test-file")):
         if prepared.digests[name] != theirs.manifest["digests"].get(name):
             note(f"note: {rule}: {getattr(recipe.data, name)} is not byte for byte the file that was used")

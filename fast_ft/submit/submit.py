@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fast_ft import atomic, identity, redact
+from fast_ft import atomic, identity, recipe_keys, redact
 from fast_ft.errors import InputError
 from fast_ft.made import as_made
 from fast_ft.progress import note
@@ -133,6 +133,9 @@ def instructions(manifest: dict[str, Any], name: str) -> str:
         "packages": packages,
         "backend": f"{trained['backend']}, {trained['dtype']}",
     }
+    folders = "" if model.get("commit") else " --model BASE_FOLDER"
+    named = recipe["model"].get("tokenizer")
+    folders += " --tokenizer TOKENIZER_FOLDER" if named is not None and not recipe_keys.is_hub_id(named) else ""
     facts = "\n".join(f"| {key} | {str(value).replace('|', ' ')} |" for key, value in lines.items())
     return f"""# {name}, homework 5: how to do it again
 
@@ -140,11 +143,12 @@ With this folder unpacked, the rows and the test file at hand, and Python 3.11 o
 
     python -m venv .venv
     .venv/bin/python -m pip install -r requirements.txt         # requirements-cpu.txt without an NVIDIA GPU
-    .venv/bin/python -m fast_ft reproduce ../{name}_hw5.zip --train TRAINING_FILE --test TEST_FILE
+    .venv/bin/python -m fast_ft reproduce ../{name}_hw5.zip --train TRAINING_FILE --test TEST_FILE{folders}
 
-It takes recipe and plan from manifest.json, never the clock, trains anew into a folder of its own, answers, and tells:
-rows equal or not, adapter equal or not, the share of identical answers, and the first that differs. On the same card
-with the same versions all are equal. On another card numbers are rounded elsewhere: the share is then below 1.
+The command takes the recipe and the plan from manifest.json, but no folder, budget, judge, tracker or backup. It trains
+anew into a folder of its own, answers the prompts, and says whether the rows and the adapter are equal, which share of
+the answers is identical, and which answer is the first that differs. On the same card with the same versions all are
+equal. On another card numbers are rounded differently: the share is then below 1.
 
 | | |
 |---|---|
