@@ -33,7 +33,7 @@ ORDER = [
     "decode.nf4_kernel", "decode.cache", "decode.plain", "decode.kernels", "decode.sampling",
     "decode.products", "decode.four_bits", "decode.fused", "decode.graphs", "decode.prefill", "decode.decode",
     "parity", "generate",
-    "judge.stats", "judge.verdicts", "judge.prices", "judge.failure", "judge.endpoint", "judge.rubric",
+    "judge.stats", "judge.verdicts", "judge.prices", "judge.failure", "judge.post", "judge.endpoint", "judge.rubric",
     "judge.judge", "judge.reference", "judge.judge_openai", "judge.judging",
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
     "phases",
