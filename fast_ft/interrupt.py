@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-GRACE = 8.0  #: seconds between a signal and the end of the process, whatever it still waits for
+GRACE = 9.0  #: seconds between a signal and the end of the process, whatever it still waits for
 
 _finishing = False  # the step in hand is being finished, however long it takes
 
