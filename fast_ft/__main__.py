@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fast_ft import memory, ranks
+from fast_ft import interrupt, memory, ranks
 from fast_ft.commands import COMMANDS, TOGETHER
 from fast_ft.errors import BudgetMissed, InputError, nearest
 from fast_ft.progress import note
@@ -185,4 +185,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     redact_tracebacks()
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes, the first may be saving for all
+        interrupt.end_in_time()
     sys.exit(main())

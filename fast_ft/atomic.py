@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fast_ft.errors import InputError
 from fast_ft.folders import guard, make_folder
@@ -66,7 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_bytes(value: Any) -> bytes:
     """Return what write_json writes."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return _json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 @contextlib.contextmanager
@@ -136,17 +136,7 @@ class Lines:
 
     def add(self, value: Any) -> None:
         """Append one value. NaN is written as NaN: a log keeps what was measured."""
-        line = memoryview((json.dumps(value, ensure_ascii=False) + "\n").encode())
-        end = os.fstat(self._file.fileno()).st_size
-        with refusal(self.path):
-            try:
-                touch("append", self.path)
-                while line:
-                    line = line[self._file.write(line) :]  # a full disk takes a part first
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(end)
-                raise
+        append(self._file, self.path, value)
 
     def keep(self, count: int) -> list[Any]:
         """Cut the file after its first `count` lines, and return those that went, but for what is no whole value."""
@@ -163,6 +153,29 @@ class Lines:
     def sync(self) -> None:
         with refusal(self.path):
             os.fsync(self._file.fileno())
+
+
+def append(file: IO[bytes], path: Path, value: Any) -> None:
+    """Append a line of JSON to `path`, which is open unbuffered as `file`: the whole line, or none of it.
+
+    Raises InputError where the disk refuses.
+    """
+    line = memoryview(_json(json.dumps(value, ensure_ascii=False)))
+    end = os.fstat(file.fileno()).st_size
+    with refusal(path):
+        try:
+            touch("append", path)
+            while line:
+                line = line[file.write(line) :]  # a full disk takes a part first
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def _json(text: str) -> bytes:
+    """Return JSON text as a line of UTF-8, which has no code for half a character; JSON's own escape says \\ud800."""
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:

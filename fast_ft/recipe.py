@@ -250,7 +250,7 @@ class Judge(Section):
     max_retries: Annotated[int, Field(ge=0, le=20)] = Field(
         default=6, description="openai: how often one request is tried again, with growing pauses."
     )
-    timeout_seconds: Positive = Field(default=60.0, description="openai: the longest silence of the server.")
+    timeout_seconds: Positive = Field(default=60.0, description="openai: the longest that one reply may take.")
     max_requests: Count = Field(
         default=2000, description="openai: the most requests that one command may send, retries included."
     )

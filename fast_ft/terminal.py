@@ -5,11 +5,13 @@ Rows, answers, judges' replies, file names and libraries' messages pass through 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 #: Marks that turn the direction of text (Unicode's Bidi_Control): what reads as one thing is another.
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _LINES = frozenset("\u2028\u2029")
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def harmless(text: str) -> str:
@@ -18,6 +20,11 @@ def harmless(text: str) -> str:
     Line ends and tabs stay, and what joins letters and emoji. What no terminal can print is shown in the same way.
     """
     return "".join(c if c in "\n\t" or not _acts(c) else f"\\u{ord(c):04x}" for c in text)
+
+
+def whole(text: str) -> str:
+    """Return the text with \ufffd for each half of a character, so that UTF-8 can hold it."""
+    return _HALVES.sub("\ufffd", text)
 
 
 def escaped(text: str) -> str:

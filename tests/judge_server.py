@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ from typing import Any
 
 #: (the request's place among all, from 0; how often this content was asked before; its text) -> a fault's name, or ""
 Faults = Callable[[int, int, str], str]
+PACKED = {"Content-Encoding": "gzip"}
 
 
 class JudgeServer:
@@ -29,6 +31,7 @@ class JudgeServer:
         self.most_at_once = self._at_once = 0
         self.lock = threading.Lock()
         self.delay = 0.0
+        self.over = threading.Event()
 
     @property
     def requests(self) -> int:
@@ -48,6 +51,7 @@ class JudgeServer:
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/v1"
         finally:
+            self.over.set()
             server.shutdown()
             server.server_close()
 
@@ -109,12 +113,38 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, "")
         elif kind == "slow":
             time.sleep(float(value))
+        elif kind == "drip":  # a whole reply, a byte at a time
+            self._drip(self._head(200, 50_000), self._completion("8 7").ljust(50_000).encode(), float(value))
+        elif kind == "drip-head":
+            self._drip(b"", self._head(200, 5), float(value))
+        elif kind == "flood":
+            self.wfile.write(self._head(200, 1 << 40))
+            while True:
+                self.wfile.write(b" " * (1 << 20))
+        elif kind == "gzip":  # of so many MiB
+            packer = zlib.compressobj(1, wbits=zlib.MAX_WBITS | 16)
+            pieces = [self._completion("8 7").encode(), *[b" " * (1 << 20)] * int(value)]
+            self._send(200, b"".join(map(packer.compress, pieces)) + packer.flush(), PACKED)
+        elif kind == "to":
+            self._send(307, "", {"Location": value})
+        elif kind == "raw":
+            self._send(200, value)
         elif kind == "say":
             self._answer(text, value.replace("KEY", key))
         else:
             first, second = scores_for(text)
             alone = "score of answer 2" not in text
             self._answer(text, f"{second}\nAlone." if alone else f"{first} {second}\nThe first says more.")
+
+    def _drip(self, before: bytes, content: bytes, every: float) -> None:
+        self.wfile.write(before)
+        for place in range(len(content)):
+            self.wfile.write(content[place : place + 1])
+            if self.owner.over.wait(every):
+                return
+
+    def _head(self, status: int, length: int) -> bytes:
+        return f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode()
 
     def _answer(self, text: str, reply: str) -> None:
         self._send(200, self._completion(reply))
@@ -130,8 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
             }
         )  # fmt: skip
 
-    def _send(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
-        content = body.encode()
+    def _send(self, status: int, body: str | bytes, headers: dict[str, str] | None = None) -> None:
+        content = body.encode() if isinstance(body, str) else body
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content))}.items():
             if name not in (headers or {}):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 import struct
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fast_ft import hub
+from fast_ft import hub, interrupt
 from fast_ft.errors import InputError
 
 TOKEN = "hf_secretsecretsecretsecretsecretsecr"
@@ -31,6 +36,8 @@ class Hub:
         self.status = 200
         self.gated = False
         self.cut = ""
+        self.endless = ""
+        self.over = threading.Event()
         self.sizes: dict[str, int] = {}  # sizes claimed by the metadata
         self.files = {
             "config.json": b'{"model_type": "llama"}',
@@ -83,6 +90,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             headers = {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT}
             if self.command == "GET":
                 state.fetched.append(name)
+                if name == state.endless:
+                    self.answer(200, body[:20], headers | {"Content-Length": "1000000"})
+                    while not state.over.wait(0.02):
+                        self.wfile.write(b" ")
+                    self.close_connection = True
+                    return None
                 if name == state.cut:
                     self.answer(200, body[:20], headers | {"Content-Length": str(len(body))})
                     self.close_connection = True
@@ -93,6 +106,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
     set_up_client(tmp_path, monkeypatch, http.server_address[1])
     yield state
+    state.over.set()
     http.shutdown()
     http.server_close()
 
@@ -241,3 +255,29 @@ def test_a_local_model(tmp_path: Path) -> None:
         hub.tokenizer_folder(name)
     with pytest.raises(InputError, match="is a file"):
         hub.model_folder(f"{name}/config.json")
+
+
+def fetching() -> None:
+    """In a process of its own: a command that fetches a model."""
+    interrupt.GRACE = 0.1
+    interrupt.end_in_time()
+    try:
+        hub.model_folder("o/m")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def test_a_download_that_goes_on_for_ever_ends_with_a_signal(server: Hub) -> None:
+    server.endless = "model.safetensors"
+    process = multiprocessing.get_context("fork").Process(target=fetching)
+    process.start()
+    try:
+        until = time.monotonic() + 20
+        while server.endless not in server.fetched:
+            assert process.is_alive() and process.pid is not None and time.monotonic() < until
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(20)
+        assert process.exitcode == 130
+    finally:
+        process.kill()

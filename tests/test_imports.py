@@ -15,7 +15,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 #: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
 ORDER = [
     "errors", "interrupt", "memory", "budget", "stopwatch",
-    "terminal", "redact", "outside", "results", "folders", "processes", "atomic", "seeds", "progress", "ranks",
+    "terminal", "text_words", "redact", "outside", "results", "folders", "processes", "atomic", "seeds", "progress", "ranks",
     "recipe", "recipe_keys", "recipe_yaml", "recipe_errors", "rules", "epoch_loss", "model_files", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
     "lint", "load", "lease", "made", "rundir", "submit.ledger", "environment", "picture",
@@ -34,7 +34,7 @@ ORDER = [
     "decode.products", "decode.four_bits", "decode.checks",
     "decode.fused", "decode.graphs", "decode.prefill", "decode.decode",
     "parity", "generate",
-    "judge.stats", "judge.verdicts", "judge.prices", "judge.failure", "judge.endpoint", "judge.rubric",
+    "judge.stats", "judge.verdicts", "judge.prices", "judge.failure", "judge.post", "judge.endpoint", "judge.rubric",
     "judge.judge", "judge.reference", "judge.judge_openai", "judge.judging",
     "card", "report.facts", "report.page", "report.points", "report.overview", "report.serve", "report.write",
     "phases",

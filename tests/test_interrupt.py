@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import RecipeFactory
 
-from fast_ft import generate, progress, train_phase
+from fast_ft import generate, interrupt, progress, train_phase
 from fast_ft.__main__ import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's here")
@@ -86,3 +91,78 @@ def test_answers_that_are_stopped_end_within_10_seconds_with_status_130_and_go_o
     assert not (tmp_path / "run" / ".lease").exists()
     assert main([str(path)]) == 0
     assert len(json.loads((tmp_path / "run" / "pred.json").read_text())) == 5
+
+
+# ---- whatever a command waits for, it ends
+
+
+def ending(wait: Callable[[], None], errors: Path, grace: float) -> None:
+    """In a process of its own: a command that waits for something."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    interrupt.GRACE = grace
+    interrupt.end_in_time()
+    try:
+        wait()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def wait_in_a_thread() -> None:
+    """As the hub's client does: leaving the block waits for the thread, and so does Python at its end."""
+    with ThreadPoolExecutor() as pool:
+        pool.submit(say_and_wait).result()
+
+
+def wait_in_c() -> None:
+    """In a call that no signal interrupts, as a name's look-up may be: a mutex that is locked already."""
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    library.pthread_mutex_lock(mutex)
+    os.write(2, b"waiting")
+    library.pthread_mutex_lock(mutex)
+
+
+def say_and_wait() -> None:
+    os.write(2, b"waiting")
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize("wait", [say_and_wait, wait_in_a_thread, wait_in_c])
+@pytest.mark.parametrize(("kinds", "grace"), [([signal.SIGTERM], 0.1), ([signal.SIGINT, signal.SIGHUP], 600)])
+def test_a_process_that_waits_ends_after_a_signal_and_at_once_after_two(
+    tmp_path: Path, wait: Callable[[], None], kinds: list[int], grace: float
+) -> None:
+    errors = tmp_path / "errors"
+    process = multiprocessing.get_context("fork").Process(target=ending, args=(wait, errors, grace))
+    process.start()
+    try:
+        until = time.monotonic() + 20
+        while not errors.exists() or "waiting" not in errors.read_text():
+            assert process.is_alive() and process.pid is not None and time.monotonic() < until
+            time.sleep(0.005)
+        for kind in kinds:
+            os.kill(process.pid, kind)
+        process.join(20)
+        assert process.exitcode == 130
+    finally:
+        process.kill()
+
+
+def finishing_a_step(errors: Path) -> None:
+    """In a process of its own: training, whose step takes longer than a waiting command would be given."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    interrupt.GRACE = 0.0
+    interrupt.end_in_time()
+    asked = threading.Event()
+    with interrupt.calling(asked.set):
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.wait(5)
+        for _ in range(10):
+            time.sleep(0.01)
+    os._exit(7)
+
+
+def test_the_step_in_hand_is_not_cut_short(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=finishing_a_step, args=(tmp_path / "errors",))
+    process.start()
+    process.join(20)
+    assert process.exitcode == 7

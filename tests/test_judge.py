@@ -12,21 +12,24 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import killed
 import pytest
 from conftest import POCKET, ROOT, write_recipe
 from judge_server import Faults, JudgeServer, scores_for
 
+from fast_ft import interrupt
 from fast_ft.__main__ import main
 from fast_ft.errors import BudgetMissed, InputError
-from fast_ft.judge import endpoint, failure, judging, prices, rubric, stats
+from fast_ft.judge import endpoint, failure, judge, judging, prices, rubric, stats
 from fast_ft.judge.judge import Group, Item, Judgment, judge_all, summarise, too_many_missing
 from fast_ft.judge.reference import ReferenceJudge
-from fast_ft.judge.verdicts import FILE, Verdict, Verdicts
+from fast_ft.judge.verdicts import COUNTS, FILE, Verdict, Verdicts
 from fast_ft.load import load_recipe
 from fast_ft.rundir import RunDir
 
@@ -348,8 +351,156 @@ def test_a_server_that_refuses_ends_the_command_soon(
 
 def test_a_server_that_is_not_there_is_a_message(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    with pytest.raises(InputError, match="ConnectError"):
+    with pytest.raises(InputError, match="connection refused"):
         judged(runs("a"))
+
+
+# ---- a reply has a limit in time and size, and comes from the server that was asked
+
+
+@pytest.mark.parametrize("fault", ["drip 0.01", "drip-head 0.02", "slow 9"])
+def test_a_reply_that_never_ends_is_given_up(runs: Any, serve: Any, fault: str) -> None:
+    serve(lambda place, before, text: fault if "Q 3?" in text and not before else "")
+    folder = runs("a", max_retries=0, timeout_seconds=0.3)
+    each = judged(folder)["prompts"]["3"]
+    assert each["score"] is None and "no whole reply within 0.3 s (judge.timeout_seconds)" in each["problem"]
+    assert found(judged(folder)) == expected(folder)
+
+
+@pytest.mark.parametrize("fault", ["flood", "gzip 64"])
+def test_a_reply_without_measure_is_not_kept(runs: Any, serve: Any, fault: str) -> None:
+    server = serve(lambda place, before, text: fault if "Q 3?" in text and not before else "")
+    folder = runs("a", concurrency=1, timeout_seconds=20)
+    tracemalloc.start()
+    try:
+        each = judged(folder)["prompts"]["3"]
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert "a reply of more than 1,048,576 bytes" in each["problem"] and server.requests == COUNT, "nor asked for again"
+
+
+def test_a_compressed_reply_is_read_though_nobody_asked_for_compression(runs: Any, serve: Any) -> None:
+    serve(lambda *_: "gzip 0")
+    assert set(found(judged(runs("a"))).values()) == {7.0}
+
+
+def test_a_redirect_is_refused_and_no_other_server_is_told_the_key(runs: Any, serve: Any) -> None:
+    other = serve()
+    elsewhere = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+    server, folder = serve(lambda *_: f"to {elsewhere}"), runs("a", concurrency=1)
+    with pytest.raises(InputError, match=rf"sends requests on to '{elsewhere}' \(307\).*Set OPENAI_BASE_URL"):
+        judged(folder)
+    assert server.requests == 1 and other.requests == 0 and not folder.scores.exists()
+
+
+def test_ctrl_c_leaves_a_server_that_goes_on_for_ever(runs: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(place: int, before: int, text: str) -> str:
+        if place == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return "drip 0.05" if place >= 6 else ""
+
+    monkeypatch.setattr(judge, "GRACE", 0.1)
+    server, folder = serve(interrupt), runs("a", timeout_seconds=600)
+    assert main(["judge", str(folder.root)]) == 130
+    assert len((folder.root.parent / FILE).read_text().splitlines()) == 6, "what was answered is kept"
+    server.over.set()
+    server.faults = lambda *_: ""
+    assert found(judged(folder)) == expected(folder)
+
+
+def judge_patiently(folder: Path, errors: Path, grace: float) -> None:
+    """In a process of its own: what `python -m fast_ft judge` does, with so many seconds for calls under way."""
+    judge.GRACE = grace
+    interrupt.end_in_time()
+    killed.run(["judge", str(folder)], str(errors), {})
+
+
+@pytest.mark.parametrize(("kinds", "grace"), [([signal.SIGTERM], 0.1), ([signal.SIGINT, signal.SIGTERM], 600)])
+def test_the_process_ends_though_its_threads_wait(runs: Any, serve: Any, kinds: list[int], grace: float) -> None:
+    """After one signal and the grace of those under way; after a second one without that."""
+    server, folder = serve(lambda *_: "slow 600"), runs("a", timeout_seconds=600, concurrency=3)
+    errors = folder.root.parent / "errors"
+    process = multiprocessing.get_context("fork").Process(target=judge_patiently, args=(folder.root, errors, grace))
+    process.start()
+    until = time.monotonic() + 20
+    while server.requests < 3:
+        assert process.is_alive() and process.pid is not None and time.monotonic() < until
+        time.sleep(0.01)
+    for kind in kinds:
+        os.kill(process.pid, kind)
+    process.join(7)  # interrupt.GRACE is longer
+    assert process.exitcode == 130 and "Traceback" not in errors.read_text()
+
+
+# ---- whatever a server says
+
+
+ODD_NUMBERS = ["NaN", "Infinity", "-1", "true", "1e3", '"7"', "[]", "{}", "null", "9" * 400, "9" * 5000, "1" + "0" * 9]
+
+
+@pytest.mark.parametrize("number", ODD_NUMBERS)
+def test_a_count_of_tokens_that_is_none_costs_no_reply(runs: Any, serve: Any, number: str) -> None:
+    said = (
+        '{"choices": [{"message": {"content": "8 7"}}], "model": "m", '
+        f'"usage": {{"prompt_tokens": {number}, "completion_tokens": {number}}}}}'
+    )
+    serve(lambda place, before, text: f"raw {said}" if not before and "Q 3?" in text else "")
+    scores = judged(runs("a", dollars_per_million_tokens=[1.0, 1.0], max_retries=1))
+    assert scores["missing"] == 0 and 0 < scores["asked"]["dollars"] < 0.1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 100_000, '{"choices":' * 90_000, "7", "null", '"x"', "[]", "{}", '{"choices": {}}', '{"choices": [7]}',
+        '{"choices": [{"message": null}]}', '{"choices": [{"message": {"content": 7}}]}', "9" * 5000,
+        '{"choices": [{"message": {"content": ["8 7"]}}]}', '{"choices": [{"message": "8 7"}]}', "\x00", "\ud7ff",
+    ],
+    ids=range(16),
+)  # fmt: skip
+def test_a_body_that_is_no_completion_is_a_reply_that_did_not_come(runs: Any, serve: Any, body: str) -> None:
+    serve(lambda place, before, text: f"raw {body}" if "Q 3?" in text else "")
+    each = judged(runs("a", max_retries=0))["prompts"]["3"]
+    assert each["score"] is None and each["reply"] is None and "no chat completion" in each["problem"]
+
+
+@pytest.mark.parametrize("around", ['"usage": 7', '"usage": []', '"usage": "x", "model": 7', '"model": {"a": []}'])
+def test_what_stands_around_a_reply_costs_no_reply(runs: Any, serve: Any, around: str) -> None:
+    server = serve(lambda *_: f'raw {{"choices": [{{"message": {{"content": "8 7"}}}}], {around}}}')
+    assert judged(runs("a"))["mean"] == 7 and server.requests == COUNT
+
+
+def test_half_a_character_in_a_reply_is_kept_shown_and_judged(
+    runs: Any, serve: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = r'{"choices": [{"message": {"content": "8 7\nso \ud83d"}}], "model": "m\udc00"}'
+    server, folder = serve(lambda place, before, text: f"raw {said}" if "Q 3?" in text else ""), runs("a")
+    for _ in range(2):
+        assert main(["judge", str(folder.root)]) == 0, capsys.readouterr().err
+        scores = json.loads(folder.scores.read_text())
+        assert scores["prompts"]["3"]["reply"] == "8 7\nso \ufffd" and "m\ufffd" in scores["answered_by"]
+    assert server.requests == COUNT
+    assert folder.report.read_text(encoding="utf-8")
+
+
+def test_any_line_of_replies_is_read_or_passed_over(tmp_path: Path) -> None:
+    whole = json.dumps({"key": "a", "reply": "8 7", "model": "m", "rubric": "r"} | dict.fromkeys(COUNTS, 1))
+    half = whole.replace('"a"', '"b"').replace("8 7", "8 7 \ud83d").encode("utf-8", "surrogatepass")
+    escaped = whole.replace('"a"', '"c"').replace("8 7", r"8 7 \ud83d").encode()
+    lines = [
+        b"", b"\x00" * 50, b"\xff", b"[" * 100_000, b"null", b"[]", b"7", b'{"key": [], "reply": "x"}', b'{"key": "d"}',
+        b'{"key": "e", "reply": 7}', b'{"key": "f", "reply": "9 9", "model": [], "prompt_tokens": NaN, "new": 1}',
+        whole.encode(), half, escaped, whole.encode()[:-9],
+    ]  # fmt: skip
+    path = tmp_path / FILE
+    path.write_bytes(b"\n".join(lines))
+    kept = Verdicts(path)
+    assert len(kept) == 4
+    assert [kept.get(key).reply for key in "abcf"] == ["8 7", "8 7 \ud83d", "8 7 \ud83d", "9 9"]  # type: ignore[union-attr]
+    with kept.locked():
+        kept.add(Verdict("g", "1 2 \ud83d", "m", "r", None, None))
+    assert Verdicts(path).get("g").reply == "1 2 \ud83d"  # type: ignore[union-attr]
 
 
 # ---- what it may cost

@@ -1,7 +1,7 @@
 """One OpenAI-compatible endpoint: who is asked, what a refusal means, when to ask again, and what it may cost.
 
 The address is OPENAI_BASE_URL and the key OPENAI_API_KEY, from the environment only. The key goes into one header and
-nowhere else: texts that come from the server pass through `clean`, and no exception of the openai package leaves here.
+nowhere else: texts that come from the server pass through `clean`, and a redirect is refused.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from fast_ft.errors import BudgetMissed, InputError
-from fast_ft.judge import prices
+from fast_ft.judge import post, prices
 from fast_ft.judge.failure import REFUSALS, Failure, NoReply, Stopped, retry_after
 from fast_ft.progress import note
 from fast_ft.recipe import Judge as Section
+from fast_ft.terminal import whole
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE = 600.0  #: seconds; a Retry-After beyond it ends the command
+MOST_TEXT = 1 << 16  #: characters of a reply that are kept; one of 400 tokens has some thousand
+MOST_TOKENS = 10**7  #: a larger count of tokens in a reply is no count
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,16 @@ def address() -> tuple[str, str | None]:
     The key is None where it is not set. No message holds it.
     """
     url = (os.environ.get("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        no_port = parts.port == 0
+    except ValueError:  # of a bracket without its other half, of a port beyond 65535
+        raise InputError(f"OPENAI_BASE_URL: {url!r} is no address. Write it like http://127.0.0.1:8080/v1") from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
             "OPENAI_BASE_URL: it holds more than an address. Write https://host/v1, the key in OPENAI_API_KEY"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or no_port or not re.fullmatch(r"[!-~]+", url):
         raise InputError(f"OPENAI_BASE_URL: {url!r} is no address. Write it like http://127.0.0.1:8080/v1")
     key = os.environ.get("OPENAI_API_KEY", "").strip() or None
     if key is not None and not re.fullmatch(r"[!-~]+", key):
@@ -68,23 +75,17 @@ def require_key() -> None:
 class Endpoint:
     """Sends requests for one model, from any number of threads, within the section's caps.
 
-    One place for retries (the openai package's own are off): 408, 409, 429, 5xx, time-outs, dropped connections and
-    replies that are no chat completion are tried again up to section.max_retries times, with exponential backoff and
-    jitter; a Retry-After holds back every thread. `backoff` is the first wait in seconds.
+    One place for retries: 408, 409, 429, 5xx, time-outs, dropped connections and replies that are no chat completion
+    are tried again up to section.max_retries times, with exponential backoff and jitter; a Retry-After holds back every
+    thread. `backoff` is the first wait in seconds.
     """
 
     def __init__(self, section: Section, backoff: float = 1.0) -> None:
         require_key()
-        from openai import OpenAI
-
         self.url, self._key = address()
         self._section = section
         self._prices = prices.price(section)
         self._backoff = backoff
-        # Given in place of the environment's, so that what the section says is what is used.
-        self._client = OpenAI(
-            api_key=self._key or "none", base_url=self.url, max_retries=0, timeout=section.timeout_seconds
-        )
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._why: InputError | BudgetMissed | None = None  # what ended the command
@@ -127,6 +128,7 @@ class Endpoint:
 
     def clean(self, text: str, limit: int | None = None) -> str:
         """Return a server's text without the key, should it hold that; with a limit, one line so long at most."""
+        text = whole(text)
         if self._key and len(self._key) >= 8:  # a shorter one is a placeholder such as EMPTY, and may be a word
             text = text.replace(self._key, "[key]")
         if limit is None:
@@ -135,52 +137,56 @@ class Endpoint:
         return text if len(text) <= limit else text[: limit - 3] + "..."
 
     def _send(self, messages: list[dict[str, str]], max_tokens: int) -> Reply:
-        import openai
-
+        content = {"model": self._section.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0.0}
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "fast_ft"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        seconds = self._section.timeout_seconds
         try:
-            raw = self._client.chat.completions.with_raw_response.create(
-                model=self._section.model,
-                messages=messages,  # type: ignore[arg-type]
-                max_tokens=max_tokens,
-                temperature=0.0,
-            )
-            return self._read(raw.http_response.text)
-        except openai.APIStatusError as error:
-            failure = self._status(error)
-        except openai.APITimeoutError:
-            failure = Failure(f"no reply within {self._section.timeout_seconds:g} s")
-        except openai.APIConnectionError as error:
-            cause = error.__cause__
-            absent = type(cause).__name__ == "ConnectError"
-            failure = Failure(f"no connection ({type(cause).__name__})", refused=absent, absent=absent)
-        except openai.OpenAIError as error:
-            failure = Failure(f"no chat completion ({type(error).__name__})")
-        # Outside of the handlers, so that the package's exception, which holds the request and its header, is not
-        # carried along as __context__.
-        raise failure
+            answer = post.post(f"{self.url}/chat/completions", json.dumps(content).encode(), headers, seconds)
+        except TimeoutError:
+            raise Failure(f"no whole reply within {seconds:g} s (judge.timeout_seconds)") from None
+        except post.Unreached as error:
+            raise Failure(f"no connection ({error})", refused=True, absent=True) from None
+        except post.Broken as error:
+            raise Failure(f"no whole reply ({error})") from None
+        except post.TooLong:
+            raise Failure(f"a reply of more than {post.MOST:,} bytes", retry=False) from None
+        text = answer.body.decode("utf-8", "replace")
+        if 200 <= answer.status < 300:
+            return self._read(text)
+        raise self._status(answer, text)
 
     def _read(self, body: str) -> Reply:
         try:
             content = json.loads(body)
             text = content["choices"][0]["message"]["content"]
-            usage = content.get("usage") or {}
-            counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, RecursionError):
             raise Failure(f"no chat completion: {self.clean(body, 120)!r}") from None
         if not isinstance(text, str | None):
             raise Failure("no chat completion: its content is no text")
-        counts = [count if isinstance(count, int) and count >= 0 else None for count in counts]
-        return Reply(self.clean(text or ""), self.clean(str(content.get("model") or ""), 200), *counts)
+        # The reply is there and paid for, whatever stands around it.
+        usage, model = content.get("usage"), content.get("model")
+        counts = [_count(usage, "prompt_tokens"), _count(usage, "completion_tokens")]
+        said = self.clean(model, 200) if isinstance(model, str) else ""
+        return Reply(self.clean(text or "")[:MOST_TEXT], said, *counts)
 
-    def _status(self, error: Any) -> Failure:
-        status = error.status_code
-        body = error.body if isinstance(error.body, dict) else {}
-        said = f"{status}: {self.clean(str(body.get('message') or error.response.text), 300)}"
-        if status in REFUSALS or body.get("code") == "insufficient_quota":
+    def _status(self, answer: post.Answer, text: str) -> Failure:
+        status, headers = answer.status, answer.headers
+        if 300 <= status < 400:
+            to = self.clean(str(headers.get("location", "")), 200)
+            return Failure(
+                f"{self.url} sends requests on to {to!r} ({status}). No other address than the given one is asked, or "
+                "told the key. Set OPENAI_BASE_URL to the address that is meant. Replies so far are kept.",
+                fatal=True,
+            )
+        error = _error(text)
+        said = f"{status}: {self.clean(str(error.get('message') or text), 300)}"
+        if status in REFUSALS or error.get("code") == "insufficient_quota":
             reason = REFUSALS.get(status, "the account has no credit left")
             return Failure(f"{self.url} refuses ({said}): {reason}. Replies so far are kept.", fatal=True)
         again = status in (408, 409, 429) or status >= 500
-        return Failure(said, retry=again, refused=True, pause=retry_after(error.response.headers) if again else None)
+        return Failure(said, retry=again, refused=True, pause=retry_after(headers) if again else None)
 
     def _after(self, failure: Failure, attempt: int) -> None:
         """Wait as a failure asks for, or raise what ends this request or all of them."""
@@ -246,3 +252,19 @@ class Endpoint:
     def _settle(self, difference: float) -> None:
         with self._lock:
             self.spent += difference
+
+
+def _count(usage: object, name: str) -> int | None:
+    """Return a count of tokens from a reply's `usage`; None where it is absent, or no count."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None  # True is an int, too
+
+
+def _error(body: str) -> dict[str, Any]:
+    """Return a refusal's `error`, or {} where the body has another form."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    error = content.get("error", content) if isinstance(content, dict) else {}
+    return error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}

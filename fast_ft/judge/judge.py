@@ -40,15 +40,21 @@ swapped: {score, reference_score, reply} for the two orders; score is then their
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from statistics import fmean
+from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 from fast_ft.judge import stats
 from fast_ft.progress import Bar
 
+GRACE = 5.0  #: seconds that Ctrl-C leaves to the calls under way
 MOST_MISSING = 0.02  #: a larger share of missing scores is a failure
 MEASURES = ("exact_match", "rouge_l", "chrf", "length_ratio")  # the reference judge's, averaged where there are some
 
@@ -90,24 +96,48 @@ def judge_all(
     stop: Callable[[], None] = lambda: None,
     on_judgment: Callable[[], object] = lambda: None,
 ) -> dict[Item, Judgment]:
-    """Judge every item, equal ones once. An error, Ctrl-C included, ends it when the calls under way have ended.
+    """Judge every item, equal ones once. An error ends it when the calls under way have ended.
 
-    `stop` is called then, so that a judge does not begin anew in them; `on_judgment` after each, in this thread.
+    Ctrl-C waits GRACE seconds for them: what a server is about to answer is paid for. A second Ctrl-C waits no longer.
+    `stop` is called first, so that a judge does not begin anew in them; `on_judgment` after each, in this thread.
     """
     different = list(dict.fromkeys(items))
+    waiting, ended = deque(different), queue.SimpleQueue[tuple[Item, Judgment | BaseException]]()
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                ended.put(_judged(judge, waiting.popleft()))
+
+    # Not an executor's threads: Python waits for those at its end, for as long as a server likes.
+    workers = [Thread(target=work, name="judge", daemon=True) for _ in range(min(concurrency, len(different)))]
     done: dict[Item, Judgment] = {}
-    with ThreadPoolExecutor(concurrency, "judge") as pool, Bar("judging", len(different)) as bar:
-        futures = {pool.submit(judge, *item): item for item in different}
+    with Bar("judging", len(different)) as bar:
         try:
-            for future in as_completed(futures):
-                done[futures[future]] = future.result()
+            for worker in workers:
+                worker.start()
+            while len(done) < len(different):
+                item, outcome = ended.get()
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                done[item] = outcome
                 on_judgment()
                 bar.advance()
-        except BaseException:
+        except BaseException as error:
             stop()
-            pool.shutdown(wait=True, cancel_futures=True)
+            waiting.clear()
+            until = time.monotonic() + (GRACE if isinstance(error, KeyboardInterrupt) else float("inf"))
+            for worker in filter(Thread.is_alive, workers):
+                worker.join(min(threading.TIMEOUT_MAX, max(0.0, until - time.monotonic())))
             raise
     return done
+
+
+def _judged(judge: Judge, item: Item) -> tuple[Item, Judgment | BaseException]:
+    try:
+        return item, judge(*item)
+    except BaseException as error:
+        return item, error
 
 
 def summarise(judgments: Mapping[str, Judgment], group: Group, seed: int) -> dict[str, Any]:

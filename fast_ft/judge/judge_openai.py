@@ -12,6 +12,7 @@ from fast_ft.judge import endpoint, failure, prices, rubric
 from fast_ft.judge.judge import Item, Judgment
 from fast_ft.judge.verdicts import Verdict, Verdicts, content_key
 from fast_ft.recipe import Judge as Section
+from fast_ft.terminal import whole
 
 BASELINES = {"simple": 2.4, "medium": 4.15, "strong": 4.4}  #: the homework's mean scores
 NOTES = {
@@ -162,8 +163,8 @@ class OpenAIJudge:
             verdict = Verdict(key, reply.text, reply.model, self.rubric, reply.prompt_tokens, reply.completion_tokens)
             self._verdicts.add(verdict)
         with self._lock:
-            self.answered_by.add(verdict.model)
-        return verdict.reply
+            self.answered_by.add(whole(verdict.model))
+        return whole(verdict.reply)
 
     def _questions(self, question: str, reference: str | None, answer: str) -> Iterator[list[dict[str, str]]]:
         if not self._pairwise:

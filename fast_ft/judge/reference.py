@@ -6,8 +6,7 @@ other words scores low, and a wrong one in the same words scores high.
 
 from __future__ import annotations
 
-import string
-
+from fast_ft import text_words
 from fast_ft.judge.judge import Judgment
 
 NOTES = [
@@ -23,23 +22,25 @@ class ReferenceJudge:
         from rouge_score import rouge_scorer
         from sacrebleu.metrics import CHRF
 
-        self._rouge = rouge_scorer.RougeScorer(["rougeL"])
+        self._rouge = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Tokenizer())
         self._chrf = CHRF()
 
     def __call__(self, question: str, reference: str | None, answer: str) -> Judgment:
         assert reference is not None, "lint refuses a reference judge without references"
-        same = normalised(answer) == normalised(reference)
+        same = text_words.short_form(answer) == text_words.short_form(reference)
         return Judgment(
             float(same),
             {
                 "exact_match": same,
                 "rouge_l": round(self._rouge.score(reference, answer)["rougeL"].fmeasure, 4),
                 "chrf": round(self._chrf.sentence_score(answer, [reference]).score / 100, 4),
-                "length_ratio": round(len(answer.split()) / max(1, len(reference.split())), 4),
+                "length_ratio": round(len(text_words.words(answer)) / max(1, len(text_words.words(reference))), 4),
             },
         )
 
 
-def normalised(text: str) -> str:
-    """Return the text that exact match compares: without case, outer spaces and final punctuation."""
-    return text.strip().lower().rstrip(string.punctuation + " ")
+class _Tokenizer:
+    """ROUGE's words in any script; rouge_score's own keeps a to z and digits only."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text_words.terms(text)

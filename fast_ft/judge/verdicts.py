@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from fast_ft import atomic
 from fast_ft.errors import InputError
 from fast_ft.progress import note
 
 FILE = "verdicts.jsonl"
+COUNTS = ("prompt_tokens", "completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +70,11 @@ class Verdicts:
 
     def add(self, verdict: Verdict) -> None:
         """Put a reply on the disk, then among what `get` returns."""
-        assert self._file is not None, "verdicts are written under locked()"
-        line = json.dumps(asdict(verdict), ensure_ascii=False) + "\n"
         with self._lock:
-            try:
-                self._file.write(line.encode("utf-8", "surrogatepass"))
-                self._file.flush()
+            assert self._file is not None, "verdicts are written under locked()"
+            atomic.append(self._file, self.path, asdict(verdict))
+            with atomic.refusal(self.path):
                 os.fsync(self._file.fileno())
-            except OSError as error:
-                raise InputError(
-                    f"cannot write {self.path}: {error.strerror}. Free some space, then judge again"
-                ) from None
             self._there[verdict.key] = verdict
 
     @contextlib.contextmanager
@@ -106,18 +102,30 @@ class Verdicts:
             try:
                 yield
             finally:
-                self._file = None
+                with self._lock:
+                    self._file = None
 
     def _read(self) -> None:
         for path in (*self._also, self.path):
             if not path.is_file():
                 continue
             for line in path.read_bytes().splitlines():
-                try:
-                    verdict = Verdict(**json.loads(line.decode("utf-8", "surrogatepass")))
+                if (verdict := parse(line)) is not None:
                     self._there[verdict.key] = verdict
-                except (ValueError, TypeError, RecursionError):  # half a line, or another version's
-                    continue
+
+
+def parse(line: bytes) -> Verdict | None:
+    """Return a line's reply, which may have been written by any version; None where the line holds none."""
+    try:
+        content = json.loads(line.decode("utf-8", "surrogatepass"))
+        key, reply = content["key"], content["reply"]
+    except (ValueError, TypeError, LookupError, RecursionError):  # half a line, or no reply's
+        return None
+    if not isinstance(key, str) or not isinstance(reply, str):
+        return None
+    names = [value if isinstance(value := content.get(name), str) else "" for name in ("model", "rubric")]
+    counts = [value if type(value := content.get(name)) is int else None for name in COUNTS]
+    return Verdict(key, reply, *names, *counts)
 
 
 def _lock_file(file: IO[bytes], path: Path) -> None:
