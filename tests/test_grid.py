@@ -52,6 +52,8 @@ def test_a_points_answers_are_those_of_generate_with_its_values(folder: Path) ->
         (["temperature=hot"], "generate.temperature"),
         (["heat=1,2"], "heat"),
         (["temperature=1", "train.learning_rate=1"], "only generate"),
+        (["temperature=0.3,0.7"], "What works: generate.do_sample=true generate.temperature=0.3"),
+        (["do_sample=true,false", "temperature=0.3,0.7"], "What works: generate.do_sample=true"),
     ],
 )
 def test_wrong_axes_are_said_before_a_model_is_loaded(folder: Path, words: list[str], message: str) -> None:
