@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 
 #: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
 ORDER = [
-    "errors", "interrupt", "memory", "budget",
+    "errors", "streams", "interrupt", "memory", "budget",
     "terminal", "redact", "outside", "results", "atomic", "seeds", "progress", "ranks",
     "recipe", "recipe_yaml", "recipe_errors", "rules", "model_files", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
