@@ -46,7 +46,7 @@ ORDER = [
     "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.clock", "sweep.study",
     "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew", "sweep.driver", "sweep.drawings",
     "sweep.page", "sweep.sweep",
-    "run_commands", "commands", "__main__",
+    "run_commands", "commands", "words", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.
