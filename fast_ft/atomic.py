@@ -101,6 +101,7 @@ def move(path: Path, to: Path) -> None:
     with refusal(to):
         before("rename", to)
         path.replace(to)
+        _sync_folder(to.parent)
 
 
 class Lines:
