@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from fast_ft.commands import COMMANDS, TOGETHER
 from fast_ft.errors import BudgetMissed, InputError, nearest
 from fast_ft.progress import note
 from fast_ft.redact import redact_tracebacks
+from fast_ft.terminal import plain
 from fast_ft.words import Places, is_override, parse
 
 _Raw = argparse.RawDescriptionHelpFormatter
@@ -30,6 +32,8 @@ EPILOG = """\
 key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
 Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130 interrupted;
 141 the reader of its output left."""
+_SHORT = "End other programs, raise the limit that `ulimit -v` shows, or ask for less at a time."
+_SHARED = re.compile(r"\.so\b|\.dylib|\.dll", re.IGNORECASE)
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}  #: by the disk or its owner
 
 
@@ -80,7 +84,7 @@ def _main(words: list[str], place: ranks.Ranks) -> int:
     try:
         if place.size > 1 and options.call not in TOGETHER:
             raise InputError(f"several processes (WORLD_SIZE={place.size}) train a recipe; {name} is for one")
-        with memory.explained("running this command", "End other programs, or ask for less at a time."):
+        with memory.explained("running this command", _SHORT):
             status = options.call(options)
             sys.stdout.flush()  # what the disk or a reader refuses is said here, not by Python at its end
             return status
@@ -93,12 +97,31 @@ def _main(words: list[str], place: ranks.Ranks) -> int:
     except (KeyboardInterrupt, ranks.Lost):
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except ImportError as error:
+        if (error.name or "").startswith("fast_ft"):
+            raise  # a bug
+        note(f"error: {_unloadable(error)}")
+        return 2
     except OSError as error:
+        if error.errno is None and _SHARED.search(str(error)):  # ctypes: a library that a library needs
+            note(f"error: {_unloadable(error)}")
+            return 2
         if error.errno not in _REFUSED:
             raise  # a bug
         what = f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}"
         note(f"error: {what}. Let this user read and write it, or free some space; then run the command again")
         return 2
+
+
+def _unloadable(error: Exception) -> str:
+    """Return the sentence for a library that is not installed, or does not load here."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # transformers' lazy modules say only that there was an error
+        cause = cause.__cause__
+    return (
+        f"a library cannot be loaded here: {plain(str(cause))}. `python -m fast_ft doctor` compares what is installed "
+        "with requirements.txt; `make .venv/run-ready` installs it anew"
+    )
 
 
 def _command(parser: argparse.ArgumentParser, words: list[str]) -> tuple[str, list[str]]:
