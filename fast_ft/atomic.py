@@ -114,6 +114,7 @@ def move(path: Path, to: Path) -> None:
     with refusal(to):
         touch("rename", to)
         path.replace(to)
+        _sync_folder(to.parent)
 
 
 class Lines:

@@ -26,6 +26,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     from fast_ft.load import load_recipe
     from fast_ft.progress import note
 
+    if options.call is not _sweep and (words := [word for word in options.overrides if word.startswith("search")]):
+        raise InputError(f"override {words[0]}: only `sweep` reads search, and this command is another: leave it out")
     recipe = load_recipe(options.recipe, options.overrides)
     for warning in lint(recipe)[1]:
         note(f"warning: {warning}")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from fast_ft import rules
+from fast_ft import effects, rules
 from fast_ft.errors import InputError, nearest
 from fast_ft.recipe import METRICS, Condition, Recipe
+from fast_ft.shape import LINEARS, TARGET_MODULES
+from fast_ft.steps import epoch_steps, stage_steps
 
 PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
 
@@ -33,28 +33,6 @@ def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         *_selection(recipe), *_stages(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe), *_paths(recipe),
     ]  # fmt: skip
     return errors, list(_warnings(recipe))
-
-
-def stage_steps(recipe: Recipe) -> list[int] | None:
-    """Return the most optimizer steps each stage can have, or None where the recipe does not bound its rows.
-
-    Selection may leave fewer rows than it was asked for, so these are upper bounds.
-    """
-    limits = [limit for limit in (recipe.select.take, rules.max_train_rows(recipe)) if limit is not None]
-    if not limits:
-        return None
-    rows, batch = min(limits), recipe.train.effective_batch_size
-    steps, before = [], 0.0
-    for stage in recipe.curriculum.stages:
-        share = 1.0 if stage.upto is None else stage.upto - (0.0 if recipe.curriculum.cumulative else before)
-        before = stage.upto or before
-        held = min(rows, math.ceil(round(rows * share, 6)))
-        steps.append(math.ceil(held / batch) * (stage.num_train_epochs or recipe.train.num_train_epochs))
-    steps = steps or [math.ceil(rows / batch) * recipe.train.num_train_epochs]
-    if recipe.train.max_steps is None:
-        return steps
-    ends = [min(end, recipe.train.max_steps) for end in accumulate(steps, initial=0)]
-    return [end - start for start, end in pairwise(ends)]
 
 
 def context_length(name_or_path: str) -> int | None:
@@ -108,10 +86,6 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
     hangs_on = ("select.take", "data.max_train_rows", "train.num_train_epochs", "train.max_steps",
                 "train.effective_batch_size", "curriculum.stages", "curriculum.cumulative",
                 "curriculum.carry.schedule")  # fmt: skip
-    if train.save_steps and train.save_steps > max(steps):
-        longest = "the run" if len(steps) == 1 else "the longest stage"
-        text = f"train.save_steps: step {train.save_steps} never comes, {longest} has at most {max(steps)} steps"
-        yield Problem(f"{text}: lower it, or null for stage ends only", ("train.save_steps", *hangs_on))
     if train.lr_scheduler_type != "constant":
         one = recipe.curriculum.carry.schedule
         length = sum(steps) if one else min(steps)
@@ -142,8 +116,8 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("lora.r: rank 0 trains nothing; common are 8 to 64", ("lora.r",))
     if lora.lora_alpha == 0:
         yield Problem("lora.lora_alpha: 0 switches the adapter off; common are r and twice r", ("lora.lora_alpha",))
-    if lora.target_modules != "all-linear" and not lora.target_modules:
-        yield Problem("lora.target_modules: the list is empty; all-linear takes all", ("lora.target_modules",))
+    if lora.target_modules != "all-linear":
+        yield from _targets(lora.target_modules)
     one, all_ = train.per_device_train_batch_size, train.effective_batch_size
     if isinstance(one, int) and all_ % one:
         text = f"train.per_device_train_batch_size: {one} does not divide effective_batch_size {all_}: one step is"
@@ -151,8 +125,22 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"{text} a whole number of forward passes; write a divisor, or auto", keys)
 
 
-def _paths(recipe: Recipe) -> Iterator[Problem]:
+def _targets(names: tuple[str, ...]) -> Iterator[Problem]:
+    """Find what is no linear layer of a block. PEFT takes a name's end too: self_attn.q_proj, layers.3.mlp.up_proj."""
+    if not names:
+        yield Problem("lora.target_modules: the list is empty; all-linear takes all", ("lora.target_modules",))
+    paths = [f".model.layers.0.{path}" for path in LINEARS]
+    for name in dict.fromkeys(names):
+        numberless = re.sub(r"(^|layers\.)[0-9]+\.", r"\g<1>0.", name)
+        if not name or not any(path.endswith(f".{numberless}") for path in paths):
+            hint = nearest(name, TARGET_MODULES)
+            if name == "all-linear":
+                hint = "; write lora.target_modules: all-linear, without a list"
+            text = f"lora.target_modules: {name!r} is not a layer that a LoRA can be put on{hint}; there are"
+            yield Problem(f"{text} {', '.join(TARGET_MODULES)}", ("lora.target_modules",))
 
+
+def _paths(recipe: Recipe) -> Iterator[Problem]:
     data, judge = recipe.data, recipe.judge
     empty = {"model.name_or_path": recipe.model.name_or_path, "data.train": data.train, "data.test": data.test,
              "output_dir": recipe.output_dir, "judge.references": judge.references,
@@ -184,8 +172,6 @@ def _warnings(recipe: Recipe) -> Iterator[Problem]:
     if recipe.lora.lora_dropout and recipe.model.backend != "peft":
         text = "lora.lora_dropout: Unsloth's fused kernels need 0; with dropout it trains by slower ones"
         yield Problem(text, ("lora.lora_dropout", "model.backend"))
-    if select.rank_by and select.method == "random":
-        yield Problem("select.rank_by: not used, since select.method is random", ("select.rank_by", "select.method"))
     if not select.rank_by and select.method in ("middle", "stratified"):
         text = f"select.method: {select.method} of the file's order, since select.rank_by names no metric"
         yield Problem(text, ("select.method", "select.rank_by"))
@@ -198,11 +184,28 @@ def _warnings(recipe: Recipe) -> Iterator[Problem]:
     if train.learning_rate > 1e-2:
         text = f"train.learning_rate: {train.learning_rate:g} is far above what LoRA takes, 1e-5 to 1e-3"
         yield Problem(text, ("train.learning_rate",))
-    if recipe.judge.references and recipe.judge.kind == "none":
-        yield Problem("judge.references: not used, since judge.kind is none", ("judge.references", "judge.kind"))
-    if recipe.judge.swap and recipe.judge.kind != "openai":
-        text = f"judge.swap: not used, since judge.kind is {recipe.judge.kind}"
-        yield Problem(text, ("judge.swap", "judge.kind"))
+    if recipe.generate.num_return_sequences > 1 and not recipe.generate.do_sample:
+        text = f"generate.num_return_sequences: {recipe.generate.num_return_sequences} equal answers to each prompt"
+        keys = ("generate.num_return_sequences", "generate.do_sample")
+        yield Problem(f"{text}, since generate.do_sample is false", keys)
+    yield from _never(recipe)
+    for since, names in effects.given(recipe):
+        yield Problem(f"{', '.join(names)}: not used, since {since}", names)
+
+
+def _never(recipe: Recipe) -> Iterator[Problem]:
+    """Find steps that the run does not reach."""
+    steps, train = epoch_steps(recipe), recipe.train
+    if steps is None:
+        return
+    if train.max_steps and train.max_steps > sum(steps):
+        text = f"train.max_steps: step {train.max_steps} never comes, since the epochs end after at most {sum(steps)}"
+        yield Problem(f"{text} steps", ("train.max_steps",))
+    longest = max(stage_steps(recipe) or steps)
+    if train.save_steps and train.save_steps > longest:
+        where = "the run" if len(steps) == 1 else "the longest stage"
+        text = f"train.save_steps: step {train.save_steps} never comes, since {where} has at most {longest} steps"
+        yield Problem(f"{text}; there will be checkpoints at stage ends only", ("train.save_steps",))
 
 
 def _conditions(path: str, where: dict[str, Condition]) -> Iterator[Problem]:

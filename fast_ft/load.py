@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from fast_ft import recipe_errors
+from fast_ft import effects, recipe_errors
 from fast_ft.errors import InputError
 from fast_ft.recipe import Recipe
 from fast_ft.recipe_yaml import Key, check_text, parse, read_yaml, scalar
@@ -28,18 +29,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     allowed, and what to do. Warnings are not raised: `fast_ft.lint.lint(recipe)` returns them.
     """
     tree, places = read_yaml(Path(path))
-    for override in overrides:
-        apply_override(tree, places, override)
-    return validated(tree, places, str(path))
+    return _overridden(tree, places, overrides, str(path))
 
 
 def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """Return `recipe` with overrides put over it, checked as load_recipe checks."""
-    tree: dict[str, Any] = resolved(recipe)
-    places: dict[Key, str] = {}
-    for override in overrides:
-        apply_override(tree, places, override)
-    return validated(tree, places, "the run's recipe")
+    return _overridden(resolved(recipe), {}, overrides, "the run's recipe")
 
 
 def validated(tree: dict[str, Any], places: dict[Key, str], name: str, *, consequences: bool = True) -> Recipe:
@@ -97,15 +92,18 @@ def content_digest(tree: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) -> None:
-    """Put one "dotted.key=value" into `tree`; the value is read as YAML reads it. Raises InputError."""
+def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) -> Key:
+    """Put one "dotted.key=value" into `tree`, and return its key; YAML reads the value. Raises InputError."""
     dotted, equals, text = override.partition("=")
     check_text(dotted, f"override {override!r}")
-    key: Key = tuple(int(part) if part.isdigit() else part for part in dotted.strip().split("."))
+    # More digits than any list has entries are a word; Python refuses to read some thousand of them.
+    key: Key = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in dotted.strip().split("."))
     if key[:2] == ("search", "space") and len(key) > 2:  # its keys are dotted themselves
         key = (*key[:2], dotted.strip().split(".", 2)[2])
     if not equals or "" in key:
         raise InputError(f"override {override!r}: write it as key=value, for example lora.r=32")
+    if text.startswith("=") and key[:2] != ("select", "where"):  # a condition may begin with ==
+        raise InputError(f"override {override!r}: two signs = in a row; write it with one, {dotted}{text}")
     at: Any = tree
     for depth, part in enumerate(key):
         here = ".".join(map(str, key[:depth]))
@@ -126,6 +124,52 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
     # A key that somebody thought belongs here must not come back in the message that refuses it.
     secret = re.search(r"(^|_)(key|secret|password|token)$", str(key[-1]), re.IGNORECASE)
     places[key] = f"override {dotted}=..." if secret else f"override {override}"
+    return key
+
+
+def _overridden(tree: dict[str, Any], places: dict[Key, str], overrides: Sequence[str], name: str) -> Recipe:
+    keys = [apply_override(tree, places, override) for override in overrides]
+    recipe = validated(tree, places, name)
+    idle = effects.idle(recipe)
+    problems = []
+    for key, override in zip(keys, overrides, strict=True):
+        for dotted, value in _leaves(key, _at(tree, key)):
+            if not effects.says_nothing(value):
+                problems += [
+                    (key, f"{dotted}: not used, since {each.since}. {_instead(each, dotted, value, override)}")
+                    for each in idle
+                    if each.covers(dotted)
+                ]
+    if problems:
+        _raise(problems, places, name)
+    return recipe
+
+
+def _leaves(key: Key, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and values that one override gives: several, where its value is a whole section."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves((*key, name), inner)
+    else:
+        yield ".".join(map(str, key)), value
+
+
+def _at(tree: Any, key: Key) -> Any:
+    """Return the value at a key; None where a later override has replaced it."""
+    for part in key:
+        try:
+            tree = tree[part if isinstance(tree, list) else str(part)]
+        except (LookupError, TypeError):
+            return None
+    return tree
+
+
+def _instead(idle: effects.Idle, dotted: str, value: Any, override: str) -> str:
+    """Return the sentence with the overrides that work, written so that a shell takes them."""
+    text = recipe_errors.show(value)
+    own = override if override.partition("=")[0].strip() == dotted else f"{dotted}={text}"
+    words = [shlex.quote(own if word == "KEY=VALUE" else word.replace("VALUE", text)) for word in idle.instead]
+    return f"What works: {' '.join(words)}"
 
 
 def _override_value(text: str, name: str) -> Any:

@@ -22,6 +22,8 @@ _SAID = (
     "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory",
     "Cannot allocate memory",
 )  # fmt: skip
+#: And where a library itself found no room for its code or its threads.
+_SAID_LOADING = ("failed to map segment", "cannot allocate memory", "static TLS block")
 
 Result = TypeVar("Result")
 
@@ -30,9 +32,13 @@ def is_short(error: BaseException) -> bool:
     """Return whether an error says that the card or the machine is out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, ImportError):
+        said = str(error).lower()
+        wrapped = error.__cause__ is not None and is_short(error.__cause__)  # transformers' lazy modules do so
+        return wrapped or any(text.lower() in said for text in _SAID_LOADING)
     if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
+        return error.errno == errno.ENOMEM or (error.errno is None and _SAID_LOADING[0] in str(error))
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in (*_SAID, "can't start new thread"))
 
 
 def release() -> None:

@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 
 from fast_ft.redact import redacted
+from fast_ft.streams import new_console
 from fast_ft.terminal import harmless
 
 _EVERY = 15.0  #: seconds between two lines where stderr is no terminal
@@ -44,7 +45,6 @@ class Bar:
     def __enter__(self) -> Bar:
         if self._live:
             from rich import progress
-            from rich.console import Console
 
             self._bar = progress.Progress(
                 progress.TextColumn("{task.description}"),
@@ -52,7 +52,7 @@ class Bar:
                 progress.MofNCompleteColumn(),
                 progress.TextColumn("{task.fields[facts]}"),
                 progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=new_console(sys.stderr),
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, facts="")

@@ -118,6 +118,8 @@ def _hint(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> str:
             return "; write it without quotes"
         if "number" in words and not isinstance(scalar(value.replace("_", "").replace(",", "")), str | bool | None):
             return "; write digits only, with a point for the decimals"
+        if "number" in words and not isinstance(scalar(re.sub("[\u2010-\u2015\u2212]", "-", value)), str | bool | None):
+            return "; write a hyphen (-) for the minus"
         if "true or false" in words and value.lower() in ("yes", "on", "no", "off", "true", "false"):
             return f"; write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'}, unquoted"
         if " or " in words:

@@ -30,6 +30,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     """Return a YAML file as plain values, and the place ("file:line") of each key. Raises InputError."""
     if path.is_dir():
         raise InputError(f"{path} is a folder, where a recipe (a YAML file) was expected")
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end, and a run reads it again
+        raise InputError(f"{path} is a pipe or a device, where a recipe (a YAML file) was expected: save it as a file")
     try:
         raw = path.read_bytes()
     except FileNotFoundError:

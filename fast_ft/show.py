@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from typing import Any
 
 from fast_ft.prepare import Prepared
 from fast_ft.recipe import Recipe
+from fast_ft.streams import new_console
 from fast_ft.submit.ledger import Ledger
 from fast_ft.template import IGNORE_INDEX
 from fast_ft.terminal import harmless, plain
@@ -175,9 +175,3 @@ def _summary(values: list[Any]) -> dict[str, float] | None:
     if not numbers:
         return None
     return {"least": min(numbers), "median": statistics.median(numbers), "most": max(numbers)}
-
-
-def new_console() -> Any:
-    from rich.console import Console
-
-    return Console(file=sys.stdout, highlight=False)

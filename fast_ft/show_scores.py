@@ -8,7 +8,7 @@ from typing import Any
 from fast_ft import results
 from fast_ft.errors import InputError
 from fast_ft.rundir import RunDir
-from fast_ft.show import new_console
+from fast_ft.streams import new_console
 from fast_ft.terminal import plain
 
 Cells = Mapping[str, Any]

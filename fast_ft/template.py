@@ -60,8 +60,8 @@ class Encoder:
             raise InputError(f"{folder}: its end-of-sequence token {self._eos!r} is not in its vocabulary.")
         self.eos_id: int = eos_id
         pads = ["<unk>", _token_text(config.get("pad_token")), _token_text(config.get("unk_token"))]
-        known = [self._codec.token_id(token) for token in pads if token and token != self._eos]
-        self.pad_id: int = next((i for i in known if i is not None), 0)
+        known = [self._codec.token_id(token) for token in pads if token]
+        self.pad_id: int = next(i for i in (*known, 0, 1) if i is not None and i != eos_id)
         self.template = template
         self._chat = _chat_template(folder, config) if template == "tokenizer" else None
         if template == "llama-2" and self.bos_id is None:

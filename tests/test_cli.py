@@ -330,12 +330,28 @@ def test_a_whole_run_from_the_shell(recipe_file: RecipeFactory, tmp_path: Path) 
     assert len(list(run.glob("pred*.json"))) == 2
 
 
+def wrapped(cause: Exception) -> Exception:
+    """What transformers makes of an error in one of its modules, which it imports late."""
+    error = ModuleNotFoundError("Could not import module 'LlamaForCausalLM'. Are its requirements defined correctly?")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "x/pred.json"), 2, "x/pred.json: permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "no space left on device"),
         (MemoryError(), 2, "out of the machine's memory while running this command"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 2, "`ulimit -v`"),
+        (ImportError("libgomp.so.1: cannot allocate memory in static TLS block"), 2, "out of the machine's memory"),
+        (OSError("libcublas.so.12: failed to map segment from shared object"), 2, "out of the machine's memory"),
+        (RuntimeError("can't start new thread"), 2, "out of the machine's memory"),
+        (wrapped(ImportError("libtorch.so: failed to map segment")), 2, "out of the machine's memory"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "loaded here: No module named 'torch'. `pyt"),
+        (ImportError("libcudart.so.12: cannot open shared object file"), 2, "libcudart.so.12: cannot open"),
+        (OSError("libtorch_global_deps.so: cannot open shared object file"), 2, "libtorch_global_deps.so: cannot open"),
+        (wrapped(ImportError("x.so: undefined symbol: _ZN3c10")), 2, "loaded here: x.so: undefined symbol: _ZN3c10."),
     ],
 )
 def test_what_the_machine_refuses_is_a_message(
@@ -348,13 +364,32 @@ def test_what_the_machine_refuses_is_a_message(
     assert main(["runs"]) == status and words in capsys.readouterr().err
 
 
-def test_other_errors_of_the_system_are_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        OSError("something else"),
+        ModuleNotFoundError("No module named 'fast_ft.x'", name="fast_ft.x"),
+        ImportError("cannot import name 'x' from 'fast_ft.data'", name="fast_ft.data"),
+    ],
+)
+def test_other_errors_of_the_system_are_bugs(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def wrong(options: object) -> int:
-        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+        raise error
 
     monkeypatch.setitem(COMMANDS, "runs", wrong)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(type(error)):
         main(["runs"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on the address space is Linux's")
+def test_too_little_memory_to_load_torch_is_one_sentence(recipe_file: RecipeFactory, tmp_path: Path) -> None:
+    path = recipe_file({"data.test": None})
+    command = f"ulimit -v 1000000; exec '{sys.executable}' -m fast_ft '{path}'"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: out of the machine's memory while running this command. ")
+    assert "ulimit -v" in done.stderr
 
 
 # The strong recipe on the homework's own files

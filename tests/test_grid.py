@@ -64,6 +64,8 @@ def test_a_points_answers_are_those_of_generate_with_its_values(folder: Path) ->
             [f"top_k={','.join(map(str, range(300)))}", f"max_new_tokens={','.join(map(str, range(1, 301)))}"],
             "90,000 points",
         ),
+        (["temperature=0.3,0.7"], "What works: generate.do_sample=true generate.temperature=0.3"),
+        (["do_sample=true,false", "temperature=0.3,0.7"], "What works: generate.do_sample=true"),
     ],
 )
 def test_wrong_axes_are_said_before_a_model_is_loaded(folder: Path, words: list[str], message: str) -> None:

@@ -14,13 +14,14 @@ HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "dat
 
 #: Each module, after all that it may import, at its top or in its functions. The arrow of docs/design.md runs down.
 ORDER = [
-    "errors", "interrupt", "memory", "budget", "stopwatch",
-    "terminal", "text_words", "redact", "outside", "results", "folders", "processes", "atomic", "seeds", "progress", "ranks",
+    "errors", "streams", "interrupt", "memory", "budget", "stopwatch",
+    "terminal", "text_words", "redact", "outside", "results", "folders", "processes",
+    "atomic", "seeds", "progress", "ranks",
     "recipe", "recipe_keys", "recipe_yaml", "recipe_errors", "rules", "epoch_loss", "model_files", "hub", "identity",
     "readers", "layouts", "data", "metrics", "similarity", "selection", "leakage", "exclude", "curriculum",
-    "lint", "load", "lease", "made", "rundir", "submit.ledger", "environment", "picture",
+    "shape", "steps", "effects", "lint", "load", "lease", "made", "rundir", "submit.ledger", "environment", "picture",
     "chat_template_process", "chat_template", "codec", "template",
-    "shape", "cut", "cost", "plan_pool", "plan", "forecast",
+    "cut", "cost", "plan_pool", "plan", "forecast",
     "attention", "recompute", "nf4", "block.plain", "block.kernels", "block.ops", "block.linears", "block.block",
     "tensor_file", "adapter_config", "adapter_file",
     "backends.base", "backends.peft_layers", "backends.unsloth_layers", "backend", "optimizer", "loss", "neftune",
@@ -47,7 +48,7 @@ ORDER = [
     "sweep.space", "sweep.validation", "sweep.kept", "sweep.trial", "sweep.price", "sweep.files", "sweep.clock",
     "sweep.journal", "sweep.study", "sweep.inputs", "sweep.job", "sweep.supply", "sweep.workers", "sweep.ray_crew",
     "sweep.driver", "sweep.drawings", "sweep.best", "sweep.page", "sweep.sweep",
-    "run_commands", "commands", "__main__",
+    "run_commands", "commands", "words", "__main__",
 ]  # fmt: skip
 
 #: Where the heavy libraries are named, always inside functions, and which of them.

@@ -47,8 +47,6 @@ def test_steps_are_those_of_the_issues_table() -> None:
 @pytest.mark.parametrize(
     ("changes", "start"),
     [
-        ({"train": {"save_steps": 14}}, "train.save_steps: step 14 never comes"),
-        ({"train": {"save_steps": 170}, "curriculum": {"stages": STAGES}}, "train.save_steps: step 170 never comes"),
         ({"train": {"warmup_steps": 13}}, "train.warmup_steps: 13 steps of warm-up, but the run has at most 13"),
         (
             {"train": {"warmup_steps": 10}, "curriculum": {"stages": STAGES, "carry": {"schedule": False}}},
@@ -60,6 +58,16 @@ def test_steps_are_those_of_the_issues_table() -> None:
         ({"lora": {"r": 0}}, "lora.r: rank 0"),
         ({"lora": {"lora_alpha": 0}}, "lora.lora_alpha: 0"),
         ({"lora": {"target_modules": ()}}, "lora.target_modules"),
+        (
+            {"lora": {"target_modules": ("q_proj", "v_porj")}},
+            "lora.target_modules: 'v_porj' is not a layer that a "
+            "LoRA can be put on (did you mean 'v_proj'?); there are q_proj, k_proj, v_proj, o_proj, gate_proj, "
+            "up_proj, down_proj",
+        ),
+        *(
+            ({"lora": {"target_modules": (name,)}}, f"lora.target_modules: {name!r} is not")
+            for name in ("nope", "norm", "mlp", "lm_head", "all-linear", "self_attn", "Q_PROJ", "")
+        ),
         ({"train": {"per_device_train_batch_size": 3}}, "train.per_device_train_batch_size: 3 does not divide"),
         ({"train": {"per_device_train_batch_size": 16}}, "train.per_device_train_batch_size: 16 does not divide"),
         ({"select": {"where": {"scor": 4}}}, "select.where.scor: unknown metric 'scor' (did you mean 'score'?)"),
@@ -102,6 +110,10 @@ def test_each_error_stands_alone_and_names_its_key_first(changes: dict, start: s
         ({"select": {"method": "middle"}}, "select.method"),
         ({"curriculum": {"stages": [{"name": "a", "upto": 0.9}]}}, "curriculum.stages: the last stage ends at 0.9"),
         ({"train": {"learning_rate": 2.0}}, "train.learning_rate"),
+        ({"train": {"save_steps": 14}}, "train.save_steps: step 14 never comes"),
+        ({"train": {"save_steps": 170}, "curriculum": {"stages": STAGES}}, "train.save_steps: step 170 never comes"),
+        ({"train": {"max_steps": 14}}, "train.max_steps: step 14 never comes, since the epochs end after at most 13"),
+        ({"generate": {"do_sample": False, "num_return_sequences": 3}}, "generate.num_return_sequences: 3 equal"),
         ({"judge": {"references": "r"}}, "judge.references: not used"),
         ({"judge": {"swap": True}}, "judge.swap: not used"),
         ({"select": {"rank_by": {"score": 0}}}, "select.rank_by.score: weight 0"),
@@ -110,6 +122,11 @@ def test_each_error_stands_alone_and_names_its_key_first(changes: dict, start: s
 def test_a_warning_is_no_error(changes: dict, start: str) -> None:
     found, warnings = lint(make(**changes))
     assert found == [] and len(warnings) == 1 and str(warnings[0]).startswith(start)
+
+
+def test_layers_are_named_as_peft_names_them() -> None:
+    names = ("q_proj", "self_attn.v_proj", "layers.1.mlp.up_proj", "model.layers.11.mlp.down_proj")
+    assert lint(make(lora={"target_modules": names})) == ([], [])
 
 
 def test_the_context_is_read_from_a_folder_or_a_name(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import html
 import http.client
 import json
 import re
@@ -18,7 +19,7 @@ import pytest
 from report_pages import EVIL, big_pool, made_run, recipe_file, training_rows
 
 from fast_ft.__main__ import main
-from fast_ft.report.page import STATIC, page
+from fast_ft.report.page import STATIC, page, table
 from fast_ft.report.points import NO_GROUP, points
 from fast_ft.report.serve import make_server
 from fast_ft.report.write import write_comparison, write_report
@@ -130,6 +131,24 @@ def test_several_runs_on_one_page(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_every_table_cell_heading_and_caption_is_escaped() -> None:
+    made = table(EVIL[:3], [EVIL[:3], EVIL[3:6], EVIL[6:9]], caption=EVIL[0])
+    tags = set(re.findall(r"</?([a-z]+)", made))
+    assert tags == {"div", "table", "caption", "thead", "tbody", "tr", "th", "td"}
+    cells = re.findall(r'<t[hd](?: scope="[a-z]+")?>(.*?)</t[hd]>', made, re.DOTALL)
+    assert [html.unescape(cell) for cell in cells] == [*EVIL[:3], *EVIL[:9]]
+
+
+def test_names_and_values_of_runs_are_text_in_a_comparison(tmp_path: Path) -> None:
+    evil = tmp_path / "<b>one & <i>two"
+    one, _ = made_run(recipe_file(evil, training_rows(60), output_dir=str(evil / "<u>run")), ["a", "b"])
+    two, _ = made_run(recipe_file(tmp_path / "two", training_rows(60)), ["a", "b"])
+    made = write_comparison([one, two], tmp_path / "both.html").read_text(encoding="utf-8")
+    assert not re.search(r"<[biu]>", made)
+    assert '<th scope="col">&lt;u&gt;run</th>' in made
+    assert f"<td>{html.escape(str(evil / 'train.json'))}</td>" in made
+
+
 def test_the_command_line_writes_reports_and_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = recipe_file(tmp_path, training_rows(60))
     folder, _ = made_run(recipe, ["a", "b"])
@@ -202,7 +221,8 @@ def test_colours_have_the_contrast_that_wcag_aa_asks() -> None:
 
 def test_our_scripts_make_no_markup_of_data() -> None:
     for path in STATIC.glob("*.js"):
-        text = re.sub(r"//.*", "", path.read_text(encoding="utf-8"))
+        # Lines of comment go, and nothing else: what stands behind a // in a text, such as an address, is code.
+        text = re.sub(r"^\s*//.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         for word in (
             "innerHTML",
             "outerHTML",

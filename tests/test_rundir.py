@@ -90,6 +90,35 @@ def test_a_disk_that_refuses_leaves_the_old_file_whole(
     assert names(tmp_path) == ["pred.json"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to tell what is flushed")
+def test_a_rename_is_on_the_disk_before_a_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+
+    def flush(descriptor: int) -> None:
+        done.append(("flush", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+
+    def rename(path: Path, target: Path) -> Path:
+        done.append(("rename", Path(target).name))
+        os.replace(path, target)  # noqa: PTH105
+        return Path(target)
+
+    monkeypatch.setattr(atomic.os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", rename)
+    monkeypatch.setattr(Path, "rename", rename)
+    write_json(tmp_path / "pred.json", {})
+    assert [what for what, _ in done] == ["flush", "rename", "flush"]
+    assert done[1:] == [("rename", "pred.json"), ("flush", tmp_path.name)] and "pred.json" in done[0][1]
+    for former in (False, True):
+        done.clear()
+        with replace_folder(tmp_path / "adapter") as beside:
+            (beside / "weights").write_bytes(b"x")
+        aside = [("rename", ".adapter.old")] if former else []
+        assert done == [("flush", "weights"), *aside, ("rename", "adapter"), ("flush", tmp_path.name)]
+    done.clear()
+    atomic.move(tmp_path / "pred.json", tmp_path / "other.json")
+    assert done == [("rename", "other.json"), ("flush", tmp_path.name)]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_really_full_device_becomes_an_input_error(tmp_path: Path) -> None:
     with (

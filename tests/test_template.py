@@ -139,6 +139,34 @@ def test_pad_is_never_eos(llama: Encoder, chat: Encoder) -> None:
     assert chat.eos_id != 0, "its tokenizer_config.json names EOS as pad"
 
 
+def unk_less(folder: Path, *, eos: str, **config: str) -> Path:
+    """The pocket tokenizer with <first> in the place of <unk>, as id 0, and EOS as pad."""
+    folder.mkdir()
+    text = (POCKET / "tokenizer.json").read_text("utf-8")
+    (folder / "tokenizer.json").write_text(text.replace('"<unk>"', '"<first>"'), encoding="utf-8")
+    content = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": eos, "pad_token": eos}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content | config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("eos", "config", "pad"),
+    [("</s>", {}, 0), ("</s>", {"unk_token": "</s>"}, 0), ("<first>", {}, 1), ("<first>", {"unk_token": "<s>"}, 1)],
+)
+def test_pad_is_never_eos_where_there_is_no_unk(tmp_path: Path, eos: str, config: dict[str, str], pad: int) -> None:
+    from fast_ft import recipe
+    from fast_ft.backends.peft_layers import PeftBackend
+
+    folder = unk_less(tmp_path / "tokenizer", eos=eos, **config)
+    encoder = Encoder(folder)
+    assert encoder.pad_id == pad != encoder.eos_id
+    backend = PeftBackend.__new__(PeftBackend)  # its tokenizer needs no model
+    backend.section = recipe.Model(name_or_path=str(folder))
+    backend.device, backend.dtype, backend.notes = "cpu", "float32", []
+    tokenizer = backend._loaded(None).tokenizer
+    assert tokenizer.eos_token == eos and tokenizer.pad_token_id == pad
+
+
 def test_count_is_what_rows_have(encoder: Encoder) -> None:
     prompts, responses = ["a", "b </s> c", "d  e"], ["x", "y", "<|im_end|> z"]
     rows = [encoder.row(example(p, r)) for p, r in zip(prompts, responses, strict=True)]

@@ -68,7 +68,8 @@ class Base:
             str(folder), trust_remote_code=False, local_files_only=True, padding_side="right"
         )
         if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-            tokenizer.pad_token = tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+            others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
+            tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
         return Loaded(model, tokenizer, self.name, self.device, self.dtype, self.notes)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from fast_ft import effects
 from fast_ft.errors import InputError, nearest
 from fast_ft.load import resolved, validated
 from fast_ft.recipe import Range, Recipe, Section
@@ -48,6 +49,12 @@ class Axis:
     def whole(self) -> bool:
         """Whether its numbers are whole."""
         return self.range is not None and _whole_ends(self.range)
+
+    def values(self) -> list[Any]:
+        """Return the values of a list, or the ends of a range."""
+        if self.range is None:
+            return [json.loads(each) for each in self.choices]
+        return [self.range.low, self.range.high]
 
     @property
     def count(self) -> int:
@@ -114,7 +121,6 @@ def read(recipe: Recipe) -> Space:
             if not values.low <= here <= values.high:
                 notes.append(f"{key}: the recipe's own {here:g} is outside of {values.low:g} to {values.high:g}")
             own[key] = here
-            probes = [values.low, values.high]
         else:
             if not values:
                 raise InputError(f"search.space.{key}: the list is empty")
@@ -125,10 +131,10 @@ def read(recipe: Recipe) -> Space:
                 shown = own[key] if len(own[key]) <= 80 else own[key][:77] + "..."
                 notes.append(f"{key}: the recipe's own {shown} is one more value")
             axis = Axis(key, tuple(texts))
-            probes = [json.loads(each) for each in texts]
-        for probe in probes:
+        for probe in axis.values():
             validated(_put(resolved(recipe), key, probe), {}, f"search.space.{key}", consequences=False)
         axes.append(axis)
+    _check_effects(recipe, axes)
     return Space(tuple(axes), own, tuple(notes))
 
 
@@ -211,6 +217,28 @@ def _check_range(key: str, values: Range) -> None:
         raise InputError(f"search.space.{key}: step {values.step:g} between whole numbers: write low {values.low}.0")
     if values.log and (values.low <= 0 or values.step is not None):
         raise InputError(f"search.space.{key}: log needs a low above 0 and no step")
+
+
+def _check_effects(recipe: Recipe, axes: list[Axis]) -> None:
+    """Raise InputError for an axis whose key has no effect at any point of the space."""
+
+    def at_point(point: Mapping[str, Any]) -> Recipe:
+        tree = resolved(recipe)
+        for key, value in point.items():
+            _put(tree, key, value)
+        return validated(tree, {}, "search.space", consequences=False)
+
+    values = {axis.key: axis.values() for axis in axes}
+    for axis in axes:
+        # A mapping over a section, such as lora: [{r: 8}], gives the keys that it names.
+        named = [value for value in values[axis.key] if isinstance(value, dict) and _is_section(recipe, axis.key)]
+        for key in dict.fromkeys(f"{axis.key}.{name}" for value in named for name in value) or [axis.key]:
+            if each := effects.always_idle(key, values, at_point):
+                words = " ".join(word for word in each.instead if word != "KEY=VALUE").replace("=VALUE", "=...")
+                raise InputError(
+                    f"search.space.{axis.key}: all values come to the same, since {key} is not used: {each.since}. "
+                    f"Take the axis out, or give the recipe {words}"
+                )
 
 
 def _own(recipe: Recipe, key: str, values: Any) -> Any:
