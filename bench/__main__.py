@@ -28,6 +28,7 @@ from bench import (
     decode_figures,
     emulation,
     figures,
+    machine,
     plan_checks,
     pocket,
     recipe_run,
@@ -157,27 +158,27 @@ def adopt(path: Path) -> None:
     if path.parent.resolve() != figures.RESULTS.resolve():
         raise InputError(f"{path}: put it into {figures.RESULTS} first, for figures.json points at it by name")
     result = json.loads(path.read_text(encoding="utf-8"))
-    card = (result["environment"]["gpu"] or {"name": "CPU"})["name"]
-    values = figures_of(result, path.stem)
+    values = figures_of(result)
     if not values:
         raise InputError(f"{path}: nothing in it may become a figure; its Markdown table says why")
-    figures.record(values, card=card, command=result["command"], source=path.name)
+    figures.record(values, result, source=path.name)
 
 
-def figures_of(result: dict[str, Any], stem: str) -> dict[str, tuple[float, str]]:
-    """Return {figure: (value, unit)} of a result of any kind, computed from its raw samples."""
-    kind = result.get("kind", "pocket" if stem == "pocket" else "recipe")
-    if kind == "train":
-        return compare.figures(result)
-    if kind == "plans":
-        return plan_checks.figures(result)
-    if kind == "decode":
-        return decode_figures.figures(result)
-    if kind == "pocket":
-        return pocket.headline(result)
-    if kind.startswith("sweep-"):
-        return sweep.headline(result)
-    return {f"recipe.{stem}.{key}": value for key, value in headline(result).items()}
+def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
+    """Return {figure: (value, unit)} of a result of any kind, computed from its raw samples.
+
+    Names carry the card by the result's own word, whatever its file is called.
+    """
+    kind = result.get("kind", "recipe" if "backend" in result else "pocket")
+    if kind == "recipe":
+        (recipe,) = (Path(word).stem for word in shlex.split(result["command"]) if word.endswith(".yaml"))
+        name = f"recipe.{recipe}-{machine.slug_of(result)}-{result['backend']}"
+        return {f"{name}.{key}": value for key, value in headline(result).items()}
+    by_kind = {
+        "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
+        "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
+    }  # fmt: skip
+    return by_kind[kind](result)
 
 
 def headline(run: dict[str, Any]) -> dict[str, tuple[float, str]]:

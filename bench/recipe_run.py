@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import environment, load
+from bench import machine
+from fast_ft import load
 from fast_ft.errors import InputError
-from fast_ft.rundir import RunDir, now, output_folder
+from fast_ft.rundir import RunDir, output_folder
 
 BACKENDS = ("fused", "unsloth", "peft")
 
@@ -26,9 +27,7 @@ def measure(recipe_path: str, overrides: Sequence[str], backend: str, log: Path)
     log.parent.mkdir(parents=True, exist_ok=True)
     folder, run = _run(recipe_path, [*overrides, f"model.backend={backend}"], log)
     return {
-        "command": shlex.join(["python", "-m", "bench", recipe_path, *overrides, "--backends", backend]),
-        "date": now(),
-        "environment": environment.describe(),
+        **machine.stamp(shlex.join(["python", "-m", "bench", recipe_path, *overrides, "--backends", backend])),
         "backend": backend,
         **run,
         "adapter_in_plain_peft_nats": _check_with_peft(folder),

@@ -288,11 +288,11 @@ def test_received_files_have_a_column(tmp_path: Path, result: dict[str, Any]) ->
     result["settings"]["card"] = "Tesla T4"
     del result["setups"]["t4class"]
     (tmp_path / "one.json").write_text(json.dumps(result))
-    entry = {"value": 4.6, "unit": "times", "card": "NVIDIA H200", "date": "2026-11-22"}
+    entry = {"value": 4.6, "unit": "times", "card": "NVIDIA H200", "date": "2026-11-22", "commit": None}
     known = {"train.h200.vs_notebook": entry, "train.t4class.vs_notebook": entry}
     shown = figures.table(known, figures.received(tmp_path))
     _, _, real, emulated = shown.splitlines()
-    assert real.endswith("| 4.5 (Tesla T4) |") and emulated.endswith("| 2026-11-22 |  |")
+    assert real.endswith("| 4.5 (Tesla T4) |") and emulated.endswith("| 2026-11-22 | not recorded |  |")
 
 
 def test_adopted_figures_are_those_of_the_samples(
@@ -301,12 +301,14 @@ def test_adopted_figures_are_those_of_the_samples(
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
     monkeypatch.setattr(figures, "FIGURES", tmp_path / "figures.json")
     path = tmp_path / "h200-train.json"
-    result |= {"environment": {"gpu": {"name": "NVIDIA H200"}}, "command": "python -m bench"}
+    measured = {"command": "python -m bench", "date": "2026-01-31T23:00:00+00:00", "commit": "0123abc"}
+    result |= {"environment": {"gpu": {"name": "NVIDIA H200"}}, **measured}
     path.write_text(json.dumps(result))
     assert bench.main(["--adopt", str(path)]) == 0
     adopted = figures.read()
     assert {name: (each["value"], each["unit"]) for name, each in adopted.items()} == compare.figures(result)
-    assert {(each["card"], each["source"]) for each in adopted.values()} == {("NVIDIA H200", "h200-train.json")}
+    about = {(each["card"], each["source"], each["date"], each["commit"]) for each in adopted.values()}
+    assert about == {("NVIDIA H200", "h200-train.json", "2026-01-31", "0123abc")}, "not the day of adoption"
     del result["setups"]["whole"]["fast_ft"], result["setups"]["t4class"]
     path.write_text(json.dumps(result))
     assert bench.main(["--adopt", str(path)]) == 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import figures, pocket
+from bench import figures, machine, pocket
 from bench.__main__ import figures_of
 
 README = figures.RESULTS.parents[1] / "README.md"
@@ -24,13 +26,11 @@ def test_the_readme_table_is_rendered_from_figures_json() -> None:
 
 @pytest.mark.parametrize("name", sorted(figures.read()))
 def test_a_figure_is_recomputed_from_its_raw_samples(name: str) -> None:
-    """There is no figure without a rule: what figures_of does not compute is not in it, and fails here."""
+    """Its value, and its card, command, date and commit too: whatever the raw result does not say fails here."""
     entry = figures.read()[name]
     result = result_of(entry)
-    assert figures_of(result, entry["source"].removesuffix(".json"))[name] == (entry["value"], entry["unit"])
-    assert entry["command"] == result["command"]
-    gpu = result["environment"]["gpu"]
-    assert entry["card"] == gpu["name"] if gpu else entry["card"].startswith("CPU")
+    value = figures_of(result)[name]
+    assert figures.entries({name: value}, result, entry["source"]) == {name: entry}
 
 
 def test_every_figure_of_the_pocket_is_there() -> None:
@@ -40,12 +40,51 @@ def test_every_figure_of_the_pocket_is_there() -> None:
     assert {each["steps"] for runs in result["variants"].values() for each in runs} == {pocket.STEPS}
 
 
-def test_every_figure_names_card_command_source_and_date() -> None:
+def test_every_figure_says_where_when_and_by_what_it_was_measured() -> None:
+    shown = figures.table()
     for name, entry in figures.read().items():
-        assert sorted(entry) == ["card", "command", "date", "source", "unit", "value"], name
         assert (figures.RESULTS / entry["source"]).is_file(), name
         assert entry["command"].startswith("python -m "), name
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", entry["date"]), name
+        line = next(line for line in shown.splitlines() if f"| `{name}` |" in line)
+        date = entry["date"] + (f" ({entry['date_is']})" if "date_is" in entry else "")
+        assert f" | {date} | " in line, name
+        assert ("| not recorded |" in line) == (entry["commit"] is None), "a missing commit is said"
+        card = "cpu" if entry["card"].startswith("CPU") else machine.card_slug(entry["card"])
+        carried = re.split(r"[.-]", name)
+        assert card in carried or "t4class" in carried or (card == "cpu" and "pocket" in name + entry["source"]), name
+
+
+def test_a_result_says_when_where_and_by_which_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_COMMIT", "0123456789abcdef")
+    result = machine.stamp("python -m bench")
+    entry = figures.entries({"a": (1.0, "s")}, result | {"date": "2026-01-31T12:00:00+00:00"}, "a.json")["a"]
+    assert (entry["date"], entry["commit"], entry["command"]) == ("2026-01-31", "0123456789abcdef", "python -m bench")
+    assert entry["card"] == (result["environment"]["gpu"] or {"name": f"CPU, {result['cores']} cores"})["name"]
+    assert "| 0123456 |" in figures.table({"a": entry}, [])
+    several = entry | {"commit": "None; 0123456789abcdef+changes"}
+    assert "| not recorded, 0123456+changes |" in figures.table({"a": several}, [])
+
+
+def test_the_commit_is_the_repositorys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    monkeypatch.delenv("BENCH_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.commit() is None
+    git("init", "-q")
+    (tmp_path / "fast_ft").mkdir()
+    (tmp_path / "fast_ft" / "a.py").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "m")
+    assert machine.commit() == git("rev-parse", "HEAD")
+    (tmp_path / "notes.txt").write_text("is no part of the program")
+    assert machine.commit() == git("rev-parse", "HEAD")
+    (tmp_path / "fast_ft" / "a.py").write_text("2")
+    assert machine.commit() == git("rev-parse", "HEAD") + "+changes"
 
 
 PEERS_EMULATED = ("unsloth-notebook", "unsloth-budget")  # as the README's sentence names them
