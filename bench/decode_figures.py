@@ -22,7 +22,6 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     plain = max((each["tokens"] / each["seconds"] for each in done.get("plain", [])), default=None)
     if result["settings"]["sms"]:
         return _emulated(done, fixed, plain)
-    found: dict[str, tuple[float, str]] = {}
     return {} if fixed is None else _whole_card(result, done, fixed, plain)
 
 

@@ -1,4 +1,4 @@
-"""Where, when and by which program something was measured: every result carries this stamp, and figures take it over."""
+"""Where, when and by which program something was measured. Every raw result says it, and figures take it from there."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import copy
 import getpass
 import importlib
 import json
+import math
 import platform
 import random
 import sys
@@ -80,6 +81,11 @@ def other_loss(theirs: dict[str, Any]) -> None:
         step["loss"] = 10 - 0.9 * index / 38
 
 
+def slightly_other_loss(theirs: dict[str, Any]) -> None:
+    for index, step in enumerate(theirs["steps"]):
+        step["loss"] = 10 - 0.94 * index / 38
+
+
 def no_loss(theirs: dict[str, Any]) -> None:
     theirs["steps"][-1]["loss"] = None
 
@@ -100,6 +106,7 @@ def few_steps(theirs: dict[str, Any]) -> None:
         (other_gradient, "cosine"),
         (other_step, "no gradients of one step: 1 and 2"),
         (other_loss, "the loss fell by"),
+        (slightly_other_loss, "over 5% apart"),
         (no_loss, "a loss is no number"),
         (padded, "unsloth-notebook was to run without padding, and did not"),
         (few_steps, "17 steps in common; 6 to warm up and 12 to measure"),
@@ -257,6 +264,29 @@ def test_two_ways_do_the_same_work(real: tuple[Path, dict[str, Any]]) -> None:
     assert all(each == sorted(each) for each in stamps)
     assert f"**{found['ratio']:.2f}** times" in (folder / "pocket-train.md").read_text()
     assert (folder / "pocket-train.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize(("cosine", "agrees"), [(0.995, True), (0.985, False), (0.6, False), (-1.0, False)])
+def test_a_way_whose_gradients_point_elsewhere_is_refused(
+    real: tuple[Path, dict[str, Any]], cosine: float, agrees: bool
+) -> None:
+    """Two real ways did the same work. Then one's first gradient is turned, and nothing else: no ratio, no figure."""
+    result = copy.deepcopy(real[1])
+    parts = result["setups"]["whole"]
+    assert compare.ratio(result["settings"], parts["fast_ft"], parts["trl-peft"])["refused"] == []
+    gradient = parts["trl-peft"]["gradient"]
+    draw, before = random.Random(5), parts["fast_ft"]["gradient"]["sketch"]
+    other = [draw.gauss(0, 1) for _ in before]
+    shared = sum(p * q for p, q in zip(other, before, strict=True)) / math.hypot(*before) ** 2
+    other = [p - shared * q for p, q in zip(other, before, strict=True)]
+    scale = (1 - cosine**2) ** 0.5 * math.hypot(*before) / math.hypot(*other)
+    gradient["sketch"] = [cosine * q + scale * p for p, q in zip(other, before, strict=True)]
+    found = compare.ratio(result["settings"], parts["fast_ft"], parts["trl-peft"])
+    says = f"the first step's gradients: cosine {cosine:.4f}, under 0.99"
+    assert found["refused"] == ([] if agrees else [says])
+    assert (found["ratio"] is None) == (found["ratio_of_totals"] is None) == (not agrees)
+    assert ("train.cpu.vs_trl_peft" in compare.figures(result)) == agrees
+    assert (f"not compared: {says}" in table.markdown(result)) == (not agrees)
 
 
 def test_what_is_there_is_not_measured_again(
