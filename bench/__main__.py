@@ -36,6 +36,7 @@ from bench import (
     sweep,
     table,
     training,
+    whole_run,
 )
 from fast_ft.atomic import write_json, write_text
 from fast_ft.errors import InputError
@@ -177,6 +178,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     by_kind = {
         "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
+        "run": whole_run.figures,
     }  # fmt: skip
     return by_kind[kind](result)
 

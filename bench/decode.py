@@ -36,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--base", required=True, help="a Llama-like base model's folder")
+    parser.add_argument("--tokenizer", help="a folder with the tokenizer; default: the base model's")
     parser.add_argument("--prompts", required=True, help="a file of prompts, in any layout")
     parser.add_argument("--random", action="store_true", help="draw the weights; of the base config.json and tokenizer")
     parser.add_argument("--adapter", type=Path, help="an adapter's folder; default: a random one")

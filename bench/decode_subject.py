@@ -32,7 +32,7 @@ class Subject:
 
     def __init__(self, options: argparse.Namespace, keep: Callable[[str, dict[str, Any]], None]) -> None:
         self.options, self._keep = options, keep
-        self.encoder = Encoder(Path(options.base))
+        self.encoder = Encoder(Path(options.tokenizer or options.base))
         prompts = data.load_prompts(options.prompts)[0][: options.take]
         self.ids = [self.encoder.prompt_ids(prompt.messages) for prompt in prompts]
         self.shape = ModelShape.from_config(json.loads((Path(options.base) / "config.json").read_text()))
