@@ -31,6 +31,7 @@ from bench import (
     machine,
     plan_checks,
     pocket,
+    prose,
     recipe_run,
     submit_file,
     sweep,
@@ -58,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.command = shlex.join(["python", "-m", "bench", *given])
     try:
         if options.readme:
-            readme = figures.RESULTS.parents[1] / "README.md"
-            write_text(readme, figures.render_readme(readme))
+            for document in prose.documents():
+                write_text(document, prose.rendered(document))
         elif options.adopt:
             adopt(options.adopt)
         elif options.submit_file is not None:
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for results and logs")
     parser.add_argument("--backends", help="part recipe: through these; alone it asks for that part")
     parser.add_argument("--adopt", type=Path, metavar="JSON", help="take a result's figures into figures.json")
-    parser.add_argument("--readme", action="store_true", help="render README.md's table from figures.json")
+    parser.add_argument("--readme", action="store_true", help="render what README.md and docs/ cite")
     parser.add_argument(
         "--submit-file", nargs="?", const="", metavar="NAME", help="write one anonymous JSON of a result, to send back"
     )

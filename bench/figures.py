@@ -13,7 +13,6 @@ from fast_ft.atomic import write_json
 RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS / "figures.json"
 Sent = list[tuple[str, dict[str, float]]]  #: card, and its figures
-_START, _END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def read() -> dict[str, dict[str, Any]]:
@@ -80,9 +79,9 @@ def _plain(name: str) -> str:
     return f"{kind}.{rest[-1]}" if kind == "train" and not emulated else name
 
 
-def render_readme(path: Path) -> str:
-    """Return the README's text with its table made anew from figures.json."""
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(_START)
-    _, after = rest.split(_END)
-    return f"{before}{_START}\n{table()}\n{_END}{after}"
+def between(text: str, name: str, content: str) -> str:
+    """Return a Markdown text with new content between <!-- NAME --> and <!-- /NAME -->."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = text.split(start)
+    _, after = rest.split(end)
+    return f"{before}{start}\n{content}\n{end}{after}"
