@@ -8,7 +8,8 @@ steps the run's own pool, over the run's own adapter. For a 7B with random weigh
         generate.max_new_tokens=128 budget.memory_gib=14.3 --results bench/results/run-strong-CARD.json
 
 The result holds what both runs planned and recorded, every line in which they ran out of memory, and every training
-step. `python -m bench --adopt FILE` takes its figures, named after the card.
+step. `python -m bench --adopt FILE` takes its figures, named after the card. Where the files are a copy without their
+repository, BENCH_COMMIT=HASH in front of the command says which commit they are of.
 """
 
 from __future__ import annotations
@@ -64,11 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(recipe_path: str, overrides: Sequence[str], command: str, work: Path, results: Path) -> dict[str, Any]:
     """Run the command twice and bench.decode once; return the result, which `results` holds after each of them."""
     recipe = load.load_recipe(recipe_path, overrides)
+    if recipe.data.test is None:
+        raise InputError("data.test: null; the command is measured up to pred.json. Give a file of prompts.")
     caches = {name: str(work / "caches" / name) for name in CACHES}
-    for folder in caches.values():
-        if Path(folder).exists():
-            raise InputError(f"{folder}: kernels were compiled there already. Give another --keep, or delete it.")
-        Path(folder).mkdir(parents=True)
+    for cache in caches.values():
+        if Path(cache).exists():
+            raise InputError(f"{cache}: kernels were compiled there already. Give another --keep, or delete it.")
+        Path(cache).mkdir(parents=True)
     result: dict[str, Any] = {"kind": "run", **machine.stamp(command), "recipe": Path(recipe_path).stem, "runs": {}}
     for name in ("cold", "warm"):
         say(f"{name}: the whole command ...")
@@ -126,7 +129,9 @@ def problems(result: dict[str, Any]) -> list[str]:
             found.append(f"{name}: {planned} slots were planned, {real} were used")
         if absent := [key for key in (LOADING, PREFILL, STEPPING, STEPS) if key not in run["generate"]]:
             found.append(f"{name}: the manifest does not say {', '.join(absent)} of answering")
-    if any(each.get("out_of_memory") for each in result["decode"]["measurements"]):
+    if "decode" not in result:
+        found.append("bench.decode did not end")
+    elif any(each.get("out_of_memory") for each in result["decode"]["measurements"]):
         found.append("bench.decode: out of memory with the run's pool")
     return found
 
@@ -134,6 +139,8 @@ def problems(result: dict[str, Any]) -> list[str]:
 def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     """Return {figure: (value, unit)}: those of decoding only where nothing ran out of memory and the plan was kept."""
     card, runs = f"run.{machine.slug_of(result)}", result["runs"]
+    if "warm" not in runs:
+        return {}
     what = f"{result['recipe']}.yaml, command to pred.json"
     found = {
         f"{card}.seconds": (runs["warm"]["pred_seconds"], f"s, {what}, kernels compiled before"),

@@ -345,6 +345,18 @@ def test_adopted_figures_are_those_of_the_samples(
     assert "nothing in it may become a figure" in capsys.readouterr().err
 
 
+def test_a_result_names_the_commits_of_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, settings = tmp_path / "a-train.json", {"rows": 12}
+    monkeypatch.setenv("BENCH_COMMIT", "aaa1")
+    path.write_text(json.dumps(training.merged(path, settings, "one")))
+    assert training.merged(path, settings, "one")["commit"] == "aaa1"
+    monkeypatch.setenv("BENCH_COMMIT", "bbb2")
+    later = training.merged(path, settings, "two")
+    assert (later["command"], later["commit"]) == ("one; two", "aaa1; bbb2")
+    path.write_text(json.dumps({key: value for key, value in later.items() if key != "commit"}))
+    assert training.merged(path, settings, "two")["commit"] == "None; bbb2", "a part's commit was not recorded"
+
+
 def test_the_judged_rows_are_the_first_hundred() -> None:
     recipe = load_recipe(bench.RECIPE)
     assert (recipe.select.take, recipe.select.where, recipe.select.rank_by) == (100, {}, {})

@@ -139,6 +139,10 @@ def bench_out_of_memory(result: dict[str, Any]) -> None:
     result["decode"]["measurements"].append({"name": "fixed", "out_of_memory": True})
 
 
+def bench_failed(result: dict[str, Any]) -> None:
+    del result["decode"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -146,6 +150,7 @@ def bench_out_of_memory(result: dict[str, Any]) -> None:
         (smaller_pool, "warm: 56 slots were planned, 27 were used"),
         (undivided, "warm: the manifest does not say prefill_seconds of answering"),
         (bench_out_of_memory, "bench.decode: out of memory with the run's pool"),
+        (bench_failed, "bench.decode did not end"),
     ],
 )
 def test_what_ran_out_of_memory_or_kept_no_plan_makes_no_figure_of_decoding(
@@ -155,6 +160,16 @@ def test_what_ran_out_of_memory_or_kept_no_plan_makes_no_figure_of_decoding(
     spoil(result)
     assert len(whole_run.problems(result)) == 1 and whole_run.problems(result)[0].startswith(says)
     assert set(figures_of(result)) == {"run.h100.seconds", "run.h100.seconds_cold"}
+    del result["runs"]["warm"]
+    assert figures_of(result) == {}
+
+
+def test_a_recipe_without_prompts_is_refused_before_anything_runs(
+    real: tuple[Path, dict[str, Any], Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _, _ = real
+    assert whole_run.main([str(folder / "small.yaml"), "data.test=null", "--results", str(tmp_path / "a.json")]) == 2
+    assert "data.test: null" in capsys.readouterr().err and not (tmp_path / "a.json").exists()
 
 
 def test_a_command_that_fails_is_told_with_its_logs_end(tmp_path: Path) -> None:
