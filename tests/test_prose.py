@@ -143,6 +143,9 @@ def test_the_quickstarts_excerpt_is_of_its_output() -> None:
     for share in ("tuned", "base"):
         score = result["scores"] if share == "tuned" else result["scores"]["base"]
         assert any(line.startswith("│ all") and f"{score['exact_match']:.0%} │" in line for line in excerpt), share
+    folder = Path("/tmp/somewhere/run")
+    (line,) = quickstart._lines(f"done: {folder}\n", folder)
+    assert re.fullmatch(r"done: runs/quickstart-[0-9a-f]{8}", line), "no folder of the machine is shown"
     shown = quickstart.markdown(result | {"cores": 2, "load_before": 0.4, "date": "2026-01-31T1", "wall_seconds": 41.6})
     assert shown.startswith(
         "`make quickstart`, some lines left out (2 CPU cores, 2026-01-31; 42 s after installation):"
