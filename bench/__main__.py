@@ -9,8 +9,8 @@ Parts, for --only:
     budget       minutes of the homework's three recipes on a T4, beside what the homework allows
     recipe       the whole recipe from command to pred.json, through each backend
 
-Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep, bench.pocket,
-bench.quickstart. Each writes raw samples with card, date and commit; --adopt makes figures of them, --readme shows them.
+Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep,
+bench.pocket, bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
 
 By default train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. What a result holds already,
 measured on the same rows with the same arguments, is not measured again.

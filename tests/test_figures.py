@@ -13,6 +13,8 @@ import pytest
 from bench import figures, machine, pocket
 from bench.__main__ import figures_of
 
+SOURCES = sorted({entry["source"] for entry in figures.read().values()})
+
 
 def result_of(entry: dict[str, Any]) -> dict[str, Any]:
     return json.loads((figures.RESULTS / entry["source"]).read_text(encoding="utf-8"))
@@ -25,6 +27,18 @@ def test_a_figure_is_recomputed_from_its_raw_samples(name: str) -> None:
     result = result_of(entry)
     value = figures_of(result)[name]
     assert figures.entries({name: value}, result, entry["source"]) == {name: entry}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_figure_of_another_card_is_called_an_h200s(source: str) -> None:
+    """The same samples under another card's name: names of figures follow it, whatever the file is called."""
+    text = (figures.RESULTS / source).read_text(encoding="utf-8")
+    on_h200, on_h100 = (
+        figures_of(json.loads(each)) for each in (text, text.replace("NVIDIA H200", "NVIDIA H100 PCIe"))
+    )
+    renamed = {name.replace("h200", "h100") for name in on_h200 if not name.endswith(".floor_share")}
+    assert {name for name in on_h100 if not name.endswith(".floor_share")} == renamed
+    assert not any("h200" in name for name in on_h100)
 
 
 def test_every_figure_of_the_pocket_is_there() -> None:
