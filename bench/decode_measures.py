@@ -137,6 +137,7 @@ def _timed(
         "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 1),
         "slots": pool.slots, "cells": pool.cache.pages * PAGE, "steps": pool.steps,
         "prefill_seconds": round(pool.prefill_seconds, 4), "burst_seconds": round(pool.burst_seconds, 4),
+        "capture_seconds": round(pool.capture_seconds, 4),
         "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
         "set_aside": pool.set_aside, "weight_bytes": step_bytes(subject.shape), "cells_read": cells,
         "bytes_a_cell": subject.shape.kv_bytes, "planes": pool.fused.planes,

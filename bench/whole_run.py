@@ -28,13 +28,15 @@ from bench import machine, recipe_run
 from bench.clock import say
 from fast_ft import hub, load
 from fast_ft.atomic import write_json
+from fast_ft.decode.cache import PAGE
 from fast_ft.errors import InputError
 from fast_ft.recipe import Recipe
 from fast_ft.rundir import RunDir
 
 CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")  #: where libraries keep compiled kernels
-#: How the manifest says that answering's seconds divide.
-LOADING, PREFILL, STEPPING, STEPS = "loading_seconds", "prefill_seconds", "step_seconds", "steps"
+#: How the manifest says what answering did: its seconds by name, the steps it took, the tokens that its cache held.
+SECONDS, STEPS, CACHE = "seconds_by", "decoding_steps", "cache_tokens"
+APART = ("loading", "prefill", "steps")  #: names in SECONDS that are no fixed cost
 MOST_BENCH_OVER_RUN = 1.1
 
 
@@ -96,7 +98,7 @@ def decode_as_in(
         "--limit", recipe.generate.max_new_tokens, "--take", 10**6, "--cap", 0 if cap == "auto" else cap,
         "--slots", run["generate"]["batch_size"], "--workspace", 0 if run["plan"]["dequantise"] else 96,
         "--dtype", run["train"]["dtype"], "--results", out,
-        *(["--cells", run["plan"]["cache_tokens"]] if run["plan"]["cache_tokens"] else []),
+        *(["--cells", cells] if (cells := run["generate"].get(CACHE) or run["plan"]["cache_tokens"]) else []),
     ]  # fmt: skip
     recipe_run.start("bench.decode", [str(word) for word in words], out.with_suffix(".log"), caches)
     measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
@@ -106,29 +108,33 @@ def decode_as_in(
 def fixed_seconds(run: dict[str, Any]) -> float:
     """Return the seconds of answering that are neither loading, nor prefill, nor steps."""
     answering = run["generate"]
-    return float(answering["seconds"] - answering[LOADING] - answering[PREFILL] - answering[STEPPING])
+    return float(answering["seconds"] - sum(answering[SECONDS][name] for name in APART))
 
 
 def steps_per_s(result: dict[str, Any]) -> tuple[float, float]:
-    """Return the steps a second of the warm run, and of bench.decode with the same pool (the median of its runs)."""
+    """Return the steps a second of the warm run, and of bench.decode with the same pool (the median of its runs).
+
+    What captures take counts for neither.
+    """
     answering = result["runs"]["warm"]["generate"]
     fixed = [each for each in result["decode"]["measurements"] if each["name"] == "fixed"]
-    return answering[STEPS] / answering[STEPPING], statistics.median(
-        each["steps"] / each["burst_seconds"] for each in fixed
-    )
+    rates = [each["steps"] / (each["burst_seconds"] - each["capture_seconds"]) for each in fixed]
+    return answering[STEPS] / answering[SECONDS]["steps"], statistics.median(rates)
 
 
 def problems(result: dict[str, Any]) -> list[str]:
     """Say why a result makes no figures of decoding: it ran out of memory, or had another pool than the planned one."""
     found = []
     for name, run in result["runs"].items():
+        answering, plan = run["generate"], run["plan"]
         if run["out_of_memory"]:
             found.append(f"{name}: out of memory {len(run['out_of_memory'])} times, first: {run['out_of_memory'][0]}")
-        planned, real = run["plan"]["generation_batch"], run["generate"]["batch_size"]
-        if real < min(planned, run["generate"]["answers"]):
-            found.append(f"{name}: {planned} slots were planned, {real} were used")
-        if absent := [key for key in (LOADING, PREFILL, STEPPING, STEPS) if key not in run["generate"]]:
+        if answering["batch_size"] < min(plan["generation_batch"], answering["answers"]):
+            found.append(f"{name}: {plan['generation_batch']} slots were planned, {answering['batch_size']} were used")
+        if absent := [key for key in (SECONDS, STEPS, CACHE) if key not in answering]:
             found.append(f"{name}: the manifest does not say {', '.join(absent)} of answering")
+        elif answering[CACHE] + PAGE <= (plan["cache_tokens"] or 0):
+            found.append(f"{name}: a cache of {plan['cache_tokens']} tokens was planned, {answering[CACHE]} were held")
     if "decode" not in result:
         found.append("bench.decode did not end")
     elif any(each.get("out_of_memory") for each in result["decode"]["measurements"]):

@@ -15,6 +15,8 @@ from conftest import save_random_llama
 from bench import decode, decode_figures, decode_measures
 from bench.__main__ import figures_of
 from bench.decode_subject import Subject
+from bench.timed import TimedPool
+from fast_ft.decode.graphs import Graphs
 
 RUN = {
     "tokens": 1000, "seconds": 0.25, "steps": 10, "burst_seconds": 0.2, "weight_bytes": 4_280_000_000,
@@ -122,6 +124,28 @@ def test_a_run_on_a_small_model_becomes_figures(
     }  # fmt: skip
     assert made["command"].startswith("python -m bench.decode --base ")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*", made["date"]) and made["cores"] >= 1
+
+
+def test_a_timed_pool_counts_captures_apart_and_takes_as_many_steps() -> None:
+    pool, made = object.__new__(TimedPool), list[str]()
+
+    def step(slots: int, columns: int) -> None:
+        made.append("step")
+
+    def capture(work: Any) -> tuple[Any, None]:
+        return SimpleNamespace(replay=lambda: made.append("replay")), None
+
+    graphs = Graphs(works=True)
+    vars(graphs).update(capture=capture)
+    vars(pool).update(graphs=graphs, _captured={}, _step=step, capture_seconds=0.0)
+    for count in (8, 5):
+        pool._steps(16, 256, count)
+    first = pool.capture_seconds
+    assert made == ["step"] + ["replay"] * 12 and first > 0
+    pool._steps(16, 256, 3)
+    assert pool.capture_seconds == first, "a shape is captured once"
+    pool._steps(8, 256, 1)
+    assert made[-1] == "step" and pool.capture_seconds > first
 
 
 def test_out_of_memory_takes_an_eighth_of_the_cache_and_tries_again() -> None:

@@ -74,6 +74,19 @@ def test_a_small_recipe_is_measured_whole_and_its_pool_is_stepped(real: tuple[Pa
         assert environments[0] == environments[1] == environments[2] and set(environments[0]) == set(whole_run.CACHES)
 
 
+def test_a_real_run_says_where_its_seconds_went(real: tuple[Path, dict[str, Any], Started]) -> None:
+    pytest.importorskip("fast_ft.stopwatch", reason="a run's manifest does not divide answering yet")
+    _, result, _ = real
+    assert whole_run.problems(result) == []
+    answering = result["runs"]["warm"]["generate"]
+    assert 0 < whole_run.fixed_seconds(result["runs"]["warm"]) < answering["seconds"]
+    (*_, measured) = result["decode"]["measurements"]
+    assert (measured["cells"], measured["steps"]) == (answering["cache_tokens"], answering["decoding_steps"])
+    assert {f"run.cpu.{name}" for name in (
+        "seconds", "seconds_cold", "decode_fixed_seconds_warm", "decode_fixed_seconds_cold", "decode_bench_over_run",
+    )} == set(figures_of(result))  # fmt: skip
+
+
 def test_kernels_that_were_compiled_before_are_not_taken_for_cold_ones(
     real: tuple[Path, dict[str, Any], Started], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,19 +97,23 @@ def test_kernels_that_were_compiled_before_are_not_taken_for_cold_ones(
 
 
 def run(fixed: float, pred: float) -> dict[str, Any]:
+    seconds = {"loading": 14.0, "prefill": 2.0, "steps": 4.0, "checks": 0.75, "captures": 0.25, "other": fixed - 1}
     return {
         "pred_seconds": pred, "wall_seconds": pred + 1, "out_of_memory": [],
-        "plan": {"generation_batch": 56, "cache_tokens": 16000, "dequantise": False},
+        "plan": {"generation_batch": 56, "cache_tokens": 16001, "dequantise": False},
         "generate": {
-            "seconds": 20 + fixed, "batch_size": 56, "answers": 150, whole_run.LOADING: 14.0, whole_run.PREFILL: 2.0,
-            whole_run.STEPPING: 4.0, whole_run.STEPS: 400,
+            "seconds": 20 + fixed, "batch_size": 56, "answers": 150, "seconds_by": seconds, "decoding_steps": 400,
+            "cache_tokens": 16000,
         },
     }  # fmt: skip
 
 
 @pytest.fixture
 def samples() -> dict[str, Any]:
-    fixed = [{"name": "fixed", "steps": 390, "burst_seconds": seconds} for seconds in (4.0, 3.75, 3.0)]
+    fixed = [
+        {"name": "fixed", "steps": 390, "burst_seconds": seconds + 0.5, "capture_seconds": 0.5}
+        for seconds in (4.0, 3.75, 3.0)
+    ]
     return {
         "kind": "run", "recipe": "strong", "command": "python -m bench.whole_run recipes/strong.yaml",
         "date": "2026-01-31T12:00:00+00:00", "commit": "0123abc",
@@ -131,8 +148,12 @@ def smaller_pool(result: dict[str, Any]) -> None:
     result["runs"]["warm"]["generate"]["batch_size"] = 27
 
 
+def smaller_cache(result: dict[str, Any]) -> None:
+    result["runs"]["warm"]["generate"]["cache_tokens"] = 14000
+
+
 def undivided(result: dict[str, Any]) -> None:
-    del result["runs"]["warm"]["generate"][whole_run.PREFILL]
+    del result["runs"]["warm"]["generate"]["seconds_by"]
 
 
 def bench_out_of_memory(result: dict[str, Any]) -> None:
@@ -148,7 +169,8 @@ def bench_failed(result: dict[str, Any]) -> None:
     [
         (out_of_memory, "cold: out of memory 1 times, first: out of memory in batches of 56"),
         (smaller_pool, "warm: 56 slots were planned, 27 were used"),
-        (undivided, "warm: the manifest does not say prefill_seconds of answering"),
+        (smaller_cache, "warm: a cache of 16001 tokens was planned, 14000 were held"),
+        (undivided, "warm: the manifest does not say seconds_by of answering"),
         (bench_out_of_memory, "bench.decode: out of memory with the run's pool"),
         (bench_failed, "bench.decode did not end"),
     ],
