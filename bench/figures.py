@@ -9,6 +9,7 @@ from typing import Any
 
 from bench import compare, machine
 from fast_ft.atomic import write_json
+from fast_ft.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS / "figures.json"
@@ -25,7 +26,12 @@ def entries(values: dict[str, tuple[float, str]], result: dict[str, Any], source
 
     All but the values are what the raw result says of itself. `source` is its file in bench/results/. Where the result
     does not say its commit, that is null; where its date is another than that of measuring, "date_is" says which.
+    InputError for a result without a date.
     """
+    if "date" not in result:
+        raise InputError(
+            f'{source} does not say when it was measured. Add "date", and "date_is" for what date that is.'
+        )
     about = {
         "card": machine.card_of(result),
         "command": result["command"],

@@ -38,8 +38,8 @@ MEASURED = re.compile(
     re.ASCII,
 )
 ANY = re.compile(r"(?<![\w.,-])\d[\d,.]*", re.ASCII)
-#: A sentence with one of these words says itself that its numbers were not measured here.
-UNMEASURED = re.compile(r"by count|not measured|never measured|assumed|published")
+#: A sentence, or a row's cells, with one of these words says itself that no samples are behind its numbers.
+UNMEASURED = re.compile(r"by count|not measured|never measured|no samples kept|assumed|published")
 _REDUCE: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.fmean, "median": statistics.median, "min": min, "max": max, "sum": math.fsum, "len": len,
 }  # fmt: skip

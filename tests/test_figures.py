@@ -12,6 +12,7 @@ import pytest
 
 from bench import figures, machine, pocket
 from bench.__main__ import figures_of
+from fast_ft.errors import InputError
 
 SOURCES = sorted({entry["source"] for entry in figures.read().values()})
 
@@ -70,6 +71,8 @@ def test_a_result_says_when_where_and_by_which_commit(monkeypatch: pytest.Monkey
     assert (entry["date"], entry["commit"], entry["command"]) == ("2026-01-31", "0123456789abcdef", "python -m bench")
     assert entry["card"] == (result["environment"]["gpu"] or {"name": f"CPU, {result['cores']} cores"})["name"]
     assert "| 0123456 |" in figures.table({"a": entry}, [])
+    with pytest.raises(InputError, match=r"a\.json does not say when it was measured"):
+        figures.entries({"a": (1.0, "s")}, {key: value for key, value in result.items() if key != "date"}, "a.json")
     several = entry | {"commit": "None; 0123456789abcdef+changes"}
     assert "| not recorded, 0123456+changes |" in figures.table({"a": several}, [])
 

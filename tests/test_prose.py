@@ -124,6 +124,7 @@ def test_numbers_are_written_from_their_sources(
         ("    run it    # takes 15 minutes\n    sleep 15 s", ["15"]),
         ("It takes `12 s` by [this](12.5), not 1.2.3, in a 7B, at 5 steps.", []),
         ("It takes 26 ms, by count. It takes 27 ms.", ["27"]),
+        ("| a | 26 ms, no samples kept |\n|---|---|\n| b | 27 ms |", ["27"]),
         ("## First (no samples kept)\n\nIt takes 1.5 s.\n\n## Second\n\nIt takes 2.5 s.", ["2.5"]),
         ("<!-- figures -->\n| 1.5 s |\n<!-- /figures -->\n\n2.5", ["2.5"]),
         ("It takes 12<!-- a.b --> s at the limit of 3 GiB.", []),
