@@ -9,6 +9,9 @@ Parts, for --only:
     budget       minutes of the homework's three recipes on a T4, beside what the homework allows
     recipe       the whole recipe from command to pred.json, through each backend
 
+Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep,
+bench.pocket, bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
+
 By default train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. What a result holds already,
 measured on the same rows with the same arguments, is not measured again.
 """
@@ -28,13 +31,16 @@ from bench import (
     decode_figures,
     emulation,
     figures,
+    machine,
     plan_checks,
     pocket,
+    prose,
     recipe_run,
     submit_file,
     sweep,
     table,
     training,
+    whole_run,
 )
 from fast_ft.atomic import write_json, write_text
 from fast_ft.errors import InputError
@@ -56,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.command = shlex.join(["python", "-m", "bench", *given])
     try:
         if options.readme:
-            readme = figures.RESULTS.parents[1] / "README.md"
-            write_text(readme, figures.render_readme(readme))
+            for document in prose.documents():
+                write_text(document, prose.rendered(document))
         elif options.adopt:
             adopt(options.adopt)
         elif options.submit_file is not None:
@@ -93,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for results and logs")
     parser.add_argument("--backends", help="part recipe: through these; alone it asks for that part")
     parser.add_argument("--adopt", type=Path, metavar="JSON", help="take a result's figures into figures.json")
-    parser.add_argument("--readme", action="store_true", help="render README.md's table from figures.json")
+    parser.add_argument("--readme", action="store_true", help="render what README.md and docs/ cite")
     parser.add_argument(
         "--submit-file", nargs="?", const="", metavar="NAME", help="write one anonymous JSON of a result, to send back"
     )
@@ -157,27 +163,28 @@ def adopt(path: Path) -> None:
     if path.parent.resolve() != figures.RESULTS.resolve():
         raise InputError(f"{path}: put it into {figures.RESULTS} first, for figures.json points at it by name")
     result = json.loads(path.read_text(encoding="utf-8"))
-    card = (result["environment"]["gpu"] or {"name": "CPU"})["name"]
-    values = figures_of(result, path.stem)
+    values = figures_of(result)
     if not values:
         raise InputError(f"{path}: nothing in it may become a figure; its Markdown table says why")
-    figures.record(values, card=card, command=result["command"], source=path.name)
+    figures.record(values, result, source=path.name)
 
 
-def figures_of(result: dict[str, Any], stem: str) -> dict[str, tuple[float, str]]:
-    """Return {figure: (value, unit)} of a result of any kind, computed from its raw samples."""
-    kind = result.get("kind", "pocket" if stem == "pocket" else "recipe")
-    if kind == "train":
-        return compare.figures(result)
-    if kind == "plans":
-        return plan_checks.figures(result)
-    if kind == "decode":
-        return decode_figures.figures(result)
-    if kind == "pocket":
-        return pocket.headline(result)
-    if kind.startswith("sweep-"):
-        return sweep.headline(result)
-    return {f"recipe.{stem}.{key}": value for key, value in headline(result).items()}
+def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
+    """Return {figure: (value, unit)} of a result of any kind, computed from its raw samples.
+
+    Names carry the card by the result's own word, whatever its file is called.
+    """
+    kind = result.get("kind", "recipe" if "backend" in result else "pocket")
+    if kind == "recipe":
+        (recipe,) = (Path(word).stem for word in shlex.split(result["command"]) if word.endswith(".yaml"))
+        name = f"recipe.{recipe}-{machine.slug_of(result)}-{result['backend']}"
+        return {f"{name}.{key}": value for key, value in headline(result).items()}
+    by_kind = {
+        "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
+        "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
+        "run": whole_run.figures,
+    }  # fmt: skip
+    return by_kind[kind](result)
 
 
 def headline(run: dict[str, Any]) -> dict[str, tuple[float, str]]:

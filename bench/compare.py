@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from bench.machine import card_slug
 from fast_ft.cost import train_flops
 from fast_ft.shape import ModelShape
 
@@ -165,11 +166,6 @@ def budget_way(settings: dict[str, Any], parts: dict[str, Any]) -> str:
         if way.startswith("unsloth-budget")
     }
     return max(speeds, key=lambda way: speeds[way], default="unsloth-budget")
-
-
-def card_slug(card: str) -> str:
-    """NVIDIA H200 -> h200, Tesla T4 -> t4."""
-    return card.lower().replace("nvidia", "").replace("tesla", "").replace("geforce", "").strip().replace(" ", "-")
 
 
 def ordered(ways: Sequence[str]) -> list[str]:

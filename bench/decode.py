@@ -24,10 +24,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench import machine
 from bench.decode_measures import MEASURES
 from bench.decode_subject import Subject
 from bench.emulation import LABEL
-from fast_ft import environment
 from fast_ft.atomic import write_json
 
 
@@ -36,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--base", required=True, help="a Llama-like base model's folder")
+    parser.add_argument("--tokenizer", help="a folder with the tokenizer; default: the base model's")
     parser.add_argument("--prompts", required=True, help="a file of prompts, in any layout")
     parser.add_argument("--random", action="store_true", help="draw the weights; of the base config.json and tokenizer")
     parser.add_argument("--adapter", type=Path, help="an adapter's folder; default: a random one")
@@ -74,10 +75,12 @@ class Record:
         self.path: Path | None = options.results
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         self.result: dict[str, Any] = {
-            "kind": "decode", "command": shlex.join(["python", "-m", "bench.decode", *sys.argv[1:]]),
-            "label": LABEL if options.sms else None, "environment": environment.describe(), "settings": settings,
+            "kind": "decode",
+            **machine.stamp(shlex.join(["python", "-m", "bench.decode", *sys.argv[1:]])),
+            "label": LABEL if options.sms else None,
+            "settings": settings,
             "measurements": [],
-        }  # fmt: skip
+        }
 
     def keep(self, name: str, measured: dict[str, Any]) -> None:
         """Print a measurement, and write all so far."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-BYTES_PER_SECOND = 4.28e12  #: an H200's memory, measured
+from bench.machine import slug_of
+
+BYTES_PER_SECOND = {"h200": 4.28e12}  #: memory's speed, measured before results held the card's own
 HOLDS = 1.15  #: a graph replayed under an SM limit may reach so much of what launched work reaches there
 PART = 2.0  #: and that, so many times the limit's part of what the whole card reaches; fewer SMs run at a higher clock
 
@@ -20,34 +22,47 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     plain = max((each["tokens"] / each["seconds"] for each in done.get("plain", [])), default=None)
     if result["settings"]["sms"]:
         return _emulated(done, fixed, plain)
-    found: dict[str, tuple[float, str]] = {}
-    if fixed is None:
-        return found
-    found["decode.h200.tokens_per_s"] = (round(fixed, 1), "new tokens/s, prefill and capture included")
-    found["decode.h200.peak_gib"] = (max(each["peak_gib"] for each in done["fixed"]), "GiB reserved, with the context")
-    found["decode.h200.floor_share"] = (
-        round(statistics.median(map(floor_share, done["fixed"])), 3),
-        "of the steps' time, for reading weights and live cache once",
-    )
+    return {} if fixed is None else _whole_card(result, done, fixed, plain)
+
+
+def _whole_card(
+    result: dict[str, Any], done: dict[str, list[dict[str, Any]]], fixed: float, plain: float | None
+) -> dict[str, tuple[float, str]]:
+    card = f"decode.{slug_of(result)}"
+    found = {
+        f"{card}.tokens_per_s": (round(fixed, 1), "new tokens/s, prefill and capture included"),
+        f"{card}.peak_gib": (max(each["peak_gib"] for each in done["fixed"]), "GiB reserved, with the context"),
+    }
+    if (speed := memory_speed(result)) is not None:
+        share = statistics.median(floor_share(each, speed) for each in done["fixed"])
+        found[f"{card}.floor_share"] = (
+            round(share, 3), "of the steps' time, for reading weights and live cache once",
+        )  # fmt: skip
     if "unsloth" in done:
-        found["decode.h200.vs_notebook"] = (round(fixed / _only(done["unsloth"]), 1), "times Unsloth one by one")
+        found[f"{card}.vs_notebook"] = (round(fixed / _only(done["unsloth"]), 1), "times Unsloth one by one")
     if plain is not None:
-        found["decode.h200.vs_generate"] = (round(fixed / plain, 2), "times generate at its best batch size")
+        found[f"{card}.vs_generate"] = (round(fixed / plain, 2), "times generate at its best batch size")
     mixed = {(each["refill"], each["shrinks"]): each["tokens"] / each["seconds"] for each in done.get("mixed", [])}
     if refilled := mixed.get((True, True)):
-        found["decode.mixed_over_fixed"] = (round(refilled / fixed, 3), "of our rate with equal lengths")
+        found[f"{card}.mixed_over_fixed"] = (round(refilled / fixed, 3), "of our rate with equal lengths")
         if still := mixed.get((False, False)):
-            found["decode.refill_gain"] = (round(refilled / still, 2), "times our own fixed batches, of fixed shape")
+            found[f"{card}.refill_gain"] = (round(refilled / still, 2), "times our own fixed batches, of fixed shape")
         if shrinking := mixed.get((False, True)):
             unit = "times our own fixed batches, whose steps shrink with what is left"
-            found["decode.refill_gain_shrinking"] = (round(refilled / shrinking, 2), unit)
+            found[f"{card}.refill_gain_shrinking"] = (round(refilled / shrinking, 2), unit)
     return found
 
 
-def floor_share(each: dict[str, Any]) -> float:
+def memory_speed(result: dict[str, Any]) -> float | None:
+    """Return the bytes a second that the card's memory was measured at; None where nobody measured it."""
+    rates = [each["gb_per_s"] for each in result["measurements"] if each["name"] == "rates"]
+    return rates[-1] * 1e9 if rates else BYTES_PER_SECOND.get(slug_of(result))
+
+
+def floor_share(each: dict[str, Any], speed: float) -> float:
     """Return what part of the steps' time it takes to read weights once a step and live keys and values once."""
     moved = each["steps"] * each["weight_bytes"] + each["cells_read"] * each["bytes_a_cell"]
-    return moved / BYTES_PER_SECOND / each["burst_seconds"]
+    return float(moved / speed / each["burst_seconds"])
 
 
 def limit_holds(done: dict[str, list[dict[str, Any]]]) -> bool:

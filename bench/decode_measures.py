@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
-from bench.decode_figures import floor_share
 from bench.decode_subject import Subject
 from bench.timed import TimedPool, plain_generate, step_bytes
 from fast_ft import data, environment, recipe
@@ -134,16 +133,16 @@ def _timed(
     seconds = clock(work)
     tokens = sum(min(len(row.tokens), pool.forced.get(row, len(row.tokens))) for row in rows)
     cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
-    found = {
+    return {
         "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 1),
         "slots": pool.slots, "cells": pool.cache.pages * PAGE, "steps": pool.steps,
         "prefill_seconds": round(pool.prefill_seconds, 4), "burst_seconds": round(pool.burst_seconds, 4),
+        "capture_seconds": round(pool.capture_seconds, 4),
         "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
         "set_aside": pool.set_aside, "weight_bytes": step_bytes(subject.shape), "cells_read": cells,
         "bytes_a_cell": subject.shape.kv_bytes, "planes": pool.fused.planes,
         "captured": pool.graphs.works, "graphs": pool.graphs.count, "peak_gib": _peak(),
     }  # fmt: skip
-    return found | {"floor_share": round(floor_share(found), 3)}
 
 
 def _lengths(subject: Subject) -> list[int]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bench.clock import empty_cache, out_of_memory_is_a_result, say
+from bench.emulation import measured_rates
 from bench.random_base import random_model
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedPool
@@ -31,7 +32,7 @@ class Subject:
 
     def __init__(self, options: argparse.Namespace, keep: Callable[[str, dict[str, Any]], None]) -> None:
         self.options, self._keep = options, keep
-        self.encoder = Encoder(Path(options.base))
+        self.encoder = Encoder(Path(options.tokenizer or options.base))
         prompts = data.load_prompts(options.prompts)[0][: options.take]
         self.ids = [self.encoder.prompt_ids(prompt.messages) for prompt in prompts]
         self.shape = ModelShape.from_config(json.loads((Path(options.base) / "config.json").read_text()))
@@ -44,11 +45,15 @@ class Subject:
     @property
     def model(self) -> Any:
         """The model, in evaluation mode."""
+        import torch
+
         if self._loaded is None:
             started = time.monotonic()
             environment.expand_segments()
             cap = self.options.cap
             self.context = environment.cap_gpu_gib(cap) if cap else environment.context_gib()
+            if torch.cuda.is_available():
+                self._keep("rates", measured_rates())
             self._loaded = self._load()
             if self.options.sms:
                 self._limit_sms(self.options.sms)

@@ -2,46 +2,70 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from bench import compare
+from bench import compare, machine
 from fast_ft.atomic import write_json
+from fast_ft.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS / "figures.json"
 Sent = list[tuple[str, dict[str, float]]]  #: card, and its figures
-_START, _END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """Return {name: {"value", "unit", "card", "command", "source", "date"}}."""
+    """Return {name: entry}; `entries` says what an entry holds."""
     return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
 
 
-def record(values: dict[str, tuple[float, str]], *, card: str, command: str, source: str) -> None:
-    """Put {name: (value, unit)} into figures.json; `source` is the file in bench/results/ that they come from."""
-    today = dt.datetime.now(dt.UTC).date().isoformat()
-    figures = read()
-    for name, (value, unit) in values.items():
-        figures[name] = {
-            "value": value, "unit": unit, "card": card, "command": command, "source": source, "date": today,
-        }  # fmt: skip
-    write_json(FIGURES, dict(sorted(figures.items())))
+def entries(values: dict[str, tuple[float, str]], result: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """Return {name: {"value", "unit", "card", "command", "source", "date", "commit"}} for {name: (value, unit)}.
+
+    All but the values are what the raw result says of itself. `source` is its file in bench/results/. Where the result
+    does not say its commit, that is null; where its date is another than that of measuring, "date_is" says which.
+    InputError for a result without a date.
+    """
+    if "date" not in result:
+        raise InputError(
+            f'{source} does not say when it was measured. Add "date", and "date_is" for what date that is.'
+        )
+    about = {
+        "card": machine.card_of(result),
+        "command": result["command"],
+        "source": source,
+        "date": result["date"][:10],
+        "commit": result.get("commit"),
+        **({"date_is": result["date_is"]} if "date_is" in result else {}),
+    }
+    return {name: {"value": value, "unit": unit, **about} for name, (value, unit) in values.items()}
+
+
+def record(values: dict[str, tuple[float, str]], result: dict[str, Any], source: str) -> None:
+    """Put figures of a result into figures.json; see `entries`."""
+    write_json(FIGURES, dict(sorted((read() | entries(values, result, source)).items())))
 
 
 def table(figures: dict[str, dict[str, Any]] | None = None, sent: Sent | None = None) -> str:
     """Return the README's table of figures, in Markdown; its last column has what others sent from their cards."""
-    lines = ["| figure | value | card | date | received |", "|---|---|---|---|---|"]
+    lines = ["| figure | value | card | date | commit | received |", "|---|---|---|---|---|---|"]
     sent = received() if sent is None else sent
     for name, each in (read() if figures is None else figures).items():
         value = each["value"]
         shown = f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
         theirs = ", ".join(f"{values[_plain(name)]:g} ({card})" for card, values in sent if _plain(name) in values)
-        lines.append(f"| `{name}` | {shown} {each['unit']} | {each['card']} | {each['date']} | {theirs} |")
+        date = each["date"] + (f" ({each['date_is']})" if "date_is" in each else "")
+        commit = _short(each["commit"])
+        lines.append(f"| `{name}` | {shown} {each['unit']} | {each['card']} | {date} | {commit} | {theirs} |")
     return "\n".join(lines)
+
+
+def _short(commits: str | None) -> str:
+    """The commits of a result, as short as Git shows them; its parts may have been measured at several."""
+    names = [re.sub(r"^([0-9a-f]{7})[0-9a-f]*", r"\1", each) for each in str(commits).split("; ")]
+    return ", ".join("not recorded" if each == "None" else each for each in names)
 
 
 def received(folder: Path = RESULTS / "received") -> Sent:
@@ -61,9 +85,9 @@ def _plain(name: str) -> str:
     return f"{kind}.{rest[-1]}" if kind == "train" and not emulated else name
 
 
-def render_readme(path: Path) -> str:
-    """Return the README's text with its table made anew from figures.json."""
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(_START)
-    _, after = rest.split(_END)
-    return f"{before}{_START}\n{table()}\n{_END}{after}"
+def between(text: str, name: str, content: str) -> str:
+    """Return a Markdown text with new content between <!-- NAME --> and <!-- /NAME -->."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = text.split(start)
+    _, after = rest.split(end)
+    return f"{before}{start}\n{content}\n{end}{after}"

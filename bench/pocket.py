@@ -13,13 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import figures
-from fast_ft import environment
+from bench import figures, machine
 from fast_ft.again import generate_again, judge_again
 from fast_ft.atomic import sha256_file, write_json
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
-from fast_ft.rundir import now
 
 RECIPE = "recipes/quickstart.yaml"
 STEPS = 127
@@ -51,15 +49,13 @@ def main() -> int:
                 variants.setdefault(name, []).append({"seed": seed, "overrides": overrides, **result})
                 print(json.dumps({"variant": name, **variants[name][-1]}), flush=True)
     result = {
-        "command": COMMAND,
-        "date": now(),
-        "environment": environment.describe(),
+        **machine.stamp(COMMAND),
         "base_digest": sha256_file(Path("fast_ft/pocket/base/model.safetensors")),
         "quickstart": whole,
         "variants": variants,
     }
     write_json(figures.RESULTS / "pocket.json", result)
-    figures.record(headline(result), card="CPU, 2 cores", command=COMMAND, source="pocket.json")
+    figures.record(headline(result), result, source="pocket.json")
     return 0
 
 

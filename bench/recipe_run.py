@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import environment, load
+from bench import machine
+from fast_ft import load
 from fast_ft.errors import InputError
-from fast_ft.rundir import RunDir, now, output_folder
+from fast_ft.rundir import RunDir, output_folder
 
 BACKENDS = ("fused", "unsloth", "peft")
 
@@ -24,11 +26,9 @@ def measure(recipe_path: str, overrides: Sequence[str], backend: str, log: Path)
     The wall time is from the command's start to its end. InputError where the run fails; `log` keeps its output.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    folder, run = _run(recipe_path, [*overrides, f"model.backend={backend}"], log)
+    folder, run = run_command(recipe_path, [*overrides, f"model.backend={backend}"], log)
     return {
-        "command": shlex.join(["python", "-m", "bench", recipe_path, *overrides, "--backends", backend]),
-        "date": now(),
-        "environment": environment.describe(),
+        **machine.stamp(shlex.join(["python", "-m", "bench", recipe_path, *overrides, "--backends", backend])),
         "backend": backend,
         **run,
         "adapter_in_plain_peft_nats": _check_with_peft(folder),
@@ -36,30 +36,46 @@ def measure(recipe_path: str, overrides: Sequence[str], backend: str, log: Path)
     }
 
 
-def _run(recipe_path: str, overrides: Sequence[str], log: Path) -> tuple[Path, dict[str, Any]]:
+def run_command(
+    recipe_path: str, overrides: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Run `python -m fast_ft RECIPE` in a process of its own; return its folder, and what was measured and recorded.
+
+    `environment` is added to this process's. InputError where the run is there already, or fails.
+    """
     recipe = load.load_recipe(recipe_path, overrides)
     folder = output_folder(recipe, recipe_path)
     if (folder / "manifest.json").exists():
         raise InputError(f"{folder}: this run is there already, and would not be measured. Move or delete it first.")
-    started = time.monotonic()
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "fast_ft", recipe_path, *overrides]
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    began, started = time.time(), time.monotonic()
+    start("fast_ft", [recipe_path, *overrides], log, environment or {})
     seconds = time.monotonic() - started
-    if status:
-        raise InputError(f"the run ended with status {status}; {log} ends with:\n" + "\n".join(_last_lines(log)))
     run = RunDir.at(folder)
     manifest = run.manifest()
     lines = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines()
     return folder, {
         "wall_seconds": round(seconds, 2),
+        "pred_seconds": round(run.pred.stat().st_mtime - began, 2),
         "train": manifest["phases"]["train"],
         "generate": manifest["phases"]["generate"],
         "rows": len(manifest["rows"]),
         "plan": json.loads(run.plan.read_text(encoding="utf-8")),
+        "notes": manifest.get("notes", []),
+        "out_of_memory": [line for line in said if "out of memory" in line.lower()],
         "digests": manifest["digests"],
         "steps": [{key: line[key] for key in ("stage", "loss", "grad_norm", "tokens", "seconds")} for line in lines],
     }
+
+
+def start(module: str, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    """Run a module in a process of its own, its output in `log`; InputError, with the log's end, where it fails."""
+    with log.open("wb") as file:
+        command, env = [sys.executable, "-m", module, *words], {**os.environ, **environment}
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env).returncode
+    if status:
+        lines = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
+        raise InputError(f"python -m {module} ended with status {status}; {log} ends with:\n{lines}")
 
 
 def _check_with_peft(folder: Path) -> float:
@@ -74,7 +90,3 @@ def _check_with_peft(folder: Path) -> float:
     if answer.returncode:
         raise InputError(f"plain PEFT does not load the adapter of {folder}:\n{answer.stderr[-2000:]}")
     return round(float(answer.stdout.split()[-1]), 6)
-
-
-def _last_lines(log: Path, count: int = 12) -> list[str]:
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]

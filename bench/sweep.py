@@ -17,14 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import figures
-from fast_ft import environment
+from bench import figures, machine
 from fast_ft.again import generate_again, judge_again
 from fast_ft.atomic import write_json
 from fast_ft.judge import stats
 from fast_ft.judge.judge import scores_of
 from fast_ft.load import load_recipe
-from fast_ft.rundir import now
 
 RECIPE = "recipes/sweep-pocket.yaml"
 MINUTES = 5.0
@@ -44,7 +42,7 @@ def main() -> int:
     if options.what == "pocket":
         result = pocket()
         write_json(options.results / "sweep-pocket.json", result)
-        figures.record(headline(result), card="CPU, 2 cores", command=result["command"], source="sweep-pocket.json")
+        figures.record(headline(result), result, source="sweep-pocket.json")
     else:
         result = {"cards": cards, "start": start}[options.what](options.recipe, options.overrides)
         write_json(options.results / f"{options.name}.json", result)
@@ -63,9 +61,7 @@ def pocket() -> dict[str, Any]:
         }
     return {
         "kind": "sweep-pocket",
-        "command": "python -m bench.sweep pocket",
-        "date": now(),
-        "environment": environment.describe(),
+        **machine.stamp("python -m bench.sweep pocket"),
         "wall_seconds": seconds,
         "allowed_seconds": 60 * MINUTES,
         "validation_against_recipe": best["against_recipe"],
@@ -94,13 +90,7 @@ def cards(recipe: str, overrides: list[str]) -> dict[str, Any]:
             runs[str(workers)] = {"wall_seconds": seconds, "trials": trials}
             print(json.dumps({"workers": workers, **runs[str(workers)]}), file=sys.stderr, flush=True)
     command = " ".join(["python -m bench.sweep cards", recipe, *overrides])
-    return {
-        "kind": "sweep-cards",
-        "command": command,
-        "date": now(),
-        "environment": environment.describe(),
-        "runs": runs,
-    }
+    return {"kind": "sweep-cards", **machine.stamp(command), "runs": runs}
 
 
 def run_sweep(recipe: str, root: Path, *words: str) -> tuple[float, dict[str, Any]]:
@@ -167,11 +157,11 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     share = two["wall_seconds"] / one["wall_seconds"]
     pairs = gaps(one["trials"])
     return {
-        "sweep.two_gpu_time_share": (
+        f"sweep.{machine.slug_of(result)}.two_gpu_time_share": (
             round(share, 3),
             f"of one card's time, {len(one['trials'])} trials, whole command",
         ),
-        "sweep.second_trial_start_s": (
+        f"sweep.{machine.slug_of(result)}.second_trial_start_s": (
             round(pairs[0]["without_answers"], 2),
             "s from the first trial's last step to the second's first, the first's answers taken off",
         ),

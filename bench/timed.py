@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.clock import clock
 from fast_ft.decode.cache import pages_for
 from fast_ft.decode.decode import BURST, Pool
 from fast_ft.decode.prefill import Row
@@ -22,6 +23,7 @@ class TimedPool(Pool):
         super().__init__(*given, **values)
         self.forced: dict[Row, int] = {}
         self.prefill_seconds = self.burst_seconds = 0.0
+        self.capture_seconds = 0.0  #: of burst_seconds: the first step of a shape, and its capture
         self.steps = self.set_aside = 0
         self.by_slots: dict[int, tuple[int, float]] = {}  #: the shape that ran: steps and seconds
 
@@ -43,6 +45,12 @@ class TimedPool(Pool):
         slots = shape or self.shape_for(len(live))
         count, before = self.by_slots.get(slots, (0, 0.0))
         self.by_slots[slots] = (count + steps, before + spent)
+
+    def _steps(self, slots: int, columns: int, count: int) -> None:
+        if self.graphs.works and (slots, columns) not in self._captured:
+            self.capture_seconds += clock(lambda: super(TimedPool, self)._steps(slots, columns, 1))
+            count -= 1
+        super()._steps(slots, columns, count)
 
     def step_milliseconds(self, length: int) -> dict[str, Any]:
         """Return ms a step (bursts of 8, the host's share included) with every slot at about `length` tokens."""

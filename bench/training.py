@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import emulation, ours, plan_checks
+from bench import emulation, machine, ours, plan_checks
 from bench.clock import say
 from bench.peers import PEERS
 from fast_ft import environment, hub, load
@@ -121,13 +121,12 @@ def check_plans(
     command: str,
 ) -> dict[str, Any]:
     """Run the five runs of plan_checks that `path` does not hold yet; return the result, written there."""
-    here = environment.describe()
     fresh: dict[str, Any] = {
-        "kind": "plans", "command": command, "date": now(), "environment": here, "steps": plan_checks.STEPS,
-        "warm_up": plan_checks.WARM_UP, "process": "all runs in one, the model loaded anew for each", "cases": {},
+        "kind": "plans", **machine.stamp(command), "steps": plan_checks.STEPS, "warm_up": plan_checks.WARM_UP,
+        "process": "all runs in one, the model loaded anew for each", "cases": {},
     }  # fmt: skip
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not again else fresh
-    if result["environment"]["program"] != here["program"]:
+    if result["environment"]["program"] != fresh["environment"]["program"]:
         result = fresh  # another planner: nothing is kept
     only = [case for case in plan_checks.CASES if case not in result["cases"]]
     if not only:
@@ -218,8 +217,7 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]:
     """Return the result at `path`, or a new one; InputError where it was measured on something else."""
     fresh = {
-        "kind": "train", "command": command, "date": now(), "environment": environment.describe(),
-        "t4": emulation.T4_RATES, "settings": settings, "setups": {},
+        "kind": "train", **machine.stamp(command), "t4": emulation.T4_RATES, "settings": settings, "setups": {},
     }  # fmt: skip
     if not path.is_file():
         return fresh
@@ -229,8 +227,8 @@ def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]
         raise InputError(
             f"{path}: measured with other settings ({', '.join(different)}). Give another --name, or move it away."
         )
-    if command not in found["command"].split("; "):
-        found["command"] += f"; {command}"
+    for key in ("command", "commit"):  # of all parts
+        found[key] = "; ".join(dict.fromkeys([*str(found.get(key)).split("; "), str(fresh[key])]))
     return found
 
 

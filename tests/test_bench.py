@@ -6,6 +6,7 @@ import copy
 import getpass
 import importlib
 import json
+import math
 import platform
 import random
 import sys
@@ -80,6 +81,11 @@ def other_loss(theirs: dict[str, Any]) -> None:
         step["loss"] = 10 - 0.9 * index / 38
 
 
+def slightly_other_loss(theirs: dict[str, Any]) -> None:
+    for index, step in enumerate(theirs["steps"]):
+        step["loss"] = 10 - 0.94 * index / 38
+
+
 def no_loss(theirs: dict[str, Any]) -> None:
     theirs["steps"][-1]["loss"] = None
 
@@ -100,6 +106,7 @@ def few_steps(theirs: dict[str, Any]) -> None:
         (other_gradient, "cosine"),
         (other_step, "no gradients of one step: 1 and 2"),
         (other_loss, "the loss fell by"),
+        (slightly_other_loss, "over 5% apart"),
         (no_loss, "a loss is no number"),
         (padded, "unsloth-notebook was to run without padding, and did not"),
         (few_steps, "17 steps in common; 6 to warm up and 12 to measure"),
@@ -259,6 +266,29 @@ def test_two_ways_do_the_same_work(real: tuple[Path, dict[str, Any]]) -> None:
     assert (folder / "pocket-train.png").read_bytes()[1:4] == b"PNG"
 
 
+@pytest.mark.parametrize(("cosine", "agrees"), [(0.995, True), (0.985, False), (0.6, False), (-1.0, False)])
+def test_a_way_whose_gradients_point_elsewhere_is_refused(
+    real: tuple[Path, dict[str, Any]], cosine: float, agrees: bool
+) -> None:
+    """Two real ways did the same work. Then one's first gradient is turned, and nothing else: no ratio, no figure."""
+    result = copy.deepcopy(real[1])
+    parts = result["setups"]["whole"]
+    assert compare.ratio(result["settings"], parts["fast_ft"], parts["trl-peft"])["refused"] == []
+    gradient = parts["trl-peft"]["gradient"]
+    draw, before = random.Random(5), parts["fast_ft"]["gradient"]["sketch"]
+    other = [draw.gauss(0, 1) for _ in before]
+    shared = sum(p * q for p, q in zip(other, before, strict=True)) / math.hypot(*before) ** 2
+    other = [p - shared * q for p, q in zip(other, before, strict=True)]
+    scale = (1 - cosine**2) ** 0.5 * math.hypot(*before) / math.hypot(*other)
+    gradient["sketch"] = [cosine * q + scale * p for p, q in zip(other, before, strict=True)]
+    found = compare.ratio(result["settings"], parts["fast_ft"], parts["trl-peft"])
+    says = f"the first step's gradients: cosine {cosine:.4f}, under 0.99"
+    assert found["refused"] == ([] if agrees else [says])
+    assert (found["ratio"] is None) == (found["ratio_of_totals"] is None) == (not agrees)
+    assert ("train.cpu.vs_trl_peft" in compare.figures(result)) == agrees
+    assert (f"not compared: {says}" in table.markdown(result)) == (not agrees)
+
+
 def test_what_is_there_is_not_measured_again(
     real: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,11 +318,11 @@ def test_received_files_have_a_column(tmp_path: Path, result: dict[str, Any]) ->
     result["settings"]["card"] = "Tesla T4"
     del result["setups"]["t4class"]
     (tmp_path / "one.json").write_text(json.dumps(result))
-    entry = {"value": 4.6, "unit": "times", "card": "NVIDIA H200", "date": "2026-11-22"}
+    entry = {"value": 4.6, "unit": "times", "card": "NVIDIA H200", "date": "2026-11-22", "commit": None}
     known = {"train.h200.vs_notebook": entry, "train.t4class.vs_notebook": entry}
     shown = figures.table(known, figures.received(tmp_path))
     _, _, real, emulated = shown.splitlines()
-    assert real.endswith("| 4.5 (Tesla T4) |") and emulated.endswith("| 2026-11-22 |  |")
+    assert real.endswith("| 4.5 (Tesla T4) |") and emulated.endswith("| 2026-11-22 | not recorded |  |")
 
 
 def test_adopted_figures_are_those_of_the_samples(
@@ -301,16 +331,30 @@ def test_adopted_figures_are_those_of_the_samples(
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
     monkeypatch.setattr(figures, "FIGURES", tmp_path / "figures.json")
     path = tmp_path / "h200-train.json"
-    result |= {"environment": {"gpu": {"name": "NVIDIA H200"}}, "command": "python -m bench"}
+    measured = {"command": "python -m bench", "date": "2026-01-31T23:00:00+00:00", "commit": "0123abc"}
+    result |= {"environment": {"gpu": {"name": "NVIDIA H200"}}, **measured}
     path.write_text(json.dumps(result))
     assert bench.main(["--adopt", str(path)]) == 0
     adopted = figures.read()
     assert {name: (each["value"], each["unit"]) for name, each in adopted.items()} == compare.figures(result)
-    assert {(each["card"], each["source"]) for each in adopted.values()} == {("NVIDIA H200", "h200-train.json")}
+    about = {(each["card"], each["source"], each["date"], each["commit"]) for each in adopted.values()}
+    assert about == {("NVIDIA H200", "h200-train.json", "2026-01-31", "0123abc")}, "not the day of adoption"
     del result["setups"]["whole"]["fast_ft"], result["setups"]["t4class"]
     path.write_text(json.dumps(result))
     assert bench.main(["--adopt", str(path)]) == 2
     assert "nothing in it may become a figure" in capsys.readouterr().err
+
+
+def test_a_result_names_the_commits_of_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, settings = tmp_path / "a-train.json", {"rows": 12}
+    monkeypatch.setenv("BENCH_COMMIT", "aaa1")
+    path.write_text(json.dumps(training.merged(path, settings, "one")))
+    assert training.merged(path, settings, "one")["commit"] == "aaa1"
+    monkeypatch.setenv("BENCH_COMMIT", "bbb2")
+    later = training.merged(path, settings, "two")
+    assert (later["command"], later["commit"]) == ("one; two", "aaa1; bbb2")
+    path.write_text(json.dumps({key: value for key, value in later.items() if key != "commit"}))
+    assert training.merged(path, settings, "two")["commit"] == "None; bbb2", "a part's commit was not recorded"
 
 
 def test_the_judged_rows_are_the_first_hundred() -> None:

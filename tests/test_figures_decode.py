@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ from conftest import save_random_llama
 from bench import decode, decode_figures, decode_measures
 from bench.__main__ import figures_of
 from bench.decode_subject import Subject
+from bench.timed import TimedPool
+from fast_ft.decode.graphs import Graphs
 
 RUN = {
     "tokens": 1000, "seconds": 0.25, "steps": 10, "burst_seconds": 0.2, "weight_bytes": 4_280_000_000,
@@ -21,8 +24,11 @@ RUN = {
 }  # fmt: skip
 
 
-def result(*measurements: dict[str, Any], sms: int | None = None) -> dict[str, Any]:
-    return {"kind": "decode", "settings": {"sms": sms}, "measurements": list(measurements)}
+def result(*measurements: dict[str, Any], sms: int | None = None, card: str = "NVIDIA H200") -> dict[str, Any]:
+    environment = {"gpu": {"name": card} if card else None}
+    return {
+        "kind": "decode", "environment": environment, "settings": {"sms": sms}, "measurements": list(measurements),
+    }  # fmt: skip
 
 
 def test_figures_follow_from_the_samples() -> None:
@@ -35,21 +41,38 @@ def test_figures_follow_from_the_samples() -> None:
         {"name": "mixed", "refill": False, "shrinks": True, "tokens": 900, "seconds": 0.45},
         {"name": "unsloth", "tokens": 100, "seconds": 4.0}, {"name": "steps", "ms_a_step": 3},
     )  # fmt: skip
-    found = {name: value for name, (value, _) in figures_of(given, "decode-h200").items()}
+    found = {name: value for name, (value, _) in figures_of(given).items()}
     assert found == {
         "decode.h200.tokens_per_s": 4000.0,  # the median of three
         "decode.h200.peak_gib": 14.6,
         "decode.h200.floor_share": 0.1,  # 10 ms of weights and 10 ms of cells in 200 ms
         "decode.h200.vs_notebook": 160.0,
         "decode.h200.vs_generate": 10.0,
-        "decode.mixed_over_fixed": 0.75,
-        "decode.refill_gain": 2.0,
-        "decode.refill_gain_shrinking": 1.5,
+        "decode.h200.mixed_over_fixed": 0.75,
+        "decode.h200.refill_gain": 2.0,
+        "decode.h200.refill_gain_shrinking": 1.5,
     }
 
 
+@pytest.mark.parametrize(
+    ("card", "name"),
+    [
+        ("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H100 PCIe", "h100"), ("Tesla T4", "t4"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("Tesla V100-SXM2-16GB", "v100"), ("NVIDIA L4", "l4"), ("", "cpu"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "h100-mig-1g-10gb"),
+    ],
+)  # fmt: skip
+def test_figures_are_named_after_the_card_that_was_there(card: str, name: str) -> None:
+    rates = {"name": "rates", "tflops": 1.0, "gb_per_s": 2140.0}
+    found = figures_of(result(rates, {"name": "fixed", **RUN}, card=card))
+    assert set(found) == {f"decode.{name}.tokens_per_s", f"decode.{name}.peak_gib", f"decode.{name}.floor_share"}
+    assert found[f"decode.{name}.floor_share"][0] == 0.2, "by the memory's speed as it was measured there"
+    unknown = figures_of(result({"name": "fixed", **RUN}, card=card))
+    assert (f"decode.{name}.floor_share" in unknown) == (name == "h200"), "no other card is taken for an H200"
+
+
 def test_what_was_not_measured_or_failed_makes_no_figure() -> None:
-    assert decode_figures.figures(result()) == {}
+    assert figures_of(result()) == {}
     some = result({"name": "fixed", **RUN}, {"name": "unsloth", "failed": "no such package"})
     assert set(decode_figures.figures(some)) == {
         "decode.h200.tokens_per_s", "decode.h200.peak_gib", "decode.h200.floor_share",
@@ -95,11 +118,34 @@ def test_a_run_on_a_small_model_becomes_figures(
     refilled, still, shrinking = (each for each in lines if each["name"] == "mixed")
     assert refilled["tokens"] == still["tokens"] == shrinking["tokens"] == pytest.approx(6 * 8, abs=3)
     assert refilled["cells_read"] == still["cells_read"] == shrinking["cells_read"], "the same work"
-    assert set(figures_of(made, "out")) >= {
-        "decode.h200.tokens_per_s", "decode.h200.vs_generate", "decode.mixed_over_fixed", "decode.refill_gain",
-        "decode.refill_gain_shrinking",
+    assert set(figures_of(made)) >= {
+        "decode.cpu.tokens_per_s", "decode.cpu.vs_generate", "decode.cpu.mixed_over_fixed", "decode.cpu.refill_gain",
+        "decode.cpu.refill_gain_shrinking",
     }  # fmt: skip
     assert made["command"].startswith("python -m bench.decode --base ")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*", made["date"]) and made["cores"] >= 1
+
+
+def test_a_timed_pool_counts_captures_apart_and_takes_as_many_steps() -> None:
+    pool, made = object.__new__(TimedPool), list[str]()
+
+    def step(slots: int, columns: int) -> None:
+        made.append("step")
+
+    def capture(work: Any) -> tuple[Any, None]:
+        return SimpleNamespace(replay=lambda: made.append("replay")), None
+
+    graphs = Graphs(works=True)
+    vars(graphs).update(capture=capture)
+    vars(pool).update(graphs=graphs, _captured={}, _step=step, capture_seconds=0.0)
+    for count in (8, 5):
+        pool._steps(16, 256, count)
+    first = pool.capture_seconds
+    assert made == ["step"] + ["replay"] * 12 and first > 0
+    pool._steps(16, 256, 3)
+    assert pool.capture_seconds == first, "a shape is captured once"
+    pool._steps(8, 256, 1)
+    assert made[-1] == "step" and pool.capture_seconds > first
 
 
 def test_out_of_memory_takes_an_eighth_of_the_cache_and_tries_again() -> None:

@@ -131,6 +131,40 @@ def test_a_fault_in_one_row_of_eight_is_seen(
     assert disagreements(expected, step(loaded, shifted, tmp_path))
 
 
+def turned(gradient: Any, cosine: float) -> Any:
+    """A gradient as long as the given one, at this cosine to it."""
+    import torch
+
+    other = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(5))
+    other -= gradient * (other * gradient).sum() / (gradient * gradient).sum()
+    return cosine * gradient + (1 - cosine**2) ** 0.5 * other * gradient.norm() / other.norm()
+
+
+@pytest.mark.parametrize(("cosine", "agrees"), [(0.995, True), (0.985, False), (0.6, False), (-1.0, False)])
+def test_one_matrix_whose_gradient_points_elsewhere_is_seen(expected: StepRecord, cosine: float, agrees: bool) -> None:
+    """Everything else agrees: the trained tokens, the loss, the norm of all gradients, the other gradients."""
+    name = sorted(expected.gradients)[5]
+    changed = expected.gradients | {name: turned(expected.gradients[name], cosine)}
+    found = disagreements(expected, replace(expected, gradients=changed))
+    assert found == ([] if agrees else [f"gradient of {name}: cosine {cosine:.4f}, under 0.99"])
+
+
+@pytest.mark.parametrize(
+    ("factor", "of_loss", "says"),
+    [(1.015, 1.0, []), (1.025, 1.0, ["gradient norm"]), (1.0, 1.0015, []), (1.0, 1.0025, ["loss"])],
+)
+def test_the_limits_of_norm_and_loss(expected: StepRecord, factor: float, of_loss: float, says: list[str]) -> None:
+    gradients = {name: factor * gradient for name, gradient in expected.gradients.items()}
+    found = disagreements(expected, replace(expected, gradients=gradients, loss=of_loss * expected.loss))
+    assert [text.split(":")[0] for text in found] == says
+
+
+def test_a_matrix_without_a_gradient_is_seen(expected: StepRecord) -> None:
+    name, *others = sorted(expected.gradients)
+    found = disagreements(expected, replace(expected, gradients={other: expected.gradients[other] for other in others}))
+    assert found[-1] == f"weights with a gradient on one side only: 1, such as {name}"
+
+
 def test_micro_batches_change_no_gradient(loaded: backend.Loaded, rows: list[Row], tmp_path: Path) -> None:
     whole = step(loaded, rows, tmp_path, micro_batch=8)
     for size in (1, 3):

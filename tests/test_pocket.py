@@ -82,6 +82,20 @@ def test_score_follows_hidden_quality_as_imperfectly_as_stated():
     assert f"{spearman:.2f}" in (HERE / "README.md").read_text(encoding="utf-8")
 
 
+def test_what_docs_pocket_counts_is_there():
+    page = (HERE.parents[1] / "docs" / "pocket.md").read_text(encoding="utf-8")
+    rows = dataset.train_rows()
+    best = [row.kind for row in rows if row.score == 5.0]
+    kinds, of_best = (Counter(each) for each in ([row.kind for row in rows], best))
+    manner = ("curt", "padded")
+    good, other = (round(100 * n / len(best)) for n in (of_best["good"], sum(of_best[kind] for kind in manner)))
+    bad = 100 - good - other
+    assert f"of the rows with the best score, {good} in 100 are good, {other} curt or padded, {bad} bad" in page
+    other = round(100 * sum(kinds[kind] for kind in manner) / len(rows))
+    bad = round(100 * sum(n for kind, n in kinds.items() if kind not in (*manner, "good")) / len(rows))
+    assert f"A random 100 holds some {bad} bad rows and {other} right ones in another manner" in page
+
+
 def test_no_fact_asked_in_test_or_fresh_is_asked_or_answered_in_train():
     asked = {
         split: {fact.key for fact, _ in dataset.questions(split, n)} for split, n in (("test", 100), ("fresh", 300))
