@@ -285,12 +285,20 @@ def no_collections() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_collections")
-@pytest.mark.parametrize("kind", ["peft", "fused"])
+@pytest.mark.parametrize(("kind", "dtype"), [("peft", "bfloat16"), ("fused", "float32")])
 def test_nothing_of_a_phase_is_alive_when_the_next_one_begins(
-    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, kind: str
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
 ) -> None:
-    """A real run: model, parameters, gradients, trainer, pool. "fused" is the card's backend, here in plain torch."""
-    changes = {"model.load_in_4bit": False, "train.neftune_noise_alpha": 5, "judge.base_prompts": 2}
+    """A real run: model, parameters, gradients, trainer, pool. In 16 bits accelerate wraps the model's forward.
+
+    "fused" is the card's backend, here in plain torch.
+    """
+    changes = {
+        "model.load_in_4bit": False,
+        "model.dtype": dtype,
+        "train.neftune_noise_alpha": 5,
+        "judge.base_prompts": 2,
+    }
     path = recipe_file({**changes, "train.max_steps": 2, "train.save_steps": 1, "curriculum": {}})
     made = {"peft": backend.PeftBackend, "fused": backend.FusedBackend}[kind]
     monkeypatch.setattr("fast_ft.backend.make_backend", lambda model, lora, *, seed, **_: made(model, lora, seed))
