@@ -7,7 +7,7 @@ test file and the settled plan alone; a run that was stopped is replayed up to w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,23 +114,11 @@ def generate(
             try:
                 pool, difference = _settle(loaded, encoder, ids, section, slots, cache_tokens, dequantise, notes, watch)
                 before = pool.made  # those of the check
-                look = (
-                    _keep_pace(pace, list(rows), section.max_new_tokens, encoder.eos_id, notes)
-                    if pace is not None
-                    else None
-                )
-                for row in pool.run(list(rows), on_look=look):
-                    if (name := rows[row]) not in answers:
-                        ended = row.tokens[-1] == encoder.eos_id
-                        at = pace.elapsed() if pace is not None else 0.0
-                        text, length = encoder.decode(row.tokens), len(row.tokens)
-                        within = pace.minutes if pace and not ended and length < section.max_new_tokens else None
-                        answer = Answer(name[0], text, length, ended, name[1], round(at, 3), within)
-                        file.add(asdict(answer))
-                        answers[name] = answer
-                        on_answer()
-                        new_tokens += answer.tokens
-                        bar.advance(1, f"{new_tokens / (time.monotonic() - started):,.0f} tokens/s")
+                for answer in _made(pool, rows, answers, encoder, pace, notes):
+                    file.add(asdict(answer))
+                    on_answer()
+                    new_tokens += answer.tokens
+                    bar.advance(1, f"{new_tokens / (time.monotonic() - started):,.0f} tokens/s")
                 slots, cells, steps = pool.slots, pool.cache.pages * PAGE, pool.made - before
             except torch.OutOfMemoryError:
                 pool = None  # with the error's traceback it holds the cache
@@ -215,6 +203,23 @@ def _settle(
         if difference <= PARITY[loaded.dtype] or slots == 1:
             return pool, difference
         slots = _fewer(slots, slots // 2, f"batched and single decoding differ by {difference:.4f} nat", notes)
+
+
+def _made(
+    pool: Pool, rows: dict[Row, tuple[str, int]], answers: dict[tuple[str, int], Answer], encoder: Encoder,
+    pace: AnswerPace | None, notes: list[str],
+) -> Iterator[Answer]:  # fmt: skip
+    """Yield each answer that was not there, as it ends, and put it among `answers`."""
+    most = max(row.limit for row in rows)
+    look = None if pace is None else _keep_pace(pace, list(rows), most, encoder.eos_id, notes)
+    for row in pool.run(list(rows), on_look=look):
+        if (name := rows[row]) in answers:
+            continue
+        ended, length = row.tokens[-1] == encoder.eos_id, len(row.tokens)
+        at = 0.0 if pace is None else pace.elapsed()
+        within = pace.minutes if pace and not ended and length < most else None
+        answers[name] = Answer(name[0], encoder.decode(row.tokens), length, ended, name[1], round(at, 3), within)
+        yield answers[name]
 
 
 def _keep_pace(

@@ -285,14 +285,21 @@ def no_collections() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_collections")
-@pytest.mark.parametrize("kind", ["peft", "fused"])
+@pytest.mark.parametrize(("kind", "dtype"), [("peft", "bfloat16"), ("fused", "float32")])
 def test_nothing_of_a_phase_is_alive_when_the_next_one_begins(
-    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, kind: str
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
 ) -> None:
-    """A real run: model, parameters, gradients, trainer, pool. "fused" is the card's backend, here in plain torch."""
-    path = recipe_file(
-        {"model.load_in_4bit": False, "train.neftune_noise_alpha": 5, "judge.base_prompts": 2, "train.save_steps": 1}
-    )
+    """A real run: model, parameters, gradients, trainer, pool. In 16 bits accelerate wraps the model's forward.
+
+    "fused" is the card's backend, here in plain torch.
+    """
+    changes = {
+        "model.load_in_4bit": False,
+        "model.dtype": dtype,
+        "train.neftune_noise_alpha": 5,
+        "judge.base_prompts": 2,
+    }
+    path = recipe_file({**changes, "train.max_steps": 2, "train.save_steps": 1, "curriculum": {}})
     made = {"peft": backend.PeftBackend, "fused": backend.FusedBackend}[kind]
     monkeypatch.setattr("fast_ft.backend.make_backend", lambda model, lora, *, seed, **_: made(model, lora, seed))
     traces, seen = Traces(monkeypatch), []
@@ -322,7 +329,8 @@ def test_a_sweeps_trials_leave_nothing_but_the_base(
     recipe_file: RecipeFactory, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a trial that ends, nor one that fails, nor the base before another one."""
-    traces, first, kept = Traces(monkeypatch), load_recipe(recipe_file({"model.load_in_4bit": False})), KeptBackend()
+    changes = {"model.load_in_4bit": False, "train.max_steps": 1, "train.warmup_steps": 0, "curriculum": {}}
+    traces, first, kept = Traces(monkeypatch), load_recipe(recipe_file(changes)), KeptBackend()
     shutil.copytree(tiny, tmp_path / "other")
     second = first.model_copy(
         update={"model": first.model.model_copy(update={"name_or_path": str(tmp_path / "other")})}

@@ -71,6 +71,7 @@ def ran(base: Path, folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[
         "judge": {"kind": "none", "base_prompts": 2},
     }
     tree["model"] |= changes
+    folder.mkdir(exist_ok=True)
     command = [sys.executable, "-c", RUN, json.dumps(tree)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -87,3 +88,19 @@ def test_answering_begins_with_an_empty_card(base: Path, tmp_path: Path, backend
     assert trained - first > 30 * MIB and loaded - again > 30 * MIB, "the model is large enough to be missed"
     assert again - first < 4 * MIB, "before the base is loaded for the answers"
     assert found["end"] - first < 4 * MIB, "after the answers"
+
+
+def test_the_planned_pool_is_the_pool_and_fixed_seconds_are_few(base: Path, tmp_path: Path) -> None:
+    """The second run of two finds its kernels compiled."""
+    for name in ("one", "two"):
+        _, phases = ran(base, tmp_path / name, backend="fused")
+        answering = phases["generate"]
+        planned = json.loads((tmp_path / name / "run" / "plan.json").read_text())
+        assert answering["batch_size"] == min(planned["generation_batch"], answering["answers"])
+        assert answering["cache_tokens"] == planned["cache_tokens"] // 16 * 16
+        parts = answering["seconds_by"]
+        assert {"loading", "set_up", "checks", "captures", "prefill", "steps"} <= parts.keys()
+        assert abs(sum(parts.values()) - answering["seconds"]) < 0.1
+        print(name, parts)
+    fixed = sum(seconds for part, seconds in parts.items() if part not in ("loading", "prefill", "steps"))
+    assert fixed <= 2, parts
