@@ -96,6 +96,12 @@ def budget_missed(folder: RunDir) -> str:
     return f"budget missed: {'; '.join(said)}. The run is complete all the same: {folder.root}" if said else ""
 
 
+def missed(folder: RunDir) -> str:
+    """Return what a budget of minutes cut short in a run that is complete, and why it is worth nothing; or ""."""
+    worthless = (folder.done("train") or {}).get("worthless", "")
+    return "\n".join(filter(None, [budget_missed(folder), worthless and f"error: {folder.root}: {worthless}"]))
+
+
 def load(
     folder: RunDir,
     recipe: Recipe,

@@ -11,15 +11,19 @@ from fast_ft import recipe
 
 _STEPS = 12  #: of one stage, before a loss can be said to stand still
 _FALL = 0.01  #: relative, from a stage's first third to its last
+_RISE = 1.5  #: times the first step's loss, which is the base model's: what ends above it has unlearned
 _HALF = 0.5
 
 
 def training_warnings(
-    lines: Sequence[Mapping[str, Any]], weights: Mapping[str, Any], section: recipe.Train
+    lines: Sequence[Mapping[str, Any]], weights: Mapping[str, Any], section: recipe.Train, early: str | None = None
 ) -> list[str]:
-    """Return what is suspicious in a finished training: its log's lines, its adapter's tensors by PEFT's names."""
+    """Return what is suspicious in a finished training: its log's lines, its adapter's tensors by PEFT's names.
+
+    early: what ended it before its last step, in a sentence.
+    """
     found = []
-    if text := stands_still(lines, section):
+    if text := rose(lines, section) or stands_still(lines, section, early):
         found.append(text)
     outer = [tensor for name, tensor in weights.items() if "lora_B" in name]
     if outer and not any(bool(tensor.any()) for tensor in outer):  # LoRA's B is zero before the first step
@@ -31,8 +35,27 @@ def training_warnings(
     return found
 
 
-def stands_still(lines: Sequence[Mapping[str, Any]], section: recipe.Train) -> str | None:
-    """Return a warning where the loss of the last stage did not fall, or None. Fewer than 12 steps tell nothing."""
+def rose(lines: Sequence[Mapping[str, Any]], section: recipe.Train) -> str | None:
+    """Return a warning where training ended far above the loss with which it began, or None."""
+    losses = [x["loss"] for x in lines if math.isfinite(x["loss"])]
+    third = len(losses) // 3
+    if third == 0:
+        return None
+    first, last = losses[0], sum(losses[-third:]) / third
+    if last <= _RISE * first:
+        return None
+    return (
+        f"the loss rose: {first:.3f} in the first step, {last:.3f} on average in the last third of the steps; the "
+        f"adapter is worth nothing. Likely cause: train.learning_rate {section.learning_rate:g} is too high; common "
+        "are 1e-5 to 1e-3"
+    )
+
+
+def stands_still(lines: Sequence[Mapping[str, Any]], section: recipe.Train, early: str | None = None) -> str | None:
+    """Return a warning where the loss of the last stage did not fall, or None. Fewer than 12 steps tell nothing.
+
+    early: what ended training before its last step, in a sentence.
+    """
     losses = [x["loss"] for x in lines if x["stage"] == lines[-1]["stage"] and math.isfinite(x["loss"])]
     third = len(losses) // 3
     if len(losses) < _STEPS:
@@ -43,7 +66,11 @@ def stands_still(lines: Sequence[Mapping[str, Any]], section: recipe.Train) -> s
     cause = f"train.learning_rate {section.learning_rate:g} is too low or too high for these rows"
     if section.warmup_steps >= len(lines) // 2:
         cause = f"train.warmup_steps {section.warmup_steps} takes most of the {len(lines)} steps"
-    return f"the loss stood still: {first:.3f} at first, {last:.3f} at last. Likely cause: {cause}"
+    cause = early or cause
+    return (
+        f"the loss stood still: {first:.3f} at first, {last:.3f} at last (means of the first and the last third of the "
+        f"last stage's steps). Likely cause: {cause}"
+    )
 
 
 def answer_warnings(answers: Sequence[Any], max_new_tokens: int) -> list[str]:

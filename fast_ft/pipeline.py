@@ -13,7 +13,7 @@ from fast_ft.backup import Backup
 from fast_ft.budget import Clock
 from fast_ft.errors import BudgetMissed
 from fast_ft.folders import refuse_unmounted
-from fast_ft.generate_phase import budget_missed, generate_phase
+from fast_ft.generate_phase import generate_phase, missed
 from fast_ft.interrupt import interruptible
 from fast_ft.judge import judging
 from fast_ft.phases import check_model, judge_phase, report_phase
@@ -35,13 +35,13 @@ def run(
 
     What is finished is not done again: the manifest's phases say what that is. Where recipe or data have changed since,
     resume.py says what follows; force_resume goes on even so. Raises BudgetMissed at the end of a run that is complete,
-    but that a budget of minutes cut short.
+    but that a budget of minutes cut short, or whose loss rose.
     """
     prepared = prepare(recipe)
     with opened(recipe, recipe_path, prepared, judged=until == "pred", force_resume=force_resume) as folder:
         _run(folder, recipe, prepared, until, clock)
-        if missed := budget_missed(folder):
-            raise BudgetMissed(missed, folder.root)
+        if text := missed(folder):
+            raise BudgetMissed(text, folder.root)
     return folder
 
 

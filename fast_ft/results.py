@@ -130,6 +130,7 @@ class _Phase(_Part):
     first_loss: Number = 0
     last_loss: Number = 0
     why: str = ""
+    worthless: str = ""
     stopped_at_step: int = 0
     of_steps: int = 0
     answers: int = 0

@@ -83,11 +83,11 @@ def train_phase(
     if course.setbacks.gave_up and not lines:
         raise InputError(guard.came_to_nothing(recipe.train, folder.diverged))
     loss_picture(folder.loss_png, lines)
-    notes += course.notes
-    for text in guard.training_warnings(lines, adapter_file.weights(loaded.model), recipe.train):
-        note(f"warning: {text}")
-        notes.append(text)
     ended = course.finished or course.out_of_time or course.setbacks.gave_up
+    suspicious = _suspicious(recipe, course, lines) if ended else []  # a preview has seen too few steps to tell
+    for text in suspicious:
+        note(f"warning: {text}")
+    notes += [*course.notes, *suspicious]
     with (
         memory.explained("saving the adapter", lambda: _kept(folder, len(lines))),
         atomic.replace_folder(folder.adapter if ended else folder.taste / "adapter") as target,
@@ -98,18 +98,17 @@ def train_phase(
     course.free()
     if not ended:
         return
-    early: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if not course.finished:
-        early = {
+        more = {
             "stopped_at_step": len(lines),
             "of_steps": course.total,
             "why": "numbers" if course.setbacks.gave_up else "budget",
         }
     if course.out_of_time:
-        early["minutes"] = recipe.budget.train_minutes
-        text = f"training ended after step {len(lines)} of {course.total}, its learning rate brought down early: "
-        notes.append(text + f"budget.train_minutes is {recipe.budget.train_minutes:g}")
-        note(f"warning: {notes[-1]}")
+        more["minutes"] = recipe.budget.train_minutes
+    if worthless := guard.rose(lines, recipe.train):
+        more["worthless"] = worthless
     means = epoch_loss.first_and_last(lines, prepared.staged(), recipe.train.effective_batch_size)
     weights = atomic.sha256_file(folder.adapter / "adapter_model.safetensors")
     folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": weights})
@@ -129,10 +128,20 @@ def train_phase(
         training_seconds=round(sum(line["seconds"] for line in lines), 3),
         peak_gib=round(max((result.peak_gib for result in results), default=0.0), 3),
         out_of_memory=course.out_of_memory,
-        **early,
+        **more,
     )
     if course.setbacks.gave_up:
         raise InputError(guard.gave_up(recipe.train, len(lines), folder.adapter, folder.diverged))
+
+
+def _suspicious(recipe: Recipe, course: train.Course, lines: list[dict[str, Any]]) -> list[str]:
+    """Return what is suspicious in a training that has ended; first, whether a budget ended it."""
+    early: list[str] = []
+    if course.out_of_time:
+        text = f"training ended after step {len(lines)} of {course.total}, its learning rate brought down early: "
+        early = [f"{text}budget.train_minutes is {recipe.budget.train_minutes:g}"]
+    weights = adapter_file.weights(course.loaded.model)
+    return [*early, *guard.training_warnings(lines, weights, recipe.train, *early)]
 
 
 def _settled(

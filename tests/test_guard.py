@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -10,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RecipeFactory
+from conftest import POCKET, RecipeFactory, write_recipe
 
 from fast_ft import backend, guard, recipe
 from fast_ft.__main__ import main
-from fast_ft.errors import InputError
+from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.generate import Answer
 from fast_ft.load import load_recipe
 from fast_ft.pipeline import run
 from fast_ft.rundir import RunDir
+from fast_ft.taste import taste
 
 Spoil = Callable[[int], bool]
 
@@ -158,6 +160,52 @@ def test_a_loss_that_stands_still_is_a_warning() -> None:
     assert guard.stands_still(lines([2.0] * 11), section) is None, "too few to tell"
     easy, hard = lines([1.0] * 20, "easy"), lines([2.0 - 0.05 * i for i in range(20)], "hard")
     assert guard.stands_still([*easy, *hard], section) is None, "a stage of harder rows has a loss of its own"
+
+
+def test_a_preview_says_nothing_of_a_loss_that_has_not_had_its_steps(
+    recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The learning rate is still going up; after one step it was 0, so the adapter equals its start, too."""
+    path = recipe_file(
+        {"curriculum.stages": [], "train.num_train_epochs": 10, "train.warmup_steps": 30, "train.learning_rate": 1e-6}
+    )
+    for steps in (1, 14):
+        taste(load_recipe(path, ["data.test=null"]), path, steps)
+    assert "Likely cause" not in capsys.readouterr().err
+    go(path, "data.test=null")
+    assert "the loss stood still" in capsys.readouterr().err, "the whole run says so"
+
+
+def test_a_loss_that_rose_is_an_error_at_the_runs_end(
+    test_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"curriculum.stages": [], "train.num_train_epochs": 3, "train.learning_rate": 1e-3, "data.test": None}
+    path = write_recipe(tmp_path, POCKET, POCKET.parent / "train.json", test_file, changes)
+    for _ in range(2):  # the same command again says so again
+        assert main(["train", str(path), "train.learning_rate=2"]) == 3
+        said = capsys.readouterr().err
+        assert "error: " in said.splitlines()[-1] and "the loss rose: " in said.splitlines()[-1]
+        assert "Likely cause: train.learning_rate 2 is too high" in said.splitlines()[-1]
+    assert main(["train", str(path)]) == 0
+    section = recipe.Train(learning_rate=2.0)
+    assert guard.rose(lines([2.0, 9.0, 6.0, 3.1, 3.2, 2.9]), section) is not None
+    assert guard.rose(lines([2.0, 9.0, 6.0, 3.1, 2.9, 2.9]), section) is None, "not by half"
+    assert guard.rose(lines([2.0, 9.0]), section) is None, "too few to tell"
+
+
+def test_a_budget_that_ended_training_is_named_before_the_learning_rate(
+    recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe_file(
+        {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 1, "train.learning_rate": 1e-6}
+    )
+    ticks = itertools.count()
+    with pytest.raises(BudgetMissed):
+        run(load_recipe(path), path, until="adapter", clock=lambda: 1.0 * next(ticks))
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    at, still = (next(i for i, each in enumerate(warned) if text in each) for text in ("training ended", "stood still"))
+    assert at < still and "train.learning_rate" not in warned[still]
+    assert "Likely cause: training ended after step" in warned[still] and "budget.train_minutes is 1" in warned[still]
 
 
 def test_an_adapter_that_equals_its_start_is_a_warning(

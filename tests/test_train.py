@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from fast_ft.loss import response_loss
 from fast_ft.optimizer import make_optimizer, make_scheduler
 from fast_ft.passes import blank, lay_out
 from fast_ft.plan import Plan
+from fast_ft.ranks import Ranks
 from fast_ft.stage_job import StageJob, batches
 from fast_ft.template import IGNORE_INDEX, Row
 from fast_ft.train import Course
@@ -357,6 +359,59 @@ def test_the_same_run_twice_gives_the_same_bits(make_course: MakeCourse) -> None
     assert same(runs[0][0], runs[1][0])
     losses = [[line["loss"] for line in lines] for _, lines in runs]
     assert losses[0] == losses[1]
+
+
+class OneOfTwo(Ranks):
+    """One of two processes that run one after the other; the second one gets what the first one shared."""
+
+    def __init__(self, rank: int, shared: list[bytes]) -> None:
+        super().__init__(rank, 2)
+        self.shared = shared
+
+    def share_bytes(self, data: bytes, source: int = 0) -> bytes:
+        if self.first:
+            self.shared.append(data)
+        return data if self.first else self.shared.pop(0)
+
+    def most(self, values: Sequence[int]) -> list[int]:
+        return [int(value) for value in values]
+
+    def sum(self, tensor: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("values", [{"dropout": 0.3}, {"neftune_noise_alpha": 5}, {}])
+def test_no_two_passes_draw_the_same(make_course: MakeCourse, values: dict[str, Any]) -> None:
+    """One row, four times a step, two steps a stage, two stages, two processes; the weights stand still."""
+    (row,) = make_rows(1)
+    jobs = [StageJob(i, name, [row] * 4, [[0, 1, 2, 3]] * 2, 1e-45) for i, name in ((0, "a"), (1, "b"))]
+    hidden: list[torch.Tensor] = []
+    shared: list[bytes] = []
+    for rank in range(2):
+        course, _ = make_course(jobs, micro_batch=1, weight_decay=0.0, **values)
+        course.ranks = OneOfTwo(rank, shared)
+        course.plan = replace(course.plan, world_size=2)
+        draw = torch.Generator().manual_seed(0)
+        with torch.no_grad():  # at first LoRA's B is zero, and dropout has nothing to drop
+            course.flat.parameter.copy_(torch.randn(course.flat.parameter.shape, generator=draw) * 0.1)
+        norm = course.loaded.model.get_base_model().model.norm
+        norm.register_forward_hook(lambda _, given, output: hidden.append(output.detach().clone()))
+        course.run()
+    assert len(hidden) == 2 * 2 * 4, "each process takes two of the four"
+    alike = [(i, j) for i, a in enumerate(hidden) for j, b in enumerate(hidden[:i]) if a.equal(b)]
+    assert alike == ([] if values else [(i, j) for i in range(16) for j in range(i)]), "without draws all are equal"
+
+
+@pytest.mark.parametrize("most", [0.01, 1e9])
+def test_gradients_are_clipped_to_the_norm_that_the_recipe_allows(make_course: MakeCourse, most: float) -> None:
+    rows = make_rows(4)
+    course, lines = make_course([StageJob(0, "one", rows, [[0, 1, 2, 3]], 0.01)], max_grad_norm=most)
+    course.run()
+    (state_,) = course.optimizer.state.values()
+    norm = lines[0]["grad_norm"]
+    assert norm > 0.1, "the log has the norm before"
+    # after one step Adam's first moment is a tenth of the gradient that it was given
+    assert float(state_["exp_avg"].norm()) == pytest.approx(0.1 * min(norm, most), rel=1e-3)
 
 
 class Stopped(Exception):
