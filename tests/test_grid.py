@@ -59,7 +59,10 @@ def test_a_points_answers_are_those_of_generate_with_its_values(folder: Path) ->
         (["temperature=0.3,,0.7"], "a value is missing"),
         (["temperature=0.3", "temperature=0.7"], "temperature was given before"),
         (["temperature=0.3,0.7", "generate.temperature=0.5"], "in one place only"),
-        (["generate.do_sample=true", "temperature=0.3,0.30"], r"temperature0\.3 and temperature0\.30 are the same settings"),
+        (
+            ["generate.do_sample=true", "temperature=0.3,0.30"],
+            r"temperature0\.3 and temperature0\.30 are the same settings",
+        ),
         (
             [f"top_k={','.join(map(str, range(300)))}", f"max_new_tokens={','.join(map(str, range(1, 301)))}"],
             "90,000 points",

@@ -178,7 +178,7 @@ def test_a_stop_after_the_last_answer_leaves_out_what_was_not_measured(
     """A difference of 0.0 nats would read as a measurement."""
     path = recipe_file()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fast_ft.generate_phase.keep_aside", lambda pred: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("fast_ft.generate_phase._put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         go(path)
     folder = go(path)
     generated = folder.done("generate") or {}
