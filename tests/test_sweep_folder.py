@@ -133,6 +133,7 @@ def test_the_remedies_that_the_messages_name_work(path: Path, root: Path) -> Non
         lambda line: line[:9] + b"\0" * 30 + b"\n",
         lambda line: line[:-9] + b"\n",
         lambda line: line[:9] + b"\n\0\0\0",
+        lambda line: b"12\n",
     ],
 )
 def test_a_torn_last_line_costs_that_line_only(path: Path, root: Path, torn: Any) -> None:
