@@ -65,13 +65,14 @@ class Ranks:
             return True
         import torch
 
-        store = self._connected()
-        if self.first:
-            store.set(_BEGIN, "yes")
-        while not store.check([_BEGIN]):
-            time.sleep(0.1)
-        if store.get(_BEGIN) != b"yes":
-            return False
+        with contextlib.nullcontext() if self.first else _lost():  # process 0 may be gone already
+            store = self._connected()
+            if self.first:
+                store.set(_BEGIN, "yes")
+            while not store.check([_BEGIN]):
+                time.sleep(0.1)
+            if store.get(_BEGIN) != b"yes":
+                return False
         self._begun = True
         on_card = torch.cuda.is_available()
         self._check_cards(store, on_card)
