@@ -95,7 +95,7 @@ def generate(
     candidates = range(section.num_return_sequences)
     wanted = [(prompt.id, candidate) for prompt in prompts for candidate in candidates]
     answers = _read_partial(partial, set(wanted))
-    if any(longer(pace and pace.minutes, answer.within) for answer in answers.values()):
+    if any(longer(pace.minutes if pace else None, answer.within) for answer in answers.values()):
         note("note: there are more minutes: all prompts are answered again, at full length")
         answers = {}
         partial.unlink()
