@@ -195,7 +195,8 @@ def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
     An unreadable manifest gives a row whose phase says so: one bad run must not hide the others.
     """
     rows, recipes = [], []
-    for path in sorted(Path(root).glob("**/manifest.json")):
+    top = Path(root)
+    for path in sorted({*top.glob("**/manifest.json"), *top.glob("*/manifest.json")}):  # ** walks through no links
         try:
             manifest = read_manifest(path)
         except InputError:
