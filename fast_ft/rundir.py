@@ -6,7 +6,7 @@ import copy
 import datetime as dt
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,9 @@ class RunDir:
         self,
         phase: str,
         seconds: float,
-        *,
-        beside: dict[str, Any] | None = None,
+        beside: Mapping[str, Any] | None = None,
         spent: Sequence[Path] = (),
+        /,
         **facts: Any,
     ) -> None:
         """Note that `phase` is done, when, how long it took in all, and facts about it (JSON values).
