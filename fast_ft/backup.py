@@ -133,6 +133,12 @@ class Backup:
             return True
         return False
 
+    def take_back(self) -> None:
+        """Remove from the run folder what `restore` has put there."""
+        for path in self.root.iterdir():
+            if not path.name.startswith("."):
+                discard(path) if path.is_dir() else path.unlink()
+
     def _replies(self) -> Path:
         return self.root.parent / Path(REPLIES).name
 

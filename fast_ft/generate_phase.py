@@ -59,13 +59,13 @@ def generate_phase(
     folder.finish(
         "generate",
         clock() - started,
-        beside={
+        {
             "notes": [*(text for text in manifest.get("notes", []) if text not in former), *made.notes],
             "notes_on_answers": made.notes,
             "digests": manifest["digests"] | {"pred": atomic.sha256_file(folder.pred)},
             "generated_with": resolved(recipe)["generate"],
         },
-        spent=(folder.pred_partial, folder.base_partial),
+        (folder.pred_partial, folder.base_partial),
         **made.facts,
     )
 

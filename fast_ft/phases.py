@@ -70,7 +70,7 @@ def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[data.Prompt], **op
     folder.finish(
         "judge",
         time.monotonic() - started,
-        beside={"judged_with": resolved(recipe)["judge"]},
+        {"judged_with": resolved(recipe)["judge"]},
         kind=recipe.judge.kind,
         mean=scores["mean"],
         **facts,

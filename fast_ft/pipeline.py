@@ -11,7 +11,7 @@ from pathlib import Path
 from fast_ft import lease, resume
 from fast_ft.backup import Backup
 from fast_ft.budget import Clock
-from fast_ft.errors import BudgetMissed
+from fast_ft.errors import BudgetMissed, InputError
 from fast_ft.folders import refuse_unmounted
 from fast_ft.generate_phase import generate_phase, missed
 from fast_ft.interrupt import interruptible
@@ -58,17 +58,26 @@ def opened(
         check_model(recipe)  # before there is a folder: a refused run leaves nothing behind
         if judged:
             judging.check(recipe.judge, prepared.prompts)
+    restored = False
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible())
         stack.enter_context(lease.hold(root))
         if backup is not None:
             stack.enter_context(lease.hold(backup.folder))  # another machine may have the same folder mounted
-            if not (root / "manifest.json").is_file():
-                backup.restore()
+            restored = not (root / "manifest.json").is_file() and backup.restore()
         folder = RunDir.open(recipe, recipe_path)
         if backup is not None:
             folder.on_saved, folder.on_answer = backup.save, backup.answered
-        resume.go_on(folder, recipe, prepared, force=force_resume)
+        try:
+            resume.go_on(folder, recipe, prepared, force=force_resume)
+        except InputError as error:
+            if backup is None or not restored:
+                raise
+            backup.take_back()
+            raise InputError(
+                f"{backup.folder} is the backup of another run, whose folder has the same name. Name another "
+                f"backup_dir, or an output_dir that ends in another name; nothing was touched.\n{error}"
+            ) from None
         try:
             yield folder
         except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import copy
 import datetime as dt
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,9 @@ class RunDir:
         self,
         phase: str,
         seconds: float,
-        *,
-        beside: dict[str, Any] | None = None,
+        beside: Mapping[str, Any] | None = None,
         spent: Sequence[Path] = (),
+        /,
         **facts: Any,
     ) -> None:
         """Note that `phase` is done, when, how long it took in all, and facts about it (JSON values).
@@ -202,7 +202,8 @@ def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
     An unreadable manifest gives a row whose phase says so: one bad run must not hide the others.
     """
     rows, recipes = [], []
-    for path in sorted(Path(root).glob("**/manifest.json")):
+    top = Path(root)
+    for path in sorted({*top.glob("**/manifest.json"), *top.glob("*/manifest.json")}):  # ** walks through no links
         try:
             manifest = read_manifest(path)
         except InputError:

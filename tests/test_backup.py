@@ -327,6 +327,19 @@ def test_a_folder_that_cannot_be_made_or_whose_disk_is_not_mounted_is_one_messag
     assert not Path("/mnt/no-such-disk").exists() and not folders.DRIVE.exists()
 
 
+def test_the_backup_of_another_run_of_the_same_name_is_not_taken_for_this_ones(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(path, tmp_path)
+    held = {file: file.read_bytes() for file in drive(tmp_path).rglob("*") if file.is_file()}
+    other = [str(path), f"backup_dir={tmp_path}/drive", f"output_dir={tmp_path}/other/run", "lora.r=2"]
+    assert main(other) == 2
+    said = capsys.readouterr().err
+    assert "is the backup of another run" in said and "lora.r: 4 -> 2" in said
+    assert not (tmp_path / "other").exists(), "a refused run leaves nothing behind"
+    assert {file: file.read_bytes() for file in drive(tmp_path).rglob("*") if file.is_file()} == held
+
+
 def test_a_disk_that_is_mounted_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "DRIVE", tmp_path / "drive")
     monkeypatch.setattr(folders, "PLACES", (tmp_path / "mnt",))

@@ -282,7 +282,7 @@ def test_runs_lists_folders_and_what_differs(
     recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from fast_ft.load import load_recipe
-    from fast_ft.rundir import RunDir
+    from fast_ft.rundir import RunDir, list_runs
 
     assert main(["runs", str(tmp_path / "runs")]) == 0
     assert "no runs here yet" in capsys.readouterr().out
@@ -292,6 +292,10 @@ def test_runs_lists_folders_and_what_differs(
     done = fast_ft("runs", str(tmp_path / "runs"), COLUMNS="200")
     assert done.returncode == 0 and "lora.r" in done.stdout and done.stdout.count("train") >= 2
     assert "lora.lora_alpha" not in done.stdout and "1.5" in done.stdout
+    (tmp_path / "linked").mkdir()
+    for folder in (tmp_path / "runs").iterdir():
+        (tmp_path / "linked" / folder.name).symlink_to(folder)
+    assert len(list_runs(tmp_path / "linked")) == 2, "a run folder may be a link"
 
 
 def test_schema_is_json_schema() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import RecipeFactory
 
-from fast_ft import generate, interrupt, progress, train_phase
+from fast_ft import atomic, generate, interrupt, progress, train_phase
 from fast_ft.__main__ import main
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's here")
@@ -91,6 +91,34 @@ def test_answers_that_are_stopped_end_within_10_seconds_with_status_130_and_go_o
     assert not (tmp_path / "run" / ".lease").exists()
     assert main([str(path)]) == 0
     assert len(json.loads((tmp_path / "run" / "pred.json").read_text())) == 5
+
+
+@pytest.mark.parametrize("second", ["in the same step", "while the state is saved"])
+def test_ctrl_c_twice_stops_at_once_and_loses_the_step_in_hand_at_most(
+    recipe_file: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    path = recipe_file({"train.save_steps": 2, "output_dir": str(tmp_path / "run"), "data.test": None})
+
+    class Impatient(progress.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.done == 3:
+                signal.raise_signal(signal.SIGINT)
+                if second == "in the same step":
+                    signal.raise_signal(signal.SIGINT)
+
+    def before(what: str, file: Path) -> None:
+        if what == "rename" and file.name == "step-3":
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_phase, "Bar", Impatient)
+        patch.setattr(atomic, "before", before)
+        assert main([str(path)]) == 130
+    assert [each.name for each in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    assert main([str(path)]) == 0
+    assert main([str(path), f"output_dir={tmp_path}/whole"]) == 0
+    assert adapter_digest(tmp_path / "run") == adapter_digest(tmp_path / "whole")
 
 
 # ---- whatever a command waits for, it ends

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,6 +79,20 @@ def test_a_killed_holder_is_stale_at_once(
     with lease.hold(tmp_path / "run", sleep=never):
         assert json.loads((tmp_path / "run" / lease.NAME).read_text())["pid"] == os.getpid()
     assert f"process {holder.pid} on" in capsys.readouterr().err
+
+
+def test_a_process_that_is_suspended_holds_its_folder_and_goes_on(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / lease.NAME
+    holder.send_signal(signal.SIGSTOP)
+    os.waitpid(holder.pid, os.WUNTRACED)
+    os.utime(path, (1, 1))  # no beat since 1970
+    with pytest.raises(InputError, match=f"in use by process {holder.pid}"):
+        lease.hold(tmp_path / "run", sleep=never).__enter__()
+    holder.send_signal(signal.SIGCONT)
+    holder.communicate("")
+    assert holder.returncode == 0 and not path.exists()
 
 
 def test_a_process_id_that_was_given_anew_holds_nothing(tmp_path: Path) -> None:

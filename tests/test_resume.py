@@ -217,9 +217,9 @@ def test_a_stop_beside_the_record_of_the_answers_makes_none_of_them_again(
     """The answers of the base model are answers too."""
     root, finish = tmp_path / "run", RunDir.finish
 
-    def stopped(folder: RunDir, phase: str, *given: Any, **facts: Any) -> None:
+    def stopped(folder: RunDir, phase: str, seconds: float, beside: Any, spent: Any, **facts: Any) -> None:
         if stop == "after it":
-            finish(folder, phase, *given, **facts | {"spent": ()})
+            finish(folder, phase, seconds, beside, (), **facts)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
