@@ -92,6 +92,8 @@ def allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
         return str(schema["const"])
     if "enum" in schema:
         return " or ".join(map(str, schema["enum"]))
+    if entries := schema.get("prefixItems"):
+        return f"a list of {len(entries)}, each entry {' or '.join(dict.fromkeys(allowed(e, root) for e in entries))}"
     if schema.get("type") == "array":
         return f"a list, each entry {allowed(schema['items'], root)}"
     if "properties" in schema:
@@ -161,7 +163,7 @@ def _descend(root: dict[str, Any], loc: Key) -> tuple[Key, dict[str, Any]]:
                 option.get("properties", {}).get(part) if "properties" in option else option.get("additionalProperties")
             )
             if isinstance(part, int):
-                inner = option.get("items")
+                inner = dict(enumerate(option.get("prefixItems", []))).get(part, option.get("items"))
             if isinstance(inner, dict):
                 schema = inner
                 break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import stat
 import struct
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fast_ft import outside
 from fast_ft.errors import InputError
 from fast_ft.load import validated
 from fast_ft.plan import Plan
@@ -189,10 +189,4 @@ def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> by
 def _object(path: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         raise InputError(f"{path}: holds no {escaped(name)}, so it is no submission")
-    try:
-        content = json.loads(files[name])
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {escaped(name)} is no JSON ({escaped(str(error))})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: {escaped(name)} holds no JSON object")
-    return content
+    return outside.parsed_object(files[name], f"{path}, {escaped(name)}", "Get the zip again.")
