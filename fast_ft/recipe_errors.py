@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -21,13 +22,18 @@ _KINDS = {
 }
 
 
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return Recipe.model_json_schema()
+
+
 def explain(errors: Iterable[Any], tree: dict[str, Any]) -> list[tuple[Key, str]]:
     """Return (key, sentence) for each of pydantic's errors, one per key, in plain words.
 
     The sentences are made from the recipe's JSON Schema, not from pydantic's messages: those name Python's types and
     report a union once for each of its members.
     """
-    root = Recipe.model_json_schema()
+    root = _schema()
     problems: dict[Key, str] = {}
     for error in errors:
         loc: Key = error["loc"]

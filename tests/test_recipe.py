@@ -71,7 +71,7 @@ def test_all_problems_come_at_once_in_the_files_order(tmp_path: Path) -> None:
 def test_any_key_takes_a_value_of_any_kind_or_says_what_it_takes(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL + "curriculum: {stages: [{name: all, upto: 1.0}]}\n")
     for key, _ in recipe_keys.fields():
-        for value in ("null", "x", "5", "[]", "[[1]]", "[1, x]", "{a: {b: 1}}"):
+        for value in ("null", "x", "[[1]]", "{a: {b: 1}}"):
             with contextlib.suppress(InputError):
                 load_recipe(path, [f"{key.replace('stages.', 'stages.0.')}={value}"])
     said = message(tmp_path, SMALL, "judge.dollars_per_million_tokens=5")
