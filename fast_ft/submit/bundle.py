@@ -168,10 +168,9 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise InputError(f"{path}: the member {escaped(name)!r} is no plain file. Nothing was unpacked.")
         if entry.compress_type not in _PACKED:
-            method = zipfile.compressor_names.get(entry.compress_type, "an unknown method")
             raise InputError(
-                f"{path}: the member {escaped(name)!r} is compressed by {method}. Only deflate is read, as `submit` "
-                "writes it: pack the folder anew"
+                f"{path}: the member {escaped(name)!r} is compressed by zip's method {entry.compress_type}. Only deflate "
+                "is read, as `submit` writes it: pack the folder anew"
             )
         if name in seen:
             raise InputError(f"{path}: two members are called {escaped(name)!r}")
