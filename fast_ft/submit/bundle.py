@@ -169,8 +169,8 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
             raise InputError(f"{path}: the member {escaped(name)!r} is no plain file. Nothing was unpacked.")
         if entry.compress_type not in _PACKED:
             raise InputError(
-                f"{path}: the member {escaped(name)!r} is compressed by zip's method {entry.compress_type}. Only deflate "
-                "is read, as `submit` writes it: pack the folder anew"
+                f"{path}: the member {escaped(name)!r} is compressed by zip's method {entry.compress_type}. Only "
+                "deflate is read, as `submit` writes it: pack the folder anew"
             )
         if name in seen:
             raise InputError(f"{path}: two members are called {escaped(name)!r}")
