@@ -9,6 +9,7 @@ from typing import Any
 from fast_ft.errors import InputError
 
 MOST_JSON = 8 << 20  #: bytes of a config.json, an adapter_config.json, an index
+MOST_LEVELS = 50  #: of lists and objects within one another; no file of ours, of PEFT's or of a model's has ten
 
 
 def check_size(path: Path, most: int = MOST_JSON) -> None:
@@ -28,15 +29,27 @@ def text(path: Path, most: int = MOST_JSON, remedy: str = "") -> str:
 
 def json_object(path: Path, most: int = MOST_JSON, remedy: str = "Copy it again.") -> dict[str, Any]:
     """Return a JSON file's object; InputError where it is too long, no JSON, too deep, or no object."""
+    return parsed_object(text(path, most, remedy), str(path), remedy)
+
+
+def parsed_object(content: str | bytes, name: str, remedy: str = "Copy it again.") -> dict[str, Any]:
+    """Return the JSON object that `content` holds; InputError, beginning with `name`, where it is none, or too deep.
+
+    What reads such an object may call itself for each level of it, so the levels are counted here.
+    """
     try:
-        content = json.loads(text(path, most, remedy))
-    except InputError:
-        raise
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}). {remedy}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no JSON object but a {type(content).__name__}. {remedy}")
-    return content
+        raise InputError(f"{name}: not valid JSON ({error}). {remedy}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{name}: holds no JSON object but a {type(found).__name__}. {remedy}")
+    level: list[Any] = [found]
+    for _ in range(MOST_LEVELS):
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [each for each in level if isinstance(each, dict | list)]
+    if level:
+        raise InputError(f"{name}: lists and objects within one another, over {MOST_LEVELS} levels of them. {remedy}")
+    return found
 
 
 def refuse_links(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -21,13 +22,18 @@ _KINDS = {
 }
 
 
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return Recipe.model_json_schema()
+
+
 def explain(errors: Iterable[Any], tree: dict[str, Any]) -> list[tuple[Key, str]]:
     """Return (key, sentence) for each of pydantic's errors, one per key, in plain words.
 
     The sentences are made from the recipe's JSON Schema, not from pydantic's messages: those name Python's types and
     report a union once for each of its members.
     """
-    root = Recipe.model_json_schema()
+    root = _schema()
     problems: dict[Key, str] = {}
     for error in errors:
         loc: Key = error["loc"]
@@ -92,6 +98,8 @@ def allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
         return str(schema["const"])
     if "enum" in schema:
         return " or ".join(map(str, schema["enum"]))
+    if entries := schema.get("prefixItems"):
+        return f"a list of {len(entries)}, each entry {' or '.join(dict.fromkeys(allowed(e, root) for e in entries))}"
     if schema.get("type") == "array":
         return f"a list, each entry {allowed(schema['items'], root)}"
     if "properties" in schema:
@@ -163,7 +171,7 @@ def _descend(root: dict[str, Any], loc: Key) -> tuple[Key, dict[str, Any]]:
                 option.get("properties", {}).get(part) if "properties" in option else option.get("additionalProperties")
             )
             if isinstance(part, int):
-                inner = option.get("items")
+                inner = dict(enumerate(option.get("prefixItems", []))).get(part, option.get("items"))
             if isinstance(inner, dict):
                 schema = inner
                 break

@@ -326,3 +326,24 @@ def test_a_garbled_selfcheck_is_a_message(change: dict[str, Any], tmp_path: Path
     loaded: Any = None  # it is read before the model is needed
     with pytest.raises(InputError, match=r"selfcheck\.json: cannot be read"):
         selfcheck.verify(tmp_path, loaded, 0)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_json_too_deep_for_its_readers_is_a_message(opening: str, closing: str, tmp_path: Path) -> None:
+    """What writes or copies a value calls itself for each of its levels; json reads deeper ones than that."""
+    from fast_ft.submit import bundle, submit
+
+    inside = {f'{{"x": {opening * levels}1{closing * levels}}}': levels for levels in (20, 60, 330, 700, 100_000)}
+    for text, levels in inside.items():
+        if levels < outside.MOST_LEVELS:
+            assert outside.parsed_object(text, "x")
+            continue
+        with pytest.raises(InputError, match=r"x: (lists and objects within one another|not valid JSON)"):
+            outside.parsed_object(text, "x")
+        run = rundir.RunDir(tmp_path)
+        run.manifest_path.write_text(f'{{"recipe": {{"model": {text}, "lora": {{}}}}}}')
+        with pytest.raises(InputError, match=r"manifest\.json: "):
+            run.manifest()
+        (tmp_path / "x.zip").write_bytes(submit.packed({"manifest.json": text.encode()}, "top"))
+        with pytest.raises(InputError, match=r"top/manifest\.json: "):
+            bundle.read(tmp_path / "x.zip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fast_ft import recipe_keys
 from fast_ft.errors import InputError
 from fast_ft.load import digest, load_recipe, resolved, schema, with_overrides
 from fast_ft.recipe import METRICS
@@ -64,6 +66,16 @@ def test_all_problems_come_at_once_in_the_files_order(tmp_path: Path) -> None:
     assert lines[6] == "  r.yaml:6: seeed: unknown key (did you mean 'seed'?)"
     assert "adamw_torch or adamw_8bit (did you mean 'adamw" in lines[7]
     assert "train.save_steps: 0 is not allowed; it takes a whole number at least 1, or null" in lines[8]
+
+
+def test_any_key_takes_a_value_of_any_kind_or_says_what_it_takes(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL + "curriculum: {stages: [{name: all, upto: 1.0}]}\n")
+    for key, _ in recipe_keys.fields():
+        for value in ("null", "x", "[[1]]", "{a: {b: 1}}"):
+            with contextlib.suppress(InputError):
+                load_recipe(path, [f"{key.replace('stages.', 'stages.0.')}={value}"])
+    said = message(tmp_path, SMALL, "judge.dollars_per_million_tokens=5")
+    assert said.endswith("5 is not allowed; it takes a list of 2, each entry a number at least 0, or null")
 
 
 def test_wrong_values_and_wrong_consequences_come_together(tmp_path: Path) -> None:

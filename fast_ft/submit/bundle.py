@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import stat
 import struct
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fast_ft import outside
 from fast_ft.errors import InputError
 from fast_ft.load import validated
 from fast_ft.plan import Plan
@@ -168,10 +168,9 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise InputError(f"{path}: the member {escaped(name)!r} is no plain file. Nothing was unpacked.")
         if entry.compress_type not in _PACKED:
-            method = zipfile.compressor_names.get(entry.compress_type, "an unknown method")
             raise InputError(
-                f"{path}: the member {escaped(name)!r} is compressed by {method}. Only deflate is read, as `submit` "
-                "writes it: pack the folder anew"
+                f"{path}: the member {escaped(name)!r} is compressed by zip's method {entry.compress_type}. Only "
+                "deflate is read, as `submit` writes it: pack the folder anew"
             )
         if name in seen:
             raise InputError(f"{path}: two members are called {escaped(name)!r}")
@@ -189,10 +188,4 @@ def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> by
 def _object(path: Path, files: dict[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         raise InputError(f"{path}: holds no {escaped(name)}, so it is no submission")
-    try:
-        content = json.loads(files[name])
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {escaped(name)} is no JSON ({escaped(str(error))})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: {escaped(name)} holds no JSON object")
-    return content
+    return outside.parsed_object(files[name], f"{path}, {escaped(name)}", "Get the zip again.")
