@@ -21,7 +21,7 @@ test: lint
 # Hours: kill tests at 40 moments and of the quickstart, then an hour of fuzzing.
 soak: .venv/test-ready
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-soak.txt
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak --timeout 0
 	$(BIN)/python tests/fuzz.py --minutes 60
 
 lint: .venv/test-ready

@@ -63,6 +63,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly that no browser was there: a skipped test is one letter among a thousand."""
+    skipped = [each for each in terminalreporter.stats.get("skipped", []) if "test_report_browser" in each.nodeid]
+    if skipped:
+        terminalreporter.section("THE BROWSER TESTS DID NOT RUN", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} tests of the report were skipped: {skipped[0].longrepr[2]}", red=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cheap_collections() -> Iterator[None]:
     """Keep the libraries' million objects out of garbage collections: a run asks for four, a third of a second each."""

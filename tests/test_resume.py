@@ -67,7 +67,7 @@ def again(one_run: Path, tiny: Path, tmp_path: Path) -> Go:
 def test_changed_training_keys_are_shown_as_a_diff_and_refused(again: Go, tmp_path: Path) -> None:
     before = digests(tmp_path / "run")
     with pytest.raises(InputError) as caught:
-        again("train.learning_rate=0.02", "train.num_train_epochs=2", "generate.max_new_tokens=3")
+        again("train.learning_rate=0.02", "curriculum.stages.1.num_train_epochs=2", "generate.max_new_tokens=3")
     assert "  train.learning_rate: 0.01 -> 0.02\n" in str(caught.value) and "--force-resume" in str(caught.value)
     assert digests(tmp_path / "run") == before
 
@@ -146,7 +146,8 @@ def test_another_judge_keeps_adapter_answers_and_former_scores(again: Go, tmp_pa
     folder = again(*judged)
     assert folder.done("judge") is not None
     scores = folder.scores.read_bytes()
-    again(*judged, "judge.timeout_seconds=61.0")
+    shutil.copy(tmp_path / "references.json", tmp_path / "others.json")
+    again(*judged, f"judge.references={tmp_path}/others.json")
     assert [path.read_bytes() for path in root.glob("scores-*.json")] == [scores]
     after = {name: digest for name, digest in digests(root).items() if name.startswith(("adapter", "pred"))}
     assert after == before
