@@ -705,6 +705,30 @@ def test_the_reference_judge_measures_text(runs: Any, capsys: pytest.CaptureFixt
     assert "chrF" in capsys.readouterr().out and "A right answer in other words" in scores["notes"][0]
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("C++", "C", False), ("C#", "C", False), ("5%", "5", False), ("5!", "5", False), ("A*", "A", False),
+        ("f(x)", "f(x", False), ("x'", "x", False), ("-", "", False), ("?", "", False), ("$5", "5", False),
+        ("Yes!", "yes", True), ("5.", "5", True), ("Paris. ", "paris", True), ("好。", "好", True), ("هل؟", "هل", True),
+        ('He said "yes."', 'he said "yes".', True), ("Cafe\u0301", "café", True), ("C++.", "c++", True),
+    ],
+)  # fmt: skip
+def test_an_exact_match_leaves_out_the_end_of_a_sentence_and_no_symbol(answer: str, reference: str, same: bool) -> None:
+    assert ReferenceJudge()("q", reference, answer).details["exact_match"] is same
+
+
+@pytest.mark.parametrize(
+    "text", ["今天天气很好。", "Сегодня тепло.", "आज मौसम अच्छा है।", "الطقس جميل", "날씨가 좋다", "วันนี้อากาศดี", "+", "👍"]
+)
+def test_text_of_any_script_is_like_itself_and_unlike_another(text: str) -> None:
+    judge = ReferenceJudge()
+    same = judge("q", text, text).details
+    assert same["rouge_l"] == 1 and same["length_ratio"] == 1
+    half = judge("q", text + " " + text[::-1], text).details
+    assert 0.5 < half["rouge_l"] < 1 and judge("q", text, "zzz").details["rouge_l"] == 0
+
+
 # ---- statistics
 
 
