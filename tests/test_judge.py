@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from judge_server import Faults, JudgeServer, scores_for
 from fast_ft import interrupt
 from fast_ft.__main__ import main
 from fast_ft.errors import BudgetMissed, InputError
-from fast_ft.judge import endpoint, failure, judge, judging, prices, rubric, stats
+from fast_ft.judge import endpoint, failure, judge, judging, post, prices, rubric, stats
 from fast_ft.judge.judge import Group, Item, Judgment, judge_all, summarise, too_many_missing
 from fast_ft.judge.reference import ReferenceJudge
 from fast_ft.judge.verdicts import COUNTS, FILE, Verdict, Verdicts
@@ -431,6 +432,31 @@ def test_the_process_ends_though_its_threads_wait(runs: Any, serve: Any, kinds: 
         os.kill(process.pid, kind)
     process.join(7)  # interrupt.GRACE is longer
     assert process.exitcode == 130 and "Traceback" not in errors.read_text()
+
+
+def ask_once(url: str, said: Any) -> None:
+    """In a process of its own."""
+    said.put(post.post(url, b"{}", {}, 0.3).body)
+
+
+def test_a_process_that_was_stopped_finds_the_reply_that_came_meanwhile() -> None:
+    """SIGSTOP until the reply's time is over: it is paid for all the same."""
+    context, body = multiprocessing.get_context("fork"), b"x" * 5000
+    said = context.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        process = context.Process(target=ask_once, args=(url, said))
+        process.start()
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1 << 16)
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGSTOP)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + body)
+            time.sleep(0.4)
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(10)
+    assert process.exitcode == 0 and said.get() == body
 
 
 # ---- whatever a server says
