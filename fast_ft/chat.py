@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -12,20 +13,22 @@ from fast_ft.again import open_run
 from fast_ft.decode.decode import Pool
 from fast_ft.decode.fused import Fused
 from fast_ft.decode.prefill import Row
+from fast_ft.errors import InputError
 from fast_ft.generate_phase import load
 from fast_ft.prepare import prepare
 from fast_ft.progress import note
 from fast_ft.recipe import Generate
 from fast_ft.template import Encoder, Message
-from fast_ft.terminal import harmless
+from fast_ft.terminal import harmless, whole
 
 _BURST = 4  #: tokens between two looks: few enough to read along
 
 
 def chat(
-    root: str | Path, overrides: Sequence[str], *, ask: Callable[[str], str] = input, out: TextIO = sys.stdout
+    root: str | Path, overrides: Sequence[str], *, ask: Callable[[str], str] | None = None, out: TextIO = sys.stdout
 ) -> None:
-    """Read prompts with `ask` until it raises EOFError, and write answers to `out`."""
+    """Read prompts with `ask` (default: a line of stdin) until it raises EOFError, and write answers to `out`."""
+    ask = ask or _stdin()
     folder, recipe = open_run(root, overrides)
     prepared = prepare(recipe)
     assert prepared.encoder is not None
@@ -43,6 +46,9 @@ def chat(
             return
         if not text:
             messages = []
+            continue
+        if whole(text) != text:
+            note("That line holds a part of a character, as some terminals leave it at Backspace. Write it again.")
             continue
         messages.append({"role": "user", "content": text})
         most = recipe.generate.max_new_tokens
@@ -73,6 +79,15 @@ class _Room:
             with memory.explained(f"making room for {longest} tokens", memory.ANSWERING):
                 self._pool = generate.pool_over(self._fused, self._encoder, self._section, slots=1, longest=longest)
         return self._pool
+
+
+def _stdin() -> Callable[[str], str]:
+    """Return `input`, for which bytes that are no UTF-8 are parts of characters; InputError where stdin is closed."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError("chat reads what you say from stdin, which is closed: start chat in a terminal")
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return input
 
 
 def _answer(pool: Pool, row: Row, encoder: Encoder, out: TextIO) -> str:

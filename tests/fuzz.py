@@ -68,11 +68,7 @@ def fuzz(name: str, seconds: int, found: Path) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=60.0, help="for all targets together (default: 60)")
-    parser.add_argument(
-        "--targets",
-        nargs="+",
-        default=["recipe", "data", "pred", "scores", "manifest", "submissions", "zips", "sweep", "clock", "journal"],
-    )
+    parser.add_argument("--targets", nargs="+", help="default: all")
     parser.add_argument("--found", type=Path, default=Path("fuzz-found"), help="folder for files that did harm")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=int, help=argparse.SUPPRESS)

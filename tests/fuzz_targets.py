@@ -6,22 +6,28 @@ A target takes any bytes. Only InputError may come out of the parser, and the ta
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import tempfile
 from collections.abc import Callable
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from conftest import POCKET, ROOT
 
-from fast_ft import atomic, load
+from fast_ft import atomic, load, results
 from fast_ft.data import Data, load_pool, load_prompts, load_references
 from fast_ft.errors import InputError
-from fast_ft.judge import judging
-from fast_ft.recipe import Range, Search
+from fast_ft.judge import endpoint, failure, judge_openai, judging, post
+from fast_ft.judge import verdicts as verdict_file
+from fast_ft.judge.judge import Group, Item, Judgment, summarise
+from fast_ft.recipe import Judge, Range, Search
 from fast_ft.report import facts, overview
 from fast_ft.rundir import RunDir, differences, list_runs
 from fast_ft.show import print_runs
@@ -124,6 +130,14 @@ SUBMISSIONS = [
     {"score": 4.25, "at": "2025-04-05T13:30:00+00:00", "pred": "0" * 64},
     {"score": 4, "at": "2025-04-06 21:30", "note": "by hand"},
 ]
+AT = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "sk-0123456789"}
+ITEM = Item("Why?", "So.", "No.")
+JUDGE = Judge(kind="openai", references="r.json", max_retries=0, dollars_per_million_tokens=(1, 1))
+COMPLETION = {
+    "id": "x", "object": "chat.completion", "created": 0, "model": "m", "usage": {"prompt_tokens": 9},
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "8 7\nGood."}}],
+}  # fmt: skip
+REFUSAL = {"error": {"message": "slow down", "type": "x", "code": "rate"}}
 #: Values that stand where others are expected.
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 10**400, 1e308, -1e-308, 2**63, "", "x", " ", "\x00", "\ud800", "\u2028", "é" * 50,
@@ -237,6 +251,55 @@ def _handed_in() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def reply(data: bytes) -> None:
+    """A judge's reply: as an answer that is scored, as a refusal of each kind, and compressed."""
+    head = data[:40].decode("latin-1")
+    failure.retry_after({"retry-after": head})
+    headers = Message()
+    headers["location"] = " ".join(head.split())
+    with mock.patch.dict(os.environ, AT):
+        asked = endpoint.Endpoint(JUDGE)
+    for status in (307, 400, 401, 429, 500):
+        str(asked._status(post.Answer(status, headers, data), data.decode("utf-8", "replace"))).encode()
+    for coding in ("gzip", "deflate", head):
+        with contextlib.suppress(post.Broken, post.TooLong):
+            assert len(post._unpacked(data, coding)) <= post.MOST
+    _judged(post.Answer(200, headers, data), b"")
+
+
+def verdicts(data: bytes) -> None:
+    """A verdicts.jsonl, as a judge reads it, adds to it and finds all in it that was paid for."""
+    first = _judged(post.Answer(200, Message(), json.dumps(COMPLETION).encode()), data)
+    kept = (FOLDER / verdict_file.FILE).read_bytes()
+    again = _judged(post.Answer(500, Message(), b""), kept)
+    assert first.score == again.score == 7 and first.details == again.details, "a reply that was kept is not found"
+
+
+def _judged(answer: post.Answer, kept: bytes) -> Judgment:
+    """Score ITEM by a kept reply or, where none holds a score, by a server's answer; write that down, and read it."""
+    path, scores = FOLDER / verdict_file.FILE, FOLDER / "scores.json"
+    path.write_bytes(kept)
+    sent = mock.patch.object(post, "post", lambda *_: answer)
+    with mock.patch.dict(os.environ, AT), sent, mock.patch.object(os, "fsync"):
+        store = verdict_file.Verdicts(path)
+        judge = judge_openai.OpenAIJudge(JUDGE, store, pairwise=True)
+        judge.open(0.0)
+        with store.locked():
+            judge.forget_unreadable([ITEM])
+            judge.estimate([ITEM])
+            judgment = judge(*ITEM)
+        atomic.write_json(scores, OPENAI | summarise({"a": judgment}, Group(), 0) | judge.facts())
+    results.read_scores(scores)
+    return judgment
+
+
+def _key() -> str:
+    """Return the key of what is asked about ITEM."""
+    with mock.patch.dict(os.environ, AT):
+        judge = judge_openai.OpenAIJudge(JUDGE, verdict_file.Verdicts(FOLDER / "none"), pairwise=True)
+    return judge._key(next(judge._questions(*ITEM)))
+
+
 def _run(pred: bytes | None = None, scores: bytes | None = None) -> RunDir:
     folder = RunDir(RUN)
     RUN.mkdir(exist_ok=True)
@@ -331,6 +394,24 @@ def _seeds() -> dict[str, list[bytes]]:
 
 
 SEEDS = _seeds()
+
+TARGETS |= {"reply": reply, "verdicts": verdicts}
+KEPT = {
+    "key": _key(),
+    "reply": "8 7\n\ud83d",
+    "model": "m",
+    "rubric": "r",
+    "prompt_tokens": 9,
+    "completion_tokens": None,
+}
+SEEDS |= {
+    "reply": [json.dumps(COMPLETION).encode(), json.dumps(REFUSAL).encode(), gzip.compress(b"x" * 99), b"<html>"],
+    "verdicts": [
+        b"\n".join(json.dumps(KEPT | {"key": key}).encode() for key in (KEPT["key"], "0", "1")),
+        json.dumps(KEPT).encode(),
+        json.dumps(KEPT, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+    ],
+}
 
 
 TARGETS |= {"sweep": sweep, "clock": clock, "journal": journal}

@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "slow":
             time.sleep(float(value))
         elif kind == "drip":  # a whole reply, a byte at a time
-            self._drip(self._head(200, 50_000), self._completion("8 7").ljust(50_000).encode(), float(value))
+            self._drip(self._head(200, 500), self._completion("8 7").ljust(500).encode(), float(value))
         elif kind == "drip-head":
             self._drip(b"", self._head(200, 5), float(value))
         elif kind == "flood":

@@ -64,7 +64,7 @@ def test_any_bytes_and_any_json_end_in_a_message_at_worst(name: str, data: Any) 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_files_end_in_a_message_at_worst(name: str) -> None:
     chance = random.Random(f"{name} 1")
-    for _ in range({"recipe": 300, "zips": 300, "submissions": 300, "journal": 150}.get(name, 1500)):
+    for _ in range({"recipe": 300, "zips": 300, "submissions": 300, "verdicts": 300, "journal": 150}.get(name, 1500)):
         content = chance.choice(SEEDS[name])
         for _ in range(chance.choice((1, 1, 2))):
             content = fuzz_targets.changed(content, chance)

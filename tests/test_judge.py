@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from judge_server import Faults, JudgeServer, scores_for
 from fast_ft import interrupt
 from fast_ft.__main__ import main
 from fast_ft.errors import BudgetMissed, InputError
-from fast_ft.judge import endpoint, failure, judge, judging, prices, rubric, stats
+from fast_ft.judge import endpoint, failure, judge, judging, post, prices, rubric, stats
 from fast_ft.judge.judge import Group, Item, Judgment, judge_all, summarise, too_many_missing
 from fast_ft.judge.reference import ReferenceJudge
 from fast_ft.judge.verdicts import COUNTS, FILE, Verdict, Verdicts
@@ -433,6 +434,31 @@ def test_the_process_ends_though_its_threads_wait(runs: Any, serve: Any, kinds: 
     assert process.exitcode == 130 and "Traceback" not in errors.read_text()
 
 
+def ask_once(url: str, said: Any) -> None:
+    """In a process of its own."""
+    said.put(post.post(url, b"{}", {}, 0.3).body)
+
+
+def test_a_process_that_was_stopped_finds_the_reply_that_came_meanwhile() -> None:
+    """SIGSTOP until the reply's time is over: it is paid for all the same."""
+    context, body = multiprocessing.get_context("fork"), b"x" * 5000
+    said = context.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        process = context.Process(target=ask_once, args=(url, said))
+        process.start()
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1 << 16)
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGSTOP)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + body)
+            time.sleep(0.4)
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(10)
+    assert process.exitcode == 0 and said.get() == body
+
+
 # ---- whatever a server says
 
 
@@ -480,8 +506,10 @@ def test_half_a_character_in_a_reply_is_kept_shown_and_judged(
         assert main(["judge", str(folder.root)]) == 0, capsys.readouterr().err
         scores = json.loads(folder.scores.read_text())
         assert scores["prompts"]["3"]["reply"] == "8 7\nso \ufffd" and "m\ufffd" in scores["answered_by"]
+        assert folder.report.read_text(encoding="utf-8")
+        kept = folder.root.parent / FILE  # as it was written before halves were replaced
+        kept.write_bytes(kept.read_bytes().replace("\ufffd".encode(), "\ud83d".encode("utf-8", "surrogatepass")))
     assert server.requests == COUNT
-    assert folder.report.read_text(encoding="utf-8")
 
 
 def test_any_line_of_replies_is_read_or_passed_over(tmp_path: Path) -> None:
@@ -703,6 +731,30 @@ def test_the_reference_judge_measures_text(runs: Any, capsys: pytest.CaptureFixt
     scores = json.loads(folder.scores.read_text())
     assert scores["mean"] == scores["exact_match"] == 0 and scores["chrf"] > 0 and scores["base"]["count"] == 5
     assert "chrF" in capsys.readouterr().out and "A right answer in other words" in scores["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("C++", "C", False), ("C#", "C", False), ("5%", "5", False), ("5!", "5", False), ("A*", "A", False),
+        ("f(x)", "f(x", False), ("x'", "x", False), ("-", "", False), ("?", "", False), ("$5", "5", False),
+        ("Yes!", "yes", True), ("5.", "5", True), ("Paris. ", "paris", True), ("好。", "好", True), ("هل؟", "هل", True),
+        ('He said "yes."', 'he said "yes".', True), ("Cafe\u0301", "café", True), ("C++.", "c++", True),
+    ],
+)  # fmt: skip
+def test_an_exact_match_leaves_out_the_end_of_a_sentence_and_no_symbol(answer: str, reference: str, same: bool) -> None:
+    assert ReferenceJudge()("q", reference, answer).details["exact_match"] is same
+
+
+@pytest.mark.parametrize(
+    "text", ["今天天气很好。", "Сегодня тепло.", "आज मौसम अच्छा है।", "الطقس جميل", "날씨가 좋다", "วันนี้อากาศดี", "+", "👍"]
+)
+def test_text_of_any_script_is_like_itself_and_unlike_another(text: str) -> None:
+    judge = ReferenceJudge()
+    same = judge("q", text, text).details
+    assert same["rouge_l"] == 1 and same["length_ratio"] == 1
+    half = judge("q", text + " " + text[::-1], text).details
+    assert 0.5 < half["rouge_l"] < 1 and judge("q", text, "zzz").details["rouge_l"] == 0
 
 
 # ---- statistics

@@ -152,6 +152,18 @@ def test_killed_and_gone_on_with_in_two_processes_and_then_in_one(alone: tuple[P
     assert any("goes on in 1 processes, after 2" in text for text in notes)
 
 
+def test_a_taste_in_two_processes_is_gone_on_with(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    """--stop-after: the first process alone answers meanwhile, and no process waits for another for ever."""
+    small, whole = alone
+    folder = tmp_path / "taste"
+    processes = begin(small, folder, "--stop-after", "4", command="run")
+    assert statuses(processes) == [0, 0], said(folder)
+    assert len(log(folder)) == 4 and len(json.loads((folder / "taste.json").read_text())["answers"]) == 5
+    assert said(folder, 1) == ""
+    assert main(["train", str(small), f"output_dir={folder}"]) == 0
+    assert_equal_up_to_rounding(whole, folder)
+
+
 def test_where_one_process_dies_all_end_and_no_step_is_lost(alone: tuple[Path, Path], tmp_path: Path) -> None:
     small, folder = alone[0], tmp_path / "run"
     processes = begin(small, folder, "train.save_steps=null")

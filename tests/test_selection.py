@@ -10,7 +10,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score import tokenize
 
+from fast_ft import text_words
 from fast_ft.data import Example, Pool, load_pool
 from fast_ft.errors import InputError
 from fast_ft.metrics import measure
@@ -69,11 +71,52 @@ def test_word_counts_are_pythons(texts):
 CLEAN = [
     "It ends.", "Does it?", "Yes!", "He said so.”", '"All of it."', "(See above.)", "**Done.**", "And so on…", "好的。",
     "Use `x = 1.`", "Code:\n```python\nx = 1\n```", "[They leave.]", "16.", "Pi is about 3.14.", "1. One.\n2. Two.",
+    "（好的。）", "他说：「好。」", "هل هذا صحيح؟", "वह घर गया।", "یہ ہے۔", "Have fun! 😊", "Have fun 👍🏽",
+    "Love ❤️", "„Ja.“", "Go 🇹🇼",
 ]  # fmt: skip
 NOT_CLEAN = [
     "After a few years,", "and then", "such as:", "Sincerely,\n[Your Name]", "1. One.\n2.", "", "x = 1;", "(490 words)",
     "Code:\n```python\nx = 1.", "```\nx\n``` and", "Whole.\n```python\n# A comment.", "wait -", "price: 3.5",
+    "好的，", "（四百字）", "هل،", "他说：「好", "😊 and",
 ]  # fmt: skip
+
+
+#: Text, its words, what is compared of it. The scripts without spaces count each letter, with its marks.
+WORDS = [
+    ("我用Python写C++。你好", "我 用 Python 写 C++。 你 好", "我 用 python 写 c 你 好"),
+    ("（好的。）", "（好 的。）", "好 的"),
+    ("กินข้าว", "กิ น ข้ า ว", "กิ น ข้ า ว"),
+    ("コーヒーを", "コ ー ヒ ー を", "コ ー ヒ ー を"),
+    ("한국어 단어!", "한국어 단어!", "한국어 단어"),
+    ("Привет, МИР.", "Привет, МИР.", "привет мир"),
+    ("मैं घर जा रहा हूँ।", "मैं घर जा रहा हूँ।", "मैं घर जा रहा हूँ"),
+    ("مرحبا بالعالم؟", "مرحبا بالعالم؟", "مرحبا بالعالم"),
+    ("Cafe\u0301 naïve", "Cafe\u0301 naïve", "café naïve"),
+    ("👍", "👍", "👍"),
+    ("half \ud83d", "half \ufffd", "half"),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "terms"), WORDS, ids=range(len(WORDS)))
+def test_words_of_any_script(text, words, terms):
+    assert text_words.words(text) == words.split()
+    assert text_words.terms(text) == terms.split()
+
+
+def test_rows_of_any_script_have_as_many_words_as_their_texts():
+    texts = [text for text, _, _ in WORDS if "\ud83d" not in text]
+    rows = measure(pool(texts, texts), ["response_words", "conversation_words", "type_token_ratio"]).table
+    counts = [len(text_words.words(text)) for text in texts]
+    assert rows["response_words"].to_pylist() == counts
+    assert rows["conversation_words"].to_pylist() == [2 * count for count in counts]
+    assert rows["type_token_ratio"].to_pylist()[texts.index("コーヒーを")] == 4 / 5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_words_of_ascii_are_pythons_and_terms_are_rouges(text):
+    assert text_words.words(text) == text.split()
+    assert text_words.terms(text) == (tokenize.tokenize(text, None) or list("".join(text.lower().split())))
 
 
 def test_a_clean_end_is_told_from_a_cut_one():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RecipeFactory
+from conftest import RecipeFactory, write_recipe
 
 from fast_ft import chat, progress, terminal
 from fast_ft.__main__ import main
@@ -109,3 +109,41 @@ def test_runs_and_chat_carry_no_codes(tmp_path: Path, capsys: pytest.CaptureFixt
     stub: Any = chat._answer
     assert stub(Pool(), Row(), Encoder(), out) == EVIL
     assert not acts(out.getvalue()) and out.getvalue().count("\\u001b") == EVIL.count("\x1b")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny: Path, train_file: Path, test_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    path = write_recipe(folder, tiny, train_file, test_file, {"curriculum.stages": []})
+    assert main(["train", str(path), f"output_dir={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def test_a_line_with_half_a_character_is_asked_for_again(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Backspace takes one byte of three in a terminal that does not know of UTF-8."""
+    said = "你好\n".encode() + "好".encode()[:2] + b"\nWhy?\n\xff\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(said), encoding="utf-8"))
+    asked: list[str] = []
+
+    def answer(pool: Any, row: Any, encoder: Any, out: Any) -> str:
+        asked.append(encoder.decode(row.prompt))
+        return "So."
+
+    monkeypatch.setattr(chat, "_answer", answer)
+    assert main(["chat", str(trained)]) == 0
+    assert capsys.readouterr().err.count("holds a part of a character") == 2
+    assert ["Why?" in text for text in asked] == [False, True]
+
+
+def test_chat_with_stdin_closed_says_so_before_it_loads_anything(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chat, "load", None)
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    for stdin in (None, closed):
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert main(["chat", str(trained)]) == 2
+        assert "stdin, which is closed" in capsys.readouterr().err

@@ -123,9 +123,9 @@ def parse(line: bytes) -> Verdict | None:
         return None
     if not isinstance(key, str) or not isinstance(reply, str):
         return None
-    names = [value if isinstance(value := content.get(name), str) else "" for name in ("model", "rubric")]
-    counts = [value if type(value := content.get(name)) is int else None for name in COUNTS]
-    return Verdict(key, reply, *names, *counts)
+    model, rubric = (value if isinstance(value := content.get(name), str) else "" for name in ("model", "rubric"))
+    prompt, completion = (value if type(value := content.get(name)) is int else None for name in COUNTS)
+    return Verdict(key, reply, model, rubric, prompt, completion)
 
 
 def _lock_file(file: IO[bytes], path: Path) -> None:

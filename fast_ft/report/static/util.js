@@ -1,5 +1,5 @@
 "use strict";
-// Shared by all parts. Data becomes text nodes, never markup: no innerHTML stands anywhere in these files.
+// Shared by all parts. Data becomes text nodes, never markup: no file here names a way to make markup of text.
 
 const $ = (selector, root = document) => root.querySelector(selector);
 
