@@ -22,7 +22,7 @@ test: lint
 soak: .venv/test-ready
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-soak.txt
 	$(BIN)/python -m pytest -m soak --timeout 0
-	$(BIN)/python tests/fuzz.py --minutes 60
+	$(BIN)/python -m tests.fuzz --minutes 60
 
 lint: .venv/test-ready
 	$(BIN)/ruff check

@@ -42,8 +42,8 @@ from bench import (
     training,
     whole_run,
 )
-from fast_ft.atomic import write_json, write_text
-from fast_ft.errors import InputError
+from fast_ft.common.atomic_files import write_json, write_text
+from fast_ft.common.errors import InputError
 
 RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
 PARTS = (*training.WAYS, "train", "plan-checks", "budget", "recipe")

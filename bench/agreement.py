@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft import recipe
-from fast_ft.backend import Loaded
-from fast_ft.plan import Plan
-from fast_ft.stage_job import StageJob
-from fast_ft.template import Row
-from fast_ft.train import Course
+from fast_ft.data.batches import StageJob
+from fast_ft.data.encoding import Row
+from fast_ft.models.loaders.choose import Loaded
+from fast_ft.plan.plans import Plan
+from fast_ft.recipe import schema
+from fast_ft.train.session import Course
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ def first_step(
     """Run one step over `rows` through the real trainer and record it, before the optimizer uses the gradients."""
     from transformers import TrainerCallback
 
-    from fast_ft.trainer import make_trainer
+    from fast_ft.train.sft_trainer import make_trainer
 
     # Clipping at a huge norm divides the fp16 loss scale out and leaves the gradients as they are.
-    section = recipe.Train(effective_batch_size=len(rows), max_grad_norm=1e9, optim="adamw_torch", warmup_steps=0)
+    section = schema.Train(effective_batch_size=len(rows), max_grad_norm=1e9, optim="adamw_torch", warmup_steps=0)
     log: list[dict[str, Any]] = []
     job = StageJob(0, "agreement", rows, [list(range(len(rows)))], section.learning_rate)
     course = Course(
         loaded,
         [job],
         section,
-        recipe.Carry(),
+        schema.Carry(),
         seed=seed,
         pad_id=pad_id,
         plan=plan,

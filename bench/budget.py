@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft import cost, forecast, load, plan, planning, rules
-from fast_ft.cost import Rates, Training
-from fast_ft.prepare import Prepared, prepare
-from fast_ft.recipe import Recipe, card_backend
-from fast_ft.rundir import now
-from fast_ft.shape import ModelShape
+from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.hub.families import ModelShape
+from fast_ft.plan import cards, cost_model, planner, plans
+from fast_ft.plan.cost_model import Rates, Training
+from fast_ft.recipe import loader, policy_ntu_hw5
+from fast_ft.recipe.schema import Recipe, card_backend
+from fast_ft.run.folder import now
 
 #: The homework's own figures: minutes of training (from, to) over all attempts, and of inference, on a T4.
 ALLOWED = {"simple": (10, 10), "medium": (60, 120), "strong": (180, 240)}
-INFERENCE_MINUTES, SESSION_MINUTES = rules.MINUTES["generate_minutes"], rules.MINUTES["train_minutes"]
+INFERENCE_MINUTES, SESSION_MINUTES = policy_ntu_hw5.MINUTES["generate_minutes"], policy_ntu_hw5.MINUTES["train_minutes"]
 MOST_ERROR = 0.2
 _START_MINUTES = 2
 
@@ -39,7 +40,7 @@ class Published:
     source: str
 
 
-_LLAMA = ModelShape.from_config(dict(rules.LLAMA_2_7B))
+_LLAMA = ModelShape.from_config(dict(policy_ntu_hw5.LLAMA_2_7B))
 _TINY = ModelShape(2048, 5632, 22, 32, 4, 64, 32000, False)
 _EPOCH = 52_002
 #: Mean tokens of the longer of two of Alpaca's rows in its own template, which both are padded to: counted over 9,229
@@ -56,7 +57,7 @@ HELD_OUT = Published(
 
 def calibrate() -> dict[str, Any]:
     """Return the T4's rate by which the fitted run comes out, and by how much the held-out one is missed then."""
-    bandwidth = forecast.card("t4").gb_per_s
+    bandwidth = cards.card("t4").gb_per_s
     low, high = 1.0, 65.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -83,10 +84,10 @@ def seconds_of(run: Published, tflops: float, gb_per_s: float) -> float:
         r=16, optim="adamw_8bit", load_in_4bit=True, backend="unsloth", rows=2, longest=PADDED_TOKENS,
         typical=PADDED_TOKENS,
     )  # fmt: skip
-    one = cost.pass_seconds(
+    one = cost_model.pass_seconds(
         run.shape, training, Rates(tflops, gb_per_s), 2 * PADDED_TOKENS, run.shape.num_hidden_layers, capture=False
     )
-    return math.ceil(run.rows / 8) * (4 * one + cost.STEP_SECONDS)
+    return math.ceil(run.rows / 8) * (4 * one + cost_model.STEP_SECONDS)
 
 
 def measure(overrides: Sequence[str], results: Path) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def measure(overrides: Sequence[str], results: Path) -> dict[str, Any]:
     trusted = abs(found["held_out"]["error"]) <= MOST_ERROR
     recipes = {}
     for name in ALLOWED:
-        recipe = load.load_recipe(f"recipes/{name}.yaml", overrides)
+        recipe = loader.load_recipe(f"recipes/{name}.yaml", overrides)
         done = _measured(results / f"{name}-{card_backend(recipe.model, recipe.lora)}.json")
         if done is None:
             done = project(recipe, prepare(recipe), found)
@@ -119,16 +120,16 @@ def project(recipe: Recipe, prepared: Prepared, calibration: dict[str, Any]) -> 
 
     The slow end is widened by the error on the held-out run.
     """
-    card = forecast.card("t4")
-    config = planning.base_config(recipe)
+    card = cards.card("t4")
+    config = planner.base_config(recipe)
     shape = ModelShape.from_config(config)
     backend = card_backend(recipe.model, recipe.lora)
-    settled = planning.settle(recipe, prepared, config, backend=backend, card=card)
-    work, steps = planning.training(recipe, prepared, backend=backend), planning.step_lengths(recipe, prepared)
+    settled = planner.settle(recipe, prepared, config, backend=backend, card=card)
+    work, steps = planner.training(recipe, prepared, backend=backend), planner.step_lengths(recipe, prepared)
 
     def minutes(tflops: float) -> float:
         rates = Rates(tflops, card.gb_per_s)
-        return sum(plan.step_seconds(shape, work, settled, step, rates) for step in steps) / 60
+        return sum(plans.step_seconds(shape, work, settled, step, rates) for step in steps) / 60
 
     slowest = minutes(calibration["tflops"]) * (1 + abs(calibration["held_out"]["error"]))
     return {
@@ -136,7 +137,7 @@ def project(recipe: Recipe, prepared: Prepared, calibration: dict[str, Any]) -> 
         "steps": len(steps),
         "tokens": sum(map(sum, steps)),
         "train_minutes": [round(minutes(card.tflops[1]), 1), round(slowest, 1)],
-        "generate_minutes": planning.answer_minutes(
+        "generate_minutes": planner.answer_minutes(
             recipe, prepared, settled.generation_batch, shape, (calibration["tflops"], card.tflops[1]), card.gb_per_s
         ),
         "plan": settled.to_json(),
@@ -163,7 +164,7 @@ def attempts(done: dict[str, Any]) -> list[int]:
 def markdown(found: dict[str, Any]) -> str:
     """Return the table of minutes, with how they came about."""
     held, rate = found["calibration"]["held_out"], found["calibration"]["tflops"]
-    quick = forecast.card("t4").tflops[1]
+    quick = cards.card("t4").tflops[1]
     lines = [
         "| recipe | training, min | homework | answers, min | homework | attempts in 4 h | verdict on training |",
         "|---" * 7 + "|",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fast_ft import shape
+from fast_ft.hub import families
 
 
 def clock(work: Callable[[], Any]) -> float:
@@ -41,7 +41,7 @@ def reset_peak() -> None:
 def peak_gib(context: float) -> float:
     import torch
 
-    return round(torch.cuda.max_memory_reserved() / shape.GIB + context, 2) if torch.cuda.is_available() else 0.0
+    return round(torch.cuda.max_memory_reserved() / families.GIB + context, 2) if torch.cuda.is_available() else 0.0
 
 
 def empty_cache() -> None:

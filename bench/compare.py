@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.machine import card_slug
-from fast_ft.cost import train_flops
-from fast_ft.shape import ModelShape
+from fast_ft.hub.families import ModelShape
+from fast_ft.plan.cost_model import train_flops
 
 WARM_UP, MEASURED = 6, 12  #: steps that are left out, and the fewest that must follow
 COSINE, LOSS_DROP = 0.99, 0.05

@@ -28,7 +28,7 @@ from bench import machine
 from bench.decode_measures import MEASURES
 from bench.decode_subject import Subject
 from bench.emulation import LABEL
-from fast_ft.atomic import write_json
+from fast_ft.common.atomic_files import write_json
 
 
 def main() -> int:

@@ -13,9 +13,11 @@ from typing import Any
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
 from bench.decode_subject import Subject
 from bench.timed import TimedPool, plain_generate, step_bytes
-from fast_ft import data, environment, recipe
-from fast_ft.decode.cache import PAGE
-from fast_ft.decode.prefill import Row
+from fast_ft.common import gpu
+from fast_ft.data import dataset
+from fast_ft.generate.engine.kv_cache import PAGE
+from fast_ft.generate.engine.prefill import Row
+from fast_ft.recipe import schema
 
 LONGEST, MEAN = 1024, 250  #: new tokens of answers of mixed length
 
@@ -149,7 +151,7 @@ def _lengths(subject: Subject) -> list[int]:
     """Lengths of long Alpaca responses, scaled to the mean; without a file a log-normal like them."""
     draw = random.Random(0)
     if subject.options.lengths:
-        pool = data.load_pool(recipe.Data(train=str(subject.options.lengths)))
+        pool = dataset.load_pool(schema.Data(train=str(subject.options.lengths)))
         counts = [len(subject.encoder.response_ids([], each.response)) for each in pool.examples(range(len(pool)))]
         picked = [float(count) for count in draw.choices(counts, k=len(subject.ids))]
     else:
@@ -160,4 +162,4 @@ def _lengths(subject: Subject) -> list[int]:
 
 def _peak() -> float:
     """GiB reserved at most since the last reset, with the context as it is now."""
-    return peak_gib(environment.context_gib())
+    return peak_gib(gpu.context_gib())

@@ -16,13 +16,17 @@ from bench.emulation import measured_rates
 from bench.random_base import random_model
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedPool
-from fast_ft import adapter_file, backend, data, environment, recipe
-from fast_ft.decode import sampling
-from fast_ft.decode.cache import PAGE, Cache
-from fast_ft.decode.fused import Fused
-from fast_ft.plan_pool import settle_pool
-from fast_ft.shape import ModelShape
-from fast_ft.template import Encoder
+from fast_ft.common import gpu
+from fast_ft.data import dataset
+from fast_ft.data.encoding import Encoder
+from fast_ft.generate.engine import sampler as sampling
+from fast_ft.generate.engine.kv_cache import PAGE, Cache
+from fast_ft.generate.engine.model_runner import Fused
+from fast_ft.hub.families import ModelShape
+from fast_ft.models import lora_files
+from fast_ft.models.loaders import choose
+from fast_ft.plan.decode_pool import settle_pool
+from fast_ft.recipe import schema
 
 NO_EOS = -1
 
@@ -33,7 +37,7 @@ class Subject:
     def __init__(self, options: argparse.Namespace, keep: Callable[[str, dict[str, Any]], None]) -> None:
         self.options, self._keep = options, keep
         self.encoder = Encoder(Path(options.tokenizer or options.base))
-        prompts = data.load_prompts(options.prompts)[0][: options.take]
+        prompts = dataset.load_prompts(options.prompts)[0][: options.take]
         self.ids = [self.encoder.prompt_ids(prompt.messages) for prompt in prompts]
         self.shape = ModelShape.from_config(json.loads((Path(options.base) / "config.json").read_text()))
         self.slots = [None if each == "auto" else int(each) for each in options.slots.split(",")]
@@ -49,15 +53,15 @@ class Subject:
 
         if self._loaded is None:
             started = time.monotonic()
-            environment.expand_segments()
+            gpu.expand_segments()
             cap = self.options.cap
-            self.context = environment.cap_gpu_gib(cap) if cap else environment.context_gib()
+            self.context = gpu.cap_gpu_gib(cap) if cap else gpu.context_gib()
             if torch.cuda.is_available():
                 self._keep("rates", measured_rates())
             self._loaded = self._load()
             if self.options.sms:
                 self._limit_sms(self.options.sms)
-            segments = "expandable" if environment.segments_expand() else "fixed"
+            segments = "expandable" if gpu.segments_expand() else "fixed"
             seconds = time.monotonic() - started
             say(f"loaded in {seconds:.1f} s; {self.context:.2f} GiB for the context, {segments} segments")
         return self._loaded.model
@@ -72,8 +76,8 @@ class Subject:
         if self.options.random:
             config = json.loads((Path(self.options.base) / "config.json").read_text())
             return SimpleNamespace(model=random_model(config, self.options.dtype), free=lambda: None)
-        section = recipe.Model(name_or_path=self.options.base, dtype=self.options.dtype)
-        maker = backend.make_backend(section, recipe.Lora(), seed=1, name="peft")
+        section = schema.Model(name_or_path=self.options.base, dtype=self.options.dtype)
+        maker = choose.make_backend(section, schema.Lora(), seed=1, name="peft")
         if self.options.adapter is not None:
             return maker.for_generation(self.options.adapter)
         self.options.adapter = Path(tempfile.mkdtemp()) / "adapter"
@@ -83,7 +87,7 @@ class Subject:
     def _limit_sms(self, sms: int) -> None:
         import torch
 
-        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": environment.matmul_tflops()}
+        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": gpu.matmul_tflops()}
         found["sms_of_card"] = torch.cuda.get_device_properties(0).multi_processor_count
         self._kept = limit_sms(sms)
         torch.backends.cuda.enable_flash_sdp(False)
@@ -125,7 +129,7 @@ class Subject:
         return result
 
 
-def _random_adapter(maker: backend.Backend, folder: Path) -> Any:
+def _random_adapter(maker: choose.Backend, folder: Path) -> Any:
     """Return the base with an adapter of random B matrices, saved to `folder` too."""
     import torch
 
@@ -134,6 +138,6 @@ def _random_adapter(maker: backend.Backend, folder: Path) -> Any:
         for name, weight in loaded.model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.002)
-    adapter_file.save(loaded.model, folder, "random", "random")
+    lora_files.save(loaded.model, folder, "random", "random")
     loaded.model.eval().requires_grad_(False)
     return loaded

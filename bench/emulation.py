@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from fast_ft import environment
-from fast_ft.shape import GIB
+from fast_ft.common import gpu
+from fast_ft.hub.families import GIB
 
 T4_GIB = 14.7  #: usable on a T4, the process's context included
 #: What a T4 does, by its data sheet and by what published runs reached.
@@ -34,9 +34,9 @@ class Limits:
 
         if not torch.cuda.is_available():
             return
-        self.context_gib = environment.context_gib()
+        self.context_gib = gpu.context_gib()
         if self.cap_gib:
-            environment.cap_gpu_gib(self.cap_gib)
+            gpu.cap_gpu_gib(self.cap_gib)
         if self.t4_attention:
             torch.backends.cuda.enable_flash_sdp(False)
             torch.backends.cuda.enable_cudnn_sdp(False)
@@ -80,7 +80,7 @@ class Limits:
             "sms_got": self._kept[2] if self._kept else None,
             "flash_and_cudnn_attention": not self.t4_attention,
             "context_gib": round(self.context_gib, 3),
-            "context_after_gib": round(environment.context_gib(), 3),
+            "context_after_gib": round(gpu.context_gib(), 3),
             "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
             "rates": self.rates,
         }
@@ -90,7 +90,7 @@ def measured_rates() -> dict[str, float]:
     """Return TFLOP/s of a 4,096-cubed fp16 product and GB/s of a copy, read plus written, on the current stream."""
     import torch
 
-    flops = environment.matmul_tflops()
+    flops = gpu.matmul_tflops()
     assert flops is not None, "there is a card"
     source = torch.zeros(2**27, device="cuda", dtype=torch.float16)
     target = torch.empty_like(source)

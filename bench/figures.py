@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import compare, machine
-from fast_ft.atomic import write_json
-from fast_ft.errors import InputError
+from fast_ft.common.atomic_files import write_json
+from fast_ft.common.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS / "figures.json"

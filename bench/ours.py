@@ -9,13 +9,18 @@ from typing import Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
-from fast_ft import adapter_file, backend, hub, load, plan, planning, train
-from fast_ft.plan import Plan
-from fast_ft.prepare import Prepared, prepare
-from fast_ft.recipe import Recipe, Train
-from fast_ft.shape import ModelShape
-from fast_ft.stage_job import StageJob
-from fast_ft.trainer import make_trainer
+from fast_ft.data.batches import StageJob
+from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.hub import download
+from fast_ft.hub.families import ModelShape
+from fast_ft.models import lora_files
+from fast_ft.models.loaders import choose
+from fast_ft.plan import planner, plans
+from fast_ft.plan.plans import Plan
+from fast_ft.recipe import loader
+from fast_ft.recipe.schema import Recipe, Train
+from fast_ft.train import session
+from fast_ft.train.sft_trainer import make_trainer
 
 
 class InFileOrder(Prepared):
@@ -38,9 +43,9 @@ def prepared_rows(recipe: Recipe) -> InFileOrder:
 
 def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; return plan and predictions. See bench.way for what a job holds."""
-    recipe = load.load_recipe(job["recipe"], job["overrides"])
+    recipe = loader.load_recipe(job["recipe"], job["overrides"])
     prepared = prepared_rows(recipe)
-    maker = backend.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
+    maker = choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
     import peft  # noqa: F401  # with Unsloth all three are there by now
     import transformers  # noqa: F401
     import trl  # noqa: F401
@@ -48,11 +53,11 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     watch.stamp("imported")
     limits.begin()
     with limits.stream():
-        card = planning.card_here()
-    settled = planning.settle(recipe, prepared, model_config(recipe), backend=maker.name, card=card)
+        card = planner.card_here()
+    settled = planner.settle(recipe, prepared, model_config(recipe), backend=maker.name, card=card)
     loaded = maker.for_training()
     if job["adapter"]:
-        adapter_file.load(loaded.model, Path(job["adapter"]))
+        lora_files.load(loaded.model, Path(job["adapter"]))
     watch.stamp("loaded")
     course = _course(recipe, prepared, loaded, settled, Path(job["work"]))
     course.stop_after = job["stop_after"]
@@ -61,7 +66,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     watch.stamp("trained")
     folder = Path(job["work"]) / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
-    adapter_file.save(loaded.model, folder, recipe.model.name_or_path, "")
+    lora_files.save(loaded.model, folder, recipe.model.name_or_path, "")
     watch.stamp("saved")
     found = {
         "backend": loaded.backend,
@@ -79,21 +84,21 @@ def predicted(recipe: Recipe, prepared: Prepared, settled: Plan, backend_name: s
     if card is None:
         return {"peak_gib": None, "step_seconds": None}
     shape = ModelShape.from_config(model_config(recipe))
-    work = planning.training(recipe, prepared, backend=backend_name)
-    steps = planning.step_lengths(recipe, prepared)
-    seconds = [round(plan.step_seconds(shape, work, settled, step, card.expected), 5) for step in steps]
+    work = planner.training(recipe, prepared, backend=backend_name)
+    steps = planner.step_lengths(recipe, prepared)
+    seconds = [round(plans.step_seconds(shape, work, settled, step, card.expected), 5) for step in steps]
     return {"peak_gib": settled.train_gib, "step_seconds": seconds}
 
 
 def model_config(recipe: Recipe) -> dict[str, Any]:
     """Return config.json's content of the base model."""
-    folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision)
+    folder = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def _course(recipe: Recipe, prepared: InFileOrder, loaded: backend.Loaded, settled: Plan, work: Path) -> train.Course:
+def _course(recipe: Recipe, prepared: InFileOrder, loaded: choose.Loaded, settled: Plan, work: Path) -> session.Course:
     assert prepared.encoder is not None
-    return train.Course(
+    return session.Course(
         loaded,
         prepared.jobs(recipe.train, recipe.seed),
         recipe.train,
@@ -106,7 +111,7 @@ def _course(recipe: Recipe, prepared: InFileOrder, loaded: backend.Loaded, settl
     )
 
 
-def _train(course: train.Course, watch: Watch, stop_after: int) -> None:
+def _train(course: session.Course, watch: Watch, stop_after: int) -> None:
     """Run the course's only stage as Course.run does, watched."""
     passes = course.passes
     lay_out, begin = passes.lay_out, passes.begin

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
-from fast_ft.shape import TARGET_MODULES
+from fast_ft.hub.families import TARGET_MODULES
 
 
 @dataclass(frozen=True)

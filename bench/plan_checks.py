@@ -18,10 +18,11 @@ from typing import Any
 
 from bench import emulation, ours
 from bench.watch import Watch
-from fast_ft import data, load, template
-from fast_ft.atomic import write_json
-from fast_ft.recipe import Recipe
-from fast_ft.shape import GIB
+from fast_ft.common.atomic_files import write_json
+from fast_ft.data import dataset, encoding
+from fast_ft.hub.families import GIB
+from fast_ft.recipe import loader
+from fast_ft.recipe.schema import Recipe
 
 STEPS, WARM_UP = 8, 2
 _MOST_LEFT_GIB = 0.1  #: of the run before, when the next one begins
@@ -48,7 +49,7 @@ def main() -> int:
             work.mkdir()
             overrides = [*job["overrides"], *changes]
             if case == _LONG_ROWS:
-                rows = long_rows(load.load_recipe(job["recipe"], job["overrides"]), work / "rows.json")
+                rows = long_rows(loader.load_recipe(job["recipe"], job["overrides"]), work / "rows.json")
                 overrides.append(f"data.train={rows}")
             cap = 10.0 if case == _CAPPED else job["cap_gib"]
             cases[case] = run(job, overrides, work, cap)
@@ -101,8 +102,8 @@ def _emptied() -> float:
 
 def long_rows(recipe: Recipe, path: Path, tokens: int = 2048, count: int = 64) -> Path:
     """Write rows of at most `tokens` tokens, prompt included: responses of the recipe's file, one behind the other."""
-    encoder = template.load_encoder(recipe.model)
-    pool = data.load_pool(recipe.data)
+    encoder = encoding.load_encoder(recipe.model)
+    pool = dataset.load_pool(recipe.data)
     words = " ".join(each.response for each in pool.examples(range(len(pool)))).split(" ")
     rows, at = [], 0
     for number in range(count):

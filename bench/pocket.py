@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import figures, machine
-from fast_ft.again import generate_again, judge_again
-from fast_ft.atomic import sha256_file, write_json
-from fast_ft.load import load_recipe
-from fast_ft.pipeline import run
+from fast_ft.common.atomic_files import sha256_file, write_json
+from fast_ft.pipeline.rerun import generate_again, judge_again
+from fast_ft.pipeline.run import run
+from fast_ft.recipe.loader import load_recipe
 
 RECIPE = "recipes/quickstart.yaml"
 STEPS = 127

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import compare, figures, plan_checks, quickstart, sweep
-from fast_ft.errors import InputError
+from fast_ft.common.errors import InputError
 
 CITED = re.compile(
     r"(?P<number>\d[\d,]*(?:\.\d+)?)(?P<share>\s?%|\spoints)?(?P<comment><!-- (?P<source>[^>]+?) -->)", re.ASCII

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import figures, machine, recipe_run
-from fast_ft.atomic import write_json
-from fast_ft.load import load_recipe
-from fast_ft.rundir import output_folder
+from fast_ft.common.atomic_files import write_json
+from fast_ft.recipe.loader import load_recipe
+from fast_ft.run.folder import output_folder
 
 RECIPE = "recipes/quickstart.yaml"
 SHOWN = ("crop_by_capit", "difference", "land", "sort", "story", "sum", "all")  #: rows of the table that are shown

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fast_ft.shape import TARGET_MODULES
+from fast_ft.hub.families import TARGET_MODULES
 
 
 def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> Any:

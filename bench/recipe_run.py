@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from fast_ft import load
-from fast_ft.errors import InputError
-from fast_ft.rundir import RunDir, output_folder
+from fast_ft.common.errors import InputError
+from fast_ft.recipe import loader
+from fast_ft.run.folder import RunDir, output_folder
 
 BACKENDS = ("fused", "unsloth", "peft")
 
@@ -43,7 +43,7 @@ def run_command(
 
     `environment` is added to this process's. InputError where the run is there already, or fails.
     """
-    recipe = load.load_recipe(recipe_path, overrides)
+    recipe = loader.load_recipe(recipe_path, overrides)
     folder = output_folder(recipe, recipe_path)
     if (folder / "manifest.json").exists():
         raise InputError(f"{folder}: this run is there already, and would not be measured. Move or delete it first.")
@@ -81,10 +81,11 @@ def start(module: str, words: Sequence[str], log: Path, environment: Mapping[str
 def _check_with_peft(folder: Path) -> float:
     """Load a run's adapter with plain transformers and PEFT, in a process without Unsloth; return the difference."""
     code = (
-        "import sys; from fast_ft import backend, selfcheck; from fast_ft.rundir import RunDir; "
-        "from fast_ft.template import load_encoder; r = RunDir.at(sys.argv[1]); p = r.recipe(); "
-        "b = backend.make_backend(p.model, p.lora, seed=p.seed, name='peft'); "
-        "print(selfcheck.verify(r.adapter, b.for_generation(r.adapter), load_encoder(p.model).pad_id))"
+        "import sys; from fast_ft.models.loaders import choose; from fast_ft.models import adapter_check; "
+        "from fast_ft.run.folder import RunDir; "
+        "from fast_ft.data.encoding import load_encoder; r = RunDir.at(sys.argv[1]); p = r.recipe(); "
+        "b = choose.make_backend(p.model, p.lora, seed=p.seed, name='peft'); "
+        "print(adapter_check.verify(r.adapter, b.for_generation(r.adapter), load_encoder(p.model).pad_id))"
     )
     answer = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
     if answer.returncode:

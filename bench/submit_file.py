@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fast_ft.atomic import write_json
-from fast_ft.errors import InputError
+from fast_ft.common.atomic_files import write_json
+from fast_ft.common.errors import InputError
 
 _PART = (
     "way", "stamps", "cap_gib", "sms", "sms_got", "flash_and_cudnn_attention", "context_gib", "context_after_gib",

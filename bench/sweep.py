@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import figures, machine
-from fast_ft.again import generate_again, judge_again
-from fast_ft.atomic import write_json
-from fast_ft.judge import stats
-from fast_ft.judge.judge import scores_of
-from fast_ft.load import load_recipe
+from fast_ft.common.atomic_files import write_json
+from fast_ft.judge import statistics
+from fast_ft.judge.scoring import scores_of
+from fast_ft.pipeline.rerun import generate_again, judge_again
+from fast_ft.recipe.loader import load_recipe
 
 RECIPE = "recipes/sweep-pocket.yaml"
 MINUTES = 5.0
@@ -123,7 +123,7 @@ def start(recipe: str, overrides: list[str]) -> dict[str, Any]:
 
 def in_one_process(recipe: str, trials: list[list[str]], folder: str) -> None:
     """Train each recipe over one kept base model, and print the first steps of each as JSON."""
-    from fast_ft.sweep.trial import Runner, Task
+    from fast_ft.sweep.trial_runner import Runner, Task
 
     runner, first = Runner(), []
     for number, overrides in enumerate(trials):
@@ -143,7 +143,7 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     """Return {figure: (value, unit)}, computed from the raw scores and times."""
     if result["kind"] == "sweep-pocket":
         fresh = result["fresh"]
-        gain = stats.compare(fresh["best"], fresh["recipe"], SEED, "the recipe")
+        gain = statistics.compare(fresh["best"], fresh["recipe"], SEED, "the recipe")
         tried = sum(t["state"] == "finished" for t in result["trials"])
         unit = f"share of exact matches, low end of the paired 95 % interval, {gain['count']} fresh prompts"
         return {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import compare, emulation
-from fast_ft.atomic import write_text
+from fast_ft.common.atomic_files import write_text
 
 _RATES = ("way", "tokens/s (quartiles)", "over all steps", "fast_ft is", "peak GiB")
 _TIMES = ("first step", "first epoch", "import to first step", "command to adapter")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.clock import clock
-from fast_ft.decode.cache import pages_for
-from fast_ft.decode.decode import BURST, Pool
-from fast_ft.decode.prefill import Row
-from fast_ft.shape import GIB, ModelShape
+from fast_ft.generate.engine.kv_cache import pages_for
+from fast_ft.generate.engine.prefill import Row
+from fast_ft.generate.engine.scheduler import BURST, Pool
+from fast_ft.hub.families import GIB, ModelShape
 
 
 class TimedPool(Pool):
@@ -113,14 +113,16 @@ def plain_generate(model: Any, ids: Sequence[Sequence[int]], limit: int, **value
 
 def unsloth_one_by_one(job: dict[str, Any]) -> dict[str, Any]:
     """The homework's way: Unsloth's for_inference, one prompt at a time."""
-    from fast_ft import backend, environment, recipe
+    from fast_ft.common import gpu
+    from fast_ft.models.loaders import choose
+    from fast_ft.recipe import schema
 
-    model = recipe.Model(name_or_path=job["base"], dtype=job["dtype"])
-    maker = backend.make_backend(model, recipe.Lora(), seed=1, name="unsloth")
+    model = schema.Model(name_or_path=job["base"], dtype=job["dtype"])
+    maker = choose.make_backend(model, schema.Lora(), seed=1, name="unsloth")
     import torch
 
     if job["cap"]:
-        environment.cap_gpu_gib(job["cap"])
+        gpu.cap_gpu_gib(job["cap"])
     loaded = maker.for_generation(Path(job["adapter"]))
     for ids in (min(job["ids"], key=len), max(job["ids"], key=len)):
         plain_generate(loaded.model, [ids], 8)

@@ -19,12 +19,14 @@ from typing import Any
 from bench import emulation, machine, ours, plan_checks
 from bench.clock import say
 from bench.peers import PEERS
-from fast_ft import environment, hub, load
-from fast_ft.atomic import write_json
-from fast_ft.errors import InputError
-from fast_ft.recipe import Recipe
-from fast_ft.rundir import now
-from fast_ft.shape import ModelShape
+from fast_ft.common import gpu as environment
+from fast_ft.common.atomic_files import write_json
+from fast_ft.common.errors import InputError
+from fast_ft.hub import download
+from fast_ft.hub.families import ModelShape
+from fast_ft.recipe import loader
+from fast_ft.recipe.schema import Recipe
+from fast_ft.run.folder import now
 
 WAYS = ("fast_ft", *PEERS)
 JUDGED = ("fast_ft", "unsloth-notebook", "unsloth-budget", "trl-peft")
@@ -64,7 +66,7 @@ def measure(
     `ways` gives each its number of steps, of the schedule's; None: all. A part is kept if rows, arguments,
     limits and (for fast_ft) the program are the same. A way that fails says so and leaves the others to run.
     """
-    recipe = load.load_recipe(recipe_path, overrides)
+    recipe = loader.load_recipe(recipe_path, overrides)
     settings, rows = describe(recipe)
     run = now()
     result = merged(path, settings, command)
@@ -91,7 +93,7 @@ def measure(
                 # a graph would be captured on a stream of its own, outside of the limited SMs
                 "overrides": [*overrides, "train.capture=false"] if where.sms else list(overrides),
                 "rows": rows,
-                "base": str(hub.model_folder(recipe.model.name_or_path, recipe.model.revision)),
+                "base": str(download.model_folder(recipe.model.name_or_path, recipe.model.revision)),
                 "tokenizer": str(tokenizer_folder(recipe)),
                 "adapter": str(adapter),
                 "lora": {"r": recipe.lora.r, "lora_alpha": recipe.lora.lora_alpha},
@@ -240,7 +242,7 @@ def part_key(settings: dict[str, Any], way: str, where: Setup) -> str:
 
 
 def tokenizer_folder(recipe: Recipe) -> Path:
-    return hub.tokenizer_folder(recipe.model.tokenizer or recipe.model.name_or_path, recipe.model.revision)
+    return download.tokenizer_folder(recipe.model.tokenizer or recipe.model.name_or_path, recipe.model.revision)
 
 
 def initial_adapter(folder: Path, recipe: Recipe) -> Path:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from fast_ft.template import IGNORE_INDEX
+from fast_ft.data.encoding import IGNORE_INDEX
 
 SKETCH = 2048  #: numbers that stand for a gradient of millions
 

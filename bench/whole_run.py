@@ -26,12 +26,13 @@ from typing import Any
 
 from bench import machine, recipe_run
 from bench.clock import say
-from fast_ft import hub, load
-from fast_ft.atomic import write_json
-from fast_ft.decode.cache import PAGE
-from fast_ft.errors import InputError
-from fast_ft.recipe import Recipe
-from fast_ft.rundir import RunDir
+from fast_ft.common.atomic_files import write_json
+from fast_ft.common.errors import InputError
+from fast_ft.generate.engine.kv_cache import PAGE
+from fast_ft.hub import download
+from fast_ft.recipe import loader
+from fast_ft.recipe.schema import Recipe
+from fast_ft.run.folder import RunDir
 
 CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")  #: where libraries keep compiled kernels
 #: How the manifest says what answering did: its seconds by name, the steps it took, the tokens that its cache held.
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(recipe_path: str, overrides: Sequence[str], command: str, work: Path, results: Path) -> dict[str, Any]:
     """Run the command twice and bench.decode once; return the result, which `results` holds after each of them."""
-    recipe = load.load_recipe(recipe_path, overrides)
+    recipe = loader.load_recipe(recipe_path, overrides)
     if recipe.data.test is None:
         raise InputError("data.test: null; the command is measured up to pred.json. Give a file of prompts.")
     caches = {name: str(work / "caches" / name) for name in CACHES}
@@ -92,8 +93,8 @@ def decode_as_in(
     """Return bench.decode's result for the pool, prompts, limit and adapter of a run."""
     model, cap = recipe.model, recipe.budget.memory_gib
     words = [
-        "--base", hub.model_folder(model.name_or_path, model.revision),
-        "--tokenizer", hub.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision),
+        "--base", download.model_folder(model.name_or_path, model.revision),
+        "--tokenizer", download.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision),
         "--prompts", recipe.data.test, "--adapter", RunDir.at(folder).adapter, "--only", "fixed",
         "--limit", recipe.generate.max_new_tokens, "--take", 10**6, "--cap", 0 if cap == "auto" else cap,
         "--slots", run["generate"]["batch_size"], "--workspace", 0 if run["plan"]["dequantise"] else 96,

@@ -1,1 +1,1 @@
-"""What this machine is, and what on it would break a run."""
+"""A check of the machine: driver, card, versions, room, network and a small run, with a remedy for each fault."""

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fast_ft import environment
+from fast_ft.common import gpu
+from fast_ft.common.redaction import redacted
 from fast_ft.doctor import versions
 from fast_ft.doctor.finding import Finding
-from fast_ft.redact import redacted
-from fast_ft.shape import GIB
+from fast_ft.hub.families import GIB
 
 SECONDS = 2.0  #: for an address to answer
 TRIAL_SECONDS = 300  #: with a GPU the first kernels are compiled
@@ -31,7 +31,7 @@ MEMORY_FOR_7B, MEMORY_FOR_POCKET = 6.0, 1.5
 
 def examine() -> list[Finding]:
     """Look at everything, the slow parts side by side, and return what was found."""
-    card = environment.gpu()
+    card = gpu.gpu()
     with ThreadPoolExecutor(3) as pool:
         tested = pool.submit(self_test)
         asked = pool.submit(lambda: list(network()))
@@ -84,7 +84,7 @@ def _room(card: dict[str, str] | None) -> Iterator[Finding]:
     free = psutil.virtual_memory().available / GIB
     needed = MEMORY_FOR_7B if card else MEMORY_FOR_POCKET
     yield _amount("memory", f"{free:.1f} GiB of host memory free", free, needed, "end what else runs here")
-    if card and (on_card := environment.free_gpu_gib()) is not None:
+    if card and (on_card := gpu.free_gpu_gib()) is not None:
         remedy = "end what else uses the card (nvidia-smi lists it)"
         yield _amount("GPU memory", f"{on_card:.1f} GiB free", on_card, 6.0, remedy)
     cache = Path(constants.HF_HUB_CACHE).absolute()
@@ -155,7 +155,7 @@ def _index() -> str:
 def self_test() -> Iterator[Finding]:
     """Train and decode in small, in a process of its own, and yield what came of it."""
     path = os.pathsep.join(filter(None, [str(versions.ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "fast_ft.doctor.trial"]
+    command = [sys.executable, "-m", "fast_ft.doctor.smoke_run"]
     started = time.monotonic()
     try:
         done = subprocess.run(
@@ -167,7 +167,7 @@ def self_test() -> Iterator[Finding]:
         return
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"no message, status {done.returncode}"])[-1]
-        remedy = "mend what is broken above; else see it whole: python -m fast_ft.doctor.trial"
+        remedy = "mend what is broken above; else see it whole: python -m fast_ft.doctor.smoke_run"
         yield Finding("self-test", "broken", redacted(last[:500]), remedy)
         return
     result = json.loads(done.stdout.splitlines()[-1])
@@ -193,7 +193,7 @@ def print_findings(findings: list[Finding]) -> None:
     """Print one line for each, the remedy below it, and a last line that says what it comes to."""
     import textwrap
 
-    from fast_ft.terminal import plain
+    from fast_ft.common.text_safety import plain
 
     width = max(40, shutil.get_terminal_size((100, 24)).columns)
     words = {"fine": "fine", "note": "note", "warning": "WARNING", "broken": "BROKEN"}

@@ -1,1 +1,4 @@
-"""report.html: one file that shows a run, several runs, or a data set before any training. See write.py."""
+"""Pages and pictures: report.html of one run or of several, and the map of a data set before any training.
+
+A run folder comes in. One self-contained HTML file goes out, which loads nothing from elsewhere.
+"""

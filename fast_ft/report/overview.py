@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import epoch_loss, rules
-from fast_ft.judge import stats
-from fast_ft.recipe import Train
-from fast_ft.report.facts import Run, memory_cap, prompt_scores
-from fast_ft.report.page import bullets, details, paragraph, table
-from fast_ft.rundir import differences
+from fast_ft.judge import statistics
+from fast_ft.recipe import policy_ntu_hw5
+from fast_ft.recipe.schema import Train
+from fast_ft.report.html import bullets, details, paragraph, table
+from fast_ft.report.run_data import Run, memory_cap, prompt_scores
+from fast_ft.run import epoch_loss
+from fast_ft.run.folder import differences
 
 
 def sentence(run: Run, pool_rows: int | None) -> str:
@@ -78,7 +79,9 @@ def differing(runs: Sequence[Run]) -> str:
         ("mean score", *(_score(run, run.scores.get("mean")) for run in runs)),
     ]
     parts.append(f"<h3>Results</h3>{table(('', *names), results, numbers=True)}")
-    versus = [stats.compare(prompt_scores(run.scores), prompt_scores(first.scores), 0, first.name) for run in runs[1:]]
+    versus = [
+        statistics.compare(prompt_scores(run.scores), prompt_scores(first.scores), 0, first.name) for run in runs[1:]
+    ]
     found = [(run, result) for run, result in zip(runs[1:], versus, strict=True) if result["count"]]
     if found:
         rows = [
@@ -111,7 +114,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
 def _budget(run: Run) -> Iterator[tuple[str, ...]]:
     budget, generate = run.recipe.get("budget", {}), run.phases.get("generate", {})
     used = {"train_minutes": _training_minutes(run), "generate_minutes": generate.get("decoding_seconds", 0) / 60}
-    allowed = rules.MINUTES if run.recipe.get("rules") else budget
+    allowed = policy_ntu_hw5.MINUTES if run.recipe.get("rules") else budget
     for key, name in (("train_minutes", "training, minutes"), ("generate_minutes", "answers, minutes")):
         yield name, _number(allowed.get(key)), _number(used[key]), _share(used[key], allowed.get(key))
     cap, peak = memory_cap(run), run.phases.get("train", {}).get("peak_gib")

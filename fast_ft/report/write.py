@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic
-from fast_ft.errors import InputError
-from fast_ft.picture import loss_picture, map_picture
-from fast_ft.prepare import Prepared, prepare
-from fast_ft.progress import note
-from fast_ft.recipe import Recipe
-from fast_ft.report import facts, overview
-from fast_ft.report.page import bullets, page, paragraph
-from fast_ft.report.points import Points, measured, points
-from fast_ft.rundir import RunDir
+from fast_ft.common import atomic_files
+from fast_ft.common.console import note
+from fast_ft.common.errors import InputError
+from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.recipe.schema import Recipe
+from fast_ft.report import overview, run_data
+from fast_ft.report.data_map import Points, measured, points
+from fast_ft.report.html import bullets, page, paragraph
+from fast_ft.report.plots import loss_picture, map_picture
+from fast_ft.run.folder import RunDir
 
 NOTICE = (
     "This file holds training rows and the model's predictions. The homework forbids to share either: "
@@ -30,11 +30,11 @@ def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
     prepared: the run's data, where it is at hand; else it is loaded anew. Where that fails, or gives other rows than
     those that were trained on, the page has no map and says why.
     """
-    run = facts.read_run(folder)
+    run = run_data.read_run(folder)
     notes: list[str] = []
     if prepared is None:
         prepared = _prepared(folder, run, notes)
-    content = {"answers": facts.answers([run]), "curves": [facts.curves(run)]}
+    content = {"answers": run_data.answers([run]), "curves": [run_data.curves(run)]}
     blocks: dict[str, bytes] = {}
     if prepared is not None:
         stages, pool = _stages(prepared), measured(prepared.selection.pool)
@@ -50,16 +50,16 @@ def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
         ("training", "Training", '<div id="curves"></div>' if run.lines else paragraph("No step was logged.")),
         ("answers", "Answers", '<div id="answer-view"></div>' if run.pred else paragraph("There are no answers yet.")),
     ]
-    atomic.write_text(folder.report, page(f"{run.name} · fast_ft", NOTICE, sections, content, blocks))
+    atomic_files.write_text(folder.report, page(f"{run.name} · fast_ft", NOTICE, sections, content, blocks))
     return folder.report
 
 
 def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
     """Write one page over several runs: curves over each other, recipe differences, wins, ties and losses."""
-    runs = [facts.read_run(folder) for folder in folders]
+    runs = [run_data.read_run(folder) for folder in folders]
     notes: list[str] = []
     prepared = [_prepared(folder, run, notes) for folder, run in zip(folders, runs, strict=True)]
-    content = {"answers": facts.answers(runs), "curves": [facts.curves(run) for run in runs]}
+    content = {"answers": run_data.answers(runs), "curves": [run_data.curves(run) for run in runs]}
     blocks: dict[str, bytes] = {}
     there = [p for p in prepared if p is not None]
     if len(there) == len(runs) and len({p.digests["train"] for p in there}) == 1:
@@ -75,7 +75,7 @@ def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
         ("answers", "Answers", '<div id="answer-view"></div>'),
     ]
     title = " · ".join(run.name for run in runs)
-    atomic.write_text(output, page(f"{title} · fast_ft", NOTICE, sections, content, blocks))
+    atomic_files.write_text(output, page(f"{title} · fast_ft", NOTICE, sections, content, blocks))
     return output
 
 
@@ -96,7 +96,7 @@ def _newer(path: Path, than: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
-def _prepared(folder: RunDir, run: facts.Run, notes: list[str]) -> Prepared | None:
+def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> Prepared | None:
     """Load a run's data again; None, with a note, where they are gone or give other rows."""
     try:
         found = prepare(folder.recipe(), tokens=False)
@@ -116,7 +116,7 @@ def _stages(prepared: Prepared) -> list[tuple[str, list[int]]]:
     return [(stage.name, [position[e.id] for e in stage.examples]) for stage in prepared.stages]
 
 
-def _shared_map(runs: Sequence[facts.Run], prepared: Sequence[Prepared]) -> Points:
+def _shared_map(runs: Sequence[run_data.Run], prepared: Sequence[Prepared]) -> Points:
     """Return the map of the pool that all runs share; groups say which run took a row, or several."""
     taken = [set(_positions(p).values()) for p in prepared]
     several = {i for number, own in enumerate(taken) for other in taken[number + 1 :] for i in own & other}

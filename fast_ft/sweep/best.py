@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from fast_ft.load import resolved
-from fast_ft.recipe import Recipe
+from fast_ft.recipe.loader import resolved
+from fast_ft.recipe.schema import Recipe
 
 
 def verdict(best: dict[str, Any], own: dict[str, Any] | None, against: dict[str, Any] | None, tried: int) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fast_ft import atomic
+from fast_ft.common import atomic_files
 from fast_ft.sweep import files
 
 _EVERY = 2.0
@@ -34,4 +34,4 @@ class Clock:
         """Write what was used, at most every two seconds."""
         if now or self._now() - self._written >= _EVERY:
             self._written = self._now()
-            atomic.write_json(self._path, {"seconds": round(self.used, 1)})
+            atomic_files.write_json(self._path, {"seconds": round(self.used, 1)})

@@ -6,17 +6,18 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from fast_ft import atomic, phases
-from fast_ft.errors import InputError
-from fast_ft.judge import judging, reference
-from fast_ft.progress import note
-from fast_ft.rundir import RunDir
-from fast_ft.sweep import inputs, price
+from fast_ft.common import atomic_files
+from fast_ft.common.console import note
+from fast_ft.common.errors import InputError
+from fast_ft.judge import reference_judge
+from fast_ft.pipeline import judge_phase, phases
+from fast_ft.run.folder import RunDir
+from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.cost_estimate import Measured
 from fast_ft.sweep.job import Job, shown
-from fast_ft.sweep.price import Measured
-from fast_ft.sweep.supply import Supply
-from fast_ft.sweep.trial import Result, Task, stage_answers
+from fast_ft.sweep.trial_queue import Supply
+from fast_ft.sweep.trial_runner import Result, Task, stage_answers
 from fast_ft.sweep.workers import Crew
 
 TRIES = 3  #: of one trial, each time on another worker
@@ -56,7 +57,8 @@ class Driver:
             if not self._jobs:
                 break
             if not ready and any(job.recipe.judge.kind == "reference" for job in self._jobs.values()):
-                reference.ReferenceJudge()  # its libraries are imported while the workers load, not between trials
+                # its libraries are imported while the workers load, not between trials
+                reference_judge.ReferenceJudge()
             ready = True
             while self._unreported:  # while the workers work
                 job = self._unreported.pop()
@@ -76,7 +78,7 @@ class Driver:
 
     @property
     def _measured(self) -> list[Measured]:
-        return price.measured(self.study.records())
+        return cost_estimate.measured(self.study.records())
 
     @property
     def _left(self) -> float:
@@ -132,7 +134,7 @@ class Driver:
     def _kept(self, job: Job, result: Result) -> str:
         """Keep a bug's traceback in the sweep's logs; return the problem in a sentence that says where."""
         path = self.study.root / "logs" / f"trial-{job.trial.number}.txt"
-        atomic.write_text(path, result.traceback)
+        atomic_files.write_text(path, result.traceback)
         return f"{result.problem} (its traceback is in {path})"
 
     def _stage_ended(self, worker: int, job: Job) -> None:
@@ -153,7 +155,7 @@ class Driver:
         value, scores = self._value(folder, job)
         manifest = folder.manifest()
         done = manifest["phases"]["generate"]
-        work = price.work(job.recipe, job.prepared, trained=job.trained is not None)
+        work = cost_estimate.work(job.recipe, job.prepared, trained=job.trained is not None)
         took = {
             "steps": job.spent.get("steps", 0.0), "answers": done["decoding_seconds"], "all": job.spent["all"],
             "load": job.spent.get("load", 0.0),
@@ -170,7 +172,7 @@ class Driver:
         self._unreported.append(job)
         finished = sum(r["value"] is not None and not r.get("repeats") for r in self.study.records())
         more = ""
-        if self.clock.allowed is not None and (each := price.seconds(work, self._measured)):
+        if self.clock.allowed is not None and (each := cost_estimate.seconds(work, self._measured)):
             more = f"; {self._fitting(each)} more like it fit"
         note(
             f"trial {job.trial.number}: {value:.3f} in {job.spent['all'] / 60:.1f} min; {finished} done, "
@@ -181,11 +183,11 @@ class Driver:
         """Judge a folder's answers and return their mean and each prompt's score, by the sweep's objective."""
         content = json.loads(folder.scores.read_text(encoding="utf-8")) if folder.scores.is_file() else None
         if content is None:
-            group = judging.groups(job.prepared.prompts)
+            group = judge_phase.groups(job.prepared.prompts)
             if folder.manifest_path.is_file():
                 phases.judge_phase(folder, job.recipe, job.prepared.prompts)
             else:
-                judging.judge_run(folder, job.recipe.judge, group, seed=job.recipe.seed)
+                judge_phase.judge_run(folder, job.recipe.judge, group, seed=job.recipe.seed)
             content = json.loads(folder.scores.read_text(encoding="utf-8"))
         measure = "score" if self.search.objective in ("judge", "exact_match") else self.search.objective
         scores = {

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fast_ft import outside
-from fast_ft.errors import InputError
+from fast_ft.common import untrusted_files
+from fast_ft.common.errors import InputError
 
 _MOST = 256 << 20  #: bytes of one file; a hundred trials take one MiB
 _SWEEP_REMEDY = (
@@ -118,14 +118,14 @@ _NO_VALUE: TypeAdapter[Any] = TypeAdapter(_NoValue)
 
 def read_sweep(path: Path) -> dict[str, Any]:
     """Return sweep.json's content. Raises InputError."""
-    content = outside.json_object(path, _MOST, _SWEEP_REMEDY)
+    content = untrusted_files.json_object(path, _MOST, _SWEEP_REMEDY)
     _check(_SWEEP, content, str(path), _SWEEP_REMEDY)
     return content
 
 
 def read_clock(path: Path) -> float:
     """Return the seconds that clock.json says were used. Raises InputError."""
-    content = outside.json_object(path, remedy=_CLOCK_REMEDY)
+    content = untrusted_files.json_object(path, remedy=_CLOCK_REMEDY)
     _check(_CLOCK, content, str(path), _CLOCK_REMEDY)
     return float(content["seconds"])
 

@@ -1,6 +1,7 @@
 """What a sweep's trials read, known by content: trials that read something else cannot be compared with one another.
 
-A run refuses to go on with other rows or another base (resume.py). A sweep is many runs, and holds all of them to the
+A run refuses to go on with other rows or another base (pipeline/resume.py). A sweep is many runs, and holds all of
+them to the
 digests that the first of them had.
 """
 
@@ -11,21 +12,23 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from fast_ft import atomic, hub, identity, readers
-from fast_ft.errors import InputError
-from fast_ft.load import resolved
-from fast_ft.prepare import Prepared
-from fast_ft.recipe import Recipe
-from fast_ft.rundir import RunDir
+from fast_ft.common import atomic_files
+from fast_ft.common.errors import InputError
+from fast_ft.data import sources
+from fast_ft.data.prepare import Prepared
+from fast_ft.hub import download, fingerprint
+from fast_ft.recipe.loader import resolved
+from fast_ft.recipe.schema import Recipe
+from fast_ft.run.folder import RunDir
 
 
 def of_sweep(recipe: Recipe, validation: Path) -> dict[str, str]:
     """Return {name: digest} of what all trials share: validation rows, test prompts, the judge's reference answers."""
-    found = {"the validation rows": atomic.sha256_file(validation)}
+    found = {"the validation rows": atomic_files.sha256_file(validation)}
     if recipe.data.test:
-        found[f"the test prompts {recipe.data.test}"] = readers.read(recipe.data.test, "test").digest
+        found[f"the test prompts {recipe.data.test}"] = sources.read(recipe.data.test, "test").digest
     if recipe.judge.references:
-        found[f"the reference answers {recipe.judge.references}"] = readers.read(recipe.judge.references, "test").digest
+        found[f"the reference answers {recipe.judge.references}"] = sources.read(recipe.judge.references, "test").digest
     return found
 
 
@@ -33,13 +36,13 @@ def of_trial(recipe: Recipe) -> dict[str, str]:
     """Return {name: digest} of a trial's training rows, base model, and tokenizer with its chat template."""
     model = recipe.model
     at = f"@{model.revision}" if model.revision else ""
-    base = hub.model_folder(model.name_or_path, model.revision)
-    tokens = hub.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision)
-    weights = [f"{path.name} {identity.weights_digest(path)}" for path in sorted(base.glob("*.safetensors"))]
+    base = download.model_folder(model.name_or_path, model.revision)
+    tokens = download.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision)
+    weights = [f"{path.name} {fingerprint.weights_digest(path)}" for path in sorted(base.glob("*.safetensors"))]
     return {
-        f"the training rows {recipe.data.train}": readers.read(recipe.data.train).digest,
-        f"the base model {model.name_or_path}{at}": _digest([*_files(base, hub.CONFIG_FILES), *weights]),
-        f"the tokenizer {model.tokenizer or model.name_or_path}{at}": _digest(_files(tokens, hub.TOKENIZER_FILES)),
+        f"the training rows {recipe.data.train}": sources.read(recipe.data.train).digest,
+        f"the base model {model.name_or_path}{at}": _digest([*_files(base, download.CONFIG_FILES), *weights]),
+        f"the tokenizer {model.tokenizer or model.name_or_path}{at}": _digest(_files(tokens, download.TOKENIZER_FILES)),
     }
 
 
@@ -49,7 +52,7 @@ def training_digest(recipe: Recipe, prepared: Prepared) -> str:
     train = {key: value for key, value in tree["train"].items() if key not in ("report_to", "save_steps", "capture")}
     stages = [[stage.name, stage.order, stage.learning_rate, stage.num_train_epochs, [e.digest for e in stage.examples]]
               for stage in prepared.stages]  # fmt: skip
-    folder = hub.model_folder(recipe.model.name_or_path, recipe.model.revision)
+    folder = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
     content = [tree["model"], str(folder), tree["lora"], train, tree["curriculum"]["carry"], recipe.seed, stages]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -64,7 +67,7 @@ def check_trained(folder: RunDir, prepared: Prepared) -> None:
 
 
 def _files(folder: Path, names: Iterable[str]) -> list[str]:
-    return [f"{name} {atomic.sha256_file(folder / name)}" for name in names if (folder / name).is_file()]
+    return [f"{name} {atomic_files.sha256_file(folder / name)}" for name in names if (folder / name).is_file()]
 
 
 def _digest(lines: list[str]) -> str:

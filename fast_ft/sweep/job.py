@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fast_ft.prepare import Prepared
-from fast_ft.recipe import Recipe
-from fast_ft.sweep.space import Point
+from fast_ft.data.prepare import Prepared
+from fast_ft.recipe.schema import Recipe
+from fast_ft.sweep.search_space import Point
 
 
 @dataclass

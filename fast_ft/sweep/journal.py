@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fast_ft.errors import InputError
+from fast_ft.common.errors import InputError
 
 REMEDY = "Restore it from a copy, or begin a new sweep with --output."
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fast_ft.errors import InputError
-from fast_ft.recipe import Search
+from fast_ft.common.errors import InputError
+from fast_ft.recipe.schema import Search
 from fast_ft.sweep import files, journal
-from fast_ft.sweep.space import Point, Space
+from fast_ft.sweep.search_space import Point, Space
 
 FACTS, INPUTS = "facts", "inputs"
 

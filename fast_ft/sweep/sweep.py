@@ -12,24 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fast_ft import atomic, data, environment, exclude, lease, outside, phases
-from fast_ft.errors import BudgetMissed, InputError
-from fast_ft.interrupt import interruptible
-from fast_ft.judge import judging, stats
-from fast_ft.load import content_digest, resolved
-from fast_ft.progress import note
-from fast_ft.recipe import Recipe
-from fast_ft.rundir import RunDir, differences, now
-from fast_ft.sweep import files, inputs, page, price, space, validation
+from fast_ft.common import atomic_files, gpu, untrusted_files
+from fast_ft.common.console import note
+from fast_ft.common.errors import BudgetMissed, InputError
+from fast_ft.common.signals import interruptible
+from fast_ft.data import dataset, exclude
+from fast_ft.judge import statistics
+from fast_ft.pipeline import judge_phase, phases
+from fast_ft.recipe.loader import content_digest, resolved
+from fast_ft.recipe.schema import Recipe
+from fast_ft.run import lock
+from fast_ft.run.folder import RunDir, differences, now
+from fast_ft.sweep import cost_estimate, files, inputs, report, search_space, validation_set
 from fast_ft.sweep.best import best_text, verdict
 from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.cost_estimate import Measured, Work
 from fast_ft.sweep.driver import Driver
 from fast_ft.sweep.job import Job
-from fast_ft.sweep.price import Measured, Work
-from fast_ft.sweep.space import Point, Space
+from fast_ft.sweep.search_space import Point, Space
 from fast_ft.sweep.study import Study
-from fast_ft.sweep.supply import Supply
-from fast_ft.sweep.trial import Task, is_trained
+from fast_ft.sweep.trial_queue import Supply
+from fast_ft.sweep.trial_runner import Task, is_trained
 from fast_ft.sweep.workers import Crew, LocalCrew, visible_gpus
 
 _END = 5.0  #: seconds kept for the page and for what is written at the end
@@ -54,7 +57,7 @@ class Sweep:
                 "search.objective: the recipe names no judge (judge.kind: none). Name one, or compare answers with the "
                 "validation rows' own: search.objective: rouge_l, chrf or exact_match"
             )
-        self.space: Space = space.read(recipe)
+        self.space: Space = search_space.read(recipe)
         if self.search.sampler == "grid":
             self.space.check_grid()
         content = {**resolved(recipe), "search": recipe.search.model_dump(mode="json")}
@@ -68,10 +71,10 @@ class Sweep:
         """Do the sweep and return its folder. BudgetMissed where the hours end before any trial does."""
         phases.check_model(self.recipe)
         if self.search.objective == "judge":
-            judging.check(self.recipe.judge.model_copy(update={"references": None}), [])
-        with interruptible(), lease.hold(self.root) as held:
+            judge_phase.check(self.recipe.judge.model_copy(update={"references": None}), [])
+        with interruptible(), lock.hold(self.root) as held:
             self._check_lease = held.check
-            outside.refuse_links(self.root)
+            untrusted_files.refuse_links(self.root)
             clock = Clock(self.root / "clock.json", None if self.hours is None else self.hours * 3600)
             self._begin()
             study = Study(self.root / "study.journal", self.search, self.space, self.recipe.seed, held.check)
@@ -96,14 +99,14 @@ class Sweep:
 
         The folder's name is a digest of the recipe that does not hang on where the sweep's folder lies.
         """
-        recipe = space.at(self.recipe, point, self._fixed)
+        recipe = search_space.at(self.recipe, point, self._fixed)
         tree = resolved(recipe)
         tree["data"]["test"] = tree["judge"]["references"] = self.validation_path.name
         return recipe.model_copy(update={"output_dir": str(self.root / "trials" / content_digest(tree)[:8])})
 
     def best_at(self, point: Point) -> Recipe:
         """Return the recipe to keep: the point's values, with the recipe's own test set and judge."""
-        return space.at(self.recipe, point, {"data.exclude": self._fixed["data.exclude"]})
+        return search_space.at(self.recipe, point, {"data.exclude": self._fixed["data.exclude"]})
 
     def _begin(self) -> None:
         """Draw the validation set, or read the one that was drawn; write what this sweep is."""
@@ -113,14 +116,14 @@ class Sweep:
             if differ:
                 raise InputError(f"{self.root}: holds a sweep of another recipe ({', '.join(differ)}). Choose --output")
             held_out = self.validation_path
-            if not held_out.is_file() or atomic.sha256_file(held_out) != there["validation"]["file"]:
+            if not held_out.is_file() or atomic_files.sha256_file(held_out) != there["validation"]["file"]:
                 raise InputError(f"{held_out}: changed since the sweep began. Put it back, or start anew")
         elif not self.validation_path.is_file():
-            validation.write(self.validation_path, validation.draw(self.recipe))
-        prompts, _ = data.load_prompts(str(self.validation_path))
+            validation_set.write(self.validation_path, validation_set.draw(self.recipe))
+        prompts, _ = dataset.load_prompts(str(self.validation_path))
         self._validation = sorted(exclude.digests_of(prompts))
-        self._test = sorted(validation.test_digests(self.recipe))
-        self._asked = len(data.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
+        self._test = sorted(validation_set.test_digests(self.recipe))
+        self._asked = len(dataset.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
         self._fixed: dict[str, Any] = {
             "data.test": str(self.validation_path),
             "data.exclude": sorted({*self.recipe.data.exclude, *self._validation}),
@@ -132,8 +135,8 @@ class Sweep:
             self._fixed["judge.kind"] = "reference"
         if not self.sweep_json.is_file():
             self._write(
-                recipe=self.content, recipe_file=self.name, started=now(), environment=environment.describe(),
-                validation={"file": atomic.sha256_file(self.validation_path), "prompts": self._validation,
+                recipe=self.content, recipe_file=self.name, started=now(), environment=gpu.describe(),
+                validation={"file": atomic_files.sha256_file(self.validation_path), "prompts": self._validation,
                             "in_test": sorted({*self._validation} & {*self._test})},
                 test={"prompts": self._test}, trials=[],
             )  # fmt: skip
@@ -145,11 +148,11 @@ class Sweep:
     def _write(self, **values: Any) -> None:
         self._check_lease()
         there = json.loads(self.sweep_json.read_text(encoding="utf-8")) if self.sweep_json.is_file() else {}
-        atomic.write_json(self.sweep_json, there | values)
+        atomic_files.write_json(self.sweep_json, there | values)
 
     def _crew(self, workers: int | None, ray: str | None) -> Crew:
         if ray is not None:
-            from fast_ft.sweep.ray_crew import RayCrew
+            from fast_ft.sweep.ray_workers import RayCrew
 
             return RayCrew(ray, workers)
         return LocalCrew(workers or max(1, len(visible_gpus())), self.root / "logs")
@@ -165,7 +168,7 @@ class Sweep:
         changed = differences(
             resolved(self.recipe), resolved(job.recipe), ignore=("output_dir", *self._fixed, "judge.kind")
         )
-        proof = validation.proof(job.prepared, self._validation, self._test)
+        proof = validation_set.proof(job.prepared, self._validation, self._test)
         assert not proof["in_validation"], "data.exclude keeps the validation rows out of every selection"
         return {"proof": proof,
                 "changed": {key: value for key, (_, value) in changed.items()}}  # fmt: skip
@@ -173,7 +176,7 @@ class Sweep:
     def _reserve(self, measured: list[Measured]) -> float:
         """Return the seconds that the end needs: the best recipe's answers to the test prompts, and the page."""
         longest = max((m.work.max_new_tokens for m in measured), default=self.recipe.generate.max_new_tokens)
-        return _END + 1.2 * (price.seconds(Work(0, self._asked, longest), measured) or 0.0)
+        return _END + 1.2 * (cost_estimate.seconds(Work(0, self._asked, longest), measured) or 0.0)
 
     def _finish(self, driver: Driver, crew: Crew, clock: Clock) -> None:
         """Write best.yaml, its adapter and pred.json, and the page."""
@@ -185,10 +188,10 @@ class Sweep:
         own = next((r for r in finished if r["point"] == self.space.own), None)
         against = None
         if own is not None and own is not best:
-            against = stats.compare(best["scores"], own["scores"], self.recipe.seed, "the recipe as it stood")
+            against = statistics.compare(best["scores"], own["scores"], self.recipe.seed, "the recipe as it stood")
         sentence = verdict(best, own, against, len(finished))
         recipe = self.best_at(best["point"])
-        atomic.write_text(self.best_yaml, best_text(recipe, self.root, sentence))
+        atomic_files.write_text(self.best_yaml, best_text(recipe, self.root, sentence))
         folder = self._best_run(recipe, best, crew)
         self._write(
             trials=records, seconds=round(clock.used, 1), hours=self.hours, ended=driver.supply.ended,
@@ -196,7 +199,7 @@ class Sweep:
                   "against_recipe": against, "sentence": sentence},
             importances=driver.study.importances(),
         )  # fmt: skip
-        page.write(self.root)
+        report.write(self.root)
         note(driver.supply.ended + f"; {clock.used / 60:.1f} min used")
         note(sentence)
         if equal := best["proof"]["in_test"]:
@@ -232,7 +235,7 @@ class Sweep:
         if result.problem:
             raise InputError(f"{what}: {result.problem}")
         folder = RunDir.at(self.root / "best")
-        prompts = data.load_prompts(recipe.data.test)[0] if recipe.data.test else []
+        prompts = dataset.load_prompts(recipe.data.test)[0] if recipe.data.test else []
         if prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
             phases.judge_phase(folder, recipe, prompts)
         phases.report_phase(folder)

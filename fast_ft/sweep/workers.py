@@ -1,4 +1,6 @@
-"""Who does the trials: processes on this machine, one for each GPU, or one or more on its CPU. See ray_crew.py too."""
+"""Who does the trials: processes on this machine, one for each GPU, or one or more on its CPU. See
+sweep/ray_workers.py too.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft.sweep.trial import Result, Runner, Task
+from fast_ft.sweep.trial_runner import Result, Runner, Task
 
 GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand
 

@@ -29,9 +29,11 @@ import json, sys
 from pathlib import Path
 import torch
 from bench.agreement import first_step
-from fast_ft import adapter_file, backend, recipe
-from fast_ft.plan import Plan
-from fast_ft.template import Row
+from fast_ft.models import lora_files as adapter_file
+from fast_ft.models.loaders import choose as backend
+from fast_ft.recipe import schema as recipe
+from fast_ft.plan.plans import Plan
+from fast_ft.data.encoding import Row
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
 maker = backend.make_backend(model, recipe.Lora(), seed=1, name=job["backend"])
@@ -51,7 +53,9 @@ INITIAL = """
 import json, sys
 from pathlib import Path
 import torch
-from fast_ft import adapter_file, backend, recipe
+from fast_ft.models import lora_files as adapter_file
+from fast_ft.models.loaders import choose as backend
+from fast_ft.recipe import schema as recipe
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
 loaded = backend.make_backend(model, recipe.Lora(), seed=1, name="peft").for_training()
@@ -81,7 +85,7 @@ def run(code: str, jobs: list[dict], tmp: Path) -> None:
 
 def mutations(rows: list) -> dict[str, list[dict]]:
     """The right rows, and three ways in which a mask goes wrong."""
-    from fast_ft.template import IGNORE_INDEX
+    from fast_ft.data.encoding import IGNORE_INDEX
 
     unmasked = [replace(r, labels=list(r.input_ids)) for r in rows]
     shifted = [replace(r, labels=[*r.labels[1:], IGNORE_INDEX]) for r in rows]
@@ -96,13 +100,13 @@ def mutations(rows: list) -> dict[str, list[dict]]:
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     import torch
 
-    from fast_ft import recipe
-    from fast_ft.data import load_pool
-    from fast_ft.template import Encoder
+    from fast_ft.data.dataset import load_pool
+    from fast_ft.data.encoding import Encoder
+    from fast_ft.recipe import schema
 
     tmp = tmp_path_factory.mktemp("agreement")
     encoder = Encoder(POCKET / "base")
-    examples = load_pool(recipe.Data(train=str(POCKET / "train.json"))).examples(range(8))
+    examples = load_pool(schema.Data(train=str(POCKET / "train.json"))).examples(range(8))
     rows = [encoder.row(example) for example in examples]
     job = {"base": str(POCKET / "base"), "adapter": str(tmp / "adapter"), "work": str(tmp), "rows": mutations(rows)}
     run(INITIAL, [job | {"backend": "initial"}], tmp)

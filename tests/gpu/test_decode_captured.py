@@ -19,10 +19,11 @@ POCKET = Path(__file__).parents[2] / "fast_ft" / "pocket" / "base"
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    from fast_ft import backend, recipe
+    from fast_ft.models.loaders import choose
+    from fast_ft.recipe import schema
 
-    section = recipe.Model(name_or_path=str(POCKET), dtype="float16")
-    maker = backend.make_backend(section, recipe.Lora(), seed=1, name="peft")
+    section = schema.Model(name_or_path=str(POCKET), dtype="float16")
+    maker = choose.make_backend(section, schema.Lora(), seed=1, name="peft")
     return with_adapter(maker.for_training().model)
 
 
@@ -38,7 +39,8 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import torch
     import transformers
 
-    from fast_ft import backend, recipe
+    from fast_ft.models.loaders import choose
+    from fast_ft.recipe import schema
 
     folder = tmp_path_factory.mktemp("models") / "wide"
     config = transformers.LlamaConfig(
@@ -49,8 +51,8 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Any:
     transformers.LlamaForCausalLM(config).save_pretrained(str(folder))
     for path in POCKET.glob("tokenizer*"):
         shutil.copy(path, folder)
-    section = recipe.Model(name_or_path=str(folder), dtype="float16", load_in_4bit=True)
-    maker = backend.make_backend(section, recipe.Lora(), seed=1, name="peft")
+    section = schema.Model(name_or_path=str(folder), dtype="float16", load_in_4bit=True)
+    maker = choose.make_backend(section, schema.Lora(), seed=1, name="peft")
     return with_adapter(maker.for_training().model)
 
 
@@ -67,16 +69,16 @@ def with_adapter(model: Any) -> Any:
 def run(model: Any, prompts: list[list[int]], *, hot: bool = False, fused: dict[str, Any] | None = None, **values: Any
 ) -> Any:  # fmt: skip
     """Return (answers, pool)."""
-    from fast_ft.decode import plain
-    from fast_ft.decode.cache import Cache
-    from fast_ft.decode.decode import Pool
-    from fast_ft.decode.fused import Fused
-    from fast_ft.decode.prefill import Row
-    from fast_ft.decode.sampling import Sampler
+    from fast_ft.generate.engine import ops_torch
+    from fast_ft.generate.engine.kv_cache import Cache
+    from fast_ft.generate.engine.model_runner import Fused
+    from fast_ft.generate.engine.prefill import Row
+    from fast_ft.generate.engine.sampler import Sampler
+    from fast_ft.generate.engine.scheduler import Pool
 
     fused = fused or {}
     parts = Fused(model, **fused)
-    assert (parts.ops is plain) == (fused.get("kernels") is False), "the Triton kernels do not work here"
+    assert (parts.ops is ops_torch) == (fused.get("kernels") is False), "the Triton kernels do not work here"
     cache = Cache(len(parts.layers), parts.kv_heads, parts.head_dim, 120, parts.dtype, parts.device)
     sampler = Sampler(hot, temperature=1.2, top_k=40, top_p=0.95)
     pool = Pool(parts, cache, sampler, slots=16, eos_id=2, pad_id=0, longest=200, **values)
@@ -123,7 +125,7 @@ def test_candidates_and_captures_with_4_bit_weights(four_bits: Any, prompts: lis
 def test_the_numbers_are_those_of_a_cpu() -> None:
     import torch
 
-    from fast_ft.decode.sampling import uniform
+    from fast_ft.generate.engine.sampler import uniform
 
     key = torch.randint(0, 2**63 - 1, (10_000,))
     count = torch.arange(10_000)
@@ -133,8 +135,8 @@ def test_the_numbers_are_those_of_a_cpu() -> None:
 def test_attention_over_pages_equals_plain_torch() -> None:
     import torch
 
-    from fast_ft.decode import kernels, plain
-    from fast_ft.decode.cache import PAGE
+    from fast_ft.generate.engine import ops_torch, ops_triton
+    from fast_ft.generate.engine.kv_cache import PAGE
 
     torch.manual_seed(0)
     for heads, kv_heads, dim, dtype in ((32, 32, 128, torch.float16), (8, 2, 64, torch.float32)):
@@ -142,7 +144,7 @@ def test_attention_over_pages_equals_plain_torch() -> None:
         k, v = (torch.randn(1600 * PAGE, kv_heads, dim, device="cuda").to(dtype) for _ in range(2))
         table = torch.randperm(1599, device="cuda")[: 24 * 64].view(24, 64) + 1
         q = torch.randn(24, heads + kv_heads, dim, device="cuda").to(dtype)[:, :heads]
-        expected = plain.paged_attention(q, k, v, table, lengths, columns=1024)
+        expected = ops_torch.paged_attention(q, k, v, table, lengths, columns=1024)
         for rows in (8, 24):  # each has a kernel of its own
-            made = kernels.paged_attention(q[:rows], k, v, table[:rows], lengths[:rows])
+            made = ops_triton.paged_attention(q[:rows], k, v, table[:rows], lengths[:rows])
             torch.testing.assert_close(made, expected[:rows], atol=2e-3, rtol=2e-2)

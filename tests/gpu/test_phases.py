@@ -24,9 +24,9 @@ MIB = 2**20
 RUN = """
 import json, sys
 import torch, transformers
-from fast_ft import generate_phase
-from fast_ft.load import validated
-from fast_ft.pipeline import run
+from fast_ft.pipeline import generate_phase
+from fast_ft.recipe.loader import validated
+from fast_ft.pipeline.run import run
 before, load = [], transformers.AutoModelForCausalLM.from_pretrained
 def loads(*given, **named):
     before.append(torch.cuda.memory_allocated())

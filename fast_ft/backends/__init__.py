@@ -1,1 +1,0 @@
-"""The ways to load and train a model; backend.py chooses among them."""

@@ -1,0 +1,179 @@
+"""What each command does; cli/run_commands.py has those on finished runs. Modules are imported when their command runs.
+
+A new command is a function here, a line in COMMANDS, and its options in __main__.build_parser. It takes the parsed
+options (options.overrides: the words key=value) and returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fast_ft.cli import run_commands
+from fast_ft.common.errors import BudgetMissed, InputError, nearest
+
+if TYPE_CHECKING:
+    from fast_ft.data.prepare import Prepared
+    from fast_ft.recipe.schema import Recipe
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    from fast_ft.common.console import note
+    from fast_ft.recipe.lint import lint
+    from fast_ft.recipe.loader import load_recipe
+
+    if options.call is not _sweep and (words := [word for word in options.overrides if word.startswith("search")]):
+        raise InputError(f"override {words[0]}: only `sweep` reads search, and this command is another: leave it out")
+    recipe = load_recipe(options.recipe, options.overrides)
+    for warning in lint(recipe)[1]:
+        note(f"warning: {warning}")
+    return recipe
+
+
+def _run(options: argparse.Namespace, until: str = "pred") -> int:
+    recipe = _recipe(options)
+    from fast_ft.common.console import note
+    from fast_ft.pipeline.run import run
+    from fast_ft.run.folder import RunDir
+
+    if until == "pred" and options.stop_after is not None:
+        return _taste(options, recipe)
+    missed: BudgetMissed | None = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the libraries' banners; stdout is for results
+            folder = run(recipe, options.recipe, until=until, force_resume=options.force_resume)
+    except BudgetMissed as error:
+        if error.complete is None:
+            raise
+        folder, missed = RunDir.at(error.complete), error
+    if until == "pred" and folder.scores.is_file():
+        from fast_ft.cli.show_scores import print_scores
+
+        print_scores(folder)
+    note(f"done: {folder.root if until == 'pred' else folder.adapter}")
+    note(f"look at it: {folder.report} (it holds training rows: not to be shared)")
+    if missed is not None:
+        raise missed
+    return 0
+
+
+def _taste(options: argparse.Namespace, recipe: Recipe) -> int:
+    from fast_ft.pipeline.preview import print_taste, taste
+
+    with contextlib.redirect_stdout(sys.stderr):
+        content = taste(recipe, options.recipe, options.stop_after)
+    print_taste(content)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    return _run(options, until="adapter")
+
+
+def _data(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    from fast_ft.cli.tables import print_row, print_selection, selection_json
+    from fast_ft.common.text_safety import harmless
+    from fast_ft.data.prepare import prepare
+
+    prepared = prepare(recipe, tokens=False)
+    if options.json:
+        print(harmless(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False)))
+        return 0
+    if options.explore:
+        return _explore(recipe, prepared, options.output)
+    if options.row is None:
+        print_selection(recipe, prepared, options.show)
+        return 0
+    ids = [example.id for example in prepared.examples]
+    if options.row not in ids:
+        raise InputError(f"--row {options.row!r}: not among the {len(ids)} selected rows{nearest(options.row, ids)}")
+    print_row(prepared, options.row)
+    return 0
+
+
+def _explore(recipe: Recipe, prepared: Prepared, output: str | None) -> int:
+    from fast_ft.common.console import note
+    from fast_ft.report.server import serve
+    from fast_ft.report.write import explore_page
+
+    page = explore_page(recipe, prepared)
+    if output is None:
+        serve(page)
+    else:
+        from fast_ft.common.atomic_files import write_text
+
+        write_text(Path(output), page)
+        note(f"{output} holds training rows: keep it to yourself")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    from fast_ft.cli.tables import print_plan
+    from fast_ft.data.prepare import prepare
+    from fast_ft.plan.planner import describe
+
+    if options.num_processes < 1:
+        raise InputError(f"--num-processes {options.num_processes}: give at least 1")
+    content = describe(recipe, prepare(recipe), options.gpu, options.num_processes)
+    if options.json:
+        print(json.dumps(content, indent=2))
+    else:
+        print_plan(content)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    from fast_ft.common.console import note
+    from fast_ft.sweep.sweep import Sweep
+
+    if options.workers is not None and options.workers < 1:
+        raise InputError(f"--workers {options.workers}: give at least 1")
+    output = Path(options.output) if options.output else None
+    sweep = Sweep(recipe, options.recipe, hours=options.hours, output=output)
+    if options.resume and not sweep.sweep_json.is_file():
+        raise InputError(f"--resume: no sweep of this recipe was begun in {sweep.root}")
+    with contextlib.redirect_stdout(sys.stderr):
+        root = sweep.run(workers=options.workers, ray=options.ray)
+    note(f"done: {root / 'best.yaml'}, {root / 'best'}")
+    note(f"look at it: {root / 'report.html'} (it holds predictions: not to be shared)")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from fast_ft.doctor import doctor
+
+    findings = doctor.examine()
+    if options.json:
+        print(json.dumps(doctor.as_json(findings), indent=2))
+    else:
+        doctor.print_findings(findings)
+    return 0 if doctor.works(findings) else 3
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from fast_ft.recipe.loader import schema
+
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+#: Those that several processes can do together (common/process_group.py).
+TOGETHER = (_run, _train)
+
+COMMANDS = {
+    "run": _run,
+    "train": _train,
+    "data": _data,
+    "plan": _plan,
+    **run_commands.COMMANDS,
+    "sweep": _sweep,
+    "doctor": _doctor,
+    "schema": _schema,
+}

@@ -1,0 +1,128 @@
+"""What the commands do that take a finished run, in a folder or a zip. As in cli/commands.py, modules are imported
+late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from fast_ft.common.errors import InputError
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from fast_ft.common.console import note
+    from fast_ft.pipeline.rerun import generate_again
+
+    if options.grid:
+        from fast_ft.pipeline.decode_grid import grid
+
+        with contextlib.redirect_stdout(sys.stderr):
+            points = grid(options.run, options.overrides)
+        for point in points:
+            print(f"{point['file']}  ended at EOS {point['ended_at_eos']:.0%}  mean {point['mean_tokens']:g} tokens")
+        return 0
+    with contextlib.redirect_stdout(sys.stderr):
+        pred = generate_again(options.run, options.overrides)
+    note(f"done: {pred}")
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from fast_ft.cli.chat import chat
+
+    chat(options.run, options.overrides)
+    return 0
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from fast_ft.cli.show_scores import print_scores
+    from fast_ft.pipeline.rerun import judge_again
+
+    folder = judge_again(
+        options.run,
+        options.overrides,
+        against=options.against,
+        dry_run=options.dry_run,
+        ask_again=options.ask_again,
+    )
+    if not options.dry_run:
+        print_scores(folder)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from fast_ft.common.console import note
+    from fast_ft.hub.download import nothing_fetched
+    from fast_ft.report.write import write_comparison, write_report
+    from fast_ft.run.folder import RunDir
+
+    if options.overrides:
+        raise InputError(f"{options.overrides[0]!r}: a report takes run folders only.")
+    folders = [RunDir.at(run) for run in options.runs]
+    with nothing_fetched():
+        if len(folders) == 1:
+            page = write_report(folders[0])
+        else:
+            page = write_comparison(folders, Path(options.output or "comparison.html"))
+    note(f"{page} holds training rows and predictions: keep it to yourself")
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from fast_ft.cli.tables import print_runs
+    from fast_ft.homework.ledger import read
+
+    print_runs(read(options.root))
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from fast_ft.common.console import note
+    from fast_ft.homework import checks
+    from fast_ft.homework.package import print_verdicts, submit
+    from fast_ft.run.folder import RunDir
+
+    folder = RunDir.at(options.run)
+    if options.public_score is not None:
+        from fast_ft.homework.ledger import record
+
+        for sentence in record(folder, options.public_score, options.at):
+            note(sentence)
+        if options.student_id is None:
+            note(f"done: {options.public_score:g} noted for {folder.root}")
+            return 0
+    elif options.at is not None:
+        raise InputError("--at: it is the time of a public score: give --public-score too")
+    if options.student_id is not None:
+        note(f"done: {submit(folder, options.student_id, Path(options.output))}")
+        return 0
+    print_verdicts(verdicts := checks.check(folder))
+    return 2 if checks.broken(verdicts) else 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from fast_ft.homework.reproduce import reproduce
+
+    result = reproduce(
+        Path(options.zip),
+        train=options.train,
+        test=options.test,
+        model=options.model,
+        tokenizer=options.tokenizer,
+        output=Path(options.output) if options.output else None,
+    )
+    return 0 if result["adapter"] and result["identical"] == result["answers"] else 3
+
+
+COMMANDS = {
+    "generate": _generate,
+    "chat": _chat,
+    "judge": _judge,
+    "report": _report,
+    "runs": _runs,
+    "submit": _submit,
+    "reproduce": _reproduce,
+}

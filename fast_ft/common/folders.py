@@ -1,0 +1,72 @@
+"""Folders before they are written to: made, refused where their disk is not mounted, guarded while a run holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fast_ft.common.errors import InputError
+
+DRIVE = Path("/content/drive")  #: where Colab mounts Google Drive; its own files are in MyDrive and Shareddrives
+MOUNT_DRIVE = 'from google.colab import drive; drive.mount("/content/drive")'
+#: Each folder in one of these is where a disk is mounted.
+PLACES = (Path("/mnt"), Path("/media"), Path("/Volumes"))
+_guards: dict[Path, Callable[[], object]] = {}  # of the folders that this process holds
+
+
+@contextlib.contextmanager
+def guarded(root: Path, check: Callable[[], object]) -> Iterator[None]:
+    """Call `check` before each write below `root`, as long as this lasts; what it raises stops the write."""
+    _guards[root] = check
+    try:
+        yield
+    finally:
+        del _guards[root]
+
+
+def guard(path: Path) -> None:
+    """Call the check of the folder that `path` lies in, if that is guarded."""
+    for root, check in list(_guards.items()):
+        if path.is_relative_to(root):
+            check()
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it, and return what was made, the deepest first.
+
+    Raises InputError where that is refused, or where the folder's disk is not mounted.
+    """
+    try:
+        refuse_unmounted(folder)
+        absent = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # of whatever kind: the folder is one that a user named
+        reason = str(getattr(error, "strerror", None) or error).lower()
+        raise InputError(
+            f"cannot make the folder {folder}: {reason}. Name another one, or make what is above it writable"
+        ) from error
+    return absent
+
+
+def refuse_unmounted(folder: Path) -> None:
+    """Raise InputError where `folder` lies on a disk, or on a Google Drive, that is not mounted."""
+    path = Path(os.path.realpath(folder))  # a link to such a folder counts as that folder
+    for place in (DRIVE, *PLACES):
+        if not path.is_relative_to(place):
+            continue
+        below = path.relative_to(place).parts or (("MyDrive",) if place == DRIVE else ())
+        if not below or (place / below[0]).exists():
+            continue
+        if place == DRIVE:
+            raise InputError(
+                f"{folder}: Google Drive is not mounted, since there is no {place / below[0]}. Mount it in a cell of "
+                f"the notebook, then run the command again:\n  {MOUNT_DRIVE}"
+            )
+        raise InputError(
+            f"{folder}: there is no {place / below[0]}, so its disk is not mounted. Mount it, then run the command "
+            f"again; or name a folder elsewhere. If no disk belongs there, make the folder: mkdir {place / below[0]}"
+        )

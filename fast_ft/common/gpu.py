@@ -1,0 +1,188 @@
+"""What the run ran on: package versions, the GPU, and the memory that is free on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from typing import Any
+
+from fast_ft.hub import fingerprint
+
+PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers",
+    "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
+)  # fmt: skip
+_CONTEXT_GROWS_GIB = 0.15  #: 0.60 GiB became 0.74 in training and 0.67 in decoding (H200)
+_first_context_gib: float | None = None  #: of this process, when its memory was first limited
+
+
+def describe() -> dict[str, Any]:
+    """Return versions (null where a package is absent), system and GPU. Imports none of the packages."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+        "gpu": gpu(),
+        "program": fingerprint.source_digest(),
+    }
+
+
+def gpu() -> dict[str, str] | None:
+    """Return the name, memory and driver of the NVIDIA GPU that this process uses, or None where it may use none.
+
+    That is CUDA's first device: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are read as CUDA reads them. nvidia-smi
+    alone lists every card, whatever these say.
+    """
+    cards = _cards()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return _facts(cards[0]) if cards else None
+    first = wanted.split(",")[0].strip()
+    if first.isdecimal():
+        return _facts(cards[int(first)]) if int(first) < len(cards) else None
+    if first.startswith("MIG-"):
+        return _slice(first, cards)
+    return _facts(card) if (card := _named(first, cards)) is not None else None
+
+
+def _cards() -> list[dict[str, str]]:
+    """Return nvidia-smi's cards in CUDA's order: by the bus, or the fastest first, which is CUDA's default."""
+    keys = ["uuid", "name", "memory.total", "driver_version"]
+    listed = _smi(f"--query-gpu={','.join([*keys, 'compute_cap'])}", "--format=csv,noheader")
+    if listed is None:  # a driver that does not know compute_cap
+        listed = _smi(f"--query-gpu={','.join(keys)}", "--format=csv,noheader") or ""
+    rows = [[part.strip() for part in line.split(",")] for line in listed.splitlines()]
+    cards = [dict(zip((*keys, "compute_cap"), row, strict=False)) for row in rows if len(row) >= len(keys)]
+    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        cards.sort(key=lambda card: [-int(n) for n in card.get("compute_cap", "").split(".") if n.isdecimal()])
+    return cards
+
+
+def _named(prefix: str, cards: list[dict[str, str]]) -> dict[str, str] | None:
+    """Return the card whose UUID begins like this; CUDA takes none where several do."""
+    found = [card for card in cards if prefix.startswith("GPU-") and card["uuid"].startswith(prefix)]
+    return found[0] if len(found) == 1 else None
+
+
+def _slice(uuid: str, cards: list[dict[str, str]]) -> dict[str, str] | None:
+    """Return a MIG device: its card's facts, with the slice's profile, such as 3g.20gb, in the name and as memory."""
+    if uuid.startswith("MIG-GPU-"):  # an older driver's name: MIG-GPU-UUID/instance/instance
+        card = _named(uuid.removeprefix("MIG-").partition("/")[0], cards)
+        return _facts(card) if card is not None else None
+    card = None
+    for line in (_smi("-L") or "").splitlines():
+        if at := re.match(r"GPU \d+:.*\(UUID: (GPU-[^)]+)\)", line):
+            card = _named(at[1], cards)
+        elif card is not None and (at := re.match(rf"\s+MIG (\S+)\s.*\(UUID: {re.escape(uuid)}", line)):
+            return _facts(card) | {"name": f"{card['name']} MIG {at[1]}", "memory": at[1].rpartition(".")[2]}
+    return None
+
+
+def _facts(card: dict[str, str]) -> dict[str, str]:
+    return {"name": card["name"], "memory": card["memory.total"], "driver": card["driver_version"]}
+
+
+def _smi(*arguments: str) -> str | None:
+    """Return what nvidia-smi prints, or None where it is absent or fails."""
+    try:
+        return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def matmul_tflops() -> float | None:
+    """Measure a 4,096-cubed fp16 matrix product on the GPU: TFLOP/s, or None without one. Takes some 0.1 s."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    a = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(3):
+        a @ a
+    begin.record()
+    for _ in range(10):
+        a @ a
+    end.record()
+    torch.cuda.synchronize()
+    return 10 * 2 * 4096**3 / (begin.elapsed_time(end) / 1e3) / 1e12
+
+
+def be_deterministic() -> None:
+    """Let torch use only operations that give the same bits each time. Before the first matrix product on a card."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS picks kernels by what memory is at hand
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+
+
+def expand_segments() -> None:
+    """Let torch's blocks of memory grow, else those of one pass that fit none of the next pile up.
+
+    It counts before the card is touched.
+    """
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def segments_expand() -> bool:
+    """Whether torch's allocator took `expand_segments` up."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    return bool(torch.cuda.memory._snapshot().get("allocator_settings", {}).get("expandable_segments"))
+
+
+def cap_gpu_gib(memory_gib: float) -> float:
+    """Keep this process within so much GPU memory and return what of it is held for the CUDA context, in GiB.
+
+    That is what it has at the first call, and by how much it grows as kernels and libraries are loaded; a later phase,
+    for which it has grown, gets as much as the first one. Without a GPU: nothing, 0.
+    """
+    global _first_context_gib
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    # what others hold on a shared card counts as context, up to 1 GiB: rather too little than too much
+    now = context_gib()
+    _first_context_gib = now if _first_context_gib is None else _first_context_gib
+    context = min(1.0, max(now, _first_context_gib + _CONTEXT_GROWS_GIB))
+    share = (memory_gib - context) * 2**30 / torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)))
+    return context
+
+
+def context_gib() -> float:
+    """Return what is held on the GPU outside this process's allocator: its CUDA context, and what others hold."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    torch.zeros(1, device="cuda")  # the context exists from here on
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return float(total - free - torch.cuda.memory_reserved()) / 2**30
+
+
+def free_gpu_gib() -> float | None:
+    """Return the GPU memory that this process may still take, in GiB, or None without a GPU.
+
+    A cap set by torch.cuda.set_per_process_memory_fraction counts.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    cap = torch.cuda.get_per_process_memory_fraction() * total
+    return min(free, cap) / 2**30

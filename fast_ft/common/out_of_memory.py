@@ -1,0 +1,87 @@
+"""Out of memory: told apart from other errors, tried again with what nobody needs given back, or said in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from fast_ft.common.errors import InputError
+
+LOADING = (
+    "The base model alone does not fit. Set model.load_in_4bit: true, end other programs on the card (nvidia-smi lists "
+    "them), or take a smaller base model."
+)
+TRAINING = "Lower lora.r or model.max_length, set train.optim: adamw_8bit, or free the card."
+ANSWERING = "Lower generate.max_new_tokens or generate.batch_size, or free the card."
+
+#: How libraries say it where they raise a RuntimeError of no particular kind.
+_SAID = (
+    "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory",
+    "Cannot allocate memory",
+)  # fmt: skip
+#: And where a library itself found no room for its code or its threads.
+_SAID_LOADING = ("failed to map segment", "cannot allocate memory", "static TLS block")
+
+Result = TypeVar("Result")
+
+
+def is_short(error: BaseException) -> bool:
+    """Return whether an error says that the card or the machine is out of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, ImportError):
+        said = str(error).lower()
+        wrapped = error.__cause__ is not None and is_short(error.__cause__)  # transformers' lazy modules do so
+        return wrapped or any(text.lower() in said for text in _SAID_LOADING)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM or (error.errno is None and _SAID_LOADING[0] in str(error))
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in (*_SAID, "can't start new thread"))
+
+
+def release() -> None:
+    """Give back what is held and not needed. Call it outside of an error's handler: its traceback holds much."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def clear_workspaces() -> None:
+    """Give back what cuBLAS holds: 32 MiB and more for each stream and thread.
+
+    To be called when nothing runs on the card, and no graph that was captured before will run again.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+
+def retried(attempt: Callable[[], Result]) -> Result:
+    """Return what `attempt` returns; where memory runs out in it, release() and try once more."""
+    try:
+        return attempt()
+    except Exception as error:
+        if not is_short(error):
+            raise
+    release()
+    return attempt()
+
+
+@contextlib.contextmanager
+def explained(what: str, remedy: str | Callable[[], str]) -> Iterator[None]:
+    """Turn an out-of-memory error within, of the card or of the machine, into InputError that says what to change."""
+    try:
+        yield
+    except Exception as error:
+        if not is_short(error):
+            raise
+        on_card = type(error).__name__ == "OutOfMemoryError" or "CU" in str(error)
+        where = "the card's memory" if on_card else "the machine's memory"
+        said = remedy if isinstance(remedy, str) else remedy()
+        raise InputError(f"out of {where} while {what}. {said}") from error

@@ -1,0 +1,107 @@
+"""Stages of training: which of the selected rows, in what order, how often, at what learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fast_ft.common.errors import InputError
+from fast_ft.data.dataset import Example
+from fast_ft.data.selection import Selection, parse_condition
+from fast_ft.recipe.schema import Curriculum, StageSpec, Train
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage. Examples ascend in curriculum.by (a recipe without stages: best rank first).
+
+    order: "shuffled", the trainer draws it anew each epoch; "ascending", it keeps the order that stands here.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    num_train_epochs: int
+    learning_rate: float
+    order: Literal["shuffled", "ascending"]
+
+
+def metrics_needed(section: Curriculum) -> list[str]:
+    """Return the metrics that build_stages() reads: pass them to select() as `also_measure`."""
+    if not section.stages:
+        return []
+    return list(dict.fromkeys([section.by, *(name for stage in section.stages for name in stage.where or {})]))
+
+
+def build_stages(section: Curriculum, train: Train, selection: Selection, limit: int | None) -> list[Stage]:
+    """Build the stages; none given means one, "all", over the rows in rank order. Raises InputError.
+
+    `upto` q of n rows takes the round(q n) lowest in curriculum.by (ties keep file order). Cumulative: a stage holds
+    the rows of the stages before it too; else only those that no stage before it holds.
+    limit: data.max_train_rows, over all stages together.
+    """
+    if not section.stages:
+        examples = tuple(selection.examples)
+        stages = [Stage("all", examples, train.num_train_epochs, train.learning_rate, "shuffled")]
+    else:
+        stages = _build(section, train, selection)
+    distinct = len({example.id for stage in stages for example in stage.examples})
+    if limit is not None and distinct > limit:
+        raise InputError(f"curriculum: {distinct} rows over all stages, where data.max_train_rows allows {limit}.")
+    return stages
+
+
+def _build(section: Curriculum, train: Train, selection: Selection) -> list[Stage]:
+    missing = [name for name in metrics_needed(section) if name not in selection.pool.table.column_names]
+    assert not missing, f"select() was not asked to measure {missing}"
+    values = {index: selection.metrics(index) for index in selection.indices}
+    unmeasured = sum(row[section.by] is None for row in values.values())
+    if unmeasured:
+        raise InputError(
+            f"curriculum.by: {unmeasured} of {len(values)} selected rows have no {section.by}. "
+            "Choose another metric, or filter them out in select.where."
+        )
+    ascending = sorted(sorted(selection.indices), key=lambda index: values[index][section.by])
+    examples = dict(zip(selection.indices, selection.examples, strict=True))
+    stages: list[Stage] = []
+    earlier: set[int] = set()
+    highest = 0.0
+    for spec in section.stages:
+        if spec.name in {stage.name for stage in stages}:
+            raise InputError(f"curriculum.stages: two are called {spec.name!r}. Give each its own name.")
+        if spec.where is None:
+            upto = 1.0 if spec.upto is None else spec.upto
+            if upto < highest:
+                raise InputError(
+                    f"curriculum.stages.{spec.name}.upto: {upto:g} is below an earlier stage's {highest:g}. "
+                    "Quantiles grow from stage to stage."
+                )
+            highest = upto
+        own = _own(spec, ascending, values)
+        rows = own | earlier if section.cumulative else own - earlier
+        if not rows:
+            raise InputError(
+                f"curriculum.stages.{spec.name}: it holds none of the {len(ascending)} selected rows. "
+                "Widen upto or where, or take the stage out."
+            )
+        earlier |= rows
+        stages.append(
+            Stage(
+                spec.name,
+                tuple(examples[index] for index in ascending if index in rows),
+                spec.num_train_epochs or train.num_train_epochs,
+                spec.learning_rate or train.learning_rate,
+                spec.order,
+            )
+        )
+    return stages
+
+
+def _own(spec: StageSpec, ascending: list[int], values: dict[int, dict[str, float | bool | None]]) -> set[int]:
+    """Return the rows that a stage names by itself."""
+    if spec.where is None:
+        upto = 1.0 if spec.upto is None else spec.upto
+        return set(ascending[: round(upto * len(ascending))])
+    if spec.upto is not None:
+        raise InputError(f"curriculum.stages.{spec.name}: both upto and where. Keep one of them.")
+    tests = {name: parse_condition(condition, name) for name, condition in spec.where.items()}
+    return {index for index in ascending if all(test(values[index][name]) for name, test in tests.items())}

@@ -1,0 +1,181 @@
+"""Everything before a model is loaded: rows chosen, staged, checked for leakage, turned into tokens, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fast_ft.common.errors import InputError
+from fast_ft.data import contamination, curriculum, dataset, encoding, exclude, selection
+from fast_ft.data.batches import StageJob, batches
+from fast_ft.data.curriculum import Stage
+from fast_ft.data.dataset import Example, Prompt
+from fast_ft.data.encoding import Encoder, Row
+from fast_ft.hub import download
+from fast_ft.recipe import policy_ntu_hw5
+from fast_ft.recipe.schema import Recipe, Train
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on and answers. `rows` are the tokenised examples by id; empty where no tokenizer was."""
+
+    selection: selection.Selection
+    stages: list[Stage]
+    prompts: list[Prompt]
+    leakage: dict[str, Any]
+    digests: dict[str, str]
+    encoder: Encoder | None
+    rows: dict[str, Row]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def examples(self) -> list[Example]:
+        """The distinct training rows, in the order in which stages first use them."""
+        return list({e.id: e for stage in self.stages for e in stage.examples}.values())
+
+    def staged(self) -> list[dict[str, Any]]:
+        """Return what the manifest says of the stages."""
+        return [{"name": s.name, "ids": [e.id for e in s.examples]} for s in self.stages]
+
+    def jobs(self, section: Train, seed: int) -> list[StageJob]:
+        """Return the stages as rows and batches, ready to train; `max_steps` is over all of them."""
+        jobs, left = [], section.max_steps
+        for index, stage in enumerate(self.stages):
+            steps = batches(
+                len(stage.examples),
+                stage.num_train_epochs,
+                section.effective_batch_size,
+                shuffled=stage.order == "shuffled",
+                seed=seed,
+                stage=index,
+            )[:left]
+            left = None if left is None else left - len(steps)
+            rows = [self.rows[example.id] for example in stage.examples]
+            if not section.completion_only_loss:
+                rows = [replace(row, labels=list(row.input_ids)) for row in rows]
+            if steps:
+                jobs.append(StageJob(index, stage.name, rows, steps, stage.learning_rate))
+        return jobs
+
+
+def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:
+    """Select, stage, check and tokenise. InputError says what is wrong with the data or the recipe.
+
+    `tokens=False` lets a missing tokenizer pass: `data` then shows the selection and says that tokens were not
+    checked. Training never passes it.
+    """
+    notes: list[str] = []
+    encoder: Encoder | None = None
+    try:
+        encoder = encoding.load_encoder(recipe.model)
+    except InputError as error:
+        if tokens:
+            raise
+        notes.append(f"tokens were not checked: {error}")
+
+    pool = dataset.load_pool(recipe.data)
+    pool, left_out = exclude.without(pool, recipe.data.exclude)
+    if left_out:
+        notes.append(f"{left_out:,} rows left out by data.exclude.")
+    prompts: list[Prompt] = []
+    digests = {"train": pool.digest}
+    if recipe.data.test is not None:
+        prompts, digests["test"] = dataset.load_prompts(recipe.data.test)
+        dataset.refuse_test_as_train(pool, prompts, digests["test"])
+
+    limit = policy_ntu_hw5.max_train_rows(recipe)
+    chosen = selection.select(
+        pool,
+        recipe.select,
+        seed=recipe.seed,
+        limit=limit,
+        also_measure=[*curriculum.metrics_needed(recipe.curriculum), "score", "response_words"],
+        token_counter=encoder.count if encoder else None,
+    )
+    notes += chosen.notes
+    rows: dict[str, Row] = {}
+    if encoder is not None:
+        rows, chosen = _tokenise(recipe, encoder, chosen, notes)
+    stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
+    examples = list({e.id: e for stage in stages for e in stage.examples}.values())
+    if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
+        raise InputError("\n".join(broken))
+    certificate = contamination.certificate(examples, prompts)
+    return Prepared(chosen, stages, prompts, certificate, digests, encoder, rows, notes)
+
+
+def compare_tokenizers(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> list[str]:
+    """Compare our ids with those of the model's own tokenizer; return a sentence where some rows differ.
+
+    `tokenizer` is transformers'. Where the recipe names another one (model.tokenizer), the model's own is read by us.
+    """
+    assert prepared.encoder is not None
+    if prepared.encoder.template != "llama-2":
+        return []
+    special = [token for token in tokenizer.all_special_tokens if token]
+    own = _own_encoder(recipe) if recipe.model.tokenizer is not None else None
+    plain = [e for e in prepared.examples if not any(token in e.prompt + e.response for token in special)]
+    differing = []
+    for example in plain:
+        row = prepared.rows[example.id]
+        prompt = row.input_ids[: len(row.labels) - row.supervised]
+        if own is not None:
+            theirs = own.prompt_ids([{"role": "user", "content": example.prompt}])[1:]
+        else:
+            theirs = tokenizer(f"[INST] {example.prompt} [/INST]", add_special_tokens=False)["input_ids"]
+        if theirs != prompt[1:]:
+            differing.append(example.id)
+    if plain and len(differing) == len(plain):
+        raise InputError(
+            "the tokenizer that made the training rows gives other ids than the model's own on every row. "
+            "Set model.tokenizer to the model's own tokenizer, or leave it out."
+        )
+    if differing:
+        return [
+            f"{len(differing)} of {len(plain)} rows' prompts are split differently by the model's own tokenizer in "
+            f"transformers (first: {differing[0]!r}); training and answers both use ours"
+        ]
+    return []
+
+
+def _own_encoder(recipe: Recipe) -> Encoder | None:
+    try:
+        return Encoder(download.model_folder(recipe.model.name_or_path, recipe.model.revision))
+    except InputError:  # a base without a tokenizer of its own is why recipes can name one
+        return None
+
+
+def _tokenise(
+    recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
+) -> tuple[dict[str, Row], selection.Selection]:
+    """Tokenise the selected rows and hold each to the contract; rows that are too long go, if the recipe says so."""
+    rows, kept, dropped, broken = {}, [], [], []
+    for index, example in zip(chosen.indices, chosen.examples, strict=True):
+        row = encoder.row(example)
+        if len(row.input_ids) > recipe.model.max_length and recipe.data.overlong == "drop":
+            dropped.append(example.id)
+            continue
+        problems = encoding.contract_problems(row, example, encoder, recipe.model.max_length)
+        broken += [f"row {example.id!r}: {problem}" for problem in problems]
+        rows[example.id] = row
+        kept.append(index)
+    if broken:
+        raise InputError(_first(broken, "selected rows break the contract of prompt and response tokens", recipe))
+    if dropped:
+        notes.append(f"{len(dropped)} selected rows over model.max_length {recipe.model.max_length} were dropped")
+        chosen = replace(chosen, indices=kept)
+    if not kept:
+        raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
+    return rows, chosen
+
+
+def _first(problems: Sequence[str], title: str, recipe: Recipe, most: int = 5) -> str:
+    more = f"\n  and {len(problems) - most} more" if len(problems) > most else ""
+    remedy = ""
+    if any("over model.max_length" in problem for problem in problems):
+        remedy = (
+            f"\nRaise model.max_length ({recipe.model.max_length}), or set data.overlong: drop to leave long rows out."
+        )
+    return f"{title}:\n  " + "\n  ".join(problems[:most]) + more + remedy

@@ -1,0 +1,170 @@
+"""Products with 4-bit weights on a GPU, in the way that suits the card and the number of rows.
+
+    Planes         few rows: decoded in registers (generate/engine/nf4_triton.py); many: dequantised in pieces, then
+    multiplied
+    pieces         bitsandbytes' fused product for few rows, else dequantised in pieces: where the kernel does not work
+    dequantised    to 16 bits once and for all: where memory allows it
+
+The scales' own quantisation is undone once (0.4 GiB in a 7B), which saves two kernels a weight and step.
+
+Shapes: T tokens, E inputs, N outputs, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from fast_ft.generate.engine.projections import bias_of, lora
+from fast_ft.models import nf4
+from fast_ft.models.fused_block.linear_group import side_by_side
+
+FEW = 128  #: rows up to which weights are decoded in registers: more would take more registers than there are
+
+
+class Planes:
+    """A product, LoRA included: TN, or parts to be added, (parts, T, N).
+
+    Called with `planes`, x has at most FEW rows and its columns in plane order.
+    """
+
+    def __init__(self, modules: Sequence[Any], bases: Sequence[Any], dtype: Any, space: Any) -> None:
+        import torch
+        from torch.nn.functional import pad
+
+        from fast_ft.generate.engine import nf4_triton
+
+        self.kernel = nf4_triton
+        states = [base.weight.quant_state for base in bases]
+        outputs, inputs = sum(state.shape[0] for state in states), states[0].shape[1]
+        absmax = torch.cat([_scales(state) for state in states])
+        self.scales = nf4.pack_scales(absmax, dtype).view(outputs, inputs // nf4.BLOCK).T.contiguous()
+        self.words = side_by_side([base.weight for base in bases]).view(-1).view(torch.int32).view(outputs, inputs // 8)
+        self.a_ER, self.b_RN = lora(modules, dtype)
+        self.planes_a_ER = self.a_ER
+        if self.a_ER is not None:
+            more = -self.a_ER.shape[1] % 16  # the kernel takes ranks 16 at a time
+            self.a_ER, self.b_RN = pad(self.a_ER, (0, more)), pad(self.b_RN, (0, 0, 0, more))
+            self.planes_a_ER = self.a_ER[nf4.plane_order(inputs).to(self.a_ER.device)]
+        self.pieces = _pieces(outputs, inputs, space)
+
+    def __call__(self, x_TE: Any, planes: bool = False) -> Any:
+        import torch
+
+        if planes:
+            xa_TR = None if self.planes_a_ER is None else x_TE @ self.planes_a_ER
+            return self.kernel.product(x_TE, self.words, self.scales, xa_TR, self.b_RN)
+        y_TN = x_TE.new_empty(len(x_TE), len(self.words))
+        for a, b, weight_NE in self.pieces:
+            self.kernel.dequantise(self.words[a:b], self.scales[:, a:b], weight_NE)
+            torch.mm(x_TE, weight_NE.T, out=y_TN[:, a:b])
+        return y_TN if self.a_ER is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
+
+
+def check_planes(base: Any) -> None:
+    """Raise where `Planes` cannot take weights like these."""
+    import torch
+
+    state = base.weight.quant_state
+    if (state.quant_type, state.blocksize) != ("nf4", nf4.BLOCK) or base.bias is not None or state.shape[1] % 128:
+        raise ValueError("the weights are not NF4 in blocks of 64, without bias, of a multiple of 128 inputs")
+    if torch.cuda.get_device_capability(base.weight.device) < (8, 0):
+        raise ValueError("Triton's products use no tensor cores on this card")
+
+
+def compare_planes(dtype: str, device: str, steps: Sequence[int]) -> None:
+    """Raise where `Planes` does not say what bitsandbytes says, for steps of so many rows, and for many rows."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    kind, draw = getattr(torch, dtype), torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Any:
+        return torch.randn(*shape, generator=draw, device=device, dtype=torch.float32).to(kind)
+
+    packed, state = quantize_4bit(normal(384, 512), quant_type="nf4", compress_statistics=True)
+    weight = torch.nn.Parameter(packed, requires_grad=False)
+    weight.quant_state = state
+    layer = SimpleNamespace(weight=weight, bias=None, out_features=384)
+    product = Planes([layer], [layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
+    for rows, planes in [*((rows, True) for rows in steps if rows <= FEW), (64, False)]:
+        x = normal(rows, 512)
+        made = product(nf4.to_planes(x) if planes else x, planes)
+        made = made.sum(dim=0) if made.dim() == 3 else made
+        expected = x.float() @ dequantize_4bit(packed, state).float().T
+        off = ((made.float() - expected).norm() / expected.norm()).item()
+        if not off < (0.002 if dtype == "float16" else 0.02):  # a NaN, too
+            raise RuntimeError(f"the product of {rows} rows is off by {off:.4f}")
+
+
+def pieces(bases: Sequence[Any], dtype: Any, space: Any) -> Callable[[Any], Any]:
+    """bitsandbytes' own ways; weights that are dequantised pass through `space`."""
+    import bitsandbytes as bnb
+    import torch
+
+    states = [base.weight.quant_state for base in bases]
+    packed, absmax = (
+        side_by_side([base.weight for base in bases]).view(-1),
+        torch.cat([_scales(state) for state in states]),
+    )
+    inputs, outputs = states[0].shape[1], sum(state.shape[0] for state in states)
+    block, kind, bias_N = states[0].blocksize, states[0].quant_type, bias_of(bases)
+
+    def state(start: int, stop: int) -> Any:
+        part = absmax[start * inputs // block : stop * inputs // block]
+        return bnb.functional.QuantState(part, torch.Size((stop - start, inputs)), states[0].code, block, kind, dtype)
+
+    parts = [
+        (a, b, packed[a * inputs // 2 : b * inputs // 2], state(a, b), weight_NE)
+        for a, b, weight_NE in _pieces(outputs, inputs, space)
+    ]
+    whole, few = state(0, outputs), fused_rows(packed.device)
+
+    def product(x_TE: Any) -> Any:
+        if len(x_TE) <= few:
+            y_TN = bnb.matmul_4bit(x_TE, packed, whole)
+        else:
+            y_TN = x_TE.new_empty(len(x_TE), outputs)
+            for a, b, piece, piece_state, weight_NE in parts:
+                bnb.functional.dequantize_4bit(piece, piece_state, out=weight_NE)
+                torch.mm(x_TE, weight_NE.T, out=y_TN[:, a:b])
+        return y_TN if bias_N is None else y_TN.add_(bias_N)
+
+    return product
+
+
+def fused_rows(device: Any) -> int:
+    """Up to how many rows bitsandbytes' fused 4-bit product beats dequantising (its dispatch table, 0.50)."""
+    import torch
+
+    return {(7, 5): 64, (8, 0): 16, (8, 6): 64, (8, 9): 64, (9, 0): 16}.get(
+        torch.cuda.get_device_capability(device), 16
+    )
+
+
+def dequantised(bases: Sequence[Any], dtype: Any) -> Callable[[Any], Any]:
+    """The weights in 16 bits, held beside the 4-bit ones."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from torch.nn.functional import linear
+
+    parts = [dequantize_4bit(base.weight.data, base.weight.quant_state).to(dtype) for base in bases]
+    weight_NE, bias_N = torch.cat(parts), bias_of(bases)
+    return lambda x_TE: linear(x_TE, weight_NE, bias_N)
+
+
+def _scales(state: Any) -> Any:
+    """A quant_state's scales in fp32."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    nested = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    return nested.float()
+
+
+def _pieces(outputs: int, inputs: int, space: Any) -> list[tuple[int, int, Any]]:
+    """Even cuts of the outputs, and the part of `space` in which the dequantised weights of each find room."""
+    count = -(-outputs // (space.numel() // inputs))
+    rows = -(-outputs // count)
+    cuts = [(a, min(a + rows, outputs)) for a in range(0, outputs, rows)]
+    return [(a, b, space[: (b - a) * inputs].view(b - a, inputs)) for a, b in cuts]

@@ -1,0 +1,100 @@
+"""What lies between a layer's products, in plain torch: on a CPU, and where the kernels of
+generate/engine/ops_triton.py do not work.
+
+Both modules have the same functions; `planes` means nothing here. Both round as transformers' Llama does.
+
+Shapes: S rows, T tokens, H heads, G KV heads, D head dimension, E columns, C columns of the cache, W pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fast_ft.generate.engine.kv_cache import PAGE
+
+COLUMNS = 256  #: `paged_attention` copies a multiple of so many cells of each row
+PACKED = False  #: whether `packed_attention` is here
+
+
+def rope(position_T: Any, frequencies: Any, scale: float, dtype: Any) -> tuple[Any, Any]:
+    """Return cos and sin as `rotate_into_cache` takes them."""
+    import torch
+
+    angle_TD = (position_T[:, None].float() * frequencies).repeat(1, 2)[:, None]
+    cos, sin = (angle_TD.cos() * scale).to(dtype), angle_TD.sin() * scale
+    half = len(frequencies)
+    return cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1).to(dtype)
+
+
+def rotate_into_cache(
+    qkv: Any, heads: int, cos_sin: tuple[Any, Any], cell_T: Any, keys: Any, values: Any
+) -> tuple[Any, Any, Any]:
+    """Turn q and k by rope, write k and v to their cells of (cells, G, D), and return q, k, v: THD, TGD, TGD."""
+    import torch
+
+    cos, sin = cos_sin
+    qkv_THD = qkv.view(len(qkv), -1, keys.shape[-1])
+    rotated = heads + keys.shape[1]
+    qk_THD = qkv_THD[:, :rotated]
+    qk_THD = torch.addcmul(qk_THD * cos, qk_THD.roll(qk_THD.shape[-1] // 2, dims=-1), sin)
+    q, k, v = qk_THD[:, :heads], qk_THD[:, heads:], qkv_THD[:, rotated:]
+    keys.index_copy_(0, cell_T, k)
+    values.index_copy_(0, cell_T, v)
+    return q, k, v
+
+
+def paged_attention(
+    q_SHD: Any, keys: Any, values: Any, table_SW: Any, length_S: Any, *, columns: int, planes: bool = False
+) -> Any:
+    """Attention of one token of each row over its first `length_S` + 1 cells, its own included; SE.
+
+    `columns`, a multiple of PAGE, is at least the longest row's. Each row's cells are copied side by side.
+    """
+    import torch
+
+    offset_P = torch.arange(PAGE, device=table_SW.device)
+    cell_SC = (table_SW[:, : columns // PAGE, None] * PAGE + offset_P).flatten(1)
+    hidden_SC = torch.arange(columns, device=table_SW.device) > length_S[:, None]
+    # what a cell held before must not count, not even as 0 * NaN
+    k_SCGD, v_SCGD = (part[cell_SC].masked_fill(hidden_SC[..., None, None], 0.0) for part in (keys, values))
+    return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
+
+
+def causal(q_THD: Any, keys_TGD: Any, values_TGD: Any) -> Any:
+    """Attention of a row's last T tokens over all of it, each over those up to itself; TE."""
+    import torch
+
+    count, whole = len(q_THD), len(keys_TGD)
+    mask = None
+    if 1 < count < whole:
+        mask = torch.ones(count, whole, dtype=torch.bool, device=q_THD.device).tril(whole - count)
+    parts = (q_THD[None], keys_TGD[None], values_TGD[None])
+    return _sdpa(*parts, mask=mask, is_causal=1 < count == whole)[0].flatten(1)
+
+
+def add_norm(x_TE: Any, delta: Any, weight_E: Any, eps: float, *, planes: bool = False) -> Any:
+    """Add `delta` (TE or None) to x in place and return its RMS norm, TE."""
+    from torch.nn.functional import rms_norm
+
+    if delta is not None:
+        x_TE.add_(delta)
+    return rms_norm(x_TE, weight_E.shape, weight_E, eps)
+
+
+def gated(x: Any, dtype: Any, *, planes: bool = False) -> Any:
+    """Return silu of the first half of the columns times the second."""
+    from torch.nn.functional import silu
+
+    gate, up = x.chunk(2, dim=-1)
+    return silu(gate) * up
+
+
+def _sdpa(q: Any, k: Any, v: Any, *, mask: Any, is_causal: bool = False) -> Any:
+    """SDPA over (rows, tokens, heads, D). Grouped heads are repeated: not every kernel knows them."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    group = q.shape[2] // k.shape[2]
+    if group > 1:
+        k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal).transpose(1, 2)

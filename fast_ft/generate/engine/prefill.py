@@ -1,0 +1,236 @@
+"""Prompts into the cache: several in one pass, without padding; a long one in several passes.
+
+    pass of at most 2,048 tokens:   | prompt 0 | prompt 1      | prompt 2, its first tokens |
+    the next one:                   | the rest of prompt 2 | prompt 3 |
+
+Linear layers see all tokens of a pass as one row; attention sees each prompt by itself. Rows of one prompt (its
+candidates) are computed once and copied to the cells of each.
+
+Shapes: T tokens, E hidden, H heads, G KV heads, D head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, groupby
+from typing import Any
+
+from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.generate.engine.kv_cache import PAGE, Cache
+from fast_ft.generate.engine.model_runner import Fused
+
+_PARTS = 64  #: prompts in a pass of fixed size, at most
+_LONGEST = 512  #: tokens of the longest prompt for which such a pass is made; longer ones get passes of their own
+_PADDING = 256  #: tokens of padding that stand for one prompt
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer to make: at most `limit` tokens after `prompt`, drawn by `key`. `known`: its length, in a replay.
+
+    `limit` may be lowered at any time; an answer that is longer by then is cut to it.
+    """
+
+    prompt: Sequence[int]
+    limit: int
+    key: int = 0
+    known: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+
+    def length(self, more: int = 0) -> int:
+        """Tokens of prompt and answer, `more` answer tokens further on, up to the limit."""
+        return len(self.prompt) + min(len(self.tokens) + more, self.limit)
+
+    @property
+    def end(self) -> int:
+        """The length at which the answer ends, if EOS does not end it before."""
+        return self.limit if self.known is None else min(self.known, self.limit)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens start to stop of some rows that share them: indices into the list of rows."""
+
+    rows: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def passes(rows: Sequence[Row], most: int) -> list[list[Part]]:
+    """Return which tokens are computed in which pass: the first with room for all of a row's; a longer row in several.
+
+    Neighbouring rows that have the same fresh prompt are one.
+    """
+
+    def same(index: int) -> tuple[int, ...]:
+        row = rows[index]
+        return tuple(row.prompt) if not row.tokens else (-1, index)
+
+    cut: list[list[Part]] = []
+    room: list[int] = []
+    for _, group in groupby(range(len(rows)), key=same):
+        together = tuple(group)
+        whole = rows[together[0]].length()
+        for start in range(0, whole, most):
+            size = min(most, whole - start)
+            # a part of a longer row comes after the one before it
+            at = next((i for i, left in enumerate(room) if size <= left and whole <= most), len(room))
+            if at == len(room):
+                cut.append([])
+                room.append(most)
+            cut[at].append(Part(together, start, start + size))
+            room[at] -= size
+    return cut
+
+
+class Prefill:
+    """Prompts' passes over one model and cache. Where they can be captured, small ones are, each at its second use.
+
+    Such a pass has one of a few sizes: so many tokens, filled up with padding that goes to page 0. Larger ones take the
+    card longer (44 ms for 1,536 tokens of a 7B on an H200) than the host needs to launch them (37 ms).
+    """
+
+    def __init__(self, fused: Fused, cache: Cache, graphs: Graphs, *, most: int) -> None:
+        self.fused, self.cache, self.graphs, self.most = fused, cache, graphs, most
+        self.sizes = [most * eighths // 8 for eighths in (1, 2, 4, 5, 6, 7, 8)] if fused.ops.PACKED else []
+        self._sized: dict[tuple[int, int], _Sized] = {}
+
+    def run(self, rows: Sequence[Row], logits_SV: Any) -> None:
+        """Write keys and values of the rows' tokens, and the logits after the last one of row i to `logits_SV[i]`."""
+        device = self.fused.device
+        # All of the host's work comes first: copying an index to a card waits for what runs there.
+        for one in [_Pass(self.fused, self.cache, rows, parts) for parts in passes(rows, self.most)]:
+            if self.sizes and one.whole and len(one.lengths) <= _PARTS:
+                logits = self._of_size(one).run(one)
+            else:
+                hidden_TE = self.fused.forward(*one.tensors(), one.attend)
+                logits = self.fused.logits(hidden_TE[one.last])
+            if one.target:
+                self.cache.copy(_tensor(one.source, device), _tensor(one.target, device))
+            if one.row:
+                logits_SV.index_copy_(0, _tensor(one.row, device), logits[_tensor(one.of_row, device)])
+
+    def _of_size(self, one: _Pass) -> _Sized:
+        tokens = next(size for size in self.sizes if size >= len(one.ids))
+        longest = min(tokens, _LONGEST) if max(one.lengths) <= _LONGEST else tokens
+        if (tokens, longest) not in self._sized:
+            is_small = 2 * tokens <= self.most
+            self._sized[tokens, longest] = _Sized(self.fused, self.cache, self.graphs, tokens, longest, is_small)
+        return self._sized[tokens, longest]
+
+
+class _Pass:
+    """What one pass computes. `cell` is where a token's keys and values go; `last` are the last tokens of prompts.
+
+    Row `row[i]` goes on from prompt `of_row[i]` of those. `source` are cells, `target` those of further rows that they
+    are copied to. `whole`: no part has tokens before it.
+    """
+
+    def __init__(self, fused: Fused, cache: Cache, rows: Sequence[Row], parts: Sequence[Part]) -> None:
+        self.fused, self.cache = fused, cache
+        self.lengths = [part.stop - part.start for part in parts]
+        self.whole = not any(part.start for part in parts)
+        self.before: list[list[int] | None] = []  #: the cells of all tokens up to a part's, where some lie before it
+        self.ids: list[int] = []
+        self.position: list[int] = []
+        self.cell: list[int] = []
+        self.source: list[int] = []
+        self.target: list[int] = []
+        self.last: list[int] = []
+        self.row: list[int] = []
+        self.of_row: list[int] = []
+        for part in parts:
+            context = [*rows[part.rows[0]].prompt, *rows[part.rows[0]].tokens]
+            first, *others = (_cells(rows[index], part.stop) for index in part.rows)
+            self.ids += context[part.start : part.stop]
+            self.position += range(part.start, part.stop)
+            self.cell += first[part.start :]
+            self.before.append(first if part.start else None)
+            for other in others:
+                self.source += first[part.start :]
+                self.target += other[part.start :]
+            if part.stop == len(context):
+                self.of_row += [len(self.last)] * len(part.rows)
+                self.row += part.rows
+                self.last.append(len(self.ids) - 1)
+
+    def tensors(self) -> tuple[Any, Any]:
+        """Return ids and positions, on the device; the cells come along."""
+        ids_T, position_T, self.cell_T = (
+            _tensor(each, self.fused.device) for each in (self.ids, self.position, self.cell)
+        )
+        self.before_T = [cells and _tensor(cells, self.fused.device) for cells in self.before]
+        return ids_T, position_T
+
+    def attend(self, layer: int, qkv: Any, cos_sin: Any) -> Any:
+        import torch
+
+        ops, keys, values = self.fused.ops, self.cache.keys[layer], self.cache.values[layer]
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.fused.heads, cos_sin, self.cell_T, keys, values)
+        mixed, at = [], 0
+        for length, before in zip(self.lengths, self.before_T, strict=True):
+            here = slice(at, at + length)
+            k, v = (k_TGD[here], v_TGD[here]) if before is None else (keys[before], values[before])
+            mixed.append(ops.causal(q_THD[here], k, v))
+            at += length
+        return torch.cat(mixed)
+
+
+class _Sized:
+    """Passes of one size, whose parts are whole prompts; one kernel attends to all of them."""
+
+    def __init__(self, fused: Fused, cache: Cache, graphs: Graphs, tokens: int, longest: int, is_small: bool) -> None:
+        import torch
+
+        def zeros(count: int, dtype: Any = torch.int64) -> Any:
+            return torch.zeros(count, dtype=dtype, device=fused.device)
+
+        self.fused, self.cache, self.graphs, self.tokens, self.longest = fused, cache, graphs, tokens, longest
+        self.is_small = is_small
+        self.ids_T, self.position_T, self.cell_T = (zeros(tokens) for _ in range(3))
+        self.last_P = zeros(_PARTS)
+        self.starts = zeros(_PARTS + tokens // _PADDING + 2, torch.int32)
+        self.captured: tuple[Any, Any] | None = None
+        self.used = False
+
+    def run(self, one: _Pass) -> Any:
+        """Return logits after the prompts' last tokens, one row each, and some more."""
+        import torch
+
+        padding = self.tokens - len(one.ids)
+        zeros = [0] * padding
+        starts = [0, *accumulate([*one.lengths, *(min(_PADDING, padding - at) for at in range(0, padding, _PADDING))])]
+        for to, values in (
+            (self.ids_T, one.ids + zeros), (self.position_T, one.position + zeros), (self.cell_T, one.cell + zeros),
+            (self.starts, starts + [self.tokens] * (len(self.starts) - len(starts))),
+            (self.last_P, one.last + [0] * (_PARTS - len(one.last))),
+        ):  # fmt: skip
+            to.copy_(torch.tensor(values, dtype=to.dtype))
+        if self.used and self.captured is None and self.is_small:
+            self.captured = self.graphs.capture(self._logits)
+        self.used = True
+        if self.captured is None:
+            return self._logits()
+        graph, logits = self.captured
+        graph.replay()
+        return logits
+
+    def _logits(self) -> Any:
+        return self.fused.logits(self.fused.forward(self.ids_T, self.position_T, self._attend)[self.last_P])
+
+    def _attend(self, layer: int, qkv: Any, cos_sin: Any) -> Any:
+        ops, keys, values = self.fused.ops, self.cache.keys[layer], self.cache.values[layer]
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.fused.heads, cos_sin, self.cell_T, keys, values)
+        return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest)
+
+
+def _cells(row: Row, length: int) -> list[int]:
+    return [page * PAGE + offset for page in row.pages for offset in range(PAGE)][:length]
+
+
+def _tensor(values: Sequence[int], device: Any) -> Any:
+    import torch
+
+    return torch.tensor(values, dtype=torch.int64, device=device)

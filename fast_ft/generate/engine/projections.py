@@ -1,0 +1,72 @@
+"""Products: linear layers with one input, side by side, and their LoRA.
+
+Each LoRA is two products: all A matrices stacked, all B matrices block-diagonal. Where weights are put side by side,
+the model's own parameters become views, so nothing is held twice.
+
+Shapes: T tokens, E inputs, N outputs, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fast_ft.models.fused_block.linear_group import side_by_side
+
+
+class Product:
+    """Call it with TE; it returns TN. `base` is how the base's weights are multiplied."""
+
+    def __init__(self, modules: Sequence[Any], base: Callable[[Any], Any], dtype: Any) -> None:
+        self.base = base
+        self.a_ER, self.b_RN = lora(modules, dtype)
+
+    def __call__(self, x_TE: Any, planes: bool = False) -> Any:
+        y_TN = self.base(x_TE)
+        return y_TN if self.a_ER is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
+
+
+def base_of(module: Any) -> Any:
+    """Return the linear layer below an adapter's."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def lora(modules: Sequence[Any], dtype: Any) -> tuple[Any, Any]:
+    """Return (A stacked, ER; B block-diagonal and scaled, RN), or (None, None) where no adapter is active."""
+    import torch
+
+    a_parts, b_parts, at = [], [], 0
+    width = sum(base_of(module).out_features for module in modules)
+    for module in modules:
+        wide = base_of(module).out_features
+        if hasattr(module, "lora_A") and not module.disable_adapters:
+            for name in module.active_adapters:
+                a, b = module.lora_A[name].weight, module.lora_B[name].weight
+                row = torch.zeros(b.shape[1], width, dtype=dtype, device=b.device)
+                row[:, at : at + wide] = (b.float() * module.scaling[name]).T.to(dtype)
+                a_parts.append(a.to(dtype))
+                b_parts.append(row)
+        at += wide
+    return (torch.cat(a_parts).T.contiguous(), torch.cat(b_parts)) if a_parts else (None, None)
+
+
+def bias_of(bases: Sequence[Any]) -> Any:
+    """Return the layers' biases side by side, or None."""
+    import torch
+
+    return torch.cat([base.bias for base in bases]) if bases[0].bias is not None else None
+
+
+def dense(bases: Sequence[Any]) -> Callable[[Any], Any]:
+    """16 or 32-bit weights: one product."""
+    from torch.nn.functional import linear
+
+    weight_NE, bias_N = side_by_side([base.weight for base in bases]), bias_of(bases)
+    return lambda x_TE: linear(x_TE, weight_NE, bias_N)
+
+
+def apart(bases: Sequence[Any]) -> Callable[[Any], Any]:
+    """4 bits on a CPU, whose packing is bitsandbytes' own affair: the layers as they are."""
+    import torch
+
+    return lambda x_TE: torch.cat([base(x_TE) for base in bases], dim=-1)

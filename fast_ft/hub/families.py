@@ -1,0 +1,83 @@
+"""The dimensions of a Llama-like model, from its config.json. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fast_ft.common.errors import InputError
+
+GIB = 2**30
+#: Kinds whose blocks training and decoding know: plain attention, a gated MLP, logits that are the head's output.
+KNOWN = ("llama", "mistral", "qwen2")
+#: The linear layers of one of their blocks, in the order of `ModelShape.linear_shapes`.
+LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+#: And by their own names, as PEFT's target_modules.
+TARGET_MODULES = tuple(name.split(".")[1] for name in LINEARS)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes as transformers' LlamaConfig names them."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tied: bool
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ModelShape:
+        """Read config.json's content; InputError where a key is missing or the model is of another kind."""
+        needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        kind = config.get("model_type", "llama")
+        if missing := [key for key in needed if not isinstance(config.get(key), int)]:
+            raise InputError(
+                f"the base model's config.json (model_type {kind!r}) has no {', '.join(missing)}: "
+                "only Llama-like models are supported."
+            )
+        if kind not in KNOWN:
+            raise InputError(f"the base model's model_type is {kind!r}; supported are {', '.join(KNOWN)}.")
+        heads = config["num_attention_heads"]
+        return cls(
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            vocab_size=config["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings")),
+        )
+
+    @property
+    def linear_shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of the linear layers of one block, LINEARS."""
+        h, m = self.hidden_size, self.intermediate_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)]
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights in all blocks' linear layers: what 4-bit quantisation covers."""
+        return self.num_hidden_layers * sum(a * b for a, b in self.linear_shapes)
+
+    def lora_weights(self, r: int) -> int:
+        """Weights of a LoRA of rank `r` on all linear layers."""
+        return self.num_hidden_layers * r * sum(a + b for a, b in self.linear_shapes)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of 16-bit KV cache for one token."""
+        return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+
+    def weights_gib(self, *, load_in_4bit: bool) -> float:
+        """Memory of the base: NF4, doubly quantised, is 0.516 bytes a weight; embeddings and head stay 16-bit."""
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2) * 2
+        return (self.linear_weights * (0.516 if load_in_4bit else 2) + embeddings) / GIB

@@ -1,0 +1,65 @@
+"""What a run was made of, so that it can be told later whether it is made of the same: base model and program.
+
+A 7B's weights are 4 to 13 GB. Reading them whole would take longer than the rest of the record, so they are known by
+their names in the hub's cache, which are their digests, or by a digest over samples of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from fast_ft.hub import download
+
+PACKAGE = Path(__file__).parents[1]
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 18
+
+
+def model(name_or_path: str, revision: str | None) -> dict[str, Any]:
+    """Return {name_or_path, revision, commit, config, weights}, ready for JSON.
+
+    commit is the hub's, None for a folder. config is config.json's content; weights {file name: digest}.
+    """
+    folder = download.model_folder(name_or_path, revision)
+    return {
+        "name_or_path": name_or_path,
+        "revision": revision,
+        "commit": folder.name if folder.parent.name == "snapshots" else None,
+        "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        "weights": {path.name: weights_digest(path) for path in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+def weights_digest(path: Path) -> str:
+    """Return "sha256:..." where the hub's cache names the file so, else "samples:...".
+
+    The second is over the size and 64 samples of 256 KiB: other weights of the same shape give another one, while one
+    changed number may not.
+    """
+    blob = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", blob):
+        return f"sha256:{blob}"
+    size = path.stat().st_size
+    total = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for index in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
+            total.update(file.read(_SAMPLE_BYTES))
+    return f"samples:{total.hexdigest()}"
+
+
+def source_files() -> list[Path]:
+    """Return the package's own program files, in order of name: Python, the cards' table, the report's page."""
+    found = [*PACKAGE.rglob("*.py"), PACKAGE / "plan" / "cards.json", *(PACKAGE / "report" / "static").glob("*")]
+    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
+
+
+def source_digest() -> str:
+    """Return the sha256 (hex) over names and contents of the package's program files."""
+    total = hashlib.sha256()
+    for path in source_files():
+        total.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return total.hexdigest()

@@ -1,0 +1,180 @@
+"""A judge model behind an OpenAI-compatible endpoint; every reply kept, and asked for once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fast_ft.common.errors import InputError
+from fast_ft.common.text_safety import whole
+from fast_ft.judge import client, client_errors, pricing, rubric
+from fast_ft.judge.reply_cache import Verdict, Verdicts, content_key
+from fast_ft.judge.scoring import Item, Judgment
+from fast_ft.recipe.schema import Judge as Section
+
+BASELINES = {"simple": 2.4, "medium": 4.15, "strong": 4.4}  #: the homework's mean scores
+NOTES = {
+    rubric.PAIRWISE: [
+        "The homework's baselines stand beside these scores for orientation only: another judge, another wording of "
+        "the rubric or other reference answers give other scores for the same answers.",
+        "The interval is over prompts. It holds neither the judge's own wavering nor its leanings, such as towards "
+        "long answers or towards one of the two places.",
+    ],
+    rubric.SINGLE: [
+        "Single answers, without references: such scores compare with nothing but scores of the same judge under the "
+        "same rubric, and not with the homework's baselines.",
+        "The interval is over prompts. It holds neither the judge's own wavering nor its leanings, such as towards "
+        "long answers.",
+    ],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What judging would take: requests to send and replies already there, tokens and dollars at most."""
+
+    requests: int
+    cached: int
+    prompt_tokens: int
+    reply_tokens: int
+    dollars: float | None
+
+    def __str__(self) -> str:
+        money = "at a price that is not known" if self.dollars is None else f"at most {self.dollars:.2f} dollars"
+        tokens = f"about {self.prompt_tokens:,} tokens to read and up to {self.reply_tokens:,} to write"
+        there = f"; {self.cached} replies are there already" if self.cached else ""
+        return f"{self.requests} requests, {tokens}, {money}{there}" if self.requests else f"nothing to ask{there}"
+
+
+class OpenAIJudge:
+    """Judge with a model. Call `check_caps` before `open`, and call it as a Judge only after that."""
+
+    def __init__(self, section: Section, verdicts: Verdicts, *, pairwise: bool) -> None:
+        self.url, _ = client.address()
+        self.rubric = rubric.PAIRWISE if pairwise else rubric.SINGLE
+        self._section, self._verdicts, self._pairwise = section, verdicts, pairwise
+        self._endpoint: client.Endpoint | None = None
+        self._lock = threading.Lock()
+        self.cached = 0
+        self.answered_by: set[str] = set()
+
+    def open(self, backoff: float = 1.0) -> None:
+        """Make the connection; InputError without a key. `backoff`: seconds before the first retry."""
+        self._endpoint = client.Endpoint(self._section, backoff)
+
+    def stop(self) -> None:
+        """Begin no further request."""
+        if self._endpoint is not None:
+            self._endpoint.stop()
+
+    def estimate(self, items: Iterable[Item]) -> Estimate:
+        """Return what it takes to judge these; tokens are counted from bytes, rather too many."""
+        asked = {self._key(messages): messages for item in items for messages in self._questions(*item)}
+        new = [messages for key, messages in asked.items() if self._verdicts.get(key) is None]
+        prompt = sum(pricing.tokens_of(message["content"]) for messages in new for message in messages)
+        reply = rubric.MAX_TOKENS * len(new)
+        each = pricing.price(self._section)
+        cost = pricing.dollars(each, prompt, reply)
+        return Estimate(len(new), len(asked) - len(new), prompt, reply, cost if each or not new else None)
+
+    def check_caps(self, estimate: Estimate) -> None:
+        """Raise InputError where the estimate is over a cap: nothing is asked then."""
+        section = self._section
+        if estimate.requests > section.max_requests:
+            raise InputError(
+                f"judge.max_requests: {section.max_requests}, but this takes {estimate.requests} requests. Raise it, "
+                "or judge fewer answers. Nothing was asked."
+            )
+        if estimate.dollars is not None and estimate.dollars > section.max_dollars:
+            raise InputError(
+                f"judge.max_dollars: {section.max_dollars:g}, but this may cost {estimate.dollars:.4f} dollars. "
+                "Raise it, or judge fewer answers. Nothing was asked."
+            )
+
+    def forget_unreadable(self, items: Iterable[Item]) -> None:
+        """Let replies that hold no score be asked for again."""
+        count = 2 if self._pairwise else 1
+        keys = {self._key(messages) for item in items for messages in self._questions(*item)}
+        there = {key: verdict for key in keys if (verdict := self._verdicts.get(key))}
+        self._verdicts.forget({key for key, each in there.items() if isinstance(rubric.read(each.reply, count), str)})
+
+    def facts(self) -> dict[str, Any]:
+        """Return what scores.json says of the judge and of this command's requests."""
+        sent = self._endpoint
+        known = pricing.price(self._section) is not None
+        return {
+            "model": self._section.model,
+            "answered_by": sorted(self.answered_by),
+            "endpoint": self.url,
+            "rubric": self.rubric,
+            "labelled": "pairwise, against reference answers"
+            if self._pairwise
+            else "single answer, without references",
+            "scale": [1, 10],
+            **({"baselines": BASELINES} if self._pairwise else {}),
+            "asked": {
+                "requests": sent.sent if sent else 0,
+                "cached": self.cached,
+                "prompt_tokens": sent.tokens[0] if sent else 0,
+                "completion_tokens": sent.tokens[1] if sent else 0,
+                "dollars": round(sent.spent, 6) if sent and known else None if sent else 0.0,
+            },
+        }
+
+    def __call__(self, question: str, reference: str | None, answer: str) -> Judgment:
+        """Judge one answer. Safe to call from several threads at once, with different content."""
+        questions = self._questions(question, reference, answer)
+        passes = [self._pass(messages, swapped=turn == 1) for turn, messages in enumerate(questions)]
+        first = passes[0]
+        if len(passes) == 1:
+            return Judgment(first.pop("score"), first)
+        both = [each["score"] for each in passes]
+        swapped = passes[1]
+        problem = first.pop("problem", None) or swapped.pop("problem", None)
+        # One order alone would carry that place's advantage into the mean.
+        score = None if None in both else sum(both) / 2
+        details = {**first, "first_score": first["score"], "swapped": swapped} | (
+            {"problem": problem} if problem else {}
+        )
+        details.pop("score")
+        return Judgment(score, details)
+
+    def _pass(self, messages: list[dict[str, str]], *, swapped: bool) -> dict[str, Any]:
+        try:
+            reply = self._reply(messages)
+        except client_errors.NoReply as error:
+            return {"score": None, "reference_score": None, "reply": None, "problem": f"no reply: {error}"}
+        found = rubric.read(reply, 2 if self._pairwise else 1)
+        if isinstance(found, str):
+            return {"score": None, "reference_score": None, "reply": reply, "problem": f"unreadable: {found}"}
+        score, other = (found.first, found.second) if swapped else (found.second, found.first)
+        return {"score": score, "reference_score": other, "reply": reply}
+
+    def _reply(self, messages: list[dict[str, str]]) -> str:
+        key = self._key(messages)
+        verdict = self._verdicts.get(key)
+        with self._lock:
+            self.cached += verdict is not None
+        if verdict is None:
+            assert self._endpoint is not None, "open() comes before judging"
+            reply = self._endpoint.ask(messages, rubric.MAX_TOKENS)
+            verdict = Verdict(key, reply.text, reply.model, self.rubric, reply.prompt_tokens, reply.completion_tokens)
+            self._verdicts.add(verdict)
+        with self._lock:
+            self.answered_by.add(whole(verdict.model))
+        return whole(verdict.reply)
+
+    def _questions(self, question: str, reference: str | None, answer: str) -> Iterator[list[dict[str, str]]]:
+        if not self._pairwise:
+            yield rubric.single(question, answer)
+            return
+        assert reference is not None
+        yield rubric.pair(question, reference, answer)
+        if self._section.swap:
+            yield rubric.pair(question, answer, reference)
+
+    def _key(self, messages: list[dict[str, str]]) -> str:
+        # The address too: a local model under OpenAI's name is another judge.
+        return content_key(model=self._section.model, endpoint=self.url, rubric=self.rubric, messages=messages)

@@ -1,0 +1,58 @@
+"""What a request to a judge model costs, before it is sent: tokens from bytes, and a small table of prices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from fast_ft.common.console import note
+from fast_ft.recipe.schema import Judge as Section
+
+#: Dollars per million tokens, (prompt, reply): OpenAI's list prices as third parties gave them in spring 2026. A newer
+#: price goes into the recipe: judge.dollars_per_million_tokens.
+PRICES = {
+    "gpt-4o-mini": (0.15, 0.60),
+    "gpt-4o": (2.50, 10.00),
+    "gpt-4.1": (2.00, 8.00),
+    "gpt-4.1-mini": (0.40, 1.60),
+    "gpt-4.1-nano": (0.10, 0.40),
+}
+
+
+def price(section: Section) -> tuple[float, float] | None:
+    """Return dollars per million tokens, (prompt, reply), or None where neither the recipe nor the table knows them."""
+    return section.dollars_per_million_tokens or PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", section.model))
+
+
+def bounded(section: Section, given: Collection[str]) -> Section:
+    """Return the judge's section of a run folder with the caps that hold for whoever judges it.
+
+    The folder may come from elsewhere, and its recipe would spend the money of whoever judges. So a cap is at most the
+    schema's default, and a price at least the table's, unless it is `given` (a dotted key) on the command line.
+    """
+    usual = Section()
+    changes: dict[str, Any] = {}
+    for key in ("max_requests", "max_dollars"):
+        asked, most = getattr(section, key), getattr(usual, key)
+        if asked > most and f"judge.{key}" not in given:
+            changes[key] = most
+            note(
+                f"note: judge.{key}: the folder's recipe allows {asked:g}, and {most:g} holds here, unless you write "
+                f"judge.{key}={asked:g}"
+            )
+    own, key = section.dollars_per_million_tokens, "dollars_per_million_tokens"
+    known = price(section.model_copy(update={key: None}))
+    if own is not None and known is not None and f"judge.{key}" not in given:
+        changes[key] = tuple(map(max, own, known))
+    return section.model_copy(update=changes)
+
+
+def tokens_of(text: str) -> int:
+    """Return about how many tokens a text has, rather too many: a third of its UTF-8 bytes."""
+    return len(text.encode("utf-8", "replace")) // 3 + 1
+
+
+def dollars(prices: tuple[float, float] | None, prompt_tokens: int, reply_tokens: int) -> float:
+    """Return what so many tokens cost; 0 where the price is unknown."""
+    return 0.0 if prices is None else (prompt_tokens * prices[0] + reply_tokens * prices[1]) / 1e6

@@ -1,0 +1,46 @@
+"""The reference judge: compares an answer with the reference answer's text. No network, no model.
+
+It can tell whether a short answer is the expected one. It cannot tell whether a long answer is good: a right answer in
+other words scores low, and a wrong one in the same words scores high.
+"""
+
+from __future__ import annotations
+
+from fast_ft.common import words
+from fast_ft.judge.scoring import Judgment
+
+NOTES = [
+    "Exact match, ROUGE-L and chrF compare an answer's text with one reference answer: they can tell whether a short "
+    "answer is the expected one, not whether a long one is good. A right answer in other words scores low.",
+]
+
+
+class ReferenceJudge:
+    """Judge by text. The score is 1 for an exact match, else 0; ROUGE-L (F1) and chrF are 0 to 1."""
+
+    def __init__(self) -> None:
+        from rouge_score import rouge_scorer
+        from sacrebleu.metrics import CHRF
+
+        self._rouge = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Tokenizer())
+        self._chrf = CHRF()
+
+    def __call__(self, question: str, reference: str | None, answer: str) -> Judgment:
+        assert reference is not None, "lint refuses a reference judge without references"
+        same = words.short_form(answer) == words.short_form(reference)
+        return Judgment(
+            float(same),
+            {
+                "exact_match": same,
+                "rouge_l": round(self._rouge.score(reference, answer)["rougeL"].fmeasure, 4),
+                "chrf": round(self._chrf.sentence_score(answer, [reference]).score / 100, 4),
+                "length_ratio": round(len(words.words(answer)) / max(1, len(words.words(reference))), 4),
+            },
+        )
+
+
+class _Tokenizer:
+    """ROUGE's words in any script; rouge_score's own keeps a to z and digits only."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words.terms(text)

@@ -1,0 +1,67 @@
+"""Which way the work between products is done: models/fused_block/ops_triton.py on a card where Triton runs,
+models/fused_block/ops_torch.py elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_TOLERANCE = 0.01  #: of the largest value: 16-bit rounding is a tenth of it, a wrong kernel is far outside
+
+
+def ops_for(tensor: Any) -> Any:
+    """Return the module whose functions take this tensor."""
+    if tensor.is_cuda:
+        from fast_ft.models.fused_block import ops_triton
+
+        return ops_triton
+    from fast_ft.models.fused_block import ops_torch
+
+    return ops_torch
+
+
+def check(like: Any, width: int, inner: int, head: int) -> str | None:
+    """Run every kernel once, in the sizes that training will use; return why one cannot be relied on, or None.
+
+    `like` is a tensor of the device and dtype that matter.
+    """
+    import torch
+
+    from fast_ft.models.fused_block import ops_torch
+
+    theirs = ops_for(like)
+    draw = torch.Generator(like.device).manual_seed(0)
+
+    def normal(*shape: int) -> Any:
+        return torch.randn(*shape, generator=draw, device=like.device).to(like.dtype)
+
+    def results(ops: Any) -> list[Any]:
+        draw.manual_seed(0)
+        x, grad, residual, weight = normal(3, width), normal(3, width), normal(3, width), normal(width)
+        norm, scale = ops.rms_norm(x, weight, 1e-5)
+        heads, cos, sin = normal(3, 2, head), normal(3, head // 2).repeat(1, 2), normal(3, head // 2).repeat(1, 2)
+        found = [norm, scale, ops.rms_norm_backward(grad, x, weight, scale, residual)]
+        for back in (False, True):
+            ops.rotate_(heads, cos, sin, back=back)
+            found.append(heads.clone())
+        gate_up, back = normal(3, 2 * inner), normal(3, inner)
+        found.append(ops.swiglu(gate_up))
+        ops.swiglu_backward_(gate_up, back)
+        packed = torch.arange(256, device=like.device).to(torch.uint8)
+        blocks = torch.arange(8, device=like.device).float() + 1
+        half = torch.bfloat16 if like.dtype == torch.bfloat16 else torch.float16
+        out = torch.empty(8, 64, dtype=half, device=like.device)
+        ops.unpack(packed, blocks, None, out)
+        nested = (torch.linspace(-1, 1, 256, device=like.device), blocks[:1], blocks[:1])
+        twice = torch.empty_like(out)
+        ops.unpack(packed, blocks.to(torch.uint8), nested, twice)
+        return [*found, gate_up, back, out, twice]
+
+    try:
+        for ours, expected in zip(results(theirs), results(ops_torch), strict=True):
+            difference = (ours.float() - expected.float()).abs().max() / expected.float().abs().max()
+            if not difference.item() <= _TOLERANCE:  # a NaN, too
+                return f"a Triton kernel differs from plain torch by {difference.item():.3g} on this card"
+    except Exception as error:  # a compiler on a card that it does not know may fail in any way
+        return f"Triton's kernels do not run here ({type(error).__name__}: {str(error)[:200]})"
+    return None

@@ -1,0 +1,73 @@
+"""What lies between a block's products, in plain torch: for CPUs, and the reference for
+models/fused_block/ops_triton.py.
+
+Shapes: T tokens, E hidden, N heads that are rotated, D head dimension, M inner size of the MLP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fast_ft.models import nf4
+
+
+def rms_norm(x_TE: Any, weight_E: Any, eps: float) -> tuple[Any, Any]:
+    """Return (the norm, TE; 1 / the root mean square of each row, fp32 T)."""
+    x32_TE = x_TE.float()
+    scale_T = (x32_TE.square().mean(dim=-1) + eps).rsqrt()
+    return (x32_TE * scale_T[:, None]).to(x_TE.dtype) * weight_E, scale_T
+
+
+def rms_norm_backward(grad_TE: Any, x_TE: Any, weight_E: Any, scale_T: Any, residual_TE: Any) -> Any:
+    """Return the gradient of x: through the norm, and `residual_TE`, which went past it."""
+    unit_TE = x_TE.float() * scale_T[:, None]
+    inner_TE = grad_TE.float() * weight_E.float()
+    through_TE = (inner_TE - unit_TE * (inner_TE * unit_TE).mean(dim=-1, keepdim=True)) * scale_T[:, None]
+    return residual_TE + through_TE.to(x_TE.dtype)
+
+
+def rotate_(x_TND: Any, cos_TD: Any, sin_TD: Any, *, back: bool) -> None:
+    """Turn each head by its token's angles, in place; `back`: the other way round, as the gradient goes."""
+    import torch
+
+    half = x_TND.shape[-1] // 2
+    cos, sin = cos_TD[:, None].float(), sin_TD[:, None].float()
+    x = x_TND.float()
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    x_TND.copy_(x * cos - turned * sin if back else x * cos + turned * sin)
+
+
+def swiglu(gate_up_T2M: Any) -> Any:
+    """Return silu(gate) * up, TM."""
+    gate, up = gate_up_T2M.chunk(2, dim=-1)
+    return (gate.float() * gate.float().sigmoid()).to(gate.dtype) * up
+
+
+def swiglu_backward_(gate_up_T2M: Any, grad_TM: Any) -> None:
+    """Put the gradients of gate and up in their places, and swiglu's own result in the gradient's."""
+    gate, up = (part.float() for part in gate_up_T2M.chunk(2, dim=-1))
+    grad, share = grad_TM.float(), gate.sigmoid()
+    inner = gate.shape[-1]
+    both = (grad * up * share * (1 + gate * (1 - share)), grad * gate * share)
+    result_TM = (gate * share).to(grad_TM.dtype) * up.to(grad_TM.dtype)  # before gate and up are written over
+    gate_up_T2M[:, :inner], gate_up_T2M[:, inner:] = both
+    grad_TM.copy_(result_TM)
+
+
+def unpack(packed: Any, scale: Any, nested: tuple[Any, Any, Any] | None, out: Any) -> None:
+    """Write the weights that `packed` (bytes of NF4 codes, the upper half first) holds to `out`; see kernels.unpack."""
+    import torch
+
+    scale = scale if nested is None else scales(scale, nested)
+    code = torch.tensor(nf4.CODES, device=packed.device)
+    nibbles = torch.stack((packed.view(-1) >> 4, packed.view(-1) & 15), dim=1)
+    out.copy_((code[nibbles.long()].view(-1, 64) * scale.view(-1, 1)).view(out.shape))
+
+
+def scales(scale: Any, nested: tuple[Any, Any, Any]) -> Any:
+    """Return the blocks' scales, fp32, of bytes that are codes of them."""
+    import torch
+
+    scale_code, group_scale, group_offset = nested
+    group = torch.arange(scale.numel(), device=scale.device) // 256
+    return scale_code[scale.long()] * group_scale[group] + group_offset[group]

@@ -1,0 +1,198 @@
+"""What lies between a block's products, and 4-bit weights turned to 16 bits, in Triton; functions as in
+models/fused_block/ops_torch.py.
+
+Imported only where there is an NVIDIA GPU. One pass over memory each; sums in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from fast_ft.models import nf4
+
+_DECODE_F16 = tl.constexpr(nf4.decoder(nf4.code_bits("float16"), "f16", 1))
+_DECODE_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1))
+_REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r")
+
+
+@triton.jit
+def _rms_norm(x, weight, out, scale, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    real = column < width
+    value = tl.load(x + row * width + column, mask=real, other=0.0)
+    wide = value.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
+    tl.store(scale + row, factor)
+    unit = (wide * factor).to(value.dtype)
+    tl.store(out + row * width + column, unit * tl.load(weight + column, mask=real, other=0.0), mask=real)
+
+
+@triton.jit
+def _rms_norm_backward(  # type: ignore[no-untyped-def]
+    grad, x, weight, scale, residual, out, width, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    real = column < width
+    at = row * width + column
+    factor = tl.load(scale + row)
+    unit = tl.load(x + at, mask=real, other=0.0).to(tl.float32) * factor
+    inner = tl.load(grad + at, mask=real, other=0.0).to(tl.float32)
+    inner *= tl.load(weight + column, mask=real, other=0.0).to(tl.float32)
+    through = (inner - unit * (tl.sum(inner * unit, axis=0) / width)) * factor
+    past = tl.load(residual + at, mask=real, other=0.0)
+    tl.store(out + at, past + through.to(past.dtype), mask=real)
+
+
+@triton.jit
+def _rotate(  # type: ignore[no-untyped-def]
+    x, cos, sin, row_step, heads, BACK: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    d = tl.arange(0, HALF)[None, :]
+    real = head < heads
+    at = x + row * row_step + head * (2 * HALF) + d
+    c = tl.load(cos + row * (2 * HALF) + d).to(tl.float32)
+    s = tl.load(sin + row * (2 * HALF) + d).to(tl.float32)
+    if BACK:
+        s = -s
+    low = tl.load(at, mask=real, other=0.0)
+    high = tl.load(at + HALF, mask=real, other=0.0)
+    a, b = low.to(tl.float32), high.to(tl.float32)
+    tl.store(at, (a * c - b * s).to(low.dtype), mask=real)
+    tl.store(at + HALF, (b * c + a * s).to(low.dtype), mask=real)
+
+
+@triton.jit
+def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = column < inner
+    at = gate_up + row * 2 * inner + column
+    gate = tl.load(at, mask=real, other=0.0)
+    up = tl.load(at + inner, mask=real, other=0.0)
+    wide = gate.to(tl.float32)
+    tl.store(out + row * inner + column, (wide * tl.sigmoid(wide)).to(gate.dtype) * up, mask=real)
+
+
+@triton.jit
+def _swiglu_backward(gate_up, grad, inner, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = column < inner
+    at = gate_up + row * 2 * inner + column
+    gate16 = tl.load(at, mask=real, other=0.0)
+    up16 = tl.load(at + inner, mask=real, other=0.0)
+    gate, up = gate16.to(tl.float32), up16.to(tl.float32)
+    there = grad + row * inner + column
+    given = tl.load(there, mask=real, other=0.0).to(tl.float32)
+    share = tl.sigmoid(gate)
+    tl.store(at, (given * up * share * (1 + gate * (1 - share))).to(gate16.dtype), mask=real)
+    tl.store(at + inner, (given * gate * share).to(gate16.dtype), mask=real)
+    tl.store(there, (gate * share).to(gate16.dtype) * up16, mask=real)
+
+
+@triton.jit
+def pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Four int32 of two 16-bit weights each for every word of eight NF4 codes; scales as nf4.pack_scales makes them."""
+    return tl.inline_asm_elementwise(
+        _DECODE_BF16 if BF16 else _DECODE_F16, _REGISTERS, [words, scales], dtype=(tl.int32,) * 4, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _unpack(  # type: ignore[no-untyped-def]
+    words, scale, scale_code, group_scale, group_offset, out, over,
+    NESTED: tl.constexpr, BF16: tl.constexpr, BLOCKS: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
+    """ROUNDS times BLOCKS blocks of 64 weights, which are 8 words each and become 32 pairs.
+
+    Four threads share a block. Each takes the words t and t + 4: one scale serves both, and the 16 bytes that a word
+    becomes lie beside those of the thread before. A program's blocks are in one group, since 256 is a multiple of them.
+    """
+    kind = tl.bfloat16 if BF16 else tl.float16
+    first = tl.program_id(0).to(tl.int64) * (ROUNDS * BLOCKS)
+    words += first * 8
+    scale += first
+    out += first * 32
+    if NESTED:
+        step_of_group = tl.load(group_scale + first // 256) * over
+        offset = tl.load(group_offset + first // 256) * over
+    for number in tl.static_range(ROUNDS):
+        block = number * BLOCKS + tl.arange(0, BLOCKS)
+        if NESTED:
+            factor = tl.load(scale_code + tl.load(scale + block).to(tl.int32)) * step_of_group + offset
+        else:
+            factor = tl.load(scale + block) * over
+        high = factor.to(kind)
+        low = (factor - high.to(tl.float32)).to(kind)
+        both = high.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF | low.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        both = tl.broadcast_to(both[:, None], (BLOCKS, 4))
+        for half in tl.static_range(2):
+            word = tl.load(words + block[:, None] * 8 + half * 4 + tl.arange(0, 4)[None, :])
+            p0, p1, p2, p3 = pairs(word, both, BF16)
+            made = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(BLOCKS, 16)
+            tl.store(out + block[:, None] * 32 + half * 16 + tl.arange(0, 16)[None, :], made)
+
+
+def rms_norm(x_TE: Any, weight_E: Any, eps: float) -> tuple[Any, Any]:
+    import torch
+
+    rows, width = x_TE.shape
+    out, scale = torch.empty_like(x_TE), x_TE.new_empty(rows, dtype=torch.float32)
+    _rms_norm[(rows,)](x_TE, weight_E, out, scale, width, eps, BLOCK=triton.next_power_of_2(width), num_warps=8)
+    return out, scale
+
+
+def rms_norm_backward(grad_TE: Any, x_TE: Any, weight_E: Any, scale_T: Any, residual_TE: Any) -> Any:
+    import torch
+
+    rows, width = x_TE.shape
+    out = torch.empty_like(x_TE)
+    _rms_norm_backward[(rows,)](
+        grad_TE, x_TE, weight_E, scale_T, residual_TE, out, width, BLOCK=triton.next_power_of_2(width), num_warps=8
+    )
+    return out
+
+
+def rotate_(x_TND: Any, cos_TD: Any, sin_TD: Any, *, back: bool) -> None:
+    rows, heads, size = x_TND.shape
+    _rotate[(rows, triton.cdiv(heads, 8))](
+        x_TND, cos_TD, sin_TD, x_TND.stride(0), heads, BACK=back, HEADS=8, HALF=size // 2, num_warps=4
+    )
+
+
+def swiglu(gate_up_T2M: Any) -> Any:
+    rows, inner = gate_up_T2M.shape[0], gate_up_T2M.shape[1] // 2
+    out = gate_up_T2M.new_empty(rows, inner)
+    _swiglu[(rows, triton.cdiv(inner, 2048))](gate_up_T2M, out, inner, BLOCK=2048, num_warps=8)
+    return out
+
+
+def swiglu_backward_(gate_up_T2M: Any, grad_TM: Any) -> None:
+    rows, inner = grad_TM.shape
+    _swiglu_backward[(rows, triton.cdiv(inner, 1024))](gate_up_T2M, grad_TM, inner, BLOCK=1024, num_warps=4)
+
+
+def unpack(packed: Any, scale: Any, nested: tuple[Any, Any, Any] | None, out: Any) -> None:
+    """Write the weights that `packed` (bytes of NF4 codes) holds to `out`, flat, fp16 or bf16: code * scale.
+
+    `scale` is fp32, one for 64 weights; or, with `nested` = (code, scale, offset), bytes that are themselves codes of
+    numbers whose scale and offset 256 of them share.
+    """
+    import torch
+
+    blocks, kind = packed.numel() // 32, str(out.dtype).removeprefix("torch.")
+    each = next(n for n in (32, 16, 8, 4, 2, 1) if blocks % n == 0)
+    rounds = next(n for n in (4, 2, 1) if blocks % (n * each) == 0)
+    scale_code, group_scale, group_offset = nested if nested is not None else (scale, scale, scale)
+    _unpack[(blocks // (each * rounds),)](
+        packed.view(torch.int32), scale, scale_code, group_scale, group_offset, out.view(torch.int32),
+        1 / nf4.FACTOR[kind], NESTED=nested is not None, BF16=kind == "bfloat16", BLOCKS=each, ROUNDS=rounds,
+        num_warps=4,
+    )  # fmt: skip

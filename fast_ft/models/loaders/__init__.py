@@ -1,0 +1,1 @@
+"""The ways to load a model for training and for answering: Unsloth, PEFT, and PEFT with our fused block."""

@@ -1,0 +1,91 @@
+"""What all backends have: a model on its device, its tokenizer and type, and the calls that the rest makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from fast_ft.common import out_of_memory
+from fast_ft.common.errors import InputError
+from fast_ft.hub import download
+from fast_ft.recipe import schema
+
+
+@dataclass
+class Loaded:
+    """A model on its device, and what is known of it.
+
+    `model` is a PeftModel; `tokenizer` is transformers' own, for whoever loads the adapter later (ids come from
+    data/encoding.py). `dtype` is what the base computes in. `notes` are sentences for the manifest.
+    """
+
+    model: Any
+    tokenizer: Any
+    backend: str
+    device: str
+    dtype: str
+    notes: list[str] = field(default_factory=list)
+
+    def free(self) -> None:
+        """Give the model's memory back, so that the next one fits where this one was."""
+        self.model = None
+        out_of_memory.release()
+        out_of_memory.clear_workspaces()
+
+
+class Backend(Protocol):
+    """Loads a base model with an adapter. `name` is "unsloth" or "peft"."""
+
+    name: str
+    notes: list[str]
+
+    def for_training(self, adapter: Path | None = None) -> Loaded:
+        """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
+
+    def for_generation(self, adapter: Path) -> Loaded:
+        """Return a fresh base model with the adapter in a folder, ready to answer."""
+
+
+class Base:
+    """What backends share: the base model's folder, its type, and the adapter's arguments."""
+
+    name = ""
+
+    def __init__(self, model: schema.Model, lora: schema.Lora, seed: int) -> None:
+        import torch
+
+        self.section, self.lora, self.seed = model, lora, seed
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = _dtype(model.dtype, self.device)
+        self.notes: list[str] = []
+        self.folder = download.model_folder(model.name_or_path, model.revision)
+
+    def _loaded(self, model: Any) -> Loaded:
+        import transformers
+
+        source = self.section.tokenizer or self.section.name_or_path
+        folder = download.tokenizer_folder(source, self.section.revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True, padding_side="right"
+        )
+        if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+            others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
+            tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
+        return Loaded(model, tokenizer, self.name, self.device, self.dtype, self.notes)
+
+
+def _dtype(wanted: str, device: str) -> str:
+    """auto: bfloat16 from compute capability 8.0 on, for torch claims it for a T4 too; float32 on a CPU."""
+    import torch
+
+    if wanted != "auto":
+        if wanted == "bfloat16" and device == "cuda" and torch.cuda.get_device_capability()[0] < 8:
+            raise InputError(
+                f"model.dtype: 'bfloat16' needs compute capability 8.0, and {torch.cuda.get_device_name()} has "
+                f"{'.'.join(map(str, torch.cuda.get_device_capability()))}. Use float16 or auto."
+            )
+        return wanted
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"

@@ -1,0 +1,89 @@
+"""Unsloth's patched kernels. Importing unsloth patches transformers and trl, so it comes before either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fast_ft.common import out_of_memory
+from fast_ft.hub.families import TARGET_MODULES
+from fast_ft.models import lora_files, packed_attention
+from fast_ft.models.loaders.base import Base, Loaded
+
+
+class UnslothBackend(Base):
+    """Unsloth's FastLanguageModel: patched kernels, its own checkpointing; NVIDIA GPUs only."""
+
+    name = "unsloth"
+
+    def for_training(self, adapter: Path | None = None) -> Loaded:
+        model = self._base_model(self.folder)
+        _attend_row_by_row()
+        model = self.with_adapter(model)
+        if adapter is not None:
+            lora_files.load(model, adapter / "adapter_model.safetensors")
+        return self._loaded(model)
+
+    def with_adapter(self, base: Any) -> Any:
+        """Return the base with a new adapter, drawn from the seed, and Unsloth's kernels put in."""
+        from unsloth import FastLanguageModel
+
+        # Unsloth wants the names spelled out
+        targets = TARGET_MODULES if self.lora.target_modules == "all-linear" else self.lora.target_modules
+        model = FastLanguageModel.get_peft_model(
+            base,
+            r=self.lora.r,
+            lora_alpha=self.lora.lora_alpha,
+            lora_dropout=self.lora.lora_dropout,
+            target_modules=list(targets),
+            bias="none",
+            use_gradient_checkpointing=False,  # ours: models/activation_checkpointing.py
+            random_state=self.seed,
+        )
+        core = model.get_base_model().model
+        core._has_no_labels = False  # else its forward takes labels' absence for inference
+        core._unsloth_allow_packed_overlength = True  # else it cuts a pass at max_length, whatever the rows' lengths
+        return model
+
+    def for_generation(self, adapter: Path) -> Loaded:
+        from peft import PeftModel
+        from unsloth import FastLanguageModel
+
+        lora_files.check(adapter, self.folder)
+        # Unsloth's own loader takes the base from the name inside adapter_config.json; the recipe's is the one meant.
+        model = PeftModel.from_pretrained(self._base_model(self.folder), str(adapter))
+        FastLanguageModel.for_inference(model)
+        return self._loaded(model)
+
+    def _base_model(self, folder: Path) -> Any:
+        import torch
+        from unsloth import FastLanguageModel
+
+        out_of_memory.release()  # what a former phase left in reference cycles
+        model, _ = FastLanguageModel.from_pretrained(
+            model_name=str(folder),
+            max_seq_length=self.section.max_length,
+            dtype=getattr(torch, self.dtype),
+            load_in_4bit=self.section.load_in_4bit,
+            trust_remote_code=False,
+            use_exact_model_name=True,  # never another repository that Unsloth knows by this name
+        )
+        return model
+
+
+def _attend_row_by_row() -> None:
+    """Let Unsloth's attention keep to the rows of a pass, while one of ours runs (attention.over)."""
+    import importlib
+
+    for name in ("llama", "mistral"):  # the others take llama's
+        module: Any = importlib.import_module(f"unsloth.models.{name}")
+        theirs = module.run_attention
+        if getattr(theirs, "by_row", False):
+            continue
+
+        def run_attention(*, Q: Any, K: Any, V: Any, theirs: Any = theirs, **values: Any) -> Any:
+            rows = packed_attention.current()
+            return theirs(Q=Q, K=K, V=V, **values) if rows is None else packed_attention.attend(Q, K, V, rows)
+
+        run_attention.by_row = True  # type: ignore[attr-defined]
+        module.run_attention = run_attention

@@ -1,0 +1,121 @@
+"""An adapter's files: its tensors out of a model and into one, and whether a folder's fit a base model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from fast_ft.common import out_of_memory, untrusted_files
+from fast_ft.common.errors import InputError
+from fast_ft.common.text_safety import escaped
+from fast_ft.hub.families import LINEARS, ModelShape
+from fast_ft.models import lora_config, tensor_file
+
+_TENSOR = re.compile(r"base_model\.model\.[\w.]+\.lora_[AB]\.weight")
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def weights(model: Any) -> dict[str, Any]:
+    """Return the adapter's tensors by PEFT's names, where they are: these are the model's own, no copies."""
+    import peft
+
+    found = out_of_memory.retried(
+        lambda: peft.get_peft_model_state_dict(model)
+    )  # packs a 4-bit base's scales on its way
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def load(model: Any, path: Path) -> None:
+    """Put the tensors of a safetensors file into a model's adapter, in place."""
+    import peft
+    from safetensors.torch import load_file
+
+    result = peft.set_peft_model_state_dict(model, load_file(str(path)))
+    if result.unexpected_keys:
+        raise InputError(
+            f"{path}: tensors that this model's adapter has no place for, such as {result.unexpected_keys[0]}. "
+            "It was made for another base model or other target_modules."
+        )
+
+
+def save(model: Any, folder: Path, base_name: str, card: str) -> None:
+    """Write adapter_model.safetensors, adapter_config.json and README.md (`card`) into an existing folder.
+
+    What PEFT's save_pretrained writes, with less memory.
+    """
+    tensor_file.save(folder / "adapter_model.safetensors", weights(model), {"format": "pt"})
+    model.peft_config["default"].save_pretrained(str(folder))
+    config_path = folder / "adapter_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    # the recipe's name, not this machine's cache folder, so that the adapter loads elsewhere
+    config |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def check(adapter: Path, base: Path) -> None:
+    """Raise InputError where the folder holds no adapter, or one whose shapes do not fit the base model."""
+    from safetensors import SafetensorError, safe_open
+
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file() and (adapter / "adapter_model.bin").is_file():
+        raise InputError(
+            f"{adapter}: the adapter is a pickle (adapter_model.bin), which can run code when read. Convert it once, "
+            "where you trust it: PeftModel.from_pretrained(base, folder).save_pretrained(folder) writes safetensors."
+        )
+    if not path.is_file() or not (adapter / "adapter_config.json").is_file():
+        raise InputError(
+            f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
+        )
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    lora_config.check(adapter)
+    hidden, layers, inner = (config.get(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    path.open("rb").close()  # the library calls a file that may not be read absent
+    try:
+        with safe_open(str(path), framework="np") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            kinds = {name: each.get_dtype() for name, each in slices.items()}
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
+    for name, shape in shapes.items():
+        if not _TENSOR.fullmatch(name) or len(shape) != 2 or kinds[name] not in _FLOATS:
+            raise InputError(
+                f"{path}: holds {escaped(name[:120])!r}, {kinds[name]} of shape {list(shape)}; only the matrices A and "
+                "B of LoRA are read. Take what else there is out of it."
+            )
+    deepest = max((int(part) for name in shapes for part in name.split(".") if part.isdigit()), default=-1)
+    widths = {shape[1] for name, shape in shapes.items() if "q_proj.lora_A" in name}
+    inners = {shape[0] for name, shape in shapes.items() if "up_proj.lora_B" in name}
+    fits = deepest < (layers or deepest + 1) and widths <= {hidden} and inners <= {inner}
+    if not fits:
+        raise InputError(
+            f"{adapter}: this adapter was made for another base model: it has {deepest + 1} layers of width "
+            f"{sorted(widths | inners)}, and {base} has {layers} of width {hidden} and {inner}. Use the base model "
+            "that it was trained on."
+        )
+    settings = untrusted_files.json_object(adapter / "adapter_config.json")
+    wanted = _expected(ModelShape.from_config(config), settings["r"], settings["target_modules"])
+    if odd := sorted(name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)):
+        was, due = (list(each[odd[0]]) if odd[0] in each else "absent" for each in (shapes, wanted))
+        raise InputError(
+            f"{path}: {escaped(odd[0][:120])} is {was}; by adapter_config.json and the base model {due} was expected. "
+            "Copy it again, or train again."
+        )
+
+
+def _expected(shape: ModelShape, r: int, targets: list[str]) -> dict[str, tuple[int, int]]:
+    """Return {tensor: (rows, columns)} of a LoRA on the layers whose names are, or end in, one of `targets`."""
+    linears = dict(zip(LINEARS, shape.linear_shapes, strict=True))
+    modules = {
+        f"model.layers.{i}.{name}": size for i in range(shape.num_hidden_layers) for name, size in linears.items()
+    }
+    modules["lm_head"] = (shape.hidden_size, shape.vocab_size)
+    found = {}
+    for module, (inward, outward) in modules.items():
+        if any(module == target or module.endswith(f".{target}") for target in targets):
+            found[f"base_model.model.{module}.lora_A.weight"] = (r, inward)
+            found[f"base_model.model.{module}.lora_B.weight"] = (outward, r)
+    return found

@@ -1,0 +1,66 @@
+"""safetensors files written piece by piece, so that saving takes next to no memory, on a card that is full too.
+
+The library's own writer wants all tensors in the machine's memory at once. What is written is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fast_ft.common import out_of_memory
+
+PIECE = 16 << 20  #: bytes that come from the card at a time
+_LEAST = 1 << 12  #: bytes: where not even these have room, it is an error
+_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
+def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors, from whatever device they are on, by their names. The format: safetensors' README."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    # The widest types first, as the library has them: each tensor is then aligned in a mapped file.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        kind = _NAMES[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            for piece in _pieces(tensors[name]):
+                file.write(piece)
+
+
+def _pieces(tensor: Any) -> Iterator[memoryview]:
+    """Yield a tensor's bytes; in smaller pieces where memory does not do for these."""
+    import torch
+
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    at, size = 0, PIECE
+    while at < len(flat):
+        piece = None
+        try:
+            piece = fetch(flat[at : at + size])
+        except Exception as error:
+            if not out_of_memory.is_short(error) or size <= _LEAST:
+                raise
+        if piece is None:  # outside of the handler, whose error holds memory
+            out_of_memory.release()
+            size //= 8
+            continue
+        yield memoryview(piece.numpy())
+        at += len(piece)
+
+
+def fetch(piece: Any) -> Any:
+    """Return a piece of a tensor on the CPU."""
+    return piece.cpu()

@@ -1,0 +1,84 @@
+"""Is it the same base model, tokenizer and chat template as when the run began? They lie outside of the run's folder.
+
+A recipe names them by a path or a hub id, and what lies there can be replaced between two starts. So the manifest holds
+the base's fingerprint (hub/fingerprint.py) and digests of the token ids that training and generation see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fast_ft.common.errors import InputError
+from fast_ft.data.prepare import Prepared
+from fast_ft.hub import fingerprint
+from fast_ft.recipe.schema import Recipe
+from fast_ft.run.folder import RunDir, differences
+
+Diff = dict[str, tuple[Any, Any]]  #: {what: (was, is)}
+
+
+def tokens(prepared: Prepared) -> dict[str, Any]:
+    """Return what the manifest says of token ids: {"rows": {id: digest}, "prompts": one digest for all}."""
+    encoder = prepared.encoder
+    assert encoder is not None
+    prompts = [encoder.prompt_ids(prompt.messages) for prompt in prepared.prompts]
+    rows = {name: _digest([row.input_ids, row.labels]) for name, row in prepared.rows.items()}
+    return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prompts])}
+
+
+def token_changes(manifest: Mapping[str, Any], prepared: Prepared) -> Diff:
+    """Return which of the rows that are the same as before have other token ids now: {} where none has."""
+    was, is_ = manifest.get("tokens", {}).get("rows", {}), tokens(prepared)["rows"]
+    former = {row["id"]: row["digest"] for row in manifest.get("rows", [])}
+    same = [e.id for e in prepared.examples if former.get(e.id) == e.digest]
+    odd = [name for name in same if name in was and was[name] != is_[name]]
+    if not odd:
+        return {}
+    named = ", ".join(map(repr, odd[:3])) + (", ..." if len(odd) > 3 else "")
+    return {"the rows' token ids": ("as trained", f"another tokenizer or chat template: {len(odd)} differ ({named})")}
+
+
+def prompt_changes(manifest: Mapping[str, Any], prepared: Prepared) -> Diff:
+    """Return whether the prompts, which are the same as before, have other token ids now: {} where they have not."""
+    was, is_ = manifest.get("tokens", {}).get("prompts"), tokens(prepared)["prompts"]
+    return {"the prompts' token ids": (was, is_)} if was not in (None, is_) else {}
+
+
+def model_changes(manifest: Mapping[str, Any], recipe: Recipe) -> Diff:
+    """Return how the base model differs from the one in the manifest: {} where it is the same, or none is recorded."""
+    was = manifest.get("model")
+    if was is None:
+        return {}
+    is_ = fingerprint.model(recipe.model.name_or_path, recipe.model.revision)
+    pairs = differences(was.get("config", {}), is_["config"])
+    found: Diff = {f"the base model's config.json: {key}": pair for key, pair in pairs.items()}
+    old, new = was.get("weights", {}), is_["weights"]
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if a != b and (a is None or b is None or a.split(":")[0] == b.split(":")[0]):  # else not comparable
+            found[f"the base model's {name}"] = (a and a[:24], b and b[:24])
+    return found
+
+
+def refuse_another(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    """Raise InputError where a trained adapter would answer with another base, tokenizer or chat template."""
+    manifest = folder.manifest()
+    if found := {**model_changes(manifest, recipe), **token_changes(manifest, prepared)}:
+        listed = "".join(f"\n  {key}: {was} -> {is_}" for key, (was, is_) in found.items())
+        commit = (manifest.get("model") or {}).get("commit")
+        again = f" (on the hub it was commit {commit}: set model.revision)" if commit else ""
+        raise InputError(
+            f"{folder.root}: {recipe.model.name_or_path} is not what this run's adapter was trained with:{listed}\n"
+            f"Put back what was there{again}, or train anew into another output_dir"
+        )
+
+
+def _digest(lists: Sequence[Sequence[int]]) -> str:
+    """Return 16 hex digits over lists of token ids and where each ends."""
+    total = hashlib.sha256()
+    for each in lists:
+        total.update(len(each).to_bytes(8, "little") + array("q", each).tobytes())
+    return total.hexdigest()[:16]

@@ -1,0 +1,111 @@
+"""One adapter, many ways to decode: a pred file for each point of a grid, the model loaded once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fast_ft.common import atomic_files
+from fast_ft.common.errors import InputError
+from fast_ft.common.signals import interruptible
+from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.generate import answers
+from fast_ft.models.loaders import choose
+from fast_ft.pipeline.generate_phase import load
+from fast_ft.pipeline.rerun import open_run
+from fast_ft.recipe.loader import resolved
+from fast_ft.recipe.schema import Recipe
+from fast_ft.run import lock
+from fast_ft.run.folder import RunDir
+
+MOST_POINTS = 200  #: each of them answers all prompts
+
+
+def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
+    """Answer a run's prompts at each point and return a summary of each; grid.json keeps it beside the pred files.
+
+    `words`: axes such as "temperature=0.3,0.7" (keys of generate), and overrides such as "generate.max_new_tokens=64".
+    """
+    axes = _axes([word for word in words if "." not in word.partition("=")[0]])
+    fixed = [word for word in words if "." in word.partition("=")[0]]
+    if twice := [key for key in axes if any(word.startswith(f"generate.{key}=") for word in fixed)]:
+        raise InputError(f"generate.{twice[0]}: --grid tries values of {twice[0]} already. Give it in one place only.")
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    recipes = [
+        open_run(root, [*fixed, *(f"generate.{key}={value}" for key, value in point.items())])[1] for point in points
+    ]  # so that a wrong value is said before a model is loaded
+    for (one, first), (other, second) in itertools.combinations(zip(points, recipes, strict=True), 2):
+        if first.generate == second.generate:
+            raise InputError(f"--grid: {_name(one)} and {_name(other)} are the same settings. Give each value once.")
+    folder, recipe = open_run(root, fixed)
+    prepared = prepare(recipe)
+    if not prepared.prompts:
+        raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
+    with interruptible(), lock.hold(folder.root):
+        loaded, pool, _ = load(folder, recipe, prepared, folder.adapter)
+        summary, partials = list[dict[str, Any]](), list[Path]()
+        for point, each in zip(points, recipes, strict=True):
+            summary.append(_answer(folder, point, each, prepared, loaded, pool, partials))
+            atomic_files.write_json(folder.root / "grid.json", summary)
+        for path in partials:  # until here a stopped grid goes on from them
+            path.unlink(missing_ok=True)
+    return summary
+
+
+def _axes(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return {key: its values} of words such as "temperature=0.3,0.7". Raises InputError."""
+    axes: dict[str, list[str]] = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        values = [value.strip() for value in text.split(",")]
+        if not all(values):
+            raise InputError(f"--grid {word}: a value is missing. Write the values so: {key}=0.3,0.7")
+        if key in axes:
+            raise InputError(f"--grid {word}: {key} was given before. Write all its values in one word.")
+        axes[key] = values
+    if not axes:
+        raise InputError("--grid needs values to try, such as: --grid temperature=0.3,0.7 top_p=0.8,0.9")
+    if (count := math.prod(map(len, axes.values()))) > MOST_POINTS:
+        raise InputError(f"--grid: {count:,} points, where {MOST_POINTS:,} are the most. Give fewer values.")
+    return axes
+
+
+def _name(point: dict[str, str]) -> str:
+    return "-".join(f"{key}{value}" for key, value in point.items())
+
+
+def _answer(
+    folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: Prepared, loaded: choose.Loaded,
+    pool: dict[str, Any], partials: list[Path],
+) -> dict[str, Any]:  # fmt: skip
+    assert prepared.encoder is not None
+    name = _name(point)
+    settings = json.dumps([resolved(recipe)["generate"], recipe.data.test], sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]  # a partial file of other settings is not gone on with
+    partial = folder.root / f"pred-{name}-{digest}.partial.jsonl"
+    partials.append(partial)
+    result = answers.generate(
+        loaded,
+        prepared.encoder,
+        prepared.prompts,
+        recipe.generate,
+        seed=recipe.seed,
+        partial=partial,
+        title=name,
+        **pool,
+    )
+    path = folder.root / f"pred-{name}.json"
+    atomic_files.write_json(path, answers.predictions(prepared.prompts, result.answers))
+    tokens = [answer.tokens for answer in result.flat]
+    return {
+        **point,
+        "file": path.name,
+        "ended_at_eos": round(sum(answer.ended for answer in result.flat) / len(tokens), 4),
+        "mean_tokens": round(sum(tokens) / len(tokens), 1),
+        "seconds": round(result.seconds, 1),
+    }

@@ -1,0 +1,270 @@
+"""A run goes on: what may have changed since it began, what may not, and what is done again.
+
+model, lora, data, select, curriculum, train, seed   refused, shown as a diff; --force-resume goes on all the same
+another base, tokenizer or template by that name     the same, where there is training or answering left to do
+data.test, generate, judge.base_prompts              the adapter stays; the prompts are answered again
+judge                                                the answers stay; they are judged again
+budget, output_dir, backup_dir, how often is saved   taken as they are now; with more minutes than those that ended
+                                                     training, or shortened answers, that goes on or is done again
+package versions, GPU, the program itself            warned, and recorded in manifest.json (`resumed`)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from fast_ft.common import atomic_files, gpu
+from fast_ft.common.console import note
+from fast_ft.common.errors import InputError
+from fast_ft.common.minutes import longer
+from fast_ft.data.prepare import Prepared
+from fast_ft.pipeline import base_check
+from fast_ft.recipe.loader import digest, resolved
+from fast_ft.recipe.schema import Budget, Recipe
+from fast_ft.run import artifacts
+from fast_ft.run.folder import RunDir, differences, now
+from fast_ft.run.made_with import as_made
+from fast_ft.train import checkpoints
+
+Diff = dict[str, tuple[Any, Any]]  #: {dotted key: (was, is)}
+
+_FREE = ("budget.", "search", "train.save_steps", "train.report_to")
+_ANSWERS = ("generate.", "data.test", "judge.base_prompts")
+_JUDGED = ("judge.",)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs from what the run began with, by what follows from it."""
+
+    training: Diff = field(default_factory=dict)
+    answers: Diff = field(default_factory=dict)
+    judging: Diff = field(default_factory=dict)
+    free: Diff = field(default_factory=dict)
+
+    def any(self) -> bool:
+        return bool(self.training or self.answers or self.judging or self.free)
+
+
+def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = False) -> None:
+    """Bring the folder to where this recipe goes on; InputError, and nothing touched, where it may not.
+
+    A new run's selection is recorded.
+    """
+    manifest = folder.manifest()
+    if "rows" not in manifest or not _begun(folder):
+        if "rows" in manifest and compare(folder, recipe, prepared).training:
+            note(f"note: nothing was trained in {folder.root} yet: it begins anew with this recipe")
+            folder.plan.unlink(missing_ok=True)
+        _say(prepared)
+        _record(folder, recipe, prepared, notes=prepared.notes, environment=gpu.describe())
+        return
+    _tidy(folder)
+    changes = compare(folder, recipe, prepared)
+    cut = _cut_short(folder, recipe.budget)
+    if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
+        changes.training.update(base_check.model_changes(manifest, recipe))
+    if changes.training and not force:
+        raise InputError(
+            f"{folder.root}: this run was trained with other settings than these:\n{show(changes.training)}\n"
+            "Go back to those, or give these another output_dir; --force-resume goes on from the last checkpoint "
+            "with these all the same"
+        )
+    for text in cut.values():
+        note(text)
+    if changes.training:
+        _force(folder, changes.training)
+    if changes.training or changes.answers or changes.judging or cut:
+        _judge_again(folder, changes.judging)
+    if changes.training or changes.answers or cut:
+        _answer_again(folder, changes.answers)
+    if "train" in cut:  # last: whatever came of the adapter so far is marked by now as to be made again
+        phases = folder.manifest()["phases"]
+        phases.pop("train", None)
+        folder.update(phases=phases)
+    if changes.any():
+        _record(folder, recipe, prepared)
+    _compare_environment(folder, recipe, prepared)
+
+
+def compare(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Changes:
+    """Return what differs between a run and what is asked for now: recipe, selected rows, prompts.
+
+    Answers and scores are compared by what they were made with. Scores of a recipe that asks for none are left alone.
+    """
+    changes, manifest = Changes(), folder.manifest()
+    try:
+        former = resolved(folder.recipe())  # with the defaults of keys that came later
+    except InputError:
+        former = manifest["recipe"]
+    judge = former["judge"]
+    former = as_made(manifest | {"recipe": former})
+    if judge["kind"] == recipe.judge.kind == "none":
+        former["judge"] = judge
+    for key, pair in differences(former, resolved(recipe), ignore=("output_dir", "backup_dir")).items():
+        kinds = ((_FREE, changes.free), (_ANSWERS, changes.answers), (_JUDGED, changes.judging))
+        into = next((diff for names, diff in kinds if key.startswith(names)), changes.training)
+        into[key] = pair
+    rows = selected(prepared)
+    if manifest["rows"] != rows or manifest["stages"] != staged(prepared):
+        changes.training["the selected rows"] = _rows_differ(manifest["rows"], rows)
+    was, is_ = manifest["digests"].get("test"), prepared.digests.get("test")
+    if was != is_ and "data.test" not in changes.answers:
+        changes.answers[f"{recipe.data.test}'s digest"] = (was, is_)
+    changes.training.update(base_check.token_changes(manifest, prepared))
+    if not changes.answers and not changes.training:
+        changes.answers.update(base_check.prompt_changes(manifest, prepared))
+    return changes
+
+
+def _model_phases(prepared: Prepared) -> list[str]:
+    """Return the phases that load the base model."""
+    return ["train", *(["generate"] if prepared.prompts else [])]
+
+
+def show(diff: Diff) -> str:
+    """Return a diff as indented lines: key: was -> is."""
+    return "\n".join(f"  {key}: {_show(was)} -> {_show(is_)}" for key, (was, is_) in diff.items())
+
+
+def selected(prepared: Prepared) -> list[dict[str, str]]:
+    """Return what the manifest says of the selected rows."""
+    return [{"id": e.id, "digest": e.digest} for e in prepared.examples]
+
+
+def staged(prepared: Prepared) -> list[dict[str, Any]]:
+    """Return what the manifest says of the stages."""
+    return prepared.staged()
+
+
+def set_scores_aside(folder: RunDir) -> str | None:
+    """Keep scores.json beside, under the digest of the pred.json that it scores; return its new name, or None.
+
+    Scores of the same answers by several judges are told apart by their own digest.
+    """
+    folder.reopen("judge")
+    if not folder.scores.is_file():
+        return None
+    of, own = scored_pred(folder), atomic_files.sha256_file(folder.scores)[:8]
+    name = of[:8] if of else f"unreadable-{own}"
+    beside = folder.root / f"{folder.scores.stem}-{name}.json"
+    if beside.is_file() and atomic_files.sha256_file(beside)[:8] != own:
+        beside = folder.root / f"{folder.scores.stem}-{name}-{own}.json"
+    atomic_files.move(folder.scores, beside)
+    return beside.name
+
+
+def scored_pred(folder: RunDir) -> str | None:
+    """Return the digest of the pred.json that scores.json is of, or None where that cannot be told."""
+    try:
+        return artifacts.read_scores(folder.scores).get("pred")
+    except InputError as error:
+        note(f"warning: {error}")
+        return None
+
+
+def _begun(folder: RunDir) -> bool:
+    return folder.done("train") is not None or checkpoints.newest(folder.checkpoints) is not None
+
+
+def _record(folder: RunDir, recipe: Recipe, prepared: Prepared, **more: Any) -> None:
+    """Write into the manifest what is run: the recipe, its rows, and what was found about them."""
+    kept = {name: value for name, value in folder.manifest().get("digests", {}).items() if name in ("adapter", "pred")}
+    folder.update(
+        recipe=resolved(recipe),
+        recipe_digest=digest(recipe),
+        rows=selected(prepared),
+        stages=staged(prepared),
+        tokens=base_check.tokens(prepared),
+        leakage=prepared.leakage,
+        digests=prepared.digests | kept,
+        carry=resolved(recipe)["curriculum"]["carry"] if len(prepared.stages) > 1 else None,
+        **more,
+    )
+
+
+def _say(prepared: Prepared) -> None:
+    for text in prepared.notes:
+        note(f"note: {text}")
+    if prepared.leakage["hits"]:
+        note(f"warning: {len(prepared.leakage['hits'])} selected rows equal a test prompt; manifest.json names them")
+
+
+def _force(folder: RunDir, diff: Diff) -> None:
+    note(f"warning: --force-resume: this run goes on with other settings than it began with:\n{show(diff)}")
+    note("warning: its adapter will be what no single recipe makes; manifest.json says so")
+    folder.reopen("train")
+    folder.update(
+        resumed=[*folder.manifest().get("resumed", []), {"at": now(), "forced": {k: list(v) for k, v in diff.items()}}],
+    )
+    folder.plan.unlink(missing_ok=True)  # it was settled for the other settings
+
+
+def _cut_short(folder: RunDir, budget: Budget) -> dict[str, str]:
+    """Return {"train" or "generate": what to say} for what a budget of minutes cut short, where there are more now."""
+    train, answers = folder.done("train") or {}, folder.done("generate") or {}
+    former = folder.manifest()["recipe"].get("budget", {})  # where an earlier version did not note the minutes
+    found = {}
+    if train.get("why") == "budget" and longer(budget.train_minutes, train.get("minutes", former.get("train_minutes"))):
+        found["train"] = f"note: there are more minutes: training, which ended after step {train['steps']}, goes on"
+    minutes = answers.get("minutes", former.get("generate_minutes"))
+    if ("minutes" in answers or answers.get("cut_by_budget")) and longer(budget.generate_minutes, minutes):
+        found["generate"] = "note: there are more minutes: the prompts are answered again, at full length"
+    return found
+
+
+def _answer_again(folder: RunDir, diff: Diff) -> None:
+    if folder.reopen("generate") and diff:
+        note(f"note: the prompts are answered again, the former pred.json is kept beside:\n{show(diff)}")
+    for path in (folder.pred_partial, folder.base_partial):
+        path.unlink(missing_ok=True)  # answers by other settings
+
+
+def _tidy(folder: RunDir) -> None:
+    """Put right what a kill between two writes left: spent files of a finished phase, scores of former answers."""
+    if folder.done("generate") is None:
+        return
+    for path in (folder.pred_partial, folder.base_partial):
+        path.unlink(missing_ok=True)
+    former = folder.done("judge") is None and folder.scores.is_file()
+    if former and scored_pred(folder) != folder.manifest()["digests"].get("pred"):
+        set_scores_aside(folder)
+
+
+def _judge_again(folder: RunDir, diff: Diff) -> None:
+    beside = set_scores_aside(folder)
+    if diff and beside:
+        note(f"note: the answers are judged again, the former scores are in {beside}:\n{show(diff)}")
+
+
+def _compare_environment(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    """Warn of other package versions or another GPU than before, and record them; Colab changes overnight."""
+    manifest = folder.manifest()
+    if all(phase in manifest["phases"] for phase in _model_phases(prepared)):
+        return
+    earlier = manifest.get("resumed", [])
+    last = next((e["environment"] for e in reversed(earlier) if "environment" in e), manifest["environment"])
+    here = gpu.describe()
+    diff = differences(last, here)
+    if not diff:
+        return
+    said = {key: pair for key, pair in diff.items() if key != "program"}
+    if said:
+        note(f"warning: this run goes on in another environment, and may end a little otherwise:\n{show(said)}")
+    entry = {"at": now(), "environment": here, "changed": {key: list(pair) for key, pair in diff.items()}}
+    folder.update(resumed=[*earlier, entry])
+
+
+def _rows_differ(was: list[dict[str, str]], is_: list[dict[str, str]]) -> tuple[str, str]:
+    old, new = ({row["id"]: row["digest"] for row in rows} for rows in (was, is_))
+    odd = [id_ for id_ in {**old, **new} if old.get(id_) != new.get(id_)]
+    named = ", ".join(map(repr, odd[:3])) + (", ..." if len(odd) > 3 else "")
+    what = f"{len(odd)} of them are new, gone or changed ({named})" if odd else "in another order or other stages"
+    return f"{len(was)} rows", f"{len(is_)} rows, {what}"
+
+
+def _show(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else text[:157] + "..."

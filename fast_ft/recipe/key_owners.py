@@ -1,0 +1,92 @@
+"""Whose each key of a recipe is. A recipe that comes from elsewhere says what a run is, not what happens here.
+
+run      a part of the run: it shapes the adapter or the answers, and is kept wherever the run is done again
+machine  a place, a server, a tracker, a limit or a price: whoever makes the run sets it
+hub      a model's id on the hub is a part of the run; a folder of that name is a place of the machine
+
+A key that is not listed here fails a test, so that nobody can add one without deciding this.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+from pydantic.fields import FieldInfo
+
+from fast_ft.recipe.schema import Recipe, Section
+
+Whose = Literal["run", "machine", "hub"]
+
+_HUB = "model.name_or_path model.tokenizer"
+_MACHINE = """
+output_dir backup_dir
+data.train data.test
+train.report_to
+judge.kind judge.base_prompts judge.references judge.model judge.swap judge.concurrency judge.max_retries
+judge.timeout_seconds judge.max_requests judge.max_dollars judge.dollars_per_million_tokens
+budget.gpu budget.memory_gib budget.train_minutes budget.generate_minutes
+"""
+_RUN = """
+rules seed
+model.revision model.template model.max_length model.load_in_4bit model.dtype model.backend
+lora.r lora.lora_alpha lora.lora_dropout lora.target_modules
+data.max_train_rows data.multi_turn data.overlong data.exclude
+select.where select.rank_by select.method select.take select.deduplicate select.near_duplicate_similarity
+curriculum.by curriculum.cumulative curriculum.carry.optimizer curriculum.carry.schedule
+curriculum.stages.name curriculum.stages.upto curriculum.stages.where curriculum.stages.num_train_epochs
+curriculum.stages.learning_rate curriculum.stages.order
+train.effective_batch_size train.per_device_train_batch_size train.num_train_epochs train.max_steps
+train.learning_rate train.lr_scheduler_type train.warmup_steps train.weight_decay train.max_grad_norm train.optim
+train.neftune_noise_alpha train.completion_only_loss train.gradient_checkpointing train.capture train.max_bad_steps
+train.deterministic train.save_steps
+generate.do_sample generate.temperature generate.top_p generate.top_k generate.min_p generate.repetition_penalty
+generate.max_new_tokens generate.num_return_sequences generate.batch_size
+"""
+_LISTS: dict[Whose, str] = {"run": _RUN, "machine": _MACHINE, "hub": _HUB}
+OF: dict[str, Whose] = {key: whose for whose, keys in _LISTS.items() for key in keys.split()}
+
+
+def fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Yield (dotted key, field) for every key of a run's recipe; `search` is no part of a run."""
+    yield from ((key, field) for key, field in _below(Recipe) if not key.startswith("search."))
+
+
+def brought_here(tree: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved recipe from elsewhere with the machine's keys set anew.
+
+    own: their values by dotted key. A key of the machine's that is not among them gets the schema's default.
+    """
+    brought = copy.deepcopy(tree)
+    for key, field in fields():
+        if OF[key] == "machine":
+            *sections, last = key.split(".")
+            section = brought
+            for name in sections:
+                section = section[name]
+            section[last] = own[key] if key in own or field.is_required() else field.get_default()
+    return brought
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether a model's name can be an id on the hub; any other name is a folder's."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
+
+
+def _below(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        inner = list(_sections(field.annotation))
+        for each in inner:
+            yield from _below(each, f"{prefix}{name}.")
+        if not inner:
+            yield f"{prefix}{name}", field
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the sections that a type holds, however deep: in `Search | None`, in `tuple[StageSpec, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)

@@ -1,0 +1,245 @@
+"""What a recipe would lead to, seen before anything is loaded: values that cannot work together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fast_ft.common.errors import InputError, nearest
+from fast_ft.hub.families import LINEARS, TARGET_MODULES
+from fast_ft.recipe import effects, policy_ntu_hw5
+from fast_ft.recipe.schema import METRICS, Condition, Recipe
+from fast_ft.recipe.steps import epoch_steps, stage_steps
+
+PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
+
+
+class Problem(NamedTuple):
+    """A sentence that begins with a key's dotted path, and all keys that it hangs on, that one first."""
+
+    text: str
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
+    """Return (errors, warnings): an error is a run that fails or does not do what the recipe says."""
+    errors = [
+        *_selection(recipe), *_stages(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe), *_paths(recipe),
+    ]  # fmt: skip
+    return errors, list(_warnings(recipe))
+
+
+def context_length(name_or_path: str) -> int | None:
+    """Return the most tokens a model can attend to, as far as its folder's config.json or its name tells."""
+    try:
+        config = json.loads((Path(name_or_path).expanduser() / "config.json").read_text("utf-8"))
+        length = config.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        length = 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
+    return length if isinstance(length, int) else None
+
+
+def _selection(recipe: Recipe) -> Iterator[Problem]:
+    select, curriculum = recipe.select, recipe.curriculum
+    yield from _conditions("select.where", select.where)
+    for metric in select.rank_by:
+        yield from _metric(f"select.rank_by.{metric}", metric)
+    yield from _metric("curriculum.by", curriculum.by)
+    allowed = policy_ntu_hw5.max_train_rows(recipe)
+    if (
+        select.take
+        and allowed
+        and select.take > allowed
+        and not (recipe.rules and select.take > policy_ntu_hw5.MAX_ROWS)
+    ):
+        text = f"select.take: {select.take} rows are asked for, data.max_train_rows allows {allowed}: lower the one"
+        yield Problem(f"{text} or raise the other", ("select.take", "data.max_train_rows"))
+
+
+def _stages(recipe: Recipe) -> Iterator[Problem]:
+    names: dict[str, str] = {}
+    before = 0.0
+    for i, stage in enumerate(recipe.curriculum.stages):
+        path = f"curriculum.stages.{i}"
+        if (stage.upto is None) == (stage.where is None):
+            said = "neither upto nor where" if stage.upto is None else "both upto and where"
+            text = f"{path}: stage {stage.name!r} has {said}; a stage takes one of them, upto: 1.0 being all rows"
+            yield Problem(text, (path,))
+        if stage.name in names:
+            text = f"{path}.name: {stage.name!r} is the name of {names[stage.name]} too; stages need names of their own"
+            yield Problem(text, (f"{path}.name",))
+        names.setdefault(stage.name, path)
+        yield from _conditions(f"{path}.where", stage.where or {})
+        if stage.upto is not None:
+            if stage.upto < before or (stage.upto == before and not recipe.curriculum.cumulative):
+                text = f"{path}.upto: {stage.upto:g} comes after {before:g}; stages go from easy to all: let upto rise"
+                yield Problem(text, (f"{path}.upto", "curriculum.stages", "curriculum.cumulative"))
+            before = stage.upto
+
+
+def _steps(recipe: Recipe) -> Iterator[Problem]:
+    steps = stage_steps(recipe)
+    train = recipe.train
+    if steps is None:
+        return
+    hangs_on = ("select.take", "data.max_train_rows", "train.num_train_epochs", "train.max_steps",
+                "train.effective_batch_size", "curriculum.stages", "curriculum.cumulative",
+                "curriculum.carry.schedule")  # fmt: skip
+    if train.lr_scheduler_type != "constant":
+        one = recipe.curriculum.carry.schedule
+        length = sum(steps) if one else min(steps)
+        if train.warmup_steps >= length:
+            text = (
+                f"train.warmup_steps: {train.warmup_steps} steps of warm-up, but {'the run' if one else 'a stage'} has "
+                f"at most {length}: the learning rate would not reach {train.learning_rate:g}; lower it or train longer"
+            )
+            yield Problem(text, ("train.warmup_steps", "train.lr_scheduler_type", *hangs_on))
+
+
+def _context(recipe: Recipe) -> Iterator[Problem]:
+    context = context_length(recipe.model.name_or_path)
+    if context is None:
+        return
+    if recipe.model.max_length > context:
+        text = f"model.max_length: {recipe.model.max_length} tokens, but the model's context has {context}: lower it"
+        yield Problem(text, ("model.max_length", "model.name_or_path"))
+    if recipe.data.test and recipe.generate.max_new_tokens >= context:
+        text = f"generate.max_new_tokens: {recipe.generate.max_new_tokens} leave no room for a prompt"
+        text += f" in the model's context of {context} tokens: lower it"
+        yield Problem(text, ("generate.max_new_tokens", "model.name_or_path", "data.test"))
+
+
+def _batch(recipe: Recipe) -> Iterator[Problem]:
+    lora, train = recipe.lora, recipe.train
+    if lora.r == 0:
+        yield Problem("lora.r: rank 0 trains nothing; common are 8 to 64", ("lora.r",))
+    if lora.lora_alpha == 0:
+        yield Problem("lora.lora_alpha: 0 switches the adapter off; common are r and twice r", ("lora.lora_alpha",))
+    if lora.target_modules != "all-linear":
+        yield from _targets(lora.target_modules)
+    one, all_ = train.per_device_train_batch_size, train.effective_batch_size
+    if isinstance(one, int) and all_ % one:
+        text = f"train.per_device_train_batch_size: {one} does not divide effective_batch_size {all_}: one step is"
+        keys = ("train.per_device_train_batch_size", "train.effective_batch_size")
+        yield Problem(f"{text} a whole number of forward passes; write a divisor, or auto", keys)
+
+
+def _targets(names: tuple[str, ...]) -> Iterator[Problem]:
+    """Find what is no linear layer of a block. PEFT takes a name's end too: self_attn.q_proj, layers.3.mlp.up_proj."""
+    if not names:
+        yield Problem("lora.target_modules: the list is empty; all-linear takes all", ("lora.target_modules",))
+    paths = [f".model.layers.0.{path}" for path in LINEARS]
+    for name in dict.fromkeys(names):
+        numberless = re.sub(r"(^|layers\.)[0-9]+\.", r"\g<1>0.", name)
+        if not name or not any(path.endswith(f".{numberless}") for path in paths):
+            hint = nearest(name, TARGET_MODULES)
+            if name == "all-linear":
+                hint = "; write lora.target_modules: all-linear, without a list"
+            text = f"lora.target_modules: {name!r} is not a layer that a LoRA can be put on{hint}; there are"
+            yield Problem(f"{text} {', '.join(TARGET_MODULES)}", ("lora.target_modules",))
+
+
+def _paths(recipe: Recipe) -> Iterator[Problem]:
+    data, judge = recipe.data, recipe.judge
+    empty = {"model.name_or_path": recipe.model.name_or_path, "data.train": data.train, "data.test": data.test,
+             "output_dir": recipe.output_dir, "judge.references": judge.references,
+             "judge.model": judge.model}  # fmt: skip
+    for key, value in empty.items():
+        if value is not None and not value.strip():
+            yield Problem(f"{key}: the text is empty", (key,))
+    if problem := unknown_placeholder(recipe.output_dir):
+        yield Problem(f"output_dir: {problem}", ("output_dir",))
+    if ".." in Path(recipe.output_dir).parts:
+        text = f"output_dir: {recipe.output_dir!r} steps out of its folder by ..: write where it leads, without .."
+        yield Problem(text, ("output_dir",))
+    if data.test and Path(data.test).expanduser().resolve() == Path(data.train).expanduser().resolve():
+        text = f"data.test: {data.test} is the training data too; a model answers what it has seen: give other rows"
+        yield Problem(text, ("data.test", "data.train"))
+    if judge.kind == "reference" and not judge.references:
+        text = "judge.references: missing; judge.kind: reference compares answers with a file of reference answers"
+        yield Problem(text, ("judge.references", "judge.kind"))
+    if judge.kind != "none" and not data.test:
+        text = f"judge.kind: {judge.kind} has nothing to judge, since data.test names no prompts: give some, or kind:"
+        yield Problem(f"{text} none", ("judge.kind", "data.test"))
+    if judge.kind == "openai" and judge.swap and not judge.references:
+        text = "judge.swap: without judge.references each answer is judged alone: there is nothing to swap"
+        yield Problem(text, ("judge.swap", "judge.references", "judge.kind"))
+
+
+def _warnings(recipe: Recipe) -> Iterator[Problem]:
+    select, stages, train = recipe.select, recipe.curriculum.stages, recipe.train
+    if recipe.lora.lora_dropout and recipe.model.backend != "peft":
+        text = "lora.lora_dropout: Unsloth's fused kernels need 0; with dropout it trains by slower ones"
+        yield Problem(text, ("lora.lora_dropout", "model.backend"))
+    if not select.rank_by and select.method in ("middle", "stratified"):
+        text = f"select.method: {select.method} of the file's order, since select.rank_by names no metric"
+        yield Problem(text, ("select.method", "select.rank_by"))
+    for metric, weight in select.rank_by.items():
+        if weight == 0:
+            yield Problem(f"select.rank_by.{metric}: weight 0 has no effect", (f"select.rank_by.{metric}",))
+    if stages and all(stage.upto is not None for stage in stages) and (last := stages[-1].upto or 0) < 1:
+        text = f"curriculum.stages: the last stage ends at {last:g}; the selected rows beyond it are never trained on"
+        yield Problem(text, ("curriculum.stages",))
+    if train.learning_rate > 1e-2:
+        text = f"train.learning_rate: {train.learning_rate:g} is far above what LoRA takes, 1e-5 to 1e-3"
+        yield Problem(text, ("train.learning_rate",))
+    if recipe.generate.num_return_sequences > 1 and not recipe.generate.do_sample:
+        text = f"generate.num_return_sequences: {recipe.generate.num_return_sequences} equal answers to each prompt"
+        keys = ("generate.num_return_sequences", "generate.do_sample")
+        yield Problem(f"{text}, since generate.do_sample is false", keys)
+    yield from _never(recipe)
+    for since, names in effects.given(recipe):
+        yield Problem(f"{', '.join(names)}: not used, since {since}", names)
+
+
+def _never(recipe: Recipe) -> Iterator[Problem]:
+    """Find steps that the run does not reach."""
+    steps, train = epoch_steps(recipe), recipe.train
+    if steps is None:
+        return
+    if train.max_steps and train.max_steps > sum(steps):
+        text = f"train.max_steps: step {train.max_steps} never comes, since the epochs end after at most {sum(steps)}"
+        yield Problem(f"{text} steps", ("train.max_steps",))
+    longest = max(stage_steps(recipe) or steps)
+    if train.save_steps and train.save_steps > longest:
+        where = "the run" if len(steps) == 1 else "the longest stage"
+        text = f"train.save_steps: step {train.save_steps} never comes, since {where} has at most {longest} steps"
+        yield Problem(f"{text}; there will be checkpoints at stage ends only", ("train.save_steps",))
+
+
+def _conditions(path: str, where: dict[str, Condition]) -> Iterator[Problem]:
+    for metric, condition in where.items():
+        key = f"{path}.{metric}"
+        if metric not in METRICS:
+            yield from _metric(key, metric)
+        elif (metric == "ends_cleanly") != isinstance(condition, bool):
+            takes = "true or false" if metric == "ends_cleanly" else 'a number, ">= 4.5" or "150..450"'
+            yield Problem(f"{key}: {json.dumps(condition)} is not allowed; it takes {takes}", (key,))
+        elif isinstance(condition, str):
+            from fast_ft.data.selection import parse_condition
+
+            try:
+                parse_condition(condition)
+            except InputError as error:
+                yield Problem(f"{key}: {error}", (key,))
+
+
+def _metric(key: str, metric: str) -> Iterator[Problem]:
+    if metric not in METRICS:
+        hint = nearest(metric, METRICS) or f"; there are {', '.join(METRICS)}"
+        yield Problem(f"{key}: unknown metric {metric!r}{hint}", (key,))
+
+
+def unknown_placeholder(output_dir: str) -> str | None:
+    """Return what is wrong with the {names} in output_dir, or None."""
+    for name in re.findall(r"\{([^}]*)\}?", output_dir):
+        if name not in PLACEHOLDERS:
+            known = " and ".join(f"{{{word}}}" for word in PLACEHOLDERS)
+            return f"{{{name}}} is unknown{nearest(name, PLACEHOLDERS)}; {known} are filled in"
+    return None

@@ -1,0 +1,335 @@
+"""A recipe's sections: every key, its type, its default and its limits.
+
+Keys keep the spelling of TRL, PEFT and transformers. Every default stands here; none is left to a library, since
+Unsloth changes TRL's and TRL changes transformers'. `python -m fast_ft schema` prints all of it as JSON Schema.
+Reading a file, with overrides and line numbers, is in recipe/loader.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+#: A condition on a metric: ">= 4.5", "150..450" (both ends included), a number or truth value to equal.
+Condition = bool | float | str
+
+METRICS = (
+    "conversation_words", "prompt_words", "response_words",
+    "conversation_tokens", "prompt_tokens", "response_tokens",
+    "score", "ends_cleanly", "type_token_ratio",
+)  # fmt: skip
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Model(Section):
+    """The base model, and how it is loaded."""
+
+    name_or_path: str = Field(description="A folder, or a model's id on the Hugging Face hub.")
+    revision: str | None = Field(default=None, description="The hub's branch, tag or commit.")
+    tokenizer: str | None = Field(default=None, description="A tokenizer's folder or id, in place of the model's own.")
+    template: Literal["llama-2", "tokenizer"] = Field(
+        default="llama-2",
+        description="The prompt's form: Llama 2's [INST] ... [/INST], or the tokenizer's chat template.",
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        default=2048, description="Most tokens in a training row, prompt and response together."
+    )
+    load_in_4bit: bool = Field(
+        default=True, description="NF4 with double quantisation (bitsandbytes); false: 16 or 32 bits."
+    )
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+        default="auto", description="auto: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU."
+    )
+    backend: Literal["auto", "fused", "unsloth", "peft"] = Field(
+        default="auto",
+        description="auto, on an NVIDIA GPU: fused (our own blocks), or unsloth where the LoRA has dropout or leaves "
+        "linear layers out; on a CPU: peft (transformers + peft).",
+    )
+
+
+class Lora(Section):
+    """The adapter, in PEFT's terms."""
+
+    r: Annotated[int, Field(ge=0)] = Field(default=16, description="Rank.")
+    lora_alpha: Annotated[float, Field(ge=0)] = Field(
+        default=32, description="The adapter's output is scaled by lora_alpha / r."
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Unsloth's fused kernels need 0."
+    )
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="all-linear, or names such as q_proj."
+    )
+
+
+def card_backend(model: Model, lora: Lora) -> str:
+    """Return the backend that the recipe means where there is an NVIDIA GPU."""
+    if model.backend != "auto":
+        return model.backend
+    return "fused" if lora.lora_dropout == 0 and lora.target_modules == "all-linear" else "unsloth"
+
+
+class Data(Section):
+    """Where rows come from. The layout is found by looking at the content."""
+
+    train: str = Field(description="Training rows: a file, a folder or a hub id.")
+    test: str | None = Field(default=None, description="Prompts to answer; without it a run ends with the adapter.")
+    max_train_rows: Count | None = Field(
+        default=None, description="Most distinct rows over all stages; null: no limit."
+    )
+    multi_turn: Literal["error", "first", "last"] = Field(
+        default="error", description="A row of several turns: refuse it, or keep its first or its last exchange."
+    )
+    overlong: Literal["error", "drop"] = Field(
+        default="error", description="A selected row over model.max_length tokens: refuse, or drop it and say so."
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="Rows with these prompts are left out before selection, by 16 hex digits of the prompt's text "
+        "(leakage.text_digest). A sweep writes its validation set here.",
+    )
+
+
+class Select(Section):
+    """Which rows are taken: `where` filters, `rank_by` orders, `method` and `take` pick, duplicates go."""
+
+    where: dict[str, Condition] = Field(
+        default_factory=dict, description='Conditions on metrics, for example {score: ">= 4.5"}.'
+    )
+    rank_by: dict[str, float] = Field(
+        default_factory=dict,
+        description="One metric, or a weighted sum of z-scores over the rows that `where` "
+        "left. The highest come first; a negative weight turns a metric round. Ties keep file order.",
+    )
+    method: Literal["top", "middle", "stratified", "random"] = Field(
+        default="top",
+        description="top: the first ranks; middle: the central ones; stratified: evenly over all ranks; "
+        "random: drawn with the recipe's seed.",
+    )
+    take: Count | None = Field(default=None, description="How many rows; null: all that are left.")
+    deduplicate: Literal["none", "exact", "near"] = Field(
+        default="exact",
+        description="exact: same prompt and response but for case, spaces and punctuation; near: also "
+        "rows whose word 5-grams overlap by near_duplicate_similarity or more.",
+    )
+    near_duplicate_similarity: Share = Field(default=0.6, description="Jaccard similarity of word 5-gram sets.")
+
+
+class StageSpec(Section):
+    """One curriculum stage."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+    upto: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        default=None, description="The selected rows up to this quantile of curriculum.by."
+    )
+    where: dict[str, Condition] | None = Field(default=None, description="In place of upto: conditions on metrics.")
+    num_train_epochs: Count | None = Field(default=None, description="null: train.num_train_epochs.")
+    learning_rate: Positive | None = Field(default=None, description="null: train.learning_rate.")
+    order: Literal["shuffled", "ascending"] = Field(
+        default="shuffled", description="Order of rows: drawn anew each epoch, or ascending in curriculum.by."
+    )
+
+
+class Carry(Section):
+    """What goes from one stage to the next. false: it starts again."""
+
+    optimizer: bool = Field(default=True, description="The optimizer's state, and the fp16 loss scale with it.")
+    schedule: bool = Field(default=True, description="One warm-up and decay over all stages, or one for each.")
+
+
+class Curriculum(Section):
+    """Stages of training. No stages given means one, over all selected rows."""
+
+    by: str = Field(default="response_words", description="The metric whose quantiles make stages; low is easy.")
+    cumulative: bool = Field(
+        default=True, description="A stage holds the rows of the stages before it too; false: only its own."
+    )
+    carry: Carry = Carry()
+    stages: tuple[StageSpec, ...] = ()
+
+
+class Train(Section):
+    """Training arguments, in TRL's and transformers' terms."""
+
+    effective_batch_size: Count = Field(default=8, description="Rows in one optimizer step.")
+    per_device_train_batch_size: Count | Literal["auto"] = Field(
+        default="auto", description="Rows in one forward pass; auto: as many as the memory budget holds."
+    )
+    num_train_epochs: Count = 1
+    max_steps: Count | None = Field(
+        default=None, description="Stop after so many optimizer steps, over all stages; null: when the epochs are done."
+    )
+    learning_rate: Positive = 2e-4
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="Gradients are clipped to it; 0: never."
+    )
+    optim: Literal["adamw_torch", "adamw_8bit"] = Field(
+        default="adamw_8bit", description="adamw_8bit: bitsandbytes' 8-bit states."
+    )
+    neftune_noise_alpha: Positive | None = Field(
+        default=None,
+        description="NEFTune: noise of alpha / sqrt(L d) on the embeddings, L being each row's own length.",
+    )
+    completion_only_loss: bool = Field(
+        default=True, description="Train on the response alone; false: on the prompt too, for comparison."
+    )
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Compute activations again in the backward pass, for less memory; auto: where they do not fit.",
+    )
+    capture: bool = Field(
+        default=True, description="Replay passes from CUDA graphs on a card that would wait for Python's launches."
+    )
+    max_bad_steps: Count = Field(
+        default=8,
+        description="So many steps in a row without a finite loss and finite gradients: back to the last good state, "
+        "with half the learning rate; the second time that ends the training.",
+    )
+    deterministic: bool = Field(
+        default=False, description="Only operations that give the same bits each time on one card; slower."
+    )
+    save_steps: Count | None = Field(
+        default=None, description="A checkpoint every so many steps; null: at stage ends only."
+    )
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        default="none",
+        description="A tracker for the curves, through transformers; its package is yours to install. Refused under "
+        "the homework's rules. log.jsonl and report.html need none.",
+    )
+
+
+class Generate(Section):
+    """Decoding, in transformers' terms."""
+
+    do_sample: bool = True
+    temperature: Positive = 0.7
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    top_k: Annotated[int, Field(ge=0)] = Field(default=30, description="0: no limit.")
+    min_p: Share = Field(default=0.0, description="Leave out tokens less likely than this share of the likeliest.")
+    repetition_penalty: Positive = 1.0
+    max_new_tokens: Count = 1024
+    num_return_sequences: Count = Field(default=1, description="Answers to each prompt; they share its first pass.")
+    batch_size: Count | Literal["auto"] = Field(
+        default="auto", description="Answers decoded side by side; auto: as many as the memory budget holds."
+    )
+
+
+class Judge(Section):
+    """How answers are scored."""
+
+    kind: Literal["none", "reference", "openai"] = Field(
+        default="none",
+        description="reference: exact match, ROUGE-L and chrF against `references`, no network; openai: a model behind "
+        "OPENAI_BASE_URL with OPENAI_API_KEY, both from the environment.",
+    )
+    base_prompts: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Answer the first so many prompts with the base model too, for before and after."
+    )
+    references: str | None = Field(
+        default=None,
+        description="Reference answers: a file in any layout that data.py reads. openai without it: each answer alone.",
+    )
+    model: str = Field(default="gpt-4o-mini", description="openai: the judge; gpt-4o-mini is the homework's.")
+    swap: bool = Field(
+        default=False, description="openai: ask a second time with the two answers swapped; the mean of both counts."
+    )
+    concurrency: Annotated[int, Field(ge=1, le=64)] = Field(default=8, description="openai: requests at a time.")
+    max_retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=6, description="openai: how often one request is tried again, with growing pauses."
+    )
+    timeout_seconds: Positive = Field(default=60.0, description="openai: the longest that one reply may take.")
+    max_requests: Count = Field(
+        default=2000, description="openai: the most requests that one command may send, retries included."
+    )
+    max_dollars: Positive = Field(
+        default=1.0, description="openai: the most that one command may cost, where the model's price is known."
+    )
+    dollars_per_million_tokens: tuple[NotNegative, NotNegative] | None = Field(
+        default=None,
+        description="openai: the model's price, read and written; null: from a small table, if it is there.",
+    )
+
+
+class Budget(Section):
+    """What a run may use."""
+
+    gpu: str | None = Field(default=None, description="The card to plan for when there is none here, for example t4.")
+    memory_gib: Positive | Literal["auto"] = Field(default="auto", description="auto: what is free on the card.")
+    train_minutes: Positive | None = None
+    generate_minutes: Positive | None = None
+
+
+class Range(Section):
+    """Numbers to search in, both ends included. Two whole ends: whole numbers."""
+
+    low: int | float
+    high: int | float
+    log: bool = Field(default=False, description="Drawn on a logarithmic scale.")
+    step: Annotated[int | float, Field(gt=0)] | None = Field(default=None, description="The grid sampler needs one.")
+
+
+class Search(Section):
+    """What `python -m fast_ft sweep` tries. It is no part of a run: a run of this recipe leaves it out."""
+
+    space: dict[str, Range | tuple[Any, ...]] = Field(
+        min_length=1,
+        description="{key: values, or a Range}, such as {lora.r: [8, 16], train.learning_rate: {low: 1e-4, high: 1e-3, "
+        "log: true}}. Values of a whole section, such as lora: [{r: 8, lora_alpha: 16}], change the keys they name.",
+    )
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        default="tpe", description="Optuna's TPE, values at random, or every combination once."
+    )
+    trials: Count | None = Field(default=None, description="Most trials, the recipe itself included; null: no limit.")
+    objective: Literal["judge", "exact_match", "rouge_l", "chrf"] = Field(
+        default="judge", description="The mean of the recipe's judge, or one of the reference judge's measures."
+    )
+    prompts: Annotated[int, Field(ge=10)] = Field(
+        default=100, description="Rows drawn for validation before any selection; no trial trains on them."
+    )
+    where: dict[str, Condition] = Field(
+        default_factory=dict, description="Conditions on validation rows, besides those of select.where."
+    )
+    pruner: Literal["median", "hyperband", "none"] = Field(
+        default="median", description="What stops a hopeless trial at a stage's end."
+    )
+    stage_prompts: Annotated[int, Field(ge=10)] = Field(
+        default=30, description="So many of the validation prompts are answered at a stage's end, for the pruner."
+    )
+
+
+class Recipe(Section):
+    """A complete run: rows, model, adapter, training, decoding, and their limits."""
+
+    rules: Literal["ntu-ml-2025-hw5"] | None = Field(
+        default=None, description="A homework's rules, kept by code: at most 100 rows, LLaMA2-7B in 4 bits, seed 3407."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
+    output_dir: str = Field(default="runs/{recipe}-{digest8}", description="The run folder.")
+    backup_dir: str | None = Field(
+        default=None,
+        description="Another folder, such as a mounted Drive's: each checkpoint and each finished phase is copied "
+        "there, and a fresh machine goes on from it.",
+    )
+    model: Model
+    lora: Lora = Lora()
+    data: Data
+    select: Select = Select()
+    curriculum: Curriculum = Curriculum()
+    train: Train = Train()
+    generate: Generate = Generate()
+    judge: Judge = Judge()
+    budget: Budget = Budget()
+    search: Search | None = None

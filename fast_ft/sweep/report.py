@@ -1,0 +1,116 @@
+"""The page of a sweep: what was found, every trial, three drawings; one HTML file that asks no network for anything."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fast_ft.common import atomic_files
+from fast_ft.judge import statistics
+from fast_ft.report.html import bullets, page, paragraph
+from fast_ft.sweep import plots
+
+NOTICE = (
+    "This page holds settings and scores, and leads to reports that hold training rows and predictions. The "
+    "homework forbids to share those."
+)
+_STATES = {"finished": "", "stopped early": "stopped early", "no result": "came to nothing", "not begun": "not begun"}
+
+
+def write(root: Path) -> Path:
+    """Write report.html into a sweep's folder from its sweep.json, and return its path."""
+    sweep = json.loads((root / "sweep.json").read_text(encoding="utf-8"))
+    trials = [t for t in sweep["trials"] if t["state"] in _STATES and not t.get("repeats")]
+    scored = [t for t in trials if t["value"] is not None]
+    keys = list(sweep["recipe"]["search"]["space"])
+    best = sweep["best"]["number"]
+    drawn = _by_order(scored, best)
+    sections = [
+        ("found", "What was found", _found(sweep, trials, scored)),
+        ("trials", "Trials", _table(root, sweep, trials, keys)),
+        ("values", "Values and scores", plots.parallel(drawn, keys, best)),
+        ("importance", "What mattered", plots.importance(sweep.get("importances"), len(scored))),
+        ("time", "Score against minutes", plots.over_time(scored, best)),
+    ]
+    target = root / "report.html"
+    title = f"Sweep of {Path(sweep['recipe_file']).stem} · fast_ft"
+    atomic_files.write_text(target, page(title, NOTICE, sections, {}, {}))
+    return target
+
+
+def _found(sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dict[str, Any]]) -> str:
+    hours, minutes = sweep.get("hours"), sweep["seconds"] / 60
+    allowed = f" of {60 * hours:.1f}" if hours else ""
+    figures = [
+        ("trials scored", str(len(scored))),
+        ("stopped early", str(sum(t["state"] == "stopped early" for t in trials))),
+        ("minutes used", f"{minutes:.1f}{allowed}"),
+        ("best, validation", f"{sweep['best']['value']:.3f}"),
+    ]
+    own = next((t for t in scored if t["number"] == 0), None)
+    if own is not None:
+        figures.append(("the recipe as it stood", f"{own['value']:.3f}"))
+    cells = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in figures)
+    held, equal = ([t["number"] for t in scored if t["proof"][where]] for where in ("in_validation", "in_test"))
+    facts = [
+        f"{sweep['ended'].capitalize()}.",
+        f"Every trial answered the same {len(sweep['validation']['prompts'])} validation prompts, drawn from the "
+        "training rows before any selection; sweep.json has the digests.",
+        f"Trials that trained on validation prompts, by text: {_listed(held)}. Trials that trained on rows that equal "
+        f"test prompts: {_listed(equal)}; the sweep takes no row out because of the test set.",
+        "best.yaml is the best recipe, every value filled in; best/ has its adapter and its answers to the test set.",
+    ]  # fmt: skip
+    link = ""
+    if (sweep["best"].get("run")) and sweep["best"]["run"]:
+        link = '<p><a href="best/report.html">Report of the best recipe</a>, <a href="best.yaml">best.yaml</a></p>'
+    return f'{paragraph(sweep["best"]["sentence"], "lead")}<dl class="figures">{cells}</dl>{bullets(facts)}{link}'
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
+
+
+def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys: Sequence[str]) -> str:
+    own = next((t["scores"] for t in trials if t["number"] == 0 and t["value"] is not None), None)
+    seed = sweep["recipe"]["seed"]
+    rows = []
+    for trial in sorted(trials, key=lambda t: (t["value"] is None, -(t["value"] or 0), t["number"])):
+        name = f"{trial['number']}"
+        if trial["number"] == sweep["best"]["number"]:
+            name += " (best)"
+        elif trial["number"] == 0:
+            name += " (the recipe)"
+        folder = trial.get("folder")
+        cell = html.escape(name)
+        if folder and (Path(folder) / "report.html").is_file():
+            cell = f'<a href="{html.escape(os.path.relpath(Path(folder) / "report.html", root))}">{cell}</a>'
+        result = _STATES[trial["state"]] or f"{trial['value']:.3f}"
+        if trial["state"] == "stopped early":
+            result = f"stopped at {trial['so_far']:.3f}"
+        difference = ""
+        if own is not None and trial["value"] is not None and trial["number"] != 0:
+            found = statistics.compare(trial["scores"], own, seed, "the recipe")
+            if found["low"] is not None:
+                difference = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})".replace(
+                    " ", "\u00a0"
+                )
+        minutes = trial.get("seconds", {}).get("all")
+        priced = trial.get("priced")
+        remark = trial.get("reason", "") if trial["state"] == "no result" else ""
+        remark = "trained before" if trial.get("trained_in") else remark
+        cells = [*(plots.shown(trial["point"].get(key)) for key in keys), result, difference,
+                 "" if priced is None else f"{priced / 60:.1f}", "" if minutes is None else f"{minutes / 60:.1f}",
+                 remark]  # fmt: skip
+        rows.append(f'<tr><th scope="row">{cell}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
+    head = ["trial", *keys, "score", "more than the recipe (95 %)", "priced, min", "took, min", ""]
+    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _by_order(trials: list[dict[str, Any]], best: int) -> list[dict[str, Any]]:
+    """Return the trials, low scores first and the best last: what is drawn last lies on top."""
+    return sorted(trials, key=lambda t: (t["number"] == best, t["value"]))

@@ -1,0 +1,126 @@
+"""The checkpoints of a run: checkpoints/step-12, the newest two kept, each told whole by its digests.
+
+A new one appears whole before an old one is removed. One whose digests fail is passed over for the one before it. Where
+a budget brings the learning rate down early, the checkpoint from which it goes down is kept too: with more minutes
+training goes on from there, as if there had been no budget.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fast_ft.common import atomic_files
+from fast_ft.common.console import note
+from fast_ft.common.errors import InputError
+from fast_ft.common.minutes import longer
+from fast_ft.recipe import schema
+from fast_ft.train import state
+
+KEPT = 2
+
+
+def save(root: Path, step: int, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill the checkpoint of this step, then remove all but the newest two, the oldest first."""
+    path = root / f"step-{step}"
+    with atomic_files.replace_folder(path) as target:
+        write(target)
+    _prune(root)
+    return path
+
+
+def newest(root: Path, *, before: int | None = None) -> Path | None:
+    """Return the newest whole checkpoint (of a step below `before`), or None; it and the one before stay.
+
+    What is removed is too old, or beyond the step from which the run goes on, or damaged, which is said.
+    """
+    _prune(root)  # a kill may have come before this was done
+    for path in reversed(_there(root)):
+        if before is None or step(path) < before:
+            problem = state.problem(path)
+            if problem is None:
+                return path
+            note(f"warning: {path} is passed over: {problem}")
+        remove(path)
+    return None
+
+
+def place(root: Path, minutes: float | None) -> tuple[Path | None, state.Progress, int]:
+    """Return the checkpoint from which training goes on within a budget of minutes, and how far it came.
+
+    It is the newest one; but where a smaller budget brought the learning rate down, the one from which it went down.
+    What was trained since then is trained again, and the adapter becomes that of a run without the smaller budget. The
+    progress has the seconds of all steps even so: the number is the step up to which it counts them.
+    """
+    path = newest(root)
+    if path is None:
+        return None, state.Progress(), 0
+    done = state.read_progress(path)
+    turn = root / f"step-{done.anneal_from}"
+    if done.stop_at is not None and longer(minutes, done.minutes) and turn.is_dir() and state.problem(turn) is None:
+        newest(root, before=done.anneal_from + 1)  # removes what lies beyond
+        return turn, replace(state.read_progress(turn), seconds=done.seconds), done.global_step
+    return path, done, done.global_step
+
+
+def needed(root: Path) -> list[Path]:
+    """Return the checkpoints from which a run may still go on: the newest, and the one at the full learning rate."""
+    last = _there(root)[-1:]
+    return [*last, *(turn for path in last for turn in _turn(path) if turn != path)]
+
+
+def size(model: Any, section: schema.Train) -> int:
+    """Return the bytes of one checkpoint: the adapter, and two numbers a weight, of 1 byte each in adamw_8bit."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return sum(p.numel() * (p.element_size() + (2 if section.optim == "adamw_8bit" else 8)) for p in weights)
+
+
+def space(model: Any, section: schema.Train, root: Path, *, timed: bool = False) -> tuple[int, str]:
+    """Return the bytes that training will still write, and what they are for: an argument pair for atomic.check_space.
+
+    Three checkpoints, since an old one goes when the new one is whole, and the adapter; what is there already is taken
+    off. `timed`: there is a budget of minutes, and one more checkpoint where the learning rate begins to go down.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    needed = (KEPT + 1 + timed) * size(model, section) + weights + 20_000_000  # tokenizer, log, pictures, report
+    kept = "three checkpoints, a fourth" if timed else "two checkpoints, a third"
+    return max(0, needed - there), f"{kept} while it is written, adapter and report"
+
+
+def step(path: Path) -> int:
+    """Return the step after which a checkpoint was saved."""
+    return int(path.name.removeprefix("step-"))
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, its state.json first: what is half removed is then none any more."""
+    (path / "state.json").unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _prune(root: Path) -> None:
+    """Remove all but the newest two and what `_turn` says of them, the oldest first."""
+    there = _there(root)
+    kept = {*there[-KEPT:], *(turn for path in there[-KEPT:] for turn in _turn(path))}
+    for old in there:
+        if old not in kept:
+            remove(old)
+
+
+def _turn(path: Path) -> list[Path]:
+    """Return the checkpoint from which the learning rate of this one's run goes down early, if it does."""
+    try:
+        progress = state.read_progress(path)
+    except InputError:  # newest() says so
+        return []
+    return [path.parent / f"step-{progress.anneal_from}"] if progress.stop_at is not None else []
+
+
+def _there(root: Path) -> list[Path]:
+    """Return the checkpoints, the oldest first."""
+    found = [path for path in root.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=step)

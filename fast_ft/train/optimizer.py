@@ -1,0 +1,76 @@
+"""AdamW over the adapter's weights, and the learning rate's schedule over one stage or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fast_ft.recipe import schema
+
+
+class Flat:
+    """The adapter's weights as one flat parameter, and their gradients as another tensor; the model's own are views.
+
+    An optimizer over it takes one kernel a step in place of one for each of some hundred matrices.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        self._weights = [p for p in model.parameters() if p.requires_grad]
+        whole = torch.cat([p.data.flatten() for p in self._weights])
+        self.parameter, self.gradient = torch.nn.Parameter(whole), torch.zeros_like(whole)
+        sizes = [p.numel() for p in self._weights]
+        for weight, part in zip(self._weights, self.parameter.data.split(sizes), strict=True):
+            weight.data = part.view_as(weight)
+        parts = zip(self._weights, self.gradient.split(sizes), strict=True)
+        self._gradients = [part.view_as(weight) for weight, part in parts]
+
+    def zero_gradients(self) -> None:
+        """Start a step: gradients are 0, and in place. Trainer drops them after each step; a graph adds to these."""
+        self.gradient.zero_()
+        self.parameter.grad = self.gradient
+        for weight, gradient in zip(self._weights, self._gradients, strict=True):
+            weight.grad = gradient
+
+
+def make_optimizer(flat: Flat, section: schema.Train) -> Any:
+    """Return a new AdamW over the adapter's weights. LoRA's weights are all matrices, so all of them decay."""
+    import torch
+
+    weights = [flat.parameter]
+    arguments: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
+    arguments |= {"betas": (0.9, 0.999), "eps": 1e-8}  # spelled out: libraries' defaults differ
+    if section.optim == "adamw_8bit":
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(weights, **arguments)
+    return torch.optim.AdamW(weights, fused=flat.parameter.is_cuda, **arguments)
+
+
+def make_scheduler(
+    optimizer: Any,
+    section: schema.Train,
+    learning_rate: float,
+    total: int,
+    start: int,
+    scale: Callable[[int], float] = lambda step: 1.0,
+) -> Any:
+    """Return transformers' schedule over `total` steps, standing at step `start`, with this peak learning rate.
+
+    `scale`: a factor more, of the steps taken since then.
+    """
+    import torch
+    import transformers
+
+    shape = transformers.get_scheduler(
+        section.lr_scheduler_type,
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0),
+        num_warmup_steps=min(section.warmup_steps, total),
+        num_training_steps=total,
+    )
+    factor = shape.lr_lambdas[0] if hasattr(shape, "lr_lambdas") else lambda _: 1.0
+    for group in optimizer.param_groups:
+        group.pop("initial_lr", None)  # else LambdaLR keeps the stage before's
+        group["lr"] = learning_rate
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(start + step) * scale(step))

@@ -1,0 +1,132 @@
+"""The state of training: adapter, optimizer, loss scale, and how far it came; safetensors and JSON, no pickles.
+
+A state folder holds adapter.safetensors, optimizer.safetensors and state.json, which names the digests of all three.
+Random states are not in it: every training step seeds itself from the recipe's seed and its own number
+(train/session.py), so
+there is nothing to restore.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fast_ft.common.atomic_files import sha256_file
+from fast_ft.common.errors import InputError
+from fast_ft.models import lora_files, tensor_file
+
+_TENSOR = "__tensor__"
+_TENSORS = ("adapter.safetensors", "optimizer.safetensors")
+FILES = (*_TENSORS, "state.json")
+
+
+@dataclass
+class Progress:
+    """How far training came. `stage` counts from 0; `step` are the finished steps of that stage."""
+
+    stage: int = 0
+    step: int = 0
+    global_step: int = 0
+    scaler: dict[str, Any] | None = None
+    rate_factor: float = 1.0  #: on the learning rate; halved once after bad numbers
+    seconds: float = 0.0  #: of training, in all sessions
+    minutes: float | None = None  #: the budget for which the next two were chosen
+    anneal_from: int = 0  #: the step after which the learning rate goes down, over all stages
+    stop_at: int | None = None  #: the step at which it is down, and training ends early
+
+
+def save(folder: Path, model: Any, optimizer: Any, progress: Progress) -> None:
+    """Write the state into an existing folder (atomic.replace_folder makes it appear whole)."""
+    tensor_file.save(folder / "adapter.safetensors", lora_files.weights(model))
+    tensors: dict[str, Any] = {}
+    plain = _flatten(optimizer.state_dict()["state"], "", tensors)
+    tensor_file.save(folder / "optimizer.safetensors", tensors)
+    digests = {name: sha256_file(folder / name) for name in _TENSORS}
+    content = {"progress": asdict(progress), "optimizer": plain, "digests": digests}
+    (folder / "state.json").write_text(json.dumps(content | {"digest": _digest(content)}, indent=1), encoding="utf-8")
+
+
+def problem(folder: Path) -> str | None:
+    """Return what is wrong with a saved state, by its digests, or None: it is as it was written."""
+    try:
+        content = _read(folder)
+    except InputError as error:
+        return str(error)
+    if content.pop("digest", None) != _digest(content):
+        return "state.json is not as it was written"
+    for name, wanted in content["digests"].items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != wanted:
+            return f"{name} is not as it was written"
+    return None
+
+
+def read_progress(folder: Path) -> Progress:
+    """Return how far a saved state came; InputError if it cannot be read."""
+    try:
+        content = _read(folder)["progress"]
+        content.pop("schedule_step", None)  # an earlier version counted the schedule's steps apart
+        return Progress(**content)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{folder}: another version of fast_ft wrote this checkpoint ({error}). Delete checkpoints/ to train anew."
+        ) from None
+
+
+def load(folder: Path, model: Any, optimizer: Any | None) -> None:
+    """Put a saved state into a model's adapter and, if one is given, into an optimizer, in place."""
+    from safetensors.torch import load_file
+
+    _check_shapes(folder, model)
+    lora_files.load(model, folder / "adapter.safetensors")
+    if optimizer is not None:
+        tensors = load_file(str(folder / "optimizer.safetensors"))
+        state = {int(index): value for index, value in _restore(_read(folder)["optimizer"], tensors).items()}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _check_shapes(folder: Path, model: Any) -> None:
+    from safetensors import safe_open
+
+    wanted = {name: list(tensor.shape) for name, tensor in lora_files.weights(model).items()}
+    with safe_open(str(folder / "adapter.safetensors"), framework="np") as tensors:
+        there = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    if there != wanted:
+        raise InputError(
+            f"{folder}: this checkpoint is of another base model, or of another lora.r or lora.target_modules. "
+            "Give this run its own output_dir."
+        )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: this checkpoint cannot be read ({error}). Delete the folder to go back.") from None
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Any]) -> Any:
+    """Return `value` with each tensor moved to `tensors` and a mark with its key in its place."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        return {str(key): _flatten(item, f"{path}.{key}", tensors) for key, item in value.items()}
+    return value
+
+
+def _restore(value: Any, tensors: Mapping[str, Any]) -> Any:
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {key: _restore(item, tensors) for key, item in value.items()}
+    return value

@@ -1,0 +1,335 @@
+"""Answers: batched as alone, resumed as in one go, and never from an adapter that is not what was trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fast_ft.common.errors import InputError
+from fast_ft.data import dataset
+from fast_ft.data.dataset import Prompt
+from fast_ft.data.encoding import Encoder
+from fast_ft.generate import answers as generate
+from fast_ft.models import adapter_check, lora_files
+from fast_ft.models.loaders import choose
+from fast_ft.recipe import schema
+from tests.helpers.parts import POCKET, save_random_llama
+
+ENCODER = Encoder(POCKET)
+GREEDY = schema.Generate(do_sample=False, max_new_tokens=12)
+LORA = schema.Lora(r=4, lora_alpha=8)
+
+
+def maker(base: Path = POCKET, load_in_4bit: bool = False) -> choose.Backend:
+    model = schema.Model(name_or_path=str(base), max_length=256, load_in_4bit=load_in_4bit)
+    return choose.make_backend(model, LORA, seed=1, name="peft")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter on the trained pocket base that changes its answers, with its self-check beside it."""
+    loaded = maker().for_training()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, weight in loaded.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.08)
+    folder = tmp_path_factory.mktemp("adapter")
+    lora_files.save(loaded.model, folder, "pocket", "card")
+    pool = dataset.load_pool(schema.Data(train=str(POCKET.parent / "train.json")))
+    adapter_check.store(folder, loaded, [ENCODER.row(e) for e in pool.examples(range(5))], ENCODER.pad_id)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(adapter: Path) -> Iterator[choose.Loaded]:
+    made = maker().for_generation(adapter)
+    yield made
+    made.free()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    """Nine of the pocket world's test prompts, of different lengths."""
+    return dataset.load_prompts(str(POCKET.parent / "test.json"))[0][::12]
+
+
+def answer(loaded: choose.Loaded, prompts: list[Prompt], partial: Path, batch_size: int = 4, **values: Any) -> Any:
+    section = GREEDY.model_copy(update=values)
+    return generate.generate(loaded, ENCODER, prompts, section, seed=1, batch_size=batch_size, partial=partial)
+
+
+# The same answers, however they are batched
+
+
+def test_greedy_batches_equal_transformers_one_by_one(
+    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    result = answer(loaded, prompts, tmp_path / "partial")
+    assert result.batch_size == 4 and result.parity is not None and result.parity < 1e-4 and result.notes == []
+    for prompt in prompts:
+        ids = ENCODER.prompt_ids(prompt.messages)
+        single = torch.tensor([ids])
+        output = loaded.model.generate(input_ids=single, do_sample=False, max_new_tokens=12, eos_token_id=2)
+        alone = output[0, len(ids) :].tolist()
+        (given,) = result.answers[prompt.id]
+        assert given.text == ENCODER.decode(alone)
+        assert given.tokens == len(alone) and given.ended == (alone[-1] == ENCODER.eos_id)
+    assert len({given.text for given in result.flat}) > 2, "answers that all agree would prove little"
+
+
+def test_an_adapter_changes_the_answers(loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
+    with loaded.model.disable_adapter():
+        base = answer(loaded, prompts, tmp_path / "base")
+        assert base.parity is not None and base.parity < 1e-4, "the base alone is what the pool computes too"
+    assert base.answers != answer(loaded, prompts, tmp_path / "tuned").answers
+
+
+def test_sampling_follows_the_seed(loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
+    hot = {"do_sample": True, "temperature": 1.5}
+    first, second = (answer(loaded, prompts, tmp_path / name, **hot) for name in ("a", "b"))
+    assert first.answers == second.answers
+    other = generate.generate(
+        loaded, ENCODER, prompts, GREEDY.model_copy(update=hot), seed=2, batch_size=4, partial=tmp_path / "c"
+    )
+    assert other.answers != first.answers
+
+
+def test_the_models_own_generation_config_decides_nothing(
+    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    plain = answer(loaded, prompts[:3], tmp_path / "plain").answers
+    config = loaded.model.generation_config
+    before = config.to_dict()
+    try:
+        config.update(max_new_tokens=1, repetition_penalty=9.0, temperature=9.0, do_sample=True)
+        assert answer(loaded, prompts[:3], tmp_path / "changed").answers == plain
+    finally:
+        loaded.model.generation_config = type(config).from_dict(before)
+
+
+# pred.json
+
+
+def test_predictions_have_the_homeworks_shape_in_the_files_order(prompts: list[Prompt]) -> None:
+    mixed = [prompts[2], prompts[0], prompts[1]]
+    answers = {p.id: [generate.Answer(p.id, f"answer to {p.id}", 3, True)] for p in prompts[:3]}
+    made = generate.predictions(mixed, answers)
+    assert list(made) == [p.id for p in mixed]
+    assert json.loads(json.dumps(made))[mixed[0].id] == {
+        "input": [{"role": "user", "content": mixed[0].text}],
+        "output": [f"answer to {mixed[0].id}"],
+    }
+
+
+def test_a_stopped_run_goes_on_to_the_same_answers(
+    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    hot = {"do_sample": True, "temperature": 1.5}  # the draw must not depend on what was there already
+    whole = answer(loaded, prompts, tmp_path / "whole", **hot)
+    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(prompts)
+    for kept, torn in ((0, b""), (4, b""), (5, lines[5][:20]), (3, b"{}\n"), (9, b"")):
+        partial = tmp_path / f"partial-{kept}-{len(torn)}"
+        partial.write_bytes(b"".join(lines[:kept]) + torn)
+        again = answer(loaded, prompts, partial, **hot)
+        assert again.answers == whole.answers
+        assert sorted(partial.read_bytes().splitlines()) == sorted(line.rstrip() for line in lines)
+
+
+def test_finished_batches_are_not_decoded_again(loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
+    answer(loaded, prompts, tmp_path / "partial")
+    text = (tmp_path / "partial").read_text("utf-8").replace('"text": "', '"text": "kept: ')
+    (tmp_path / "partial").write_text(text, encoding="utf-8")
+    assert all(a.text.startswith("kept: ") for a in answer(loaded, prompts, tmp_path / "partial").flat)
+
+
+# Room and memory
+
+
+def test_a_start_with_all_answers_there_says_nothing_of_what_it_did_not_measure(
+    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    whole = answer(loaded, prompts, tmp_path / "partial")
+    again = answer(loaded, prompts, tmp_path / "partial")
+    assert again.answers == whole.answers
+    assert whole.parity is not None and again.parity is None
+    assert (again.steps, again.cache_tokens) == (0, 0) < (whole.steps, whole.cache_tokens)
+
+
+def test_a_prompt_without_room_for_its_answer_is_refused_before_decoding(
+    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    longest = max(prompts, key=lambda p: len(ENCODER.prompt_ids(p.messages)))
+    room = 512 - len(ENCODER.prompt_ids(longest.messages))
+    with pytest.raises(InputError, match=rf"{longest.id}.*Use at most generate.max_new_tokens={room}"):
+        answer(loaded, prompts, tmp_path / "partial", max_new_tokens=room + 1)
+    assert not (tmp_path / "partial").exists()
+    ids = [ENCODER.prompt_ids(p.messages) for p in prompts]
+    generate.check_room(loaded.model.config, prompts, ids, room)
+
+
+def test_parity_that_fails_halves_the_batch_and_says_so(
+    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fault is real: in pools of more than two slots the logits are off."""
+
+    def disturb(module: Any, given: Any, output: Any) -> Any:
+        return output + torch.randn_like(output) if output.shape[0] > 2 else output
+
+    hook = loaded.model.get_output_embeddings().register_forward_hook(disturb)
+    try:
+        result = answer(loaded, prompts, tmp_path / "partial", batch_size=8)
+    finally:
+        hook.remove()
+    assert result.batch_size == 2 and result.parity is not None and result.parity < 1e-4
+    assert len(result.notes) == 2 and "in batches of 8: went on with 4" in result.notes[0]
+    assert "batched and single decoding differ by" in capsys.readouterr().err
+    assert result.answers == answer(loaded, prompts, tmp_path / "undisturbed").answers
+
+
+def test_memory_that_runs_out_takes_an_eighth_of_the_batch(
+    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    wanted = answer(loaded, prompts, tmp_path / "wanted").answers
+
+    def full(module: Any, given: Any) -> None:
+        if 2 < len(given[0]) < 10:  # a step of more than two slots; prompts are longer
+            raise torch.OutOfMemoryError("as a small card would")
+
+    hook = loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    try:
+        result = answer(loaded, prompts, tmp_path / "partial", batch_size=9)
+    finally:
+        hook.remove()
+    assert result.batch_size == 2 and result.answers == wanted
+    assert result.notes[0] == "out of memory in batches of 9: went on with 7"
+
+
+def test_no_memory_for_one_prompt_is_a_clear_error(
+    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    def full(module: Any, given: Any) -> None:
+        raise torch.OutOfMemoryError("always")
+
+    hook = loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    try:
+        with pytest.raises(InputError, match=r"one prompt at a time\. Lower generate\.max_new_tokens"):
+            answer(loaded, prompts, tmp_path / "partial", batch_size=2)
+    finally:
+        hook.remove()
+
+
+# Is it the adapter that was trained?
+
+
+def test_the_stored_log_probabilities_are_the_answers_own(adapter: Path, loaded: choose.Loaded) -> None:
+    stored = json.loads((adapter / adapter_check.FILE).read_text())
+    assert len(stored["rows"]) == 3 and stored["dtype"] == "float32"
+    row = stored["rows"][0]
+    with torch.no_grad():
+        logits = loaded.model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(dim=-1)
+    positions = range(row["start"], len(row["input_ids"]))
+    assert row["log_probabilities"] == pytest.approx(
+        [float(logits[t - 1, row["input_ids"][t]]) for t in positions], abs=1e-4
+    )
+    assert row["input_ids"][-1] == ENCODER.eos_id
+
+
+def test_rows_padded_to_one_width_have_the_log_probabilities_of_rows_alone(loaded: choose.Loaded) -> None:
+    rows = [[1, 400, 500, 600, 2], [1, 700, 2], [1, 800, 900, 1000, 1100, 1200, 1300, 2]]
+    together = adapter_check.log_probabilities(loaded.model, rows, [2, 1, 5], 0)
+    for row, start, values in zip(rows, [2, 1, 5], together, strict=True):
+        assert len(values) == len(row) - start
+        assert values == pytest.approx(adapter_check.log_probabilities(loaded.model, [row], [start], 0)[0], abs=1e-4)
+
+
+def changed(adapter: Path, folder: Path, scale: float = 1.0, **config: Any) -> Path:
+    """A copy of the adapter with its B matrices scaled or its config changed."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(adapter, folder)
+    tensors = load_file(str(folder / "adapter_model.safetensors"))
+    scaled = {name: t * scale if "lora_B" in name else t for name, t in tensors.items()}
+    save_file(scaled, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+def test_verify_passes_on_the_right_adapter(adapter: Path, loaded: choose.Loaded, tmp_path: Path) -> None:
+    assert adapter_check.verify(adapter, loaded, ENCODER.pad_id) < 1e-5
+    copy = changed(adapter, tmp_path / "copy")
+    assert adapter_check.verify(copy, maker().for_generation(copy), ENCODER.pad_id) < 1e-5
+
+
+@pytest.mark.parametrize("change", [{"scale": 1.02}, {"scale": 0.0}, {"lora_alpha": 8.5}, {"scale": float("nan")}])
+def test_verify_stops_at_an_adapter_that_is_another(adapter: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    other = changed(adapter, tmp_path / "other", **change)
+    with pytest.raises(InputError, match="this adapter is not what was trained"):
+        adapter_check.verify(other, maker().for_generation(other), ENCODER.pad_id)
+
+
+def test_verify_stops_at_another_base_and_at_other_quantisation(adapter: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    near = tmp_path / "base"
+    shutil.copytree(POCKET, near)
+    tensors = load_file(str(near / "model.safetensors"))
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name] * 1.05
+    save_file(tensors, str(near / "model.safetensors"), metadata={"format": "pt"})
+    for other in (maker(near), maker(load_in_4bit=True)):
+        with pytest.raises(InputError, match="Is it the same base model, quantisation and tokenizer"):
+            adapter_check.verify(adapter, other.for_generation(adapter), ENCODER.pad_id)
+
+
+def test_a_lost_self_check_is_a_clear_error(adapter: Path, loaded: choose.Loaded, tmp_path: Path) -> None:
+    copy = changed(adapter, tmp_path / "copy")
+    (copy / adapter_check.FILE).write_text('{"rows": [')
+    with pytest.raises(InputError, match=r"selfcheck\.json: cannot be read"):
+        adapter_check.verify(copy, loaded, ENCODER.pad_id)
+    (copy / adapter_check.FILE).write_text('{"rows": []}')
+    with pytest.raises(InputError, match=r"selfcheck\.json: cannot be read"):
+        adapter_check.verify(copy, loaded, ENCODER.pad_id)
+
+
+def test_an_adapter_that_does_not_fit_the_base_is_refused(adapter: Path, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"made for another base model: it has 4 layers of width \[192, 512\]"):
+        maker(tiny).for_generation(adapter)
+    shallow = save_random_llama(tmp_path / "shallow", hidden=192)
+    with pytest.raises(InputError, match="made for another base model"):
+        maker(shallow).for_generation(adapter)
+    with pytest.raises(InputError, match="no adapter here"):
+        maker().for_generation(tmp_path)
+    cut = changed(adapter, tmp_path / "cut")
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        maker().for_generation(cut)
+    garbled = changed(adapter, tmp_path / "garbled")
+    (garbled / "adapter_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"adapter_config\.json"):
+        maker().for_generation(garbled)
+
+
+def test_unsloth_without_a_gpu_is_a_clear_error() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    model = schema.Model(name_or_path=str(POCKET))
+    with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*model\.backend=peft"):
+        choose.make_backend(model, LORA, seed=1, name="unsloth")
+    assert choose.make_backend(model, LORA, seed=1).name == "peft"
+
+
+def test_the_saved_adapter_names_the_recipes_base_and_holds_no_pickle(adapter: Path) -> None:
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == "pocket"
+    assert {path.name for path in adapter.iterdir()} == {
+        "adapter_model.safetensors", "adapter_config.json", "README.md", adapter_check.FILE,
+    }  # fmt: skip

@@ -1,0 +1,602 @@
+"""The pool: transformers' answers whatever the slots, pages, passes and neighbours; replayed, and never leaking."""
+
+from __future__ import annotations
+
+import random
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fast_ft.common.errors import InputError
+from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch, prefill, scheduler
+from fast_ft.generate.engine.kv_cache import PAGE, Cache, pages_for
+from fast_ft.generate.engine.model_runner import Fused
+from fast_ft.generate.engine.prefill import Part, Row, passes
+from fast_ft.generate.engine.projections import Product, base_of, dense
+from fast_ft.generate.engine.sampler import Sampler
+from fast_ft.generate.engine.scheduler import Pool
+from fast_ft.models.loaders import choose
+from fast_ft.recipe import schema
+from tests.helpers.parts import POCKET, save_random_llama
+
+EOS = 2
+GREEDY = Sampler(False)
+HOT = Sampler(True, temperature=1.4, top_k=50, top_p=0.95)
+
+
+def tuned(base: Path, load_in_4bit: bool = False, **lora: Any) -> Any:
+    """A model with an adapter that changes its answers."""
+    section = schema.Model(name_or_path=str(base), max_length=256, load_in_4bit=load_in_4bit)
+    maker = choose.make_backend(section, schema.Lora(r=4, lora_alpha=8, **lora), seed=1, name="peft")
+    model = maker.for_training().model.eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.08)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tuned(POCKET)
+
+
+@pytest.fixture(scope="module")
+def fused(model: Any) -> Fused:
+    return Fused(model)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Sixteen prompts of 3 to 70 tokens."""
+    draw = random.Random(5)
+    return [[1, *(draw.randrange(3, 2048) for _ in range(n))] for n in [2, 69, 15, 16, 30, 31, 47, 8, *range(20, 28)]]
+
+
+def pool_of(fused: Fused, sampler: Sampler = GREEDY, *, slots: int = 4, pages: int = 60, **values: Any) -> Pool:
+    memory = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, pages, fused.dtype, fused.device)
+    return Pool(fused, memory, sampler, slots=slots, eos_id=EOS, pad_id=0, **{"longest": 400} | values)
+
+
+def answers(pool: Pool, rows: list[Row], **options: Any) -> list[list[int]]:
+    ended = list(pool.run(rows, **options))
+    assert sorted(map(id, ended)) == sorted(map(id, rows)), "each row ends once"
+    assert sorted(pool.cache.free) == list(range(1, pool.cache.pages + 1)), "every page was given back"
+    return [row.tokens for row in rows]
+
+
+def reference(model: Any, prompt: list[int], limit: int, **values: Any) -> list[int]:
+    given = {"do_sample": False, "eos_token_id": EOS, "pad_token_id": 0} | values
+    output = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=limit, **given)
+    return output[0, len(prompt) :].tolist()
+
+
+# The same answers as transformers
+
+
+@pytest.fixture(scope="module")
+def expected(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    limits = [5 + 3 * i for i in range(len(prompts))]
+    made = [reference(model, prompt, limit) for prompt, limit in zip(prompts, limits, strict=True)]
+    assert len({tuple(tokens[:3]) for tokens in made}) > 4, "answers that all agree would prove little"
+    return made
+
+
+@pytest.mark.parametrize(
+    ("slots", "pages", "prefill_tokens"),
+    [(4, 60, 2048), (3, 60, 7), (7, 11, 40), (1, 8, 16), (40, 200, 100), (16, 24, 2048)],
+    ids=["refills", "chunked prefill", "rows set aside", "one slot", "more slots than prompts", "scarce pages"],
+)
+def test_greedy_equals_transformers_one_by_one(
+    fused: Fused, prompts: list[list[int]], expected: list[list[int]], slots: int, pages: int, prefill_tokens: int
+) -> None:
+    pool = pool_of(fused, slots=slots, pages=pages, prefill_tokens=prefill_tokens)
+    rows = [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
+    assert answers(pool, rows) == expected
+
+
+def test_rows_are_set_aside_and_taken_up_again(
+    fused: Fused, prompts: list[list[int]], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "AHEAD", 1)  # hopeful admission: rows run out of pages
+    computed: list[int] = []
+    original = prefill.passes
+    monkeypatch.setattr(prefill, "passes", lambda rows, most: computed.append(len(rows)) or original(rows, most))
+    rows = [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
+    assert answers(pool_of(fused, slots=9, pages=14), rows) == expected
+    assert sum(computed) > len(rows)
+
+
+def test_repetition_penalty_equals_transformers(model: Any, fused: Fused, prompts: list[list[int]]) -> None:
+    rows = [Row(prompt, 12) for prompt in prompts[:6]]
+    made = answers(pool_of(fused, Sampler(False, repetition_penalty=1.4)), rows)
+    assert made == [reference(model, prompt, 12, repetition_penalty=1.4) for prompt in prompts[:6]]
+
+
+def test_grouped_heads_biases_and_other_ropes(tmp_path: Path, prompts: list[list[int]]) -> None:
+    import json
+
+    import transformers
+
+    folder = save_random_llama(tmp_path / "base")
+    torch.manual_seed(7)
+    config = transformers.LlamaConfig(
+        vocab_size=2048, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=256, initializer_range=0.3, attention_bias=True,
+        mlp_bias=True, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    )  # fmt: skip
+    base = transformers.LlamaForCausalLM(config)
+    for name, weight in base.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.5)
+    base.save_pretrained(str(folder))
+    assert json.loads((folder / "config.json").read_text())["attention_bias"]
+    model = tuned(folder, target_modules=("q_proj", "v_proj", "down_proj"))
+    made = answers(pool_of(Fused(model), prefill_tokens=20), [Row(prompt, 20) for prompt in prompts[:8]])
+    assert made == [reference(model, prompt, 20) for prompt in prompts[:8]]
+
+
+def test_four_bits_on_a_cpu(prompts: list[list[int]]) -> None:
+    model = tuned(POCKET, load_in_4bit=True)
+    made = answers(pool_of(Fused(model)), [Row(prompt, 8) for prompt in prompts[:6]])
+    same = [a == reference(model, prompt, 8) for a, prompt in zip(made, prompts, strict=False)]
+    assert sum(same) >= 5, "bitsandbytes' CPU kernel may round otherwise for one row than for many"
+
+
+def test_another_kind_of_model_is_refused() -> None:
+    import transformers
+
+    config = transformers.Qwen3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"Llama's blocks only.*'qwen3'"):
+        Fused(transformers.Qwen3ForCausalLM(config))
+
+
+# Rows do not see one another
+
+
+def drawn(fused: Fused, prompts: list[list[int]], *, slots: int = 4, **values: Any) -> list[list[int]]:
+    rows = [Row(prompt, 12, key=1000 + i) for i, prompt in enumerate(prompts)]
+    return answers(pool_of(fused, HOT, slots=slots, **values), rows)
+
+
+def test_neighbours_slots_and_pages_do_not_change_what_a_row_draws(fused: Fused, prompts: list[list[int]]) -> None:
+    together = drawn(fused, prompts)
+    for slots, pages in ((16, 200), (5, 15)):
+        assert drawn(fused, prompts, slots=slots, pages=pages) == together
+    alone = [answers(pool_of(fused, HOT), [Row(p, 12, key=1000 + i)])[0] for i, p in enumerate(prompts[:5])]
+    assert alone == together[:5]
+    assert len({tuple(tokens) for tokens in together}) == len(prompts)
+
+
+def test_every_token_is_drawn_with_its_rows_key_and_its_place(
+    model: Any, fused: Fused, prompts: list[list[int]]
+) -> None:
+    """From the model's own logits the sampler draws the same again, the first token of each answer included."""
+    flat = Sampler(True, temperature=6.0, top_k=200)  # under which no token is certain
+    rows = [Row(prompts[i % 2], 4, key=(7 << 40) + i) for i in range(12)]
+    made = answers(pool_of(fused, flat, slots=5), rows)
+    for row, tokens in zip(rows, made, strict=True):
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([[*row.prompt, *tokens[:-1]]])).logits[0, len(row.prompt) - 1 :].float()
+        key_T, place_T = torch.full((len(tokens),), row.key), torch.arange(len(tokens))
+        assert flat.choose(logits_TV, key_T, place_T).tolist() == tokens
+    assert len({tokens[0] for tokens in made[::2]}) > 2, "one prompt's answers begin differently"
+
+
+@pytest.mark.parametrize("poison", [float("nan"), 6e4])
+def test_a_page_keeps_nothing_of_the_row_before(
+    fused: Fused, prompts: list[list[int]], expected: list[list[int]], poison: float
+) -> None:
+    pool = pool_of(fused, slots=3, pages=20)
+    pool.cache.keys.fill_(poison)
+    pool.cache.values.fill_(poison)
+    taken = Pool._release
+
+    def release(row: Row) -> None:
+        for page in row.pages:
+            pool.cache.keys[:, page * PAGE : (page + 1) * PAGE] = poison
+            pool.cache.values[:, page * PAGE : (page + 1) * PAGE] = poison
+        taken(pool, row)
+
+    pool._release = release  # type: ignore[method-assign]
+    assert answers(pool, [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]) == expected
+
+
+def test_the_caches_last_cell_is_usable(model: Any, fused: Fused) -> None:
+    for length in (PAGE - 1, PAGE, PAGE + 1):
+        prompt = [1, *range(100, 99 + length)]
+        limit = 4 * PAGE - length  # prompt and answer fill the cache to its last cell
+        model_says = reference(model, prompt, limit, eos_token_id=None)
+        pool = pool_of(fused, pages=4, longest=4 * PAGE, slots=1)
+        pool.eos_id = -1
+        assert answers(pool, [Row(prompt, limit)]) == [model_says]
+        assert len(model_says) == limit
+        with pytest.raises(InputError, match=r"cache of 64 tokens\. Lower generate\.max_new_tokens"):
+            list(pool.run([Row(prompt, limit + 1)]))
+
+
+def test_columns_grow_in_the_middle_of_an_answer(model: Any, fused: Fused) -> None:
+    rows = [Row([1, *range(50, 50 + n)], 40) for n in (230, 10)]
+    pool = pool_of(fused, longest=400)
+    pool.eos_id = -1
+    seen: set[tuple[int, int]] = set()
+    step = pool._step
+    pool._step = lambda slots, columns: seen.add((slots, columns)) or step(slots, columns)  # type: ignore[method-assign, func-returns-value]
+    made = answers(pool, rows)
+    assert {columns for _, columns in seen} == {256, 400 // PAGE * PAGE + PAGE}
+    assert made == [reference(model, list(row.prompt), 40, eos_token_id=None) for row in rows]
+
+
+# Ends
+
+
+def test_eos_at_the_first_token_and_a_limit_of_one(model: Any, fused: Fused, prompts: list[list[int]]) -> None:
+    first = [reference(model, prompt, 1)[0] for prompt in prompts]
+    assert answers(pool_of(fused), [Row(prompt, 1) for prompt in prompts]) == [[token] for token in first]
+    pool = pool_of(fused, slots=2)
+    pool.eos_id = first[0]
+    made = answers(pool, [Row(prompt, 9) for prompt in prompts[:5]])
+    assert made[0] == [first[0]]
+    for tokens in made:
+        assert first[0] not in tokens[:-1], "nothing follows EOS"
+
+
+@pytest.fixture(scope="module")
+def smallest() -> Fused:
+    """A random model of 16 tokens, so that EOS comes often."""
+    import transformers
+
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=128,
+    )  # fmt: skip
+    return Fused(transformers.LlamaForCausalLM(config).eval())
+
+
+def lowers_limits(rows: list[Row], draw: random.Random, share: float) -> None:
+    """Lower some limits: to a row's own length, as a budget of minutes does, to less, or to a little more."""
+    for row in rows:
+        if draw.random() < share:
+            row.limit = max(0, min(row.limit, len(row.tokens) + draw.randint(-3, 12)))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    seed=st.integers(0, 2**32),
+    slots=st.integers(1, 6),
+    spare=st.integers(0, 9),
+    burst=st.integers(1, 9),
+    share=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_a_run_ends_whatever_its_rows_and_limits(
+    smallest: Fused, seed: int, slots: int, spare: int, burst: int, share: float
+) -> None:
+    """With prompts, candidates, limits that fall at any time, and replays; in a cache that hardly holds one row."""
+    draw = random.Random(seed)
+    prompts = [[draw.randrange(3, 16) for _ in range(draw.randint(1, 40))] for _ in range(draw.randint(1, 5))]
+    wanted = [(prompt, draw.randint(1, 40)) for prompt in prompts for _ in range(draw.randint(1, 2))]
+    pages = max(pages_for(len(prompt) + limit) for prompt, limit in wanted) + spare
+    pool = pool_of(smallest, Sampler(True), slots=slots, pages=pages, longest=96, prefill_tokens=32)
+    known: dict[int, int] = {}
+    for _ in range(2):
+        rows = [Row(prompt, limit, key=i, known=known.get(i)) for i, (prompt, limit) in enumerate(wanted)]
+        bursts, compute = 0, pool._burst
+
+        def counted(live: list[Row], steps: int, shape: int | None, compute: Any = compute) -> None:
+            nonlocal bursts
+            bursts += 1
+            assert steps >= 1 and bursts <= sum(limit for _, limit in wanted), "a burst gives no row a token"
+            compute(live, steps, shape)
+
+        pool._burst = counted  # type: ignore[method-assign]
+        ended = []
+        for row in pool.run(rows, burst=burst, on_look=lambda _, rows=rows: lowers_limits(rows, draw, share)):
+            assert len(row.tokens) <= row.limit and not row.pages
+            assert row.known is not None or len(row.tokens) == row.limit or row.tokens[-1] == EOS
+            ended.append(row)
+            lowers_limits([other for other in rows if other not in ended], draw, share)
+        assert sorted(map(id, ended)) == sorted(map(id, rows)), "each row ends once"
+        assert sorted(pool.cache.free) == list(range(1, pages + 1))
+        pool._burst = compute  # type: ignore[method-assign]
+        known = {i: len(row.tokens) for i, row in enumerate(rows) if draw.random() < 0.5}
+
+
+def test_a_row_that_was_set_aside_ends_at_a_limit_that_fell_to_its_length(
+    fused: Fused, prompts: list[list[int]]
+) -> None:
+    pool = pool_of(fused, slots=2, pages=6, longest=96)
+    pool.eos_id = -1
+    rows = [Row(prompts[0], 80, key=1), Row([8, 9, 10], 80, key=2)]
+    aside: list[int] = []
+    looks = 0
+
+    def look(live: list[Row]) -> None:
+        nonlocal looks
+        looks += 1
+        assert looks < 60, "the run does not end"
+        if not aside and rows[1].tokens and rows[1] not in live:
+            aside.append(len(rows[1].tokens))
+            for row in rows:
+                row.limit = min(row.limit, max(len(row.tokens), 20))
+
+    made = answers(pool, rows, on_look=look)
+    assert aside and aside[0] > 20
+    assert [len(tokens) for tokens in made] == [row.limit for row in rows] and rows[1].limit == aside[0]
+
+
+def test_the_pool_shrinks_with_what_is_left(fused: Fused, prompts: list[list[int]]) -> None:
+    pool = pool_of(fused, slots=16, pages=200)
+    assert pool.shapes == [16, 8, 4]
+    used: list[int] = []
+    step = pool._step
+    pool._step = lambda slots, columns: used.append(slots) or step(slots, columns)  # type: ignore[method-assign, func-returns-value]
+    pool.eos_id = -1
+    answers(pool, [Row(prompt, 2 + 2 * i) for i, prompt in enumerate(prompts)])
+    assert used == sorted(used, reverse=True) and set(used) == {16, 8, 4}
+
+
+def test_rows_are_admitted_several_at_a_time(fused: Fused, prompts: list[list[int]]) -> None:
+    """Of 16 slots two must be free, and at the end enough for all that wait."""
+    pool = pool_of(fused, slots=16, pages=200)
+    pool.eos_id = -1
+    admitted: list[int] = []
+    fill = pool._prefill
+    pool._prefill = lambda rows: admitted.append(len(rows)) or fill(rows)  # type: ignore[method-assign, func-returns-value]
+    answers(pool, [Row(prompts[i % 16], 1 + 7 * i % 41, key=i) for i in range(37)])
+    assert admitted[0] == 16 and sum(admitted) == 37
+    assert all(count >= 2 for count in admitted[1:-1]) and len(admitted) < 12
+
+
+def test_looks_show_the_logits_of_each_new_token(fused: Fused, prompts: list[list[int]]) -> None:
+    pool = pool_of(fused)
+    looked: dict[int, list[int]] = {}
+
+    def look(live: list[Row]) -> None:
+        for logits_V, row in zip(pool.logits, live, strict=False):
+            looked.setdefault(id(row), []).append(int(logits_V.argmax()))
+
+    rows = [Row(prompt, 9) for prompt in prompts]
+    made = answers(pool, rows, burst=1, on_look=look)
+    assert [looked[id(row)] for row in rows] == made
+
+
+# Candidates
+
+
+def test_candidates_share_the_first_pass_and_differ(fused: Fused, prompts: list[list[int]]) -> None:
+    rows = [Row(prompt, 10, key=i * 100 + c) for i, prompt in enumerate(prompts[:4]) for c in range(5)]
+    assert passes(rows, 2048)[0][1] == Part((5, 6, 7, 8, 9), 0, len(prompts[1]))
+    made = answers(pool_of(fused, HOT, slots=20, pages=150), rows)
+    singly = [answers(pool_of(fused, HOT), [Row(row.prompt, 10, key=row.key)])[0] for row in rows[::3]]
+    assert made[::3] == singly
+    for i in range(4):
+        assert len({tuple(tokens) for tokens in made[5 * i : 5 * i + 5]}) > 2
+
+
+def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    """The way of a GPU, on the CPU: prompts fill a pass up with padding, and one call attends to all of them."""
+    sizes: list[tuple[int, int]] = []
+
+    def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int) -> Any:
+        assert starts[-1] == len(q) and starts.diff().max() <= longest
+        sizes.append((len(q), longest))
+        return torch.cat([ops_torch.causal(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(starts.tolist()) if b > a])
+
+    fused = Fused(model)
+    fused.ops = SimpleNamespace(**vars(ops_torch) | {"PACKED": True, "packed_attention": packed_attention})
+    rows = [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
+    assert answers(pool_of(fused, slots=5, prefill_tokens=160), rows) == expected
+    assert len(set(sizes)) > 2 and {size for size, _ in sizes} <= {20, 40, 80, 100, 120, 140, 160}
+    made = answers(pool_of(fused, HOT, slots=16, pages=150), [Row(p, 9, key=k) for p in prompts[:4] for k in range(4)])
+    fused.ops = ops_torch
+    again = answers(pool_of(fused, HOT, slots=16, pages=150), [Row(p, 9, key=k) for p in prompts[:4] for k in range(4)])
+    assert made == again
+
+
+def test_passes_hold_every_token_once_and_no_more_than_fit() -> None:
+    draw = random.Random(1)
+    for _ in range(50):
+        most = draw.choice([1, 5, 16, 100])
+        rows = [Row([index] * draw.randrange(1, 40), 9) for index in range(draw.randrange(1, 12))]
+        for row in rows[::3]:
+            row.tokens = [7] * draw.randrange(0, 5)
+        found: dict[int, list[int]] = {index: [] for index in range(len(rows))}
+        for one in passes(rows, most):
+            assert 0 < sum(part.stop - part.start for part in one) <= most
+            for part in one:
+                for index in part.rows:
+                    found[index] += range(part.start, part.stop)
+        assert found == {index: list(range(row.length())) for index, row in enumerate(rows)}
+
+
+# Replay
+
+
+def test_a_replay_makes_every_decision_again_and_computes_only_what_it_must(
+    fused: Fused, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With rows known up to any point, the others come out the same to the last bit of their logits."""
+    monkeypatch.setattr(scheduler, "AHEAD", 4)  # so that rows are set aside, too
+    last: dict[int, torch.Tensor] = {}
+
+    def run(known: dict[int, int]) -> tuple[list[list[int]], list[int], int]:
+        pool = pool_of(fused, HOT, slots=5, pages=13)
+        steps = 0
+        step = pool._step
+
+        def count(slots: int, columns: int) -> None:
+            nonlocal steps
+            steps += 1
+            step(slots, columns)
+
+        pool._step = count  # type: ignore[method-assign]
+        rows = [Row(prompt, 6 + 7 * i % 19, key=i, known=known.get(i)) for i, prompt in enumerate(prompts)]
+
+        def look(live: list[Row]) -> None:
+            for logits_V, row in zip(pool.logits, live, strict=False):
+                if row.known is None:
+                    last[rows.index(row)] = logits_V.clone()
+
+        order = [rows.index(row) for row in pool.run(rows, on_look=look)]
+        return [row.tokens for row in rows], order, steps
+
+    whole, order, all_steps = run({})
+    logits = dict(last)
+    assert order != sorted(order)
+    for finished in (1, 5, 9, 15):
+        last.clear()
+        known = {index: len(whole[index]) for index in order[:finished]}
+        again, same_order, steps = run(known)
+        assert same_order == order and steps <= all_steps
+        for index in order[finished:]:
+            assert again[index] == whole[index]
+            assert torch.equal(last[index], logits[index])
+    assert steps < all_steps / 2
+    nothing_left = {index: len(tokens) for index, tokens in enumerate(whole)}
+    assert run(nothing_left)[1:] == (order, 0)
+
+
+# Parts
+
+
+def test_fused_products_equal_the_layers(model: Any, fused: Fused) -> None:
+    x = torch.randn(3, 192, generator=torch.Generator().manual_seed(1))
+    attention = model.get_base_model().model.layers[1].self_attn
+    modules = [attention.q_proj, attention.k_proj, attention.v_proj]
+    with torch.no_grad():
+        apart = torch.cat([module(x) for module in modules], dim=-1)
+        torch.testing.assert_close(fused.layers[1][1](x), apart, atol=1e-5, rtol=1e-5)
+        with model.disable_adapter():
+            base_alone = torch.cat([module(x) for module in modules], dim=-1)
+            without = Product(modules, dense([base_of(module) for module in modules]), x.dtype)
+            torch.testing.assert_close(without(x), base_alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(apart, base_alone, atol=1e-2)
+    storage = {module.get_base_layer().weight.untyped_storage().data_ptr() for module in modules}
+    assert len(storage) == 1, "side by side, and held once"
+
+
+@pytest.mark.parametrize("rows", [2, 200])
+def test_the_products_of_4_bit_weights_equal_their_dequantised_ones(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, on the CPU: scales undone, weights side by side and in pieces of 64 rows."""
+    import bitsandbytes.functional
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    monkeypatch.setattr(nf4_linear, "fused_rows", lambda device: 4)
+    if not torch.cuda.is_available():  # its CPU build has no variant that writes into a given tensor
+        monkeypatch.setattr(
+            bitsandbytes.functional, "dequantize_4bit", lambda w, state, out: out.copy_(dequantize_4bit(w, state))
+        )
+    draw = torch.Generator().manual_seed(2)
+
+    class Layer:
+        def __init__(self, outputs: int) -> None:
+            whole = torch.randn(outputs, 128, generator=draw)
+            packed, state = quantize_4bit(whole, quant_type="nf4", compress_statistics=True)
+            self.weight = torch.nn.Parameter(packed, requires_grad=False)
+            self.weight.quant_state = state
+            self.bias = torch.nn.Parameter(torch.randn(outputs, generator=draw))
+
+    layers = [Layer(192), Layer(64), Layer(72)]
+    dense = torch.cat([dequantize_4bit(layer.weight.data, layer.weight.quant_state) for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    x = torch.randn(rows, 128, generator=draw)
+    with torch.no_grad():
+        made = nf4_linear.pieces(layers, torch.float32, torch.empty(64 * 128))(x)
+        torch.testing.assert_close(made, x @ dense.T + bias, atol=1e-4, rtol=1e-4)
+        for layer in layers:  # the layers' own weights are views now, and still theirs
+            dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        apart = torch.cat([dequantize_4bit(layer.weight.data, layer.weight.quant_state) for layer in layers])
+    assert torch.equal(apart, dense)
+
+
+def test_attention_over_pages_equals_attention_over_the_row() -> None:
+    draw = torch.Generator().manual_seed(1)
+    pool = Cache(1, 2, 8, 9, torch.float32, torch.device("cpu"))
+    lengths = [0, PAGE - 1, PAGE, 2 * PAGE + 3]
+    table = torch.zeros(4, 5, dtype=torch.int64)
+    q = torch.randn(4, 6, 8, generator=draw)
+    expected = []
+    for index, length in enumerate(lengths):
+        pages = [pool.free.pop() for _ in range(pages_for(length + 1))]
+        table[index, : len(pages)] = torch.tensor(pages)
+        k, v = (torch.randn(length + 1, 2, 8, generator=draw) for _ in range(2))
+        cells = torch.tensor([pages[t // PAGE] * PAGE + t % PAGE for t in range(length + 1)])
+        pool.keys[0, cells], pool.values[0, cells] = k, v
+        expected.append(ops_torch.causal(q[index : index + 1], k, v)[0])
+    made = ops_torch.paged_attention(q, pool.keys[0], pool.values[0], table, torch.tensor(lengths), columns=3 * PAGE)
+    torch.testing.assert_close(made, torch.stack(expected), atol=1e-5, rtol=1e-5)
+    assert pages_for(0) == 0 and pages_for(PAGE) == 1 and pages_for(PAGE + 1) == 2
+
+
+# Checks of the kernels
+
+
+def kind_of(**values: Any) -> kernel_checks.Kind:
+    given = {"heads": 4, "kv_heads": 2, "head_dim": 32, "dtype": "float32", "device": "cpu", "steps": (8, 4)}
+    return kernel_checks.Kind(**{**given, "planes": False, **values})
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_checks, "_passed", set())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_kernels_are_compared_once_for_each_kind_of_use() -> None:
+    calls: list[int] = []
+
+    def counted(q: Any, *given: Any, **named: Any) -> Any:
+        calls.append(len(q))
+        return ops_torch.paged_attention(q, *given, **named)
+
+    ops = SimpleNamespace(**vars(ops_torch) | {"paged_attention": counted})
+    for _ in range(2):
+        kernel_checks.attention(kind_of(), ops)
+    assert calls == [18, 3], "many rows and few, once"
+    kernel_checks.attention(kind_of(head_dim=16), ops)
+    assert len(calls) == 4
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["paged_attention", "gated", "add_norm"])
+def test_a_wrong_kernel_is_found_each_time(name: str) -> None:
+    right = getattr(ops_torch, name)
+    ops = SimpleNamespace(**vars(ops_torch) | {name: lambda *given, **named: right(*given, **named) * 1.1})
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="differ from plain torch by"):
+            kernel_checks.attention(kind_of(), ops)
+    kernel_checks.attention(kind_of(), ops_torch)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fast_ft.decode
+
+    without_planes: Any = SimpleNamespace(**vars(ops_torch))  # for the card's kernels
+    monkeypatch.setitem(sys.modules, "fast_ft.generate.engine.ops_triton", without_planes)
+    monkeypatch.setattr(fast_ft.decode, "kernels", without_planes, raising=False)
+    products: list[int] = []
+    monkeypatch.setattr(nf4_linear, "compare_planes", lambda dtype, device, steps: products.extend(steps))
+    wanted = kind_of(planes=True, steps=(24,))
+    found = kernel_checks.ahead(wanted).exception(timeout=60)
+    assert products == [24] and isinstance(found, RuntimeError), "plain torch knows no plane order"
+    assert {name for name, _ in kernel_checks._passed} == {"products"}
+    assert kernel_checks.ahead(kind_of()).exception(timeout=60) is None
+    kernel_checks.attention(kind_of(), None)  # it was done
+    kernel_checks.products(wanted)
+    assert products == [24]

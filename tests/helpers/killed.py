@@ -1,0 +1,60 @@
+"""A command in a process that can be killed: forked from a server which has imported the libraries already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(arguments: list[str], errors: Path, **environment: str) -> BaseProcess:
+    """Start `python -m fast_ft ARGUMENTS` in the repository's root, its stderr appended to a file."""
+    return start_function(run, arguments, str(errors), environment)
+
+
+def start_function(function: Callable[..., None], *given: Any) -> BaseProcess:
+    """Call a function of a test's module in a process of its own."""
+    # The server takes the environment of its first start; this file is imported there.
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers.killed_imports"])
+    process: BaseProcess = context.Process(target=function, args=given)
+    process.start()
+    return process
+
+
+def run(arguments: list[str], errors: str, environment: dict[str, str]) -> None:
+    """In the child: what `python -m fast_ft` does."""
+    os.environ.update(environment)
+    file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(ROOT)
+    from fast_ft.cli.main import main
+
+    sys.exit(main(arguments))
+
+
+def run_until(touch: int, arguments: list[str], errors: str) -> None:
+    """In the child: the same, but killed when it is about to touch the disk for the `touch`-th time."""
+    import signal
+
+    from fast_ft.common import atomic_files
+
+    left = touch
+
+    def before(what: str, path: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    atomic_files.before = before
+    run(arguments, errors, {})

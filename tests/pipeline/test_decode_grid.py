@@ -1,0 +1,118 @@
+"""Many ways to decode from one load, and a talk in the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fast_ft.cli.chat import chat
+from fast_ft.cli.main import main
+from fast_ft.common.errors import InputError
+from fast_ft.generate.engine.kv_cache import PAGE, Cache
+from fast_ft.pipeline.decode_grid import grid
+from fast_ft.pipeline.run import run
+from fast_ft.recipe.loader import load_recipe
+from tests.helpers.parts import write_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path, train_file: Path, test_file: Path) -> Path:
+    recipe = write_recipe(tmp_path_factory.mktemp("grid"), tiny, train_file, test_file, {"curriculum": {}})
+    return run(load_recipe(recipe, ["train.max_steps=2"]), recipe).root
+
+
+def test_each_point_has_a_file_named_by_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", str(folder), "--grid", "temperature=0.5,2.5", "top_p=0.7,1.0", "generate.do_sample=true"]
+    assert main(command) == 0
+    names = [f"pred-temperature{t}-top_p{p}.json" for t in ("0.5", "2.5") for p in ("0.7", "1.0")]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
+    summary = json.loads((folder / "grid.json").read_text())
+    assert [point["file"] for point in summary] == names
+    assert all(0 <= point["ended_at_eos"] <= 1 and point["mean_tokens"] <= 6 for point in summary)
+    preds = [json.loads((folder / name).read_text()) for name in names]
+    assert all(list(pred) == list(preds[0]) for pred in preds) and preds[0] != preds[3]
+    assert not list(folder.glob("*.partial.jsonl"))
+
+
+def test_a_points_answers_are_those_of_generate_with_its_values(folder: Path) -> None:
+    grid(folder, ["temperature=1.5", "generate.do_sample=true", "generate.num_return_sequences=2"])
+    assert main(["generate", str(folder), "generate.temperature=1.5", "generate.do_sample=true"]) == 0
+    alone = json.loads((folder / "pred.json").read_text())
+    pairs = json.loads((folder / "pred-temperature1.5.json").read_text())
+    assert {key: entry["output"][:1] for key, entry in pairs.items()} == {k: e["output"] for k, e in alone.items()}
+    assert any(a != b for a, b in (entry["output"] for entry in pairs.values()))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--grid needs values to try"),
+        (["temperature=hot"], "generate.temperature"),
+        (["heat=1,2"], "heat"),
+        (["temperature=1", "train.learning_rate=1"], "only generate"),
+        (["temperature="], "--grid temperature=: a value is missing"),
+        (["temperature=0.3,,0.7"], "a value is missing"),
+        (["temperature=0.3", "temperature=0.7"], "temperature was given before"),
+        (["temperature=0.3,0.7", "generate.temperature=0.5"], "in one place only"),
+        (
+            ["generate.do_sample=true", "temperature=0.3,0.30"],
+            r"temperature0\.3 and temperature0\.30 are the same settings",
+        ),
+        (
+            [f"top_k={','.join(map(str, range(300)))}", f"max_new_tokens={','.join(map(str, range(1, 301)))}"],
+            "90,000 points",
+        ),
+        (["temperature=0.3,0.7"], "What works: generate.do_sample=true generate.temperature=0.3"),
+        (["do_sample=true,false", "temperature=0.3,0.7"], "What works: generate.do_sample=true"),
+    ],
+)
+def test_wrong_axes_are_said_before_a_model_is_loaded(folder: Path, words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        grid(folder, words)
+
+
+def test_a_talk_streams_remembers_and_forgets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = iter(["What colour is the hat?", "And the cup?", "", "What colour is the hat?", "x " * 400])
+    out = io.StringIO()
+
+    def ask(prompt: str) -> str:
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=out)
+    first, second, again, _ = out.getvalue().split("\n")[:4]
+    assert first == again and first != second
+    assert "cut off after 9 tokens" in (notes := capsys.readouterr().err) and "context is 256" in notes
+
+
+def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache grows with the talk, up to the context, and the former one is let go first."""
+    made: list[int] = []
+    alive: list[weakref.ref[Cache]] = []
+
+    class Counted(Cache):
+        def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: Any, device: Any) -> None:
+            assert not any(cache() is not None for cache in alive), "two caches at once"
+            super().__init__(layers, kv_heads, head_dim, pages, dtype, device)
+            alive.append(weakref.ref(self))
+            made.append(pages * PAGE)
+
+    monkeypatch.setattr("fast_ft.generate.answers.Cache", Counted)
+    said = iter(["Why?", "A cup?", *["What colour is the hat?"] * 30])
+
+    def ask(prompt: str) -> str:
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=io.StringIO())
+    assert made[0] < 64 and 2 < len(made) < 6 and made == sorted(made)
+    assert made[-1] <= 256, "the context"

@@ -1,0 +1,347 @@
+"""Budgets of minutes, with a clock of the test's own: told early, kept, and a complete run all the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fast_ft.cli.main import main
+from fast_ft.common.errors import BudgetMissed
+from fast_ft.common.minutes import RESERVE, AnswerPace, TrainPace
+from fast_ft.homework import checks
+from fast_ft.pipeline.run import run
+from fast_ft.recipe.loader import load_recipe
+from fast_ft.run.folder import RunDir, sha256_file
+from tests.helpers.parts import RecipeFactory
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def steps(pace: TrainPace, clock: Clock, first: int, last: int, seconds: float = 6.0) -> None:
+    for number in range(first, last + 1):
+        clock.now += seconds
+        pace.step(number)
+
+
+def test_a_run_that_fits_is_left_alone() -> None:
+    clock = Clock()
+    pace = TrainPace(11, [100] * 100, clock)  # 100 steps of 6 s are 10 minutes
+    assert pace.fitting(0) is None, "no speed is known yet"
+    for done in range(1, 100):
+        steps(pace, clock, done, done)
+        assert pace.anneal(done) is None and pace.forecast(done) is None
+
+
+def test_a_run_that_does_not_fit_is_told_early_and_anneals_over_the_last_steps_that_fit() -> None:
+    clock = Clock()
+    pace = TrainPace(5, [100] * 100, clock)  # 49 steps fit into 5 minutes less 2 %
+    steps(pace, clock, 1, 3)
+    said = pace.forecast(3)
+    assert said is not None and "about 10.2 minutes" in said and "step 49 of 100" in said
+    assert "train.max_steps=49, or budget.train_minutes=10.7" in said
+    done = 3
+    while (over := pace.anneal(done)) is None:
+        done += 1
+        steps(pace, clock, done, done)
+    assert (done, over) == (40, 9)
+
+
+def test_steps_are_weighed_by_their_tokens() -> None:
+    clock = Clock()
+    pace = TrainPace(60, [100] * 10 + [300] * 10, clock)
+    steps(pace, clock, 1, 5, seconds=10.0)
+    assert pace.seconds(5, 20) == pytest.approx(5 * 10 + 10 * 30)
+
+
+def test_earlier_sessions_and_loading_count() -> None:
+    clock = Clock()
+    began = clock()
+    clock.now += 30  # the model is loaded
+    pace = TrainPace(5, [100] * 100, clock, spent=120, since=began)
+    assert pace.elapsed() == 150 and pace.left() == 300 * (1 - RESERVE) - 150
+    steps(pace, clock, 51, 53)
+    assert pace.fitting(53) == ((294 - 168) // 6)
+
+
+def test_answers_that_fit_are_not_cut() -> None:
+    clock = Clock()
+    pace = AnswerPace(10, clock)
+    assert pace.limit([1] * 10, [], 10, 1024) == 1024
+    clock.now += 10
+    # 100 tokens a second, ten answers to make; those that have ended had 200 tokens
+    assert pace.limit([101] * 10, [200] * 5, 1010, 1024) == 1024
+
+
+def test_answers_that_do_not_fit_are_cut_where_all_of_them_end_in_time() -> None:
+    clock, made, total = Clock(), [1] * 10, 10
+    pace = AnswerPace(1, clock)  # 58.8 s
+    limit = pace.limit(made, [], total, 1024)
+    while any(each < limit for each in made):
+        clock.now += 1  # 100 tokens a second
+        made = [min(each + 10, max(each, limit)) for each in made]
+        total = sum(made)
+        limit = pace.limit(made, [], total, 1024)
+    assert pace.elapsed() <= 60 and made == pytest.approx([587] * 10, abs=10)
+
+
+def test_answers_that_begin_after_the_time_is_over_still_have_a_token() -> None:
+    clock = Clock()
+    pace = AnswerPace(1, clock)
+    clock.now += 100
+    assert pace.limit([0, 5], [], 5, 1024) == 1
+
+
+# In a run
+
+
+class Ticking(Clock):
+    """A clock that moves by so many seconds whenever a run writes a line of its log or of its answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
+        super().__init__()
+        from fast_ft.common import atomic_files
+
+        def before(what: str, path: Path) -> None:
+            if what == "append":
+                self.now += seconds.get(path.name, 0.0)
+
+        monkeypatch.setattr(atomic_files, "before", before)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_training_ends_early_with_its_decay_finished_and_still_generates(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe_file({"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5})
+    clock = Ticking(monkeypatch, {"log.jsonl": 12.0})  # 40 steps of 12 s are 8 minutes
+    with pytest.raises(BudgetMissed, match=r"training ended after step 2\d of 40"):
+        run(load_recipe(path), path, clock=clock)
+    assert "training will take about" in capsys.readouterr().err
+    (root,) = (path.parent / "runs").iterdir()
+    folder = RunDir.at(root)
+    train = folder.done("train") or {}
+    lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    assert train["stopped_at_step"] == len(lines) == train["steps"] and 20 <= len(lines) < 26
+    assert clock.now - 1000 <= 300, "kept"
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[-1] < 0.35 * rates[len(rates) // 2] and rates[-1] == min(rates[1:])
+    assert len(read(folder.pred)) == 5 and folder.adapter.is_dir() and folder.report.is_file()
+    assert any("train_minutes" in text for text in folder.manifest()["notes"])
+    assert [each.rule for each in checks.broken(checks.check(folder))] == ["no-clock"], "another clock, another adapter"
+    capsys.readouterr()
+    assert main([str(path)]) == 3, "the same command again: nothing to do, and the budget is still missed"
+    said = capsys.readouterr().err
+    assert f"done: {root}" in said and said.endswith(f"The run is complete all the same: {root}\n")
+
+
+def test_a_stopped_run_remembers_its_minutes_and_its_annealing(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fast_ft.common import console
+    from fast_ft.pipeline import train_phase
+
+    values = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5, "train.save_steps": 1}
+    path = recipe_file(values | {"data.test": None})
+    clock = Ticking(monkeypatch, {"log.jsonl": 12.0})
+
+    class Stopping(console.Bar):
+        at = 0
+
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.done == self.at:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_phase, "Bar", Stopping)
+    for at in (10, 18):  # the second while the rate goes down
+        Stopping.at = at
+        with pytest.raises(KeyboardInterrupt):
+            run(load_recipe(path), path, clock=clock)
+    Stopping.at = 0
+    with pytest.raises(BudgetMissed, match="training ended after step"):
+        run(load_recipe(path), path, clock=clock)
+    # a stop loses the step in hand; the log has its seconds by the wall's clock, not by this one
+    assert 240 <= clock.now - 1000 <= 300 + 2 * 12
+    (log,) = path.parent.glob("runs/*/log.jsonl")
+    rates = [json.loads(line)["learning_rate"] for line in log.read_text().splitlines()]
+    assert rates[-1] == min(rates[1:])
+
+
+def test_answers_keep_their_minutes_and_pred_json_is_complete(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fast_ft.generate.engine import scheduler
+
+    path = recipe_file(
+        {
+            "generate.max_new_tokens": 100,
+            "generate.batch_size": 2,
+            "budget.generate_minutes": 1,
+            "judge.base_prompts": 2,
+        }
+    )
+    clock = Clock()
+    burst = scheduler.Pool._burst
+
+    def slow(self: Any, live: Any, steps: int, shape: Any) -> None:
+        burst(self, live, steps, shape)
+        clock.now += steps * 0.5  # 100 tokens: 50 s; five answers two by two: 150 s
+
+    monkeypatch.setattr(scheduler.Pool, "_burst", slow)
+    with pytest.raises(BudgetMissed, match=r"answers were cut at \d+ new tokens"):
+        run(load_recipe(path), path, clock=clock)
+    assert "will not end within budget.generate_minutes=1" in capsys.readouterr().err
+    (root,) = (path.parent / "runs").iterdir()
+    folder = RunDir.at(root)
+    pred, generated = read(folder.pred), folder.done("generate") or {}
+    assert len(pred) == 5 and all(entry["output"][0] for entry in pred.values())
+    assert generated["cut_by_budget"] > 0 and clock.now - 1000 < 70
+    assert generated["base_answers"] == 0, "no time was left for them"
+    (verdict,) = checks.broken(checks.check(folder))
+    assert verdict.rule == "no-clock" and f"{generated['cut_by_budget']} answers were cut" in verdict.text
+
+
+# More minutes than before
+
+
+class Straight:
+    """The files of a run without budgets, to compare with; of log.jsonl what does not tell the time."""
+
+    def __init__(self, path: Path) -> None:
+        folder = run(load_recipe(path, [*ENDLESS, "backup_dir=null", f"output_dir={path.parent / 'straight'}"]), path)
+        self.files = self.of(folder)
+
+    @staticmethod
+    def of(folder: RunDir) -> dict[str, Any]:
+        lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
+        told = ("step", "stage", "loss", "learning_rate", "skipped")
+        weights = sha256_file(folder.adapter / "adapter_model.safetensors")
+        assert folder.manifest()["digests"]["adapter"] == weights
+        assert folder.manifest()["digests"]["pred"] == sha256_file(folder.pred)
+        return {
+            "log": [[line[key] for key in told] for line in lines],
+            "adapter": weights,
+            "pred": read(folder.pred),
+            "base": read(folder.base_pred) if folder.base_pred.is_file() else None,
+            "ends": read(folder.answers),
+        }
+
+
+ENDLESS = ("budget.train_minutes=null", "budget.generate_minutes=null")
+
+
+def only_run(path: Path) -> RunDir:
+    (root,) = (path.parent / "runs").iterdir()
+    return RunDir.at(root)
+
+
+@pytest.mark.parametrize(("save_steps", "stop_at"), [(1, None), (None, 21)])
+def test_with_more_minutes_training_goes_on_and_ends_as_without_the_budget(
+    recipe_file: RecipeFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    save_steps: int | None,
+    stop_at: int | None,
+) -> None:
+    """The budget ends it after 22 of 40 steps, the rate down from step 18 on; or it is stopped on that way.
+
+    In the first case the machine is lost then, and another one goes on from the backup.
+    """
+    values = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5}
+    values |= {"train.save_steps": save_steps, "backup_dir": str(tmp_path / "drive") if stop_at is None else None}
+    path = recipe_file(values)
+    wanted = Straight(path)
+    clock = Ticking(monkeypatch, {"log.jsonl": 12.0})
+    stopping(monkeypatch, stop_at)
+    with pytest.raises(BudgetMissed if stop_at is None else KeyboardInterrupt):
+        run(load_recipe(path), path, clock=clock)
+    folder = only_run(path)
+    former = read(folder.pred) if stop_at is None else None
+    assert "step-18" in {each.name for each in folder.checkpoints.iterdir()}
+    stopping(monkeypatch, None)
+    if stop_at is None:
+        shutil.rmtree(folder.root)
+    with pytest.raises(BudgetMissed, match=r"after step \d\d of 40"):
+        run(load_recipe(path, ["budget.train_minutes=7"]), path, clock=clock)
+    assert 22 < (folder.done("train") or {})["steps"] < 40
+    if stop_at is None:
+        assert clock.now - 1000 <= 7 * 60, "the steps that were trained twice count twice"
+    assert run(load_recipe(path, ENDLESS), path, clock=clock).root == folder.root
+    assert Straight.of(folder) == wanted.files
+    train = folder.done("train") or {}
+    assert train["steps"] == 40 and not {"why", "stopped_at_step", "minutes"} & train.keys()
+    assert not any("train_minutes" in text for text in folder.manifest()["notes"])
+    if former is not None:
+        assert former in [read(kept) for kept in folder.root.glob("pred-*.json")]
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, at: int | None) -> None:
+    """Let a run be stopped after this step."""
+    from fast_ft.common import console
+    from fast_ft.pipeline import train_phase
+
+    class Stopping(console.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.done == at:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_phase, "Bar", Stopping)
+
+
+def test_less_time_than_before_changes_nothing_that_is_there(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5}
+    path, clock = recipe_file(values), Ticking(monkeypatch, {"log.jsonl": 12.0})
+    for minutes in ("5", "4", "5"):  # 5 again is no more than the 5 that ended it
+        with pytest.raises(BudgetMissed, match="after step 22 of 40"):
+            run(load_recipe(path, [f"budget.train_minutes={minutes}"]), path, clock=clock)
+    assert not list(only_run(path).root.glob("pred-*.json"))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_with_more_minutes_answers_are_made_again_to_their_full_length(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    from fast_ft.generate.engine import scheduler
+
+    path = recipe_file(
+        {
+            "generate.max_new_tokens": 100, "generate.batch_size": 2, "budget.generate_minutes": 1,
+            "judge.base_prompts": 2,
+        }
+    )  # fmt: skip
+    wanted, clock, burst = Straight(path), Clock(), scheduler.Pool._burst
+
+    def slow(self: Any, live: Any, steps: int, shape: Any) -> None:
+        burst(self, live, steps, shape)
+        clock.now += steps * 0.5
+        if stop and (only_run(path).pred_partial.read_text().count("\n") >= 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scheduler.Pool, "_burst", slow)
+    stop = stopped
+    with pytest.raises(KeyboardInterrupt if stopped else BudgetMissed):
+        run(load_recipe(path), path, clock=clock)
+    adapter = sha256_file(only_run(path).adapter / "adapter_model.safetensors")
+    stop = False
+    folder = run(load_recipe(path, ["budget.generate_minutes=60"]), path, clock=clock)
+    assert Straight.of(folder) == wanted.files and wanted.files["adapter"] == adapter
+    generated = folder.done("generate") or {}
+    assert generated["base_answers"] == 2 and not {"cut_by_budget", "minutes"} & generated.keys()

@@ -1,0 +1,244 @@
+"""Bad numbers: skipped, counted, gone back from; and what looks finished and is worth nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fast_ft.cli.main import main
+from fast_ft.common.errors import BudgetMissed, InputError
+from fast_ft.generate.answers import Answer
+from fast_ft.models.loaders import choose
+from fast_ft.pipeline import sanity_checks
+from fast_ft.pipeline.preview import taste
+from fast_ft.pipeline.run import run
+from fast_ft.recipe import schema
+from fast_ft.recipe.loader import load_recipe
+from fast_ft.run.folder import RunDir
+from tests.helpers.parts import POCKET, RecipeFactory, write_recipe
+
+Spoil = Callable[[int], bool]
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Spoil], None]:
+    """Make the hidden states ("loss") or their gradients ("gradient") NaN in the chosen training passes, from 1."""
+
+    def arrange(what: str, when: Spoil) -> None:
+        load = choose.PeftBackend.for_training
+
+        def for_training(self: Any, adapter: Path | None = None) -> choose.Loaded:
+            loaded, passes = load(self, adapter), [0]
+
+            def hook(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+                if not torch.is_grad_enabled() or not loaded.model.training:
+                    return output
+                passes[0] += 1
+                if when(passes[0]):
+                    if what == "loss":
+                        return output * float("nan")
+                    output = output.requires_grad_() if not output.requires_grad else output
+                    weight = next(p for p in loaded.model.parameters() if p.requires_grad)
+                    return output + Spoilt.apply(weight.sum() * 0)
+                return output
+
+            loaded.model.get_input_embeddings().register_forward_hook(hook)
+            return loaded
+
+        monkeypatch.setattr(choose.PeftBackend, "for_training", for_training)
+
+    return arrange
+
+
+class Spoilt(torch.autograd.Function):
+    """Zero forward, NaN backward: a finite loss with gradients that are none."""
+
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(value)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.sum() * float("nan")
+
+
+def go(path: Path, *overrides: str) -> RunDir:
+    return run(load_recipe(path, overrides), path, until="adapter")
+
+
+def log(folder: Path, name: str = "log.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.fixture
+def path(recipe_file: RecipeFactory, tmp_path: Path) -> Path:
+    """12 steps, a row each pass being a whole step's."""
+    return recipe_file(
+        {
+            "curriculum.stages": [], "train.num_train_epochs": 3, "train.save_steps": 2, "train.max_bad_steps": 3,
+            "output_dir": str(tmp_path / "run"), "train.per_device_train_batch_size": 4,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_without_finite_numbers_is_skipped_counted_and_logged(
+    path: Path, tmp_path: Path, spoil: Callable[[str, Spoil], None], what: str
+) -> None:
+    spoil(what, lambda number: number in (5, 8, 9))
+    folder = go(path)
+    lines = log(folder.root)
+    assert [line["step"] for line in lines if line["skipped"]] == [5, 8, 9] and len(lines) == 12
+    assert math.isfinite(lines[4]["loss"]) == (what == "gradient") and not math.isfinite(lines[4]["grad_norm"])
+    assert "loss_scale" in lines[4]
+    assert all(math.isfinite(lines[number]["loss"]) for number in (5, 6, 9, 10, 11)), "the weights are untouched"
+    assert (folder.done("train") or {})["skipped_steps"] == 3
+
+
+def test_after_max_bad_steps_the_run_goes_back_and_halves_the_learning_rate(
+    path: Path, tmp_path: Path, spoil: Callable[[str, Spoil], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = log(go(path, f"output_dir={tmp_path}/whole").root)
+    spoil("loss", lambda number: 6 <= number <= 8)  # steps 6 to 8, the first time
+    folder = go(path)
+    lines = log(folder.root)
+    assert [line["step"] for line in lines] == [*range(1, 13)]
+    assert [line["step"] for line in log(folder.root, "log-diverged.jsonl")] == [5, 6, 7, 8]
+    rates, plain = ([line["learning_rate"] for line in each] for each in (lines, wanted))
+    assert rates[:4] == plain[:4] and rates[4:] == pytest.approx([rate / 2 for rate in plain[4:]])
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    said = "from step 6 on: back to the state after step 4; the learning rate is halved from there"
+    assert said in capsys.readouterr().err
+    assert any(said in text for text in folder.manifest()["notes"])
+
+
+def test_failing_again_it_stops_with_the_last_good_adapter_and_says_so(
+    path: Path, tmp_path: Path, spoil: Callable[[str, Spoil], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    four = go(path, f"output_dir={tmp_path}/four", "train.max_steps=4", "train.lr_scheduler_type=constant")
+    spoil("loss", lambda number: number >= 6)
+    overrides = ["train.lr_scheduler_type=constant"]
+    with pytest.raises(InputError, match=r"run/adapter is the adapter after step 4, the last good one"):
+        go(path, *overrides)
+    folder = RunDir.at(tmp_path / "run")
+    train = folder.done("train") or {}
+    assert (train["stopped_at_step"], train["of_steps"], train["why"]) == (4, 12, "numbers")
+    assert folder.manifest()["digests"]["adapter"] == four.manifest()["digests"]["adapter"]
+    assert len(log(folder.root)) == 4 and "that is the end" in capsys.readouterr().err
+    assert main([str(path), *overrides]) == 0, "the same command goes on with it"
+    assert folder.pred.is_file()
+
+
+def test_without_any_good_state_there_is_no_adapter(
+    path: Path, tmp_path: Path, spoil: Callable[[str, Spoil], None]
+) -> None:
+    spoil("loss", lambda number: True)
+    with pytest.raises(InputError, match=r"came to nothing.*learning_rate \(0\.01\).*log-diverged\.jsonl"):
+        go(path)
+    assert not (tmp_path / "run" / "adapter").exists() and RunDir.at(tmp_path / "run").done("train") is None
+
+
+# What looks finished and is worth nothing
+
+
+def lines(losses: list[float], stage: str = "all") -> list[dict[str, Any]]:
+    return [{"stage": stage, "loss": loss, "skipped": False} for loss in losses]
+
+
+def test_a_loss_that_stands_still_is_a_warning() -> None:
+    section = schema.Train(learning_rate=1e-9, warmup_steps=0)
+    text = sanity_checks.stands_still(lines([2.0, 2.1, 1.9] * 5), section)
+    assert text is not None and "stood still: 2.020 at first" in text and "train.learning_rate 1e-09" in text
+    text = sanity_checks.stands_still(lines([2.0] * 12), schema.Train(warmup_steps=10))
+    assert text is not None and "train.warmup_steps 10 takes most of the 12 steps" in text
+    assert sanity_checks.stands_still(lines([2.0 - 0.01 * i for i in range(12)]), section) is None
+    assert sanity_checks.stands_still(lines([2.0] * 11), section) is None, "too few to tell"
+    easy, hard = lines([1.0] * 20, "easy"), lines([2.0 - 0.05 * i for i in range(20)], "hard")
+    assert sanity_checks.stands_still([*easy, *hard], section) is None, "a stage of harder rows has a loss of its own"
+
+
+def test_a_preview_says_nothing_of_a_loss_that_has_not_had_its_steps(
+    recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The learning rate is still going up; after one step it was 0, so the adapter equals its start, too."""
+    path = recipe_file(
+        {"curriculum.stages": [], "train.num_train_epochs": 10, "train.warmup_steps": 30, "train.learning_rate": 1e-6}
+    )
+    for steps in (1, 14):
+        taste(load_recipe(path, ["data.test=null"]), path, steps)
+    assert "Likely cause" not in capsys.readouterr().err
+    go(path, "data.test=null")
+    assert "the loss stood still" in capsys.readouterr().err, "the whole run says so"
+
+
+def test_a_loss_that_rose_is_an_error_at_the_runs_end(
+    test_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"curriculum.stages": [], "train.num_train_epochs": 3, "train.learning_rate": 1e-3, "data.test": None}
+    path = write_recipe(tmp_path, POCKET, POCKET.parent / "train.json", test_file, changes)
+    for _ in range(2):  # the same command again says so again
+        assert main(["train", str(path), "train.learning_rate=2"]) == 3
+        said = capsys.readouterr().err
+        assert "error: " in said.splitlines()[-1] and "the loss rose: " in said.splitlines()[-1]
+        assert "Likely cause: train.learning_rate 2 is too high" in said.splitlines()[-1]
+    assert main(["train", str(path)]) == 0
+    section = schema.Train(learning_rate=2.0)
+    assert sanity_checks.rose(lines([2.0, 9.0, 6.0, 3.1, 3.2, 2.9]), section) is not None
+    assert sanity_checks.rose(lines([2.0, 9.0, 6.0, 3.1, 2.9, 2.9]), section) is None, "not by half"
+    assert sanity_checks.rose(lines([2.0, 9.0]), section) is None, "too few to tell"
+
+
+def test_a_budget_that_ended_training_is_named_before_the_learning_rate(
+    recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe_file(
+        {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 1, "train.learning_rate": 1e-6}
+    )
+    ticks = itertools.count()
+    with pytest.raises(BudgetMissed):
+        run(load_recipe(path), path, until="adapter", clock=lambda: 1.0 * next(ticks))
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    at, still = (next(i for i, each in enumerate(warned) if text in each) for text in ("training ended", "stood still"))
+    assert at < still and "train.learning_rate" not in warned[still]
+    assert "Likely cause: training ended after step" in warned[still] and "budget.train_minutes is 1" in warned[still]
+
+
+def test_an_adapter_that_equals_its_start_is_a_warning(
+    recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = go(recipe_file({"train.learning_rate": 1e-45, "data.test": None}))  # nothing, once it is a float32
+    (text,) = [text for text in folder.manifest()["notes"] if "equals its start" in text]
+    assert f"warning: {text}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([("", True)] * 3 + [("yes", True)], "3 of 4 answers are empty. Likely cause"),
+        ([("yes", True)] * 4, "all 4 answers are the same. Likely cause"),
+        ([("a b", False), ("c d", False)], "all 2 answers were cut off at generate.max_new_tokens 6. Likely cause"),
+    ],
+)
+def test_answers_that_are_empty_all_the_same_or_all_cut_off_are_warnings(
+    answers: list[tuple[str, bool]], said: str
+) -> None:
+    made = [Answer(str(i), text, 2, ended) for i, (text, ended) in enumerate(answers)]
+    (text,) = sanity_checks.answer_warnings(made, 6)
+    assert said in text
+    assert sanity_checks.answer_warnings([Answer("a", "x", 2, True), Answer("b", "y", 6, False)], 6) == []
+
+
+def test_suspicious_answers_are_in_the_manifest_and_on_stderr(
+    recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe_file({"generate.max_new_tokens": 1})
+    folder = run(load_recipe(path), path)
+    (text,) = [text for text in folder.manifest()["notes"] if "were cut off" in text]
+    assert f"warning: {text}" in capsys.readouterr().err and text in folder.report.read_text()

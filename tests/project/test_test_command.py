@@ -1,0 +1,64 @@
+"""What the test command promises: a test that never ends is ended, and tests that did not run are named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.parts import ROOT
+
+
+def run_pytest(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest, with the plugins named alone, as the project configures it on the tests of a folder."""
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
+    return subprocess.run(
+        [*command, "-p", "no:cacheprovider", str(folder), *words],
+        cwd=folder, capture_output=True, text=True, timeout=60, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_an_endless_loop_is_ended_and_named(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    assert float(request.config.getini("timeout")) > 0, "pytest-timeout is missing, or pyproject.toml sets no limit"
+    (tmp_path / "test_endless.py").write_text("def test_it():\n    while True:\n        pass\n")
+    done = run_pytest(tmp_path, "-p", "pytest_timeout", "-o", "timeout=0.2")
+    assert done.returncode == 1 and "Failed: Timeout" in done.stdout and "test_endless.py" in done.stdout
+
+
+def test_a_missing_browser_is_said_in_the_summary(tmp_path: Path) -> None:
+    for name in ("conftest.py", "report_pages.py", "test_report_browser.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    done = run_pytest(tmp_path, "-k", "keyboard or phone or leaves", PATH=str(tmp_path / "bin"), PYTHONPATH=str(ROOT))
+    assert "THE BROWSER TESTS DID NOT RUN" in done.stdout and "no Chromium with chromedriver here" in done.stdout
+
+
+def test_ci_says_at_its_end_that_there_was_no_browser(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "timeout", "tail"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+    for name, words in {"make": "echo make $1", "id": "echo 1000"}.items():
+        (tools / name).write_text(f"#!{tools}/bash\n{words}\n")
+        (tools / name).chmod(0o755)
+
+    def ci() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(tools / "bash"), str(tmp_path / ".ci" / "run")],
+            capture_output=True,
+            text=True,
+            env={"PATH": str(tools)},
+        )
+
+    done = ci()
+    assert done.returncode == 0 and done.stdout.startswith("make test\n")
+    assert "THE BROWSER TESTS DID NOT RUN" in done.stderr
+    (tools / "chromedriver").symlink_to(tools / "make")
+    assert ci().stderr == ""

@@ -1,0 +1,370 @@
+"""The report in a headless Chromium: what a reader does with it, how fast it answers, and that nothing leaves it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fast_ft.data.dataset import Data, load_pool
+from fast_ft.data.prepare import prepare
+from fast_ft.data.selection import select
+from fast_ft.recipe import loader
+from fast_ft.recipe.schema import Select
+from fast_ft.report.data_map import points
+from fast_ft.report.html import page
+from fast_ft.report.write import explore_page, write_comparison, write_report
+from tests.helpers.parts import REAL, needs_real_data
+from tests.helpers.report_pages import EVIL, Browser, big_pool, chromium, made_run, recipe_file, training_rows
+
+pytestmark = pytest.mark.skipif(
+    chromium() is None, reason="no Chromium with chromedriver here (apt-get install chromium chromium-driver)"
+)
+
+TEXTS = [f"{word} number {i}" for i, word in enumerate(["apple", "pear", "plum", "fig", "quince", "cherry"] * 4)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = Browser()
+    yield found
+    found.driver.quit()
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaves_and_nothing_complains(browser: Browser) -> Iterator[None]:
+    browser.logs()
+    yield
+    console, asked = browser.logs()
+    assert console == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder, prepared = made_run(recipe_file(tmp_path_factory.mktemp("report"), training_rows(400)), TEXTS)
+    return write_report(folder, prepared).as_uri()
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with 52,002 rows."""
+    found = points(big_pool(52_002), [("easy", range(0, 5000, 100)), ("all", range(50, 5000, 100))])
+    path = tmp_path_factory.mktemp("big") / "big.html"
+    content = {"map": found.facts, "explore": {"select": Select(take=100).model_dump(mode="json"), "limit": None}}
+    sections = [("choose", "Choose", '<div id="explorer"></div>'), ("map", "Map", '<div id="data-map"></div>')]
+    path.write_text(page("big", "rows", sections, content, found.blocks), encoding="utf-8")
+    return path
+
+
+def place(browser: Browser, row: int | str) -> tuple[float, float]:
+    """Where a row's point is in the window, after scrolling the map into sight."""
+    browser.js("document.querySelector('#data-map').scrollIntoView({behavior: 'instant', block: 'center'})")
+    script = """const m = fastFt.map, i = arguments[0], box = m.plot.over.getBoundingClientRect();
+        const own = typeof i === "number" ? i : m.members[0];
+        const { left, top } = m.plot.bbox, ratio = devicePixelRatio;
+        return [box.left + (m.px[own] - left) / ratio, box.top + (m.py[own] - top) / ratio]"""
+    x, y = browser.js(script, row)
+    return x, y
+
+
+def click(browser: Browser, x: float, y: float) -> None:
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        browser.mouse(kind, x, y)
+
+
+def test_a_point_shows_its_row_and_opens_it_with_tokens_apart(browser: Browser, report: str) -> None:
+    browser.open(report)
+    x, y = place(browser, "first")
+    browser.mouse("mouseMoved", x, y)
+    browser.wait("!document.querySelector('.tip').hidden && document.querySelector('.tip b').textContent !== '…'")
+    row, tip = browser.js("return [fastFt.map.shown, document.querySelector('.tip').textContent]")
+    text = browser.driver.execute_async_script("fastFt.rows.text(arguments[0]).then(arguments[1])", row)
+    assert text["id"] in tip and text["prompt"] in tip and "score" in tip
+    click(browser, x, y)
+    browser.wait("document.querySelector('dialog').open")
+    shown = browser.js("""const all = (kind) => document.querySelectorAll(".dialog-body > .tokens " + kind);
+        return [".masked", ".trained"].map((kind) => [...all(kind)].map((n) => n.textContent).join(""))""")
+    assert shown[0].startswith("<BOS>[INST]")
+    assert text["prompt"] in shown[0] and text["response"] in shown[1] and shown[1].endswith("<EOS>")
+    browser.keys("ESCAPE")
+    browser.wait("!document.querySelector('dialog').open")
+
+
+def test_the_map_by_keyboard_and_as_a_table(browser: Browser, report: str) -> None:
+    browser.open(report)
+    browser.js("fastFt.map.plot.over.focus()")
+    browser.keys("ARROW_RIGHT", "ARROW_RIGHT", "ARROW_LEFT", "ARROW_UP")
+    browser.wait("document.querySelector('#live').textContent.length > 5")
+    assert browser.js("return fastFt.map.groupOf[fastFt.map.shown] !== 255")
+    browser.keys("ENTER")
+    browser.wait("document.querySelector('dialog').open")
+    first = browser.js("return document.querySelector('#row-title').textContent")
+    browser.keys("ARROW_RIGHT")
+    browser.wait(f"document.querySelector('#row-title').textContent !== {json.dumps(first)}")
+    browser.keys("ESCAPE")
+    browser.js("document.querySelector('#row-table').open = true")
+    browser.wait("document.querySelectorAll('#row-table tbody tr').length === 20")
+
+
+def test_other_metrics_and_zoom(browser: Browser, report: str) -> None:
+    browser.open(report)
+    pick(browser, "#map-y", "response_words")
+    assert "response words up" in browser.js("return fastFt.map.plot.over.getAttribute('aria-label')")
+    place(browser, "first")
+    box = browser.js(
+        "const b = fastFt.map.plot.over.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]"
+    )
+    before = browser.js("const s = fastFt.map.plot.scales; return s.x.max - s.x.min")
+    x, y = box[0] + box[2] * 0.3, box[1] + box[3] * 0.3
+    browser.mouse("mouseMoved", x, y)
+    browser.mouse("mousePressed", x, y)
+    for part in (0.1, 0.2, 0.3):
+        browser.command(
+            "Input.dispatchMouseEvent",
+            type="mouseMoved",
+            x=x + box[2] * part,
+            y=y + box[3] * part,
+            button="left",
+            buttons=1,
+        )
+    browser.mouse("mouseReleased", x + box[2] * 0.3, y + box[3] * 0.3)
+    browser.wait(f"fastFt.map.plot.scales.x.max - fastFt.map.plot.scales.x.min < {before / 2}")
+    assert not browser.js("return document.querySelector('dialog').open")  # a drag is no click
+    browser.js("document.querySelector('#map-reset').click()")
+    browser.wait(f"Math.abs(fastFt.map.plot.scales.x.max - fastFt.map.plot.scales.x.min - {before}) < 1e-9")
+
+
+def test_curves_show_stages_cap_and_gaps(browser: Browser, report: str) -> None:
+    browser.open(report)
+    titles = browser.js(
+        "return [...document.querySelectorAll('#curves figcaption')].map(n => n.firstChild.textContent)"
+    )
+    assert titles == ["Loss", "Gradient norm", "Learning rate", "Speed", "GPU memory"]
+    top = browser.js(
+        "return fastFt.curves.charts.map(c => [c.plot.scales.y.max, Math.max(...c.plot.data.slice(1).flat())])"
+    )
+    assert all(high > most for high, most in top)  # no curve on the frame
+    assert top[4][0] > 14.0  # the cap is in sight
+    assert browser.js("return fastFt.curves.charts[0].plot.data[1][2]") is None  # step 3 had no loss
+    assert "1 step skipped" in browser.js("return document.querySelector('#curves').textContent")
+
+
+def pick(browser: Browser, menu: str, value: str) -> None:
+    """Choose from a menu."""
+    browser.js("const [menu, value] = arguments; const select = document.querySelector(menu); select.value = value;"
+               "select.dispatchEvent(new Event('change'))", menu, value)  # fmt: skip
+
+
+def listed(browser: Browser) -> list[str]:
+    return browser.js("return [...document.querySelectorAll('.prompt-list .line')].map(n => n.textContent)")
+
+
+def test_answers_sort_filter_and_keyboard(browser: Browser, report: str) -> None:
+    browser.open(report)
+    assert len(listed(browser)) == len(TEXTS)
+    scores = {f"Prompt {i}: {text}": round(1 + 0.5 * (i * 7 % 18), 1) for i, text in enumerate(TEXTS)}
+    for order, down in (("low", False), ("high", True), ("gain", True), ("loss", False)):
+        pick(browser, "#answer-sort", order)
+        values = [scores[text] for text in listed(browser)]
+        assert values == sorted(values, reverse=down) and len(values) == len(TEXTS)
+    browser.js("document.querySelector('#answer-filter').focus()")
+    browser.keys(*"quin")
+    assert len(listed(browser)) == 4 and all("quince" in text for text in listed(browser))
+    assert browser.js("return document.querySelector('.controls [role=status]').textContent") == "4 of 24 prompts"
+    browser.keys("ESCAPE")
+    assert len(listed(browser)) == len(TEXTS)
+    browser.js("document.activeElement.blur()")
+    head = "return document.querySelector('.answer-head h3').textContent"
+    seen = [browser.js(head)]
+    for key in ("j", "j", "k", "ARROW_DOWN", "END"):
+        browser.keys(key)
+        seen.append(browser.js(head))
+    assert seen[1] == seen[3] != seen[2] == seen[4] and len(set(seen)) == 4
+    browser.keys("/")
+    assert browser.js("return document.activeElement.id") == "answer-filter"
+
+
+def test_an_answer_with_its_scores_words_and_end(browser: Browser, report: str) -> None:
+    browser.open(report)
+    text = browser.js("return document.querySelector('.answer-view').innerText")
+    for part in (
+        "Base model",
+        "Tuned",
+        "Prompt 0: apple",
+        "Tuned 0: apple",
+        "Words: apple",
+        "Cut off at the token limit",
+    ):
+        assert part in text
+    browser.keys("j")
+    assert "Ended by itself (EOS), 11 tokens" in browser.js("return document.querySelector('.answer-view').innerText")
+
+
+def test_paper_holds_every_answer_in_light_colours(browser: Browser, report: str) -> None:
+    browser.open(report, dark=True)
+    browser.js("window.onafterprint = null; dispatchEvent(new Event('beforeprint'))")
+    assert browser.js("return document.querySelectorAll('.paper article > h3').length") == len(TEXTS)
+    assert browser.js("return css('--card')") == "#ffffff"
+    browser.js("dispatchEvent(new Event('afterprint'))")
+    assert browser.js("return [css('--card'), document.querySelectorAll('.paper article').length]") == ["#1b2027", 0]
+
+
+def test_text_of_rows_and_answers_never_becomes_markup(browser: Browser, tmp_path: Path) -> None:
+    recipe = recipe_file(tmp_path / "<b>evil<img src=x onerror=window.xss=9>", training_rows(300, evil=True))
+    folder, prepared = made_run(recipe, EVIL)
+    kinds = "img, svg, math, iframe, object, embed, video, form, base, main style, link[rel=stylesheet], main script"
+    nodes = f"return document.querySelectorAll('{kinds}, [http-equiv=refresh], [onload], [onfocus], [ontoggle]').length"
+    for path in (write_report(folder, prepared), write_comparison([folder, folder], tmp_path / "both.html")):
+        browser.open(path.as_uri())
+        for i in range(len(EVIL)):
+            member = f"fastFt.map.members[{i} % fastFt.map.members.length]"
+            browser.js(f"fastFt.answers.go({i}, true); fastFt.map.point({member})")
+            browser.js(f"fastFt.view.open({member})")
+            browser.wait("document.querySelector('dialog').open")
+            browser.js("document.querySelector('dialog').close()")
+        browser.js("document.querySelector('#row-table').open = true; dispatchEvent(new Event('beforeprint'))")
+        time.sleep(0.2)
+        assert browser.js("return window.xss ?? null") is None and browser.js(nodes) == 0
+        assert (
+            browser.js("return document.querySelector('.paper').textContent").count("<script>window.xss=1</script>")
+            >= 2
+        )
+
+
+def test_the_outline_and_names_that_a_screen_reader_needs(browser: Browser, report: str) -> None:
+    browser.open(report)
+    levels = browser.js("""const heads = [...document.querySelectorAll("h1, h2, h3, h4")];
+        return heads.filter((n) => n.checkVisibility()).map((n) => Number(n.tagName[1]))""")
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in pairwise(levels))
+    for tag in ("header", "nav", "main"):
+        assert browser.js(f"return document.querySelectorAll('body {tag}').length") == 1
+    browser.command("Accessibility.enable")
+    tree = browser.command("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "combobox", "searchbox", "checkbox", "slider", "link", "region", "navigation", "application"}
+    assert {node.get("role", {}).get("value") for node in tree} >= roles - {"slider"}
+    for node in tree:
+        if node.get("role", {}).get("value") in roles and not node.get("ignored"):
+            assert node.get("name", {}).get("value"), node
+    browser.command("Accessibility.disable")
+    assert browser.js("return document.documentElement.lang") == "en"
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_is_wider_than_the_window(browser: Browser, report: str, width: int, dark: bool) -> None:
+    browser.open(report, width, 844, dark)
+    assert browser.js("return document.documentElement.scrollWidth") <= width
+    browser.js("fastFt.view.open(fastFt.map.members[0])")
+    browser.wait("document.querySelector('dialog').open")
+    assert browser.js("return document.documentElement.scrollWidth") <= width
+
+
+def test_52_002_rows_load_in_3_s_and_answer_a_hover_in_100_ms(browser: Browser, big: Path) -> None:
+    assert big.stat().st_size < 15e6
+    seconds = min(browser.open(big.as_uri()) for _ in range(2))  # of two: this machine is shared
+    x, y = place(browser, 2500)
+    browser.js("""window.waits = []; const m = fastFt.map, point = m.point.bind(m);
+        m.plot.over.addEventListener("pointermove", () => { window.moved = performance.now(); }, true);
+        new MutationObserver(() => {
+            if (m.tip.querySelector("b")?.textContent !== "…") window.waits.push(performance.now() - window.moved);
+        }).observe(m.tip, { subtree: true, childList: true, characterData: true });""")
+    for step in range(15):
+        browser.mouse("mouseMoved", x - 150 + 20 * step, y + (step % 3) * 15)
+        time.sleep(0.06)
+    waits = sorted(browser.js("return window.waits"))
+    assert len(waits) >= 5
+    print(f"load {seconds:.2f} s, hover {waits[len(waits) // 2]:.0f} ms, at most {waits[-1]:.0f} ms")
+    assert seconds < 3
+    assert waits[int(0.9 * len(waits))] < 100
+
+
+def test_a_slider_moves_52_002_rows_at_once(browser: Browser, big: Path) -> None:
+    browser.open(big.as_uri())
+    took = browser.js("""const e = fastFt.explorer, times = [];
+        for (let k = 0; k < 5; k++) {
+            e.where.response_words.low = 20 + 10 * k; e.rank_by.score = k; e.rank_by.response_words = 1;
+            const began = performance.now(); e.update(); times.push(performance.now() - began);
+        }
+        return times""")
+    print("sliders", [round(t) for t in took])
+    assert sorted(took)[2] < 400
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"where": {"score": ">= 3.5"}, "rank_by": {"response_words": 1.0}, "take": 30},
+    {"where": {"score": "> 3.5", "response_words": "5..20"}, "rank_by": {"score": -1.0}, "take": 40},
+    {"where": {"ends_cleanly": True}, "rank_by": {"score": 1.0, "response_words": -0.5, "prompt_words": 1}, "take": 9},
+    {"rank_by": {"type_token_ratio": 1.0, "prompt_words": 0.3}, "take": 25},
+    {"where": {"ends_cleanly": "true", "score": "4"}, "rank_by": {"prompt_words": -2.0}, "take": 7},
+    {"rank_by": {"score": 1.0, "prompt_words": 0.1}, "take": 350},
+    {"where": {"conversation_words": "< 20"}, "rank_by": {"response_words": 1.0}, "method": "middle", "take": 21},
+    {"where": {"conversation_words": "<= 30"}, "rank_by": {"response_words": 1.0}, "method": "stratified", "take": 12},
+    {"method": "stratified", "take": 10_000},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("explore")
+    rows = folder / "rows"
+    recipe = recipe_file(rows, training_rows(500))
+    loaded = loader.load_recipe(recipe, [])
+    (folder / "map.html").write_text(explore_page(loaded, prepare(loaded)), encoding="utf-8")
+    return (folder / "map.html").as_uri(), rows / "train.json"
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=range(len(SETTINGS)))
+def test_the_page_takes_the_rows_that_a_run_takes(
+    browser: Browser, explorer: tuple[str, Path], setting: dict[str, Any]
+) -> None:
+    address, train = explorer
+    section = Select(**{"deduplicate": "none", **setting})
+    expected = select(load_pool(Data(train=str(train))), section, seed=1, limit=None).indices
+    if browser.driver.current_url != address:
+        browser.open(address)
+    taken = browser.js(
+        """const e = fastFt.explorer; e.select = arguments[0]; e.reset(); return e.taken""",
+        section.model_dump(mode="json"),
+    )
+    assert taken == expected
+
+
+def test_the_yaml_can_be_pasted(browser: Browser, explorer: tuple[str, Path]) -> None:
+    import yaml
+
+    browser.open(explorer[0])
+    before = yaml.safe_load(browser.js("return document.querySelector('#yaml').textContent"))["select"]
+    assert Select(**before) == Select(where={"score": ">= 2"}, rank_by={"score": 1.0, "response_words": 0.5}, take=20)
+    for name, value in (("at least response words", "7"), ("weight of score", "-1.5")):
+        browser.js("""const field = document.querySelector(`[aria-label="${arguments[0]}, as a number"]`);
+            field.value = arguments[1]; field.dispatchEvent(new Event("input"))""", name, value)  # fmt: skip
+    # both changes: each is drawn in a frame of its own
+    shown = "document.querySelector('#yaml').textContent"
+    browser.wait(f"{shown}.includes('>= 7') && {shown}.includes('-1.5')")
+    after = Select(**yaml.safe_load(browser.js("return document.querySelector('#yaml').textContent"))["select"])
+    assert after.where["response_words"] == ">= 7" and after.rank_by["score"] == -1.5
+    pool = load_pool(Data(train=str(explorer[1])))
+    expected = select(pool, after.model_copy(update={"deduplicate": "none"}), seed=1, limit=None).indices
+    assert browser.js("return fastFt.explorer.taken") == expected
+
+
+@needs_real_data
+def test_the_1000_longest_rows_of_alpaca(browser: Browser, tmp_path: Path) -> None:
+    data = {"train": str(REAL / "filtered_alpaca_1k_longest")}
+    model = {"name_or_path": str(tmp_path), "tokenizer": str(REAL / "llama2_tokenizer"), "max_length": 2048}
+    loaded = loader.load_recipe(
+        recipe_file(
+            tmp_path, [], data=data, model=model, select={"take": 100, "rank_by": {"score": 1.0, "response_words": 1.0}}
+        ),
+        [],
+    )
+    (tmp_path / "map.html").write_text(explore_page(loaded, prepare(loaded)), encoding="utf-8")
+    assert browser.open((tmp_path / "map.html").as_uri()) < 3
+    assert browser.js("return fastFt.explorer.taken.length") == 100

@@ -1,0 +1,671 @@
+"""Batches, schedules, what stages hand on, and runs that end alike whether they were stopped or not."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from fast_ft.common.errors import InputError
+from fast_ft.common.minutes import RESERVE, TrainPace
+from fast_ft.common.process_group import Ranks
+from fast_ft.data.batches import StageJob, batches
+from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.models import lora_files, packed_attention
+from fast_ft.models.loaders import choose
+from fast_ft.models.packed_attention import Rows, attend
+from fast_ft.plan.micro_batches import cut
+from fast_ft.plan.plans import Plan
+from fast_ft.recipe import schema
+from fast_ft.train import state
+from fast_ft.train.forward_backward import blank, lay_out
+from fast_ft.train.loss import response_loss
+from fast_ft.train.optimizer import make_optimizer, make_scheduler
+from fast_ft.train.session import Course
+
+# Order of rows, micro-batches, padding: pure functions
+
+
+def test_response_loss_equals_cross_entropy_in_chunks_of_any_size() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2500, 16, requires_grad=True), torch.randn(50, 16)
+    target = torch.randint(0, 50, (2500,))
+    target[::3] = IGNORE_INDEX
+    ours = response_loss(hidden, weight, target)
+    (ours * 0.25).backward()
+    gradient, hidden.grad = hidden.grad, None
+    theirs = torch.nn.functional.cross_entropy(hidden @ weight.t(), target, reduction="sum", ignore_index=IGNORE_INDEX)
+    (theirs * 0.25).backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert torch.allclose(gradient, hidden.grad, atol=1e-6)
+    assert response_loss(hidden, weight, torch.full((2500,), IGNORE_INDEX)).item() == 0
+
+
+def test_batches_hold_each_row_once_an_epoch() -> None:
+    steps = batches(10, 3, 4, shuffled=True, seed=1, stage=0)
+    assert [len(step) for step in steps] == [4, 4, 2] * 3
+    epochs = [[i for step in steps[start : start + 3] for i in step] for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert steps == batches(10, 3, 4, shuffled=True, seed=1, stage=0)
+    assert steps != batches(10, 3, 4, shuffled=True, seed=2, stage=0)
+    assert steps != batches(10, 3, 4, shuffled=True, seed=1, stage=1)
+    assert batches(5, 2, 2, shuffled=False, seed=1, stage=0) == [[0, 1], [2, 3], [4]] * 2
+    assert batches(3, 1, 8, shuffled=False, seed=1, stage=0) == [[0, 1, 2]]
+
+
+def test_batches_leave_pythons_own_random_state_alone() -> None:
+    random.seed(5)
+    before = random.getstate()
+    batches(10, 2, 4, shuffled=True, seed=1, stage=0)
+    assert random.getstate() == before
+
+
+def test_cut_deals_rows_into_few_micro_batches_of_like_size() -> None:
+    assert cut([5, 90, 7, 80, 6], most_rows=5, most_tokens=100) == [[0, 1], [2, 3, 4]], "95 and 93 tokens"
+    assert cut([3, 3, 3], most_rows=8, most_tokens=None) == [[0, 1, 2]]
+    assert cut([3, 3, 3], most_rows=1, most_tokens=None) == [[0], [1], [2]]
+    assert cut([300, 200, 9], most_rows=8, most_tokens=100) == [[0], [1, 2]], "a row over the limit sets it"
+    draw = random.Random(0)
+    for _ in range(200):
+        lengths = [draw.randrange(1, 600) for _ in range(draw.randrange(1, 12))]
+        rows, tokens = draw.randrange(1, 9), draw.choice([None, draw.randrange(1, 2000)])
+        pieces = cut(lengths, most_rows=rows, most_tokens=tokens)
+        assert sorted(i for piece in pieces for i in piece) == list(range(len(lengths)))
+        for piece in pieces:
+            total = sum(lengths[i] for i in piece)
+            assert len(piece) <= rows and (tokens is None or total <= max(tokens, *lengths)), "none over its limit"
+
+
+def test_rows_lie_one_behind_the_other_each_with_its_own_positions_and_targets() -> None:
+    rows = [Row("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]), Row("b", [1, 8, 9, 2], [IGNORE_INDEX, IGNORE_INDEX, 9, 2])]
+    made = lay_out(rows, tokens=8, places=3, pad_id=0)
+    ids, targets, positions, own = made.tokens.tolist()
+    assert ids == [1, 5, 2, 1, 8, 9, 2, 0]
+    assert targets == [5, 2, IGNORE_INDEX, IGNORE_INDEX, 9, 2, IGNORE_INDEX, IGNORE_INDEX], "none from another row"
+    assert positions == [0, 1, 2, 0, 1, 2, 3, 0] and own == [3] * 3 + [4] * 4 + [1]
+    assert made.starts.tolist() == [0, 3, 7, 8, 8], "two rows, the padding, and a place that none takes"
+
+
+def test_a_blank_pass_trains_nothing_and_holds_no_row_that_is_too_long() -> None:
+    for tokens in (128, 1024, 1408):
+        made = blank(tokens, places=4, longest=400, pad_id=0)
+        assert made.tokens.shape == (4, tokens) and set(made.tokens[1].tolist()) == {IGNORE_INDEX}
+        lengths = made.starts.diff()
+        assert made.starts[-1] == tokens and len(lengths) == 5 and lengths.max() <= 400
+
+
+def test_attention_keeps_to_each_row() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    rows = Rows(torch.tensor([0, 4, 6, 9, 9], dtype=torch.int32), 4)
+    made = attend(q, k, v, rows)
+    assert made.shape == (1, 9, 4, 8)
+    heads = [part.repeat_interleave(2, dim=1) for part in (k, v)]
+    mask = torch.zeros(9, 9, dtype=torch.bool)
+    for a, b in ((0, 4), (4, 6), (6, 9)):
+        mask[a:b, a:b] = torch.ones(b - a, b - a).tril().bool()
+    expected = torch.nn.functional.scaled_dot_product_attention(q, *heads, attn_mask=mask).transpose(1, 2)
+    assert torch.allclose(made, expected, atol=1e-6)
+
+
+def test_rows_within_rows_give_the_outer_ones_back() -> None:
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    outer, inner = (Rows(torch.tensor([0, n], dtype=torch.int32), n) for n in (9, 4))
+    with packed_attention.over(config, outer):
+        with packed_attention.over(config, inner):
+            assert packed_attention.current() is inner
+        assert packed_attention.current() is outer and config._attn_implementation == packed_attention.NAME
+        with pytest.raises(ZeroDivisionError), packed_attention.over(config, inner):
+            _ = 1 // 0
+        assert packed_attention.current() is outer
+    assert packed_attention.current() is None and config._attn_implementation == "sdpa"
+
+
+# Schedules
+
+
+def rates(kind: str, total: int, start: int = 0, steps: int | None = None, rate: float = 1.0, warmup: int = 2) -> list:
+    """The learning rates of the steps `start`..."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=99.0)
+    section = schema.Train(lr_scheduler_type=kind, warmup_steps=warmup)
+    scheduler = make_scheduler(optimizer, section, rate, total, start)
+    found = []
+    for _ in range(total - start if steps is None else steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_linear_warms_up_and_ends_near_zero() -> None:
+    assert rates("linear", 6) == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25])
+    assert rates("constant", 3) == [1.0, 1.0, 1.0]
+    assert rates("constant_with_warmup", 4) == [0.0, 0.5, 1.0, 1.0]
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert rates("cosine", 6)[2:] == pytest.approx(cosine)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_one_schedule_over_two_stages_is_one_stages(kind: str) -> None:
+    assert rates(kind, 10, 0, 4) + rates(kind, 10, 4) == rates(kind, 10)
+
+
+def test_a_stages_own_rate_scales_the_schedule_and_a_new_one_starts_again() -> None:
+    assert rates("linear", 10, 4, rate=0.5) == [0.5 * r for r in rates("linear", 10)[4:]]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    section = schema.Train(warmup_steps=0)
+    for rate in (3.0, 2.0):  # the second must not keep the first's peak
+        make_scheduler(optimizer, section, rate, 5, 0)
+        assert optimizer.param_groups[0]["lr"] == rate
+
+
+# Courses: real training of a tiny model
+
+
+def make_rows(count: int, seed: int = 0) -> list[Row]:
+    """Rows of random ids, prompts of 3 to 6 and responses of 2 to 12 tokens."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(count):
+        prompt = [1] + [rng.randrange(300, 2000) for _ in range(rng.randrange(3, 7))]
+        answer = [rng.randrange(300, 2000) for _ in range(rng.randrange(1, 12))] + [2]
+        rows.append(Row(f"r{i}", prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
+    return rows
+
+
+def make_jobs(rows: list[Row], size: int = 4, rate: float = 0.01, second_rate: float | None = None) -> list[StageJob]:
+    """Two stages: the first half of the rows, then all of them."""
+    half = rows[: len(rows) // 2]
+    return [
+        StageJob(0, "easy", half, batches(len(half), 2, size, shuffled=True, seed=7, stage=0), rate),
+        StageJob(1, "all", rows, batches(len(rows), 1, size, shuffled=True, seed=7, stage=1), second_rate or rate),
+    ]
+
+
+MakeCourse = Callable[..., tuple[Course, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
+    def make(
+        jobs: list[StageJob] | None = None,
+        carry: schema.Carry | None = None,
+        micro_batch: int = 4,
+        dropout: float = 0.0,
+        r: int = 4,
+        recompute_layers: int = 0,
+        **values: Any,
+    ) -> tuple[Course, list[dict[str, Any]]]:
+        model = schema.Model(name_or_path=str(tiny), max_length=64, load_in_4bit=False)
+        lora = schema.Lora(r=r, lora_alpha=2 * r, lora_dropout=dropout)
+        maker = choose.make_backend(model, lora, seed=7, name="peft")
+        arguments = {"effective_batch_size": 4, "warmup_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}
+        section = schema.Train(**{**arguments, "gradient_checkpointing": False, **values})
+        lines: list[dict[str, Any]] = []
+        course = Course(
+            maker.for_training(), jobs or make_jobs(make_rows(12)), section, carry or schema.Carry(),
+            seed=7, pad_id=0, plan=Plan(micro_batch, recompute_layers=recompute_layers), log=lines.append,
+            work_folder=tmp_path / "work",
+        )  # fmt: skip
+        return course, lines
+
+    return make
+
+
+def same(a: Course, b: Course) -> bool:
+    """Are two adapters equal to the last bit?"""
+    left, right = lora_files.weights(a.loaded.model), lora_files.weights(b.loaded.model)
+    return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, by path."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flat(item, f"{path}/{key}")
+    else:
+        yield path, value
+
+
+def moments(course: Course) -> float:
+    """The size of Adam's second moments."""
+    return sum(float(entry["exp_avg_sq"].sum()) for entry in course.optimizer.state.values())
+
+
+def learning_rates(lines: list[dict[str, Any]]) -> list[float]:
+    return [line["learning_rate"] for line in lines]
+
+
+def test_the_log_has_one_whole_line_a_step(make_course: MakeCourse) -> None:
+    rows = make_rows(12)
+    jobs = make_jobs(rows)
+    course, lines = make_course(jobs)
+    results = course.run()
+    assert [line["step"] for line in lines] == list(range(1, 8))
+    assert [(line["stage"], line["stage_step"]) for line in lines] == [
+        *(("easy", n) for n in range(1, 5)), *(("all", n) for n in range(1, 4))
+    ]  # fmt: skip
+    steps = [[job.rows[i] for i in batch] for job in jobs for batch in job.batches]
+    for line, taken in zip(lines, steps, strict=True):
+        assert line["tokens"] == sum(len(row.input_ids) for row in taken)
+        assert line["supervised_tokens"] == sum(row.supervised for row in taken)
+        assert line["grad_norm"] > 0 and not line["skipped"] and line["seconds"] >= 0
+    easy, last = results
+    assert (easy.name, easy.steps, last.name, last.steps) == ("easy", 4, "all", 3)
+    assert easy.first_loss == lines[0]["loss"] and last.last_loss == lines[-1]["loss"]
+    assert last.tokens == sum(line["tokens"] for line in lines[4:])
+    json.dumps(lines)
+
+
+def test_training_lowers_the_loss(make_course: MakeCourse) -> None:
+    rows = make_rows(4)
+    course, lines = make_course([StageJob(0, "one", rows, [[0, 1, 2, 3]] * 15, 0.02)])
+    course.run()
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+def test_one_schedule_spans_both_stages_by_default(make_course: MakeCourse) -> None:
+    course, lines = make_course()
+    course.run()
+    assert learning_rates(lines) == pytest.approx([0.01 * r for r in rates("linear", 7)])
+
+
+def test_a_schedule_that_is_not_carried_starts_again_at_the_stages_own_rate(make_course: MakeCourse) -> None:
+    jobs = make_jobs(make_rows(12), second_rate=0.004)
+    course, lines = make_course(jobs, schema.Carry(schedule=False))
+    course.run()
+    wanted = [0.01 * r for r in rates("linear", 4)] + [0.004 * r for r in rates("linear", 3)]
+    assert learning_rates(lines) == pytest.approx(wanted)
+
+
+def skip_first(monkeypatch: pytest.MonkeyPatch, count: int, lines: list[dict[str, Any]]) -> None:
+    """Let the loss scale skip the first steps, as it does in float16: those that end while `lines` holds fewer."""
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda _: len(lines) < count))
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_steps_that_the_loss_scale_skipped_count_in_the_schedule(
+    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, carried: bool
+) -> None:
+    plain, wanted = make_course(carry=schema.Carry(schedule=carried))
+    plain.run()
+    course, lines = make_course(carry=schema.Carry(schedule=carried))
+    skip_first(monkeypatch, 3, lines)
+    course.run()
+    assert [line["skipped"] for line in lines] == [True] * 3 + [False] * 4
+    assert learning_rates(lines) == learning_rates(wanted)
+
+
+@pytest.mark.parametrize("skipped", [0, 2, 4])
+def test_the_rate_is_down_where_a_budget_ends_the_training_whatever_was_skipped_or_stopped(
+    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, skipped: int
+) -> None:
+    """Stages of 16 and 4 steps; 17 fit. The rate goes down over the last three, which lie in both stages."""
+    rows = make_rows(4)
+    jobs = [StageJob(i, name, rows, [[0, 1, 2, 3]] * count, 0.01) for i, name, count in ((0, "a", 16), (1, "b", 4))]
+    values = {"warmup_steps": 0, "lr_scheduler_type": "constant"}
+
+    def paced(lines: list[dict[str, Any]], spent: float) -> TrainPace:
+        return TrainPace(103 / 60 / (1 - RESERVE), [1] * 20, lambda: 6.0 * len(lines), spent=spent)
+
+    whole, lines = make_course(jobs, **values)
+    skip_first(monkeypatch, skipped, lines)
+    whole.pace = paced(lines, 0.0)
+    whole.run()
+    assert whole.out_of_time and [line["skipped"] for line in lines] == [True] * skipped + [False] * (17 - skipped)
+    assert learning_rates(lines) == pytest.approx([0.01] * 15 + [0.02 / 3, 0.01 / 3])
+
+    first, earlier = make_course(jobs, **values)
+    skip_first(monkeypatch, skipped, earlier)
+    first.pace, first.stop_after = paced(earlier, 0.0), 15
+    first.on_checkpoint = lambda course: state.save(tmp_path, course.loaded.model, course.optimizer, course.progress)
+    first.run()
+    second, later = make_course(jobs, **values)
+    skip_first(monkeypatch, 0, later)
+    second.pace = paced(later, state.read_progress(tmp_path).seconds)
+    second.resume(tmp_path)
+    second.run()
+    assert learning_rates(earlier + later) == learning_rates(lines) and same(whole, second)
+
+
+def test_moments_are_carried_or_start_again(make_course: MakeCourse) -> None:
+    after: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for carried in after:
+        course, _ = make_course(carry=schema.Carry(optimizer=carried))
+
+        def look(course: Course, found: list[tuple[float, float]] = after[carried]) -> None:
+            steps = {float(entry["step"]) for entry in course.optimizer.state.values()}
+            found.append((*steps, moments(course)))
+
+        course.on_checkpoint = look
+        course.run()
+    assert [steps for steps, _ in after[True]] == [4.0, 7.0]
+    assert [steps for steps, _ in after[False]] == [4.0, 3.0]
+    assert after[True][0] == after[False][0], "the first stage knows nothing of it"
+    assert after[True][1][1] != after[False][1][1]
+
+
+def test_the_same_run_twice_gives_the_same_bits(make_course: MakeCourse) -> None:
+    runs = [make_course(dropout=0.1, neftune_noise_alpha=5) for _ in range(2)]
+    for course, _ in runs:
+        course.run()
+    assert same(runs[0][0], runs[1][0])
+    losses = [[line["loss"] for line in lines] for _, lines in runs]
+    assert losses[0] == losses[1]
+
+
+class OneOfTwo(Ranks):
+    """One of two processes that run one after the other; the second one gets what the first one shared."""
+
+    def __init__(self, rank: int, shared: list[bytes]) -> None:
+        super().__init__(rank, 2)
+        self.shared = shared
+
+    def share_bytes(self, data: bytes, source: int = 0) -> bytes:
+        if self.first:
+            self.shared.append(data)
+        return data if self.first else self.shared.pop(0)
+
+    def most(self, values: Sequence[int]) -> list[int]:
+        return [int(value) for value in values]
+
+    def sum(self, tensor: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("values", [{"dropout": 0.3}, {"neftune_noise_alpha": 5}, {}])
+def test_no_two_passes_draw_the_same(make_course: MakeCourse, values: dict[str, Any]) -> None:
+    """One row, four times a step, two steps a stage, two stages, two processes; the weights stand still."""
+    (row,) = make_rows(1)
+    jobs = [StageJob(i, name, [row] * 4, [[0, 1, 2, 3]] * 2, 1e-45) for i, name in ((0, "a"), (1, "b"))]
+    hidden: list[torch.Tensor] = []
+    shared: list[bytes] = []
+    for rank in range(2):
+        course, _ = make_course(jobs, micro_batch=1, weight_decay=0.0, **values)
+        course.ranks = OneOfTwo(rank, shared)
+        course.plan = replace(course.plan, world_size=2)
+        draw = torch.Generator().manual_seed(0)
+        with torch.no_grad():  # at first LoRA's B is zero, and dropout has nothing to drop
+            course.flat.parameter.copy_(torch.randn(course.flat.parameter.shape, generator=draw) * 0.1)
+        norm = course.loaded.model.get_base_model().model.norm
+        norm.register_forward_hook(lambda _, given, output: hidden.append(output.detach().clone()))
+        course.run()
+    assert len(hidden) == 2 * 2 * 4, "each process takes two of the four"
+    alike = [(i, j) for i, a in enumerate(hidden) for j, b in enumerate(hidden[:i]) if a.equal(b)]
+    assert alike == ([] if values else [(i, j) for i in range(16) for j in range(i)]), "without draws all are equal"
+
+
+@pytest.mark.parametrize("most", [0.01, 1e9])
+def test_gradients_are_clipped_to_the_norm_that_the_recipe_allows(make_course: MakeCourse, most: float) -> None:
+    rows = make_rows(4)
+    course, lines = make_course([StageJob(0, "one", rows, [[0, 1, 2, 3]], 0.01)], max_grad_norm=most)
+    course.run()
+    (state_,) = course.optimizer.state.values()
+    norm = lines[0]["grad_norm"]
+    assert norm > 0.1, "the log has the norm before"
+    # after one step Adam's first moment is a tenth of the gradient that it was given
+    assert float(state_["exp_avg"].norm()) == pytest.approx(0.1 * min(norm, most), rel=1e-3)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("optim", "stop_at"), [("adamw_torch", 2), ("adamw_torch", 3), ("adamw_torch", 4), ("adamw_8bit", 6)]
+)
+def test_a_stopped_run_ends_as_one_that_was_not(
+    make_course: MakeCourse, tmp_path: Path, stop_at: int, optim: str
+) -> None:
+    """Stops between checkpoints (3), at one within a stage (2, 6), and at a stage's end (4)."""
+    values: dict[str, Any] = {"dropout": 0.1, "neftune_noise_alpha": 5, "save_steps": 2, "optim": optim, "r": 64}
+    whole, whole_lines = make_course(**values)
+    whole.run()
+
+    def save(course: Course) -> None:
+        folder = tmp_path / "state"
+        folder.mkdir(exist_ok=True)
+        state.save(folder, course.loaded.model, course.optimizer, course.progress)
+
+    first, lines = make_course(**values)
+    first.on_checkpoint = save
+    log = first.log
+
+    def stop(entry: dict[str, Any]) -> None:
+        if entry["step"] == stop_at + 1:
+            raise Stopped
+        log(entry)
+
+    first.log = stop
+    with pytest.raises(Stopped):
+        first.run()
+    done = state.read_progress(tmp_path / "state").global_step
+    assert done == stop_at - stop_at % 2
+
+    second, later = make_course(**values)
+    second.resume(tmp_path / "state")
+    second.run()
+    assert [line["step"] for line in later] == list(range(done + 1, 8))
+    wanted = [(line["step"], line["loss"], line["learning_rate"]) for line in whole_lines]
+    assert [(line["step"], line["loss"], line["learning_rate"]) for line in lines[:done] + later] == wanted
+    assert same(whole, second)
+
+
+def test_a_run_that_had_ended_resumes_to_nothing(make_course: MakeCourse, tmp_path: Path) -> None:
+    first, _ = make_course()
+    first.run()
+    first.progress.stage -= 1  # as it stood when the last stage's end was saved
+    first.progress.step = 3
+    (tmp_path / "state").mkdir()
+    state.save(tmp_path / "state", first.loaded.model, first.optimizer, first.progress)
+    second, lines = make_course()
+    second.resume(tmp_path / "state")
+    assert second.run() == [] and lines == [] and same(first, second)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit"])
+def test_state_comes_back_as_it_was_saved(make_course: MakeCourse, tmp_path: Path, optim: str) -> None:
+    first, _ = make_course(optim=optim, r=64)  # bitsandbytes keeps fewer than 4,096 weights in 32 bits
+    first.run()
+    first.progress.scaler = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 3}
+    state.save(tmp_path, first.loaded.model, first.optimizer, first.progress)
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapter.safetensors", "optimizer.safetensors", "state.json"}
+    assert not list(tmp_path.glob("*.p*t*")), "no pickles"
+    second, _ = make_course(optim=optim, r=64)
+    assert not same(first, second)
+    state.load(tmp_path, second.loaded.model, second.optimizer)
+    assert same(first, second) and state.read_progress(tmp_path) == first.progress
+    left, right = (dict(flat(course.optimizer.state_dict()["state"])) for course in (first, second))
+    assert left.keys() == right.keys() and left
+    for name, value in left.items():
+        other = right[name]
+        assert type(value) is type(other)
+        assert (value.equal(other) and value.dtype == other.dtype) if torch.is_tensor(value) else value == other, name
+    eight_bits = {name for name, value in left.items() if torch.is_tensor(value) and value.dtype == torch.uint8}
+    assert bool(eight_bits) == (optim == "adamw_8bit")
+
+
+def test_a_garbled_state_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"progress": ')
+    with pytest.raises(InputError, match=r"this checkpoint cannot be read .* Delete the folder"):
+        state.read_progress(tmp_path)
+
+
+def test_an_adapter_of_other_modules_is_refused(make_course: MakeCourse, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    course, _ = make_course()
+    tensors = lora_files.weights(course.loaded.model)
+    save_file({name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, str(tmp_path / "a.safetensors"))
+    with pytest.raises(InputError, match="has no place for"):
+        lora_files.load(course.loaded.model, tmp_path / "a.safetensors")
+
+
+def test_a_loss_that_is_no_number_is_logged_as_one(make_course: MakeCourse) -> None:
+    course, lines = make_course()
+    with torch.no_grad():
+        weights = dict(course.loaded.model.named_parameters())
+        next(p for name, p in weights.items() if "down_proj.lora_B" in name).fill_(float("nan"))
+    course.run()
+    assert [line["step"] for line in lines] == [*range(1, 8)] * 2, "once more with half the learning rate"
+    assert course.setbacks.gave_up and all(math.isnan(line["loss"]) for line in lines)
+    assert all(math.isnan(line["grad_norm"]) for line in lines)
+
+
+def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
+    make_course: MakeCourse, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, wanted = make_course()
+    plain.run()
+    course, lines = make_course()
+    settled: list[Plan] = []
+    course.on_settled = settled.append
+
+    def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        if given[0].shape[1] > 32:
+            raise torch.OutOfMemoryError("as a small card would")
+
+    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    course.run()
+    limits = [each.most_tokens or 0 for each in settled]
+    assert limits == sorted(limits, reverse=True) and 16 < limits[-1] <= 32 and course.out_of_memory == len(limits)
+    assert course.plan == settled[-1] and settled[-1].recompute_layers == 0
+    assert f"at most {limits[-1]} tokens in a pass" in capsys.readouterr().err
+    for a, b in zip(wanted, lines, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
+        assert (b["tokens"], b["supervised_tokens"]) == (a["tokens"], a["supervised_tokens"])
+
+
+def test_memory_that_runs_out_in_the_second_piece_leaves_no_gradient_behind(make_course: MakeCourse) -> None:
+    rows = make_rows(4)
+    one = [StageJob(0, "one", rows, [[0, 1, 2, 3]], 0.01)]
+    plain, wanted = make_course(one)
+    plain.run()
+    course, lines = make_course(one, micro_batch=2)
+    calls: list[int] = []
+
+    def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        calls.append(given[0].shape[1])
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("in the second piece")
+
+    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    course.run()
+    assert len(calls) >= 2 + 3 and sum(calls[2:]) >= lines[0]["tokens"], "the whole step again, in more pieces"
+    assert lines[0]["grad_norm"] == pytest.approx(wanted[0]["grad_norm"], rel=1e-4)
+
+
+def test_out_of_memory_with_one_row_and_all_recomputed_is_a_clear_error(make_course: MakeCourse) -> None:
+    course, _ = make_course(micro_batch=1)
+
+    def full(module: Any, given: Any) -> None:
+        raise torch.OutOfMemoryError("always")
+
+    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    with pytest.raises(InputError, match=r"out of memory with one row .*max_length"):
+        course.run()
+    assert course.plan.recompute_layers > 0, "that was tried first"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_that_are_computed_again_change_no_gradient(make_course: MakeCourse, dropout: float) -> None:
+    plain, wanted = make_course(dropout=dropout)
+    plain.run()
+    for count in (1, 2):
+        course, lines = make_course(dropout=dropout, recompute_layers=count)
+        calls: list[int] = []
+        layers = course.loaded.model.get_base_model().model.layers
+        for index, layer in enumerate(layers):
+            layer.input_layernorm.register_forward_hook(lambda *_, index=index, calls=calls: calls.append(index))
+        course.run()
+        assert same(plain, course) and [line["loss"] for line in lines] == [line["loss"] for line in wanted]
+        assert calls.count(0) == 2 * len(lines), "forward, and again"
+        assert calls.count(1) == (2 if count == 2 else 1) * len(lines)
+        assert not any("forward" in layer.__dict__ and hasattr(layer.forward, "func") for layer in layers)
+
+
+def test_a_course_leaves_the_model_as_it_was_however_it_ends(make_course: MakeCourse) -> None:
+    def changes(model: torch.nn.Module) -> list[str]:
+        """What is on the model besides its weights: hooks and forwards of its modules."""
+        return [
+            f"{name}: {what}"
+            for name, module in model.named_modules()
+            for what in ("_forward_hooks", "_forward_pre_hooks", "forward")
+            if name and module.__dict__.get(what)
+        ]
+
+    def fail(entry: dict[str, Any]) -> None:
+        assert len(changes(course.loaded.model)) > len(before), "noise and a layer that is computed again"
+        raise Stopped
+
+    course, _ = make_course(neftune_noise_alpha=5, recompute_layers=1)
+    before: list[str] = []
+    assert changes(course.loaded.model) == before, "a course that never ran"
+    course.log = fail
+    with pytest.raises(Stopped):
+        course.run()
+    assert changes(course.loaded.model) == before
+    course, _ = make_course(neftune_noise_alpha=5, recompute_layers=1)
+    course.run()
+    assert changes(course.loaded.model) == before
+
+
+def test_weights_stay_float32(make_course: MakeCourse) -> None:
+    """TRL casts a quantised model's adapter to bf16; ours stays."""
+    course, _ = make_course()
+    course.run()
+    weights = [p for p in course.loaded.model.parameters() if p.requires_grad]
+    assert weights and {p.dtype for p in weights} == {torch.float32}
+
+
+def test_the_optimizer_is_adamw_with_our_numbers(make_course: MakeCourse) -> None:
+    course, _ = make_course()
+    for optim in ("adamw_torch", "adamw_8bit"):
+        section = schema.Train(optim=optim, learning_rate=3e-4, weight_decay=0.02)
+        (group,) = make_optimizer(course.flat, section).param_groups
+        assert (group["lr"], group["weight_decay"], tuple(group["betas"]), group["eps"]) == (
+            3e-4, 0.02, (0.9, 0.999), 1e-8,
+        )  # fmt: skip
+        assert group["params"] == [course.flat.parameter]
+
+
+def test_weights_and_gradients_are_views_of_two_flat_tensors(make_course: MakeCourse) -> None:
+    course, _ = make_course()
+    before = {name: weight.clone() for name, weight in lora_files.weights(course.loaded.model).items()}
+    course.run()
+    weights = [p for p in course.loaded.model.parameters() if p.requires_grad]
+    assert len(weights) == 2 * 7 * 2
+    assert torch.cat([p.flatten() for p in weights]).equal(course.flat.parameter)
+    assert not any(weight.equal(before[name]) for name, weight in lora_files.weights(course.loaded.model).items())
+    course.flat.zero_gradients()
+    weights[3].grad += 1
+    assert course.flat.gradient.count_nonzero() == weights[3].numel()
+
+
+def test_a_pass_that_cannot_be_captured_runs_kernel_by_kernel(
+    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, wanted = make_course()
+    plain.run()
+    course, lines = make_course()
+    course.passes.capture = True  # as on a card, where the next line stands for a model that synchronises
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr("fast_ft.train.forward_backward._Graph", refuse)
+    course.run()
+    assert "cannot be captured (operation not permitted when stream is capturing)" in capsys.readouterr().err
+    assert not course.passes.capture
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in wanted], rel=1e-6)

@@ -1,0 +1,1 @@
+"""What made fast_ft/pocket: its rows, prompts and references, and its small base model."""
