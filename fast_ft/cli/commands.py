@@ -164,6 +164,8 @@ def _schema(options: argparse.Namespace) -> int:
     return 0
 
 
+#: Those that load a model, and torch for it.
+LOADING = frozenset({"run", "train", "generate", "chat", "reproduce", "sweep"})
 #: Those that several processes can do together (common/process_group.py).
 TOGETHER = (_run, _train)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fast_ft.cli.arguments import Places, is_override, parse
-from fast_ft.cli.commands import COMMANDS, TOGETHER
+from fast_ft.cli.commands import COMMANDS, LOADING, TOGETHER
 from fast_ft.common import out_of_memory, process_group, signals, streams
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
@@ -84,6 +84,8 @@ def _main(words: list[str], place: process_group.Ranks) -> int:
     try:
         if place.size > 1 and options.call not in TOGETHER:
             raise InputError(f"several processes (WORLD_SIZE={place.size}) train a recipe; {name} is for one")
+        if name in LOADING:
+            out_of_memory.check_address_space()
         with out_of_memory.explained("running this command", _SHORT):
             status = options.call(options)
             sys.stdout.flush()  # what the disk or a reader refuses is said here, not by Python at its end

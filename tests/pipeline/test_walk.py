@@ -43,7 +43,10 @@ BUDGETS = {
 }
 TICKS = {"log.jsonl": 12.0, "pred.partial.jsonl": 10.0}
 #: Of the manifest's facts about phases: what is measured, and what depends on where a run was stopped.
-MEASURED = {"seconds", "finished", "training_seconds", "decoding_seconds", "peak_gib", "batched_difference_nats"}
+MEASURED = {
+    "seconds", "finished", "training_seconds", "decoding_seconds", "peak_gib", "batched_difference_nats", "seconds_by",
+    "decoding_steps",
+}  # fmt: skip
 
 
 class Stop(KeyboardInterrupt):
