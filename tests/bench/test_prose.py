@@ -27,7 +27,8 @@ ALLOWED = {
         "cost 1,024 tokens", "no beat came for 60 s", "count sketch of 2,048 numbers",
         "a dead machine after 60 s", "ends within 10 s of a signal", "pieces of 16 MiB down to 4 KiB",
         "20,000 values", "10 s, 1 GiB, 200,000 characters", "8 MiB, tokenizers 128 MiB", "64 MiB, 2,000 members",
-        "costs 2 s", "within 10 seconds", "64 MiB in 64 KiB of gzip: under 16 MiB", "2,000 requests, 1 dollar", "1 MiB at most",
+        "costs 2 s", "within 10 seconds", "64 MiB in 64 KiB of gzip: under 16 MiB", "2,000 requests, 1 dollar",
+        "1 MiB at most",
     ],
     "what a test goes through, and holds": [
         "stopped 3 times in 12 steps", "file system of 32 MiB", "a model of 285 MB", "under 1.8 times its size",
