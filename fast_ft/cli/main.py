@@ -34,6 +34,7 @@ Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130
 141 the reader of its output left."""
 _SHORT = "End other programs, raise the limit that `ulimit -v` shows, or ask for less at a time."
 _SHARED = re.compile(r"\.so\b|\.dylib|\.dll", re.IGNORECASE)
+_NO_NAMES = {errno.ENAMETOOLONG, errno.ELOOP}  #: of a file that a user named
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}  #: by the disk or its owner
 
 
@@ -81,6 +82,11 @@ def _main(words: list[str], place: process_group.Ranks) -> int:
     except InputError as error:
         note(f"error: {error}")
         return 2
+    except OSError as error:
+        if error.errno not in _NO_NAMES:
+            raise  # a bug
+        note(_no_name(error))
+        return 2
     try:
         if place.size > 1 and options.call not in TOGETHER:
             raise InputError(f"several processes (WORLD_SIZE={place.size}) train a recipe; {name} is for one")
@@ -108,11 +114,20 @@ def _main(words: list[str], place: process_group.Ranks) -> int:
         if error.errno is None and _SHARED.search(str(error)):  # ctypes: a library that a library needs
             note(f"error: {_unloadable(error)}")
             return 2
+        if error.errno in _NO_NAMES:
+            note(_no_name(error))
+            return 2
         if error.errno not in _REFUSED:
             raise  # a bug
         what = f"{error.filename or 'a file'}: {(error.strerror or str(error)).lower()}"
         note(f"error: {what}. Let this user read and write it, or free some space; then run the command again")
         return 2
+
+
+def _no_name(error: OSError) -> str:
+    name = plain(str(error.filename))
+    why = "too long" if error.errno == errno.ENAMETOOLONG else "a circle of links"
+    return f"error: {name if len(name) < 80 else name[:77] + '...'}: this name is {why}. Check the spelling"
 
 
 def _unloadable(error: Exception) -> str:

@@ -33,6 +33,19 @@ def guard(path: Path) -> None:
             check()
 
 
+def expanded(name: str) -> Path:
+    """Return the path that `name` stands for, ~ replaced; ~name stays as it is where there is no such user."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises there
+
+
+def is_folder(name: str) -> bool:
+    """Return whether `name` is a folder here. No text is an error: the system refuses some, such as 5,000 letters."""
+    try:
+        return expanded(name).is_dir()
+    except OSError:
+        return False
+
+
 def make_folder(folder: Path) -> list[Path]:
     """Make a folder and those above it, and return what was made, the deepest first.
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 from fast_ft.data import sources
 from fast_ft.data.formats import (
     Row,
@@ -163,7 +164,7 @@ def _refuse(train: str, test: str) -> None:
 
 def _same_files(test: str, digest: str) -> bool:
     """Tell whether the test set's files have this digest; one that cannot be found is load_prompts' to report."""
-    path = sources.Path(test).expanduser()
+    path = expanded(test)
     try:
         return path.exists() and sources.digest(sources.data_files(path, "test")) == digest
     except (InputError, OSError):

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 
 #: Keys under which a JSON object may hold its rows.
 ROW_KEYS = ("data", "rows", "train", "test", "examples", "instances")
@@ -74,7 +75,7 @@ def digest(files: list[Path]) -> str:
 
 def locate(where: str) -> Path:
     """Return the local path of `where`, fetching it when it is a hub id ("owner/name" that is no local path)."""
-    path = Path(where).expanduser()
+    path = expanded(where)
     if path.exists():
         return path
     owner = where.split("/")[0]

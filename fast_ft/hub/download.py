@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded, is_folder
 from fast_ft.hub.model_files import PICKLES, check_config, check_weights, no_weights
 
 TOKENIZER_FILES = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -75,14 +76,14 @@ def fetch_dataset(name: str) -> Path:
 
 def _local(name: str, what: str) -> Path | None:
     """Return the folder `name`, None if it can only be a hub id, or raise InputError."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise InputError(f"{name} is a file; a {what} is a folder (or a hub id such as owner/name): give its folder")
+    if is_folder(name):
+        return expanded(name)
+    with contextlib.suppress(OSError):  # a name that no file can have, such as 5,000 letters
+        if Path(name).is_file():
+            raise InputError(f"{name} is a file; a {what} is a folder (or a hub id such as owner/name): name it")
     parts = name.split("/")
     if len(parts) > 2 or not all(parts) or name.startswith((".", "~")) or "\\" in name or "" in parts:
-        raise InputError(f"there is no folder {name} here (looked for {path.absolute()}): check the spelling")
+        raise InputError(f"there is no folder {name} here (looked for {Path(name).absolute()}): check the spelling")
     return None
 
 

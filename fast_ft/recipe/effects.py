@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from fast_ft.common.folders import is_folder
 from fast_ft.recipe.schema import Recipe, Section
 
 _TWO_STAGES = "curriculum.stages=[{name: easy, upto: 0.5}, {name: all, upto: 1.0}]"
@@ -122,9 +122,7 @@ _RULES = (
         ("model.revision",),
         "model.name_or_path is a folder here, and revisions are the hub's",
         lambda recipe: all(
-            Path(name).expanduser().is_dir()
-            for name in (recipe.model.name_or_path, recipe.model.tokenizer)
-            if name is not None
+            is_folder(name) for name in (recipe.model.name_or_path, recipe.model.tokenizer) if name is not None
         ),
         ("model.name_or_path=OWNER/NAME",),
     ),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fast_ft.common.errors import InputError, nearest
+from fast_ft.common.folders import expanded
 from fast_ft.hub.families import LINEARS, TARGET_MODULES
 from fast_ft.recipe import effects, policy_ntu_hw5
 from fast_ft.recipe.schema import METRICS, Condition, Recipe
@@ -38,7 +39,7 @@ def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
 def context_length(name_or_path: str) -> int | None:
     """Return the most tokens a model can attend to, as far as its folder's config.json or its name tells."""
     try:
-        config = json.loads((Path(name_or_path).expanduser() / "config.json").read_text("utf-8"))
+        config = json.loads((expanded(name_or_path) / "config.json").read_text("utf-8"))
         length = config.get("max_position_embeddings")
     except (OSError, ValueError, AttributeError):
         length = 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
@@ -158,7 +159,7 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
     if ".." in Path(recipe.output_dir).parts:
         text = f"output_dir: {recipe.output_dir!r} steps out of its folder by ..: write where it leads, without .."
         yield Problem(text, ("output_dir",))
-    if data.test and Path(data.test).expanduser().resolve() == Path(data.train).expanduser().resolve():
+    if data.test and expanded(data.test).resolve() == expanded(data.train).resolve():
         text = f"data.test: {data.test} is the training data too; a model answers what it has seen: give other rows"
         yield Problem(text, ("data.test", "data.train"))
     if judge.kind == "reference" and not judge.references:

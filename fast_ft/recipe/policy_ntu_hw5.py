@@ -6,9 +6,9 @@ Without `rules` in a recipe there is no cap on rows, and any seed and model will
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from fast_ft.common.folders import is_folder
 from fast_ft.recipe.schema import Recipe
 
 SEED = 3407
@@ -59,7 +59,7 @@ def check_recipe(recipe: Recipe) -> list[str]:
             "a tracker or a hub: write none, report.html has the curves"
         )
     name = recipe.model.name_or_path
-    if name.lower() not in {model.lower() for model in MODELS} and not Path(name).expanduser().is_dir():
+    if name.lower() not in {model.lower() for model in MODELS} and not is_folder(name):
         problems.append(
             f"model.name_or_path: {name!r} is not allowed {why}; it takes LLaMA2-7B only: {', '.join(MODELS)}, "
             "or a folder with that model, which is not there under this name"

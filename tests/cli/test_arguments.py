@@ -156,3 +156,29 @@ def test_wrong_overrides_make_no_folder(
 def test_an_override_may_come_before_the_recipe(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "select.take=12", str(recipe_file()), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["selected"]) == 12
+
+
+LONG = "f" * 5000  # no file can have this name
+
+
+@pytest.mark.parametrize("name", [LONG, "~nosuchuser/x", f"x/{LONG}"], ids=["long", "user", "long-below"])
+@pytest.mark.parametrize(
+    "key", ["model.name_or_path", "model.tokenizer", "data.train", "data.test", "output_dir", "backup_dir"]
+)
+def test_a_key_may_name_what_no_file_can_be_called(
+    recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str], key: str, name: str
+) -> None:
+    assert main(["run", str(recipe_file()), f"{key}={name}"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [LONG], ["data", f"{LONG}.yaml"], ["chat", LONG], ["runs", LONG], ["submit", LONG], ["report", LONG],
+        ["sweep", f"{LONG}.yaml"], ["reproduce", LONG, "--train", LONG, "--test", LONG], ["data", f"{LONG}=3"],
+    ],
+)  # fmt: skip
+def test_a_word_may_be_longer_than_any_file_name(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "error: " in capsys.readouterr().err
