@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import gc
 import json
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,9 +19,11 @@ for library in ("OMP", "MKL", "OPENBLAS"):
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a shared machine six times slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
-os.fsync = lambda fd: None  # no test loses power, and each wait for a disk takes milliseconds
 
+from tests.helpers import cheap  # noqa: E402 - after the environment
 from tests.helpers.parts import COLOURS, THINGS, RecipeFactory, save_random_llama, write_recipe  # noqa: E402 - after the environment
+
+cheap.wait_for_no_disk()
 
 #: Files that take longest, so that no worker is left with one of them at the end.
 LONG = (
@@ -32,9 +31,6 @@ LONG = (
     "test_report_browser", "test_sweep_workers", "test_train", "test_answers", "test_engine", "test_run",
     "test_several_processes",
 )  # fmt: skip
-
-#: A PNG of one pixel.
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg==")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,23 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Draw pictures truly where the mark `pictures` says so: drawing takes a quarter of a small run's time.
-
-    A worker's first picture is a true one in any case: matplotlib is not yet imported when its test begins.
-    """
-    figure = sys.modules.get("matplotlib.figure")
-    if figure is not None:
-        _true_savefig.setdefault("savefig", figure.Figure.savefig)
-        truly = item.get_closest_marker("pictures") is not None
-        figure.Figure.savefig = _true_savefig["savefig"] if truly else _save_a_pixel
-
-
-_true_savefig: dict[str, Callable[..., None]] = {}
-
-
-def _save_a_pixel(figure: Any, file: Any, **values: Any) -> None:
-    """Stand in for Figure.savefig."""
-    file.write(PIXEL) if hasattr(file, "write") else Path(file).write_bytes(PIXEL)
+    """Draw pictures truly where the mark `pictures` says so; a worker's first test that draws does so, too."""
+    cheap.draw(truly=item.get_closest_marker("pictures") is not None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -73,15 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cheap_collections() -> Iterator[None]:
-    """Keep the libraries' million objects out of garbage collections: a run asks for four, a third of a second each."""
-    known = 0
-
-    def freeze(phase: str, info: dict[str, int]) -> None:
-        nonlocal known
-        if phase == "stop" and info["generation"] == 2 and len(sys.modules) > known + 100:
-            known = len(sys.modules)
-            gc.freeze()
-
+    freeze = cheap.FreezeImports()
     gc.callbacks.append(freeze)
     yield
     gc.callbacks.remove(freeze)
