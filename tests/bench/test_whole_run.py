@@ -75,7 +75,6 @@ def test_a_small_recipe_is_measured_whole_and_its_pool_is_stepped(real: tuple[Pa
 
 
 def test_a_real_run_says_where_its_seconds_went(real: tuple[Path, dict[str, Any], Started]) -> None:
-    pytest.importorskip("fast_ft.common.stopwatch", reason="a run's manifest does not divide answering yet")
     _, result, _ = real
     assert whole_run.problems(result) == []
     answering = result["runs"]["warm"]["generate"]

@@ -31,10 +31,13 @@ def test_an_endless_loop_is_ended_and_named(tmp_path: Path, request: pytest.Fixt
 
 
 def test_a_missing_browser_is_said_in_the_summary(tmp_path: Path) -> None:
-    for name in ("conftest.py", "report_pages.py", "test_report_browser.py"):
-        shutil.copy(ROOT / "tests" / name, tmp_path)
+    for name in ("__init__.py", "conftest.py", "helpers", "report/test_report_browser.py"):
+        here, there = ROOT / "tests" / name, tmp_path / "tests" / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(here, there) if here.is_dir() else shutil.copy(here, there)
     (tmp_path / "bin").mkdir()
-    done = run_pytest(tmp_path, "-k", "keyboard or phone or leaves", PATH=str(tmp_path / "bin"), PYTHONPATH=str(ROOT))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run_pytest(tmp_path, "-k", "keyboard or phone or leaves", PATH=str(tmp_path / "bin"), PYTHONPATH=path)
     assert "THE BROWSER TESTS DID NOT RUN" in done.stdout and "no Chromium with chromedriver here" in done.stdout
 
 
