@@ -35,6 +35,7 @@ class JudgeServer:
 
     @property
     def requests(self) -> int:
+        """The number of requests so far."""
         return len(self.times)
 
     @contextlib.contextmanager
@@ -71,9 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
     owner: JudgeServer
 
     def log_message(self, *_: Any) -> None:
-        pass
+        """Print nothing."""
 
     def do_POST(self) -> None:
+        """Note the request, and reply as the fault says."""
         owner = self.owner
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][-1]["content"]
