@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             owner._at_once += 1
             owner.most_at_once = max(owner.most_at_once, owner._at_once)
         try:
-            time.sleep(owner.delay)
+            owner.over.wait(owner.delay)
             with contextlib.suppress(OSError):
                 self._reply(fault, text)
         finally:
@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "empty":
             self._send(200, "")
         elif kind == "slow":
-            time.sleep(float(value))
+            self.owner.over.wait(float(value))
         elif kind == "drip":  # a whole reply, a byte at a time
             self._drip(self._head(200, 500), self._completion("8 7").ljust(500).encode(), float(value))
         elif kind == "drip-head":
