@@ -22,6 +22,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--only", metavar="PARTS", help="of the parts above, separated by commas")
     parser.add_argument("--quick", action="store_true", help="fast_ft and unsloth-notebook, 24 short rows, 18 steps")
-    parser.add_argument("--steps", type=int, help="so many steps of the schedule; default: all")
+    parser.add_argument("--steps", type=int, help="the number of steps of the schedule to run; default: all")
     parser.add_argument("--emulate", choices=["t4"], help=f"{emulation.LABEL}: memory, attention, SMs; ratios only")
     parser.add_argument("--sms", type=int, default=8, help="with --emulate: SMs left; default: %(default)s")
     parser.add_argument("--cap", type=float, default=emulation.T4_GIB, help="GiB, context included; 0: no cap")
@@ -111,20 +112,18 @@ def measure(options: argparse.Namespace) -> None:
     parts = _parts(options)
     recipe = options.recipe or RECIPE
     name = options.name or Path(recipe).stem + ("-quick" if options.quick else "")
-    path = options.results / f"{name}-train.json"
     where = training.setup(options.emulate, options.sms, options.cap)
     overrides = [*(QUICK_ROWS if options.quick else ()), *options.overrides]
+    order = training.Order(
+        options.results / f"{name}-train.json", recipe, overrides, where,
+        timeout=options.timeout, again=options.again, command=options.command,
+    )  # fmt: skip
     if ways := {part: own or options.steps for part, own in parts.items() if part in training.WAYS}:
-        result = training.measure(
-            path, recipe, overrides, ways, where, timeout=options.timeout, again=options.again, command=options.command
-        )
-        table.write(result, path)
+        result = training.measure(order, ways)
+        table.write(result, order.path)
         print(table.markdown(result))
     if "plan-checks" in parts:
-        result = training.check_plans(
-            options.results / f"{name}-plans.json", recipe, overrides, where, timeout=options.timeout,
-            again=options.again, command=options.command,
-        )  # fmt: skip
+        result = training.check_plans(replace(order, path=options.results / f"{name}-plans.json"))
         print("\n".join(table.plan_table(result["cases"])))
     if "budget" in parts:
         found = budget.measure(overrides, options.results)

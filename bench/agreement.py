@@ -29,6 +29,7 @@ class StepRecord:
 
     @property
     def grad_norm(self) -> float:
+        """Return the norm of all gradients together."""
         return float(sum(float((g.double() ** 2).sum()) for g in self.gradients.values()) ** 0.5)
 
 
@@ -59,6 +60,7 @@ def first_step(
 
     class Capture(TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            """Copy the gradients, before the optimizer uses them."""
             for name, weight in loaded.model.named_parameters():
                 if weight.grad is not None:
                     gradients[name] = weight.grad.detach().float().cpu().clone()

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
-def teacher_forced(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> dict[str, Any]:
+def teacher_forced(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> dict[str, Any]:
     """Return on what share of tokens argmax agrees, and whether the others are ties within the noise.
 
     The noise is what two batch sizes differ by in the same logits: mean absolute difference between a row alone and in
@@ -37,7 +43,8 @@ def teacher_forced(model: Any, prompts: Sequence[Sequence[int]], answers: Sequen
             "widest_gap": round(max(open_gaps, default=0.0), 5)}  # fmt: skip
 
 
-def _logits(model: Any, rows: Sequence[Sequence[int]]) -> Any:
+def _logits(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return fp32 logits [rows, tokens, vocabulary] of token rows, padded on the left."""
     import torch
 
     width = max(map(len, rows))

@@ -127,16 +127,16 @@ def project(recipe: Recipe, prepared: Prepared, calibration: dict[str, Any]) -> 
     settled = planner.settle(recipe, prepared, config, backend=backend, card=card)
     work, steps = planner.training(recipe, prepared, backend=backend), planner.step_lengths(recipe, prepared)
 
-    def minutes(tflops: float) -> float:
+    def _minutes(tflops: float) -> float:
         rates = Rates(tflops, card.gb_per_s)
         return sum(plans.step_seconds(shape, work, settled, step, rates) for step in steps) / 60
 
-    slowest = minutes(calibration["tflops"]) * (1 + abs(calibration["held_out"]["error"]))
+    slowest = _minutes(calibration["tflops"]) * (1 + abs(calibration["held_out"]["error"]))
     return {
         "how": "projected",
         "steps": len(steps),
         "tokens": sum(map(sum, steps)),
-        "train_minutes": [round(minutes(card.tflops[1]), 1), round(slowest, 1)],
+        "train_minutes": [round(_minutes(card.tflops[1]), 1), round(slowest, 1)],
         "generate_minutes": planner.answer_minutes(
             recipe, prepared, settled.generation_batch, shape, (calibration["tflops"], card.tflops[1]), card.gb_per_s
         ),

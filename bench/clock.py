@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from fast_ft.hub import families
 
 
 def clock(work: Callable[[], Any]) -> float:
+    """Return the seconds that `work` takes, the card waited for before and after."""
     import torch
 
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
@@ -22,6 +24,7 @@ def clock(work: Callable[[], Any]) -> float:
 
 
 def out_of_memory_is_a_result(work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """Return what `work` returns, or {"out_of_memory": True} where the card's memory did not suffice."""
     import torch
 
     try:
@@ -31,6 +34,7 @@ def out_of_memory_is_a_result(work: Callable[..., dict[str, Any]], *given: Any) 
 
 
 def reset_peak() -> None:
+    """Begin to count the card's peak memory anew, with the allocator's cache emptied."""
     import torch
 
     if torch.cuda.is_available():
@@ -39,14 +43,14 @@ def reset_peak() -> None:
 
 
 def peak_gib(context: float) -> float:
+    """Return the GiB reserved at most since `reset_peak`, plus `context` GiB for the CUDA context; 0 without a card."""
     import torch
 
     return round(torch.cuda.max_memory_reserved() / families.GIB + context, 2) if torch.cuda.is_available() else 0.0
 
 
 def empty_cache() -> None:
-    import gc
-
+    """Give memory that nothing uses back to the card."""
     import torch
 
     gc.collect()
@@ -55,4 +59,5 @@ def empty_cache() -> None:
 
 
 def say(text: str) -> None:
+    """Print a line to stderr at once."""
     print(text, file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ LONGEST, MEAN = 1024, 250  #: new tokens of answers of mixed length
 
 
 def steps(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Yield the ms of one step at each pool size and workspace, and print the step's kernels with --profile."""
     for workspace in subject.workspaces:
         for slots in subject.slots:
             pool = subject.pool(slots, max(300, subject.options.limit), workspace)
@@ -34,6 +35,7 @@ def steps(subject: Subject) -> Iterator[dict[str, Any]]:
 
 
 def check(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Yield whether greedy answers come out the same twice, and how far the model's own forward pass agrees."""
     from bench.agreement_decode import teacher_forced
 
     pool = subject.pool(None, 64, subject.workspaces[0], greedy=True)
@@ -47,30 +49,32 @@ def check(subject: Subject) -> Iterator[dict[str, Any]]:
 
 
 def fixed(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Yield a run of all prompts with --limit new tokens each, --repeat times for each workspace and pool size."""
     limit = subject.options.limit
 
-    def warm_up(slots: int | None, workspace: int) -> dict[str, Any]:
+    def _warm_up(slots: int | None, workspace: int) -> dict[str, Any]:
         """Let kernels be compiled and libraries loaded, once in a process; no pool or graph of it is kept."""
         pool = subject.pool(slots, limit, workspace)
         list(pool.run([Row(row, 2 + index % 3) for index, row in enumerate(subject.ids)], burst=2))
         return {}
 
-    def once(slots: int | None, workspace: int) -> dict[str, Any]:
+    def _once(slots: int | None, workspace: int) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(slots, limit, workspace)
         return _timed(subject, pool, [Row(row, limit, key=index) for index, row in enumerate(subject.ids)])
 
     for workspace in subject.workspaces:
         for slots in subject.slots:
-            subject.with_room(warm_up, slots, workspace)
+            subject.with_room(_warm_up, slots, workspace)
             for _ in range(subject.options.repeat):
-                yield {"workspace_mib": workspace} | subject.with_room(once, slots, workspace)
+                yield {"workspace_mib": workspace} | subject.with_room(_once, slots, workspace)
 
 
 def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Yield a run with answers of mixed lengths: with refill, and in batches that shrink or keep their shape."""
     lengths = _lengths(subject)
 
-    def once(refill: bool, shrinks: bool) -> dict[str, Any]:
+    def _once(refill: bool, shrinks: bool) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(None, LONGEST, subject.workspaces[0])
         rows = [Row(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
@@ -79,14 +83,17 @@ def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
 
     for refill, shrinks in ((True, True), (False, False), (False, True)):
         named = {"refill": refill, "shrinks": shrinks, "mean_length": sum(lengths) / len(lengths)}
-        yield named | subject.with_room(once, refill, shrinks)
+        yield named | subject.with_room(_once, refill, shrinks)
 
 
 def plain(subject: Subject) -> Iterator[dict[str, Any]]:
-    """Prompts around the median length: as little padding as sorting by length can come to."""
+    """Yield transformers' generate on one batch of each size.
+
+    The prompts are those around the median length: as little padding as sorting by length can come to.
+    """
     by_length, limit = sorted(subject.ids, key=len), subject.options.limit
 
-    def once(batch: list[list[int]]) -> dict[str, Any]:
+    def _once(batch: list[list[int]]) -> dict[str, Any]:
         plain_generate(subject.model, batch, 4)
         seconds = clock(lambda: plain_generate(subject.model, batch, limit))
         tokens = len(batch) * limit
@@ -96,12 +103,15 @@ def plain(subject: Subject) -> Iterator[dict[str, Any]]:
     for size in map(int, subject.options.batches.split(",")):
         reset_peak()
         first = max(0, (len(by_length) - size) // 2)
-        yield {"batch": size} | out_of_memory_is_a_result(once, by_length[first : first + size])
+        yield {"batch": size} | out_of_memory_is_a_result(_once, by_length[first : first + size])
         empty_cache()
 
 
 def unsloth(subject: Subject) -> Iterator[dict[str, Any]]:
-    """In a new process, for importing Unsloth patches transformers; this one's memory is given back first."""
+    """Yield Unsloth's rate, measured in a new process: importing Unsloth patches transformers.
+
+    This process gives its memory back first.
+    """
     options = subject.options
     if options.random:
         yield {"failed": "with --random there is no checkpoint that Unsloth could load"}
@@ -128,11 +138,11 @@ def _timed(
     """Run rows, all of them or in batches of the pool's slots. Batches that do not shrink keep their first shape."""
     groups = [rows] if refill else [rows[i : i + pool.slots] for i in range(0, len(rows), pool.slots)]
 
-    def work() -> None:
+    def _work() -> None:
         for group in groups:
             list(pool.run(group, shape=None if shrinks else pool.shape_for(len(group))))
 
-    seconds = clock(work)
+    seconds = clock(_work)
     tokens = sum(min(len(row.tokens), pool.forced.get(row, len(row.tokens))) for row in rows)
     cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
     return {

@@ -10,11 +10,16 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
 from fast_ft.hub.families import TARGET_MODULES
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig, SFTTrainer
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Peer:
     """How one way differs from the others. `rows` x `accumulation` is the effective batch.
 
     `token_budget` is the value of UNSLOTH_TOKEN_BUDGET: a step's rows are passed through the model in pieces of at most
-    so many tokens, none cut.
+    this number of tokens, and no row is cut.
     """
 
     about: str
@@ -63,11 +68,29 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         os.environ["UNSLOTH_TOKEN_BUDGET"] = str(peer.token_budget)
     load = _unsloth if peer.unsloth else _plain
     model, tokenizer, device = load(job, peer, limits, watch)
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    trainer = _trainer(job, peer, model, tokenizer, _config(job, peer, device))
+    load_adapter(trainer.model, job["adapter"])
+    _see_batches(trainer, watch)
+    watch.attach(trainer, stop_after=job["stop_after"])
+    with limits.stream():
+        trainer.train()
+    watch.stamp("trained")
+    trainer.save_model(str(Path(job["work"]) / "adapter"))
+    watch.stamp("saved")
+    return {
+        "backend": "unsloth" if peer.unsloth else "peft",
+        "dtype": job["dtype"],
+        "about": peer.about,
+        "padding_free": peer.padding_free,
+    }
 
-    train, rows = job["train"], job["rows"]
-    config = SFTConfig(
+
+def _config(job: dict[str, Any], peer: Peer, device: str) -> SFTConfig:
+    """Return TRL's settings: the recipe's schedule, the way's batches, nothing saved and no tracker."""
+    from trl import SFTConfig
+
+    train = job["train"]
+    return SFTConfig(
         output_dir=str(Path(job["work"]) / "trainer"),
         per_device_train_batch_size=peer.rows,
         gradient_accumulation_steps=peer.accumulation,
@@ -94,7 +117,16 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         report_to="none",
         disable_tqdm=True,
     )
-    dataset = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
+
+
+def _trainer(
+    job: dict[str, Any], peer: Peer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SFTConfig
+) -> SFTTrainer:
+    """Return TRL's trainer over the job's rows."""
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    dataset = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in job["rows"]])
     more: dict[str, Any] = {}
     if peer.unsloth and not peer.padding_free:
         from transformers import DataCollatorForSeq2Seq
@@ -105,23 +137,13 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         for weight in trainer.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()  # TRL casts to bf16, which fp16's GradScaler refuses
-    load_adapter(trainer.model, job["adapter"])
-    _see_batches(trainer, watch)
-    watch.attach(trainer, stop_after=job["stop_after"])
-    with limits.stream():
-        trainer.train()
-    watch.stamp("trained")
-    trainer.save_model(str(Path(job["work"]) / "adapter"))
-    watch.stamp("saved")
-    return {
-        "backend": "unsloth" if peer.unsloth else "peft",
-        "dtype": job["dtype"],
-        "about": peer.about,
-        "padding_free": peer.padding_free,
-    }
+    return trainer
 
 
-def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> tuple[Any, Any, str]:
+_Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase", str]  #: and the device's type
+
+
+def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> _Loaded:
     import unsloth  # first, for it patches the others
 
     watch.stamp("imported")
@@ -150,7 +172,7 @@ def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> t
     return model, tokenizer, "cuda"
 
 
-def _plain(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> tuple[Any, Any, str]:
+def _plain(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> _Loaded:
     import peft
     import torch
     import transformers
@@ -182,8 +204,8 @@ def _plain(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> tup
     return model, tokenizer, device
 
 
-def load_adapter(model: Any, path: str | None) -> None:
-    """Start from the adapter that all ways start from, or from the library's own draw."""
+def load_adapter(model: nn.Module, path: str | None) -> None:
+    """Load the adapter that all ways start from; with None the library's own draw stays."""
     if path is None:
         return
     import peft
@@ -193,12 +215,13 @@ def load_adapter(model: Any, path: str | None) -> None:
     assert not result.unexpected_keys, f"the initial adapter does not fit: {result.unexpected_keys[:2]}"
 
 
-def _see_batches(trainer: Any, watch: Watch) -> None:
+def _see_batches(trainer: SFTTrainer, watch: Watch) -> None:
+    """Show the watch each batch that the trainer computes a loss of."""
     loss = trainer.compute_loss
 
     @functools.wraps(loss)  # libraries look at its parameters
-    def seen(model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+    def _seen(model: nn.Module, inputs: dict[str, Tensor], *given: Any, **named: Any) -> Any:
         watch.saw(inputs["input_ids"][:, :-1], inputs["labels"][:, 1:])
         return loss(model, inputs, *given, **named)
 
-    trainer.compute_loss = seen
+    trainer.compute_loss = _seen

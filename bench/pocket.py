@@ -78,7 +78,7 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def quickstart(folder: Path) -> dict[str, Any]:
-    """The recipe as it stands: base and tuned on the test prompts, then the same adapter on the fresh ones."""
+    """Run the recipe unchanged: base and tuned on the test prompts, then the same adapter on the fresh prompts."""
     root = folder / "quickstart"
     result = measure(root, [])
     pocket = "fast_ft/pocket"

@@ -87,7 +87,7 @@ def _term(term: str) -> float | str:
         name, *path = term.split("/")
         if not path:
             return float(figures.read()[name]["value"])
-        return _leaf(_walk(_raw(name), path))
+        return _leaf(_walk(raw(name), path))
     except (KeyError, IndexError, ValueError, OSError, TypeError) as error:
         raise InputError(f"{term}: no such figure, and nothing in a raw result ({error!r})") from error
 
@@ -111,7 +111,7 @@ def _leaf(found: Any) -> float | str:
 
 
 @cache
-def _raw(name: str) -> Any:
+def raw(name: str) -> Any:
     """A raw result, with what the bench's own modules compute from its samples beside them."""
     result = json.loads((figures.RESULTS / name).read_text(encoding="utf-8"))
     _COMPUTED.get(result.get("kind", ""), lambda _: None)(result)
@@ -205,7 +205,7 @@ def rendered(path: Path) -> str:
     text = render(path.read_text(encoding="utf-8"))
     if path.name == "README.md":
         text = figures.between(text, "figures", figures.table())
-        text = figures.between(text, "quickstart", quickstart.markdown(_raw("quickstart.json")))
+        text = figures.between(text, "quickstart", quickstart.markdown(raw("quickstart.json")))
     return text
 
 

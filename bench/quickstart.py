@@ -32,7 +32,7 @@ def main() -> int:
             **machine.stamp("python -m bench.quickstart"),
             "load_before": round(busy, 1),
             "wall_seconds": round(seconds, 1),
-            "output": _lines(log.read_text(encoding="utf-8"), folder),
+            "output": output_lines(log.read_text(encoding="utf-8"), folder),
             "scores": {key: value for key, value in scores(folder).items() if key != "prompts"},
         }
     write_json(figures.RESULTS / "quickstart.json", result)
@@ -44,7 +44,7 @@ def scores(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
 
 
-def _lines(text: str, folder: Path) -> list[str]:
+def output_lines(text: str, folder: Path) -> list[str]:
     """The output's lines, with the folder's name as the recipe gives it."""
     usual = output_folder(load_recipe(RECIPE), RECIPE)
     return text.replace(str(folder), str(usual)).splitlines()

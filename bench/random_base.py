@@ -5,12 +5,16 @@ Speed and memory do not depend on what the weights are. Laid out as a loaded mod
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.hub.families import TARGET_MODULES
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
 
-def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> Any:
+
+def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> PeftModel:
     """Return the model for a config.json's content, in evaluation mode, on the GPU if there is one."""
     import torch
     import transformers
@@ -35,7 +39,7 @@ def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _quantise(module: Any, kind: Any, device: str) -> None:
+def _quantise(module: torch.nn.Module, kind: torch.dtype, device: str) -> None:
     """Put a 4-bit layer of random weights in the place of each linear layer below `module` but the head."""
     import bitsandbytes as bnb
     import torch

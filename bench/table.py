@@ -40,6 +40,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def title(name: str, parts: dict[str, Any]) -> str:
+    """Return the heading of a set-up: the whole card or the emulation, with its memory."""
     cap = next((part["cap_gib"] for part in parts.values() if part.get("cap_gib")), None)
     limit = f", {cap:g} GiB" if cap else ""
     if name == "whole":

@@ -19,7 +19,7 @@ from typing import Any
 from bench import emulation, machine, ours, plan_checks
 from bench.clock import say
 from bench.peers import PEERS
-from fast_ft.common import gpu as environment
+from fast_ft.common import gpu
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
@@ -50,60 +50,46 @@ def setup(emulate: str | None, sms: int, cap_gib: float) -> Setup:
     return Setup(name, cap_gib, sms, t4_attention=True)
 
 
-def measure(
-    path: Path,
-    recipe_path: str,
-    overrides: Sequence[str],
-    ways: Mapping[str, int | None],
-    where: Setup,
-    *,
-    timeout: float,
-    again: bool,
-    command: str,
-) -> dict[str, Any]:
-    """Run each way that `path` does not hold yet, and merge it in at once; return the whole result.
+@dataclass(frozen=True)
+class Order:
+    """What a command asked for. `path` is the result's file, `timeout` the seconds that one part's process may take."""
+
+    path: Path
+    recipe: str
+    overrides: Sequence[str]
+    where: Setup
+    timeout: float
+    again: bool  #: measure parts again that the result holds already
+    command: str
+
+
+def measure(order: Order, ways: Mapping[str, int | None]) -> dict[str, Any]:
+    """Run each way that the result does not hold yet, and merge it in at once; return the whole result.
 
     `ways` gives each its number of steps, of the schedule's; None: all. A part is kept if rows, arguments,
     limits and (for fast_ft) the program are the same. A way that fails says so and leaves the others to run.
+
+    Raises InputError where the ways cannot be compared over this recipe, or the result is of other settings.
     """
-    recipe = loader.load_recipe(recipe_path, overrides)
+    recipe = loader.load_recipe(order.recipe, order.overrides)
     settings, rows = describe(recipe)
     run = now()
-    result = merged(path, settings, command)
+    path, where = order.path, order.where
+    result = merged(path, settings, order.command)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         work = Path(name)
-        adapter = initial_adapter(work, recipe)
+        shared = _job(order, recipe, settings) | {"rows": rows, "adapter": str(initial_adapter(work, recipe))}
         for way, wanted in ways.items():
             steps = min(wanted or settings["schedule_steps"], settings["schedule_steps"])
             parts = result["setups"].setdefault(where.name, {})
             key = part_key(settings, way, where)
-            if not again and parts.get(way, {}).get("key") == key and len(parts[way]["steps"]) >= steps:
+            if not order.again and parts.get(way, {}).get("key") == key and len(parts[way]["steps"]) >= steps:
                 say(f"{where.name} {way}: there already")
                 continue
-            job = {
-                "way": way,
-                "work": str(work / way),
-                "out": str(work / f"{way}.json"),
-                "cap_gib": where.cap_gib,
-                "sms": where.sms,
-                "t4_attention": where.t4_attention,
-                "steps": settings["schedule_steps"],
-                "stop_after": steps,
-                "recipe": recipe_path,
-                # a graph would be captured on a stream of its own, outside of the limited SMs
-                "overrides": [*overrides, "train.capture=false"] if where.sms else list(overrides),
-                "rows": rows,
-                "base": str(download.model_folder(recipe.model.name_or_path, recipe.model.revision)),
-                "tokenizer": str(tokenizer_folder(recipe)),
-                "adapter": str(adapter),
-                "lora": {"r": recipe.lora.r, "lora_alpha": recipe.lora.lora_alpha},
-                "train": recipe.train.model_dump(),
-                "seed": recipe.seed,
-                "dtype": settings["dtype"],
-                "max_length": recipe.model.max_length,
-            }
+            own = {"way": way, "work": str(work / way), "out": str(work / f"{way}.json"), "stop_after": steps}
             say(f"{where.name} {way}: {steps} steps ...")
-            part = run_way(job, path.parent / "logs" / f"{path.stem}-{where.name}-{way}.log", timeout)
+            log = path.parent / "logs" / f"{path.stem}-{where.name}-{way}.log"
+            part = run_way(shared | own, log, order.timeout)
             if part is None:
                 continue
             result["date"] = now()
@@ -112,22 +98,35 @@ def measure(
     return result
 
 
-def check_plans(
-    path: Path,
-    recipe_path: str,
-    overrides: Sequence[str],
-    where: Setup,
-    *,
-    timeout: float,
-    again: bool,
-    command: str,
-) -> dict[str, Any]:
-    """Run the five runs of plan_checks that `path` does not hold yet; return the result, written there."""
+def _job(order: Order, recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what the jobs of all ways have in common; bench.way says what a job holds."""
+    model, where = recipe.model, order.where
+    return {
+        "cap_gib": where.cap_gib,
+        "sms": where.sms,
+        "t4_attention": where.t4_attention,
+        "steps": settings["schedule_steps"],
+        "recipe": order.recipe,
+        # a graph would be captured on a stream of its own, outside of the limited SMs
+        "overrides": [*order.overrides, "train.capture=false"] if where.sms else list(order.overrides),
+        "base": str(download.model_folder(model.name_or_path, model.revision)),
+        "tokenizer": str(download.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision)),
+        "lora": {"r": recipe.lora.r, "lora_alpha": recipe.lora.lora_alpha},
+        "train": recipe.train.model_dump(),
+        "seed": recipe.seed,
+        "dtype": settings["dtype"],
+        "max_length": model.max_length,
+    }
+
+
+def check_plans(order: Order) -> dict[str, Any]:
+    """Run the five runs of plan_checks that the result does not hold yet; return the result, which is written."""
+    path = order.path
     fresh: dict[str, Any] = {
-        "kind": "plans", **machine.stamp(command), "steps": plan_checks.STEPS, "warm_up": plan_checks.WARM_UP,
+        "kind": "plans", **machine.stamp(order.command), "steps": plan_checks.STEPS, "warm_up": plan_checks.WARM_UP,
         "process": "all runs in one, the model loaded anew for each", "cases": {},
     }  # fmt: skip
-    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not again else fresh
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not order.again else fresh
     if result["environment"]["program"] != fresh["environment"]["program"]:
         result = fresh  # another planner: nothing is kept
     only = [case for case in plan_checks.CASES if case not in result["cases"]]
@@ -136,10 +135,10 @@ def check_plans(
         return result
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         job: dict[str, Any] = {
-            "way": "plan-checks", "work": name, "out": str(Path(name) / "cases.json"), "recipe": recipe_path,
-            "overrides": list(overrides), "cap_gib": where.cap_gib, "only": only,
+            "way": "plan-checks", "work": name, "out": str(Path(name) / "cases.json"), "recipe": order.recipe,
+            "overrides": list(order.overrides), "cap_gib": order.where.cap_gib, "only": only,
         }  # fmt: skip
-        run_way(job, path.parent / "logs" / f"{path.stem}.log", timeout, module="bench.plan_checks")
+        run_way(job, path.parent / "logs" / f"{path.stem}.log", order.timeout, module="bench.plan_checks")
         done = Path(job["out"])  # also where the process did not come to its end
         result["cases"] |= json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
     result["date"] = now()
@@ -189,7 +188,7 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise InputError("train.neftune_noise_alpha: noise differs by library. Set it to null for the bench.")
     shape = ModelShape.from_config(config)
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-    gpu = environment.gpu()
+    card = gpu.gpu()
     settings = {
         "base": Path(recipe.model.name_or_path).name,
         "prequantised": config.get("quantization_config") is not None,
@@ -197,7 +196,7 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "config": {
             name: value for name, value in config.items() if isinstance(value, int | str) and not name.startswith("_")
         },
-        "dtype": recipe.model.dtype if recipe.model.dtype != "auto" else "float16" if gpu else "float32",
+        "dtype": recipe.model.dtype if recipe.model.dtype != "auto" else "float16" if card else "float32",
         "rows": len(rows),
         "rows_digest": digest,
         "effective_batch_size": size,
@@ -211,7 +210,7 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         },
         "seed": recipe.seed,
         "order": "file order, the same in every epoch",
-        "card": gpu["name"] if gpu else "CPU",
+        "card": card["name"] if card else "CPU",
     }
     return settings, rows
 
@@ -236,13 +235,9 @@ def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]
 
 def part_key(settings: dict[str, Any], way: str, where: Setup) -> str:
     """The digest of what a part depends on: kept while it is the same."""
-    program = environment.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
+    program = gpu.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
     text = json.dumps([settings, way, vars(where), program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def tokenizer_folder(recipe: Recipe) -> Path:
-    return download.tokenizer_folder(recipe.model.tokenizer or recipe.model.name_or_path, recipe.model.revision)
 
 
 def initial_adapter(folder: Path, recipe: Recipe) -> Path:

@@ -10,9 +10,13 @@ import math
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.data.encoding import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import Trainer
 
 SKETCH = 2048  #: numbers that stand for a gradient of millions
 
@@ -23,11 +27,11 @@ class Watch:
     def __init__(self, started: float) -> None:
         self._started = started  # time.monotonic() of the parent: one clock for all processes of a machine
         self._paused = self._last = 0.0
-        self._inputs: list[tuple[Any, Any]] = []
+        self._inputs: list[tuple[Tensor, Tensor]] = []
         self.stamps: dict[str, float] = {}
         self.steps: list[dict[str, Any]] = []
         self.gradient: dict[str, Any] = {}
-        self._gradients: dict[str, Any] = {}
+        self._gradients: dict[str, Tensor] = {}
 
     def stamp(self, name: str) -> float:
         """Note the time under this name, once; return it."""
@@ -35,50 +39,52 @@ class Watch:
         self.stamps.setdefault(name, round(now, 4))
         return now
 
-    def saw(self, tokens: Any, targets: Any) -> None:
-        """Keep a batch as the model gets it: tokens, and at each the one to be learnt next; equal shapes."""
-        self._inputs.append((tokens, targets))
+    def saw(self, tokens_BT: Tensor, targets_BT: Tensor) -> None:
+        """Keep a batch as the model gets it: at each token, the token to be learnt next (IGNORE_INDEX: none).
+
+        Both have one shape, [rows, tokens] or [tokens].
+        """
+        self._inputs.append((tokens_BT, targets_BT))
 
     def forget(self) -> None:
         """Drop the batches of a step that is done again."""
         self._inputs.clear()
 
-    def attach(self, trainer: Any, *, stop_after: int) -> None:
-        """Watch a trainer that is not yet running; stop it after so many steps, its schedule left as it is."""
-        from transformers import TrainerCallback
+    def attach(self, trainer: Trainer, *, stop_after: int) -> None:
+        """Watch a trainer that is not yet running; stop it after `stop_after` steps, its schedule left as it is."""
+        from bench.watch_callback import WatchCallback
 
-        watch = self
+        trainer.add_callback(WatchCallback(self, trainer, stop_after))
 
-        class Callback(TrainerCallback):
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                _wait()
-                watch.stamp("train_begin")
+    def train_began(self) -> None:
+        """Note when training began."""
+        _wait()
+        self.stamp("train_begin")
 
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                if not watch.steps and "first_step_begin" not in watch.stamps:
-                    _wait()
-                    watch._last = watch.stamp("first_step_begin")
+    def step_began(self) -> None:
+        """Note when the first step began; an accumulated step begins more than once."""
+        if not self.steps and "first_step_begin" not in self.stamps:
+            _wait()
+            self._last = self.stamp("first_step_begin")
 
-            def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-                if not watch.gradient:
-                    watch._pause(lambda: watch._take_gradients(trainer.model))
+    def gradients_are_there(self, model: nn.Module) -> None:
+        """Keep the first finite gradients."""
+        if not self.gradient:
+            self._pause(lambda: self._take_gradients(model))
 
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                _wait()
-                now = watch._now()
-                if not watch.steps:
-                    watch.stamp("first_step_end")
-                skipped = bool(trainer.accelerator.optimizer_step_was_skipped)
-                watch.steps.append({"seconds": round(now - watch._last, 5), "skipped": skipped})
-                watch._last = now
-                watch._pause(watch._describe_inputs)
-                control.should_training_stop |= len(watch.steps) >= stop_after
+    def step_ended(self, *, skipped: bool) -> None:
+        """Record a step's seconds and what it trained on. A skipped step is one that fp16's loss scale gave up."""
+        _wait()
+        now = self._now()
+        if not self.steps:
+            self.stamp("first_step_end")
+        self.steps.append({"seconds": round(now - self._last, 5), "skipped": skipped})
+        self._last = now
+        self._pause(self._describe_inputs)
 
-            def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-                if "grad_norm" in logs:
-                    watch.steps[-1] |= {name: _number(logs[name]) for name in ("loss", "grad_norm")}
-
-        trainer.add_callback(Callback())
+    def logged(self, loss: float, grad_norm: float) -> None:
+        """Add loss (nats a token) and gradient norm to the last step."""
+        self.steps[-1] |= {"loss": _number(loss), "grad_norm": _number(grad_norm)}
 
     def finish(self) -> None:
         """Reduce the gradients to a sketch; after training, since it takes a second."""
@@ -98,7 +104,7 @@ class Watch:
         work()
         self._paused += time.monotonic() - started
 
-    def _take_gradients(self, model: Any) -> None:
+    def _take_gradients(self, model: nn.Module) -> None:
         """Copy the adapter's gradients of the first step where they are finite: fp16's loss scale skips some steps."""
         import torch
 
@@ -123,18 +129,19 @@ class Watch:
         self._inputs.clear()
 
 
-def trained_pairs(tokens: Any, targets: Any) -> list[int]:
+def trained_pairs(tokens_BT: Tensor, targets_BT: Tensor) -> list[int]:
     """Return one number for each trained token: the token before it and itself, however rows are laid out."""
-    kept = targets != IGNORE_INDEX
-    return (tokens[kept].long() * 1_000_003 + targets[kept].long()).tolist()
+    kept_BT = targets_BT != IGNORE_INDEX
+    pairs: list[int] = (tokens_BT[kept_BT].long() * 1_000_003 + targets_BT[kept_BT].long()).tolist()
+    return pairs
 
 
 def digest(pairs: list[int]) -> str:
-    """The digest of what a step trains on, whatever the order of its rows."""
+    """Return the digest of what a step trains on, whatever the order of its rows."""
     return hashlib.sha256(",".join(map(str, sorted(pairs))).encode()).hexdigest()[:16]
 
 
-def sketch(gradients: dict[str, Any], size: int = SKETCH) -> list[float]:
+def sketch(gradients: dict[str, Tensor], size: int = SKETCH) -> list[float]:
     """Return a count sketch of all gradients together (Charikar, Chen, Farach-Colton 2002): `size` numbers.
 
     Each value is added, with a random sign, to one of `size` sums; both depend on the tensor's name alone. Cosines
@@ -152,13 +159,13 @@ def sketch(gradients: dict[str, Any], size: int = SKETCH) -> list[float]:
 
 
 def plain_name(name: str) -> str:
-    """A weight's name without what wraps the model: equal for every way."""
+    """Return a weight's name without what wraps the model: equal for every way."""
     name = name.replace(".default.", ".")
     return name[name.find("layers.") :] if "layers." in name else name
 
 
 def _number(value: Any) -> float | None:
-    """JSON has no NaN: a step that fp16's loss scale skipped has no gradient norm."""
+    """Return a number for JSON, which has no NaN: a step that fp16's loss scale skipped has no gradient norm."""
     value = float(value)
     return value if math.isfinite(value) else None
 

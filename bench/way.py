@@ -17,6 +17,7 @@ from bench.watch import Watch
 
 
 def main() -> int:
+    """Do the job, write its result, and return the exit status; running out of memory is a result."""
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     watch = Watch(job["started"])
     watch.stamp("python")

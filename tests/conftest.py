@@ -7,7 +7,6 @@ import gc
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads make a s
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 
+from tests.helpers import cheap  # noqa: E402 - after the environment
 from tests.helpers.parts import COLOURS, THINGS, RecipeFactory, save_random_llama, write_recipe  # noqa: E402 - after the environment
+
+cheap.wait_for_no_disk()
 
 #: Files that take longest, so that no worker is left with one of them at the end.
 LONG = (
@@ -36,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Draw pictures truly where the mark `pictures` says so; a worker's first test that draws does so, too."""
+    cheap.draw(truly=item.get_closest_marker("pictures") is not None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly that no browser was there: a skipped test is one letter among a thousand."""
     skipped = [each for each in terminalreporter.stats.get("skipped", []) if "test_report_browser" in each.nodeid]
@@ -46,15 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cheap_collections() -> Iterator[None]:
-    """Keep the libraries' million objects out of garbage collections: a run asks for four, a third of a second each."""
-    known = 0
-
-    def freeze(phase: str, info: dict[str, int]) -> None:
-        nonlocal known
-        if phase == "stop" and info["generation"] == 2 and len(sys.modules) > known + 100:
-            known = len(sys.modules)
-            gc.freeze()
-
+    freeze = cheap.FreezeImports()
     gc.callbacks.append(freeze)
     yield
     gc.callbacks.remove(freeze)

@@ -250,6 +250,7 @@ def test_a_way_is_a_process_whose_failure_is_told(tmp_path: Path, capfd: pytest.
     assert "a way failed (1)" in said and "No module named bench.none" in said and "nothing after 0 s" in said
 
 
+@pytest.mark.pictures
 def test_two_ways_do_the_same_work(real: tuple[Path, dict[str, Any]]) -> None:
     folder, result = real
     parts = result["setups"]["whole"]

@@ -102,14 +102,14 @@ def test_numbers_are_written_from_their_sources(
     (tmp_path / "figures.json").write_text(json.dumps({"b.c": {"value": 7.5}}))
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
     monkeypatch.setattr(figures, "FIGURES", tmp_path / "figures.json")
-    prose._raw.cache_clear()
+    prose.raw.cache_clear()
     assert prose.render(written) == rendered
     for wrong in ("1<!-- a.json/nothing -->", "1<!-- no.such.figure -->", "1<!-- b.json/runs -->"):
         with pytest.raises(InputError, match="no such figure, and nothing in a raw result"):
             prose.render(wrong)
     with pytest.raises(InputError, match=r"5 does not stand in a.json/line: whole again"):
         prose.render("5<!-- a.json/line -->")
-    prose._raw.cache_clear()
+    prose.raw.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_quickstarts_excerpt_is_of_its_output() -> None:
         score = result["scores"] if share == "tuned" else result["scores"]["base"]
         assert any(line.startswith("│ all") and f"{score['exact_match']:.0%} │" in line for line in excerpt), share
     folder = Path("/tmp/somewhere/run")
-    (line,) = quickstart._lines(f"done: {folder}\n", folder)
+    (line,) = quickstart.output_lines(f"done: {folder}\n", folder)
     assert re.fullmatch(r"done: runs/quickstart-[0-9a-f]{8}", line), "no folder of the machine is shown"
     shown = quickstart.markdown(result | {"cores": 2, "load_before": 0.4, "date": "2026-01-31T1", "wall_seconds": 41.6})
     assert shown.startswith(

@@ -34,6 +34,7 @@ def size(path: Path) -> tuple[int, int]:
     return struct.unpack(">II", content[16:24])
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(
     ("losses", "stages"),
     [
@@ -49,6 +50,7 @@ def test_a_loss_picture_is_drawn_of_any_losses(losses: list[float], stages: str,
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
+@pytest.mark.pictures
 def test_the_same_losses_give_the_same_picture_and_others_another(tmp_path: Path) -> None:
     for name, last in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
         loss_picture(tmp_path / name, lines([3.0, last], "aa"))

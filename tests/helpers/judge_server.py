@@ -35,6 +35,7 @@ class JudgeServer:
 
     @property
     def requests(self) -> int:
+        """The number of requests so far."""
         return len(self.times)
 
     @contextlib.contextmanager
@@ -71,9 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
     owner: JudgeServer
 
     def log_message(self, *_: Any) -> None:
-        pass
+        """Print nothing."""
 
     def do_POST(self) -> None:
+        """Note the request, and reply as the fault says."""
         owner = self.owner
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][-1]["content"]
@@ -86,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             owner._at_once += 1
             owner.most_at_once = max(owner.most_at_once, owner._at_once)
         try:
-            time.sleep(owner.delay)
+            owner.over.wait(owner.delay)
             with contextlib.suppress(OSError):
                 self._reply(fault, text)
         finally:
@@ -112,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "empty":
             self._send(200, "")
         elif kind == "slow":
-            time.sleep(float(value))
+            self.owner.over.wait(float(value))
         elif kind == "drip":  # a whole reply, a byte at a time
             self._drip(self._head(200, 500), self._completion("8 7").ljust(500).encode(), float(value))
         elif kind == "drip-head":

@@ -10,6 +10,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import cheap
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,7 +33,9 @@ def start_function(function: Callable[..., None], *given: Any) -> BaseProcess:
 
 
 def run(arguments: list[str], errors: str, environment: dict[str, str]) -> None:
-    """In the child: what `python -m fast_ft` does."""
+    """In the child: what `python -m fast_ft` does, cheaply."""
+    cheap.wait_for_no_disk()
+    cheap.draw(truly=False)
     os.environ.update(environment)
     file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

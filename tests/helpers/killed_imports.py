@@ -1,5 +1,7 @@
 """What takes seconds to import, for killed.py's server."""
 
+import gc
+
 import bitsandbytes  # noqa: F401
 import datasets  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
@@ -8,4 +10,7 @@ import torch  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 from trl import SFTConfig, SFTTrainer  # noqa: F401
 
+import fast_ft.cli.main
 import fast_ft.pipeline.run  # noqa: F401
+
+gc.freeze()  # in each child a full collection would go through all of these

@@ -108,7 +108,7 @@ def made_run(recipe: Path, texts: list[str], better: float = 0.5) -> tuple[RunDi
         notes=[*prepared.notes, *texts], environment={"python": "3.11", "packages": {"torch": "2.13.0"}, "gpu": None},
     )  # fmt: skip
     generator = np.random.default_rng(7)
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"stage": "easy" if step <= 12 else "all", "step": step, "loss": float("nan") if step == 3 else 3 / step**0.5,
          "grad_norm": float(generator.uniform(0.3, 2)), "learning_rate": 1e-4 * (1 - step / 41), "tokens": 900,
          "supervised_tokens": 500, "seconds": 0.5, "gib": 9.0 + step / 100, "skipped": step == 3}
@@ -116,7 +116,8 @@ def made_run(recipe: Path, texts: list[str], better: float = 0.5) -> tuple[RunDi
     ]  # fmt: skip
     folder.log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     ids = [f"t{i}" for i in range(len(texts))]
-    pred, base, tuned, before, ends = {}, {}, {}, {}, {}
+    pred, base, before, ends = {}, {}, {}, {}
+    tuned: dict[str, dict[str, Any]] = {}
     for i, (id_, text) in enumerate(zip(ids, texts, strict=True)):
         turns = [{"role": "user", "content": f"Prompt {i}: {text}"}]
         pred[id_] = {"input": turns, "output": [f"Tuned {i}: {text}"]}
@@ -178,9 +179,11 @@ class Browser:
             time.sleep(0.02)
 
     def command(self, name: str, **parameters: Any) -> Any:
+        """Send a command of the DevTools protocol."""
         return self.driver.execute_cdp_cmd(name, parameters)
 
     def mouse(self, kind: str, x: float, y: float) -> None:
+        """Send a mouse event at CSS pixels x and y."""
         buttons = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
         self.command("Input.dispatchMouseEvent", type=kind, x=x, y=y, **buttons)
 

@@ -19,7 +19,6 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
-import killed
 import pytest
 
 from fast_ft.cli.main import main
@@ -32,6 +31,7 @@ from fast_ft.judge.scoring import Group, Item, Judgment, judge_all, summarise, t
 from fast_ft.pipeline import judge_phase
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
+from tests.helpers import killed
 from tests.helpers.judge_server import Faults, JudgeServer, scores_for
 from tests.helpers.parts import POCKET, ROOT, write_recipe
 

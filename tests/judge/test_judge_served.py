@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -19,6 +18,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
+from tests.helpers.killed import start_function
 from tests.helpers.parts import POCKET, write_recipe
 
 COUNT = 5
@@ -63,6 +63,18 @@ def with_template(folder: Path) -> str:
     return str(folder)
 
 
+def serve(port: int, log: str) -> None:
+    """In the child: what `transformers serve` does."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers.cli.transformers import main as transformers
+
+    sys.argv = ["transformers", "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    transformers()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """A `transformers serve` that loads the model it is asked for; called, it waits until that is up: its address."""
@@ -71,14 +83,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], st
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("serve") / "log"
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--host", "127.0.0.1"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--device", "cpu"],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        )
+    process = start_function(serve, port, str(log))
 
     def address() -> str:
         deadline = time.monotonic() + 90
@@ -88,14 +93,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], st
                 opener.open(f"http://127.0.0.1:{port}/health", timeout=2).close()
                 return f"http://127.0.0.1:{port}/v1"
             except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                assert process.exitcode is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
 
     try:
         yield address
     finally:
         process.terminate()
-        process.wait()
+        process.join()
 
 
 def test_a_real_server_judges(

@@ -68,6 +68,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, module: Any, units: int) -> Ca
     return lambda: monkeypatch.setattr(module, "Bar", console.Bar)
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_adapter_answers_and_a_manifest(finished: tuple[Path, RunDir], test_file: Path) -> None:
     _, folder = finished
     names = {path.name for path in folder.root.iterdir()}

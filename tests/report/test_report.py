@@ -149,6 +149,7 @@ def test_names_and_values_of_runs_are_text_in_a_comparison(tmp_path: Path) -> No
     assert f"<td>{html.escape(str(evil / 'train.json'))}</td>" in made
 
 
+@pytest.mark.pictures
 def test_the_command_line_writes_reports_and_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = recipe_file(tmp_path, training_rows(60))
     folder, _ = made_run(recipe, ["a", "b"])

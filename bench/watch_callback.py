@@ -1,0 +1,48 @@
+"""The callback by which a watch sees a trainer's steps.
+
+Importing this module imports transformers, so it is imported after Unsloth, which patches transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bench.watch import Watch
+
+
+class WatchCallback(TrainerCallback):
+    """Tell `watch` of each event, and stop the trainer after `stop_after` steps; its schedule stays as it is."""
+
+    def __init__(self, watch: Watch, trainer: Trainer, stop_after: int) -> None:
+        self.watch, self.trainer, self.stop_after = watch, trainer, stop_after
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Note when training began."""
+        self.watch.train_began()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Note when the first step began."""
+        self.watch.step_began()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Look at the gradients, before the optimizer uses them."""
+        self.watch.gradients_are_there(self.trainer.model)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Record the step, and stop the trainer after the last one."""
+        self.watch.step_ended(skipped=bool(self.trainer.accelerator.optimizer_step_was_skipped))
+        control.should_training_stop |= len(self.watch.steps) >= self.stop_after
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        """Add loss and gradient norm to the last step; the log at the end of training has no gradient norm."""
+        if "grad_norm" in logs:
+            self.watch.logged(logs["loss"], logs["grad_norm"])

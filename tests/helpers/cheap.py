@@ -1,0 +1,47 @@
+"""What makes small runs cheap: no wait for a disk, no drawing, no garbage collection over the libraries' objects."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: A PNG of one pixel.
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg==")
+_drawing: dict[str, Callable[..., None]] = {}
+
+
+def wait_for_no_disk() -> None:
+    """Make fsync do nothing: no test loses power, and each wait for a disk takes milliseconds."""
+    os.fsync = lambda fd: None
+
+
+def draw(truly: bool) -> None:
+    """Let matplotlib, where it is imported, draw truly or save a pixel: drawing is a third of a small run's time."""
+    figure = sys.modules.get("matplotlib.figure")
+    if figure is not None:
+        _drawing.setdefault("savefig", figure.Figure.savefig)
+        figure.Figure.savefig = _drawing["savefig"] if truly else _save_a_pixel
+
+
+def _save_a_pixel(figure: Any, file: Any, **values: Any) -> None:
+    file.write(PIXEL) if hasattr(file, "write") else Path(file).write_bytes(PIXEL)
+
+
+class FreezeImports:
+    """A callback of gc: once a full collection is over, keep the modules imported since the last out of later ones.
+
+    A run asks for four full collections, and a million objects of the libraries take a third of a second in each.
+    """
+
+    def __init__(self) -> None:
+        self.known = 0
+
+    def __call__(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and info["generation"] == 2 and len(sys.modules) > self.known + 100:
+            self.known = len(sys.modules)
+            gc.freeze()
