@@ -17,7 +17,7 @@ def recompute(model: Any, count: int) -> None:
     again lies where that was.
     """
     layers = model.get_base_model().model.layers
-    random = draws(model)
+    random = has_dropout(model)
     for index, layer in enumerate(layers):
         former = layer.__dict__.get("forward")
         if isinstance(former, partial) and former.func is _again:
@@ -28,7 +28,7 @@ def recompute(model: Any, count: int) -> None:
             layer.forward = partial(_again, layer.forward, random)
 
 
-def draws(model: Any) -> bool:
+def has_dropout(model: Any) -> bool:
     """Return whether the model's layers draw random numbers in training, as dropout does."""
     return any(module.p > 0 for module in model.modules() if type(module).__name__ == "Dropout")
 

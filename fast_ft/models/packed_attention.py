@@ -23,18 +23,18 @@ _CAUSAL = 1  #: the kernel's custom_mask_type: causal from the top left, row by 
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Where rows begin: `starts` (S + 1,) int32, rising, the last one T; no row is longer than `longest` tokens."""
 
     starts: Any
     longest: int
 
 
-_current: Rows | None = None
+_current: PackedRows | None = None
 
 
 @contextlib.contextmanager
-def over(config: Any, rows: Rows) -> Iterator[None]:
+def packed_pass(config: Any, rows: PackedRows) -> Iterator[None]:
     """Within, the model with this config attends row by row; its backward pass belongs inside too."""
     global _current
     before = config._attn_implementation, _current
@@ -46,12 +46,12 @@ def over(config: Any, rows: Rows) -> Iterator[None]:
         config._attn_implementation, _current = before
 
 
-def current() -> Rows | None:
+def current_rows() -> PackedRows | None:
     """Return the rows of the pass that is running."""
     return _current
 
 
-def attend(q_HTD: Any, k_GTD: Any, v_GTD: Any, rows: Rows, scale: float | None = None) -> Any:
+def attend(q_HTD: Any, k_GTD: Any, v_GTD: Any, rows: PackedRows, scale: float | None = None) -> Any:
     """Return what each token gets from its row's tokens up to itself: (1, T, H, D), from (1, H or G, T, D)."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -71,7 +71,7 @@ def attend(q_HTD: Any, k_GTD: Any, v_GTD: Any, rows: Rows, scale: float | None =
     return torch.cat(mixed, dim=1)
 
 
-def forward(q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows) -> tuple[Any, tuple[Any, ...]]:
+def forward(q_THD: Any, k_TGD: Any, v_TGD: Any, rows: PackedRows) -> tuple[Any, tuple[Any, ...]]:
     """As `attend`, for a caller that goes backward by hand: (what it returns, what `backward` wants to see again)."""
     import torch
 
@@ -83,7 +83,9 @@ def forward(q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows) -> tuple[Any, tuple[
         return attend(q, k, v, rows), ()
 
 
-def backward(grad_THD: Any, q_THD: Any, k_TGD: Any, v_TGD: Any, out_THD: Any, kept: tuple[Any, ...], rows: Rows) -> Any:
+def backward(
+    grad_THD: Any, q_THD: Any, k_TGD: Any, v_TGD: Any, out_THD: Any, kept: tuple[Any, ...], rows: PackedRows
+) -> Any:
     """Return the gradients of q, k and v side by side, (T, H + 2 G, D)."""
     import torch
 
@@ -104,7 +106,7 @@ def backward(grad_THD: Any, q_THD: Any, k_TGD: Any, v_TGD: Any, out_THD: Any, ke
 
 
 def one_kernel(
-    q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows, *, scale: float | None = None, goes_backward: bool = True
+    q_THD: Any, k_TGD: Any, v_TGD: Any, rows: PackedRows, *, scale: float | None = None, goes_backward: bool = True
 ) -> Any:
     """On a card: (what `attend` returns, from (1, T, H or G, D); what the kernel that goes backward wants to see)."""
     import torch
@@ -133,5 +135,5 @@ def _forward(
     module: Any, q: Any, k: Any, v: Any, attention_mask: Any, scaling: float | None = None, **_: Any
 ) -> tuple[Any, None]:
     """transformers' signature of an attention function."""
-    assert _current is not None, "a model keeps this attention only within `over`"
+    assert _current is not None, "a model keeps this attention only within `packed_pass`"
     return attend(q, k, v, _current, scaling), None

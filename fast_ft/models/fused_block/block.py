@@ -18,8 +18,8 @@ from typing import Any
 from fast_ft.hub.families import LINEARS, ModelShape
 from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import dispatch
-from fast_ft.models.fused_block.linear_group import Linears, Space
-from fast_ft.models.packed_attention import Rows
+from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
+from fast_ft.models.packed_attention import PackedRows
 
 
 def install(model: Any) -> str | None:
@@ -31,7 +31,7 @@ def install(model: Any) -> str | None:
     config, embedding = core.config, core.get_input_embeddings().weight
     if reason := unknown(config.to_dict()) or _obstacle(core):
         return reason
-    space = Space()
+    space = WeightBuffer()
     for layer in core.model.layers:
         block = Block(layer, config, embedding.dtype, space)
         former = layer.forward.former if isinstance(layer.forward, _Either) else layer.forward  # of an adapter before
@@ -50,7 +50,7 @@ class _Either:
         self.block, self.former = block, former
 
     def __call__(self, hidden: Any, *given: Any, **named: Any) -> Any:
-        rows = packed_attention.current()
+        rows = packed_attention.current_rows()
         if rows is None:
             return self.former(hidden, *given, **named)
         cos, sin = named["position_embeddings"]
@@ -60,19 +60,19 @@ class _Either:
 class Block:
     """One layer's weights, grouped, and its pass."""
 
-    def __init__(self, layer: Any, config: Any, dtype: Any, space: Space) -> None:
+    def __init__(self, layer: Any, config: Any, dtype: Any, space: WeightBuffer) -> None:
         a, m = layer.self_attn, layer.mlp
         self.norm_1, self.norm_2 = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.eps, self.size = config.rms_norm_eps, a.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.groups = [
-            Linears(modules, dtype, space)
+            LinearGroup(modules, dtype, space)
             for modules in ([a.q_proj, a.k_proj, a.v_proj], [a.o_proj], [m.gate_proj, m.up_proj], [m.down_proj])
         ]
         self._lora = [weight for group in self.groups for weight in group.lora()]
         self._function = _function()
 
-    def __call__(self, hidden_1TE: Any, cos_1TD: Any, sin_1TD: Any, rows: Rows) -> Any:
+    def __call__(self, hidden_1TE: Any, cos_1TD: Any, sin_1TD: Any, rows: PackedRows) -> Any:
         """Return the layer's output, (1, T, E)."""
         return self._function.apply(hidden_1TE[0], self, cos_1TD[0], sin_1TD[0], rows, *self._lora)[None]
 
@@ -95,7 +95,7 @@ def _function() -> Any:
 
     class BlockPass(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x_TE: Any, block: Block, cos_TD: Any, sin_TD: Any, rows: Rows, *lora: Any) -> Any:
+        def forward(ctx: Any, x_TE: Any, block: Block, cos_TD: Any, sin_TD: Any, rows: PackedRows, *lora: Any) -> Any:
             do, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
             of_qkv, of_out, of_gate_up, of_down = block.split(lora)
             x_TE = x_TE.contiguous()

@@ -14,12 +14,13 @@ from typing import Any
 
 from fast_ft.models.fused_block import ops_torch
 from fast_ft.models.fused_block.dispatch import ops_for
+from fast_ft.models.weight_layout import side_by_side
 
 
-class Linears:
+class LinearGroup:
     """A group: base weights, and the places of its LoRA's matrices. `space` is the buffer for 16-bit weights."""
 
-    def __init__(self, modules: Sequence[Any], dtype: Any, space: Space) -> None:
+    def __init__(self, modules: Sequence[Any], dtype: Any, space: WeightBuffer) -> None:
         bases = [module.get_base_layer() for module in modules]
         self.modules, self.dtype = list(modules), dtype
         self.widths = [base.out_features for base in bases]
@@ -27,7 +28,7 @@ class Linears:
         (self.scaling,) = {module.scaling["default"] for module in modules}
         self.bias_N = side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
         if hasattr(bases[0].weight, "quant_state"):
-            self._weights: Any = FourBit(bases, dtype, space)
+            self._weights: Any = FourBitWeights(bases, dtype, space)
         else:
             whole_NE = side_by_side([base.weight for base in bases])
             self._weights = lambda: whole_NE
@@ -75,7 +76,7 @@ class Linears:
         return grads
 
 
-class Space:
+class WeightBuffer:
     """One buffer for the 16-bit weights of whichever group is at work."""
 
     def __init__(self) -> None:
@@ -90,10 +91,10 @@ class Space:
         return self._buffer[: rows * columns].view(rows, columns)
 
 
-class FourBit:
+class FourBitWeights:
     """NF4 weights of several layers, side by side; call it for them in 16 bits (N, E), until the next group's call."""
 
-    def __init__(self, bases: Sequence[Any], dtype: Any, space: Space) -> None:
+    def __init__(self, bases: Sequence[Any], dtype: Any, space: WeightBuffer) -> None:
         import torch
 
         states = [base.weight.quant_state for base in bases]
@@ -124,30 +125,3 @@ class FourBit:
 
 def _ranks(bs: Sequence[Any]) -> list[int]:
     return [b.shape[1] for b in bs]
-
-
-def side_by_side(parameters: Sequence[Any]) -> Any:
-    """Return all of them one after the other; they themselves become views of it."""
-    import torch
-
-    if len(parameters) == 1:
-        return parameters[0].data
-    if _lie_so(parameters):
-        first = parameters[0].data
-        return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
-    whole = torch.cat([each.data for each in parameters])
-    start = 0
-    for each in parameters:
-        each.data = whole[start : start + len(each)]
-        start += len(each)
-    return whole
-
-
-def _lie_so(parameters: Sequence[Any]) -> bool:
-    """Tell whether they lie one after the other already: training's blocks and decoding share them in a sweep."""
-    memory, at = parameters[0].untyped_storage().data_ptr(), parameters[0].storage_offset()
-    for each in parameters:
-        if not each.is_contiguous() or (each.untyped_storage().data_ptr(), each.storage_offset()) != (memory, at):
-            return False
-        at += each.numel()
-    return True
