@@ -33,7 +33,7 @@ class Micro:
     """A micro-batch on the host: `tokens` (4, T) int64 holds ids, targets, positions and each token's row's length."""
 
     tokens: Any
-    starts: Any  #: (S + 1,) int32, as in attention.Rows
+    starts: Any  #: (S + 1,) int32, as in attention.PackedRows
 
 
 def lay_out(rows: Sequence[Row], *, tokens: int, places: int, pad_id: int) -> Micro:
