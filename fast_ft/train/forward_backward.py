@@ -88,6 +88,7 @@ class Passes:
         self._graphs: dict[int, _Graph] = {}
         self._pool: Any = None
         self._noise = Noise(noise_alpha) if noise_alpha is not None else None
+        self._model_patches = loaded.patches
         self._open = False
         self.reshape(capture=capture, recompute_layers=recompute_layers)
 
@@ -96,15 +97,17 @@ class Passes:
         if self._open:
             return
         self._open = True
+        self._patches = self._model_patches.group()
         if self._noise is not None:
-            self._noise.put_on(self._causal.get_input_embeddings())
-        recompute(self.model, self._recompute_layers)
+            self._noise.put_on(self._causal.get_input_embeddings(), self._patches)
+        self._recomputed = self._patches.group()
+        recompute(self.model, self._recompute_layers, self._recomputed)
 
     def close(self) -> None:
         """Take the noise off the embeddings, let go of graphs and their memory, keep all activations again."""
-        if self._noise is not None:
-            self._noise.take_off()
         self.reshape(capture=False, recompute_layers=0)
+        if self._open:
+            self._patches.undo()
         self._open = False
 
     def reshape(self, *, capture: bool, recompute_layers: int) -> None:
@@ -120,7 +123,8 @@ class Passes:
         self.capture = capture and self.device == "cuda" and not random
         self._recompute_layers = recompute_layers
         if self._open:
-            recompute(self.model, recompute_layers)
+            self._recomputed.undo()
+            recompute(self.model, recompute_layers, self._recomputed)
 
     def begin(self, supervised: float, scale: Any | None) -> None:
         """Start a step: `supervised` are its trained tokens, `scale` fp16's loss scale (a tensor) or None."""

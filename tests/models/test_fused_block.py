@@ -66,7 +66,7 @@ def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str
     loss, expected = gradients(made)
     assert len(expected) == 2 * 7 * 2 and all(g.abs().max() > 0 for g in expected.values())
     before = {name: weight.clone() for name, weight in made.model.state_dict().items()}
-    assert block.install(made.model) is None
+    assert block.install(made.model, made.patches) is None
     for name, weight in made.model.state_dict().items():
         assert weight.equal(before[name]), f"{name} is a view now, of the same values"
     for recomputed in (0, 1):
@@ -87,7 +87,7 @@ def test_training_and_decoding_share_one_copy_of_the_weights(tiny: Path, first: 
     made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
     if first == "decoding":
         Fused(made.model)
-    assert block.install(made.model) is None
+    assert block.install(made.model, made.patches) is None
     _, expected = gradients(made)
     layers = made.model.get_base_model().model.layers
     blocks = [layer.forward.block for layer in layers]
@@ -115,7 +115,7 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
         (schema.Lora(r=4, target_modules=["q_proj"]), "no LoRA"),
     ):
         made = choose.make_loader(section, lora, seed=1, name="peft").for_training()
-        assert reason in (block.install(made.model) or "")
+        assert reason in (block.install(made.model, made.patches) or "")
 
 
 def test_weights_are_laid_side_by_side_once() -> None:
