@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -19,33 +19,36 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.encoding import IGNORE_INDEX, Row
 from fast_ft.models.loaders.base import LoadedModel
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 FILE = "selfcheck.json"
 ROWS = 3
 #: Mean absolute difference allowed, in nats a token, by the dtype that the base computes in.
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 
 
-class _Row(BaseModel):
+class _StoredRow(BaseModel):
     input_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=1_000_000)]
     start: Annotated[int, Field(ge=1)]
     log_probabilities: list[float]
 
     @model_validator(mode="after")
-    def _fits(self) -> _Row:
+    def _fits(self) -> _StoredRow:
         if len(self.input_ids) - self.start != len(self.log_probabilities):
             raise ValueError("there is not one log-probability for each trained token")
         return self
 
 
-class _Stored(BaseModel):
-    """selfcheck.json, which comes with an adapter from wherever that comes from."""
+class _StoredCheck(BaseModel):
+    """The content of selfcheck.json, which may come from outside, as the adapter may."""
 
     dtype: Literal["float32", "float16", "bfloat16"]
-    rows: Annotated[list[_Row], Field(min_length=1, max_length=ROWS)]
+    rows: Annotated[list[_StoredRow], Field(min_length=1, max_length=ROWS)]
 
 
 def log_probabilities(
-    model: Any, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
+    model: PeftModel, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
 ) -> list[list[float]]:
     """Return log p(ids[t] | ids[<t]) for t from each row's start on, in nats; rows are padded on the left.
 
@@ -89,12 +92,16 @@ def store(folder: Path, loaded: LoadedModel, rows: Sequence[Row], pad_id: int) -
 
 
 def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
-    """Return the mean absolute difference in nats a token; InputError where it is over the tolerance.
+    """Compare a loaded adapter with what training stored in its folder; return the mean absolute difference.
 
-    The tolerance is the coarser one of the two dtypes, for an adapter may be trained on one card and used on another.
+    It is in nats a token. The tolerance is the coarser one of the two dtypes, since an adapter may be trained on one
+    card and used on another.
+
+    Raises:
+        InputError: the difference is over the tolerance, or selfcheck.json cannot be read or is another model's.
     """
     try:
-        stored = _Stored.model_validate(untrusted_files.json_object(folder / FILE)).model_dump()
+        stored = _StoredCheck.model_validate(untrusted_files.json_object(folder / FILE)).model_dump()
     except (OSError, ValueError) as error:  # ValidationError and InputError are ValueErrors
         raise InputError(f"{folder / FILE}: cannot be read ({error}). Train again, or restore the file.") from None
     if max(max(entry["input_ids"]) for entry in stored["rows"]) >= loaded.model.config.vocab_size:
