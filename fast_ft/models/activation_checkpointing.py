@@ -1,42 +1,45 @@
 """Layers whose activations are not kept but computed again in the backward pass, to save memory.
 
 Such a layer keeps its input only. Nothing here waits for the device, so a pass with such layers can be captured in a
-CUDA graph; random states are kept only where a layer draws (dropout), and then it cannot be captured.
+CUDA graph. Random states are kept only where a layer draws random numbers (dropout); such a pass cannot be captured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
+    from fast_ft.models.patches import ModelPatches
 
 
-def recompute(model: Any, count: int) -> None:
-    """Let the first `count` decoder layers of a PEFT model keep their input only; 0: all layers keep everything.
+def recompute(model: PeftModel, count: int, patches: ModelPatches) -> None:
+    """Let the first `count` decoder layers of a model keep their input only, until `patches` is undone.
 
-    The first ones: when the backward pass comes to them, what the later ones kept is free again, and what is computed
-    again lies where that was.
+    The first layers are chosen because the backward pass comes to them last: what the later layers kept is free again
+    by then, and what is computed again lies in its place.
     """
-    layers = model.get_base_model().model.layers
-    random = draws(model)
-    for index, layer in enumerate(layers):
-        former = layer.__dict__.get("forward")
-        if isinstance(former, partial) and former.func is _again:
-            del layer.forward  # the class's own shows again, if nothing else stood in its place
-            if former.args[0] != layer.forward:
-                layer.forward = former.args[0]
-        if index < count:
-            layer.forward = partial(_again, layer.forward, random)
+    keep_random_state = has_dropout(model)
+    for layer in list(model.get_base_model().model.layers)[:count]:
+        patches.replace(layer, "forward", partial(_checkpointed, layer.forward, keep_random_state))
 
 
-def draws(model: Any) -> bool:
-    """Return whether the model's layers draw random numbers in training, as dropout does."""
+def has_dropout(model: PeftModel) -> bool:
+    """Return whether the model's layers draw random numbers in training."""
     return any(module.p > 0 for module in model.modules() if type(module).__name__ == "Dropout")
 
 
-def _again(forward: Any, random: bool, hidden: Any, *given: Any, **named: Any) -> Any:
+def _checkpointed(
+    forward: Callable[..., Any], keep_random_state: bool, hidden_BTE: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """Call a layer's `forward`; where gradients are wanted, keep its input only."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
     if not torch.is_grad_enabled():
-        return forward(hidden, *given, **named)
-    return checkpoint(forward, hidden, *given, use_reentrant=False, preserve_rng_state=random, **named)
+        return forward(hidden_BTE, *args, **kwargs)
+    return checkpoint(forward, hidden_BTE, *args, use_reentrant=False, preserve_rng_state=keep_random_state, **kwargs)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.data.encoding import IGNORE_INDEX, Row
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 FILE = "selfcheck.json"
 ROWS = 3
@@ -25,27 +28,27 @@ ROWS = 3
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 
 
-class _Row(BaseModel):
+class _StoredRow(BaseModel):
     input_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=1_000_000)]
     start: Annotated[int, Field(ge=1)]
     log_probabilities: list[float]
 
     @model_validator(mode="after")
-    def _fits(self) -> _Row:
+    def _fits(self) -> _StoredRow:
         if len(self.input_ids) - self.start != len(self.log_probabilities):
             raise ValueError("there is not one log-probability for each trained token")
         return self
 
 
-class _Stored(BaseModel):
-    """selfcheck.json, which comes with an adapter from wherever that comes from."""
+class _StoredCheck(BaseModel):
+    """The content of selfcheck.json, which may come from outside, as the adapter may."""
 
     dtype: Literal["float32", "float16", "bfloat16"]
-    rows: Annotated[list[_Row], Field(min_length=1, max_length=ROWS)]
+    rows: Annotated[list[_StoredRow], Field(min_length=1, max_length=ROWS)]
 
 
 def log_probabilities(
-    model: Any, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
+    model: PeftModel, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
 ) -> list[list[float]]:
     """Return log p(ids[t] | ids[<t]) for t from each row's start on, in nats; rows are padded on the left.
 
@@ -75,7 +78,7 @@ def log_probabilities(
     return values
 
 
-def store(folder: Path, loaded: Loaded, rows: Sequence[Row], pad_id: int) -> None:
+def store(folder: Path, loaded: LoadedModel, rows: Sequence[Row], pad_id: int) -> None:
     """Write the log-probabilities of the first three rows beside the adapter."""
     loaded.model.eval()
     entries = []
@@ -88,13 +91,17 @@ def store(folder: Path, loaded: Loaded, rows: Sequence[Row], pad_id: int) -> Non
     (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
-def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
-    """Return the mean absolute difference in nats a token; InputError where it is over the tolerance.
+def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
+    """Compare a loaded adapter with what training stored in its folder; return the mean absolute difference.
 
-    The tolerance is the coarser one of the two dtypes, for an adapter may be trained on one card and used on another.
+    It is in nats a token. The tolerance is the coarser one of the two dtypes, since an adapter may be trained on one
+    card and used on another.
+
+    Raises:
+        InputError: the difference is over the tolerance, or selfcheck.json cannot be read or is another model's.
     """
     try:
-        stored = _Stored.model_validate(untrusted_files.json_object(folder / FILE)).model_dump()
+        stored = _StoredCheck.model_validate(untrusted_files.json_object(folder / FILE)).model_dump()
     except (OSError, ValueError) as error:  # ValidationError and InputError are ValueErrors
         raise InputError(f"{folder / FILE}: cannot be read ({error}). Train again, or restore the file.") from None
     if max(max(entry["input_ids"]) for entry in stored["rows"]) >= loaded.model.config.vocab_size:
@@ -114,7 +121,7 @@ def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
     return mean
 
 
-def _measured(loaded: Loaded, ids: Sequence[int], start: int, pad_id: int) -> list[float]:
+def _measured(loaded: LoadedModel, ids: Sequence[int], start: int, pad_id: int) -> list[float]:
     """Return a row's log-probabilities from `start` on; of its first tokens only where memory does not do for all."""
     tokens = len(ids) - start
     while True:

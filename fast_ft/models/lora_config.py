@@ -1,7 +1,7 @@
 """An adapter's adapter_config.json, which may come from outside: plain LoRA's few keys, and no other.
 
 PEFT reads some 40 keys of it. Some name modules to import, some are regular expressions, some build layers of their
-own. A run writes none of those, so none is read.
+own. A run writes none of those keys, so a file with one is refused.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 
-MOST_RANK = 4096
-_NAME = re.compile(r"\w[\w.]{0,200}")  #: of a layer, with or without the layers above it
+MAX_RANK = 4096
+_NAME = re.compile(r"\w[\w.]{0,200}")  #: of a layer, with or without the names of the modules around it
 #: Keys that say what the adapter is for, and change nothing that is computed here.
-_SPOKEN = {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "task_type",
-           "lora_dropout", "init_lora_weights"}  # fmt: skip
+_DESCRIPTIVE = {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "task_type",
+                "lora_dropout", "init_lora_weights"}  # fmt: skip
 #: Keys that are read, and the values that they may have.
 _READ = {"peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "bias"}
 #: Defaults of PEFT's that are neither empty nor false.
@@ -25,12 +25,16 @@ _DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16, "fan_in_
 
 
 def check(folder: Path) -> None:
-    """Raise InputError where the folder's adapter_config.json is garbled, or asks for more than plain LoRA."""
+    """Check a folder's adapter_config.json.
+
+    Raises:
+        InputError: it is garbled, or asks for more than plain LoRA.
+    """
     path = folder / "adapter_config.json"
     content = untrusted_files.json_object(path, remedy="Copy it again.")
     if (kind := content.get("peft_type")) != "LORA":
         raise InputError(f"{path}: peft_type is {kind!r}; only LORA is read.")
-    _number(path, content, "r", MOST_RANK, int)
+    _number(path, content, "r", MAX_RANK, int)
     _number(path, content, "lora_alpha", 1e6, (int, float))
     targets = content.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(t, str) and _NAME.fullmatch(t) for t in targets):
@@ -38,13 +42,13 @@ def check(folder: Path) -> None:
     if content.get("bias", "none") != "none" or not isinstance(content.get("use_rslora", False), bool):
         raise InputError(f"{path}: bias is {_shown(content.get('bias'))}; only 'none' is read.")
     for key, value in content.items():
-        if key not in _SPOKEN | _READ and value and value != _DEFAULTS.get(key):
+        if key not in _DESCRIPTIVE | _READ and value and value != _DEFAULTS.get(key):
             raise InputError(
                 f"{path}: {key} is {_shown(value)}; an adapter of plain LoRA leaves it empty, and no other is read."
             )
 
 
-def _number(path: Path, content: dict[str, Any], key: str, most: float, types: Any) -> None:
+def _number(path: Path, content: dict[str, Any], key: str, most: float, types: type | tuple[type, ...]) -> None:
     value = content.get(key)
     if not isinstance(value, types) or isinstance(value, bool) or not 0 < value <= most:
         raise InputError(f"{path}: {key} is {_shown(value)}; a number up to {most:g} was expected.")

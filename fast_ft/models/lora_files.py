@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
@@ -13,22 +13,29 @@ from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import LINEARS, ModelShape
 from fast_ft.models import lora_config, tensor_file
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+
 _TENSOR = re.compile(r"base_model\.model\.[\w.]+\.lora_[AB]\.weight")
 _FLOATS = ("F32", "F16", "BF16")
 
 
-def weights(model: Any) -> dict[str, Any]:
+def weights(model: PeftModel) -> dict[str, Tensor]:
     """Return the adapter's tensors by PEFT's names, where they are: these are the model's own, no copies."""
     import peft
 
-    found = out_of_memory.retried(
-        lambda: peft.get_peft_model_state_dict(model)
-    )  # packs a 4-bit base's scales on its way
+    # PEFT takes the whole model's state on its way to these, for which bitsandbytes packs the base's scales
+    found = out_of_memory.retried(lambda: peft.get_peft_model_state_dict(model))
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def load(model: Any, path: Path) -> None:
-    """Put the tensors of a safetensors file into a model's adapter, in place."""
+def load(model: PeftModel, path: Path) -> None:
+    """Put the tensors of a safetensors file into a model's adapter, in place.
+
+    Raises:
+        InputError: the file holds tensors that the adapter has no place for.
+    """
     import peft
     from safetensors.torch import load_file
 
@@ -40,10 +47,10 @@ def load(model: Any, path: Path) -> None:
         )
 
 
-def save(model: Any, folder: Path, base_name: str, card: str) -> None:
+def save(model: PeftModel, folder: Path, base_name: str, card: str) -> None:
     """Write adapter_model.safetensors, adapter_config.json and README.md (`card`) into an existing folder.
 
-    What PEFT's save_pretrained writes, with less memory.
+    They are what PEFT's save_pretrained writes, but for the base's name; writing them takes less memory.
     """
     tensor_file.save(folder / "adapter_model.safetensors", weights(model), {"format": "pt"})
     model.peft_config["default"].save_pretrained(str(folder))
@@ -56,9 +63,11 @@ def save(model: Any, folder: Path, base_name: str, card: str) -> None:
 
 
 def check(adapter: Path, base: Path) -> None:
-    """Raise InputError where the folder holds no adapter, or one whose shapes do not fit the base model."""
-    from safetensors import SafetensorError, safe_open
+    """Check that a folder holds an adapter, and that its tensors are those that fit the base model, by name and shape.
 
+    Raises:
+        InputError: no adapter, a pickle, a damaged file, tensors of another kind, or an adapter of another base model.
+    """
     path = adapter / "adapter_model.safetensors"
     if not path.is_file() and (adapter / "adapter_model.bin").is_file():
         raise InputError(
@@ -71,39 +80,37 @@ def check(adapter: Path, base: Path) -> None:
         )
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     lora_config.check(adapter)
-    hidden, layers, inner = (config.get(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    settings = untrusted_files.json_object(adapter / "adapter_config.json")
+    shapes = _shapes(path)
+    expected = _expected(ModelShape.from_config(config), settings["r"], settings["target_modules"])
+    if wrong := sorted(name for name in {**expected, **shapes} if expected.get(name) != shapes.get(name)):
+        found, wanted = (list(each[wrong[0]]) if wrong[0] in each else "absent" for each in (shapes, expected))
+        raise InputError(
+            f"{path}: {escaped(wrong[0][:120])} is {found}; by adapter_config.json and {base} {wanted} was expected. "
+            "The adapter was made for another base model, or the file is damaged: use the base model that it was "
+            "trained on, or copy it again."
+        )
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return {tensor: shape} of a safetensors file; InputError where it holds anything else than LoRA's matrices."""
+    from safetensors import SafetensorError, safe_open
+
     path.open("rb").close()  # the library calls a file that may not be read absent
     try:
         with safe_open(str(path), framework="np") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
-            kinds = {name: each.get_dtype() for name, each in slices.items()}
+            dtypes = {name: each.get_dtype() for name, each in slices.items()}
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
     for name, shape in shapes.items():
-        if not _TENSOR.fullmatch(name) or len(shape) != 2 or kinds[name] not in _FLOATS:
+        if not _TENSOR.fullmatch(name) or len(shape) != 2 or dtypes[name] not in _FLOATS:
             raise InputError(
-                f"{path}: holds {escaped(name[:120])!r}, {kinds[name]} of shape {list(shape)}; only the matrices A and "
-                "B of LoRA are read. Take what else there is out of it."
+                f"{path}: holds {escaped(name[:120])!r}, {dtypes[name]} of shape {list(shape)}; only the matrices A "
+                "and B of LoRA are read. Remove all other tensors from it."
             )
-    deepest = max((int(part) for name in shapes for part in name.split(".") if part.isdigit()), default=-1)
-    widths = {shape[1] for name, shape in shapes.items() if "q_proj.lora_A" in name}
-    inners = {shape[0] for name, shape in shapes.items() if "up_proj.lora_B" in name}
-    fits = deepest < (layers or deepest + 1) and widths <= {hidden} and inners <= {inner}
-    if not fits:
-        raise InputError(
-            f"{adapter}: this adapter was made for another base model: it has {deepest + 1} layers of width "
-            f"{sorted(widths | inners)}, and {base} has {layers} of width {hidden} and {inner}. Use the base model "
-            "that it was trained on."
-        )
-    settings = untrusted_files.json_object(adapter / "adapter_config.json")
-    wanted = _expected(ModelShape.from_config(config), settings["r"], settings["target_modules"])
-    if odd := sorted(name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)):
-        was, due = (list(each[odd[0]]) if odd[0] in each else "absent" for each in (shapes, wanted))
-        raise InputError(
-            f"{path}: {escaped(odd[0][:120])} is {was}; by adapter_config.json and the base model {due} was expected. "
-            "Copy it again, or train again."
-        )
+    return shapes
 
 
 def _expected(shape: ModelShape, r: int, targets: list[str]) -> dict[str, tuple[int, int]]:

@@ -4,13 +4,16 @@ A 4-bit code stands for one of 16 numbers, times its block's scale. The kernels 
 and multiply by the scale in two 16-bit parts, so that only the product is rounded, as it is when bitsandbytes
 dequantises. For that the 16 numbers must lie close to 16-bit ones: they do, times FACTOR, and the scale over it.
 
-Shapes: T tokens, K inputs, N outputs.
+Shapes: T tokens, K inputs, B blocks of 64 weights.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
 
 CODES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -70,8 +73,8 @@ def decoder(bits: list[int], kind: str, words: int) -> str:
     return "\n".join([*lines, "}"])
 
 
-def plane_order(columns: int) -> Any:
-    """Return for each place in plane order the column that stands there.
+def plane_order(columns: int) -> Tensor:
+    """Return for each place in plane order the column that stands there, int64 (columns,).
 
     Within 128 columns: pairs 0, 8, 16, ..., 56 first, then 1, 9, 17, and so on.
     """
@@ -80,16 +83,16 @@ def plane_order(columns: int) -> Any:
     return to_planes(torch.arange(columns)[None])[0]
 
 
-def to_planes(x_TK: Any) -> Any:
+def to_planes(x_TK: Tensor) -> Tensor:
     """Return x with its columns in plane order; K is a multiple of 128."""
     return x_TK.view(len(x_TK), -1, 8, 8, 2).transpose(2, 3).reshape(len(x_TK), -1)
 
 
-def pack_scales(absmax: Any, dtype: Any) -> Any:
-    """Return fp32 scales over FACTOR as int32: a 16-bit number and, in the upper half, what it lacks."""
+def pack_scales(absmax_B: Tensor, kind: dtype) -> Tensor:
+    """Return fp32 scales over FACTOR as int32: a 16-bit number of `kind` and, in the upper half, what it lacks."""
     import torch
 
-    scale = absmax / FACTOR[str(dtype).removeprefix("torch.")]
-    high = scale.to(dtype)
-    low = (scale - high.float()).to(dtype)
+    scale = absmax_B / FACTOR[str(kind).removeprefix("torch.")]
+    high = scale.to(kind)
+    low = (scale - high.float()).to(kind)
     return torch.stack((high, low), dim=-1).view(torch.int32).squeeze(-1)

@@ -5,7 +5,7 @@
 
 Linear layers do not care where a row begins. Only attention and positions do, so rows of any lengths share a pass and
 nothing is spent on padding. On a card one kernel takes all rows (torch's memory-efficient attention with boundaries:
-it exists for every card from compute capability 5.0 on, so for a T4); on a CPU each row is attended by itself.
+it exists for every card from compute capability 5.0 on, so for a T4). On a CPU each row is attended by itself.
 
 Shapes: T tokens, H heads, G KV heads, D head dimension, S places for rows.
 """
@@ -16,43 +16,53 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig
 
 NAME = "fast_ft_rows"  #: among transformers' attention implementations
 _CAUSAL = 1  #: the kernel's custom_mask_type: causal from the top left, row by row
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Where rows begin: `starts` (S + 1,) int32, rising, the last one T; no row is longer than `longest` tokens."""
 
-    starts: Any
+    starts: Tensor
     longest: int
 
 
-_current: Rows | None = None
+#: The rows of the passes that are running, the innermost last; `packed_pass` alone changes it. Attention functions are
+#: called by transformers and Unsloth, which pass nothing of ours on. It is one list for all threads: autograd goes
+#: backward over a card's work in a thread of its own, where recomputed layers attend once more.
+_running: list[PackedRows] = []
 
 
 @contextlib.contextmanager
-def over(config: Any, rows: Rows) -> Iterator[None]:
-    """Within, the model with this config attends row by row; its backward pass belongs inside too."""
-    global _current
-    before = config._attn_implementation, _current
+def packed_pass(config: PretrainedConfig, rows: PackedRows) -> Iterator[None]:
+    """Within, the model with this config attends row by row. The backward pass belongs inside too.
+
+    Passes may be nested: attention keeps to the innermost one's rows.
+    """
     _register()
-    config._attn_implementation, _current = NAME, rows
+    former, config._attn_implementation = config._attn_implementation, NAME
+    _running.append(rows)
     try:
         yield
     finally:
-        config._attn_implementation, _current = before
+        _running.pop()
+        config._attn_implementation = former
 
 
-def current() -> Rows | None:
-    """Return the rows of the pass that is running."""
-    return _current
+def current_rows() -> PackedRows | None:
+    """Return the rows of the innermost pass that is running, or None outside of all."""
+    return _running[-1] if _running else None
 
 
-def attend(q_HTD: Any, k_GTD: Any, v_GTD: Any, rows: Rows, scale: float | None = None) -> Any:
-    """Return what each token gets from its row's tokens up to itself: (1, T, H, D), from (1, H or G, T, D)."""
+def attend(q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, rows: PackedRows, scale: float | None = None) -> Tensor:
+    """Return causal attention within each row: (1, T, H, D), from (1, H or G, T, D). Default scale: 1 / sqrt(D)."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -71,8 +81,11 @@ def attend(q_HTD: Any, k_GTD: Any, v_GTD: Any, rows: Rows, scale: float | None =
     return torch.cat(mixed, dim=1)
 
 
-def forward(q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows) -> tuple[Any, tuple[Any, ...]]:
-    """As `attend`, for a caller that goes backward by hand: (what it returns, what `backward` wants to see again)."""
+def forward(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Attend as `attend` does, from (1, T, H or G, D), for a caller that goes backward by hand.
+
+    Return (attention's result, (1, T, H, D); the tensors that `backward` needs as `kept`).
+    """
     import torch
 
     if q_THD.is_cuda:
@@ -83,8 +96,11 @@ def forward(q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows) -> tuple[Any, tuple[
         return attend(q, k, v, rows), ()
 
 
-def backward(grad_THD: Any, q_THD: Any, k_TGD: Any, v_TGD: Any, out_THD: Any, kept: tuple[Any, ...], rows: Rows) -> Any:
-    """Return the gradients of q, k and v side by side, (T, H + 2 G, D)."""
+def backward(
+    grad_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, kept: tuple[Tensor, ...],
+    rows: PackedRows,
+) -> Tensor:  # fmt: skip
+    """Return the gradients of q, k and v side by side, (T, H + 2 G, D), given that of the result and `forward`'s."""
     import torch
 
     if not q_THD.is_cuda:
@@ -104,9 +120,13 @@ def backward(grad_THD: Any, q_THD: Any, k_TGD: Any, v_TGD: Any, out_THD: Any, ke
 
 
 def one_kernel(
-    q_THD: Any, k_TGD: Any, v_TGD: Any, rows: Rows, *, scale: float | None = None, goes_backward: bool = True
-) -> Any:
-    """On a card: (what `attend` returns, from (1, T, H or G, D); what the kernel that goes backward wants to see)."""
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows, *, scale: float | None = None,
+    goes_backward: bool = True,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Attend on a card, in one kernel, from (1, T, H or G, D).
+
+    Return the kernel's results: first what `attend` returns, then what the backward kernel needs.
+    """
     import torch
 
     return torch.ops.aten._efficient_attention_forward(
@@ -115,14 +135,14 @@ def one_kernel(
     )  # fmt: skip
 
 
-def _repeated(q_THD: Any, *parts: Any) -> tuple[Any, ...]:
-    """Return keys and values with as many heads as there are queries'; the kernel knows no grouped ones."""
+def _repeated(q_THD: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Return keys and values with each head repeated for its queries' heads: the kernel knows no grouped heads."""
     group = q_THD.shape[2] // parts[0].shape[2]
     return tuple(part.repeat_interleave(group, dim=2) if group > 1 else part for part in parts)
 
 
 def _register() -> None:
-    """Make NAME known to transformers. It gets no mask function, so transformers builds no mask for it."""
+    """Make NAME known to transformers. It is given no mask function, so transformers builds no mask for it."""
     from transformers import AttentionInterface
 
     if NAME not in AttentionInterface._global_mapping:
@@ -130,8 +150,10 @@ def _register() -> None:
 
 
 def _forward(
-    module: Any, q: Any, k: Any, v: Any, attention_mask: Any, scaling: float | None = None, **_: Any
-) -> tuple[Any, None]:
-    """transformers' signature of an attention function."""
-    assert _current is not None, "a model keeps this attention only within `over`"
-    return attend(q, k, v, _current, scaling), None
+    module: nn.Module, q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attend as transformers asks it of an attention function. The mask is not read: there is none (`_register`)."""
+    rows = current_rows()
+    assert rows is not None, "a model keeps this attention only within `packed_pass`"
+    return attend(q_HTD, k_GTD, v_GTD, rows, scaling), None

@@ -1,6 +1,7 @@
 """safetensors files written piece by piece, so that saving takes next to no memory, on a card that is full too.
 
-The library's own writer wants all tensors in the machine's memory at once. What is written is the same, byte for byte.
+The library's own writer wants all tensors in the machine's memory at once, which a checkpoint of adapter and optimizer
+need not leave room for. What is written is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -8,20 +9,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PIECE = 16 << 20  #: bytes that come from the card at a time
-_LEAST = 1 << 12  #: bytes: where not even these have room, it is an error
+_LEAST = 1 << 12  #: bytes: where not even these find room, the error is raised
 _NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 
 
-def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors, from whatever device they are on, by their names. The format: safetensors' README."""
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors of any shapes, from whatever device they are on, by their names. The format: safetensors' README.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError: not even pieces of 4 KiB find room.
+    """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     # The widest types first, as the library has them: each tensor is then aligned in a mapped file.
@@ -40,8 +48,8 @@ def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | N
                 file.write(piece)
 
 
-def _pieces(tensor: Any) -> Iterator[memoryview]:
-    """Yield a tensor's bytes; in smaller pieces where memory does not do for these."""
+def _pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield a tensor's bytes, in pieces of PIECE; in smaller ones where memory does not suffice."""
     import torch
 
     flat = tensor.detach().reshape(-1).view(torch.uint8)
@@ -61,6 +69,6 @@ def _pieces(tensor: Any) -> Iterator[memoryview]:
         at += len(piece)
 
 
-def fetch(piece: Any) -> Any:
+def fetch(piece_N: Tensor) -> Tensor:
     """Return a piece of a tensor on the CPU."""
-    return piece.cpu()
+    return piece_N.cpu()

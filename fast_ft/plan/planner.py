@@ -11,7 +11,7 @@ from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import Prepared
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
-from fast_ft.models.loaders.choose import ALONE_ONLY
+from fast_ft.models.loaders.base import ALONE_ONLY
 from fast_ft.plan import cards, plans
 from fast_ft.plan.cost_model import CONTEXT_GIB, Training
 from fast_ft.plan.micro_batches import share

@@ -19,9 +19,9 @@ from typing import Any
 from fast_ft.common.console import note
 from fast_ft.data.encoding import IGNORE_INDEX, Row
 from fast_ft.models import packed_attention
-from fast_ft.models.activation_checkpointing import draws, recompute
-from fast_ft.models.loaders.choose import Loaded
-from fast_ft.models.packed_attention import Rows
+from fast_ft.models.activation_checkpointing import has_dropout, recompute
+from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.models.packed_attention import PackedRows
 from fast_ft.plan.micro_batches import width
 from fast_ft.train.loss import response_loss
 from fast_ft.train.neftune import Noise
@@ -33,7 +33,7 @@ class Micro:
     """A micro-batch on the host: `tokens` (4, T) int64 holds ids, targets, positions and each token's row's length."""
 
     tokens: Any
-    starts: Any  #: (S + 1,) int32, as in attention.Rows
+    starts: Any  #: (S + 1,) int32, as in attention.PackedRows
 
 
 def lay_out(rows: Sequence[Row], *, tokens: int, places: int, pad_id: int) -> Micro:
@@ -73,7 +73,7 @@ class Passes:
     """
 
     def __init__(
-        self, loaded: Loaded, flat: Flat, *, noise_alpha: float | None, capture: bool, recompute_layers: int,
+        self, loaded: LoadedModel, flat: Flat, *, noise_alpha: float | None, capture: bool, recompute_layers: int,
         places: int, longest: int, pad_id: int,
     ) -> None:  # fmt: skip
         import torch
@@ -88,6 +88,7 @@ class Passes:
         self._graphs: dict[int, _Graph] = {}
         self._pool: Any = None
         self._noise = Noise(noise_alpha) if noise_alpha is not None else None
+        self._model_patches = loaded.patches
         self._open = False
         self.reshape(capture=capture, recompute_layers=recompute_layers)
 
@@ -96,15 +97,17 @@ class Passes:
         if self._open:
             return
         self._open = True
+        self._patches = self._model_patches.group()
         if self._noise is not None:
-            self._noise.put_on(self._causal.get_input_embeddings())
-        recompute(self.model, self._recompute_layers)
+            self._noise.put_on(self._causal.get_input_embeddings(), self._patches)
+        self._recomputed = self._patches.group()
+        recompute(self.model, self._recompute_layers, self._recomputed)
 
     def close(self) -> None:
         """Take the noise off the embeddings, let go of graphs and their memory, keep all activations again."""
-        if self._noise is not None:
-            self._noise.take_off()
         self.reshape(capture=False, recompute_layers=0)
+        if self._open:
+            self._patches.undo()
         self._open = False
 
     def reshape(self, *, capture: bool, recompute_layers: int) -> None:
@@ -116,11 +119,12 @@ class Passes:
             # cuBLAS holds 32 MiB and more for each stream that a capture ran on: they stayed, some 64 MiB a run
             torch._C._cuda_clearCublasWorkspaces()
         self._pool = None
-        random = recompute_layers > 0 and draws(self.model)
+        random = recompute_layers > 0 and has_dropout(self.model)
         self.capture = capture and self.device == "cuda" and not random
         self._recompute_layers = recompute_layers
         if self._open:
-            recompute(self.model, recompute_layers)
+            self._recomputed.undo()
+            recompute(self.model, recompute_layers, self._recomputed)
 
     def begin(self, supervised: float, scale: Any | None) -> None:
         """Start a step: `supervised` are its trained tokens, `scale` fp16's loss scale (a tensor) or None."""
@@ -199,7 +203,9 @@ class Passes:
             else contextlib.nullcontext()
         )
         # the backward pass too: layers are computed again there
-        with packed_attention.over(self._causal.config, Rows(starts_S, min(self.longest, tokens_4T.shape[1]))):
+        with packed_attention.packed_pass(
+            self._causal.config, PackedRows(starts_S, min(self.longest, tokens_4T.shape[1]))
+        ):
             with autocast:
                 hidden_1TD = self._causal.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0]
                 total = response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0])

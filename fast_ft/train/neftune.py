@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fast_ft.models.patches import ModelPatches
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Noise:
-    """Noise within alpha / sqrt(L d) from `put_on` to `take_off`: L is a row's own length, d the embeddings' size.
+    """Noise within alpha / sqrt(L d): L is a row's own length, d the embeddings' size. `patches` takes it off again.
 
     Before each pass `row_lengths` (1, T) is set: for each token the length of its row.
     """
@@ -14,15 +19,10 @@ class Noise:
     def __init__(self, alpha: float) -> None:
         self.row_lengths: Any = None
         self._alpha = alpha
-        self._handle: Any = None
 
-    def put_on(self, embeddings: Any) -> None:
-        self._handle = embeddings.register_forward_hook(self._add)
-
-    def take_off(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+    def put_on(self, embeddings: nn.Module, patches: ModelPatches) -> None:
+        """Add noise to what the embeddings return, until `patches` is undone."""
+        patches.hook(embeddings.register_forward_hook(self._add))
 
     def _add(self, module: Any, _: Any, output: Any) -> Any:
         import torch

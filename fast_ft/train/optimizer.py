@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fast_ft.models import weight_layout
 from fast_ft.recipe import schema
 
 
@@ -18,11 +19,9 @@ class Flat:
         import torch
 
         self._weights = [p for p in model.parameters() if p.requires_grad]
-        whole = torch.cat([p.data.flatten() for p in self._weights])
+        whole = weight_layout.flatten(self._weights)
         self.parameter, self.gradient = torch.nn.Parameter(whole), torch.zeros_like(whole)
         sizes = [p.numel() for p in self._weights]
-        for weight, part in zip(self._weights, self.parameter.data.split(sizes), strict=True):
-            weight.data = part.view_as(weight)
         parts = zip(self._weights, self.gradient.split(sizes), strict=True)
         self._gradients = [part.view_as(weight) for weight, part in parts]
 

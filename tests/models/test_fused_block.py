@@ -10,8 +10,10 @@ import torch
 
 from fast_ft.data.encoding import IGNORE_INDEX, Row
 from fast_ft.generate.engine.model_runner import Fused
-from fast_ft.models.fused_block import block, dispatch, linear_group, ops_torch
+from fast_ft.models import weight_layout
+from fast_ft.models.fused_block import block, dispatch, ops_torch
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes, lay_out
 from fast_ft.train.optimizer import Flat
@@ -26,7 +28,7 @@ def rows(seed: int = 0) -> list[Row]:
     return made
 
 
-def gradients(loaded: choose.Loaded, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(loaded: LoadedModel, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
     passes = Passes(
         loaded, Flat(loaded.model), noise_alpha=None, capture=False, recompute_layers=recompute_layers,
         places=3, longest=17, pad_id=0,
@@ -55,7 +57,7 @@ def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str
     for file in tiny.glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     section = schema.Model(name_or_path=str(tmp_path), load_in_4bit=False, max_length=64)
-    made = choose.make_backend(section, schema.Lora(r=4, lora_alpha=12), seed=1,
+    made = choose.make_loader(section, schema.Lora(r=4, lora_alpha=12), seed=1,
                                 name="peft").for_training()  # fmt: skip
     with torch.no_grad():
         for name, weight in made.model.named_parameters():
@@ -64,7 +66,7 @@ def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str
     loss, expected = gradients(made)
     assert len(expected) == 2 * 7 * 2 and all(g.abs().max() > 0 for g in expected.values())
     before = {name: weight.clone() for name, weight in made.model.state_dict().items()}
-    assert block.install(made.model) is None
+    assert block.install(made.model, made.patches) is None
     for name, weight in made.model.state_dict().items():
         assert weight.equal(before[name]), f"{name} is a view now, of the same values"
     for recomputed in (0, 1):
@@ -82,10 +84,10 @@ def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str
 def test_training_and_decoding_share_one_copy_of_the_weights(tiny: Path, first: str) -> None:
     """A sweep trains and answers with one base, in turns: neither may leave the other with a copy of its own."""
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
-    made = choose.make_backend(section, schema.Lora(r=4), seed=1, name="peft").for_training()
+    made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
     if first == "decoding":
         Fused(made.model)
-    assert block.install(made.model) is None
+    assert block.install(made.model, made.patches) is None
     _, expected = gradients(made)
     layers = made.model.get_base_model().model.layers
     blocks = [layer.forward.block for layer in layers]
@@ -112,19 +114,19 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
         (schema.Lora(r=4, lora_dropout=0.1), "dropout"),
         (schema.Lora(r=4, target_modules=["q_proj"]), "no LoRA"),
     ):
-        made = choose.make_backend(section, lora, seed=1, name="peft").for_training()
-        assert reason in (block.install(made.model) or "")
+        made = choose.make_loader(section, lora, seed=1, name="peft").for_training()
+        assert reason in (block.install(made.model, made.patches) or "")
 
 
 def test_weights_are_laid_side_by_side_once() -> None:
     """Packed 4-bit weights are columns of bytes. What lies in another order, or elsewhere, is still copied."""
     pieces = [torch.nn.Parameter(torch.full((n, 1), n, dtype=torch.uint8), requires_grad=False) for n in (6, 4, 2)]
-    whole = linear_group.side_by_side(pieces)
-    again = linear_group.side_by_side(pieces)
+    whole = weight_layout.side_by_side(pieces)
+    again = weight_layout.side_by_side(pieces)
     assert again.data_ptr() == whole.data_ptr() == pieces[0].data_ptr() and again.equal(whole)
     for others in (pieces[::-1], pieces[::2], [pieces[0], pieces[2].clone()]):
         values = torch.cat([each.data for each in others])
-        assert linear_group.side_by_side(others).equal(values)
+        assert weight_layout.side_by_side(others).equal(values)
 
 
 def test_four_bits_unpack_as_bitsandbytes_does() -> None:

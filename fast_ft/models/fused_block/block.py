@@ -1,10 +1,10 @@
 """A Llama block's forward pass, and its backward pass by hand.
 
-    x --norm--> qkv --turn--> attention --out--(+x)--> mid --norm--> gate, up --swiglu--> down --(+mid)--> y
+    x --norm--> qkv --rotate--> attention --out--(+x)--> mid --norm--> gate, up --swiglu--> down --(+mid)--> y
 
 What autograd would keep is 1.3 times as much and passes over memory more often: here the norms and swiglu's result are
-computed again from what is kept anyway, gradients lie where values lay, residuals are added inside of products, and q,
-k, v are one product, as are gate and up. Each 4-bit weight is turned to 16 bits once forward and once backward.
+computed again from what is kept anyway, gradients are written over values, residuals are added inside of products, and
+q, k, v are one product, as are gate and up. Each 4-bit weight is turned to 16 bits once forward and once backward.
 
 Kept for each token: x, q, k, v, attention's result, mid, gate, up; in a 7B 2.8 MiB over all layers.
 
@@ -13,153 +13,166 @@ Shapes: T tokens, E hidden, H heads, G KV heads, D head dimension, M inner size 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from fast_ft.hub.families import LINEARS, ModelShape
 from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import dispatch
-from fast_ft.models.fused_block.linear_group import Linears, Space
-from fast_ft.models.packed_attention import Rows
+from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
+from fast_ft.models.packed_attention import PackedRows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from torch.autograd.function import FunctionCtx
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from fast_ft.models.patches import ModelPatches
 
 
-def install(model: Any) -> str | None:
-    """Let a PEFT model's decoder layers train through Blocks; or return why that cannot be, and leave it as it is.
+def install(model: PeftModel, patches: ModelPatches) -> str | None:
+    """Let a model's decoder layers train through Blocks, until `patches` is undone.
 
-    Only passes within attention.over take this way; all else (evaluation, generation) goes as before.
+    Return why that cannot be, where it cannot, and leave the model as it is. Only passes within
+    packed_attention.packed_pass go through Blocks; evaluation and generation go as before.
     """
     core = model.get_base_model()
     config, embedding = core.config, core.get_input_embeddings().weight
     if reason := unknown(config.to_dict()) or _obstacle(core):
         return reason
-    space = Space()
+    buffer = WeightBuffer()
     for layer in core.model.layers:
-        block = Block(layer, config, embedding.dtype, space)
-        former = layer.forward.former if isinstance(layer.forward, _Either) else layer.forward  # of an adapter before
-        layer.forward = _Either(block, former)
+        block = Block(layer, config, embedding.dtype, buffer)
+        patches.replace(layer, "forward", _TrainingForward(block, layer.forward))
     if embedding.is_cuda:
-        import torch
-
         torch.cuda.empty_cache()  # the pieces that the layers' weights were in before
     return None
 
 
-class _Either:
-    """A layer's forward: the block within a pass over rows, else what it was."""
+class _TrainingForward:
+    """A layer's forward: the block within a pass over packed rows, else the layer's own."""
 
-    def __init__(self, block: Block, former: Any) -> None:
+    def __init__(self, block: Block, former: Callable[..., Any]) -> None:
         self.block, self.former = block, former
 
-    def __call__(self, hidden: Any, *given: Any, **named: Any) -> Any:
-        rows = packed_attention.current()
+    def __call__(self, hidden_1TE: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows = packed_attention.current_rows()
         if rows is None:
-            return self.former(hidden, *given, **named)
-        cos, sin = named["position_embeddings"]
-        return self.block(hidden, cos, sin, rows)
+            return self.former(hidden_1TE, *args, **kwargs)
+        cos_1TD, sin_1TD = kwargs["position_embeddings"]
+        return self.block(hidden_1TE, cos_1TD, sin_1TD, rows)
 
 
 class Block:
-    """One layer's weights, grouped, and its pass."""
+    """One layer's weights, in groups that share an input, and its pass."""
 
-    def __init__(self, layer: Any, config: Any, dtype: Any, space: Space) -> None:
-        a, m = layer.self_attn, layer.mlp
+    def __init__(self, layer: nn.Module, config: PretrainedConfig, dtype: torch.dtype, buffer: WeightBuffer) -> None:
+        attn, mlp = layer.self_attn, layer.mlp
         self.norm_1, self.norm_2 = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.eps, self.size = config.rms_norm_eps, a.head_dim
+        self.eps, self.size = config.rms_norm_eps, attn.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.groups = [
-            Linears(modules, dtype, space)
-            for modules in ([a.q_proj, a.k_proj, a.v_proj], [a.o_proj], [m.gate_proj, m.up_proj], [m.down_proj])
-        ]
+        qkv, gate_up = [attn.q_proj, attn.k_proj, attn.v_proj], [mlp.gate_proj, mlp.up_proj]
+        parts = (qkv, [attn.o_proj], gate_up, [mlp.down_proj])
+        self.groups = [LinearGroup(modules, dtype, buffer) for modules in parts]
         self._lora = [weight for group in self.groups for weight in group.lora()]
-        self._function = _function()
 
-    def __call__(self, hidden_1TE: Any, cos_1TD: Any, sin_1TD: Any, rows: Rows) -> Any:
+    def __call__(self, hidden_1TE: Tensor, cos_1TD: Tensor, sin_1TD: Tensor, rows: PackedRows) -> Tensor:
         """Return the layer's output, (1, T, E)."""
-        return self._function.apply(hidden_1TE[0], self, cos_1TD[0], sin_1TD[0], rows, *self._lora)[None]
+        return BlockPass.apply(hidden_1TE[0], self, cos_1TD[0], sin_1TD[0], rows, *self._lora)[None]
 
-    def split(self, lora: Any) -> list[Any]:
+    def split(self, lora: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """Return the LoRA's matrices by group: of q, k, v; o; gate, up; down."""
         return [lora[:6], lora[6:8], lora[8:12], lora[12:14]]
 
-    def heads_of(self, qkv_TN: Any) -> list[Any]:
+    def heads_of(self, qkv_TN: Tensor) -> list[Tensor]:
         """Return q, k and v, each (1, T, H or G, D)."""
         parts = qkv_TN.view(1, len(qkv_TN), -1, self.size)
         return list(parts.split([self.heads, self.kv_heads, self.kv_heads], dim=2))
 
-    def rotated(self, qkv_TN: Any) -> Any:
-        """Return q's and k's heads, (T, H + G, D), to be turned in place."""
+    def rotated(self, qkv_TN: Tensor) -> Tensor:
+        """Return q's and k's heads, (T, H + G, D), to be rotated in place."""
         return qkv_TN.view(len(qkv_TN), -1, self.size)[:, : self.heads + self.kv_heads]
 
 
-def _function() -> Any:
-    import torch
+class BlockPass(torch.autograd.Function):
+    """A block's forward and backward pass as autograd sees it: x (T, E), and the LoRA's matrices as in Block.split."""
 
-    class BlockPass(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x_TE: Any, block: Block, cos_TD: Any, sin_TD: Any, rows: Rows, *lora: Any) -> Any:
-            do, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
-            of_qkv, of_out, of_gate_up, of_down = block.split(lora)
-            x_TE = x_TE.contiguous()
-            norm_TE, scale_1 = do.rms_norm(x_TE, block.norm_1, block.eps)
-            qkv_TN, kept_qkv = qkv.forward(norm_TE, of_qkv)
-            do.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD, back=False)
-            q, k, v = block.heads_of(qkv_TN)
-            mixed_THD, kept_mixed = packed_attention.forward(q, k, v, rows)
-            mixed_TN = mixed_THD.reshape(len(x_TE), -1)
-            mid_TE, kept_out = out.forward(mixed_TN, of_out, add_TN=x_TE)
-            norm_TE, scale_2 = do.rms_norm(mid_TE, block.norm_2, block.eps)
-            gate_up_TN, kept_gate_up = gate_up.forward(norm_TE, of_gate_up)
-            y_TE, kept_down = down.forward(do.swiglu(gate_up_TN), of_down, add_TN=mid_TE)
-            groups = (kept_qkv, kept_mixed, kept_out, kept_gate_up, kept_down)
-            ctx.block, ctx.rows, ctx.counts = block, rows, [len(group) for group in groups]
-            ctx.save_for_backward(
-                x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD,
-                *(each for group in groups for each in group),
-            )  # fmt: skip
-            return y_TE
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x_TE: Tensor, block: Block, cos_TD: Tensor, sin_TD: Tensor, rows: PackedRows, *lora: Tensor
+    ) -> Tensor:
+        """Return the layer's output, (T, E), and keep what `backward` needs."""
+        ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
+        lora_qkv, lora_out, lora_gate_up, lora_down = block.split(lora)
+        x_TE = x_TE.contiguous()
+        norm_TE, scale_1 = ops.rms_norm(x_TE, block.norm_1, block.eps)
+        qkv_TN, kept_qkv = qkv.forward(norm_TE, lora_qkv)
+        ops.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD, back=False)
+        q, k, v = block.heads_of(qkv_TN)
+        mixed_THD, kept_mixed = packed_attention.forward(q, k, v, rows)
+        mixed_TN = mixed_THD.reshape(len(x_TE), -1)
+        mid_TE, kept_out = out.forward(mixed_TN, lora_out, add_TN=x_TE)
+        norm_TE, scale_2 = ops.rms_norm(mid_TE, block.norm_2, block.eps)
+        gate_up_TN, kept_gate_up = gate_up.forward(norm_TE, lora_gate_up)
+        y_TE, kept_down = down.forward(ops.swiglu(gate_up_TN), lora_down, add_TN=mid_TE)
+        groups = (kept_qkv, kept_mixed, kept_out, kept_gate_up, kept_down)
+        ctx.block, ctx.rows, ctx.counts = block, rows, [len(group) for group in groups]
+        ctx.save_for_backward(
+            x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD,
+            *(each for group in groups for each in group),
+        )  # fmt: skip
+        return y_TE
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            block, rows = ctx.block, ctx.rows
-            x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD, *kept = ctx.saved_tensors
-            each = iter(kept)
-            kept_qkv, kept_mixed, kept_out, kept_gate_up, kept_down = (
-                tuple(next(each) for _ in range(count)) for count in ctx.counts
-            )
-            do, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
-            dy_TE = grads[0].contiguous()
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x and of the LoRA's matrices, given that of the output, (T, E)."""
+        block, rows = ctx.block, ctx.rows
+        x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD, *kept = ctx.saved_tensors
+        each = iter(kept)
+        kept_qkv, kept_mixed, kept_out, kept_gate_up, kept_down = (
+            tuple(next(each) for _ in range(count)) for count in ctx.counts
+        )
+        ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
+        dy_TE = grads[0].contiguous()
 
-            dh_TM, inner_TR = down.input_gradient(dy_TE, kept_down)
-            do.swiglu_backward_(gate_up_TN, dh_TM)  # gate and up are their gradients now, dh is h again
-            of_down = down.lora_gradients(dh_TM, dy_TE, inner_TR, kept_down)
-            del dh_TM
-            dnorm_TE, inner_TR = gate_up.input_gradient(gate_up_TN, kept_gate_up)
-            norm_TE, _ = do.rms_norm(mid_TE, block.norm_2, block.eps)
-            of_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, kept_gate_up)
-            dmid_TE = do.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE)
+        dh_TM, inner_TR = down.input_gradient(dy_TE, kept_down)
+        ops.swiglu_backward_(gate_up_TN, dh_TM)  # gate and up are their gradients now, dh is h again
+        grads_down = down.lora_gradients(dh_TM, dy_TE, inner_TR, kept_down)
+        del dh_TM
+        dnorm_TE, inner_TR = gate_up.input_gradient(gate_up_TN, kept_gate_up)
+        norm_TE, _ = ops.rms_norm(mid_TE, block.norm_2, block.eps)
+        grads_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, kept_gate_up)
+        dmid_TE = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE)
 
-            dmixed_TN, inner_TR = out.input_gradient(dmid_TE, kept_out)
-            of_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, kept_out)
-            q, k, v = block.heads_of(qkv_TN)
-            dqkv_TN = packed_attention.backward(
-                dmixed_TN.view(q.shape), q, k, v, mixed_TN.view(q.shape), kept_mixed, rows
-            ).reshape(len(x_TE), -1)
-            do.rotate_(block.rotated(dqkv_TN), cos_TD, sin_TD, back=True)
-            dnorm_TE, inner_TR = qkv.input_gradient(dqkv_TN, kept_qkv)
-            norm_TE, _ = do.rms_norm(x_TE, block.norm_1, block.eps)
-            of_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, kept_qkv)
-            dx_TE = do.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE)
-            return (dx_TE, None, None, None, None, *of_qkv, *of_out, *of_gate_up, *of_down)
-
-    return BlockPass
+        dmixed_TN, inner_TR = out.input_gradient(dmid_TE, kept_out)
+        grads_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, kept_out)
+        q, k, v = block.heads_of(qkv_TN)
+        dqkv_TN = packed_attention.backward(
+            dmixed_TN.view(q.shape), q, k, v, mixed_TN.view(q.shape), kept_mixed, rows
+        ).reshape(len(x_TE), -1)
+        ops.rotate_(block.rotated(dqkv_TN), cos_TD, sin_TD, back=True)
+        dnorm_TE, inner_TR = qkv.input_gradient(dqkv_TN, kept_qkv)
+        norm_TE, _ = ops.rms_norm(x_TE, block.norm_1, block.eps)
+        grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, kept_qkv)
+        dx_TE = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE)
+        return (dx_TE, None, None, None, None, *grads_qkv, *grads_out, *grads_gate_up, *grads_down)
 
 
-def check(like: Any, shape: ModelShape) -> str | None:
-    """Return why the kernels cannot be relied on with tensors like this one, or None."""
+def check(like: Tensor, shape: ModelShape) -> str | None:
+    """Return why the kernels cannot be relied on with tensors of `like`'s device and dtype, or None."""
     return dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
 
 
 def unknown(config: dict[str, Any]) -> str | None:
-    """Return what of a model's config.json a Block does not know, or None."""
+    """Return what of a model's config.json a Block does not know, or None.
+
+    Raises:
+        InputError: the model is of another kind than Llama's.
+    """
     shape = ModelShape.from_config(config)  # refuses other kinds of models
     if config.get("hidden_act", "silu") != "silu" or (
         config.get("sliding_window") and config.get("use_sliding_window", True)
@@ -169,7 +182,7 @@ def unknown(config: dict[str, Any]) -> str | None:
     return None if size & (size - 1) == 0 else f"a head's dimension is {size}, no power of two"
 
 
-def _obstacle(core: Any) -> str | None:
+def _obstacle(core: PreTrainedModel) -> str | None:
     """Return what of a loaded model's layers a Block does not know, or None."""
     layer = core.model.layers[0]
     for path in LINEARS:

@@ -1,41 +1,41 @@
-"""Which way the work between products is done: models/fused_block/ops_triton.py on a card where Triton runs,
-models/fused_block/ops_torch.py elsewhere.
-"""
+"""Which module does the work between a block's products: Triton's kernels on a card, plain torch elsewhere."""
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+from fast_ft.models.fused_block import ops_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TOLERANCE = 0.01  #: of the largest value: 16-bit rounding is a tenth of it, a wrong kernel is far outside
 
 
-def ops_for(tensor: Any) -> Any:
-    """Return the module whose functions take this tensor."""
+def ops_for(tensor: Tensor) -> ModuleType:
+    """Return the module whose functions take this tensor: ops_triton, or ops_torch."""
     if tensor.is_cuda:
         from fast_ft.models.fused_block import ops_triton
 
         return ops_triton
-    from fast_ft.models.fused_block import ops_torch
-
     return ops_torch
 
 
-def check(like: Any, width: int, inner: int, head: int) -> str | None:
+def check(like: Tensor, width: int, inner: int, head: int) -> str | None:
     """Run every kernel once, in the sizes that training will use; return why one cannot be relied on, or None.
 
-    `like` is a tensor of the device and dtype that matter.
+    `like` is a tensor of the device and dtype to check. The sizes: hidden, of the MLP, of a head.
     """
-    import torch
-
-    from fast_ft.models.fused_block import ops_torch
-
-    theirs = ops_for(like)
+    ours = ops_for(like)
     draw = torch.Generator(like.device).manual_seed(0)
 
-    def normal(*shape: int) -> Any:
+    def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, device=like.device).to(like.dtype)
 
-    def results(ops: Any) -> list[Any]:
+    def results(ops: ModuleType) -> list[Tensor]:
         draw.manual_seed(0)
         x, grad, residual, weight = normal(3, width), normal(3, width), normal(3, width), normal(width)
         norm, scale = ops.rms_norm(x, weight, 1e-5)
@@ -58,8 +58,8 @@ def check(like: Any, width: int, inner: int, head: int) -> str | None:
         return [*found, gate_up, back, out, twice]
 
     try:
-        for ours, expected in zip(results(theirs), results(ops_torch), strict=True):
-            difference = (ours.float() - expected.float()).abs().max() / expected.float().abs().max()
+        for made, expected in zip(results(ours), results(ops_torch), strict=True):
+            difference = (made.float() - expected.float()).abs().max() / expected.float().abs().max()
             if not difference.item() <= _TOLERANCE:  # a NaN, too
                 return f"a Triton kernel differs from plain torch by {difference.item():.3g} on this card"
     except Exception as error:  # a compiler on a card that it does not know may fail in any way

@@ -1,35 +1,37 @@
-"""What lies between a block's products, in plain torch: for CPUs, and the reference for
-models/fused_block/ops_triton.py.
+"""What lies between a block's products, in plain torch: for CPUs, and the reference for ops_triton.py.
 
 Shapes: T tokens, E hidden, N heads that are rotated, D head dimension, M inner size of the MLP.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+import torch
 
 from fast_ft.models import nf4
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def rms_norm(x_TE: Any, weight_E: Any, eps: float) -> tuple[Any, Any]:
+
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (the norm, TE; 1 / the root mean square of each row, fp32 T)."""
     x32_TE = x_TE.float()
     scale_T = (x32_TE.square().mean(dim=-1) + eps).rsqrt()
     return (x32_TE * scale_T[:, None]).to(x_TE.dtype) * weight_E, scale_T
 
 
-def rms_norm_backward(grad_TE: Any, x_TE: Any, weight_E: Any, scale_T: Any, residual_TE: Any) -> Any:
-    """Return the gradient of x: through the norm, and `residual_TE`, which went past it."""
+def rms_norm_backward(grad_TE: Tensor, x_TE: Tensor, weight_E: Tensor, scale_T: Tensor, residual_TE: Tensor) -> Tensor:
+    """Return the gradient of x, TE: what comes through the norm, and `residual_TE`, which went past it."""
     unit_TE = x_TE.float() * scale_T[:, None]
     inner_TE = grad_TE.float() * weight_E.float()
     through_TE = (inner_TE - unit_TE * (inner_TE * unit_TE).mean(dim=-1, keepdim=True)) * scale_T[:, None]
     return residual_TE + through_TE.to(x_TE.dtype)
 
 
-def rotate_(x_TND: Any, cos_TD: Any, sin_TD: Any, *, back: bool) -> None:
-    """Turn each head by its token's angles, in place; `back`: the other way round, as the gradient goes."""
-    import torch
-
+def rotate_(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, *, back: bool) -> None:
+    """Rotate each head by its token's angles, in place; with `back` the other way round, as for gradients."""
     half = x_TND.shape[-1] // 2
     cos, sin = cos_TD[:, None].float(), sin_TD[:, None].float()
     x = x_TND.float()
@@ -37,13 +39,13 @@ def rotate_(x_TND: Any, cos_TD: Any, sin_TD: Any, *, back: bool) -> None:
     x_TND.copy_(x * cos - turned * sin if back else x * cos + turned * sin)
 
 
-def swiglu(gate_up_T2M: Any) -> Any:
+def swiglu(gate_up_T2M: Tensor) -> Tensor:
     """Return silu(gate) * up, TM."""
     gate, up = gate_up_T2M.chunk(2, dim=-1)
     return (gate.float() * gate.float().sigmoid()).to(gate.dtype) * up
 
 
-def swiglu_backward_(gate_up_T2M: Any, grad_TM: Any) -> None:
+def swiglu_backward_(gate_up_T2M: Tensor, grad_TM: Tensor) -> None:
     """Put the gradients of gate and up in their places, and swiglu's own result in the gradient's."""
     gate, up = (part.float() for part in gate_up_T2M.chunk(2, dim=-1))
     grad, share = grad_TM.float(), gate.sigmoid()
@@ -54,20 +56,22 @@ def swiglu_backward_(gate_up_T2M: Any, grad_TM: Any) -> None:
     grad_TM.copy_(result_TM)
 
 
-def unpack(packed: Any, scale: Any, nested: tuple[Any, Any, Any] | None, out: Any) -> None:
-    """Write the weights that `packed` (bytes of NF4 codes, the upper half first) holds to `out`; see kernels.unpack."""
-    import torch
+def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:
+    """Write the weights that `packed` (bytes of two NF4 codes, the upper half first) holds to `out`, flat.
 
+    `scale` is fp32, one for 64 weights; or, with `nested`, bytes: see `scales`.
+    """
     scale = scale if nested is None else scales(scale, nested)
     code = torch.tensor(nf4.CODES, device=packed.device)
     nibbles = torch.stack((packed.view(-1) >> 4, packed.view(-1) & 15), dim=1)
     out.copy_((code[nibbles.long()].view(-1, 64) * scale.view(-1, 1)).view(out.shape))
 
 
-def scales(scale: Any, nested: tuple[Any, Any, Any]) -> Any:
-    """Return the blocks' scales, fp32, of bytes that are codes of them."""
-    import torch
+def scales(scale: Tensor, nested: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Return the blocks' scales, fp32, of bytes that are quantised themselves.
 
+    `nested` is (the number that each byte stands for, 256; the scale, and the offset, of each group of 256 bytes).
+    """
     scale_code, group_scale, group_offset = nested
     group = torch.arange(scale.numel(), device=scale.device) // 256
     return scale_code[scale.long()] * group_scale[group] + group_offset[group]

@@ -1,17 +1,20 @@
-"""What lies between a block's products, and 4-bit weights turned to 16 bits, in Triton; functions as in
-models/fused_block/ops_torch.py.
+"""What lies between a block's products, and 4-bit weights turned to 16 bits, in Triton; functions as in ops_torch.py.
 
-Imported only where there is an NVIDIA GPU. One pass over memory each; sums in fp32.
+Imported only where there is an NVIDIA GPU. Each kernel passes over memory once; sums are in fp32.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 
 from fast_ft.models import nf4
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DECODE_F16 = tl.constexpr(nf4.decoder(nf4.code_bits("float16"), "f16", 1))
 _DECODE_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1))
@@ -140,18 +143,16 @@ def _unpack(  # type: ignore[no-untyped-def]
             tl.store(out + block[:, None] * 32 + half * 16 + tl.arange(0, 16)[None, :], made)
 
 
-def rms_norm(x_TE: Any, weight_E: Any, eps: float) -> tuple[Any, Any]:
-    import torch
-
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return (the norm, TE; 1 / the root mean square of each row, fp32 T)."""
     rows, width = x_TE.shape
     out, scale = torch.empty_like(x_TE), x_TE.new_empty(rows, dtype=torch.float32)
     _rms_norm[(rows,)](x_TE, weight_E, out, scale, width, eps, BLOCK=triton.next_power_of_2(width), num_warps=8)
     return out, scale
 
 
-def rms_norm_backward(grad_TE: Any, x_TE: Any, weight_E: Any, scale_T: Any, residual_TE: Any) -> Any:
-    import torch
-
+def rms_norm_backward(grad_TE: Tensor, x_TE: Tensor, weight_E: Tensor, scale_T: Tensor, residual_TE: Tensor) -> Tensor:
+    """Return the gradient of x, TE: what comes through the norm, and `residual_TE`, which went past it."""
     rows, width = x_TE.shape
     out = torch.empty_like(x_TE)
     _rms_norm_backward[(rows,)](
@@ -160,33 +161,34 @@ def rms_norm_backward(grad_TE: Any, x_TE: Any, weight_E: Any, scale_T: Any, resi
     return out
 
 
-def rotate_(x_TND: Any, cos_TD: Any, sin_TD: Any, *, back: bool) -> None:
+def rotate_(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, *, back: bool) -> None:
+    """Rotate each head by its token's angles, in place; with `back` the other way round, as for gradients."""
     rows, heads, size = x_TND.shape
     _rotate[(rows, triton.cdiv(heads, 8))](
         x_TND, cos_TD, sin_TD, x_TND.stride(0), heads, BACK=back, HEADS=8, HALF=size // 2, num_warps=4
     )
 
 
-def swiglu(gate_up_T2M: Any) -> Any:
+def swiglu(gate_up_T2M: Tensor) -> Tensor:
+    """Return silu(gate) * up, TM."""
     rows, inner = gate_up_T2M.shape[0], gate_up_T2M.shape[1] // 2
     out = gate_up_T2M.new_empty(rows, inner)
     _swiglu[(rows, triton.cdiv(inner, 2048))](gate_up_T2M, out, inner, BLOCK=2048, num_warps=8)
     return out
 
 
-def swiglu_backward_(gate_up_T2M: Any, grad_TM: Any) -> None:
+def swiglu_backward_(gate_up_T2M: Tensor, grad_TM: Tensor) -> None:
+    """Put the gradients of gate and up in their places, and swiglu's own result in the gradient's."""
     rows, inner = grad_TM.shape
     _swiglu_backward[(rows, triton.cdiv(inner, 1024))](gate_up_T2M, grad_TM, inner, BLOCK=1024, num_warps=4)
 
 
-def unpack(packed: Any, scale: Any, nested: tuple[Any, Any, Any] | None, out: Any) -> None:
+def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:
     """Write the weights that `packed` (bytes of NF4 codes) holds to `out`, flat, fp16 or bf16: code * scale.
 
     `scale` is fp32, one for 64 weights; or, with `nested` = (code, scale, offset), bytes that are themselves codes of
     numbers whose scale and offset 256 of them share.
     """
-    import torch
-
     blocks, kind = packed.numel() // 32, str(out.dtype).removeprefix("torch.")
     each = next(n for n in (32, 16, 8, 4, 2, 1) if blocks % n == 0)
     rounds = next(n for n in (4, 2, 1) if blocks % (n * each) == 0)

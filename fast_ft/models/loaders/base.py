@@ -1,54 +1,65 @@
-"""What all backends have: a model on its device, its tokenizer and type, and the calls that the rest makes."""
+"""What all loaders share: a model on its device, its tokenizer and dtype, and the calls that the other rooms make."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fast_ft.common import out_of_memory
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
+from fast_ft.models.patches import ModelPatches
 from fast_ft.recipe import schema
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+#: Said where a recipe that means Unsloth is trained by several processes.
+ALONE_ONLY = "Unsloth trains in one process only: several train through PEFT, more slowly each."
 
 
 @dataclass
-class Loaded:
+class LoadedModel:
     """A model on its device, and what is known of it.
 
-    `model` is a PeftModel; `tokenizer` is transformers' own, for whoever loads the adapter later (ids come from
-    data/encoding.py). `dtype` is what the base computes in. `notes` are sentences for the manifest.
+    `model` is a PeftModel; `tokenizer` is transformers' own, for whoever loads the adapter later (our own token ids
+    come from data/encoding.py). `backend` is the loader's name, `dtype` what the base computes in. `notes` are
+    sentences for the manifest. Whoever replaces a forward or hangs a hook on the model does so through `patches`.
     """
 
-    model: Any
+    model: Any  # a PeftModel, until `free`
     tokenizer: Any
     backend: str
     device: str
     dtype: str
     notes: list[str] = field(default_factory=list)
+    patches: ModelPatches = field(default_factory=ModelPatches)
 
     def free(self) -> None:
         """Give the model's memory back, so that the next one fits where this one was."""
-        self.model = None
+        self.model, self.patches = None, ModelPatches()  # patches hold parts of the model
         out_of_memory.release()
         out_of_memory.clear_workspaces()
 
 
-class Backend(Protocol):
-    """Loads a base model with an adapter. `name` is "unsloth" or "peft"."""
+class Loader(Protocol):
+    """Loads a base model with an adapter. `name` is "unsloth", "peft" or "fused"."""
 
     name: str
     notes: list[str]
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
         """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
 
-    def for_generation(self, adapter: Path) -> Loaded:
+    def for_generation(self, adapter: Path) -> LoadedModel:
         """Return a fresh base model with the adapter in a folder, ready to answer."""
 
 
-class Base:
-    """What backends share: the base model's folder, its type, and the adapter's arguments."""
+class LoaderBase(ABC):
+    """A Loader that reads a base model's folder: the folder, the model's dtype, and the adapter's arguments."""
 
     name = ""
 
@@ -61,7 +72,19 @@ class Base:
         self.notes: list[str] = []
         self.folder = download.model_folder(model.name_or_path, model.revision)
 
-    def _loaded(self, model: Any) -> Loaded:
+    @abstractmethod
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
+        """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
+
+    @abstractmethod
+    def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
+        """Return a base model that is loaded with a new adapter, drawn from the seed; `patches` note what changed."""
+
+    @abstractmethod
+    def for_generation(self, adapter: Path) -> LoadedModel:
+        """Return a fresh base model with the adapter in a folder, ready to answer."""
+
+    def _loaded(self, model: PeftModel, patches: ModelPatches | None = None) -> LoadedModel:
         import transformers
 
         source = self.section.tokenizer or self.section.name_or_path
@@ -72,11 +95,18 @@ class Base:
         if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
             others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
             tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
-        return Loaded(model, tokenizer, self.name, self.device, self.dtype, self.notes)
+        changes = patches or ModelPatches()
+        return LoadedModel(model, tokenizer, self.name, self.device, self.dtype, self.notes, changes)
 
 
 def _dtype(wanted: str, device: str) -> str:
-    """auto: bfloat16 from compute capability 8.0 on, for torch claims it for a T4 too; float32 on a CPU."""
+    """Return the dtype to compute in. For auto: bfloat16 from compute capability 8.0 on, float32 on a CPU.
+
+    torch claims bfloat16 for a T4 too, where it is emulated, so it is not asked.
+
+    Raises:
+        InputError: bfloat16 is wanted on a card that has it not.
+    """
     import torch
 
     if wanted != "auto":

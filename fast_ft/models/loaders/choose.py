@@ -1,11 +1,10 @@
-"""Base model and adapter: load, add LoRA, save, load again. Three ways, one recipe.
+"""Base model and adapter: which loader loads them. Three ways, one recipe.
 
-PeftBackend uses transformers, PEFT and bitsandbytes alone; it runs on a CPU too, and is the yardstick. FusedBackend is
-the same with our own decoder blocks in training (block/), for NVIDIA GPUs: fastest, and loaded in half the time.
-UnslothBackend uses Unsloth's patched kernels, for NVIDIA GPUs too.
+PeftLoader uses transformers, PEFT and bitsandbytes alone. It runs on a CPU too, and the other two are measured by it.
+FusedLoader is the same with our own decoder blocks in training (models/fused_block/), for NVIDIA GPUs: it trains
+fastest, and loads in half of Unsloth's time. UnslothLoader uses Unsloth's patched kernels, for NVIDIA GPUs too.
 
-Importing unsloth patches transformers and trl. So a backend is made before either is imported, and unsloth is named
-here and in models/loaders/unsloth.py only.
+Importing unsloth patches transformers and trl, so a loader is made before either is imported.
 """
 
 from __future__ import annotations
@@ -15,69 +14,69 @@ import os
 
 from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
-from fast_ft.models.loaders.base import Backend, Loaded
-from fast_ft.models.loaders.peft import FusedBackend, PeftBackend
-from fast_ft.models.loaders.unsloth import UnslothBackend
+from fast_ft.models.loaders import unsloth
+from fast_ft.models.loaders.base import ALONE_ONLY, LoaderBase
+from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
+from fast_ft.models.loaders.unsloth import UnslothLoader
 from fast_ft.recipe import schema
 
-__all__ = ["ALONE_ONLY", "Backend", "FusedBackend", "Loaded", "PeftBackend", "make_backend"]
 
-#: Said where a recipe that means Unsloth is trained by several processes.
-ALONE_ONLY = "Unsloth trains in one process only: several train through PEFT, more slowly each."
-
-
-def make_backend(
+def make_loader(
     model: schema.Model, lora: schema.Lora, *, seed: int, name: str | None = None, world_size: int = 1
-) -> Backend:
-    """Return the backend that the recipe asks for; or `name`, the one that an adapter was trained with.
+) -> LoaderBase:
+    """Return the loader that the recipe asks for; or `name`, the one that an adapter was trained with.
 
     auto is recipe.card_backend where there is an NVIDIA GPU. Where our blocks do not know the model or the card, it is
-    Unsloth, and where that does not import or several processes train, PEFT; the run says so.
+    Unsloth. Where Unsloth does not import, or several processes train, it is PEFT. The loader's notes say so.
+
+    Raises:
+        InputError: the recipe asks for a loader that cannot load this model here.
     """
-    gpu.expand_segments()
-    # Both read these at import time: no telemetry, no tokenizer threads forked under a data loader.
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a CPU kernel that it would fetch from the hub
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it repeats one hint with each batch
+    _prepare_libraries()
     arguments = (model, lora, seed)
     wanted = name or model.backend
     if wanted == "peft":
-        return PeftBackend(*arguments)
+        return PeftLoader(*arguments)
     import torch
 
     if not torch.cuda.is_available():
         if wanted == "auto" or name == "fused":  # which answers as peft does
-            return PeftBackend(*arguments)
+            return PeftLoader(*arguments)
         raise InputError(
             f"model.backend: {wanted!r} needs an NVIDIA GPU, and torch sees none. Use model.backend=peft, or "
             "check the driver with nvidia-smi."
         )
     notes = []
     if (name or schema.card_backend(model, lora)) == "fused":
-        fused = FusedBackend(*arguments)
+        fused = FusedLoader(*arguments)
         problem = fused.problem() if name is None else None
         if problem is None:
             return fused
         if wanted == "fused":
             raise InputError(f"model.backend: 'fused' cannot train this: {problem}. Use model.backend=auto.")
-        notes = [f"Not trained through our own blocks: {problem}."]
+        notes.append(f"Not trained through our own blocks: {problem}.")
+    loader: LoaderBase
     if world_size > 1:
-        peft_backend = PeftBackend(*arguments)
-        peft_backend.notes += [*notes, ALONE_ONLY]
-        return peft_backend
-    try:
-        import unsloth  # noqa: F401
-    except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        loader = PeftLoader(*arguments)
+        notes.append(ALONE_ONLY)
+    elif reason := unsloth.import_problem():
         if wanted == "unsloth":
             raise InputError(
                 f"model.backend: 'unsloth' does not import ({reason}). Install the versions in requirements.txt, "
                 "or use model.backend=peft."
-            ) from error
-        backend: Backend = PeftBackend(*arguments)
+            )
+        loader = PeftLoader(*arguments)
         notes.append(f"Unsloth does not import ({reason}): the run went through PEFT, more slowly.")
     else:
-        backend = UnslothBackend(*arguments)
-    backend.notes += notes
-    return backend
+        loader = UnslothLoader(*arguments)
+    loader.notes += notes
+    return loader
+
+
+def _prepare_libraries() -> None:
+    """Set what torch, transformers and Unsloth read when they are imported. What the user has set stays."""
+    gpu.expand_segments()
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no telemetry
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no tokenizer threads forked under a data loader
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it repeats one hint with each batch
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a CPU kernel that it would fetch

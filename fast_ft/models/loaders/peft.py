@@ -1,37 +1,43 @@
-"""transformers, PEFT and bitsandbytes alone; and the same with our own decoder blocks in training (block/)."""
+"""transformers, PEFT and bitsandbytes alone; and the same with our own decoder blocks in training."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
-from fast_ft.models.fused_block import block
-from fast_ft.models.loaders.base import Base, Loaded
+from fast_ft.models.loaders.base import LoadedModel, LoaderBase
+from fast_ft.models.patches import ModelPatches
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
-class PeftBackend(Base):
+class PeftLoader(LoaderBase):
     """transformers, PEFT and bitsandbytes, unpatched; on a CPU or an NVIDIA GPU."""
 
     name = "peft"
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
+        """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
         import peft
 
-        base = self._base_model()
+        base, patches = self._base_model(), ModelPatches()
         if adapter is not None:
-            return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True))
-        return self._loaded(self.with_adapter(base))
+            return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True), patches)
+        return self._loaded(self.with_adapter(base, patches), patches)
 
-    def with_adapter(self, base: Any) -> Any:
+    def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed."""
         import peft
         import torch
 
+        patches.remember(base, "peft_config", "_hf_peft_config_loaded")  # PEFT warns where a second adapter finds them
         torch.manual_seed(self.seed)  # LoRA's A matrices are drawn here
         targets = self.lora.target_modules
         config = peft.LoraConfig(
@@ -44,7 +50,12 @@ class PeftBackend(Base):
         )
         return peft.get_peft_model(base, config)
 
-    def for_generation(self, adapter: Path) -> Loaded:
+    def for_generation(self, adapter: Path) -> LoadedModel:
+        """Return a fresh base model with the adapter in a folder, ready to answer.
+
+        Raises:
+            InputError: the folder holds no adapter, or one that does not fit the base model.
+        """
         import peft
 
         lora_files.check(adapter, self.folder)
@@ -52,7 +63,7 @@ class PeftBackend(Base):
         base.config.use_cache = True
         return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter)).eval())
 
-    def _base_model(self) -> Any:
+    def _base_model(self) -> PreTrainedModel:
         import torch
         import transformers
 
@@ -87,8 +98,8 @@ class PeftBackend(Base):
         return model
 
 
-class FusedBackend(PeftBackend):
-    """PeftBackend, its layers trained through our own blocks; NVIDIA GPUs only."""
+class FusedLoader(PeftLoader):
+    """PeftLoader, its layers trained through our own blocks; NVIDIA GPUs only."""
 
     name = "fused"
 
@@ -96,20 +107,27 @@ class FusedBackend(PeftBackend):
         """Return why our blocks cannot train this model on this card, or None. Their kernels are compiled for it."""
         import torch
 
+        from fast_ft.models.fused_block import block  # loads torch
+
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
         return block.unknown(config) or block.check(like, ModelShape.from_config(config))
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
+        """Return the base model with a LoRA adapter to train through our blocks; `notes` say where PEFT's remain."""
         loaded = super().for_training(adapter)
         if adapter is not None:
-            self._with_blocks(loaded.model)
+            self._install_blocks(loaded.model, loaded.patches)
         return loaded
 
-    def with_adapter(self, base: Any) -> Any:
-        return self._with_blocks(super().with_adapter(base))
-
-    def _with_blocks(self, model: Any) -> Any:
-        if reason := block.install(model):
-            self.notes.append(f"{reason}: trained through PEFT's own layers, more slowly and in more memory.")
+    def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
+        """Return the base with a new adapter, drawn from the seed, and our blocks installed."""
+        model = super().with_adapter(base, patches)
+        self._install_blocks(model, patches)
         return model
+
+    def _install_blocks(self, model: PeftModel, patches: ModelPatches) -> None:
+        from fast_ft.models.fused_block import block
+
+        if reason := block.install(model, patches):
+            self.notes.append(f"{reason}: trained through PEFT's own layers, more slowly and in more memory.")

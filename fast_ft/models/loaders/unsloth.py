@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
 from fast_ft.hub.families import TARGET_MODULES
 from fast_ft.models import lora_files, packed_attention
-from fast_ft.models.loaders.base import Base, Loaded
+from fast_ft.models.loaders.base import LoadedModel, LoaderBase
+from fast_ft.models.patches import ModelPatches
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
-class UnslothBackend(Base):
-    """Unsloth's FastLanguageModel: patched kernels, its own checkpointing; NVIDIA GPUs only."""
+def import_problem() -> str | None:
+    """Import unsloth; return why that cannot be, as "ErrorType: its first line", or None."""
+    try:
+        import unsloth  # noqa: F401
+    except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    return None
+
+
+class UnslothLoader(LoaderBase):
+    """Unsloth's FastLanguageModel: patched kernels; NVIDIA GPUs only. `import_problem` comes first."""
 
     name = "unsloth"
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
-        model = self._base_model(self.folder)
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
+        """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
+        base, patches = self._base_model(self.folder), ModelPatches()
         _attend_row_by_row()
-        model = self.with_adapter(model)
+        model = self.with_adapter(base, patches)
         if adapter is not None:
             lora_files.load(model, adapter / "adapter_model.safetensors")
-        return self._loaded(model)
+        return self._loaded(model, patches)
 
-    def with_adapter(self, base: Any) -> Any:
+    def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed, and Unsloth's kernels put in."""
         from unsloth import FastLanguageModel
 
+        patches.remember(base, "peft_config", "_hf_peft_config_loaded")  # PEFT warns where a second adapter finds them
         # Unsloth wants the names spelled out
         targets = TARGET_MODULES if self.lora.target_modules == "all-linear" else self.lora.target_modules
         model = FastLanguageModel.get_peft_model(
@@ -41,11 +58,17 @@ class UnslothBackend(Base):
             random_state=self.seed,
         )
         core = model.get_base_model().model
-        core._has_no_labels = False  # else its forward takes labels' absence for inference
-        core._unsloth_allow_packed_overlength = True  # else it cuts a pass at max_length, whatever the rows' lengths
+        patches.replace(core, "_has_no_labels", False)  # else its forward takes labels' absence for inference
+        # else it cuts a pass at max_length, whatever the rows' lengths
+        patches.replace(core, "_unsloth_allow_packed_overlength", True)
         return model
 
-    def for_generation(self, adapter: Path) -> Loaded:
+    def for_generation(self, adapter: Path) -> LoadedModel:
+        """Return a fresh base model with the adapter in a folder, ready to answer.
+
+        Raises:
+            InputError: the folder holds no adapter, or one that does not fit the base model.
+        """
         from peft import PeftModel
         from unsloth import FastLanguageModel
 
@@ -55,7 +78,7 @@ class UnslothBackend(Base):
         FastLanguageModel.for_inference(model)
         return self._loaded(model)
 
-    def _base_model(self, folder: Path) -> Any:
+    def _base_model(self, folder: Path) -> PreTrainedModel:
         import torch
         from unsloth import FastLanguageModel
 
@@ -72,9 +95,11 @@ class UnslothBackend(Base):
 
 
 def _attend_row_by_row() -> None:
-    """Let Unsloth's attention keep to the rows of a pass, while one of ours runs (attention.over)."""
-    import importlib
+    """Let Unsloth's attention keep to the rows of a pass within packed_attention.packed_pass.
 
+    This changes Unsloth's modules, not a model, so it stays for the whole process: outside of such a pass the function
+    does what Unsloth's own does.
+    """
     for name in ("llama", "mistral"):  # the others take llama's
         module: Any = importlib.import_module(f"unsloth.models.{name}")
         theirs = module.run_attention
@@ -82,7 +107,8 @@ def _attend_row_by_row() -> None:
             continue
 
         def run_attention(*, Q: Any, K: Any, V: Any, theirs: Any = theirs, **values: Any) -> Any:
-            rows = packed_attention.current()
+            """Unsloth's signature of an attention function."""
+            rows = packed_attention.current_rows()
             return theirs(Q=Q, K=K, V=V, **values) if rows is None else packed_attention.attend(Q, K, V, rows)
 
         run_attention.by_row = True  # type: ignore[attr-defined]
