@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -184,9 +184,8 @@ class Recorder:
             find_checkpoint=self.find_checkpoint,
         )
 
-    def add_step(self, entry: Mapping[str, Any]) -> None:
+    def add_step(self, line: dict[str, Any]) -> None:
         """Add a step's line to the log."""
-        line = dict(entry)
         self.log.add(line)
         self.lines.append(line)
         speed = line["tokens"] / max(line["seconds"], 1e-9)

@@ -8,23 +8,23 @@ from dataclasses import replace
 from fast_ft.plan.cost_model import STEP_SECONDS
 from fast_ft.plan.micro_batches import cut
 from fast_ft.plan.plans import Plan, shares_of, widths_of
-from fast_ft.train.task import TrainTask
 
 
-def thriftier(plan: Plan, task: TrainTask, layers: int) -> Plan | None:
-    """Return a plan that takes less memory, or None where there is none.
+def thriftier(plan: Plan, steps: Sequence[Sequence[int]], layers: int) -> Plan | None:
+    """Return a plan that takes less memory, or None where there is none; `steps` are the token counts of their rows.
 
     Passes become smaller first, down to the longest row; then graphs go; then all `layers` are computed again in the
     backward pass.
     """
+    longest = max(max(lengths) for lengths in steps)
     now = max(
         sum(lengths[i] for i in piece)
-        for step_lengths in task.step_lengths
+        for step_lengths in steps
         for lengths in shares_of(plan, step_lengths)
         for piece in cut(lengths, most_rows=plan.micro_batch, most_tokens=plan.most_tokens)
     )
-    if now > task.longest:
-        return replace(plan, most_tokens=max(task.longest, now * 3 // 4))
+    if now > longest:
+        return replace(plan, most_tokens=max(longest, now * 3 // 4))
     if plan.capture:
         return replace(plan, capture=False)
     if plan.recompute_layers < layers:

@@ -9,7 +9,7 @@ and the same noise as one that was never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from fast_ft.plan.plans import Plan
 from fast_ft.train import replicas, state
 from fast_ft.train.divergence import BadStepWatch, Rewind
 from fast_ft.train.optimizer import FlatWeights, make_optimizer
-from fast_ft.train.step_runner import StepFacts, StepRunner
-from fast_ft.train.task import TrainCallbacks, TrainTask
+from fast_ft.train.step_runner import StepRunner
+from fast_ft.train.task import StepFacts, TrainCallbacks, TrainTask
 
 _ONE_REQUEST = 3.0  #: seconds: a terminal's Ctrl-C comes from the terminal, and once more from the launcher
 
@@ -149,7 +149,7 @@ class TrainSession:
         """Add the gradients of an effective batch to `flat`; `loss_scale` (0-d) is fp16's, or None."""
         return self.steps.train_step(rows, loss_scale, self.state)
 
-    def end_step(self, entry: Mapping[str, Any]) -> bool:
+    def end_step(self, entry: dict[str, Any]) -> bool:
         """Count a step that has ended and log its line; return whether training stops here, whatever the reason."""
         at = self.state
         at.step, at.global_step = at.step + 1, at.global_step + 1

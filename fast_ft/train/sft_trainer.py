@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback, TrainerControl
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -29,8 +29,7 @@ from fast_ft.data.encoding import Row
 from fast_ft.models.loaders.base import Loaded
 from fast_ft.train.optimizer import FlatWeights, make_scheduler
 from fast_ft.train.state import TrainState
-from fast_ft.train.step_runner import StepFacts
-from fast_ft.train.task import TrainTask
+from fast_ft.train.task import StepFacts, TrainTask
 
 
 class StageSession(Protocol):
@@ -53,10 +52,10 @@ class StageSession(Protocol):
     def train_step(self, rows: Sequence[Row], loss_scale: Tensor | None) -> StepFacts:
         """Add the gradients of an effective batch to `flat`."""
 
-    def end_step(self, entry: Mapping[str, Any]) -> bool:
+    def end_step(self, entry: dict[str, Any]) -> bool:
         """Take note of a step that has ended; return whether training stops here."""
 
-    def checkpoint_if_due(self, scaler: Mapping[str, Any] | None) -> None:
+    def checkpoint_if_due(self, scaler: dict[str, Any] | None) -> None:
         """Save the state where it is time to, with this state of the loss scale."""
 
 
@@ -158,7 +157,9 @@ class StepCallback(TrainerCallback):
             with warnings.catch_warnings(action="ignore"):  # torch expects a step of the optimizer first
                 self.trainer.schedule.step()
 
-    def on_log(self, args: Any, state: Any, control: TrainerControl, logs: dict[str, Any], **_: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
         """Hand the step's line to the session, and stop or save where it is time to."""
         if "grad_norm" not in logs:  # the summary at the end of train()
             return

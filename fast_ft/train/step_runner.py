@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -23,18 +23,9 @@ from fast_ft.train.forward_backward import CaptureFailed, Passes
 from fast_ft.train.micro_batch import MicroBatchShape
 from fast_ft.train.optimizer import FlatWeights
 from fast_ft.train.state import TrainState
-from fast_ft.train.task import TrainTask
+from fast_ft.train.task import StepFacts, TrainTask
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class StepFacts:
-    """What a step saw: its tokens, those of them that are trained, and its loss (0-d) in nats a trained token."""
-
-    tokens: int
-    supervised_tokens: int
-    loss: Tensor
 
 
 class StepRunner:
@@ -126,7 +117,7 @@ class StepRunner:
     def _take_thriftier_plan(self, error: Exception | None, step: int) -> None:
         """Follow a plan that takes less memory. `error` is None where another process had it."""
         layers = len(self.loaded.model.get_base_model().model.layers)
-        plan = oom_recovery.thriftier(self.plan, self.task, layers)
+        plan = oom_recovery.thriftier(self.plan, self.task.step_lengths, layers)
         if plan is None:
             raise InputError(
                 f"out of memory with one row at a time, at step {step}. Lower model.max_length or lora.r, set "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.data.batches import StageJob
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import schema
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class TrainTask:
         return max(len(batch) for job in self.jobs for batch in job.batches)
 
 
+@dataclass(frozen=True)
+class StepFacts:
+    """What a step saw: its tokens, those of them that are trained, and its loss (0-d) in nats a trained token."""
+
+    tokens: int
+    supervised_tokens: int
+    loss: Tensor
+
+
 def ignore(*_: object) -> None:
     """Do nothing: the callback of whoever does not want to know."""
 
@@ -69,7 +81,7 @@ class TrainCallbacks:
     find_checkpoint(step): returns the newest whole checkpoint of a step below `step`, or None.
     """
 
-    on_step: Callable[[Mapping[str, Any]], None] = ignore
+    on_step: Callable[[dict[str, Any]], None] = ignore
     on_checkpoint: Callable[[int, Callable[[Path], None]], str | None] = ignore
     on_plan: Callable[[Plan], None] = ignore
     on_rewind: Callable[[int], None] = ignore
