@@ -16,7 +16,8 @@ from fast_ft.data.encoding import Row
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import schema
-from fast_ft.train.session import Course
+from fast_ft.train.session import TrainSession
+from fast_ft.train.task import TrainCallbacks, TrainTask
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,14 @@ def first_step(
     """Run one step over `rows` through the real trainer and record it, before the optimizer uses the gradients."""
     from transformers import TrainerCallback
 
-    from fast_ft.train.sft_trainer import make_trainer
+    from fast_ft.train.sft_trainer import StageTrainer
 
     # Clipping at a huge norm divides the fp16 loss scale out and leaves the gradients as they are.
     section = schema.Train(effective_batch_size=len(rows), max_grad_norm=1e9, optim="adamw_torch", warmup_steps=0)
     log: list[dict[str, Any]] = []
     job = StageJob(0, "agreement", rows, [list(range(len(rows)))], section.learning_rate)
-    course = Course(
-        loaded,
-        [job],
-        section,
-        schema.Carry(),
-        seed=seed,
-        pad_id=pad_id,
-        plan=plan,
-        log=log.append,
-        work_folder=work_folder,
-    )
+    task = TrainTask([job], section, schema.Carry(), seed, pad_id)
+    session = TrainSession(loaded, task, plan, work_folder, TrainCallbacks(on_step=log.append))
     gradients: dict[str, Any] = {}
 
     class Capture(TrainerCallback):
@@ -65,7 +57,7 @@ def first_step(
                 if weight.grad is not None:
                     gradients[name] = weight.grad.detach().float().cpu().clone()
 
-    trainer = make_trainer(course, job)
+    trainer = StageTrainer(session)
     trainer.add_callback(Capture())
     trainer.train()
     return StepRecord(log[0]["supervised_tokens"], log[0]["loss"], gradients)

@@ -15,13 +15,12 @@ from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
-from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import cards, planner, plans
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train
-from fast_ft.train import session
-from fast_ft.train.sft_trainer import make_trainer
+from fast_ft.train.session import TrainSession
+from fast_ft.train.task import TrainTask
 
 
 class InFileOrder(Prepared):
@@ -61,10 +60,10 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     if job["adapter"]:
         lora_files.load(loaded.model, Path(job["adapter"]))
     watch.stamp("loaded")
-    course = _course(recipe, prepared, loaded, settled, Path(job["work"]))
-    course.stop_after = job["stop_after"]
+    task = _task(recipe, prepared, job["stop_after"])
+    session = TrainSession(loaded, task, settled, Path(job["work"]) / "stages")
     with limits.stream():
-        _train(course, watch, job["stop_after"])
+        _train(session, watch)
     watch.stamp("trained")
     folder = Path(job["work"]) / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         "backend": loaded.backend,
         "dtype": loaded.dtype,
         "plan": settled.to_json(),
-        "plan_at_the_end": course.plan.to_json(),
+        "plan_at_the_end": session.steps.plan.to_json(),
         "predicted": predicted(recipe, prepared, settled, maker.name, card),
     }
     loaded.free()
@@ -100,29 +99,23 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def _course(recipe: Recipe, prepared: InFileOrder, loaded: LoadedModel, settled: Plan, work: Path) -> session.Course:
+def _task(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:
     assert prepared.encoder is not None
-    return session.Course(
-        loaded,
-        prepared.jobs(recipe.train, recipe.seed),
-        recipe.train,
-        recipe.curriculum.carry,
-        seed=recipe.seed,
-        pad_id=prepared.encoder.pad_id,
-        plan=settled,
-        log=lambda entry: None,
-        work_folder=work / "stages",
-    )
+    jobs, carry = prepared.jobs(recipe.train, recipe.seed), recipe.curriculum.carry
+    return TrainTask(jobs, recipe.train, carry, recipe.seed, prepared.encoder.pad_id, stop_after)
 
 
-def _train(course: session.Course, watch: Watch, stop_after: int) -> None:
-    """Run the course's only stage as Course.run does, watched."""
-    passes = course.passes
+def _train(session: TrainSession, watch: Watch) -> None:
+    """Run the session's only stage as TrainSession.run does, watched."""
+    from fast_ft.train.sft_trainer import StageTrainer  # unsloth, if it is used, was imported with the model
+
+    passes, stop_after = session.steps.passes, session.task.stop_after
+    assert stop_after is not None
     lay_out, begin = passes.lay_out, passes.begin
 
     def seen(rows: Any) -> Any:
         micro = lay_out(rows)
-        watch.saw(micro.tokens[0], micro.tokens[1])
+        watch.saw(micro.tokens_4T[0], micro.tokens_4T[1])
         return micro
 
     def begun(*given: Any) -> None:
@@ -130,7 +123,7 @@ def _train(course: session.Course, watch: Watch, stop_after: int) -> None:
         begin(*given)
 
     vars(passes).update(lay_out=seen, begin=begun)
-    trainer = make_trainer(course, course.jobs[0])
+    trainer = StageTrainer(session)
     watch.attach(trainer, stop_after=stop_after)
     try:
         trainer.train()

@@ -1,4 +1,4 @@
-"""A stage as training takes it: tokenised rows, and which of them each step sees; and what came of it."""
+"""A stage as training takes it: tokenised rows, and which of them each step sees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from fast_ft.data.encoding import Row
 
 @dataclass(frozen=True)
 class StageJob:
-    """A stage, tokenised: `rows` in the stage's own order, `batches` of indices into them, one for each step."""
+    """A stage, tokenised: `rows` in the stage's own order, and for each step a batch of indices into them.
+
+    `index` counts stages from 0; `learning_rate` is the stage's peak.
+    """
 
     index: int
     name: str
@@ -23,24 +26,6 @@ class StageJob:
     def lengths(self) -> list[list[int]]:
         """The token counts of each step's rows."""
         return [[len(self.rows[index].input_ids) for index in batch] for batch in self.batches]
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage did. Tokens leave padding out; `supervised_tokens` are the trained ones.
-
-    Losses are those of its first and its last step, in nats a token.
-    """
-
-    name: str
-    steps: int
-    skipped_steps: int
-    tokens: int
-    supervised_tokens: int
-    first_loss: float
-    last_loss: float
-    seconds: float
-    peak_gib: float
 
 
 def batches(rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:

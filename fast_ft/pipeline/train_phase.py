@@ -1,18 +1,19 @@
-"""The phase that trains: all stages, from the last checkpoint on, to the adapter."""
+"""The phase that trains: set up, fit all stages from the last checkpoint on, save the adapter."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import atomic_files, gpu, out_of_memory, process_group
 from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import Clock, TrainPace
-from fast_ft.data.batches import StageJob, StageResult
 from fast_ft.data.prepare import Prepared, compare_tokenizers
 from fast_ft.hub import fingerprint
 from fast_ft.models import adapter_check, lora_files
@@ -28,8 +29,26 @@ from fast_ft.report.plots import loss_picture
 from fast_ft.run import epoch_loss
 from fast_ft.run.artifacts import read_log
 from fast_ft.run.folder import RunDir
-from fast_ft.train import checkpoints, session, state
-from fast_ft.train.worker import Order
+from fast_ft.train import checkpoints
+from fast_ft.train.task import TrainCallbacks, TrainTask
+
+if TYPE_CHECKING:  # these load torch, and are imported in functions
+    from fast_ft.train.session import TrainSession
+
+Lines = list[dict[str, Any]]  #: of log.jsonl, one for each step
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """All that training needs: the run, its model on its device, the plan and the rows. `notes` are of setting up."""
+
+    folder: RunDir
+    recipe: Recipe
+    prepared: Prepared
+    loaded: LoadedModel
+    plan: plans.Plan
+    task: TrainTask
+    notes: list[str]
 
 
 def train_phase(
@@ -43,100 +62,66 @@ def train_phase(
     """Train all stages, save the adapter, and store what generation will check it by. A sweep gives its own backend.
 
     With stop_after, a training that is not done by that step leaves its state, and its adapter in taste/adapter. One
-    that a budget ends early leaves an adapter; so does one that bad numbers end, and raises InputError.
+    that a budget ends early leaves an adapter.
+
+    Raises:
+        InputError: The model cannot be loaded or does not fit; or bad numbers ended the training, which leaves an
+            adapter where it has had good steps.
     """
-    assert prepared.encoder is not None
     check_model(recipe)
     started = clock()
+    setup = _set_up(folder, recipe, prepared, stop_after, maker)
+    session, lines = _fit(setup, clock, started)
+    if session.gave_up and not lines:
+        raise InputError(sanity_checks.came_to_nothing(recipe.train, folder.diverged))
+    loss_picture(folder.loss_png, lines)
+    ended = session.finished or session.out_of_time or session.gave_up
+    notes = [*setup.notes, *session.notes]
+    if ended:  # a preview has seen too few steps to judge them
+        suspicious = _suspicious(setup, session, lines)
+        for text in suspicious:
+            note(f"warning: {text}")
+        notes += suspicious
+    _save_adapter(setup, lines, folder.adapter if ended else folder.taste / "adapter")
+    facts = _facts(setup, session, lines) if ended else None
+    session.free()
+    if facts is None:
+        return
+    weights = atomic_files.sha256_file(folder.adapter / "adapter_model.safetensors")
+    folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": weights})
+    folder.finish("train", clock() - started, **facts)
+    if session.gave_up:
+        raise InputError(sanity_checks.gave_up(recipe.train, len(lines), folder.adapter, folder.diverged))
+
+
+def _set_up(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: int | None, maker: Loader | None) -> SetUp:
+    """Settle the plan, start the other processes where there are some, load the model, and check the disk's space."""
+    assert prepared.encoder is not None
     folder.update(model=fingerprint.model(recipe.model.name_or_path, recipe.model.revision))
     if recipe.train.deterministic:
         gpu.be_deterministic()
     together = process_group.here()
     maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
     together.begin()
-    settled, changed = _settled(folder, recipe, prepared, maker.name, together.size)
+    plan, changed = _settled(folder, recipe, prepared, maker.name, together.size)
     jobs = prepared.jobs(recipe.train, recipe.seed)
+    task = TrainTask(jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after)
     if together.size > 1:
-        together.share(Order(recipe, jobs, prepared.encoder.pad_id, settled, maker.name, stop_after).to_json())
+        from fast_ft.train.worker import Order
+
+        together.share(Order(recipe, jobs, task.pad_id, plan, maker.name, stop_after).to_json())
     with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
         loaded = maker.for_training()
     together.agree()
-    notes = [*prepared.notes, *changed, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
-    for text in notes[len(prepared.notes) :]:
+    found = [*changed, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
+    for text in found:
         note(f"note: {text}")
     timed = recipe.budget.train_minutes is not None
-    atomic_files.check_space(
-        folder.root, *checkpoints.space(loaded.model, recipe.train, folder.checkpoints, timed=timed)
-    )
+    space = checkpoints.space(loaded.model, recipe.train, folder.checkpoints, timed=timed)
+    atomic_files.check_space(folder.root, *space)
     if recipe.backup_dir is not None:
         Backup(folder.root, recipe.backup_dir).say_needed(checkpoints.size(loaded.model, recipe.train))
-    with atomic_files.Lines(folder.log) as log:
-        course, lines, results = _train(
-            folder, recipe, prepared, loaded, settled, jobs, log, stop_after, clock, started
-        )
-    together.leave()
-    if course.setbacks.gave_up and not lines:
-        raise InputError(sanity_checks.came_to_nothing(recipe.train, folder.diverged))
-    loss_picture(folder.loss_png, lines)
-    ended = course.finished or course.out_of_time or course.setbacks.gave_up
-    suspicious = _suspicious(recipe, course, lines) if ended else []  # a preview has seen too few steps to tell
-    for text in suspicious:
-        note(f"warning: {text}")
-    notes += [*course.notes, *suspicious]
-    with (
-        out_of_memory.explained("saving the adapter", lambda: _kept(folder, len(lines))),
-        atomic_files.replace_folder(folder.adapter if ended else folder.taste / "adapter") as target,
-    ):
-        lora_files.save(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
-        loaded.tokenizer.save_pretrained(str(target))
-        adapter_check.store(target, loaded, [prepared.rows[e.id] for e in prepared.examples], prepared.encoder.pad_id)
-    course.free()
-    if not ended:
-        return
-    more: dict[str, Any] = {}
-    if not course.finished:
-        more = {
-            "stopped_at_step": len(lines),
-            "of_steps": course.total,
-            "why": "numbers" if course.setbacks.gave_up else "budget",
-        }
-    if course.out_of_time:
-        more["minutes"] = recipe.budget.train_minutes
-    if worthless := sanity_checks.rose(lines, recipe.train):
-        more["worthless"] = worthless
-    means = epoch_loss.first_and_last(lines, prepared.staged(), recipe.train.effective_batch_size)
-    weights = atomic_files.sha256_file(folder.adapter / "adapter_model.safetensors")
-    folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": weights})
-    folder.finish(
-        "train",
-        clock() - started,
-        backend=loaded.backend,
-        dtype=loaded.dtype,
-        **({"world_size": together.size} if together.size > 1 else {}),
-        steps=len(lines),
-        skipped_steps=sum(line["skipped"] for line in lines),
-        first_loss=next(line["loss"] for line in lines if math.isfinite(line["loss"])),  # fp16 may skip the first steps
-        last_loss=next(line["loss"] for line in reversed(lines) if math.isfinite(line["loss"])),
-        **dict(zip(("first_epoch_loss", "last_epoch_loss"), means or (), strict=False)),
-        tokens=sum(line["tokens"] for line in lines),
-        supervised_tokens=sum(line["supervised_tokens"] for line in lines),
-        training_seconds=round(sum(line["seconds"] for line in lines), 3),
-        peak_gib=round(max((result.peak_gib for result in results), default=0.0), 3),
-        out_of_memory=course.out_of_memory,
-        **more,
-    )
-    if course.setbacks.gave_up:
-        raise InputError(sanity_checks.gave_up(recipe.train, len(lines), folder.adapter, folder.diverged))
-
-
-def _suspicious(recipe: Recipe, course: session.Course, lines: list[dict[str, Any]]) -> list[str]:
-    """Return what is suspicious in a training that has ended; first, whether a budget ended it."""
-    early: list[str] = []
-    if course.out_of_time:
-        text = f"training ended after step {len(lines)} of {course.total}, its learning rate brought down early: "
-        early = [f"{text}budget.train_minutes is {recipe.budget.train_minutes:g}"]
-    weights = lora_files.weights(course.loaded.model)
-    return [*early, *sanity_checks.training_warnings(lines, weights, recipe.train, *early)]
+    return SetUp(folder, recipe, prepared, loaded, plan, task, [*prepared.notes, *found])
 
 
 def _settled(
@@ -155,82 +140,135 @@ def _settled(
     return settled, [text]
 
 
-def _train(
-    folder: RunDir,
-    recipe: Recipe,
-    prepared: Prepared,
-    loaded: LoadedModel,
-    settled: plans.Plan,
-    jobs: list[StageJob],
-    log: atomic_files.Lines,
-    stop_after: int | None,
-    clock: Clock,
-    started: float,
-) -> tuple[session.Course, list[dict[str, Any]], list[StageResult]]:
-    """Train from the last checkpoint on; return the course, the log's lines, and what the stages did."""
-    assert prepared.encoder is not None
-    earlier, done, timed = checkpoints.place(folder.checkpoints, recipe.budget.train_minutes)
-    lost = log.keep(done.global_step)  # what came after the checkpoint is trained again
-    lines = read_log(folder.log)
-    steps = sum(len(job.batches) for job in jobs)
-    told = out_of_memory.explained("training", lambda: f"{out_of_memory.TRAINING} {_kept(folder, len(lines))}")
-    with told, Bar("training", steps, done=done.global_step) as bar:
+def _fit(setup: SetUp, clock: Clock, started: float) -> tuple[TrainSession, Lines]:
+    """Train from the last checkpoint on; return the session and the log's lines. `started` is when the phase began."""
+    from fast_ft.train.session import TrainSession
 
-        def on_step(entry: dict[str, Any]) -> None:
-            log.add(entry)
-            lines.append(entry)
-            speed = entry["tokens"] / max(entry["seconds"], 1e-9)
-            memory = f"  {entry['gib']:.1f} GiB" if entry["gib"] else ""
-            bar.advance(1, f"{entry['stage']}  loss {entry['loss']:.3f}  {speed:,.0f} tokens/s{memory}")
+    folder, task, minutes = setup.folder, setup.task, setup.recipe.budget.train_minutes
+    with atomic_files.Lines(folder.log) as log:
+        start = checkpoints.resume_point(folder.checkpoints, minutes)
+        done = start.state.global_step
+        lost = log.keep(done)  # what came after the checkpoint is trained again
+        lines = read_log(folder.log)
+        pace: TrainPace | None = None
+        if minutes is not None:
+            spent = start.state.seconds + sum(line["seconds"] for line in lost if line["step"] > start.timed_until)
+            pace = TrainPace(minutes, task.step_tokens, clock, spent=spent, since=started)
+        told = out_of_memory.explained("training", lambda: f"{out_of_memory.TRAINING} {_kept(folder, len(lines))}")
+        with told, Bar("training", task.total, done=done) as bar:
+            callbacks = Recorder(folder, log, lines, bar).callbacks()
+            ranks = process_group.here()
+            session = TrainSession(setup.loaded, task, setup.plan, folder.checkpoints, callbacks, pace, ranks)
+            if start.folder is not None:
+                note(f"going on after step {done} of {task.total}")
+                session.resume(start.folder)
+            session.run()
+    process_group.here().leave()
+    return session, lines
 
-        def save_state(course: session.Course) -> None:
-            log.sync()  # a checkpoint's steps are in the log, whatever happens to the machine
-            step = course.progress.global_step
-            try:
-                checkpoints.save(
-                    folder.checkpoints,
-                    step,
-                    lambda target: state.save(target, loaded.model, course.optimizer, course.progress),
-                )
-            except Exception as error:
-                if not out_of_memory.is_short(error):
-                    raise
-                course.notes.append(f"no checkpoint after step {step}: out of memory, in the smallest pieces too")
-                note(f"warning: {course.notes[-1]}. Training goes on; the next checkpoint holds these steps")
-                return
-            folder.on_saved()
 
-        def back(step: int) -> None:
-            with atomic_files.Lines(folder.diverged) as aside:
-                for line in log.keep(step):
-                    aside.add(line)
-            bar.advance(step - len(lines))
-            del lines[step:]
+class Recorder:
+    """Writes what a training session tells into the run folder, and shows it on the bar."""
 
-        course = session.Course(
-            loaded,
-            jobs,
-            recipe.train,
-            recipe.curriculum.carry,
-            seed=recipe.seed,
-            pad_id=prepared.encoder.pad_id,
-            plan=settled,
-            log=on_step,
-            work_folder=folder.checkpoints,
-            ranks=process_group.here(),
+    def __init__(self, folder: RunDir, log: atomic_files.Lines, lines: Lines, bar: Bar) -> None:
+        self.folder, self.log, self.lines, self.bar = folder, log, lines, bar
+
+    def callbacks(self) -> TrainCallbacks:
+        """Return what to give to the session."""
+        return TrainCallbacks(
+            on_step=self.add_step,
+            on_checkpoint=self.save_checkpoint,
+            on_plan=partial(keep_plan, self.folder),
+            on_rewind=self.rewind,
+            find_checkpoint=self.find_checkpoint,
         )
-        course.on_checkpoint, course.setbacks.on_back, course.stop_after = save_state, back, stop_after
-        course.on_settled = partial(keep_plan, folder)
-        course.setbacks.last_good = lambda step: checkpoints.newest(folder.checkpoints, before=step)
-        if (minutes := recipe.budget.train_minutes) is not None:
-            tokens = [sum(step) for job in jobs for step in job.lengths]
-            spent = done.seconds + sum(line["seconds"] for line in lost if line["step"] > timed)
-            course.pace = TrainPace(minutes, tokens, clock, spent=spent, since=started)
-        if earlier is not None:
-            note(f"going on after step {done.global_step} of {course.total}")
-            course.resume(earlier)
-        results = course.run()
-    return course, lines, results
+
+    def add_step(self, line: dict[str, Any]) -> None:
+        """Add a step's line to the log."""
+        self.log.add(line)
+        self.lines.append(line)
+        speed = line["tokens"] / max(line["seconds"], 1e-9)
+        memory = f"  {line['gib']:.1f} GiB" if line["gib"] else ""
+        self.bar.advance(1, f"{line['stage']}  loss {line['loss']:.3f}  {speed:,.0f} tokens/s{memory}")
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> str | None:
+        """Let `write` fill the checkpoint of this step. Return what to note where there is no memory for it."""
+        self.log.sync()  # a checkpoint's steps are in the log, whatever happens to the machine
+        try:
+            checkpoints.save(self.folder.checkpoints, step, write)
+        except Exception as error:
+            if not out_of_memory.is_short(error):
+                raise
+            text = f"no checkpoint after step {step}: out of memory, in the smallest pieces too"
+            note(f"warning: {text}. Training goes on; the next checkpoint holds these steps")
+            return text
+        self.folder.on_saved()
+        return None
+
+    def find_checkpoint(self, before: int) -> Path | None:
+        """Return the newest whole checkpoint of a step below `before`, or None."""
+        return checkpoints.newest(self.folder.checkpoints, before=before)
+
+    def rewind(self, step: int) -> None:
+        """Move the lines of the steps after this one from the log to diverged.jsonl."""
+        with atomic_files.Lines(self.folder.diverged) as aside:
+            for line in self.log.keep(step):
+                aside.add(line)
+        self.bar.advance(step - len(self.lines))
+        del self.lines[step:]
+
+
+def _suspicious(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:
+    """Return what is suspicious in a training that has ended; first, whether a budget ended it."""
+    early: list[str] = []
+    if session.out_of_time:
+        text = f"training ended after step {len(lines)} of {setup.task.total}, its learning rate brought down early: "
+        early = [f"{text}budget.train_minutes is {setup.recipe.budget.train_minutes:g}"]
+    weights = lora_files.weights(setup.loaded.model)
+    return [*early, *sanity_checks.training_warnings(lines, weights, setup.recipe.train, *early)]
+
+
+def _save_adapter(setup: SetUp, lines: Lines, adapter: Path) -> None:
+    """Write the adapter's folder: weights, model card, tokenizer, and what generation checks the weights by."""
+    recipe, prepared, loaded = setup.recipe, setup.prepared, setup.loaded
+    with (
+        out_of_memory.explained("saving the adapter", lambda: _kept(setup.folder, len(lines))),
+        atomic_files.replace_folder(adapter) as target,
+    ):
+        lora_files.save(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
+        loaded.tokenizer.save_pretrained(str(target))
+        rows = [prepared.rows[example.id] for example in prepared.examples]
+        adapter_check.store(target, loaded, rows, setup.task.pad_id)
+
+
+def _facts(setup: SetUp, session: TrainSession, lines: Lines) -> dict[str, Any]:
+    """Return what the manifest says of a training that has ended."""
+    recipe, world_size = setup.recipe, process_group.here().size
+    losses = [line["loss"] for line in lines if math.isfinite(line["loss"])]  # fp16 may skip the first steps
+    means = epoch_loss.first_and_last(lines, setup.prepared.staged(), recipe.train.effective_batch_size)
+    facts: dict[str, Any] = {
+        "backend": setup.loaded.backend,
+        "dtype": setup.loaded.dtype,
+        **({"world_size": world_size} if world_size > 1 else {}),
+        "steps": len(lines),
+        "skipped_steps": sum(line["skipped"] for line in lines),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        **dict(zip(("first_epoch_loss", "last_epoch_loss"), means or (), strict=False)),
+        "tokens": sum(line["tokens"] for line in lines),
+        "supervised_tokens": sum(line["supervised_tokens"] for line in lines),
+        "training_seconds": round(sum(line["seconds"] for line in lines), 3),
+        "peak_gib": round(session.peak_gib, 3),
+        "out_of_memory": session.steps.out_of_memory,
+    }
+    if not session.finished:
+        why = "numbers" if session.gave_up else "budget"
+        facts |= {"stopped_at_step": len(lines), "of_steps": setup.task.total, "why": why}
+    if session.out_of_time:
+        facts["minutes"] = recipe.budget.train_minutes
+    if worthless := sanity_checks.rose(lines, recipe.train):
+        facts["worthless"] = worthless
+    return facts
 
 
 def _kept(folder: RunDir, steps: int) -> str:

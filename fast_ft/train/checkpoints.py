@@ -1,17 +1,17 @@
-"""The checkpoints of a run: checkpoints/step-12, the newest two kept, each told whole by its digests.
+"""The checkpoints of a run: checkpoints/step-12 and so on; the newest two are kept.
 
-A new one appears whole before an old one is removed. One whose digests fail is passed over for the one before it. Where
-a budget brings the learning rate down early, the checkpoint from which it goes down is kept too: with more minutes
-training goes on from there, as if there had been no budget.
+A new checkpoint appears whole before an old one is removed. A checkpoint that is not as its digests say is passed over
+for the one before it. Where a budget brings the learning rate down early, the checkpoint from which it goes down is
+kept too: with more minutes training goes on from there, as if there had been no budget.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
@@ -20,7 +20,22 @@ from fast_ft.common.minutes import longer
 from fast_ft.recipe import schema
 from fast_ft.train import state
 
+if TYPE_CHECKING:
+    from torch import nn
+
 KEPT = 2
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """From where training goes on: a checkpoint's folder (None: from the beginning), and how far it came.
+
+    `state.seconds` are those of all steps up to `timed_until`, also where that is a later step.
+    """
+
+    folder: Path | None
+    state: state.TrainState
+    timed_until: int
 
 
 def save(root: Path, step: int, write: Callable[[Path], None]) -> Path:
@@ -33,9 +48,9 @@ def save(root: Path, step: int, write: Callable[[Path], None]) -> Path:
 
 
 def newest(root: Path, *, before: int | None = None) -> Path | None:
-    """Return the newest whole checkpoint (of a step below `before`), or None; it and the one before stay.
+    """Return the newest whole checkpoint (of a step below `before`), or None; it and the one before it stay.
 
-    What is removed is too old, or beyond the step from which the run goes on, or damaged, which is said.
+    Checkpoints that are too old, not below `before` or damaged are removed; a warning names the damaged ones.
     """
     _prune(root)  # a kill may have come before this was done
     for path in reversed(_there(root)):
@@ -48,22 +63,22 @@ def newest(root: Path, *, before: int | None = None) -> Path | None:
     return None
 
 
-def place(root: Path, minutes: float | None) -> tuple[Path | None, state.Progress, int]:
-    """Return the checkpoint from which training goes on within a budget of minutes, and how far it came.
+def resume_point(root: Path, minutes: float | None) -> ResumePoint:
+    """Return from where training goes on within a budget of minutes.
 
-    It is the newest one; but where a smaller budget brought the learning rate down, the one from which it went down.
-    What was trained since then is trained again, and the adapter becomes that of a run without the smaller budget. The
-    progress has the seconds of all steps even so: the number is the step up to which it counts them.
+    That is the newest checkpoint; but where a smaller budget brought the learning rate down, it is the one from which
+    the rate went down. What was trained since then is trained again, and the adapter becomes that of a run without the
+    smaller budget.
     """
     path = newest(root)
     if path is None:
-        return None, state.Progress(), 0
-    done = state.read_progress(path)
+        return ResumePoint(None, state.TrainState(), 0)
+    done = state.read(path)
     turn = root / f"step-{done.anneal_from}"
     if done.stop_at is not None and longer(minutes, done.minutes) and turn.is_dir() and state.problem(turn) is None:
         newest(root, before=done.anneal_from + 1)  # removes what lies beyond
-        return turn, replace(state.read_progress(turn), seconds=done.seconds), done.global_step
-    return path, done, done.global_step
+        return ResumePoint(turn, replace(state.read(turn), seconds=done.seconds), done.global_step)
+    return ResumePoint(path, done, done.global_step)
 
 
 def needed(root: Path) -> list[Path]:
@@ -72,14 +87,14 @@ def needed(root: Path) -> list[Path]:
     return [*last, *(turn for path in last for turn in _turn(path) if turn != path)]
 
 
-def size(model: Any, section: schema.Train) -> int:
+def size(model: nn.Module, section: schema.Train) -> int:
     """Return the bytes of one checkpoint: the adapter, and two numbers a weight, of 1 byte each in adamw_8bit."""
     weights = [p for p in model.parameters() if p.requires_grad]
     return sum(p.numel() * (p.element_size() + (2 if section.optim == "adamw_8bit" else 8)) for p in weights)
 
 
-def space(model: Any, section: schema.Train, root: Path, *, timed: bool = False) -> tuple[int, str]:
-    """Return the bytes that training will still write, and what they are for: an argument pair for atomic.check_space.
+def space(model: nn.Module, section: schema.Train, root: Path, *, timed: bool = False) -> tuple[int, str]:
+    """Return the bytes that training will still write, and what they are for, as atomic_files.check_space takes them.
 
     Three checkpoints, since an old one goes when the new one is whole, and the adapter; what is there already is taken
     off. `timed`: there is a budget of minutes, and one more checkpoint where the learning rate begins to go down.
@@ -97,13 +112,13 @@ def step(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, its state.json first: what is half removed is then none any more."""
+    """Remove a checkpoint, its state.json first: what is half removed then no longer counts as a checkpoint."""
     (path / "state.json").unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _prune(root: Path) -> None:
-    """Remove all but the newest two and what `_turn` says of them, the oldest first."""
+    """Remove all checkpoints but the newest two and those that `_turn` names for them, the oldest first."""
     there = _there(root)
     kept = {*there[-KEPT:], *(turn for path in there[-KEPT:] for turn in _turn(path))}
     for old in there:
@@ -114,10 +129,10 @@ def _prune(root: Path) -> None:
 def _turn(path: Path) -> list[Path]:
     """Return the checkpoint from which the learning rate of this one's run goes down early, if it does."""
     try:
-        progress = state.read_progress(path)
+        done = state.read(path)
     except InputError:  # newest() says so
         return []
-    return [path.parent / f"step-{progress.anneal_from}"] if progress.stop_at is not None else []
+    return [path.parent / f"step-{done.anneal_from}"] if done.stop_at is not None else []
 
 
 def _there(root: Path) -> list[Path]:

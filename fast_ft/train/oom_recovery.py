@@ -1,88 +1,47 @@
-"""Does the plan fit the card? Found out before the first step, and mended where memory runs out all the same."""
+"""A thriftier plan where memory runs out, and how long the steps to come will take. Pure: the session applies it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from fast_ft.common.console import note
-from fast_ft.common.errors import InputError
 from fast_ft.plan.cost_model import STEP_SECONDS
 from fast_ft.plan.micro_batches import cut
-from fast_ft.plan.plans import shares_of, widths_of
-
-if TYPE_CHECKING:
-    from fast_ft.train.session import Course
+from fast_ft.plan.plans import Plan, shares_of, widths_of
 
 
-def rehearse(course: Course) -> None:
-    """On a card, run a pass of each width that is to come, once for all stages: it fits, and how long it takes.
+def thriftier(plan: Plan, steps: Sequence[Sequence[int]], layers: int) -> Plan | None:
+    """Return a plan that takes less memory, or None where there is none; `steps` are the token counts of their rows.
 
-    Graphs are captured here, before the first step. Called in on_train_begin: Unsloth compiles anew after a pass that
-    came before.
+    Passes become smaller first, down to the longest row; then graphs go; then all `layers` are computed again in the
+    backward pass.
     """
-    if course.rehearsed or course.loaded.device != "cuda":
-        return
-    import torch
-
-    jobs, at = course.jobs[course.progress.stage :], course.progress.step
-    steps = [step for job in jobs for step in job.lengths][at:]
-    while not course.rehearsed:
-        widths = [widths_of(course.plan, shares_of(course.plan, step)[course.ranks.rank]) for step in steps]
-        short: Exception | None = None
-        try:
-            seconds = course.passes.rehearse({each for step in widths for each in step})
-        except torch.OutOfMemoryError as error:
-            short = error.with_traceback(None)  # which would hold the activations
-        course.rehearsed = not course.ranks.any(short is not None)
-        if not course.rehearsed:
-            shrink(course, short, course.progress.global_step + 1)
-    if not seconds:  # fewer rows in a step than processes
-        return
-    widest = max(seconds)  # without graphs the only one
-    total = sum(seconds.get(each, seconds[widest] * each / widest) for step in widths for each in step)
-    minutes = (total + len(steps) * STEP_SECONDS) / 60
-    note(f"{len(steps)} steps: {minutes:.1f} minutes, by passes measured just now")
-
-
-def shrink(course: Course, error: Exception | None, step: int) -> None:
-    """Settle for a thriftier plan after an out-of-memory error: smaller passes, then no graphs, then recomputation.
-
-    InputError where there is none. `error` is None where another process had it; all settle for the same.
-    """
-    import torch
-
-    plan = course.plan
-    longest = max(len(row.input_ids) for job in course.jobs for row in job.rows)
-    steps = [step for job in course.jobs for step in job.lengths]
-    pieces = (
-        (lengths, piece)
+    longest = max(max(lengths) for lengths in steps)
+    now = max(
+        sum(lengths[i] for i in piece)
         for step_lengths in steps
         for lengths in shares_of(plan, step_lengths)
         for piece in cut(lengths, most_rows=plan.micro_batch, most_tokens=plan.most_tokens)
     )
-    now = max(sum(lengths[i] for i in piece) for lengths, piece in pieces)
-    layers = len(course.loaded.model.get_base_model().model.layers)
     if now > longest:
-        plan = replace(plan, most_tokens=max(longest, now * 3 // 4))
-    elif plan.capture:
-        plan = replace(plan, capture=False)
-    elif plan.recompute_layers < layers:
-        plan = replace(plan, recompute_layers=layers)
-    else:
-        raise InputError(
-            f"out of memory with one row at a time, at step {step}. Lower model.max_length or lora.r, set "
-            "train.gradient_checkpointing: true, or free the card."
-        ) from error
-    course.plan = plan
-    course.out_of_memory += 1
-    course.loaded.model.zero_grad()
-    course.passes.reshape(capture=plan.capture, recompute_layers=plan.recompute_layers)
-    if course.loaded.device == "cuda":
-        torch.cuda.empty_cache()
-    note(
-        f"out of memory: step {step} is done again with at most {plan.most_tokens} tokens in a pass, "
-        f"{plan.recompute_layers} layers computed again, {'with' if plan.capture else 'without'} graphs"
-    )
-    if course.on_settled is not None:
-        course.on_settled(plan)
+        return replace(plan, most_tokens=max(longest, now * 3 // 4))
+    if plan.capture:
+        return replace(plan, capture=False)
+    if plan.recompute_layers < layers:
+        return replace(plan, recompute_layers=layers)
+    return None
+
+
+def widths_to_come(plan: Plan, steps: Sequence[Sequence[int]], rank: int) -> list[list[int]]:
+    """Return for each step the widths of this process's passes; `steps` are the token counts of their rows."""
+    return [widths_of(plan, shares_of(plan, step)[rank]) for step in steps]
+
+
+def predicted_minutes(widths: Sequence[Sequence[int]], seconds: Mapping[int, float]) -> float:
+    """Return how long steps with passes of these widths will take.
+
+    `seconds` are measured, by width. Without graphs only the widest pass was run: a narrower one takes its share.
+    """
+    widest = max(seconds)
+    total = sum(seconds.get(each, seconds[widest] * each / widest) for step in widths for each in step)
+    return (total + len(widths) * STEP_SECONDS) / 60

@@ -5,38 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
 from fast_ft.models import weight_layout
 from fast_ft.recipe import schema
 
 
-class Flat:
+class FlatWeights:
     """The adapter's weights as one flat parameter, and their gradients as another tensor; the model's own are views.
 
-    An optimizer over it takes one kernel a step in place of one for each of some hundred matrices.
+    An optimizer over it launches one kernel a step in place of one for each of some hundred matrices.
     """
 
-    def __init__(self, model: Any) -> None:
-        import torch
-
+    def __init__(self, model: nn.Module) -> None:
         self._weights = [p for p in model.parameters() if p.requires_grad]
         whole = weight_layout.flatten(self._weights)
-        self.parameter, self.gradient = torch.nn.Parameter(whole), torch.zeros_like(whole)
+        self.parameter, self.gradient = nn.Parameter(whole), torch.zeros_like(whole)
         sizes = [p.numel() for p in self._weights]
         parts = zip(self._weights, self.gradient.split(sizes), strict=True)
         self._gradients = [part.view_as(weight) for weight, part in parts]
 
     def zero_gradients(self) -> None:
-        """Start a step: gradients are 0, and in place. Trainer drops them after each step; a graph adds to these."""
+        """Set all gradients to 0, in place. Trainer drops them after each step; a CUDA graph adds to these tensors."""
         self.gradient.zero_()
         self.parameter.grad = self.gradient
         for weight, gradient in zip(self._weights, self._gradients, strict=True):
             weight.grad = gradient
 
 
-def make_optimizer(flat: Flat, section: schema.Train) -> Any:
+def make_optimizer(flat: FlatWeights, section: schema.Train) -> Optimizer:
     """Return a new AdamW over the adapter's weights. LoRA's weights are all matrices, so all of them decay."""
-    import torch
-
     weights = [flat.parameter]
     arguments: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     arguments |= {"betas": (0.9, 0.999), "eps": 1e-8}  # spelled out: libraries' defaults differ
@@ -48,18 +49,17 @@ def make_optimizer(flat: Flat, section: schema.Train) -> Any:
 
 
 def make_scheduler(
-    optimizer: Any,
+    optimizer: Optimizer,
     section: schema.Train,
     learning_rate: float,
     total: int,
     start: int,
     scale: Callable[[int], float] = lambda step: 1.0,
-) -> Any:
+) -> LambdaLR:
     """Return transformers' schedule over `total` steps, standing at step `start`, with this peak learning rate.
 
-    `scale`: a factor more, of the steps taken since then.
+    `scale(step)` is one more factor on the rate; its steps are counted from `start`.
     """
-    import torch
     import transformers
 
     shape = transformers.get_scheduler(
@@ -70,6 +70,6 @@ def make_scheduler(
     )
     factor = shape.lr_lambdas[0] if hasattr(shape, "lr_lambdas") else lambda _: 1.0
     for group in optimizer.param_groups:
-        group.pop("initial_lr", None)  # else LambdaLR keeps the stage before's
+        group.pop("initial_lr", None)  # else LambdaLR keeps the peak of the stage before
         group["lr"] = learning_rate
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(start + step) * scale(step))
+    return LambdaLR(optimizer, lambda step: factor(start + step) * scale(step))

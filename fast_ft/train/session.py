@@ -1,252 +1,269 @@
-"""Training: each stage is one SFTTrainer over the same model, with our own order of rows and our own step.
+"""A training session: stage after stage over one model, each stage one SFTTrainer with our own step.
 
-The trainer sees an effective batch as one batch. Our `training_step` cuts it into micro-batches of similar length
-and divides each one's summed loss by the response tokens of the whole effective batch, so that the cut changes memory
-and speed but not the gradient. Each step seeds torch from (recipe seed, stage, step): a resumed run draws the same
-dropout and the same noise as one that was never stopped.
+The trainer sees an effective batch as one batch. train/step_runner.py cuts it into micro-batches of similar length and
+divides each one's summed loss by the trained tokens of the whole effective batch, so that the cut changes memory and
+speed but not the gradient. Each step seeds torch from (recipe seed, stage, step): a resumed run draws the same dropout
+and the same noise as one that was never stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fast_ft.common import process_group, signals
 from fast_ft.common.console import note
 from fast_ft.common.minutes import TrainPace, longer
-from fast_ft.data.batches import StageJob, StageResult
+from fast_ft.data.encoding import Row
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.plans import Plan
-from fast_ft.recipe import schema
 from fast_ft.train import replicas, state
-from fast_ft.train.divergence import Setbacks
-from fast_ft.train.forward_backward import Passes
-from fast_ft.train.optimizer import Flat, make_optimizer
-
-Log = Callable[[dict[str, Any]], None]
+from fast_ft.train.divergence import BadStepWatch, Rewind
+from fast_ft.train.optimizer import FlatWeights, make_optimizer
+from fast_ft.train.step_runner import StepRunner
+from fast_ft.train.task import StepFacts, TrainCallbacks, TrainTask
 
 _ONE_REQUEST = 3.0  #: seconds: a terminal's Ctrl-C comes from the terminal, and once more from the launcher
 
 
-class Course:
-    """Training over several stages: the optimizer, the schedule and the loss scale that go from one to the next.
+class TrainSession:
+    """Trains what is left of a task; `state` is how far it came, and `save_state` writes all that a resume needs.
 
-    `jobs` are all stages, since one schedule spans them; `on_checkpoint` is called at stage ends and every
-    `section.save_steps` steps; `log` gets one flat dict a step.
-
-    Where several processes train (`ranks`), each has a course over the same jobs and takes its share of every batch.
-    Gradients are added up before they are used, so weights stay equal; what hangs on one process's clock, memory or
+    Where several processes train (`ranks`), each has a session over the same task and takes its share of every batch.
+    Gradients are added up before they are used, so weights stay equal. What hangs on one process's clock, memory or
     signals is agreed on.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        jobs: Sequence[StageJob],
-        section: schema.Train,
-        carry: schema.Carry,
-        *,
-        seed: int,
-        pad_id: int,
+        task: TrainTask,
         plan: Plan,
-        log: Log,
         work_folder: Path,
+        callbacks: TrainCallbacks | None = None,
+        pace: TrainPace | None = None,
         ranks: process_group.Ranks = process_group.ALONE,
     ) -> None:
-        self.loaded, self.jobs, self.section, self.carry = loaded, jobs, section, carry
-        self.seed, self.pad_id, self.log, self.work_folder = seed, pad_id, log, work_folder
-        self.plan, self.ranks = plan, ranks
-        self.progress = state.Progress()
-        self.flat = Flat(loaded.model)
-        self.passes = Passes(
-            loaded,
-            self.flat,
-            noise_alpha=section.neftune_noise_alpha,
-            capture=plan.capture,
-            recompute_layers=plan.recompute_layers,
-            places=max(len(batch) for job in jobs for batch in job.batches),
-            longest=max(len(row.input_ids) for job in jobs for row in job.rows),
-            pad_id=pad_id,
-        )
-        self.optimizer = make_optimizer(self.flat, section)
-        self.on_checkpoint: Callable[[Course], None] | None = None
-        self.on_settled: Callable[[Plan], None] | None = None  #: is told when memory made the plan smaller
-        self.out_of_memory = 0  #: times that it was
-        self.rehearsed = False  #: fit.rehearse has run
-        self.interrupted = False
-        self.pace: TrainPace | None = None  #: of budget.train_minutes
+        self.loaded, self.task, self.work_folder, self.ranks = loaded, task, work_folder, ranks
+        self.callbacks = callbacks or TrainCallbacks()
+        self.pace = pace  #: of budget.train_minutes
+        self.state = state.TrainState()
+        self.flat = FlatWeights(loaded.model)
+        self.steps = StepRunner(loaded, self.flat, task, plan, ranks, self.callbacks.on_plan)
+        self.optimizer = make_optimizer(self.flat, task.section)
         self.notes: list[str] = []  #: what the manifest has to know
-        self.setbacks = Setbacks(section.max_bad_steps)
-        self._told = False  # that the budget will not do
-        self.asked = 0.0  #: when this process was asked to stop
-        self.time_is_up = False  #: by the budget, as agreed
-        self.stop_after: int | None = None  #: steps over all stages; the schedule stays that of the whole course
+        self.peak_gib = 0.0  #: of GPU memory reserved, over all stages
+        self.gave_up = False  #: bad numbers came twice; the last good state is the end
+        self._watch = BadStepWatch(task.section.max_bad_steps)
+        self._agreement = replicas.Agreement()
+        self._asked = 0.0  # when this process was asked to stop
+        self._is_rehearsed = False
+        self._is_forecast = False  # that the budget will not do was said
+        self._first_weights: Tensor | None = None  # the adapter before the first step
 
     @property
     def finished(self) -> bool:
-        return self.progress.stage >= len(self.jobs)
+        """Whether all stages are trained."""
+        return self.state.stage >= len(self.task.jobs)
 
     @property
     def left(self) -> int | None:
-        """How many steps may still be taken before `stop_after`; None: all."""
-        return None if self.stop_after is None else max(0, self.stop_after - self.progress.global_step)
-
-    @property
-    def total(self) -> int:
-        """All stages' steps."""
-        return sum(len(job.batches) for job in self.jobs)
+        """How many steps may still be taken before the task's `stop_after`; None: all."""
+        after = self.task.stop_after
+        return None if after is None else max(0, after - self.state.global_step)
 
     @property
     def out_of_time(self) -> bool:
         """Whether budget.train_minutes ended the training before its last step."""
-        return self.time_is_up and not self.finished and self.progress.global_step > 0
+        return self._agreement.time_is_up and not self.finished and self.state.global_step > 0
 
     def free(self) -> None:
         """Give back the model and all that was made over it. What is known of the steps stays."""
-        del self.passes, self.optimizer, self.flat
-        self.on_checkpoint = None
-        self.setbacks.forget()
+        del self.steps, self.optimizer, self.flat
+        self.callbacks, self._first_weights = TrainCallbacks(), None
         self.loaded.free()
+
+    def save_state(self, folder: Path) -> None:
+        """Write what `resume` reads into an existing folder."""
+        state.save(folder, self.loaded.model, self.optimizer, self.state)
 
     def resume(self, folder: Path) -> None:
         """Go on from a saved state, in place of from the beginning.
 
-        A learning rate that goes down early, since a budget ran out, does so no more where `pace` allows more minutes.
+        Where `pace` allows more minutes than before, a learning rate that went down early does so no more.
+
+        Raises:
+            InputError: The state cannot be read, or is of another adapter.
         """
-        self.progress = state.read_progress(folder)
-        if longer(self.pace.minutes if self.pace is not None else None, self.progress.minutes):
-            self.progress.anneal_from, self.progress.stop_at = 0, None
+        self.state = state.read(folder)
+        if longer(self.pace.minutes if self.pace is not None else None, self.state.minutes):
+            self.state.anneal_from, self.state.stop_at = 0, None
         state.load(folder, self.loaded.model, self.optimizer)
-        self._place()
-        if self.finished:
-            return
-        if self.progress.step >= len(self.jobs[self.progress.stage].batches):
+        self.state.fit_to([len(job.batches) for job in self.task.jobs])
+        if not self.finished and self.state.step >= len(self.task.jobs[self.state.stage].batches):
             self._next_stage()
 
-    def _place(self) -> None:
-        """Find the place by the steps done, where stages are not those of the checkpoint: a forced resume's."""
-        at = self.progress
-        lengths = [len(job.batches) for job in self.jobs]
-        if at.stage < len(lengths) and sum(lengths[: at.stage]) + at.step == at.global_step <= sum(lengths):
-            return
-        at.stage, at.step = 0, at.global_step
-        while at.stage < len(lengths) and at.step >= lengths[at.stage]:
-            at.step -= lengths[at.stage]
-            at.stage += 1
+    def run(self) -> None:
+        """Train what is left.
 
-    def run(self) -> list[StageResult]:
-        """Train what is left, and return the stages that were trained, at least in part."""
-        results = []
-        replicas.start(self)
-        self.setbacks.begin(self)
+        Raises:
+            InputError: Memory ran out, and no thriftier plan is left.
+            KeyboardInterrupt: The run was asked to stop; its state is saved.
+            process_group.Lost: Another process has ended; the state is saved.
+        """
+        replicas.share_state(self.ranks, self.save_state, self.resume)
+        if self.state.global_step == 0:
+            self._first_weights = self.flat.parameter.detach().cpu().clone()
         try:
             with signals.calling(self._stop):
                 while self._goes_on():
-                    job = self.jobs[self.progress.stage]
-                    results.append(self._run_stage(job))
-                    if self.setbacks.diverged and not self.interrupted:
-                        self.setbacks.go_back(self)
-                        if self.setbacks.gave_up:
+                    job = self.task.jobs[self.state.stage]
+                    self._run_stage()
+                    if self._watch.diverged and not self._agreement.interrupted:
+                        self._go_back(self._watch.rewind())
+                        if self.gave_up:
                             break
-                    elif self.progress.step == len(job.batches):  # else it was stopped; the checkpoint is saved
+                    elif self.state.step == len(job.batches):  # else it was stopped; the checkpoint is saved
                         self._next_stage()
         finally:
-            self.passes.close()
-        return results
+            self.steps.passes.close()
 
-    def _goes_on(self) -> bool:
-        replicas.agree(self)
-        if self.interrupted:
-            raise KeyboardInterrupt
-        return not self.finished and self.left != 0 and not self.out_of_time
+    def prepare_steps(self) -> None:
+        """Make everything ready for the first step of a trainer.
 
-    def stepped(self, entry: dict[str, Any]) -> bool:
-        """Take note of a finished step; tell whether training stops here, whatever the reason."""
-        self.setbacks.stepped(entry, last=self.progress.global_step == self.total)
+        Called when the trainer begins: Unsloth compiles anew after a pass that came before.
+        """
+        self.steps.passes.open()
+        if self.loaded.device == "cuda" and not self._is_rehearsed:
+            self._is_rehearsed = True
+            self.steps.rehearse(self.state)
+        if self.pace is not None:
+            self.pace.start()
+
+    def train_step(self, rows: Sequence[Row], loss_scale: Tensor | None) -> StepFacts:
+        """Add the gradients of an effective batch to `flat`; `loss_scale` (0-d) is fp16's, or None."""
+        return self.steps.train_step(rows, loss_scale, self.state)
+
+    def end_step(self, entry: dict[str, Any]) -> bool:
+        """Count a step that has ended and log its line; return whether training stops here, whatever the reason."""
+        at = self.state
+        at.step, at.global_step = at.step + 1, at.global_step + 1
+        self.callbacks.on_step(entry)
+        self._watch.see(entry, is_last=at.global_step == self.task.total)
         if self.pace is not None:
             self._keep_pace(self.pace)
-        replicas.agree(self)
-        return self.interrupted or self.setbacks.diverged or self.out_of_time
+        self._agree()
+        return self._agreement.interrupted or self._watch.diverged or self.out_of_time
 
-    def _keep_pace(self, pace: TrainPace) -> None:
-        at = self.progress
-        pace.step(at.global_step)
-        at.seconds, at.minutes = pace.elapsed(), pace.minutes
-        if not self._told and (said := pace.forecast(at.global_step)):
-            self._told = True
-            self.notes.append(said)
-            note(f"warning: {said}")
-        if at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
-            at.anneal_from, at.stop_at = at.global_step, at.global_step + over
-            note(f"time is running out: the learning rate goes down over the {over} steps that still fit")
+    def checkpoint_if_due(self, scaler: dict[str, Any] | None) -> None:
+        """Save the state every `save_steps` steps, and where the learning rate begins to go down early.
 
-    @property
-    def turns(self) -> bool:
-        """Whether the learning rate begins to go down after this step, since a budget is running out."""
-        return self.progress.stop_at is not None and self.progress.anneal_from == self.progress.global_step
+        `scaler` is the state of fp16's GradScaler. At a stage's end the state is saved anyway.
+        """
+        at, every = self.state, self.task.section.save_steps
+        due = bool(every and at.step % every == 0) or at.begins_to_anneal
+        if due and at.step < len(self.task.jobs[at.stage].batches):
+            at.scaler = scaler
+            self._checkpoint()
 
-    def rate_scale(self, index: int) -> float:
-        """Return the factor on the schedule's learning rate for step `index`, counted from 0 over all stages."""
-        at = self.progress
-        if at.stop_at is None or at.stop_at == at.anneal_from:
-            return at.rate_factor
-        steps = at.stop_at - at.anneal_from
-        return at.rate_factor * max(0, steps - (index - at.anneal_from)) / steps
+    def _run_stage(self) -> None:
+        # Imported only now: unsloth, which may have loaded the model, has to be imported before trl and transformers.
+        from fast_ft.train.sft_trainer import StageTrainer
 
-    def _stop(self) -> None:
-        """End the run after the step in hand, its state saved; asked a second time, at once."""
-        now = time.monotonic()
-        if self.asked and (self.ranks.size == 1 or now - self.asked > _ONE_REQUEST):
-            raise KeyboardInterrupt
-        self.asked = self.asked or now
-        note("stopping after this step; its state is saved. Once more stops at once.")
-
-    def checkpoint(self) -> None:
-        """Save the state, unless the weights are known to be bad: the last step's loss was no number."""
-        if self.on_checkpoint is not None and not self.setbacks.broken:
-            self.on_checkpoint(self)
-
-    def _next_stage(self) -> None:
-        self.progress.stage, self.progress.step = self.progress.stage + 1, 0
-        if not self.carry.optimizer and self.progress.stage < len(self.jobs):
-            self.optimizer = make_optimizer(self.flat, self.section)
-            self.progress.scaler = None
-
-    def _run_stage(self, job: StageJob) -> StageResult:
-        import torch
-
-        from fast_ft.train.sft_trainer import make_trainer
-
-        trainer = make_trainer(self, job)
-        on_gpu = self.loaded.device == "cuda"
-        if on_gpu:
+        before, lost = self.state.global_step, None
+        trainer = StageTrainer(self)
+        if self.loaded.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        started = time.monotonic()
-        lost: process_group.Lost | None = None
         try:
             trainer.train()
         except process_group.Lost as error:  # the weights are those after the last step
             lost = error
-        seconds = time.monotonic() - started
-        scaler, seen = trainer.accelerator.scaler, trainer.seen
-        self.progress.scaler = scaler.state_dict() if scaler is not None else None
-        if lost is None:
-            replicas.check(self)
-        if not self.setbacks.diverged and seen:
-            self.checkpoint()
+        scaler = trainer.accelerator.scaler
+        self.state.scaler = scaler.state_dict() if scaler is not None else None
+        if lost is None and not replicas.have_equal_weights(self.ranks, self.flat.parameter):
+            self._warn(f"after step {self.state.global_step} the processes' weights are not equal to the bit")
+        if not self._watch.diverged and self.state.global_step > before:
+            self._checkpoint()
         if lost is not None:
-            note(f"warning: {lost}: training stops after step {self.progress.global_step}, its state saved")
+            note(f"warning: {lost}: training stops after step {self.state.global_step}, its state saved")
             raise lost
-        return StageResult(
-            name=job.name,
-            steps=len(seen),
-            skipped_steps=sum(each["skipped"] for each in seen),
-            tokens=sum(each["tokens"] for each in seen),
-            supervised_tokens=sum(each["supervised_tokens"] for each in seen),
-            first_loss=seen[0]["loss"],
-            last_loss=seen[-1]["loss"],
-            seconds=seconds,
-            peak_gib=torch.cuda.max_memory_reserved() / 2**30 if on_gpu else 0.0,
+        if self.loaded.device == "cuda":
+            self.peak_gib = max(self.peak_gib, torch.cuda.max_memory_reserved() / 2**30)
+
+    def _next_stage(self) -> None:
+        self.state.stage, self.state.step = self.state.stage + 1, 0
+        if not self.task.carry.optimizer and not self.finished:
+            self.optimizer = make_optimizer(self.flat, self.task.section)
+            self.state.scaler = None
+
+    def _checkpoint(self) -> None:
+        """Save the state, unless the weights are known to be bad: the last step's loss was no number."""
+        if not self._watch.broken and (
+            problem := self.callbacks.on_checkpoint(self.state.global_step, self.save_state)
+        ):
+            self.notes.append(problem)
+
+    def _go_back(self, rewind: Rewind) -> None:
+        """Go back to the last good state and halve the learning rate; the second time that is the end."""
+        seconds, is_the_end = self.state.seconds, self.state.rate_factor < 1
+        good = self.callbacks.find_checkpoint(rewind.before)
+        self.optimizer = make_optimizer(self.flat, self.task.section)
+        self.state = state.TrainState()
+        if good is not None:
+            self.resume(good)
+        elif self._first_weights is not None:
+            with torch.no_grad():
+                self.flat.parameter.copy_(self._first_weights)
+        else:
+            is_the_end = True  # a resumed run whose only checkpoint was bad: there is nothing to go on from
+        self.gave_up = self.ranks.share(is_the_end)
+        replicas.share_state(self.ranks, self.save_state, self.resume)
+        self.state.seconds, self.state.rate_factor = seconds, 0.5
+        at = self.state.global_step
+        self.callbacks.on_rewind(at)
+        what = "that is the end" if self.gave_up else "the learning rate is halved from there"
+        self._warn(
+            f"no finite loss or gradients from step {rewind.first_bad} on: back to the state after step {at}; {what}"
         )
+
+    def _goes_on(self) -> bool:
+        self._agree()
+        if self._agreement.interrupted:
+            raise KeyboardInterrupt
+        return not self.finished and self.left != 0 and not self.out_of_time
+
+    def _agree(self) -> None:
+        """Agree with the other processes on whether training stops, and on where the learning rate goes down."""
+        at, pace = self.state, self.pace
+        is_up = pace is not None and (pace.left() <= 0 or (at.stop_at is not None and at.global_step >= at.stop_at))
+        here = replicas.Agreement(self._asked > 0, is_up, at.anneal_from, at.stop_at)
+        self._agreement = replicas.agree(self.ranks, here)
+        at.anneal_from, at.stop_at = self._agreement.anneal_from, self._agreement.stop_at
+
+    def _keep_pace(self, pace: TrainPace) -> None:
+        at = self.state
+        pace.step(at.global_step)
+        at.seconds, at.minutes = pace.elapsed(), pace.minutes
+        if not self._is_forecast and (said := pace.forecast(at.global_step)):
+            self._is_forecast = True
+            self._warn(said)
+        if at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
+            at.anneal_from, at.stop_at = at.global_step, at.global_step + over
+            note(f"time is running out: the learning rate goes down over the {over} steps that still fit")
+
+    def _warn(self, text: str) -> None:
+        self.notes.append(text)
+        note(f"warning: {text}")
+
+    def _stop(self) -> None:
+        """End the run after the step in hand, its state saved; asked a second time, at once."""
+        now = time.monotonic()
+        if self._asked and (self.ranks.size == 1 or now - self._asked > _ONE_REQUEST):
+            raise KeyboardInterrupt
+        self._asked = self._asked or now
+        note("stopping after this step; its state is saved. Once more stops at once.")

@@ -1,7 +1,7 @@
 """What every process but the first does in a training of several: the same steps, on its share of each batch.
 
-All that it needs comes from process 0, which has read the recipe and the rows. It writes and prints nothing, and leaves
-when training is over.
+All that it needs comes from process 0, which has read the recipe and the rows. It writes no file, prints nothing while
+all goes well, and leaves when training is over.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from fast_ft.data.encoding import Row
 from fast_ft.models.loaders import choose
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe.schema import Recipe
-from fast_ft.train import session
+from fast_ft.train.session import TrainSession
+from fast_ft.train.task import TrainTask
 
 _LAST_WORD = 10.0  #: seconds in which process 0 may still say itself what went wrong
 
 
 @dataclass(frozen=True)
 class Order:
-    """What process 0 lets the others train: see train.Course. `backend` is the name of its own."""
+    """What process 0 lets the others train: see task.TrainTask. `backend` is the name of its own loader."""
 
     recipe: Recipe
     jobs: Sequence[StageJob]
@@ -41,14 +42,22 @@ class Order:
     stop_after: int | None
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads, as values that JSON can hold."""
         return {**vars(self), "recipe": self.recipe.model_dump_json(), "plan": self.plan.to_json(),
                 "jobs": [asdict(job) for job in self.jobs]}  # fmt: skip
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Order:
+        """Return the order that process 0 shared."""
         jobs = [StageJob(**job | {"rows": [Row(**row) for row in job["rows"]]}) for job in content["jobs"]]
         recipe, plan = Recipe.model_validate_json(content["recipe"]), Plan(**content["plan"])
         return cls(**content | {"recipe": recipe, "jobs": jobs, "plan": plan})
+
+    def task(self) -> TrainTask:
+        """Return what to train; trackers are process 0's alone."""
+        section = self.recipe.train.model_copy(update={"report_to": "none"})
+        carry, seed = self.recipe.curriculum.carry, self.recipe.seed
+        return TrainTask(self.jobs, section, carry, seed, self.pad_id, self.stop_after)
 
 
 def follow(ranks: Ranks) -> int:
@@ -80,8 +89,7 @@ def follow(ranks: Ranks) -> int:
 
 
 def _train(ranks: Ranks, order: Order) -> None:
-    recipe, section = order.recipe, order.recipe.train.model_copy(update={"report_to": "none"})
-    problem: str | None = None
+    recipe, problem = order.recipe, None
     try:
         if recipe.train.deterministic:
             gpu.be_deterministic()
@@ -94,18 +102,5 @@ def _train(ranks: Ranks, order: Order) -> None:
         problem = str(error)
     ranks.agree(problem)
     with tempfile.TemporaryDirectory() as folder:
-        course = session.Course(
-            loaded,
-            order.jobs,
-            section,
-            recipe.curriculum.carry,
-            seed=recipe.seed,
-            pad_id=order.pad_id,
-            plan=order.plan,
-            log=lambda entry: None,
-            work_folder=Path(folder),
-            ranks=ranks,
-        )
-        course.stop_after = order.stop_after
-        course.run()
+        TrainSession(loaded, order.task(), order.plan, Path(folder), ranks=ranks).run()
     ranks.leave()

@@ -240,7 +240,7 @@ class Traces:
         self._found: list[tuple[str, str, weakref.ref[Any]]] = []
         patch.setattr(gc, "freeze", lambda: None)  # conftest would put a live model out of collections' reach
         self._patch = patch
-        for owner, name in ((session.Course, "__init__"), (Pool, "__init__"), (optimizer.Flat, "__init__"),
+        for owner, name in ((session.TrainSession, "__init__"), (Pool, "__init__"), (optimizer.FlatWeights, "__init__"),
                             (forward_backward.Passes, "__init__"), (SFTTrainer, "__init__")):  # fmt: skip
             self.follow(owner, name, lambda self, *_, **__: [self])
 

@@ -22,7 +22,8 @@ from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import schema
-from fast_ft.train import session, sft_trainer
+from fast_ft.train.session import TrainSession
+from fast_ft.train.task import TrainTask
 from tests.helpers.parts import POCKET
 
 ENCODER = Encoder(POCKET)
@@ -180,13 +181,13 @@ def test_neftune_scales_noise_by_each_rows_own_length(loaded: LoadedModel, rows:
     import torch
     from transformers import TrainerCallback
 
+    from fast_ft.train.sft_trainer import StageTrainer
+
     pair = [rows[0], rows[-1]]
     assert len(pair[1].input_ids) > 2 * len(pair[0].input_ids)
     section = schema.Train(effective_batch_size=2, optim="adamw_torch", warmup_steps=0, neftune_noise_alpha=5)
-    course = session.Course(
-        loaded, [StageJob(0, "one", pair, [[0, 1]], 1e-9)], section, schema.Carry(),
-        seed=1, pad_id=0, plan=Plan(2), log=lambda entry: None, work_folder=tmp_path,
-    )  # fmt: skip
+    task = TrainTask([StageJob(0, "one", pair, [[0, 1]], 1e-9)], section, schema.Carry(), seed=1, pad_id=0)
+    session = TrainSession(loaded, task, Plan(2), tmp_path)
     embeddings = loaded.model.get_input_embeddings()
     seen: list[tuple[Any, Any]] = []
 
@@ -197,7 +198,7 @@ def test_neftune_scales_noise_by_each_rows_own_length(loaded: LoadedModel, rows:
         def on_train_end(self, *_: Any, **__: Any) -> None:
             self.hook.remove()
 
-    made = sft_trainer.make_trainer(course, course.jobs[0])
+    made = StageTrainer(session)
     made.add_callback(Watch())
     made.train()
     ((ids, output),) = seen
@@ -213,7 +214,7 @@ def test_neftune_scales_noise_by_each_rows_own_length(loaded: LoadedModel, rows:
         start = end
     loaded.model.eval()
     assert embeddings(ids).equal(embeddings.weight[ids]), "no noise in evaluation"
-    course.passes.close()
+    session.steps.passes.close()
     loaded.model.train()
     assert embeddings(ids).equal(embeddings.weight[ids]), "no noise once the stage is over"
     assert torch.isfinite(output).all()

@@ -14,9 +14,11 @@ from fast_ft.models import weight_layout
 from fast_ft.models.fused_block import block, dispatch, ops_torch
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.plan.plans import Plan
 from fast_ft.recipe import schema
-from fast_ft.train.forward_backward import Passes, lay_out
-from fast_ft.train.optimizer import Flat
+from fast_ft.train.forward_backward import Passes
+from fast_ft.train.micro_batch import MicroBatchShape, lay_out
+from fast_ft.train.optimizer import FlatWeights
 
 
 def rows(seed: int = 0) -> list[Row]:
@@ -29,10 +31,8 @@ def rows(seed: int = 0) -> list[Row]:
 
 
 def gradients(loaded: LoadedModel, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
-    passes = Passes(
-        loaded, Flat(loaded.model), noise_alpha=None, capture=False, recompute_layers=recompute_layers,
-        places=3, longest=17, pad_id=0,
-    )  # fmt: skip
+    shape = MicroBatchShape(places=3, longest=17, pad_id=0)
+    passes = Passes(loaded, FlatWeights(loaded.model), Plan(3, recompute_layers=recompute_layers), shape)
     loaded.model.zero_grad()
     loaded.model.train()
     passes.begin(25, None)

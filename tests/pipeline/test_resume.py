@@ -336,7 +336,7 @@ def test_a_checkpoint_of_another_version_is_a_message(again: Go, tmp_path: Path)
     content["progress"]["unheard_of"] = 1
     (checkpoint / "state.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="another version of fast_ft wrote this checkpoint"):
-        state.read_progress(checkpoint)
+        state.read(checkpoint)
 
 
 def test_budgets_and_saving_are_taken_as_they_are_now(again: Go) -> None:

@@ -22,6 +22,7 @@ from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.run import run
+from fast_ft.plan.plans import Plan
 from fast_ft.recipe.loader import load_recipe, resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -33,8 +34,9 @@ from fast_ft.sweep.resident_model import ResidentLoader
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
 from fast_ft.sweep.trial_runner import Result, Rows, Runner, Task
-from fast_ft.train.forward_backward import Passes, lay_out
-from fast_ft.train.optimizer import Flat
+from fast_ft.train.forward_backward import Passes
+from fast_ft.train.micro_batch import MicroBatchShape, lay_out
+from fast_ft.train.optimizer import FlatWeights
 from tests.helpers.judge_server import JudgeServer
 from tests.helpers.parts import RecipeFactory, write_recipe
 
@@ -381,8 +383,8 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
 
     def first_step(loaded: LoadedModel) -> list[torch.Tensor]:
         loaded.model.train()
-        shape = {"capture": False, "places": 3, "longest": 64, "recompute_layers": 1}
-        passes = Passes(loaded, Flat(loaded.model), noise_alpha=None, pad_id=0, **shape)
+        shape = MicroBatchShape(places=3, longest=64, pad_id=0)
+        passes = Passes(loaded, FlatWeights(loaded.model), Plan(3, recompute_layers=1), shape)
         passes.begin(9.0, None)
         assert not loaded.notes, "the blocks are in"
         loss = passes(lay_out(rows, tokens=128, places=3, pad_id=0), seed=1)

@@ -183,8 +183,8 @@ def test_where_one_process_dies_all_end_and_no_step_is_lost(alone: tuple[Path, P
 # One of two has trouble: both must settle for the same
 
 
-def course_of(rank: int, base: str, folder: str, variables: dict[str, str], trouble: str) -> None:
-    """In the child: train the courses of test_train, with some trouble in one process; leave what came of it."""
+def session_of(rank: int, base: str, folder: str, variables: dict[str, str], trouble: str) -> None:
+    """In the child: train the sessions of test_train, with some trouble in one process; leave what came of it."""
     import torch
 
     from fast_ft.common import console
@@ -193,7 +193,8 @@ def course_of(rank: int, base: str, folder: str, variables: dict[str, str], trou
     from fast_ft.models.loaders import choose
     from fast_ft.plan.plans import Plan
     from fast_ft.recipe import schema
-    from fast_ft.train.session import Course
+    from fast_ft.train.session import TrainSession
+    from fast_ft.train.task import TrainCallbacks, TrainTask
     from tests.train.test_train import make_jobs, make_rows
 
     os.environ.update(variables)
@@ -207,10 +208,12 @@ def course_of(rank: int, base: str, folder: str, variables: dict[str, str], trou
         effective_batch_size=4, warmup_steps=2, optim="adamw_torch", learning_rate=0.01, max_bad_steps=2
     )
     lines: list[dict[str, Any]] = []
-    course = Course(
-        maker.for_training(), make_jobs(make_rows(12)), section, schema.Carry(), seed=7, pad_id=0,
-        plan=Plan(4, world_size=2), log=lines.append, work_folder=Path(folder), ranks=here,
-    )  # fmt: skip
+    task = TrainTask(make_jobs(make_rows(12)), section, schema.Carry(), seed=7, pad_id=0)
+    pace = None
+    if "time" in trouble and rank == 0:
+        pace = TrainPace(1.0, [1] * task.total, clock=lambda: 20.0 * len(lines))  # three steps a minute
+    callbacks = TrainCallbacks(on_step=lines.append)
+    session = TrainSession(maker.for_training(), task, Plan(4, world_size=2), Path(folder), callbacks, pace, here)
     seen = [0]
 
     def full(module: Any, given: tuple[Any, ...]) -> None:
@@ -221,30 +224,28 @@ def course_of(rank: int, base: str, folder: str, variables: dict[str, str], trou
         seen[0] += 1
         return output * float("inf") if seen[0] in (3, 4) else output
 
-    embeddings = course.loaded.model.get_input_embeddings()
+    embeddings = session.loaded.model.get_input_embeddings()
     if "memory" in trouble and rank == 1:
         embeddings.register_forward_pre_hook(full)
     if trouble == "numbers" and rank == 1:
         embeddings.register_forward_hook(spoilt)
-    if "time" in trouble and rank == 0:
-        course.pace = TrainPace(1.0, [1] * course.total, clock=lambda: 20.0 * len(lines))  # three steps a minute
-    course.run()
-    weights = torch.cat([each.flatten() for each in lora_files.weights(course.loaded.model).values()])
+    session.run()
+    weights = torch.cat([each.flatten() for each in lora_files.weights(session.loaded.model).values()])
     found = {
         "losses": [line["loss"] for line in lines], "skipped": [line["skipped"] for line in lines],
-        "rates": [line["learning_rate"] for line in lines], "tokens": course.plan.most_tokens,
-        "out_of_memory": course.out_of_memory, "out_of_time": course.out_of_time, "weights": weights.tolist(),
-        "notes": course.notes,
+        "rates": [line["learning_rate"] for line in lines], "tokens": session.steps.plan.most_tokens,
+        "out_of_memory": session.steps.out_of_memory, "out_of_time": session.out_of_time, "weights": weights.tolist(),
+        "notes": session.notes,
     }  # fmt: skip
     here.leave()
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
 
 
-def course_in(size: int, base: Path, folder: Path, trouble: str = "none") -> dict[str, Any]:
+def session_in(size: int, base: Path, folder: Path, trouble: str = "none") -> dict[str, Any]:
     """Train in so many processes; all must have come to the same."""
     folder.mkdir()
     processes = [
-        start_function(course_of, rank, str(base), str(folder), variables, trouble)
+        start_function(session_of, rank, str(base), str(folder), variables, trouble)
         for rank, variables in enumerate(launched(size))
     ]
     assert statuses(processes) == [0] * size
@@ -255,13 +256,13 @@ def course_in(size: int, base: Path, folder: Path, trouble: str = "none") -> dic
 
 
 def test_trouble_in_one_of_two_is_settled_alike_in_both(tiny: Path, tmp_path: Path) -> None:
-    plain = course_in(3, tiny, tmp_path / "plain")  # in steps of two rows one of three has nothing to do
+    plain = session_in(3, tiny, tmp_path / "plain")  # in steps of two rows one of three has nothing to do
     assert len(plain["losses"]) == 7 and not plain["notes"]
-    short = course_in(2, tiny, tmp_path / "short", "memory and time")
+    short = session_in(2, tiny, tmp_path / "short", "memory and time")
     assert short["out_of_memory"] > 0 and short["tokens"] <= 24
     assert short["out_of_time"] and len(short["losses"]) == 3
     assert short["losses"] == pytest.approx(plain["losses"][:3], abs=LOSS)
-    spoilt = course_in(2, tiny, tmp_path / "numbers", "numbers")
+    spoilt = session_in(2, tiny, tmp_path / "numbers", "numbers")
     assert spoilt["skipped"].count(True) == 2 and len(spoilt["losses"]) == 2 + 2 + 7
     assert spoilt["rates"][-5:] == pytest.approx([rate / 2 for rate in plain["rates"][-5:]])
     assert "the learning rate is halved" in spoilt["notes"][0]

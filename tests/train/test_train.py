@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import RESERVE, TrainPace
-from fast_ft.common.process_group import Ranks
+from fast_ft.common.process_group import ALONE, Ranks
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.encoding import IGNORE_INDEX, Row
 from fast_ft.models import lora_files, packed_attention
@@ -27,10 +27,11 @@ from fast_ft.plan.micro_batches import cut
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import schema
 from fast_ft.train import state
-from fast_ft.train.forward_backward import blank, lay_out
 from fast_ft.train.loss import response_loss
+from fast_ft.train.micro_batch import blank, lay_out
 from fast_ft.train.optimizer import make_optimizer, make_scheduler
-from fast_ft.train.session import Course
+from fast_ft.train.session import TrainSession
+from fast_ft.train.task import TrainCallbacks, TrainTask
 
 # Order of rows, micro-batches, padding: pure functions
 
@@ -89,19 +90,19 @@ def test_cut_deals_rows_into_few_micro_batches_of_like_size() -> None:
 def test_rows_lie_one_behind_the_other_each_with_its_own_positions_and_targets() -> None:
     rows = [Row("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]), Row("b", [1, 8, 9, 2], [IGNORE_INDEX, IGNORE_INDEX, 9, 2])]
     made = lay_out(rows, tokens=8, places=3, pad_id=0)
-    ids, targets, positions, own = made.tokens.tolist()
+    ids, targets, positions, own = made.tokens_4T.tolist()
     assert ids == [1, 5, 2, 1, 8, 9, 2, 0]
     assert targets == [5, 2, IGNORE_INDEX, IGNORE_INDEX, 9, 2, IGNORE_INDEX, IGNORE_INDEX], "none from another row"
     assert positions == [0, 1, 2, 0, 1, 2, 3, 0] and own == [3] * 3 + [4] * 4 + [1]
-    assert made.starts.tolist() == [0, 3, 7, 8, 8], "two rows, the padding, and a place that none takes"
+    assert made.starts_S.tolist() == [0, 3, 7, 8, 8], "two rows, the padding, and a place that none takes"
 
 
 def test_a_blank_pass_trains_nothing_and_holds_no_row_that_is_too_long() -> None:
     for tokens in (128, 1024, 1408):
         made = blank(tokens, places=4, longest=400, pad_id=0)
-        assert made.tokens.shape == (4, tokens) and set(made.tokens[1].tolist()) == {IGNORE_INDEX}
-        lengths = made.starts.diff()
-        assert made.starts[-1] == tokens and len(lengths) == 5 and lengths.max() <= 400
+        assert made.tokens_4T.shape == (4, tokens) and set(made.tokens_4T[1].tolist()) == {IGNORE_INDEX}
+        lengths = made.starts_S.diff()
+        assert made.starts_S[-1] == tokens and len(lengths) == 5 and lengths.max() <= 400
 
 
 def test_attention_keeps_to_each_row() -> None:
@@ -169,7 +170,7 @@ def test_a_stages_own_rate_scales_the_schedule_and_a_new_one_starts_again() -> N
         assert optimizer.param_groups[0]["lr"] == rate
 
 
-# Courses: real training of a tiny model
+# Sessions: real training of a tiny model
 
 
 def make_rows(count: int, seed: int = 0) -> list[Row]:
@@ -192,11 +193,11 @@ def make_jobs(rows: list[Row], size: int = 4, rate: float = 0.01, second_rate: f
     ]
 
 
-MakeCourse = Callable[..., tuple[Course, list[dict[str, Any]]]]
+MakeSession = Callable[..., tuple[TrainSession, list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
+def make_session(tiny: Path, tmp_path: Path) -> MakeSession:
     def make(
         jobs: list[StageJob] | None = None,
         carry: schema.Carry | None = None,
@@ -204,25 +205,33 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
         dropout: float = 0.0,
         r: int = 4,
         recompute_layers: int = 0,
+        stop_after: int | None = None,
+        ranks: Ranks = ALONE,
+        pace: Callable[[list[dict[str, Any]]], TrainPace] | None = None,
+        callbacks: dict[str, Any] | None = None,
         **values: Any,
-    ) -> tuple[Course, list[dict[str, Any]]]:
+    ) -> tuple[TrainSession, list[dict[str, Any]]]:
         model = schema.Model(name_or_path=str(tiny), max_length=64, load_in_4bit=False)
         lora = schema.Lora(r=r, lora_alpha=2 * r, lora_dropout=dropout)
         maker = choose.make_loader(model, lora, seed=7, name="peft")
         arguments = {"effective_batch_size": 4, "warmup_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}
         section = schema.Train(**{**arguments, "gradient_checkpointing": False, **values})
         lines: list[dict[str, Any]] = []
-        course = Course(
-            maker.for_training(), jobs or make_jobs(make_rows(12)), section, carry or schema.Carry(),
-            seed=7, pad_id=0, plan=Plan(micro_batch, recompute_layers=recompute_layers), log=lines.append,
-            work_folder=tmp_path / "work",
-        )  # fmt: skip
-        return course, lines
+        session = TrainSession(
+            maker.for_training(),
+            TrainTask(jobs or make_jobs(make_rows(12)), section, carry or schema.Carry(), 7, 0, stop_after),
+            Plan(micro_batch, recompute_layers=recompute_layers, world_size=ranks.size),
+            tmp_path / "work",
+            TrainCallbacks(**{"on_step": lines.append} | (callbacks or {})),
+            pace(lines) if pace is not None else None,
+            ranks,
+        )
+        return session, lines
 
     return make
 
 
-def same(a: Course, b: Course) -> bool:
+def same(a: TrainSession, b: TrainSession) -> bool:
     """Are two adapters equal to the last bit?"""
     left, right = lora_files.weights(a.loaded.model), lora_files.weights(b.loaded.model)
     return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
@@ -237,20 +246,20 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def moments(course: Course) -> float:
+def moments(session: TrainSession) -> float:
     """The size of Adam's second moments."""
-    return sum(float(entry["exp_avg_sq"].sum()) for entry in course.optimizer.state.values())
+    return sum(float(entry["exp_avg_sq"].sum()) for entry in session.optimizer.state.values())
 
 
 def learning_rates(lines: list[dict[str, Any]]) -> list[float]:
     return [line["learning_rate"] for line in lines]
 
 
-def test_the_log_has_one_whole_line_a_step(make_course: MakeCourse) -> None:
+def test_the_log_has_one_whole_line_a_step(make_session: MakeSession) -> None:
     rows = make_rows(12)
     jobs = make_jobs(rows)
-    course, lines = make_course(jobs)
-    results = course.run()
+    session, lines = make_session(jobs)
+    session.run()
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert [(line["stage"], line["stage_step"]) for line in lines] == [
         *(("easy", n) for n in range(1, 5)), *(("all", n) for n in range(1, 4))
@@ -260,30 +269,27 @@ def test_the_log_has_one_whole_line_a_step(make_course: MakeCourse) -> None:
         assert line["tokens"] == sum(len(row.input_ids) for row in taken)
         assert line["supervised_tokens"] == sum(row.supervised for row in taken)
         assert line["grad_norm"] > 0 and not line["skipped"] and line["seconds"] >= 0
-    easy, last = results
-    assert (easy.name, easy.steps, last.name, last.steps) == ("easy", 4, "all", 3)
-    assert easy.first_loss == lines[0]["loss"] and last.last_loss == lines[-1]["loss"]
-    assert last.tokens == sum(line["tokens"] for line in lines[4:])
+    assert session.finished and session.peak_gib == 0.0, "there is no card"
     json.dumps(lines)
 
 
-def test_training_lowers_the_loss(make_course: MakeCourse) -> None:
+def test_training_lowers_the_loss(make_session: MakeSession) -> None:
     rows = make_rows(4)
-    course, lines = make_course([StageJob(0, "one", rows, [[0, 1, 2, 3]] * 15, 0.02)])
-    course.run()
+    session, lines = make_session([StageJob(0, "one", rows, [[0, 1, 2, 3]] * 15, 0.02)])
+    session.run()
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
 
 
-def test_one_schedule_spans_both_stages_by_default(make_course: MakeCourse) -> None:
-    course, lines = make_course()
-    course.run()
+def test_one_schedule_spans_both_stages_by_default(make_session: MakeSession) -> None:
+    session, lines = make_session()
+    session.run()
     assert learning_rates(lines) == pytest.approx([0.01 * r for r in rates("linear", 7)])
 
 
-def test_a_schedule_that_is_not_carried_starts_again_at_the_stages_own_rate(make_course: MakeCourse) -> None:
+def test_a_schedule_that_is_not_carried_starts_again_at_the_stages_own_rate(make_session: MakeSession) -> None:
     jobs = make_jobs(make_rows(12), second_rate=0.004)
-    course, lines = make_course(jobs, schema.Carry(schedule=False))
-    course.run()
+    session, lines = make_session(jobs, schema.Carry(schedule=False))
+    session.run()
     wanted = [0.01 * r for r in rates("linear", 4)] + [0.004 * r for r in rates("linear", 3)]
     assert learning_rates(lines) == pytest.approx(wanted)
 
@@ -295,70 +301,74 @@ def skip_first(monkeypatch: pytest.MonkeyPatch, count: int, lines: list[dict[str
 
 @pytest.mark.parametrize("carried", [True, False])
 def test_steps_that_the_loss_scale_skipped_count_in_the_schedule(
-    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, carried: bool
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch, carried: bool
 ) -> None:
-    plain, wanted = make_course(carry=schema.Carry(schedule=carried))
+    plain, wanted = make_session(carry=schema.Carry(schedule=carried))
     plain.run()
-    course, lines = make_course(carry=schema.Carry(schedule=carried))
+    session, lines = make_session(carry=schema.Carry(schedule=carried))
     skip_first(monkeypatch, 3, lines)
-    course.run()
+    session.run()
     assert [line["skipped"] for line in lines] == [True] * 3 + [False] * 4
     assert learning_rates(lines) == learning_rates(wanted)
 
 
 @pytest.mark.parametrize("skipped", [0, 2, 4])
 def test_the_rate_is_down_where_a_budget_ends_the_training_whatever_was_skipped_or_stopped(
-    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, skipped: int
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, skipped: int
 ) -> None:
     """Stages of 16 and 4 steps; 17 fit. The rate goes down over the last three, which lie in both stages."""
     rows = make_rows(4)
     jobs = [StageJob(i, name, rows, [[0, 1, 2, 3]] * count, 0.01) for i, name, count in ((0, "a", 16), (1, "b", 4))]
     values = {"warmup_steps": 0, "lr_scheduler_type": "constant"}
 
-    def paced(lines: list[dict[str, Any]], spent: float) -> TrainPace:
+    def paced(lines: list[dict[str, Any]], spent: float = 0.0) -> TrainPace:
         return TrainPace(103 / 60 / (1 - RESERVE), [1] * 20, lambda: 6.0 * len(lines), spent=spent)
 
-    whole, lines = make_course(jobs, **values)
+    whole, lines = make_session(jobs, pace=paced, **values)
     skip_first(monkeypatch, skipped, lines)
-    whole.pace = paced(lines, 0.0)
     whole.run()
     assert whole.out_of_time and [line["skipped"] for line in lines] == [True] * skipped + [False] * (17 - skipped)
     assert learning_rates(lines) == pytest.approx([0.01] * 15 + [0.02 / 3, 0.01 / 3])
 
-    first, earlier = make_course(jobs, **values)
+    saving = {"on_checkpoint": lambda step, write: write(tmp_path)}
+    first, earlier = make_session(jobs, pace=paced, stop_after=15, callbacks=saving, **values)
     skip_first(monkeypatch, skipped, earlier)
-    first.pace, first.stop_after = paced(earlier, 0.0), 15
-    first.on_checkpoint = lambda course: state.save(tmp_path, course.loaded.model, course.optimizer, course.progress)
     first.run()
-    second, later = make_course(jobs, **values)
+    spent = state.read(tmp_path).seconds
+    second, later = make_session(jobs, pace=lambda lines: paced(lines, spent), **values)
     skip_first(monkeypatch, 0, later)
-    second.pace = paced(later, state.read_progress(tmp_path).seconds)
     second.resume(tmp_path)
     second.run()
     assert learning_rates(earlier + later) == learning_rates(lines) and same(whole, second)
 
 
-def test_moments_are_carried_or_start_again(make_course: MakeCourse) -> None:
+def test_moments_are_carried_or_start_again(make_session: MakeSession) -> None:
     after: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for carried in after:
-        course, _ = make_course(carry=schema.Carry(optimizer=carried))
+        made: list[TrainSession] = []
 
-        def look(course: Course, found: list[tuple[float, float]] = after[carried]) -> None:
-            steps = {float(entry["step"]) for entry in course.optimizer.state.values()}
-            found.append((*steps, moments(course)))
+        def look(
+            step: int,
+            write: Callable[[Path], None],
+            made: list[TrainSession] = made,
+            found: list[tuple[float, float]] = after[carried],
+        ) -> None:
+            steps = {float(entry["step"]) for entry in made[0].optimizer.state.values()}
+            found.append((*steps, moments(made[0])))
 
-        course.on_checkpoint = look
-        course.run()
+        session, _ = make_session(carry=schema.Carry(optimizer=carried), callbacks={"on_checkpoint": look})
+        made.append(session)
+        session.run()
     assert [steps for steps, _ in after[True]] == [4.0, 7.0]
     assert [steps for steps, _ in after[False]] == [4.0, 3.0]
     assert after[True][0] == after[False][0], "the first stage knows nothing of it"
     assert after[True][1][1] != after[False][1][1]
 
 
-def test_the_same_run_twice_gives_the_same_bits(make_course: MakeCourse) -> None:
-    runs = [make_course(dropout=0.1, neftune_noise_alpha=5) for _ in range(2)]
-    for course, _ in runs:
-        course.run()
+def test_the_same_run_twice_gives_the_same_bits(make_session: MakeSession) -> None:
+    runs = [make_session(dropout=0.1, neftune_noise_alpha=5) for _ in range(2)]
+    for session, _ in runs:
+        session.run()
     assert same(runs[0][0], runs[1][0])
     losses = [[line["loss"] for line in lines] for _, lines in runs]
     assert losses[0] == losses[1]
@@ -384,33 +394,31 @@ class OneOfTwo(Ranks):
 
 
 @pytest.mark.parametrize("values", [{"dropout": 0.3}, {"neftune_noise_alpha": 5}, {}])
-def test_no_two_passes_draw_the_same(make_course: MakeCourse, values: dict[str, Any]) -> None:
+def test_no_two_passes_draw_the_same(make_session: MakeSession, values: dict[str, Any]) -> None:
     """One row, four times a step, two steps a stage, two stages, two processes; the weights stand still."""
     (row,) = make_rows(1)
     jobs = [StageJob(i, name, [row] * 4, [[0, 1, 2, 3]] * 2, 1e-45) for i, name in ((0, "a"), (1, "b"))]
     hidden: list[torch.Tensor] = []
     shared: list[bytes] = []
     for rank in range(2):
-        course, _ = make_course(jobs, micro_batch=1, weight_decay=0.0, **values)
-        course.ranks = OneOfTwo(rank, shared)
-        course.plan = replace(course.plan, world_size=2)
+        session, _ = make_session(jobs, micro_batch=1, weight_decay=0.0, ranks=OneOfTwo(rank, shared), **values)
         draw = torch.Generator().manual_seed(0)
         with torch.no_grad():  # at first LoRA's B is zero, and dropout has nothing to drop
-            course.flat.parameter.copy_(torch.randn(course.flat.parameter.shape, generator=draw) * 0.1)
-        norm = course.loaded.model.get_base_model().model.norm
+            session.flat.parameter.copy_(torch.randn(session.flat.parameter.shape, generator=draw) * 0.1)
+        norm = session.loaded.model.get_base_model().model.norm
         norm.register_forward_hook(lambda _, given, output: hidden.append(output.detach().clone()))
-        course.run()
+        session.run()
     assert len(hidden) == 2 * 2 * 4, "each process takes two of the four"
     alike = [(i, j) for i, a in enumerate(hidden) for j, b in enumerate(hidden[:i]) if a.equal(b)]
     assert alike == ([] if values else [(i, j) for i in range(16) for j in range(i)]), "without draws all are equal"
 
 
 @pytest.mark.parametrize("most", [0.01, 1e9])
-def test_gradients_are_clipped_to_the_norm_that_the_recipe_allows(make_course: MakeCourse, most: float) -> None:
+def test_gradients_are_clipped_to_the_norm_that_the_recipe_allows(make_session: MakeSession, most: float) -> None:
     rows = make_rows(4)
-    course, lines = make_course([StageJob(0, "one", rows, [[0, 1, 2, 3]], 0.01)], max_grad_norm=most)
-    course.run()
-    (state_,) = course.optimizer.state.values()
+    session, lines = make_session([StageJob(0, "one", rows, [[0, 1, 2, 3]], 0.01)], max_grad_norm=most)
+    session.run()
+    (state_,) = session.optimizer.state.values()
     norm = lines[0]["grad_norm"]
     assert norm > 0.1, "the log has the norm before"
     # after one step Adam's first moment is a tenth of the gradient that it was given
@@ -425,34 +433,32 @@ class Stopped(Exception):
     ("optim", "stop_at"), [("adamw_torch", 2), ("adamw_torch", 3), ("adamw_torch", 4), ("adamw_8bit", 6)]
 )
 def test_a_stopped_run_ends_as_one_that_was_not(
-    make_course: MakeCourse, tmp_path: Path, stop_at: int, optim: str
+    make_session: MakeSession, tmp_path: Path, stop_at: int, optim: str
 ) -> None:
     """Stops between checkpoints (3), at one within a stage (2, 6), and at a stage's end (4)."""
     values: dict[str, Any] = {"dropout": 0.1, "neftune_noise_alpha": 5, "save_steps": 2, "optim": optim, "r": 64}
-    whole, whole_lines = make_course(**values)
+    whole, whole_lines = make_session(**values)
     whole.run()
 
-    def save(course: Course) -> None:
+    def save(step: int, write: Callable[[Path], None]) -> None:
         folder = tmp_path / "state"
         folder.mkdir(exist_ok=True)
-        state.save(folder, course.loaded.model, course.optimizer, course.progress)
+        write(folder)
 
-    first, lines = make_course(**values)
-    first.on_checkpoint = save
-    log = first.log
+    lines: list[dict[str, Any]] = []
 
     def stop(entry: dict[str, Any]) -> None:
         if entry["step"] == stop_at + 1:
             raise Stopped
-        log(entry)
+        lines.append(entry)
 
-    first.log = stop
+    first, _ = make_session(callbacks={"on_step": stop, "on_checkpoint": save}, **values)
     with pytest.raises(Stopped):
         first.run()
-    done = state.read_progress(tmp_path / "state").global_step
+    done = state.read(tmp_path / "state").global_step
     assert done == stop_at - stop_at % 2
 
-    second, later = make_course(**values)
+    second, later = make_session(**values)
     second.resume(tmp_path / "state")
     second.run()
     assert [line["step"] for line in later] == list(range(done + 1, 8))
@@ -461,31 +467,32 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     assert same(whole, second)
 
 
-def test_a_run_that_had_ended_resumes_to_nothing(make_course: MakeCourse, tmp_path: Path) -> None:
-    first, _ = make_course()
+def test_a_run_that_had_ended_resumes_to_nothing(make_session: MakeSession, tmp_path: Path) -> None:
+    first, _ = make_session()
     first.run()
-    first.progress.stage -= 1  # as it stood when the last stage's end was saved
-    first.progress.step = 3
+    first.state.stage -= 1  # as it stood when the last stage's end was saved
+    first.state.step = 3
     (tmp_path / "state").mkdir()
-    state.save(tmp_path / "state", first.loaded.model, first.optimizer, first.progress)
-    second, lines = make_course()
+    first.save_state(tmp_path / "state")
+    second, lines = make_session()
     second.resume(tmp_path / "state")
-    assert second.run() == [] and lines == [] and same(first, second)
+    second.run()
+    assert second.finished and lines == [] and same(first, second)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit"])
-def test_state_comes_back_as_it_was_saved(make_course: MakeCourse, tmp_path: Path, optim: str) -> None:
-    first, _ = make_course(optim=optim, r=64)  # bitsandbytes keeps fewer than 4,096 weights in 32 bits
+def test_state_comes_back_as_it_was_saved(make_session: MakeSession, tmp_path: Path, optim: str) -> None:
+    first, _ = make_session(optim=optim, r=64)  # bitsandbytes keeps fewer than 4,096 weights in 32 bits
     first.run()
-    first.progress.scaler = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 3}
-    state.save(tmp_path, first.loaded.model, first.optimizer, first.progress)
+    first.state.scaler = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 3}
+    first.save_state(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"adapter.safetensors", "optimizer.safetensors", "state.json"}
     assert not list(tmp_path.glob("*.p*t*")), "no pickles"
-    second, _ = make_course(optim=optim, r=64)
+    second, _ = make_session(optim=optim, r=64)
     assert not same(first, second)
     state.load(tmp_path, second.loaded.model, second.optimizer)
-    assert same(first, second) and state.read_progress(tmp_path) == first.progress
-    left, right = (dict(flat(course.optimizer.state_dict()["state"])) for course in (first, second))
+    assert same(first, second) and state.read(tmp_path) == first.state
+    left, right = (dict(flat(session.optimizer.state_dict()["state"])) for session in (first, second))
     assert left.keys() == right.keys() and left
     for name, value in left.items():
         other = right[name]
@@ -498,48 +505,49 @@ def test_state_comes_back_as_it_was_saved(make_course: MakeCourse, tmp_path: Pat
 def test_a_garbled_state_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"progress": ')
     with pytest.raises(InputError, match=r"this checkpoint cannot be read .* Delete the folder"):
-        state.read_progress(tmp_path)
+        state.read(tmp_path)
 
 
-def test_an_adapter_of_other_modules_is_refused(make_course: MakeCourse, tmp_path: Path) -> None:
+def test_an_adapter_of_other_modules_is_refused(make_session: MakeSession, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    course, _ = make_course()
-    tensors = lora_files.weights(course.loaded.model)
+    session, _ = make_session()
+    tensors = lora_files.weights(session.loaded.model)
     save_file({name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, str(tmp_path / "a.safetensors"))
     with pytest.raises(InputError, match="has no place for"):
-        lora_files.load(course.loaded.model, tmp_path / "a.safetensors")
+        lora_files.load(session.loaded.model, tmp_path / "a.safetensors")
 
 
-def test_a_loss_that_is_no_number_is_logged_as_one(make_course: MakeCourse) -> None:
-    course, lines = make_course()
+def test_a_loss_that_is_no_number_is_logged_as_one(make_session: MakeSession) -> None:
+    session, lines = make_session()
     with torch.no_grad():
-        weights = dict(course.loaded.model.named_parameters())
+        weights = dict(session.loaded.model.named_parameters())
         next(p for name, p in weights.items() if "down_proj.lora_B" in name).fill_(float("nan"))
-    course.run()
+    session.run()
     assert [line["step"] for line in lines] == [*range(1, 8)] * 2, "once more with half the learning rate"
-    assert course.setbacks.gave_up and all(math.isnan(line["loss"]) for line in lines)
+    assert session.gave_up and all(math.isnan(line["loss"]) for line in lines)
     assert all(math.isnan(line["grad_norm"]) for line in lines)
 
 
 def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
-    make_course: MakeCourse, capsys: pytest.CaptureFixture[str]
+    make_session: MakeSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain, wanted = make_course()
+    plain, wanted = make_session()
     plain.run()
-    course, lines = make_course()
     settled: list[Plan] = []
-    course.on_settled = settled.append
+    session, lines = make_session(callbacks={"on_plan": settled.append})
 
     def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
         if given[0].shape[1] > 32:
             raise torch.OutOfMemoryError("as a small card would")
 
-    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
-    course.run()
+    session.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    session.run()
     limits = [each.most_tokens or 0 for each in settled]
-    assert limits == sorted(limits, reverse=True) and 16 < limits[-1] <= 32 and course.out_of_memory == len(limits)
-    assert course.plan == settled[-1] and settled[-1].recompute_layers == 0
+    assert (
+        limits == sorted(limits, reverse=True) and 16 < limits[-1] <= 32 and session.steps.out_of_memory == len(limits)
+    )
+    assert session.steps.plan == settled[-1] and settled[-1].recompute_layers == 0
     assert f"at most {limits[-1]} tokens in a pass" in capsys.readouterr().err
     for a, b in zip(wanted, lines, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
@@ -547,12 +555,12 @@ def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
         assert (b["tokens"], b["supervised_tokens"]) == (a["tokens"], a["supervised_tokens"])
 
 
-def test_memory_that_runs_out_in_the_second_piece_leaves_no_gradient_behind(make_course: MakeCourse) -> None:
+def test_memory_that_runs_out_in_the_second_piece_leaves_no_gradient_behind(make_session: MakeSession) -> None:
     rows = make_rows(4)
     one = [StageJob(0, "one", rows, [[0, 1, 2, 3]], 0.01)]
-    plain, wanted = make_course(one)
+    plain, wanted = make_session(one)
     plain.run()
-    course, lines = make_course(one, micro_batch=2)
+    session, lines = make_session(one, micro_batch=2)
     calls: list[int] = []
 
     def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
@@ -560,42 +568,42 @@ def test_memory_that_runs_out_in_the_second_piece_leaves_no_gradient_behind(make
         if len(calls) == 2:
             raise torch.OutOfMemoryError("in the second piece")
 
-    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
-    course.run()
+    session.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    session.run()
     assert len(calls) >= 2 + 3 and sum(calls[2:]) >= lines[0]["tokens"], "the whole step again, in more pieces"
     assert lines[0]["grad_norm"] == pytest.approx(wanted[0]["grad_norm"], rel=1e-4)
 
 
-def test_out_of_memory_with_one_row_and_all_recomputed_is_a_clear_error(make_course: MakeCourse) -> None:
-    course, _ = make_course(micro_batch=1)
+def test_out_of_memory_with_one_row_and_all_recomputed_is_a_clear_error(make_session: MakeSession) -> None:
+    session, _ = make_session(micro_batch=1)
 
     def full(module: Any, given: Any) -> None:
         raise torch.OutOfMemoryError("always")
 
-    course.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
+    session.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
     with pytest.raises(InputError, match=r"out of memory with one row .*max_length"):
-        course.run()
-    assert course.plan.recompute_layers > 0, "that was tried first"
+        session.run()
+    assert session.steps.plan.recompute_layers > 0, "that was tried first"
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_layers_that_are_computed_again_change_no_gradient(make_course: MakeCourse, dropout: float) -> None:
-    plain, wanted = make_course(dropout=dropout)
+def test_layers_that_are_computed_again_change_no_gradient(make_session: MakeSession, dropout: float) -> None:
+    plain, wanted = make_session(dropout=dropout)
     plain.run()
     for count in (1, 2):
-        course, lines = make_course(dropout=dropout, recompute_layers=count)
+        session, lines = make_session(dropout=dropout, recompute_layers=count)
         calls: list[int] = []
-        layers = course.loaded.model.get_base_model().model.layers
+        layers = session.loaded.model.get_base_model().model.layers
         for index, layer in enumerate(layers):
             layer.input_layernorm.register_forward_hook(lambda *_, index=index, calls=calls: calls.append(index))
-        course.run()
-        assert same(plain, course) and [line["loss"] for line in lines] == [line["loss"] for line in wanted]
+        session.run()
+        assert same(plain, session) and [line["loss"] for line in lines] == [line["loss"] for line in wanted]
         assert calls.count(0) == 2 * len(lines), "forward, and again"
         assert calls.count(1) == (2 if count == 2 else 1) * len(lines)
         assert not any("forward" in layer.__dict__ and hasattr(layer.forward, "func") for layer in layers)
 
 
-def test_a_course_leaves_the_model_as_it_was_however_it_ends(make_course: MakeCourse) -> None:
+def test_a_session_leaves_the_model_as_it_was_however_it_ends(make_session: MakeSession) -> None:
     def changes(model: torch.nn.Module) -> list[str]:
         """What is on the model besides its weights: hooks and forwards of its modules."""
         return [
@@ -606,66 +614,66 @@ def test_a_course_leaves_the_model_as_it_was_however_it_ends(make_course: MakeCo
         ]
 
     def fail(entry: dict[str, Any]) -> None:
-        assert len(changes(course.loaded.model)) > len(before), "noise and a layer that is computed again"
+        assert len(changes(session.loaded.model)) > len(before), "noise and a layer that is computed again"
         raise Stopped
 
-    course, _ = make_course(neftune_noise_alpha=5, recompute_layers=1)
+    session, _ = make_session(neftune_noise_alpha=5, recompute_layers=1, callbacks={"on_step": fail})
     before: list[str] = []
-    assert changes(course.loaded.model) == before, "a course that never ran"
-    course.log = fail
+    assert changes(session.loaded.model) == before, "a session that never ran"
     with pytest.raises(Stopped):
-        course.run()
-    assert changes(course.loaded.model) == before
-    course, _ = make_course(neftune_noise_alpha=5, recompute_layers=1)
-    course.run()
-    assert changes(course.loaded.model) == before
+        session.run()
+    assert changes(session.loaded.model) == before
+    session, _ = make_session(neftune_noise_alpha=5, recompute_layers=1)
+    session.run()
+    assert changes(session.loaded.model) == before
 
 
-def test_weights_stay_float32(make_course: MakeCourse) -> None:
+def test_weights_stay_float32(make_session: MakeSession) -> None:
     """TRL casts a quantised model's adapter to bf16; ours stays."""
-    course, _ = make_course()
-    course.run()
-    weights = [p for p in course.loaded.model.parameters() if p.requires_grad]
+    session, _ = make_session()
+    session.run()
+    weights = [p for p in session.loaded.model.parameters() if p.requires_grad]
     assert weights and {p.dtype for p in weights} == {torch.float32}
 
 
-def test_the_optimizer_is_adamw_with_our_numbers(make_course: MakeCourse) -> None:
-    course, _ = make_course()
+def test_the_optimizer_is_adamw_with_our_numbers(make_session: MakeSession) -> None:
+    session, _ = make_session()
     for optim in ("adamw_torch", "adamw_8bit"):
         section = schema.Train(optim=optim, learning_rate=3e-4, weight_decay=0.02)
-        (group,) = make_optimizer(course.flat, section).param_groups
+        (group,) = make_optimizer(session.flat, section).param_groups
         assert (group["lr"], group["weight_decay"], tuple(group["betas"]), group["eps"]) == (
             3e-4, 0.02, (0.9, 0.999), 1e-8,
         )  # fmt: skip
-        assert group["params"] == [course.flat.parameter]
+        assert group["params"] == [session.flat.parameter]
 
 
-def test_weights_and_gradients_are_views_of_two_flat_tensors(make_course: MakeCourse) -> None:
-    course, _ = make_course()
-    before = {name: weight.clone() for name, weight in lora_files.weights(course.loaded.model).items()}
-    course.run()
-    weights = [p for p in course.loaded.model.parameters() if p.requires_grad]
+def test_weights_and_gradients_are_views_of_two_flat_tensors(make_session: MakeSession) -> None:
+    session, _ = make_session()
+    before = {name: weight.clone() for name, weight in lora_files.weights(session.loaded.model).items()}
+    session.run()
+    weights = [p for p in session.loaded.model.parameters() if p.requires_grad]
     assert len(weights) == 2 * 7 * 2
-    assert torch.cat([p.flatten() for p in weights]).equal(course.flat.parameter)
-    assert not any(weight.equal(before[name]) for name, weight in lora_files.weights(course.loaded.model).items())
-    course.flat.zero_gradients()
+    assert torch.cat([p.flatten() for p in weights]).equal(session.flat.parameter)
+    assert not any(weight.equal(before[name]) for name, weight in lora_files.weights(session.loaded.model).items())
+    session.flat.zero_gradients()
     weights[3].grad += 1
-    assert course.flat.gradient.count_nonzero() == weights[3].numel()
+    assert session.flat.gradient.count_nonzero() == weights[3].numel()
 
 
 def test_a_pass_that_cannot_be_captured_runs_kernel_by_kernel(
-    make_course: MakeCourse, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain, wanted = make_course()
+    plain, wanted = make_session()
     plain.run()
-    course, lines = make_course()
-    course.passes.capture = True  # as on a card, where the next line stands for a model that synchronises
+    session, lines = make_session()
+    passes = session.steps.passes
+    passes.plan = replace(passes.plan, capture=True)  # as on a card, where Graph stands for a model that synchronises
 
     def refuse(*_: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr("fast_ft.train.forward_backward._Graph", refuse)
-    course.run()
+    monkeypatch.setattr("fast_ft.train.forward_backward.Graph", refuse)
+    session.run()
     assert "cannot be captured (operation not permitted when stream is capturing)" in capsys.readouterr().err
-    assert not course.passes.capture
+    assert not session.steps.plan.capture
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in wanted], rel=1e-6)
