@@ -10,7 +10,7 @@ from typing import Any
 from bench.emulation import Limits
 from bench.watch import Watch
 from fast_ft.data.batches import StageJob
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
@@ -23,7 +23,7 @@ from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask
 
 
-class InFileOrder(Prepared):
+class InFileOrder(PreparedData):
     """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
 
     def jobs(self, section: Train, seed: int) -> list[StageJob]:
@@ -81,7 +81,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
 
 
 def predicted(
-    recipe: Recipe, prepared: Prepared, settled: Plan, backend_name: str, card: cards.Card | None
+    recipe: Recipe, prepared: PreparedData, settled: Plan, backend_name: str, card: cards.Card | None
 ) -> dict[str, Any]:
     """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
     if card is None:
@@ -100,8 +100,7 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _task(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:
-    assert prepared.encoder is not None
-    jobs, carry = prepared.jobs(recipe.train, recipe.seed), recipe.curriculum.carry
+    jobs, carry = prepared.jobs, recipe.curriculum.carry
     return TrainTask(jobs, recipe.train, carry, recipe.seed, prepared.encoder.pad_id, stop_after)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fast_ft.data.dataset import Example, Prompt
 from fast_ft.data.duplicates import ngrams, normalise
+from fast_ft.data.examples import Example, Prompt
 from fast_ft.data.formats import strip_lead
 
 GRAM_WORDS = 13

@@ -19,7 +19,7 @@ from typing import Any
 
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Example
+from fast_ft.data.examples import Example
 from fast_ft.data.jinja_sandbox import ChatTemplate
 from fast_ft.data.tokenizer import open_codec
 from fast_ft.hub import download

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from fast_ft.data.dataset import Pool, Prompt
 from fast_ft.data.duplicates import normalise
+from fast_ft.data.examples import Pool, Prompt
 from fast_ft.data.formats import strip_lead
 
 

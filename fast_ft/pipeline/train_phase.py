@@ -14,7 +14,7 @@ from fast_ft.common import atomic_files, gpu, out_of_memory, process_group
 from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import Clock, TrainPace
-from fast_ft.data.prepare import Prepared, compare_tokenizers
+from fast_ft.data.prepare import PreparedData, compare_tokenizers
 from fast_ft.hub import fingerprint
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
@@ -44,7 +44,7 @@ class SetUp:
 
     folder: RunDir
     recipe: Recipe
-    prepared: Prepared
+    prepared: PreparedData
     loaded: LoadedModel
     plan: plans.Plan
     task: TrainTask
@@ -54,7 +54,7 @@ class SetUp:
 def train_phase(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     stop_after: int | None = None,
     maker: Loader | None = None,
     clock: Clock = time.monotonic,
@@ -94,9 +94,10 @@ def train_phase(
         raise InputError(sanity_checks.gave_up(recipe.train, len(lines), folder.adapter, folder.diverged))
 
 
-def _set_up(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: int | None, maker: Loader | None) -> SetUp:
+def _set_up(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, stop_after: int | None, maker: Loader | None
+) -> SetUp:
     """Settle the plan, start the other processes where there are some, load the model, and check the disk's space."""
-    assert prepared.encoder is not None
     folder.update(model=fingerprint.model(recipe.model.name_or_path, recipe.model.revision))
     if recipe.train.deterministic:
         gpu.be_deterministic()
@@ -104,7 +105,7 @@ def _set_up(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: int 
     maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
     together.begin()
     plan, changed = _settled(folder, recipe, prepared, maker.name, together.size)
-    jobs = prepared.jobs(recipe.train, recipe.seed)
+    jobs = prepared.jobs
     task = TrainTask(jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after)
     if together.size > 1:
         from fast_ft.train.worker import Order
@@ -125,7 +126,7 @@ def _set_up(folder: RunDir, recipe: Recipe, prepared: Prepared, stop_after: int 
 
 
 def _settled(
-    folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str, world_size: int
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int
 ) -> tuple[plans.Plan, list[str]]:
     """Return the run's plan, and what to note where it goes on in another number of processes."""
     settled = settle_plan(folder, recipe, prepared, backend_name, world_size)

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fast_ft.data.encoding import Row
+from fast_ft.data.encoding import EncodedRow
 from fast_ft.models import packed_attention
 from fast_ft.models.activation_checkpointing import has_dropout, recompute
 from fast_ft.models.loaders.base import LoadedModel
@@ -143,7 +143,7 @@ class Passes:
         self.model.zero_grad()
         return seconds
 
-    def lay_out(self, rows: Sequence[Row]) -> MicroBatch:
+    def lay_out(self, rows: Sequence[EncodedRow]) -> MicroBatch:
         """Return these rows as a micro-batch, as wide as a pass over them is."""
         tokens = width(sum(len(row.input_ids) for row in rows), capture=self.plan.capture)
         return lay_out(rows, tokens=tokens, places=self.shape.places, pad_id=self.shape.pad_id)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MicroBatch:
     starts_S: Tensor
 
 
-def lay_out(rows: Sequence[Row], *, tokens: int, places: int, pad_id: int) -> MicroBatch:
+def lay_out(rows: Sequence[EncodedRow], *, tokens: int, places: int, pad_id: int) -> MicroBatch:
     """Return the rows one behind the other, `tokens` in all, with `places` for rows; padding is one row more.
 
     The target of a token is the label of the next token of its row; the target of a row's last token is IGNORE_INDEX.
@@ -60,5 +60,5 @@ def lay_out(rows: Sequence[Row], *, tokens: int, places: int, pad_id: int) -> Mi
 def blank(tokens: int, *, places: int, longest: int, pad_id: int) -> MicroBatch:
     """Return a micro-batch that trains nothing: rows of at most `longest` tokens, all targets masked."""
     each = min(longest, -(-tokens // places))
-    rows = [Row("", [pad_id] * each, [IGNORE_INDEX] * each) for _ in range(tokens // each)]
+    rows = [EncodedRow("", [pad_id] * each, [IGNORE_INDEX] * each) for _ in range(tokens // each)]
     return lay_out(rows, tokens=tokens, places=places, pad_id=pad_id)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fast_ft.common import process_group, signals
 from fast_ft.common.console import note
 from fast_ft.common.minutes import TrainPace, longer
-from fast_ft.data.encoding import Row
+from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.plans import Plan
 from fast_ft.train import replicas, state
@@ -145,7 +145,7 @@ class TrainSession:
         if self.pace is not None:
             self.pace.start()
 
-    def train_step(self, rows: Sequence[Row], loss_scale: Tensor | None) -> StepFacts:
+    def train_step(self, rows: Sequence[EncodedRow], loss_scale: Tensor | None) -> StepFacts:
         """Add the gradients of an effective batch to `flat`; `loss_scale` (0-d) is fp16's, or None."""
         return self.steps.train_step(rows, loss_scale, self.state)
 

@@ -25,7 +25,7 @@ from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from fast_ft.data.batches import StageJob
-from fast_ft.data.encoding import Row
+from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.train.optimizer import FlatWeights, make_scheduler
 from fast_ft.train.state import TrainState
@@ -49,7 +49,7 @@ class StageSession(Protocol):
     def prepare_steps(self) -> None:
         """Make everything ready for the stage's first step."""
 
-    def train_step(self, rows: Sequence[Row], loss_scale: Tensor | None) -> StepFacts:
+    def train_step(self, rows: Sequence[EncodedRow], loss_scale: Tensor | None) -> StepFacts:
         """Add the gradients of an effective batch to `flat`."""
 
     def end_step(self, entry: dict[str, Any]) -> bool:
@@ -235,7 +235,7 @@ def sft_config(task: TrainTask, job: StageJob, loaded: LoadedModel, work_folder:
     )
 
 
-def collate(rows: Sequence[Row]) -> dict[str, Any]:
+def collate(rows: Sequence[EncodedRow]) -> dict[str, Any]:
     """Return the rows as they are, and beside them ids and labels (1, tokens), which Trainer's own counting wants."""
     ids = [token for row in rows for token in row.input_ids]
     labels = [label for row in rows for label in row.labels]

@@ -14,7 +14,7 @@ from fast_ft.common import seeds
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.process_group import Ranks
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.micro_batches import cut, share
 from fast_ft.plan.plans import Plan
@@ -53,7 +53,7 @@ class StepRunner:
         """The plan that is followed now."""
         return self.passes.plan
 
-    def train_step(self, rows: Sequence[Row], loss_scale: Tensor | None, at: TrainState) -> StepFacts:
+    def train_step(self, rows: Sequence[EncodedRow], loss_scale: Tensor | None, at: TrainState) -> StepFacts:
         """Add the gradients of an effective batch to `flat`, those of all processes.
 
         `loss_scale` (0-d) is fp16's, or None. `at` is the state before the step.
@@ -73,7 +73,7 @@ class StepRunner:
         """
         self._until_it_fits(partial(self._rehearse, self.task.step_lengths[at.global_step :]), at)
 
-    def _forward_backward(self, rows: Sequence[Row], loss_scale: Tensor | None, at: TrainState) -> StepFacts:
+    def _forward_backward(self, rows: Sequence[EncodedRow], loss_scale: Tensor | None, at: TrainState) -> StepFacts:
         """Add this process's part of an effective batch's gradient; the loss returned is its part too."""
         lengths = [len(row.input_ids) for row in rows]
         supervised = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])

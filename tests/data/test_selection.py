@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fast_ft.data.examples import Example, Pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import tokenize
 
 from fast_ft.common import words as text_words
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Example, Pool, load_pool
+from fast_ft.data.dataset import load_pool
 from fast_ft.data.duplicates import Duplicates, ngrams, normalise
 from fast_ft.data.metrics import measure
 from fast_ft.data.selection import parse_condition, select

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.generate.engine.model_runner import Fused
 from fast_ft.models import weight_layout
 from fast_ft.models.fused_block import block, dispatch, ops_torch
@@ -21,12 +21,12 @@ from fast_ft.train.micro_batch import MicroBatchShape, lay_out
 from fast_ft.train.optimizer import FlatWeights
 
 
-def rows(seed: int = 0) -> list[Row]:
+def rows(seed: int = 0) -> list[EncodedRow]:
     draw = torch.Generator().manual_seed(seed)
     made = []
     for index, length in enumerate((5, 17, 9)):
         ids = torch.randint(300, 2000, (length,), generator=draw).tolist()
-        made.append(Row(f"r{index}", ids, [IGNORE_INDEX] * 2 + ids[2:]))
+        made.append(EncodedRow(f"r{index}", ids, [IGNORE_INDEX] * 2 + ids[2:]))
     return made
 
 
