@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
 from fast_ft.data.batches import StageJob
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
@@ -23,11 +24,12 @@ from fast_ft.train import session
 from fast_ft.train.sft_trainer import make_trainer
 
 
-class InFileOrder(Prepared):
+class InFileOrder(PreparedData):
     """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
 
-    def jobs(self, section: Train, seed: int) -> list[StageJob]:
-        return [replace(job, batches=_in_order(len(job.rows), section)) for job in super().jobs(section, seed)]
+    @cached_property
+    def jobs(self) -> list[StageJob]:
+        return [replace(job, batches=_in_order(len(job.rows), self.train)) for job in super().jobs]
 
 
 def _in_order(count: int, section: Train) -> list[list[int]]:
@@ -79,7 +81,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     return found
 
 
-def predicted(recipe: Recipe, prepared: Prepared, settled: Plan, backend_name: str, card: Any) -> dict[str, Any]:
+def predicted(recipe: Recipe, prepared: PreparedData, settled: Plan, backend_name: str, card: Any) -> dict[str, Any]:
     """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
     if card is None:
         return {"peak_gib": None, "step_seconds": None}
@@ -97,10 +99,9 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _course(recipe: Recipe, prepared: InFileOrder, loaded: choose.Loaded, settled: Plan, work: Path) -> session.Course:
-    assert prepared.encoder is not None
     return session.Course(
         loaded,
-        prepared.jobs(recipe.train, recipe.seed),
+        prepared.jobs,
         recipe.train,
         recipe.curriculum.carry,
         seed=recipe.seed,

@@ -7,7 +7,8 @@ from typing import Literal
 
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Example
-from fast_ft.data.selection import Selection, parse_condition
+from fast_ft.data.selection import Selection
+from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import Curriculum, StageSpec, Train
 
 
@@ -103,5 +104,5 @@ def _own(spec: StageSpec, ascending: list[int], values: dict[int, dict[str, floa
         return set(ascending[: round(upto * len(ascending))])
     if spec.upto is not None:
         raise InputError(f"curriculum.stages.{spec.name}: both upto and where. Keep one of them.")
-    tests = {name: parse_condition(condition, name) for name, condition in spec.where.items()}
-    return {index for index in ascending if all(test(values[index][name]) for name, test in tests.items())}
+    conditions = {name: parse_condition(condition, name) for name, condition in spec.where.items()}
+    return {index for index in ascending if all(passes(values[index][name]) for name, passes in conditions.items())}

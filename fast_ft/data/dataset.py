@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from fast_ft.common.errors import InputError
 from fast_ft.data import sources
 from fast_ft.data.formats import (
-    Row,
+    RawRow,
     fail,
     is_number,
     parse_row,
@@ -170,7 +170,7 @@ def _same_files(test: str, digest: str) -> bool:
         return False
 
 
-def _parse(source: sources.Source) -> list[Row]:
+def _parse(source: sources.Source) -> list[RawRow]:
     rows = source.rows
     if isinstance(rows, pa.Table):
         try:
@@ -210,7 +210,7 @@ def _regular_table(source: sources.Source) -> pa.Table | None:
     return pa.table({"id": ids, "prompt": texts[0], "response": texts[1], "score": numbers})
 
 
-def _exchanges(rows: list[Row], name: str, multi_turn: str) -> dict[str, pa.Array]:
+def _exchanges(rows: list[RawRow], name: str, multi_turn: str) -> dict[str, pa.Array]:
     """Return the prompt and response columns: each row's one exchange, its first or its last."""
     prompts, responses = [], []
     for number, row in enumerate(rows, 1):
@@ -232,7 +232,7 @@ def _join(system: str, prompt: str) -> str:
     return f"{system}\n\n{prompt}" if system else prompt
 
 
-def _score(row: Row, name: str, number: int) -> float | None:
+def _score(row: RawRow, name: str, number: int) -> float | None:
     if row.score is None:
         return None
     if not is_number(row.score):

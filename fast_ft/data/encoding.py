@@ -30,7 +30,7 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EncodedRow:
     """One tokenised training row. `labels` is as long as `input_ids`: IGNORE_INDEX on the prompt, then the ids."""
 
     id: str
@@ -105,11 +105,11 @@ class Encoder:
         rest = full[len(prompt) :]
         return rest[: len(rest) - rest[::-1].index(self.eos_id)]  # what follows EOS is never generated
 
-    def row(self, example: Example) -> Row:
+    def row(self, example: Example) -> EncodedRow:
         """Return the tokenised row of an example."""
         messages = [{"role": "user", "content": example.prompt}]
         prompt, response = self.prompt_ids(messages), self.response_ids(messages, example.response)
-        return Row(example.id, prompt + response, [IGNORE_INDEX] * len(prompt) + response)
+        return EncodedRow(example.id, prompt + response, [IGNORE_INDEX] * len(prompt) + response)
 
     def count(self, prompts: list[str], responses: list[str]) -> tuple[list[int], list[int]]:
         """Return the tokens of each prompt (template included) and of each response (EOS included)."""
@@ -176,7 +176,7 @@ def load_encoder(section: schema.Model) -> Encoder:
     )
 
 
-def contract_problems(row: Row, example: Example, encoder: Encoder, max_length: int) -> list[str]:
+def contract_problems(row: EncodedRow, example: Example, encoder: Encoder, max_length: int) -> list[str]:
     """Say how a row breaks the contract, in plain words; [] when it holds.
 
     The row is checked against the text it came from, not only against the code that made it: one BOS, at the start;

@@ -51,7 +51,7 @@ INPUT_PATTERN, RESPONSE_PATTERN = rf"\s*{INPUT_HEADING}\s*", rf"\s*{RESPONSE_HEA
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RawRow:
     """One row of any layout. `turns`: (role, text) of user and assistant in turn, the system's text joined to them."""
 
     id: str | None
@@ -87,7 +87,7 @@ def strip_leads(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.utf8_trim_whitespace(prompts)
 
 
-def parse_row(row: Any, name: str, number: int) -> Row:
+def parse_row(row: Any, name: str, number: int) -> RawRow:
     """Read one row, a JSON object of any known layout. Raises InputError naming file, row and field."""
     if not isinstance(row, dict):
         fail(name, number, "the row", f"not an object ({type(row).__name__})", f"Known layouts: {LAYOUTS}.")
@@ -99,18 +99,18 @@ def parse_row(row: Any, name: str, number: int) -> Row:
     for key in CONVERSATIONS:
         if key in row:
             turns, system = _conversation(row[key], name, number, key)
-            return Row(id_, turns, system, score, *kind)
+            return RawRow(id_, turns, system, score, *kind)
     if "instruction" in row:
         for key in ("instruction", "input"):
             _text(row.get(key, ""), name, number, key)
         prompt = alpaca_prompt(row["instruction"], row.get("input", "")).strip() if row["instruction"].strip() else ""
-        return Row(id_, _pair(row, prompt, ("output",), name, number), "", score, *kind)
+        return RawRow(id_, _pair(row, prompt, ("output",), name, number), "", score, *kind)
     if "Instruction" in row:
         prompt = _text(row["Instruction"], name, number, "Instruction")
-        return Row(id_, _pair(row, prompt, ("Response", "output"), name, number), "", score, *kind)
+        return RawRow(id_, _pair(row, prompt, ("Response", "output"), name, number), "", score, *kind)
     if "prompt" in row:
         prompt = _text(row["prompt"], name, number, "prompt")
-        return Row(id_, _pair(row, prompt, ("response", "completion"), name, number), "", score, *kind)
+        return RawRow(id_, _pair(row, prompt, ("response", "completion"), name, number), "", score, *kind)
     found = ", ".join(map(str, list(row)[:8])) or "none"
     fail(name, number, "its keys", f"unknown layout (keys found: {found})", f"Known layouts: {LAYOUTS}.")
 

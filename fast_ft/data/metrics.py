@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common import words as text_words
-from fast_ft.common.errors import InputError, nearest
+from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Pool
-from fast_ft.recipe.schema import METRICS
+from fast_ft.recipe.conditions import check_metric
 
 #: prompts, responses -> tokens of each prompt, tokens of each response.
 TokenCounter = Callable[[list[str], list[str]], tuple[list[int], list[int]]]
@@ -30,12 +30,6 @@ CUT_LIST = r"\n\s*\d+\.\s*$"
 FENCE = "```"
 #: Rows whose words are held at once for type_token_ratio, which bounds its memory.
 SLICE_ROWS = 8192
-
-
-def check_metric(name: str, where: str) -> None:
-    """Raise InputError unless `name` is a metric; `where` is the recipe's key that names it."""
-    if name not in METRICS:
-        raise InputError(f"{where}: unknown metric {name!r}{nearest(name, METRICS)}. Metrics: {', '.join(METRICS)}.")
 
 
 def measure(pool: Pool, names: Iterable[str], token_counter: TokenCounter | None = None) -> Pool:

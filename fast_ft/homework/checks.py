@@ -14,8 +14,8 @@ from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
-from fast_ft.data import dataset, exclude
-from fast_ft.data.prepare import prepare
+from fast_ft.data import contamination, dataset
+from fast_ft.data.prepare import select_data
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.loader import content_digest
 from fast_ft.recipe.schema import Recipe
@@ -119,7 +119,7 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
     try:
         pool_digest = dataset.load_pool(recipe.data).digest
         yield _file("training-file", recipe.data.train, pool_digest, recorded.get("train"))
-        prepared = prepare(recipe, tokens=False)
+        prepared = select_data(recipe)
     except InputError as error:
         yield Verdict("rows", False, f"the rows cannot be selected again: {error}")
     else:
@@ -133,7 +133,7 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
 
 def test_shapes_nothing(recipe: Recipe, prompts: list[dataset.Prompt]) -> Verdict:
     """Check that the recipe leaves no training row out because of a test prompt."""
-    rule, named = "test-shapes-nothing", exclude.named(recipe.data.exclude, prompts)
+    rule, named = "test-shapes-nothing", contamination.excluded_prompts(recipe.data.exclude, prompts)
     if not named:
         return Verdict(rule, True, "data.exclude holds no digest of a test prompt")
     text = f"data.exclude holds the digests of {len(named)} test prompts, the first is {named[0]!r}; the test set may "

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.loaders.choose import Loaded
 
 FILE = "selfcheck.json"
@@ -75,7 +75,7 @@ def log_probabilities(
     return values
 
 
-def store(folder: Path, loaded: Loaded, rows: Sequence[Row], pad_id: int) -> None:
+def store(folder: Path, loaded: Loaded, rows: Sequence[EncodedRow], pad_id: int) -> None:
     """Write the log-probabilities of the first three rows beside the adapter."""
     loaded.model.eval()
     entries = []
@@ -127,5 +127,5 @@ def _measured(loaded: Loaded, ids: Sequence[int], start: int, pad_id: int) -> li
         tokens //= 2
 
 
-def _start(row: Row) -> int:
+def _start(row: EncodedRow) -> int:
     return next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fast_ft.common.errors import InputError
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import fingerprint
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir, differences
@@ -20,16 +20,14 @@ from fast_ft.run.folder import RunDir, differences
 Diff = dict[str, tuple[Any, Any]]  #: {what: (was, is)}
 
 
-def tokens(prepared: Prepared) -> dict[str, Any]:
+def tokens(prepared: PreparedData) -> dict[str, Any]:
     """Return what the manifest says of token ids: {"rows": {id: digest}, "prompts": one digest for all}."""
     encoder = prepared.encoder
-    assert encoder is not None
-    prompts = [encoder.prompt_ids(prompt.messages) for prompt in prepared.prompts]
     rows = {name: _digest([row.input_ids, row.labels]) for name, row in prepared.rows.items()}
-    return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prompts])}
+    return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prepared.prompt_ids])}
 
 
-def token_changes(manifest: Mapping[str, Any], prepared: Prepared) -> Diff:
+def token_changes(manifest: Mapping[str, Any], prepared: PreparedData) -> Diff:
     """Return which of the rows that are the same as before have other token ids now: {} where none has."""
     was, is_ = manifest.get("tokens", {}).get("rows", {}), tokens(prepared)["rows"]
     former = {row["id"]: row["digest"] for row in manifest.get("rows", [])}
@@ -41,7 +39,7 @@ def token_changes(manifest: Mapping[str, Any], prepared: Prepared) -> Diff:
     return {"the rows' token ids": ("as trained", f"another tokenizer or chat template: {len(odd)} differ ({named})")}
 
 
-def prompt_changes(manifest: Mapping[str, Any], prepared: Prepared) -> Diff:
+def prompt_changes(manifest: Mapping[str, Any], prepared: PreparedData) -> Diff:
     """Return whether the prompts, which are the same as before, have other token ids now: {} where they have not."""
     was, is_ = manifest.get("tokens", {}).get("prompts"), tokens(prepared)["prompts"]
     return {"the prompts' token ids": (was, is_)} if was not in (None, is_) else {}
@@ -63,7 +61,7 @@ def model_changes(manifest: Mapping[str, Any], recipe: Recipe) -> Diff:
     return found
 
 
-def refuse_another(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+def refuse_another(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Raise InputError where a trained adapter would answer with another base, tokenizer or chat template."""
     manifest = folder.manifest()
     if found := {**model_changes(manifest, recipe), **token_changes(manifest, prepared)}:

@@ -12,7 +12,7 @@ from fast_ft.common import atomic_files, out_of_memory
 from fast_ft.common.console import note
 from fast_ft.common.minutes import AnswerPace, Clock
 from fast_ft.common.stopwatch import Stopwatch
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers as generate
 from fast_ft.generate.engine import kernel_checks
 from fast_ft.generate.engine.scheduler import shapes
@@ -46,7 +46,7 @@ class Answered:
 def generate_phase(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     maker: choose.Backend | None = None,
     clock: Clock = time.monotonic,
 ) -> None:
@@ -75,7 +75,9 @@ def generate_phase(
     )
 
 
-def answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared, clock: Clock = time.monotonic) -> dict[str, Any]:
+def answer_others(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, clock: Clock = time.monotonic
+) -> dict[str, Any]:
     """Answer prompts that are not the run's own, and return what is recorded. `folder` is RunDir.others.
 
     The manifest's `others` tells of each such file its prompts, its settings, and what generate_phase would record.
@@ -110,7 +112,7 @@ def missed(folder: RunDir) -> str:
 def load(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     adapter: Path,
     maker: choose.Backend | None = None,
     watch: Stopwatch | None = None,
@@ -119,7 +121,6 @@ def load(
 
     The backend is the one that the adapter was trained with, where training is done.
     """
-    assert prepared.encoder is not None
     base_check.refuse_another(folder, recipe, prepared)
     trained = folder.done("train") or {}
     maker = maker or choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
@@ -138,7 +139,7 @@ def load(
 
 
 def _compile_ahead(
-    recipe: Recipe, prepared: Prepared, settled: plans.Plan, maker: choose.Backend
+    recipe: Recipe, prepared: PreparedData, settled: plans.Plan, maker: choose.Backend
 ) -> Future[None] | None:
     """On a card, let decoding's kernels be compiled and checked while the base is being loaded."""
     if not isinstance(maker, Base) or maker.device != "cuda":
@@ -182,7 +183,7 @@ def base_answers(
     loaded: choose.Loaded,
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     pool: dict[str, Any],
     pace: AnswerPace | None,
     watch: Stopwatch,
@@ -194,7 +195,6 @@ def base_answers(
     if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
         note("note: no answers of the base model: budget.generate_minutes is used up")
         return None
-    assert prepared.encoder is not None
     with loaded.model.disable_adapter():
         return generate.generate(
             loaded,
@@ -214,13 +214,12 @@ def base_answers(
 def _answer(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     maker: choose.Backend | None,
     clock: Clock,
     started: float,
 ) -> Answered:
     """Make the adapter's answers and the base model's. Only partial files are written."""
-    assert prepared.encoder is not None
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()
@@ -268,7 +267,7 @@ def _answer(
     return Answered(files, ends, facts, [*result.notes, *warnings])
 
 
-def _content(prepared: Prepared, result: generate.Generation) -> bytes:
+def _content(prepared: PreparedData, result: generate.Generation) -> bytes:
     prompts = [prompt for prompt in prepared.prompts if prompt.id in result.answers]
     return atomic_files.json_bytes(generate.predictions(prompts, result.answers))
 

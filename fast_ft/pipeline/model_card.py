@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import epoch_loss
 
 
-def model_card(recipe: Recipe, prepared: Prepared, lines: Sequence[dict[str, Any]]) -> str:
+def model_card(recipe: Recipe, prepared: PreparedData, lines: Sequence[dict[str, Any]]) -> str:
     """Return the adapter's README.md: what it is, how it was made, how to load it."""
     base, section = recipe.model.name_or_path, recipe.train
     trained = "response tokens only" if section.completion_only_loss else "all tokens, prompts among them"

@@ -12,7 +12,7 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.data import dataset
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.judge import pricing, scoring
 from fast_ft.pipeline import judge_phase as judging
 from fast_ft.pipeline import resume
@@ -56,12 +56,12 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     return folder.pred
 
 
-def own_prompts(folder: RunDir, prepared: Prepared) -> bool:
+def own_prompts(folder: RunDir, prepared: PreparedData) -> bool:
     """Tell whether these prompts are those that the run itself answers, by the digest of their file."""
     return prepared.digests["test"] == folder.manifest()["digests"].get("test")
 
 
-def _answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Path:
+def _answer_others(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Path:
     assert recipe.data.test is not None
     others = folder.others(recipe.data.test, prepared.digests["test"])
     _own_partial(others, recipe, prepared)
@@ -75,7 +75,7 @@ def _answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Path:
     return others.pred
 
 
-def _own_partial(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+def _own_partial(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Let answering go on only from a stopped answering with the same settings, prompts and adapter."""
     digests = folder.manifest()["digests"]
     settings = [
@@ -89,7 +89,7 @@ def _own_partial(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     folder.base_partial = folder.root / f"base_pred-{tag}.partial.jsonl"
 
 
-def renew_scores(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+def renew_scores(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Score new answers where that costs nothing; else set the former answers' scores aside.
 
     The former scores are kept beside, under the digest of their pred.json.

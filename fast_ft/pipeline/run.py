@@ -12,7 +12,7 @@ from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.folders import refuse_unmounted
 from fast_ft.common.minutes import Clock
 from fast_ft.common.signals import interruptible
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.pipeline import judge_phase as judging
 from fast_ft.pipeline import resume
 from fast_ft.pipeline.backup import Backup
@@ -49,7 +49,7 @@ def run(
 
 @contextlib.contextmanager
 def opened(
-    recipe: Recipe, recipe_path: str | Path, prepared: Prepared, *, judged: bool = True, force_resume: bool = False
+    recipe: Recipe, recipe_path: str | Path, prepared: PreparedData, *, judged: bool = True, force_resume: bool = False
 ) -> Iterator[RunDir]:
     """Give the recipe's run folder, new or to be resumed, held by a lease; its selection is recorded."""
     root = output_folder(recipe, recipe_path)
@@ -88,7 +88,7 @@ def opened(
             raise
 
 
-def _run(folder: RunDir, recipe: Recipe, prepared: Prepared, until: str, clock: Clock) -> None:
+def _run(folder: RunDir, recipe: Recipe, prepared: PreparedData, until: str, clock: Clock) -> None:
     finished = folder.manifest()["phases"]
     if folder.done("train") is None:
         train_phase(folder, recipe, prepared, clock=clock)

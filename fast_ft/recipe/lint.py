@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.hub.families import LINEARS, TARGET_MODULES
 from fast_ft.recipe import effects, policy_ntu_hw5
+from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Condition, Recipe
 from fast_ft.recipe.steps import epoch_steps, stage_steps
 
@@ -222,8 +223,6 @@ def _conditions(path: str, where: dict[str, Condition]) -> Iterator[Problem]:
             takes = "true or false" if metric == "ends_cleanly" else 'a number, ">= 4.5" or "150..450"'
             yield Problem(f"{key}: {json.dumps(condition)} is not allowed; it takes {takes}", (key,))
         elif isinstance(condition, str):
-            from fast_ft.data.selection import parse_condition
-
             try:
                 parse_condition(condition)
             except InputError as error:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.data.dataset import Pool
-from fast_ft.data.encoding import IGNORE_INDEX, Encoder, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder
 from fast_ft.data.metrics import measure
 
 METRICS = ("conversation_words", "score", "response_words", "prompt_words", "type_token_ratio", "ends_cleanly")
@@ -40,7 +40,7 @@ class Points:
 def points(
     pool: Pool,
     groups: Sequence[tuple[str, Sequence[int]]],
-    rows: Mapping[int, Row] | None = None,
+    rows: Mapping[int, EncodedRow] | None = None,
     encoder: Encoder | None = None,
     text_budget: int = TEXT_BUDGET,
 ) -> Points:
@@ -120,7 +120,7 @@ def _cut(text: str, limit: int | None) -> str:
     return text if limit is None or len(text) <= limit else text[:limit] + " […]"
 
 
-def _tokens(row: Row, encoder: Encoder) -> dict[str, Any]:
+def _tokens(row: EncodedRow, encoder: Encoder) -> dict[str, Any]:
     """Return the pieces of a row's tokens, the places of control tokens, and runs of masked and trained ones.
 
     runs: lengths in turn, masked first, so [12, 30] is 12 masked tokens and then 30 trained ones.

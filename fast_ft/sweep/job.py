@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe.schema import Recipe
 from fast_ft.sweep.search_space import Point
 
@@ -18,7 +18,7 @@ class Job:
     trial: Any
     point: Point
     recipe: Recipe
-    prepared: Prepared
+    prepared: PreparedData
     training: str  #: digest of what makes the adapter
     stops: list[int]  #: steps at which it is looked at
     priced: float | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe.schema import Recipe
 from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.cost_estimate import Work
@@ -32,7 +32,7 @@ class Supply:
         study: Study,
         *,
         recipe_at: Callable[[Point], Recipe],
-        training_of: Callable[[Recipe, Prepared], str],
+        training_of: Callable[[Recipe, PreparedData], str],
     ) -> None:
         assert base.search is not None
         self.search, self.space, self.study = base.search, space, study
@@ -118,7 +118,7 @@ class Supply:
                 self.study.finish(trial, known["value"], repeats=known["number"], folder=root)
             return None
         self._repeats = 0
-        ends = list(itertools.accumulate(len(job.batches) for job in prepared.jobs(recipe.train, recipe.seed)))
+        ends = list(itertools.accumulate(len(job.batches) for job in prepared.jobs))
         stops = [] if self.search.pruner == "none" else ends[:-1]
         return Job(trial, point, recipe, prepared, self._training_of(recipe, prepared), stops)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fast_ft.common.console import note
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models import packed_attention
 from fast_ft.models.activation_checkpointing import draws, recompute
 from fast_ft.models.loaders.choose import Loaded
@@ -36,7 +36,7 @@ class Micro:
     starts: Any  #: (S + 1,) int32, as in attention.Rows
 
 
-def lay_out(rows: Sequence[Row], *, tokens: int, places: int, pad_id: int) -> Micro:
+def lay_out(rows: Sequence[EncodedRow], *, tokens: int, places: int, pad_id: int) -> Micro:
     """Return the rows one behind the other, `tokens` in all, with `places` for rows besides the padding's.
 
     The target of a token is the label of the next one of its row; the last one's is IGNORE_INDEX.
@@ -59,7 +59,7 @@ def lay_out(rows: Sequence[Row], *, tokens: int, places: int, pad_id: int) -> Mi
 def blank(tokens: int, *, places: int, longest: int, pad_id: int) -> Micro:
     """Return a micro-batch that trains nothing: rows of at most `longest` tokens, all targets masked."""
     each = min(longest, -(-tokens // places))
-    rows = [Row("", [pad_id] * each, [IGNORE_INDEX] * each) for _ in range(tokens // each)]
+    rows = [EncodedRow("", [pad_id] * each, [IGNORE_INDEX] * each) for _ in range(tokens // each)]
     return lay_out(rows, tokens=tokens, places=places, pad_id=pad_id)
 
 
@@ -165,7 +165,7 @@ class Passes:
         self.model.zero_grad()
         return seconds
 
-    def lay_out(self, rows: Sequence[Row]) -> Micro:
+    def lay_out(self, rows: Sequence[EncodedRow]) -> Micro:
         """Return these rows as a micro-batch, as wide as a pass over them is."""
         tokens = width(sum(len(row.input_ids) for row in rows), capture=self.capture)
         return lay_out(rows, tokens=tokens, places=self.places, pad_id=self.pad_id)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import seeds
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.plan.micro_batches import cut, share
 from fast_ft.train import oom_recovery
 from fast_ft.train.optimizer import make_scheduler
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fast_ft.train.session import Course
 
 
-def collate(rows: Sequence[Row]) -> dict[str, Any]:
+def collate(rows: Sequence[EncodedRow]) -> dict[str, Any]:
     """Return the rows as they are, and beside them ids and labels (1, tokens), which Trainer's own counting wants."""
     import torch
 
@@ -69,7 +69,7 @@ def make_trainer(course: Course, job: StageJob) -> Any:
             course.ranks.sum(total)
             return total
 
-        def _own_share(self, rows: Sequence[Row]) -> Any:
+        def _own_share(self, rows: Sequence[EncodedRow]) -> Any:
             """Add up this process's part of an effective batch's gradient; return its part of the loss."""
             step, scaler, ranks = first + self.state.global_step, self.accelerator.scaler, course.ranks
             scale = scaler.scale(torch.ones((), device=loaded.device)) if scaler else None

@@ -20,7 +20,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.process_group import Lost, Ranks
 from fast_ft.common.signals import interruptible
 from fast_ft.data.batches import StageJob
-from fast_ft.data.encoding import Row
+from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders import choose
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe.schema import Recipe
@@ -46,7 +46,7 @@ class Order:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Order:
-        jobs = [StageJob(**job | {"rows": [Row(**row) for row in job["rows"]]}) for job in content["jobs"]]
+        jobs = [StageJob(**job | {"rows": [EncodedRow(**row) for row in job["rows"]]}) for job in content["jobs"]]
         recipe, plan = Recipe.model_validate_json(content["recipe"]), Plan(**content["plan"])
         return cls(**content | {"recipe": recipe, "jobs": jobs, "plan": plan})
 

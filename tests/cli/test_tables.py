@@ -14,7 +14,7 @@ import pytest
 from fast_ft.cli import tables
 from fast_ft.common.console import Bar, note
 from fast_ft.data.encoding import Encoder
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.report.plots import _smoothed, loss_picture
 from tests.helpers.parts import POCKET, RecipeFactory
@@ -61,7 +61,7 @@ def test_the_mean_leaves_out_what_is_no_number() -> None:
 
 
 @pytest.fixture
-def prepared(recipe_file: RecipeFactory) -> Prepared:
+def prepared(recipe_file: RecipeFactory) -> PreparedData:
     return prepare(load_recipe(recipe_file()))
 
 
@@ -70,7 +70,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_colours_change_where_training_begins(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_change_where_training_begins(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("TERM", "xterm-256color"), ("COLUMNS", "200"), ("NO_COLOR", ""), ("FORCE_COLOR", "1")):
         monkeypatch.setenv(name, value)
     out = Terminal()
@@ -90,7 +90,7 @@ def test_a_rows_control_characters_do_not_reach_the_terminal(capsys: pytest.Capt
 
     encoder = Encoder(POCKET)
     evil = Example("evil", "clear \x1b[2J\x1b]0;title\x07 the screen\r", "ok \x9b31m", None)
-    stub: Any = Prepared.__new__(Prepared)
+    stub: Any = PreparedData.__new__(PreparedData)
     for name, value in (("encoder", encoder), ("rows", {"evil": encoder.row(evil)})):
         object.__setattr__(stub, name, value)
     tables.print_row(stub, "evil")

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
 from fast_ft.common.out_of_memory import explained, is_short
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
 from fast_ft.generate.engine.scheduler import Pool
@@ -143,7 +143,7 @@ def test_out_of_memory_while_measuring_an_adapter_measures_less_of_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = choose.PeftBackend(schema.Model(name_or_path=str(tiny)), schema.Lora(), 1).for_training()
-    row = Row("r", [1, *range(5, 25)], [IGNORE_INDEX] * 5 + list(range(9, 25)))
+    row = EncodedRow("r", [1, *range(5, 25)], [IGNORE_INDEX] * 5 + list(range(9, 25)))
     measured = adapter_check.log_probabilities
 
     def small(model: Any, ids: Any, starts: Any, pad_id: int) -> Any:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
 from fast_ft.data.dataset import Example
-from fast_ft.data.encoding import IGNORE_INDEX, Encoder, Row, contract_problems
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder, contract_problems
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, REAL, needs_real_data
 
@@ -178,12 +178,12 @@ def test_count_is_what_rows_have(encoder: Encoder) -> None:
 
 
 MUTATIONS = {
-    "BOS twice": lambda row, e: Row(row.id, [e.bos_id, *row.input_ids], [IGNORE_INDEX, *row.labels]),
-    "no BOS": lambda row, e: Row(row.id, row.input_ids[1:], row.labels[1:]),
-    "BOS within": lambda row, e: Row(
+    "BOS twice": lambda row, e: EncodedRow(row.id, [e.bos_id, *row.input_ids], [IGNORE_INDEX, *row.labels]),
+    "no BOS": lambda row, e: EncodedRow(row.id, row.input_ids[1:], row.labels[1:]),
+    "BOS within": lambda row, e: EncodedRow(
         row.id, [*row.input_ids[:3], e.bos_id, *row.input_ids[3:]], [IGNORE_INDEX, *row.labels]
     ),
-    "no EOS": lambda row, e: Row(row.id, row.input_ids[:-1], row.labels[:-1]),
+    "no EOS": lambda row, e: EncodedRow(row.id, row.input_ids[:-1], row.labels[:-1]),
     "EOS masked": lambda row, e: replace(row, labels=[*row.labels[:-1], IGNORE_INDEX]),
     "one prompt token trained": lambda row, e: _label_at(row, len(row.labels) - row.supervised - 1),
     "first prompt token trained": lambda row, e: _label_at(row, 0),
@@ -192,17 +192,19 @@ MUTATIONS = {
     "labels shifted the other way": lambda row, e: replace(row, labels=[IGNORE_INDEX, *row.labels[:-1]]),
     "response's first token masked": lambda row, e: _mask_at(row, len(row.labels) - row.supervised),
     "response's middle masked": lambda row, e: _mask_at(row, len(row.labels) - 3),
-    "response cut, EOS kept": lambda row, e: Row(row.id, [*row.input_ids[:-3], e.eos_id], [*row.labels[:-3], e.eos_id]),
+    "response cut, EOS kept": lambda row, e: EncodedRow(
+        row.id, [*row.input_ids[:-3], e.eos_id], [*row.labels[:-3], e.eos_id]
+    ),
     "a label too few": lambda row, e: replace(row, labels=row.labels[:-1]),
     "nothing trained": lambda row, e: replace(row, labels=[IGNORE_INDEX] * len(row.labels)),
 }
 
 
-def _label_at(row: Row, index: int) -> Row:
+def _label_at(row: EncodedRow, index: int) -> EncodedRow:
     return replace(row, labels=[*row.labels[:index], row.input_ids[index], *row.labels[index + 1 :]])
 
 
-def _mask_at(row: Row, index: int) -> Row:
+def _mask_at(row: EncodedRow, index: int) -> EncodedRow:
     return replace(row, labels=[*row.labels[:index], IGNORE_INDEX, *row.labels[index + 1 :]])
 
 

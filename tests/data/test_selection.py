@@ -17,7 +17,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Example, Pool, load_pool
 from fast_ft.data.duplicates import Duplicates, ngrams, normalise
 from fast_ft.data.metrics import measure
-from fast_ft.data.selection import parse_condition, select
+from fast_ft.data.selection import mask_of, select
+from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Data, Select
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +162,8 @@ def test_conditions(condition, passing):
     values = [-1, 4.5, 5, 10, 11, None]
     check = parse_condition(condition)
     assert [value for value in values if check(value)] == passing
-    assert check.mask(pa.chunked_array([pa.array(values, pa.float64())])).to_pylist() == [v in passing for v in values]
+    column = pa.chunked_array([pa.array(values, pa.float64())])
+    assert mask_of(column, check).to_pylist() == [v in passing for v in values]
 
 
 def test_malformed_conditions_show_the_allowed_forms():
@@ -283,7 +285,7 @@ MEASURED = """
 import json, resource, sys, time
 from fast_ft.data.dataset import load_pool
 from fast_ft.recipe.schema import Data, Select
-from fast_ft.data.selection import select
+from fast_ft.data.selection import mask_of, select
 start, cpu = time.perf_counter(), time.process_time()
 section = Select(where={"score": ">= 4.5", "response_words": "150..450", "ends_cleanly": True},
                  deduplicate="near", rank_by={"response_words": 1.0}, take=100)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fast_ft.common import atomic_files
 from fast_ft.data.dataset import Pool
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.recipe import loader
 from fast_ft.run.folder import RunDir
 from tests.helpers.parts import POCKET
@@ -97,7 +97,7 @@ def recipe_file(folder: Path, rows: list[dict[str, Any]], name: str = "small.yam
     return path
 
 
-def made_run(recipe: Path, texts: list[str], better: float = 0.5) -> tuple[RunDir, Prepared]:
+def made_run(recipe: Path, texts: list[str], better: float = 0.5) -> tuple[RunDir, PreparedData]:
     """A run folder as a finished run leaves it: `texts` stand in prompts, answers, references and the judge's words."""
     loaded = loader.load_recipe(recipe, [])
     prepared = prepare(loaded)

@@ -16,7 +16,7 @@ import pytest
 
 from fast_ft.cli.main import main
 from fast_ft.common.errors import InputError
-from fast_ft.data.exclude import text_digest
+from fast_ft.data.contamination import text_digest
 from fast_ft.homework import archive as bundle
 from fast_ft.homework import package
 from fast_ft.homework.reproduce import replayed, reproduce

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.generate.engine.model_runner import Fused
 from fast_ft.models.fused_block import block, dispatch, linear_group, ops_torch
 from fast_ft.models.loaders import choose
@@ -17,12 +17,12 @@ from fast_ft.train.forward_backward import Passes, lay_out
 from fast_ft.train.optimizer import Flat
 
 
-def rows(seed: int = 0) -> list[Row]:
+def rows(seed: int = 0) -> list[EncodedRow]:
     draw = torch.Generator().manual_seed(seed)
     made = []
     for index, length in enumerate((5, 17, 9)):
         ids = torch.randint(300, 2000, (length,), generator=draw).tolist()
-        made.append(Row(f"r{index}", ids, [IGNORE_INDEX] * 2 + ids[2:]))
+        made.append(EncodedRow(f"r{index}", ids, [IGNORE_INDEX] * 2 + ids[2:]))
     return made
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.data import dataset, exclude
+from fast_ft.data import contamination, dataset
 from fast_ft.data.prepare import prepare
 from fast_ft.models.loaders import choose
 from fast_ft.pipeline.run import run
@@ -209,9 +209,9 @@ def test_rows_are_left_out_by_text_not_by_id(recipe_file: RecipeFactory, train_f
     recipe = load_recipe(recipe_file())
     pool = dataset.load_pool(recipe.data)
     prompt = pool.table["prompt"][5].as_py()
-    left, count = exclude.without(pool, [exclude.text_digest(f"  {prompt.upper()} !")])
+    left, count = contamination.without_excluded(pool, [contamination.text_digest(f"  {prompt.upper()} !")])
     assert count == 1 and pool.table["id"][5].as_py() not in left.table["id"].to_pylist()
-    trained = prepare(load_recipe(recipe_file({"data.exclude": [exclude.text_digest(prompt)]})))
+    trained = prepare(load_recipe(recipe_file({"data.exclude": [contamination.text_digest(prompt)]})))
     assert prompt not in [example.prompt for example in trained.examples]
 
 
@@ -253,14 +253,14 @@ def test_no_validation_row_is_trained_on_and_rows_that_equal_test_prompts_are_re
     held = [row["conversations"][0]["value"] for row in json.loads((root / "validation.json").read_text())]
     tests = [prompt.text for prompt in dataset.load_prompts(load_recipe(path).data.test or "")[0]]
     found = content(root)
-    assert len(held) == 10 and set(found["validation"]["prompts"]) == {exclude.text_digest(text) for text in held}
-    assert set(found["test"]["prompts"]) == {exclude.text_digest(text) for text in tests}
+    assert len(held) == 10 and set(found["validation"]["prompts"]) == {contamination.text_digest(text) for text in held}
+    assert set(found["test"]["prompts"]) == {contamination.text_digest(text) for text in tests}
     for trial in found["trials"]:
         trained = {texts[row["id"]] for row in RunDir.at(trial["folder"]).manifest()["rows"]}
         assert trained == {*texts.values()} - {*held}, "every row that is not held out, the test's among them"
         assert trained & {*tests} == planted
-        assert set(trial["proof"]["rows"]) == {exclude.text_digest(text) for text in trained}
-        assert set(trial["proof"]["in_test"]) == {exclude.text_digest(text) for text in planted}
+        assert set(trial["proof"]["rows"]) == {contamination.text_digest(text) for text in trained}
+        assert set(trial["proof"]["in_test"]) == {contamination.text_digest(text) for text in planted}
         assert trial["proof"]["in_validation"] == []
     best = RunDir.at(root / "best").manifest()
     assert {(hit["example"], hit["prompt"], hit["kind"]) for hit in best["leakage"]["hits"]} == {
@@ -272,7 +272,7 @@ def test_no_validation_row_is_trained_on_and_rows_that_equal_test_prompts_are_re
 
 def test_a_proof_names_what_is_in_common(recipe_file: RecipeFactory) -> None:
     prepared = prepare(load_recipe(recipe_file()))
-    own = [exclude.text_digest(example.prompt) for example in prepared.examples]
+    own = [contamination.text_digest(example.prompt) for example in prepared.examples]
     proof = validation_set.proof(prepared, [own[3], "0" * 16], [own[5], own[7]])
     assert proof == {"rows": sorted(own), "in_validation": [own[3]], "in_test": sorted([own[5], own[7]])}
 
@@ -306,7 +306,7 @@ def test_the_test_set_takes_no_row_from_training(
 
     apart = begun("apart", [])
     prompts = [row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))]
-    place = {exclude.text_digest(prompt): index for index, prompt in enumerate(prompts)}
+    place = {contamination.text_digest(prompt): index for index, prompt in enumerate(prompts)}
     drawn = sorted(place[digest] for digest in apart._validation)
     trained = [index for index in range(24) if index not in drawn]
     shared = begun("shared", [drawn[2], *trained[:3]])
@@ -315,10 +315,12 @@ def test_the_test_set_takes_no_row_from_training(
     for sweep in (apart, shared):
         recipe = sweep.recipe_at(sweep.space.own)
         assert set(recipe.data.exclude) == set(sweep._validation) == set(sweep.best_at(sweep.space.own).data.exclude)
-        assert not exclude.named(recipe.data.exclude, dataset.load_prompts(sweep.recipe.data.test or "")[0])
-        kept = exclude.without(dataset.load_pool(recipe.data), recipe.data.exclude)[0]
+        assert not contamination.excluded_prompts(
+            recipe.data.exclude, dataset.load_prompts(sweep.recipe.data.test or "")[0]
+        )
+        kept = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)[0]
         assert len(kept) == 14 and {*kept.table["prompt"].to_pylist()}.isdisjoint(
-            prompt for prompt in prompts if exclude.text_digest(prompt) in sweep._validation
+            prompt for prompt in prompts if contamination.text_digest(prompt) in sweep._validation
         )
     with pytest.raises(InputError, match="15 of these equal test prompts, which are not drawn"):
         begun("all", [*trained, drawn[0]])
@@ -326,8 +328,8 @@ def test_the_test_set_takes_no_row_from_training(
 
 def test_excluded_prompts_are_named(recipe_file: RecipeFactory) -> None:
     prompts = dataset.load_prompts(load_recipe(recipe_file()).data.test or "")[0]
-    assert exclude.named([exclude.text_digest("name  a HAT"), "0" * 16], prompts) == ["t4"]
-    assert exclude.named([], prompts) == []
+    assert contamination.excluded_prompts([contamination.text_digest("name  a HAT"), "0" * 16], prompts) == ["t4"]
+    assert contamination.excluded_prompts([], prompts) == []
 
 
 def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineCrew]) -> None:

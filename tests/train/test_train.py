@@ -19,7 +19,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import RESERVE, TrainPace
 from fast_ft.common.process_group import Ranks
 from fast_ft.data.batches import StageJob, batches
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models import lora_files, packed_attention
 from fast_ft.models.loaders import choose
 from fast_ft.models.packed_attention import Rows, attend
@@ -87,7 +87,10 @@ def test_cut_deals_rows_into_few_micro_batches_of_like_size() -> None:
 
 
 def test_rows_lie_one_behind_the_other_each_with_its_own_positions_and_targets() -> None:
-    rows = [Row("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]), Row("b", [1, 8, 9, 2], [IGNORE_INDEX, IGNORE_INDEX, 9, 2])]
+    rows = [
+        EncodedRow("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]),
+        EncodedRow("b", [1, 8, 9, 2], [IGNORE_INDEX, IGNORE_INDEX, 9, 2]),
+    ]
     made = lay_out(rows, tokens=8, places=3, pad_id=0)
     ids, targets, positions, own = made.tokens.tolist()
     assert ids == [1, 5, 2, 1, 8, 9, 2, 0]
@@ -172,18 +175,20 @@ def test_a_stages_own_rate_scales_the_schedule_and_a_new_one_starts_again() -> N
 # Courses: real training of a tiny model
 
 
-def make_rows(count: int, seed: int = 0) -> list[Row]:
+def make_rows(count: int, seed: int = 0) -> list[EncodedRow]:
     """Rows of random ids, prompts of 3 to 6 and responses of 2 to 12 tokens."""
     rng = random.Random(seed)
     rows = []
     for i in range(count):
         prompt = [1] + [rng.randrange(300, 2000) for _ in range(rng.randrange(3, 7))]
         answer = [rng.randrange(300, 2000) for _ in range(rng.randrange(1, 12))] + [2]
-        rows.append(Row(f"r{i}", prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
+        rows.append(EncodedRow(f"r{i}", prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
     return rows
 
 
-def make_jobs(rows: list[Row], size: int = 4, rate: float = 0.01, second_rate: float | None = None) -> list[StageJob]:
+def make_jobs(
+    rows: list[EncodedRow], size: int = 4, rate: float = 0.01, second_rate: float | None = None
+) -> list[StageJob]:
     """Two stages: the first half of the rows, then all of them."""
     half = rows[: len(rows) // 2]
     return [
