@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -94,8 +93,7 @@ def predicted(recipe: Recipe, prepared: PreparedData, settled: Plan, backend_nam
 
 def model_config(recipe: Recipe) -> dict[str, Any]:
     """Return config.json's content of the base model."""
-    folder = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return download.model_config(recipe.model.name_or_path, recipe.model.revision)
 
 
 def _course(recipe: Recipe, prepared: InFileOrder, loaded: choose.Loaded, settled: Plan, work: Path) -> session.Course:

@@ -10,7 +10,7 @@ from typing import Any
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.hub.families import LINEARS, ModelShape
+from fast_ft.hub.families import LINEARS, ModelShape, read_config
 from fast_ft.models import lora_config, tensor_file
 
 _TENSOR = re.compile(r"base_model\.model\.[\w.]+\.lora_[AB]\.weight")
@@ -69,7 +69,7 @@ def check(adapter: Path, base: Path) -> None:
         raise InputError(
             f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
         )
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_config(base)
     lora_config.check(adapter)
     hidden, layers, inner = (config.get(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
     path.open("rb").close()  # the library calls a file that may not be read absent

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fast_ft.common.errors import InputError, nearest
-from fast_ft.hub.families import LINEARS, TARGET_MODULES
+from fast_ft.hub.families import LINEARS, TARGET_MODULES, context_length
 from fast_ft.recipe import effects, policy_ntu_hw5
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Condition, Recipe
@@ -34,16 +34,6 @@ def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         *_selection(recipe), *_stages(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe), *_paths(recipe),
     ]  # fmt: skip
     return errors, list(_warnings(recipe))
-
-
-def context_length(name_or_path: str) -> int | None:
-    """Return the most tokens a model can attend to, as far as its folder's config.json or its name tells."""
-    try:
-        config = json.loads((Path(name_or_path).expanduser() / "config.json").read_text("utf-8"))
-        length = config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        length = 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
-    return length if isinstance(length, int) else None
 
 
 def _selection(recipe: Recipe) -> Iterator[Problem]:
