@@ -29,7 +29,7 @@ _PASSED = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL")  #: environment variables tha
 _REMEDY = "Use model.template: llama-2."
 
 
-class ChatTemplate:
+class SandboxedTemplate:
     """One template, compiled; `name` stands for it in messages. The process ends with this object."""
 
     def __init__(self, source: str, name: str) -> None:
