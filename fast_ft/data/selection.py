@@ -154,8 +154,9 @@ def _take(pool: Pool, ranked: list[int], section: Select, seed: int, notes: list
                 dropped.append(example.id)
     if dropped:
         shown = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
-        how = "nearly " if section.deduplicate == "near" else ""
-        notes.append(f"{_rows(len(dropped))} passed over, {how}repeating rows taken: {shown}".rstrip(".") + ".")
+        kind = "near-duplicate" if section.deduplicate == "near" else "duplicate"
+        plural = "" if len(dropped) == 1 else "s"
+        notes.append(f"{len(dropped):,} {kind}{plural} skipped: {shown}".rstrip(".") + ".")
     if section.take and len(taken) < section.take:
         notes.append(f"select.take: only {_rows(len(taken))} of the {section.take} asked for.")
     return [ranked[place] for place in sorted(taken)]

@@ -42,6 +42,12 @@ def test_twelve_words_in_common_are_no_hit():
     assert hits(f"{twelve} one", f"{twelve} one two") == ["13-gram"]
 
 
+def test_a_script_without_spaces_has_words_too():
+    tides = "请用简单的话说明海潮为什么随着月亮和太阳涨落"
+    assert hits(f"{tides}，谢谢。", f"问题：{tides}？") == ["13-gram"]
+    assert hits(tides[:12] + "甲", tides[:12] + "乙") == []
+
+
 def test_it_counts_and_is_ready_for_json():
     rows = [example("a", "Go."), example("b", "Stay.")]
     found = certificate(iter(rows), iter([asked("1", "Stay."), asked("2", "stay"), asked("3", "Run.")]))

@@ -246,7 +246,7 @@ def test_exact_duplicates_but_for_case_and_punctuation():
     rows = pool([f"{TEXT}.", TEXT.upper() + "!", f"{TEXT} more."], ["Go?", "go", "Go?"])
     found = chosen(rows, take=2)
     assert found.indices == [0, 2]
-    assert found.notes == ["1 row passed over, repeating rows taken: 1."]
+    assert found.notes == ["1 duplicate skipped: 1."]
     assert chosen(rows, deduplicate="none").indices == [0, 1, 2]
 
 
@@ -274,6 +274,14 @@ def test_the_gram_index_finds_what_comparing_all_pairs_finds(texts, threshold):
             kept.append(grams)
     duplicates = Duplicates("near", threshold)
     assert sum(duplicates.add(row) for row in rows) == len(kept)
+
+
+def test_near_duplicates_in_a_script_without_spaces():
+    text = "月亮的引力使海水涨落，太阳也有影响，每天两次涨潮，两次退潮"
+    rows = pool(
+        [f"{text}。", f"{text}了。", "河流从山里流到海里，带来泥沙和养分。"], ["海潮是什么？", "说说海潮。", "河流呢？"]
+    )
+    assert chosen(rows, deduplicate="near").indices == [0, 2]
 
 
 def test_normalise():
