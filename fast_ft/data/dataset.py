@@ -1,8 +1,7 @@
 """Training rows and prompts. Any layout gives the same Examples; every error names file, row and field.
 
-Reading bytes is in data/sources.py, what a row means in data/formats.py. Nothing here imports torch or datasets:
-52,002 rows are
-loaded in a fraction of a second.
+Reading bytes is in data/sources.py, and what a row means is in data/formats.py. Nothing here imports torch or
+datasets: 52,002 rows are loaded in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -17,16 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
-from fast_ft.data import sources
-from fast_ft.data.formats import (
-    RawRow,
-    fail,
-    is_number,
-    parse_row,
-    regular_columns,
-    strip_lead,
-    strip_leads,
-)
+from fast_ft.data import regular_rows, sources
+from fast_ft.data.formats import RawRow, fail, is_number, parse_row, strip_lead, strip_leads
 from fast_ft.recipe.schema import Data
 
 
@@ -86,12 +77,14 @@ class Pool:
 def load_pool(section: Data) -> Pool:
     """Load the training rows of a recipe's `data` section. Raises InputError.
 
-    A row without an id gets "row-<n>", n its number from 1: the same in every layout.
+    A row without an id gets "row-<n>", its number counted from 1, in every layout.
     """
     source = sources.read(section.train)
     if section.test is not None and _same_files(section.test, source.digest):
         _refuse(source.name, section.test)
-    table = _regular_table(source)
+    table = None
+    if isinstance(source.rows, pa.Table):
+        table = regular_rows.regular_table(source.rows, source.name)
     if table is None:
         rows = _parse(source)
         table = pa.table(
@@ -108,7 +101,10 @@ def load_pool(section: Data) -> Pool:
 
 
 def load_prompts(path: str) -> tuple[list[Prompt], str]:
-    """Load prompts in any layout; return them in file order with the file's digest. A closing answer is left out."""
+    """Return the prompts of a file in any layout, in file order, and the file's digest. A last answer is left out.
+
+    Raises InputError.
+    """
     source = sources.read(path, "test")
     prompts = []
     for number, row in enumerate(_parse(source), 1):
@@ -124,7 +120,10 @@ def load_prompts(path: str) -> tuple[list[Prompt], str]:
 
 
 def load_references(path: str) -> dict[str, str]:
-    """Load reference answers for judging, id -> text: each row's last, in any layout or in a pred.json's."""
+    """Return reference answers for judging, {id: text}: each row's last answer, in any layout, or a pred.json's first.
+
+    Raises InputError.
+    """
     source = sources.read(path, "test")
     rows = source.rows
     if isinstance(rows, list) and len(rows) == 1 and isinstance(rows[0], dict) and _is_pred(rows[0]):
@@ -146,7 +145,7 @@ def load_references(path: str) -> dict[str, str]:
 def refuse_test_as_train(pool: Pool, prompts: Iterable[Prompt], prompts_digest: str, test: str = "data.test") -> None:
     """Raise InputError if the training file is the test file: the same bytes, or mostly the test's prompts.
 
-    Single prompts in common are no error: the leakage certificate reports them.
+    A few prompts in common are no error; contamination.certificate reports them.
     """
     texts = pa.array(sorted({strip_lead(prompt.text) for prompt in prompts}), pa.string())
     shared = pc.sum(pc.is_in(strip_leads(pool.table["prompt"]), value_set=texts)).as_py() or 0
@@ -162,7 +161,7 @@ def _refuse(train: str, test: str) -> None:
 
 
 def _same_files(test: str, digest: str) -> bool:
-    """Tell whether the test set's files have this digest; one that cannot be found is load_prompts' to report."""
+    """Return whether the test set's files have this digest; load_prompts reports a test set that cannot be found."""
     path = sources.Path(test).expanduser()
     try:
         return path.exists() and sources.digest(sources.data_files(path, "test")) == digest
@@ -179,35 +178,6 @@ def _parse(source: sources.Source) -> list[RawRow]:
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file anew.") from error
     return [parse_row(row, source.name, number) for number, row in enumerate(rows, 1)]
-
-
-def _regular_table(source: sources.Source) -> pa.Table | None:
-    """Return the pool's table by Arrow's compute alone, or None where a row needs a closer look."""
-    table = source.rows
-    if not isinstance(table, pa.Table):
-        return None
-    try:
-        table.validate(full=True)
-        texts = regular_columns(table)
-        numbers = pa.chunked_array([pa.nulls(len(table), pa.float64())])
-        if texts is None or "id" not in table.column_names:
-            return None
-        ids = table["id"]
-        if "score" in table.column_names and not pa.types.is_null(table["score"].type):
-            kind = table["score"].type
-            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-                return None
-            numbers = table["score"].cast(pa.float64())
-            if not pc.all(pc.fill_null(pc.is_finite(numbers), True)).as_py():
-                return None
-    except pa.ArrowException as error:
-        raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file anew.") from error
-    if ids.null_count or not (pa.types.is_string(ids.type) or pa.types.is_integer(ids.type)):
-        return None
-    ids = ids.cast(pa.string())
-    if pc.any(pc.equal(pc.utf8_trim_whitespace(ids), "")).as_py():
-        return None
-    return pa.table({"id": ids, "prompt": texts[0], "response": texts[1], "score": numbers})
 
 
 def _exchanges(rows: list[RawRow], name: str, multi_turn: str) -> dict[str, pa.Array]:

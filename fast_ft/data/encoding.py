@@ -23,7 +23,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Example
 from fast_ft.data.jinja_sandbox import SandboxedTemplate
 from fast_ft.data.prompt_templates import ChatTemplate, Llama2Template, Message, PromptTemplate, SpecialTokens
-from fast_ft.data.tokenizer import Codec, open_codec
+from fast_ft.data.tokenizer import Tokenizer, open_tokenizer
 from fast_ft.hub import download
 from fast_ft.recipe import schema
 
@@ -52,19 +52,19 @@ class Encoder:
     """
 
     def __init__(self, folder: Path, template: Literal["llama-2", "tokenizer"] = "llama-2") -> None:
-        self.codec = open_codec(folder)
+        self.tokenizer = open_tokenizer(folder)
         path = folder / "tokenizer_config.json"
         config = untrusted_files.json_object(path, remedy="Fetch the tokenizer again.") if path.is_file() else {}
-        tokens = _special_tokens(folder, config, self.codec)
+        tokens = _special_tokens(folder, config, self.tokenizer)
         self.bos_id, self.eos_id, self.pad_id = tokens.bos_id, tokens.eos_id, tokens.pad_id
         self.template = template
         self._form: PromptTemplate
         if template == "tokenizer":
-            self._form = ChatTemplate(self.codec, tokens, _chat_template(folder, config))
+            self._form = ChatTemplate(self.tokenizer, tokens, _chat_template(folder, config))
         elif tokens.bos_id is None:
             raise InputError(f"{folder}: template llama-2 needs a <s> token, and this tokenizer has none.")
         else:
-            self._form = Llama2Template(self.codec, tokens)
+            self._form = Llama2Template(self.tokenizer, tokens)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids up to where the response begins. `messages` are role and content, the last one the user's."""
@@ -90,7 +90,7 @@ class Encoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, control tokens left out, outer spaces stripped."""
-        return self.codec.decode(ids).strip()
+        return self.tokenizer.decode(ids).strip()
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text that each id adds, for showing tokens apart.
@@ -101,7 +101,7 @@ class Encoder:
         texts, before, now = [], [self.eos_id], []
         for position, token in enumerate(ids, 1):
             now.append(token)
-            text = self.codec.decode(before + now)[len(self.codec.decode(before)) :]
+            text = self.tokenizer.decode(before + now)[len(self.tokenizer.decode(before)) :]
             whole = not text.endswith("\ufffd") or len(now) == 4 or position == len(ids)
             texts.append(text if whole else "")
             if whole:
@@ -144,16 +144,16 @@ def contract_problems(row: EncodedRow, example: Example, encoder: Encoder, max_l
     return problems
 
 
-def _special_tokens(folder: Path, config: dict[str, Any], codec: Codec) -> SpecialTokens:
+def _special_tokens(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> SpecialTokens:
     bos, eos = (_token_text(config.get(f"{name}_token")) for name in ("bos", "eos"))
     bos, eos = bos or "<s>", eos or "</s>"
-    eos_id = codec.token_id(eos)
+    eos_id = tokenizer.token_id(eos)
     if eos_id is None:
         raise InputError(f"{folder}: its end-of-sequence token {eos!r} is not in its vocabulary.")
     pads = ["<unk>", _token_text(config.get("pad_token")), _token_text(config.get("unk_token"))]
-    known = [codec.token_id(token) for token in pads if token]
+    known = [tokenizer.token_id(token) for token in pads if token]
     pad_id = next(i for i in (*known, 0, 1) if i is not None and i != eos_id)
-    return SpecialTokens(bos, eos, codec.token_id(bos), eos_id, pad_id)
+    return SpecialTokens(bos, eos, tokenizer.token_id(bos), eos_id, pad_id)
 
 
 def _token_text(value: Any) -> str | None:

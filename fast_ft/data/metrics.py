@@ -1,6 +1,7 @@
 """Metrics of rows, as Arrow columns: 52,002 rows are measured in tenths of a second, without a loop over rows.
 
-What a word is says common/words.py. Only metrics that somebody names are computed.
+common/words.py says what a word is. Only metrics that somebody names are computed. A new metric is a function in
+_COMPUTE here, and a name in recipe/schema.py's METRICS.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ def _words(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _ends_cleanly(table: pa.Table) -> pa.ChunkedArray:
-    """Tell whether each response is whole: final punctuation at its end, or a closed code block.
+    """Return whether each response is whole: final punctuation at its end, or a closed code block.
 
-    "After a few years," is not, nor is an open code fence, a bare list number or a signature: without punctuation a cut
-    text and a whole one look alike, and a wrongly dropped row costs less than a cut one in training.
+    "After a few years," is not whole, and neither is an open code fence, a bare list number or a signature. A cut text
+    and a whole one look alike without punctuation, and a wrongly dropped row costs less than a cut one in training.
     """
     responses = table["response"]
     tails = pc.utf8_slice_codeunits(responses, -64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, curriculum, dataset, encoding, selection
@@ -16,6 +16,9 @@ from fast_ft.data.encoding import EncodedRow, Encoder
 from fast_ft.hub import download
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -147,10 +150,11 @@ def _distinct(stages: Sequence[Stage]) -> list[Example]:
     return list({example.id: example for stage in stages for example in stage.examples}.values())
 
 
-def compare_tokenizers(recipe: Recipe, tokenizer: Any, prepared: PreparedData) -> list[str]:
-    """Compare our ids with those of the model's own tokenizer; return a sentence where some rows differ.
+def compare_tokenizers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData) -> list[str]:
+    """Compare our ids with the model's own tokenizer's; return [] or a sentence that names a row that differs.
 
-    `tokenizer` is transformers'. Where the recipe names another one (model.tokenizer), the model's own is read by us.
+    Where the recipe names another tokenizer (model.tokenizer), `tokenizer` is that one, and the model's own is read
+    here. Raises InputError where every row differs.
     """
     if prepared.encoder.template != "llama-2":
         return []
@@ -190,7 +194,7 @@ def _own_encoder(recipe: Recipe) -> Encoder | None:
 def _tokenise(
     recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
 ) -> tuple[dict[str, EncodedRow], selection.Selection]:
-    """Tokenise the selected rows and hold each to the contract; rows that are too long go, if the recipe says so."""
+    """Tokenise the selected rows and check each against the contract; data.overlong may drop rows that are too long."""
     rows, kept, dropped, broken = {}, [], [], []
     for index, example in zip(chosen.indices, chosen.examples, strict=True):
         row = encoder.row(example)

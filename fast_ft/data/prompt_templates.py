@@ -11,7 +11,7 @@ from typing import Protocol
 
 from fast_ft.common.errors import InputError
 from fast_ft.data.jinja_sandbox import SandboxedTemplate
-from fast_ft.data.tokenizer import Codec
+from fast_ft.data.tokenizer import Tokenizer
 
 Message = dict[str, str]  #: role ("system", "user" or "assistant") and content
 
@@ -49,27 +49,27 @@ class Llama2Template:
     Each exchange begins with BOS, and each earlier one ends with EOS. A system turn stands in the first user turn.
     """
 
-    def __init__(self, codec: Codec, tokens: SpecialTokens) -> None:
+    def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
         assert tokens.bos_id is not None, "Encoder refuses a tokenizer without BOS"
-        self._codec, self._bos_id, self._eos_id = codec, tokens.bos_id, tokens.eos_id
+        self._tokenizer, self._bos_id, self._eos_id = tokenizer, tokens.bos_id, tokens.eos_id
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids up to where the response begins."""
         ids: list[int] = []
         for prompt, answer in self._exchanges(messages):
-            ids += [self._bos_id, *self._codec.encode([prompt])[0]]
+            ids += [self._bos_id, *self._tokenizer.encode([prompt])[0]]
             if answer is not None:
-                ids += [*self._codec.encode([answer])[0], self._eos_id]
+                ids += [*self._tokenizer.encode([answer])[0], self._eos_id]
         return ids
 
     def response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         """Return the ids of the response and EOS; the messages before it change nothing."""
-        return [*self._codec.encode([response])[0], self._eos_id]
+        return [*self._tokenizer.encode([response])[0], self._eos_id]
 
     def count(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[int], list[int]]:
         """Return the number of tokens of each single-turn prompt (BOS included) and of each response (EOS included)."""
-        encoded_prompts = self._codec.encode([self._instruction(prompt) for prompt in prompts])
-        encoded_responses = self._codec.encode(responses)
+        encoded_prompts = self._tokenizer.encode([self._instruction(prompt) for prompt in prompts])
+        encoded_responses = self._tokenizer.encode(responses)
         return [1 + len(ids) for ids in encoded_prompts], [1 + len(ids) for ids in encoded_responses]
 
     def bos_problem(self, ids: Sequence[int]) -> str | None:
@@ -94,8 +94,8 @@ class Llama2Template:
 class ChatTemplate:
     """The form that a tokenizer's own chat template gives, rendered in a process of its own."""
 
-    def __init__(self, codec: Codec, tokens: SpecialTokens, template: SandboxedTemplate) -> None:
-        self._codec, self._tokens, self._template = codec, tokens, template
+    def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens, template: SandboxedTemplate) -> None:
+        self._tokenizer, self._tokens, self._template = tokenizer, tokens, template
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids up to where the response begins. Raises InputError where the template fails."""
@@ -134,21 +134,21 @@ class ChatTemplate:
         return None
 
     def _looks_special(self, messages: Sequence[Message]) -> bool:
-        return any(token in message["content"] for token in self._codec.special_tokens() for message in messages)
+        return any(token in message["content"] for token in self._tokenizer.special_tokens() for message in messages)
 
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool, apart: bool) -> list[int]:
         """Return the ids of the rendered text; `apart`: each message's content is encoded by itself, as plain text."""
         contents = [message["content"] for message in messages]
         if not apart:
-            return self._codec.encode([self._text(messages, contents, add_generation_prompt)], specials=True)[0]
+            return self._tokenizer.encode([self._text(messages, contents, add_generation_prompt)], specials=True)[0]
         # Private-use characters stand for the contents, so that the template's own text is told from theirs.
         marks = [chr(0xE000 + i) for i in range(len(contents))]
         ids: list[int] = []
         rest = self._text(messages, marks, add_generation_prompt)
         for mark, content in zip(marks, contents, strict=True):
             before, _, rest = rest.partition(mark)
-            ids += self._codec.encode([before], specials=True)[0] + self._codec.encode([content])[0]
-        return ids + self._codec.encode([rest], specials=True)[0]
+            ids += self._tokenizer.encode([before], specials=True)[0] + self._tokenizer.encode([content])[0]
+        return ids + self._tokenizer.encode([rest], specials=True)[0]
 
     def _text(self, messages: Sequence[Message], contents: Sequence[str], add_generation_prompt: bool) -> str:
         filled = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]

@@ -1,4 +1,4 @@
-"""Which rows are taken, in what order, and why the others were not: a pure function of the pool and the recipe."""
+"""Which rows are taken, in what order, and why others are not: a pure function of the pool and the recipe."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _BLOCK = 256  # rows turned into Python objects at a time while taking
 class Selection:
     """The rows taken.
 
-    pool: all rows, measured. indices: positions in it, best rank first. notes: what was dropped and why, and what in
-    the recipe had no effect.
+    pool: all rows, measured. indices: positions in the pool, best rank first. notes: what was dropped and why, and
+    what in the recipe had no effect.
     """
 
     pool: Pool
@@ -41,13 +41,13 @@ class Selection:
         return self.pool.examples(self.indices)
 
     def metrics(self, index: int) -> dict[str, Any]:
-        """Return every metric measured of the pool's row `index`, score included."""
+        """Return {name: value} of all metrics that were measured of the pool's row `index`, score included."""
         columns = [name for name in self.pool.table.column_names if name not in ("id", "prompt", "response")]
         return {name: self.pool.table[name][index].as_py() for name in columns}
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Id and metrics of each row taken, best rank first, for display."""
+        """The id and the metrics of each row taken, best rank first, for display."""
         return [
             {"id": example.id, **self.metrics(index)}
             for example, index in zip(self.examples, self.indices, strict=True)
@@ -63,10 +63,10 @@ def select(
     also_measure: Iterable[str] = (),
     token_counter: TokenCounter | None = None,
 ) -> Selection:
-    """Filter, rank, drop duplicates and take. Raises InputError where nothing is left or more than `limit` would be.
+    """Filter, rank, skip duplicates and take. A row with an empty response is never taken.
 
-    limit: data.max_train_rows. also_measure: metrics that later steps need. A row with an empty response is never
-    taken.
+    limit: data.max_train_rows. also_measure: metrics that later steps need. Raises InputError where no row is left, or
+    more than `limit` rows.
     """
     if section.take and limit and section.take > limit:
         raise InputError(f"select.take: {section.take} rows, where data.max_train_rows allows {limit}. Take fewer.")
@@ -113,7 +113,7 @@ def mask_of(column: pa.ChunkedArray, condition: ParsedCondition) -> pa.ChunkedAr
 
 
 def _rank(table: pa.Table, rows: list[int], weights: dict[str, float], notes: list[str]) -> list[int]:
-    """Return the rows, highest rank first; ties and rows without a value keep file order, the latter last."""
+    """Return the rows, highest rank first. Ties keep file order; rows without a value come last."""
     if not weights:
         return rows
     positions = pa.array(rows, pa.int64())
@@ -135,7 +135,7 @@ def _rank(table: pa.Table, rows: list[int], weights: dict[str, float], notes: li
 
 
 def _take(pool: Pool, ranked: list[int], section: Select, seed: int, notes: list[str]) -> list[int]:
-    """Return the rows taken, in rank order. Duplicates are dropped while taking: only rows in reach are compared."""
+    """Return the rows taken, in rank order. Duplicates are skipped while taking, so few rows are compared."""
     wanted = section.take or len(ranked)
     duplicates = Duplicates(section.deduplicate, section.near_duplicate_similarity)
     taken: list[int] = []
@@ -163,7 +163,7 @@ def _take(pool: Pool, ranked: list[int], section: Select, seed: int, notes: list
 
 
 def _visits(count: int, wanted: int, method: str, seed: int) -> Iterator[tuple[list[int], int]]:
-    """Yield (places in the ranking, how many to accept among them); what duplicates leave open, the last one fills."""
+    """Yield (places in the ranking, how many of them to accept); the last pair fills what duplicates left open."""
     everything = list(range(count))
     if method == "middle":  # from the centre outwards, so that the rows taken are the central ones
         everything.sort(key=lambda place: abs(2 * place - (count - 1)))
@@ -178,7 +178,7 @@ def _visits(count: int, wanted: int, method: str, seed: int) -> Iterator[tuple[l
 
 
 def _lazily(pool: Pool, ranked: list[int], places: Iterable[int]) -> Iterator[tuple[int, Example]]:
-    """Yield places with their rows, turning a block of rows at a time into Python objects."""
+    """Yield places with their rows; rows become Python objects one block at a time."""
     block: list[int] = []
     for place in places:
         block.append(place)

@@ -79,7 +79,7 @@ def reference(loaded: choose.Loaded, examples: list[Example]) -> StepRecord:
     losses, count = [], 0
     for example in examples:
         prompt = ENCODER.prompt_ids([{"role": "user", "content": example.prompt}])
-        answer = [*ENCODER.codec.encode([example.response])[0], 2]
+        answer = [*ENCODER.tokenizer.encode([example.response])[0], 2]
         logits = loaded.model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
         for position, token in enumerate(answer, len(prompt)):
             losses.append(-torch.log_softmax(logits[position - 1], dim=-1)[token])
