@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from fast_ft.data.dataset import Example, Pool, Prompt
 from fast_ft.data.duplicates import ngrams, normalise, words_of
+from fast_ft.data.examples import Example, Pool, Prompt
 from fast_ft.data.formats import strip_lead
 
 GRAM_WORDS = 13

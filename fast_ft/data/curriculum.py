@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Example
+from fast_ft.data.examples import Example
 from fast_ft.data.selection import Selection
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import Curriculum, StageSpec, Train

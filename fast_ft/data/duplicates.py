@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from typing import Literal
 
 from fast_ft.common import words as text_words
-from fast_ft.data.dataset import Example
+from fast_ft.data.examples import Example
 from fast_ft.data.formats import strip_lead
 
 GRAM_WORDS = 5

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Example
+from fast_ft.data.examples import Example
 from fast_ft.data.jinja_sandbox import SandboxedTemplate
 from fast_ft.data.prompt_templates import ChatTemplate, Llama2Template, Message, PromptTemplate, SpecialTokens
 from fast_ft.data.tokenizer import Tokenizer, open_tokenizer

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from fast_ft.common import words as text_words
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Pool
+from fast_ft.data.examples import Pool
 from fast_ft.recipe.conditions import check_metric
 
 #: prompts, responses -> tokens of each prompt, tokens of each response.

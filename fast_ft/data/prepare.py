@@ -11,8 +11,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, curriculum, dataset, encoding, selection
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.curriculum import Stage
-from fast_ft.data.dataset import Example, Prompt
 from fast_ft.data.encoding import EncodedRow, Encoder
+from fast_ft.data.examples import Example, Prompt
 from fast_ft.hub import download
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Train

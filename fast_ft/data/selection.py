@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Example, Pool
 from fast_ft.data.duplicates import Duplicates
+from fast_ft.data.examples import Example, Pool
 from fast_ft.data.metrics import TokenCounter, measure
 from fast_ft.recipe.conditions import ParsedCondition, check_metric, parse_condition
 from fast_ft.recipe.schema import Select

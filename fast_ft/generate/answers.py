@@ -21,8 +21,8 @@ from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import AnswerPace, longer
 from fast_ft.common.stopwatch import Stopwatch
-from fast_ft.data.dataset import Prompt
 from fast_ft.data.encoding import Encoder
+from fast_ft.data.examples import Prompt
 from fast_ft.generate.engine.kv_cache import PAGE, Cache, pages_for
 from fast_ft.generate.engine.model_runner import Fused
 from fast_ft.generate.engine.prefill import Row

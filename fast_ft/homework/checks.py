@@ -15,6 +15,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, dataset
+from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import select_data
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.loader import content_digest
@@ -109,7 +110,7 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
     """The rules on rows and prompts, from the files as they are now."""
     recorded, rows = manifest.get("digests", {}), manifest.get("rows", [])
     assert recipe.data.test is not None
-    prompts: list[dataset.Prompt] | None = None
+    prompts: list[Prompt] | None = None
     try:
         prompts, digest = dataset.load_prompts(recipe.data.test)
         yield _file("test-file", recipe.data.test, digest, recorded.get("test"))
@@ -131,7 +132,7 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
         yield _answers(pred, prompts)
 
 
-def test_shapes_nothing(recipe: Recipe, prompts: list[dataset.Prompt]) -> Verdict:
+def test_shapes_nothing(recipe: Recipe, prompts: list[Prompt]) -> Verdict:
     """Check that the recipe leaves no training row out because of a test prompt."""
     rule, named = "test-shapes-nothing", contamination.excluded_prompts(recipe.data.exclude, prompts)
     if not named:
@@ -166,7 +167,7 @@ def _leakage(recorded: dict[str, Any] | None, again: dict[str, Any]) -> Verdict:
     return Verdict("leakage-certificate", True, text)
 
 
-def _answers(path: Path, prompts: list[dataset.Prompt]) -> Verdict:
+def _answers(path: Path, prompts: list[Prompt]) -> Verdict:
     try:
         given = {id_: (entry["input"], len(entry["output"])) for id_, entry in artifacts.read_pred(path).items()}
     except (OSError, InputError) as error:

@@ -11,6 +11,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
+from fast_ft.data.examples import Prompt
 from fast_ft.judge import client, reference_judge, statistics
 from fast_ft.judge.openai_judge import NOTES, OpenAIJudge
 from fast_ft.judge.reply_cache import FILE, Verdicts
@@ -93,7 +94,7 @@ def _of_another_judge(path: Path, scores: Mapping[str, Any]) -> bool:
     return there.get("against") not in (None, scores.get("against"))
 
 
-def check(section: Section, prompts: list[dataset.Prompt]) -> None:
+def check(section: Section, prompts: list[Prompt]) -> None:
     """Raise InputError for what would stop the judge after hours of training: no key, a prompt without reference."""
     if section.kind == "openai":
         client.require_key()
@@ -101,7 +102,7 @@ def check(section: Section, prompts: list[dataset.Prompt]) -> None:
         _refuse_missing([prompt.id for prompt in prompts], dataset.load_references(section.references))
 
 
-def groups(prompts: list[dataset.Prompt]) -> Group:
+def groups(prompts: list[Prompt]) -> Group:
     """Return what the test file tells of its prompts: skill and difficulty."""
     return Group({p.id: p.skill for p in prompts}, {p.id: p.difficulty for p in prompts})
 

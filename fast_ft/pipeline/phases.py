@@ -13,7 +13,7 @@ from typing import Any
 from fast_ft.common import atomic_files, gpu, untrusted_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.data import dataset
+from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
@@ -60,7 +60,7 @@ def keep_plan(folder: RunDir, settled: plans.Plan) -> None:
     folder.update(plan=settled.to_json())
 
 
-def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], **options: Any) -> None:
+def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[Prompt], **options: Any) -> None:
     """Score pred.json, and the base model's answers where there are some, into scores.json; options: judge_run's.
 
     Raises BudgetMissed where too many scores are missing; the phase is then not done, and the same command asks again.

@@ -12,7 +12,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Prompt
+from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers as generate
 from fast_ft.pipeline.generate_phase import load

@@ -12,6 +12,7 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.data import dataset
+from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.judge import pricing, scoring
 from fast_ft.pipeline import judge_phase as judging
@@ -146,7 +147,7 @@ def judge_again(
     return folder
 
 
-def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[dataset.Prompt], str]:
+def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[Prompt], str]:
     """Return the prompts whose answers are judged, and their file's digest; none where the run's file is gone."""
     test = recipe.data.test if given else folder.manifest().get("generated_with", {}).get("test", recipe.data.test)
     try:
@@ -158,7 +159,7 @@ def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[dataset.
         return [], ""
 
 
-def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], digest: str, **options: Any) -> RunDir:
+def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[Prompt], digest: str, **options: Any) -> RunDir:
     """Score the answers to other prompts into the file of their scores; the run's own phases are not touched."""
     others = folder.others(recipe.data.test or "", digest)
     if not others.pred.is_file():

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fast_ft.data.dataset import Pool
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder
+from fast_ft.data.examples import Pool
 from fast_ft.data.metrics import measure
 
 METRICS = ("conversation_words", "score", "response_words", "prompt_words", "type_token_ratio", "ends_cleanly")

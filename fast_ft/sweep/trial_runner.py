@@ -17,7 +17,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.redaction import redacted
 from fast_ft.data import curriculum
-from fast_ft.data.dataset import Prompt
+from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, phases, train_phase

@@ -16,7 +16,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, dataset, encoding, selection
-from fast_ft.data.dataset import Example
+from fast_ft.data.examples import Example
 from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Select

@@ -86,7 +86,7 @@ def test_colours_change_where_training_begins(prepared: PreparedData, monkeypatc
 
 
 def test_a_rows_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from fast_ft.data.dataset import Example
+    from fast_ft.data.examples import Example
 
     encoder = Encoder(POCKET)
     evil = Example("evil", "clear \x1b[2J\x1b]0;title\x07 the screen\r", "ok \x9b31m", None)

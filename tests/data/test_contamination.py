@@ -3,7 +3,7 @@
 import json
 
 from fast_ft.data.contamination import certificate
-from fast_ft.data.dataset import Example, Prompt
+from fast_ft.data.examples import Example, Prompt
 
 LEAD = "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
 LONG = "Explain in simple words how the tides of the sea follow the moon and the sun"

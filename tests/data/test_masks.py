@@ -16,8 +16,8 @@ import pytest
 from bench.agreement import StepRecord, disagreements, first_step
 from fast_ft.data import dataset
 from fast_ft.data.batches import StageJob
-from fast_ft.data.dataset import Example
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder
+from fast_ft.data.examples import Example
 from fast_ft.models.loaders import choose
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import schema

@@ -14,8 +14,9 @@ from rouge_score import tokenize
 
 from fast_ft.common import words as text_words
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Example, Pool, load_pool
+from fast_ft.data.dataset import load_pool
 from fast_ft.data.duplicates import Duplicates, ngrams, normalise
+from fast_ft.data.examples import Example, Pool
 from fast_ft.data.metrics import measure
 from fast_ft.data.selection import mask_of, select
 from fast_ft.recipe.conditions import parse_condition
