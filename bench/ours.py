@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,10 @@ from fast_ft.train.task import TrainTask
 class InFileOrder(PreparedData):
     """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
 
-    def jobs(self, section: Train, seed: int) -> list[StageJob]:
-        """Return the stages' jobs, their batches in file order."""
-        return [replace(job, batches=_in_order(len(job.rows), section)) for job in super().jobs(section, seed)]
+    @cached_property
+    def jobs(self) -> list[StageJob]:
+        """The stages' jobs, their batches in file order."""
+        return [replace(job, batches=_in_order(len(job.rows), self.train)) for job in super().jobs]
 
 
 def _in_order(count: int, section: Train) -> list[list[int]]:
@@ -95,8 +95,7 @@ def predicted(
 
 def model_config(recipe: Recipe) -> dict[str, Any]:
     """Return config.json's content of the base model."""
-    folder = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return download.model_config(recipe.model.name_or_path, recipe.model.revision)
 
 
 def _task(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:

@@ -12,8 +12,9 @@ from fast_ft.common import out_of_memory, seeds
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import harmless, whole
-from fast_ft.data.encoding import Encoder, Message
+from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import prepare
+from fast_ft.data.prompt_templates import Message
 from fast_ft.generate import answers
 from fast_ft.generate.engine.model_runner import Fused
 from fast_ft.generate.engine.prefill import Row

@@ -17,7 +17,7 @@ from fast_ft.cli import run_commands
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
 
 if TYPE_CHECKING:
-    from fast_ft.data.prepare import PreparedData
+    from fast_ft.data.prepare import SelectedData
     from fast_ft.recipe.schema import Recipe
 
 
@@ -78,6 +78,7 @@ def _data(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
     from fast_ft.cli.tables import print_row, print_selection, selection_json
     from fast_ft.common.text_safety import harmless
+    from fast_ft.data.prepare import select_data
 
     prepared = select_data(recipe)
     if options.json:
@@ -95,7 +96,7 @@ def _data(options: argparse.Namespace) -> int:
     return 0
 
 
-def _explore(recipe: Recipe, prepared: PreparedData, output: str | None) -> int:
+def _explore(recipe: Recipe, prepared: SelectedData, output: str | None) -> int:
     from fast_ft.common.console import note
     from fast_ft.report.server import serve
     from fast_ft.report.write import explore_page

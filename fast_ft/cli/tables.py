@@ -9,12 +9,12 @@ from typing import Any
 from fast_ft.common.streams import new_console
 from fast_ft.common.text_safety import harmless, plain
 from fast_ft.data.encoding import IGNORE_INDEX
-from fast_ft.data.prepare import PreparedData
+from fast_ft.data.prepare import PreparedData, SelectedData
 from fast_ft.homework.ledger import Ledger
 from fast_ft.recipe.schema import Recipe
 
 
-def selection_json(prepared: PreparedData) -> dict[str, Any]:
+def selection_json(prepared: SelectedData) -> dict[str, Any]:
     """Return `data --json`: selected (ids in training order, with stages), rows, metrics, contract, leakage."""
     stages_of: dict[str, list[str]] = {}
     for stage in prepared.stages:
@@ -22,23 +22,24 @@ def selection_json(prepared: PreparedData) -> dict[str, Any]:
             stages_of.setdefault(example.id, []).append(stage.name)
     measured = {row["id"]: row for row in prepared.selection.rows}
     names = sorted({name for row in measured.values() for name in row if name != "id"})
-    checked = prepared.encoder is not None
+    rows = prepared.rows if isinstance(prepared, PreparedData) else {}
+    checked = isinstance(prepared, PreparedData)
     return {
         "selected": [{"id": e.id, "stages": stages_of[e.id]} for e in prepared.examples],
         "rows": {"pool": len(prepared.selection.pool), "selected": len(prepared.examples)},
         "metrics": {name: _summary([measured[e.id].get(name) for e in prepared.examples]) for name in names},
         "contract": {
-            "checked": len(prepared.rows) if checked else 0,
+            "checked": len(rows),
             "holds": True if checked else None,
-            "prompt_tokens": _summary([len(r.labels) - r.supervised for r in prepared.rows.values()]),
-            "supervised_tokens": _summary([r.supervised for r in prepared.rows.values()]),
+            "prompt_tokens": _summary([len(r.labels) - r.supervised for r in rows.values()]),
+            "supervised_tokens": _summary([r.supervised for r in rows.values()]),
         },
         "leakage": prepared.leakage,
         "notes": prepared.notes,
     }
 
 
-def print_selection(recipe: Recipe, prepared: PreparedData, show: int) -> None:
+def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
     """Print what was selected and why; then `show` rows, each with trained and masked tokens told apart."""
     from rich.table import Table
     from rich.text import Text
@@ -61,7 +62,7 @@ def print_selection(recipe: Recipe, prepared: PreparedData, show: int) -> None:
         )
     for note in prepared.notes:
         console.print(f"note: {plain(note)}", markup=False)
-    if prepared.encoder is not None:
+    if isinstance(prepared, PreparedData):
         console.print(f"contract: holds for all {len(prepared.rows)} rows (one BOS, prompt masked, EOS trained)")
     hits = prepared.leakage["hits"]
     console.print(f"leakage: {len(hits)} rows equal or overlap one of {len(prepared.prompts)} test prompts")
@@ -71,11 +72,11 @@ def print_selection(recipe: Recipe, prepared: PreparedData, show: int) -> None:
         print_row(prepared, example.id)
 
 
-def print_row(prepared: PreparedData, row_id: str) -> None:
+def print_row(prepared: SelectedData, row_id: str) -> None:
     """Print one row: masked tokens grey, trained tokens green on alternating ground, so that borders show."""
     from rich.text import Text
 
-    if prepared.encoder is None:
+    if not isinstance(prepared, PreparedData):
         return
     row = prepared.rows[row_id]
     text = Text(

@@ -1,12 +1,20 @@
-"""The leakage certificate: do the chosen training rows hold test prompts? It reports, and shapes nothing."""
+"""Prompts that must not meet: test prompts among training rows, and rows that a recipe keeps out (data.exclude).
+
+`certificate` reports test prompts among the chosen rows and shapes nothing. `data.exclude` names prompts by digests of
+their text, so that a recipe holds no rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
-from fast_ft.data.duplicates import ngrams, normalise
-from fast_ft.data.examples import Example, Prompt
+import pyarrow as pa
+
+from fast_ft.data.duplicates import ngrams, normalise, words_of
+from fast_ft.data.examples import Example, Pool, Prompt
 from fast_ft.data.formats import strip_lead
 
 GRAM_WORDS = 13
@@ -22,7 +30,7 @@ def certificate(examples: Iterable[Example], prompts: Iterable[Prompt]) -> dict[
     """Return what was compared and every hit, ready for JSON; each pair shows once, under its strongest kind.
 
     {"examples": int, "prompts": int, "hits": [{"example": id, "prompt": id, "kind": exact | normalised | 13-gram}],
-    "method": text}. Several user turns in a prompt are compared each.
+    "method": text}. Each user turn of a prompt is compared by itself. A word is what common/words.py says.
     """
     examples, prompts = list(examples), list(prompts)
     tests = [
@@ -49,6 +57,31 @@ def certificate(examples: Iterable[Example], prompts: Iterable[Prompt]) -> dict[
     return {"examples": len(examples), "prompts": len(prompts), "hits": found, "method": METHOD}
 
 
+def text_digest(text: str) -> str:
+    """Return 16 hex digits of a prompt: equal for texts that differ in case, spaces, punctuation or Alpaca's lead."""
+    return hashlib.sha256(normalise(strip_lead(text)).encode()).hexdigest()[:16]
+
+
+def digests_of(prompts: Collection[Prompt]) -> set[str]:
+    """Return the digests of all user turns of the prompts."""
+    return {text_digest(turn["content"]) for prompt in prompts for turn in prompt.messages if turn["role"] == "user"}
+
+
+def excluded_prompts(digests: Collection[str], prompts: Collection[Prompt]) -> list[str]:
+    """Return the ids of the prompts that have one of these digests: under rules none may be a test prompt."""
+    unwanted = set(digests)
+    return [prompt.id for prompt in prompts if digests_of([prompt]) & unwanted]
+
+
+def without_excluded(pool: Pool, digests: Collection[str]) -> tuple[Pool, int]:
+    """Return the pool without the rows whose prompt has one of these digests, and how many rows were left out."""
+    unwanted = set(digests)
+    if not unwanted:
+        return pool, 0
+    kept = [text_digest(prompt) not in unwanted for prompt in pool.table["prompt"].to_pylist()]
+    return replace(pool, table=pool.table.filter(pa.array(kept))), kept.count(False)
+
+
 def _grams(text: str) -> set[tuple[str, ...]]:
-    words = text.split()
+    words = words_of(text)
     return ngrams(words, GRAM_WORDS) if len(words) >= GRAM_WORDS else set()

@@ -7,15 +7,16 @@ from typing import Literal
 
 from fast_ft.common.errors import InputError
 from fast_ft.data.examples import Example
-from fast_ft.data.selection import Selection, parse_condition
+from fast_ft.data.selection import Selection
+from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import Curriculum, StageSpec, Train
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. Examples ascend in curriculum.by (a recipe without stages: best rank first).
+    """One stage. Its examples ascend in curriculum.by; without stages in the recipe, the best rank comes first.
 
-    order: "shuffled", the trainer draws it anew each epoch; "ascending", it keeps the order that stands here.
+    order: "shuffled" is drawn again for each epoch, "ascending" keeps the examples' order.
     """
 
     name: str
@@ -26,17 +27,17 @@ class Stage:
 
 
 def metrics_needed(section: Curriculum) -> list[str]:
-    """Return the metrics that build_stages() reads: pass them to select() as `also_measure`."""
+    """Return the metrics that build_stages() reads; select() takes them as `also_measure`."""
     if not section.stages:
         return []
     return list(dict.fromkeys([section.by, *(name for stage in section.stages for name in stage.where or {})]))
 
 
 def build_stages(section: Curriculum, train: Train, selection: Selection, limit: int | None) -> list[Stage]:
-    """Build the stages; none given means one, "all", over the rows in rank order. Raises InputError.
+    """Return the stages; a recipe without stages has one, "all", over the rows in rank order. Raises InputError.
 
-    `upto` q of n rows takes the round(q n) lowest in curriculum.by (ties keep file order). Cumulative: a stage holds
-    the rows of the stages before it too; else only those that no stage before it holds.
+    `upto` q of n rows takes the round(q n) lowest in curriculum.by (ties keep file order). A cumulative stage holds the
+    rows of the stages before it too; another holds only rows that no stage before it has.
     limit: data.max_train_rows, over all stages together.
     """
     if not section.stages:
@@ -97,11 +98,11 @@ def _build(section: Curriculum, train: Train, selection: Selection) -> list[Stag
 
 
 def _own(spec: StageSpec, ascending: list[int], values: dict[int, dict[str, float | bool | None]]) -> set[int]:
-    """Return the rows that a stage names by itself."""
+    """Return the positions of the rows that a stage's own upto or where names."""
     if spec.where is None:
         upto = 1.0 if spec.upto is None else spec.upto
         return set(ascending[: round(upto * len(ascending))])
     if spec.upto is not None:
         raise InputError(f"curriculum.stages.{spec.name}: both upto and where. Keep one of them.")
-    tests = {name: parse_condition(condition, name) for name, condition in spec.where.items()}
-    return {index for index in ascending if all(test(values[index][name]) for name, test in tests.items())}
+    conditions = {name: parse_condition(condition, name) for name, condition in spec.where.items()}
+    return {index for index in ascending if all(passes(values[index][name]) for name, passes in conditions.items())}

@@ -1,98 +1,35 @@
-"""Training rows and prompts. Any layout gives the same Examples; every error names file, row and field.
+"""Training rows, prompts and references from files. Any layout gives the same Examples; errors name file, row, field.
 
-Reading bytes is in data/sources.py, what a row means in data/formats.py. Nothing here imports torch or datasets:
-52,002 rows are
-loaded in a fraction of a second.
+Reading bytes is in data/sources.py, and what a row means is in data/formats.py. Nothing here imports torch or
+datasets: 52,002 rows are loaded in a fraction of a second.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
-from fast_ft.common.folders import expanded
-from fast_ft.data import sources
-from fast_ft.data.formats import (
-    Row,
-    fail,
-    is_number,
-    parse_row,
-    regular_columns,
-    strip_lead,
-    strip_leads,
-)
+from fast_ft.data import regular_rows, sources
+from fast_ft.data.examples import Pool, Prompt
+from fast_ft.data.formats import RawRow, fail, is_number, parse_row, strip_lead, strip_leads
 from fast_ft.recipe.schema import Data
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A training row. `score` is the data set's own quality score, or None."""
-
-    id: str
-    prompt: str
-    response: str
-    score: float | None
-
-    @property
-    def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON of prompt and response: the same in every layout, whatever the id."""
-        content = {"prompt": self.prompt, "response": self.response}
-        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt to answer: turns of role and content, the last of them the user's."""
-
-    id: str
-    messages: tuple[dict[str, str], ...]
-    skill: str | None = None
-    difficulty: float | None = None
-
-    @property
-    def text(self) -> str:
-        """The last user message."""
-        return self.messages[-1]["content"]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """All rows of a data set, in file order.
-
-    table: columns id, prompt, response (strings), score (float64, null where absent), then metrics. A response may be
-    "" (Alpaca has such rows); selection leaves those out. source: as the user gave it. digest: sha256 over the files.
-    """
-
-    table: pa.Table
-    source: str
-    digest: str
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def examples(self, indices: Sequence[int]) -> list[Example]:
-        """Return the rows at these positions (from 0), in the given order."""
-        rows = self.table.select(["id", "prompt", "response", "score"]).take(pa.array(indices, pa.int64()))
-        return [Example(**row) for row in rows.to_pylist()]
 
 
 def load_pool(section: Data) -> Pool:
     """Load the training rows of a recipe's `data` section. Raises InputError.
 
-    A row without an id gets "row-<n>", n its number from 1: the same in every layout.
+    A row without an id gets "row-<n>", its number counted from 1, in every layout.
     """
     source = sources.read(section.train)
     if section.test is not None and _same_files(section.test, source.digest):
         _refuse(source.name, section.test)
-    table = _regular_table(source)
+    table = None
+    if isinstance(source.rows, pa.Table):
+        table = regular_rows.regular_table(source.rows, source.name)
     if table is None:
         rows = _parse(source)
         table = pa.table(
@@ -109,7 +46,10 @@ def load_pool(section: Data) -> Pool:
 
 
 def load_prompts(path: str) -> tuple[list[Prompt], str]:
-    """Load prompts in any layout; return them in file order with the file's digest. A closing answer is left out."""
+    """Return the prompts of a file in any layout, in file order, and the file's digest. A last answer is left out.
+
+    Raises InputError.
+    """
     source = sources.read(path, "test")
     prompts = []
     for number, row in enumerate(_parse(source), 1):
@@ -125,7 +65,10 @@ def load_prompts(path: str) -> tuple[list[Prompt], str]:
 
 
 def load_references(path: str) -> dict[str, str]:
-    """Load reference answers for judging, id -> text: each row's last, in any layout or in a pred.json's."""
+    """Return reference answers for judging, {id: text}: each row's last answer, in any layout, or a pred.json's first.
+
+    Raises InputError.
+    """
     source = sources.read(path, "test")
     rows = source.rows
     if isinstance(rows, list) and len(rows) == 1 and isinstance(rows[0], dict) and _is_pred(rows[0]):
@@ -147,7 +90,7 @@ def load_references(path: str) -> dict[str, str]:
 def refuse_test_as_train(pool: Pool, prompts: Iterable[Prompt], prompts_digest: str, test: str = "data.test") -> None:
     """Raise InputError if the training file is the test file: the same bytes, or mostly the test's prompts.
 
-    Single prompts in common are no error: the leakage certificate reports them.
+    A few prompts in common are no error; contamination.certificate reports them.
     """
     texts = pa.array(sorted({strip_lead(prompt.text) for prompt in prompts}), pa.string())
     shared = pc.sum(pc.is_in(strip_leads(pool.table["prompt"]), value_set=texts)).as_py() or 0
@@ -163,15 +106,15 @@ def _refuse(train: str, test: str) -> None:
 
 
 def _same_files(test: str, digest: str) -> bool:
-    """Tell whether the test set's files have this digest; one that cannot be found is load_prompts' to report."""
-    path = expanded(test)
+    """Return whether the test set's files have this digest; load_prompts reports a test set that cannot be found."""
+    path = sources.Path(test).expanduser()
     try:
         return path.exists() and sources.digest(sources.data_files(path, "test")) == digest
     except (InputError, OSError):
         return False
 
 
-def _parse(source: sources.Source) -> list[Row]:
+def _parse(source: sources.Source) -> list[RawRow]:
     rows = source.rows
     if isinstance(rows, pa.Table):
         try:
@@ -182,36 +125,7 @@ def _parse(source: sources.Source) -> list[Row]:
     return [parse_row(row, source.name, number) for number, row in enumerate(rows, 1)]
 
 
-def _regular_table(source: sources.Source) -> pa.Table | None:
-    """Return the pool's table by Arrow's compute alone, or None where a row needs a closer look."""
-    table = source.rows
-    if not isinstance(table, pa.Table):
-        return None
-    try:
-        table.validate(full=True)
-        texts = regular_columns(table)
-        numbers = pa.chunked_array([pa.nulls(len(table), pa.float64())])
-        if texts is None or "id" not in table.column_names:
-            return None
-        ids = table["id"]
-        if "score" in table.column_names and not pa.types.is_null(table["score"].type):
-            kind = table["score"].type
-            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-                return None
-            numbers = table["score"].cast(pa.float64())
-            if not pc.all(pc.fill_null(pc.is_finite(numbers), True)).as_py():
-                return None
-    except pa.ArrowException as error:
-        raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file anew.") from error
-    if ids.null_count or not (pa.types.is_string(ids.type) or pa.types.is_integer(ids.type)):
-        return None
-    ids = ids.cast(pa.string())
-    if pc.any(pc.equal(pc.utf8_trim_whitespace(ids), "")).as_py():
-        return None
-    return pa.table({"id": ids, "prompt": texts[0], "response": texts[1], "score": numbers})
-
-
-def _exchanges(rows: list[Row], name: str, multi_turn: str) -> dict[str, pa.Array]:
+def _exchanges(rows: list[RawRow], name: str, multi_turn: str) -> dict[str, pa.Array]:
     """Return the prompt and response columns: each row's one exchange, its first or its last."""
     prompts, responses = [], []
     for number, row in enumerate(rows, 1):
@@ -233,7 +147,7 @@ def _join(system: str, prompt: str) -> str:
     return f"{system}\n\n{prompt}" if system else prompt
 
 
-def _score(row: Row, name: str, number: int) -> float | None:
+def _score(row: RawRow, name: str, number: int) -> float | None:
     if row.score is None:
         return None
     if not is_number(row.score):

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from typing import Literal
 
+from fast_ft.common import words as text_words
 from fast_ft.data.examples import Example
 from fast_ft.data.formats import strip_lead
 
@@ -17,17 +18,22 @@ def normalise(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
 
 
+def words_of(normalised: str) -> list[str]:
+    """Return the words of a normalised text; where a script has no spaces, each letter is a word (common/words.py)."""
+    return normalised.split() if normalised.isascii() else text_words.words(normalised)
+
+
 def ngrams(words: list[str], n: int) -> set[tuple[str, ...]]:
     """Return the n-grams of a list of words; a shorter list is one gram."""
     return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}
 
 
 class Duplicates:
-    """The rows accepted so far; tells whether the next one repeats any of them.
+    """The rows accepted so far, and whether the next one duplicates any of them.
 
-    exact: the same prompt and response but for case, spaces and punctuation. near: also the same prompt, or 5-gram sets
-    of prompt and response with a Jaccard similarity of at least `threshold`, computed exactly. An index from gram to
-    accepted rows keeps the work near-linear.
+    exact: a row is a duplicate where prompt and response are the same but for case, spaces and punctuation. near: also
+    where the prompt is the same, or where the 5-gram sets of prompt and response have a Jaccard similarity of at least
+    `threshold`, computed exactly. An index from gram to accepted rows keeps the work near-linear.
     """
 
     def __init__(self, method: Literal["none", "exact", "near"], threshold: float) -> None:
@@ -37,7 +43,7 @@ class Duplicates:
         self._sizes: list[int] = []
 
     def add(self, example: Example) -> bool:
-        """Accept the row and return True, or return False where it repeats an accepted one."""
+        """Accept the row and return True, or return False where it duplicates an accepted one."""
         if self.method == "none":
             return True
         prompt, response = normalise(strip_lead(example.prompt)), normalise(example.response)
@@ -45,7 +51,7 @@ class Duplicates:
         if key in self._keys:
             return False
         if self.method == "near":
-            grams = ngrams(f"{prompt} {response}".split(), GRAM_WORDS)
+            grams = ngrams(words_of(f"{prompt} {response}"), GRAM_WORDS)
             shared = Counter(row for gram in grams for row in self._holders.get(gram, ()))
             for row, common in shared.items():
                 if common / (len(grams) + self._sizes[row] - common) >= self.threshold:

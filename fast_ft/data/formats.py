@@ -1,4 +1,4 @@
-"""What a row means: every layout becomes turns of user and assistant, an id and a score.
+"""What a row means: every layout becomes turns of user and assistant, an id and a score. A new layout is added here.
 
 | layout | keys |
 |---|---|
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,6 +31,8 @@ ROLES = {
     "bot": "assistant", "model": "assistant", "system": "system",
 }  # fmt: skip
 ID_KEYS = ("id", "idx")
+#: Layouts of one prompt and one response: the prompt's key, and the keys that the response may have.
+PAIRS = {"instruction": ("output",), "Instruction": ("Response", "output"), "prompt": ("response", "completion")}
 LAYOUTS = (
     "conversations or messages of from/value or role/content; instruction, input, output; "
     "prompt and response; or WizardLM's idx, Skill, Difficulty, Instruction"
@@ -51,8 +53,8 @@ INPUT_PATTERN, RESPONSE_PATTERN = rf"\s*{INPUT_HEADING}\s*", rf"\s*{RESPONSE_HEA
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row of any layout. `turns`: (role, text) of user and assistant in turn, the system's text joined to them."""
+class RawRow:
+    """One row of any layout. `turns`: (role, text), user and assistant alternating; system: the system turns' text."""
 
     id: str | None
     turns: list[tuple[str, str]]
@@ -74,7 +76,7 @@ def alpaca_prompt(instruction: str, input_: str) -> str:
 
 def strip_lead(prompt: str) -> str:
     """Return a prompt's instruction and input, without Alpaca's lead sentence and headings."""
-    # By str's own methods: re's `\s*###` takes minutes over a megabyte of spaces, since it begins anew at each of them.
+    # By str's own methods: re's `\s*###` takes minutes over a megabyte of spaces: it starts again at each.
     first, *inputs = re.sub(LEAD_PATTERN, "", prompt).split(INPUT_HEADING)
     text = "\n".join([first.rstrip(), *(part.strip() for part in inputs)]) if inputs else first
     return text.strip().removesuffix(RESPONSE_HEADING).strip()
@@ -87,7 +89,7 @@ def strip_leads(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.utf8_trim_whitespace(prompts)
 
 
-def parse_row(row: Any, name: str, number: int) -> Row:
+def parse_row(row: object, name: str, number: int) -> RawRow:
     """Read one row, a JSON object of any known layout. Raises InputError naming file, row and field."""
     if not isinstance(row, dict):
         fail(name, number, "the row", f"not an object ({type(row).__name__})", f"Known layouts: {LAYOUTS}.")
@@ -99,63 +101,26 @@ def parse_row(row: Any, name: str, number: int) -> Row:
     for key in CONVERSATIONS:
         if key in row:
             turns, system = _conversation(row[key], name, number, key)
-            return Row(id_, turns, system, score, *kind)
-    if "instruction" in row:
-        for key in ("instruction", "input"):
-            _text(row.get(key, ""), name, number, key)
-        prompt = alpaca_prompt(row["instruction"], row.get("input", "")).strip() if row["instruction"].strip() else ""
-        return Row(id_, _pair(row, prompt, ("output",), name, number), "", score, *kind)
-    if "Instruction" in row:
-        prompt = _text(row["Instruction"], name, number, "Instruction")
-        return Row(id_, _pair(row, prompt, ("Response", "output"), name, number), "", score, *kind)
-    if "prompt" in row:
-        prompt = _text(row["prompt"], name, number, "prompt")
-        return Row(id_, _pair(row, prompt, ("response", "completion"), name, number), "", score, *kind)
+            return RawRow(id_, turns, system, score, *kind)
+    for key, response_keys in PAIRS.items():
+        if key in row:
+            prompt = _text(row[key], name, number, key)
+            if key == "instruction":
+                _text(row.get("input", ""), name, number, "input")
+                prompt = alpaca_prompt(row[key], row.get("input", "")).strip() if prompt else ""
+            return RawRow(id_, _pair(row, prompt, response_keys, name, number), "", score, *kind)
     found = ", ".join(map(str, list(row)[:8])) or "none"
     fail(name, number, "its keys", f"unknown layout (keys found: {found})", f"Known layouts: {LAYOUTS}.")
 
 
-def is_number(value: Any) -> bool:
-    """Tell whether a value is a finite number; True and False are none."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond float64
         return False
-
-
-def regular_columns(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray] | None:
-    """Return prompts and responses of a table of plain two-turn conversations, or None where a row is not that.
-
-    Only a short cut for the common case, 40 times faster than parse_row: whatever is odd goes there and gets its error.
-    """
-    key = next((key for key in CONVERSATIONS if key in table.column_names), None)
-    if key is None:
-        return None
-    column = table[key]
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        return None
-    turn = column.type.value_type
-    names = {turn.field(i).name: turn.field(i).type for i in range(turn.num_fields)} if pa.types.is_struct(turn) else {}
-    keys = next((pair for pair in TURN_KEYS if all(name in names for name in pair)), None)
-    if keys is None or any(not _is_text(names[name]) for name in keys):
-        return None
-    if column.null_count or not pc.all(pc.equal(pc.list_value_length(column), 2)).as_py():
-        return None
-    texts = []
-    for position, role in enumerate(("user", "assistant")):
-        turns = pc.list_element(column, position)
-        said_by, text = (pc.struct_field(turns, [name]).cast(pa.string()) for name in keys)
-        allowed = pa.array([name for name, meaning in ROLES.items() if meaning == role])
-        if text.null_count or not pc.all(pc.is_in(pc.utf8_lower(said_by), value_set=allowed)).as_py():
-            return None
-        texts.append(pc.utf8_trim_whitespace(text))
-    return None if pc.any(pc.equal(texts[0], "")).as_py() else (texts[0], texts[1])
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _id(row: dict[str, Any], name: str, number: int) -> str | None:

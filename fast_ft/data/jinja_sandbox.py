@@ -1,8 +1,8 @@
-"""A tokenizer's own chat template, which comes from outside and is a program: rendered in a process of its own.
+"""A tokenizer's own chat template, rendered in a process of its own: it is a program that comes from outside.
 
-Jinja's sandbox keeps a template from Python; it does not keep one from a loop without end or a text of terabytes. So
-data/jinja_worker.py renders it: without this process's environment (keys are in it), unable to open a file, and
-ended when it takes more than SECONDS or MEMORY.
+Jinja's sandbox keeps a template away from Python. It does not stop an endless loop or a text of terabytes. So
+data/jinja_worker.py renders the template: without this process's environment (which holds keys), unable to open a
+file, and ended when it takes more than SECONDS or MEMORY.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _PASSED = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL")  #: environment variables tha
 _REMEDY = "Use model.template: llama-2."
 
 
-class ChatTemplate:
-    """One template, compiled; `name` stands for it in messages. The process ends with this object."""
+class SandboxedTemplate:
+    """One compiled template in its own process, which ends with this object. `name` stands for it in messages."""
 
     def __init__(self, source: str, name: str) -> None:
         self.name = name
@@ -50,7 +50,7 @@ class ChatTemplate:
         self._ask({"source": source})
 
     def render(self, messages: Sequence[Mapping[str, str]], **values: Any) -> str:
-        """Return the text; InputError where the template fails, refuses the messages, or takes too much."""
+        """Return the text. Raises InputError where the template fails, refuses the messages, or takes too much."""
         return self._ask({"messages": messages, **values})
 
     def _ask(self, request: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What jinja_sandbox.py starts: renders one template, a line of JSON in and one out. It knows nothing of fast_ft."""
+"""The process that jinja_sandbox.py starts: it renders one template, and knows nothing of fast_ft."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-import jinja2.debug  # here, for later no file can be opened
+import jinja2.debug  # at the top, since later no file can be opened
 import jinja2.ext
 import jinja2.sandbox
 
@@ -14,7 +14,8 @@ MOST_TEXT = 8 << 20  #: characters of one rendered text
 
 
 def main() -> None:
-    template: Any = None
+    """Answer each line of JSON on stdin, the template first, with a line of JSON on stdout."""
+    template: jinja2.Template | None = None
     warm_up()
     confine(int(sys.argv[1]))
     for line in sys.stdin.buffer:
@@ -23,6 +24,7 @@ def main() -> None:
             if "source" in request:
                 template, text = compiled(request["source"]), ""
             else:
+                assert template is not None, "the first request gives the template"
                 text = rendered(template, request)
             reply = {"text": text}
         except Refused as error:
@@ -37,11 +39,11 @@ def main() -> None:
 
 
 class Refused(Exception):
-    """What a template says through raise_exception()."""
+    """The message that a template gives to raise_exception()."""
 
 
 def warm_up() -> None:
-    """Work and fail once each way, so that what Jinja and Python import only then is there."""
+    """Render and fail once in each way, so that all that Jinja and Python import late is imported now."""
     for source in (r"{{ {'a': '\n'} | tojson }}", "{{ a.b.c }}", "{% if %}"):
         try:
             rendered(compiled(source), {})
@@ -50,7 +52,7 @@ def warm_up() -> None:
 
 
 def confine(memory: int) -> None:
-    """Bound the memory, and open no file from here on; where the system knows no such limits, the sandbox is all."""
+    """Limit this process to `memory` bytes and to no new files; a system without such limits has only the sandbox."""
     try:
         import resource
     except ImportError:
@@ -60,10 +62,10 @@ def confine(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 
 
-def compiled(source: str) -> Any:
-    """Return the template, as transformers sets Jinja up."""
+def compiled(source: str) -> jinja2.Template:
+    """Return the template, compiled with the settings that transformers gives Jinja."""
 
-    def raise_exception(message: str) -> None:
+    def raise_exception(message: str) -> None:  # templates call it by this name
         raise Refused(message)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -73,8 +75,8 @@ def compiled(source: str) -> Any:
     return environment.from_string(source)
 
 
-def rendered(template: Any, values: dict[str, Any]) -> str:
-    """Return the text; ValueError where it is longer than MOST_TEXT."""
+def rendered(template: jinja2.Template, values: dict[str, Any]) -> str:
+    """Return the text. Raises ValueError where it has more than MOST_TEXT characters."""
     pieces, length = [], 0
     for piece in template.generate(**values):
         pieces.append(piece)

@@ -1,6 +1,7 @@
 """Metrics of rows, as Arrow columns: 52,002 rows are measured in tenths of a second, without a loop over rows.
 
-What a word is says common/words.py. Only metrics that somebody names are computed.
+common/words.py says what a word is. Only metrics that somebody names are computed. A new metric is a function in
+_COMPUTE here, and a name in recipe/schema.py's METRICS.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common import words as text_words
-from fast_ft.common.errors import InputError, nearest
+from fast_ft.common.errors import InputError
 from fast_ft.data.examples import Pool
-from fast_ft.recipe.schema import METRICS
+from fast_ft.recipe.conditions import check_metric
 
 #: prompts, responses -> tokens of each prompt, tokens of each response.
 TokenCounter = Callable[[list[str], list[str]], tuple[list[int], list[int]]]
@@ -30,12 +31,6 @@ CUT_LIST = r"\n\s*\d+\.\s*$"
 FENCE = "```"
 #: Rows whose words are held at once for type_token_ratio, which bounds its memory.
 SLICE_ROWS = 8192
-
-
-def check_metric(name: str, where: str) -> None:
-    """Raise InputError unless `name` is a metric; `where` is the recipe's key that names it."""
-    if name not in METRICS:
-        raise InputError(f"{where}: unknown metric {name!r}{nearest(name, METRICS)}. Metrics: {', '.join(METRICS)}.")
 
 
 def measure(pool: Pool, names: Iterable[str], token_counter: TokenCounter | None = None) -> Pool:
@@ -65,10 +60,10 @@ def _words(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _ends_cleanly(table: pa.Table) -> pa.ChunkedArray:
-    """Tell whether each response is whole: final punctuation at its end, or a closed code block.
+    """Return whether each response is whole: final punctuation at its end, or a closed code block.
 
-    "After a few years," is not, nor is an open code fence, a bare list number or a signature: without punctuation a cut
-    text and a whole one look alike, and a wrongly dropped row costs less than a cut one in training.
+    "After a few years," is not whole, and neither is an open code fence, a bare list number or a signature. A cut text
+    and a whole one look alike without punctuation, and a wrongly dropped row costs less than a cut one in training.
     """
     responses = table["response"]
     tails = pc.utf8_slice_codeunits(responses, -64)

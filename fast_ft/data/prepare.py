@@ -3,80 +3,117 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
-from fast_ft.data import contamination, curriculum, dataset, encoding, exclude, selection
+from fast_ft.data import contamination, curriculum, dataset, encoding, selection
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.curriculum import Stage
-from fast_ft.data.encoding import Encoder, Row
+from fast_ft.data.encoding import EncodedRow, Encoder
 from fast_ft.data.examples import Example, Prompt
 from fast_ft.hub import download
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Train
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a run trains on and answers. `rows` are the tokenised examples by id; empty where no tokenizer was."""
+class SelectedData:
+    """Rows chosen and staged, and the prompts: all that can be known without a tokenizer.
+
+    leakage: contamination.certificate's value. digests: sha256 of the "train" and, where there is one, the "test" file.
+    notes: what was left out and why, in sentences.
+    """
 
     selection: selection.Selection
     stages: list[Stage]
     prompts: list[Prompt]
     leakage: dict[str, Any]
     digests: dict[str, str]
-    encoder: Encoder | None
-    rows: dict[str, Row]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     @property
     def examples(self) -> list[Example]:
         """The distinct training rows, in the order in which stages first use them."""
-        return list({e.id: e for stage in self.stages for e in stage.examples}.values())
+        return _distinct(self.stages)
 
     def staged(self) -> list[dict[str, Any]]:
         """Return what the manifest says of the stages."""
         return [{"name": s.name, "ids": [e.id for e in s.examples]} for s in self.stages]
 
-    def jobs(self, section: Train, seed: int) -> list[StageJob]:
-        """Return the stages as rows and batches, ready to train; `max_steps` is over all of them."""
-        jobs, left = [], section.max_steps
+
+@dataclass(frozen=True)
+class PreparedData(SelectedData):
+    """What a run trains on and answers: the selected data and its tokens.
+
+    rows: the selected examples, tokenised, by id; each keeps the contract of prompt and response. train, seed: the
+    recipe's, by which stages become steps.
+    """
+
+    encoder: Encoder
+    rows: dict[str, EncodedRow]
+    train: Train
+    seed: int
+
+    @cached_property
+    def jobs(self) -> list[StageJob]:
+        """The stages as rows and batches, ready to train; train.max_steps is over all of them."""
+        jobs, left = [], self.train.max_steps
         for index, stage in enumerate(self.stages):
             steps = batches(
                 len(stage.examples),
                 stage.num_train_epochs,
-                section.effective_batch_size,
+                self.train.effective_batch_size,
                 shuffled=stage.order == "shuffled",
-                seed=seed,
+                seed=self.seed,
                 stage=index,
             )[:left]
             left = None if left is None else left - len(steps)
             rows = [self.rows[example.id] for example in stage.examples]
-            if not section.completion_only_loss:
+            if not self.train.completion_only_loss:
                 rows = [replace(row, labels=list(row.input_ids)) for row in rows]
             if steps:
                 jobs.append(StageJob(index, stage.name, rows, steps, stage.learning_rate))
         return jobs
 
+    @cached_property
+    def prompt_ids(self) -> list[list[int]]:
+        """The token ids of each prompt, in the prompts' order."""
+        return [self.encoder.prompt_ids(prompt.messages) for prompt in self.prompts]
 
-def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:
-    """Select, stage, check and tokenise. InputError says what is wrong with the data or the recipe.
+    def restaged(self, recipe: Recipe) -> PreparedData:
+        """Return the same rows under the stages and training settings of a recipe that selects the same rows."""
+        limit = policy_ntu_hw5.max_train_rows(recipe)
+        stages = curriculum.build_stages(recipe.curriculum, recipe.train, self.selection, limit)
+        leakage = contamination.certificate(_distinct(stages), self.prompts)
+        return replace(self, stages=stages, leakage=leakage, train=recipe.train, seed=recipe.seed)
 
-    `tokens=False` lets a missing tokenizer pass: `data` then shows the selection and says that tokens were not
-    checked. Training never passes it.
+
+def prepare(recipe: Recipe) -> PreparedData:
+    """Select, stage, check and tokenise. InputError says what is wrong with the data, the tokenizer or the recipe."""
+    found = _select(recipe, encoding.load_encoder(recipe.model), [])
+    assert isinstance(found, PreparedData)
+    return found
+
+
+def select_data(recipe: Recipe) -> SelectedData:
+    """Select, stage and check; where a tokenizer is at hand, tokenise too and return a PreparedData.
+
+    A note says why tokens were not checked. Raises InputError as `prepare` does, but for a missing tokenizer.
     """
-    notes: list[str] = []
-    encoder: Encoder | None = None
     try:
         encoder = encoding.load_encoder(recipe.model)
     except InputError as error:
-        if tokens:
-            raise
-        notes.append(f"tokens were not checked: {error}")
+        return _select(recipe, None, [f"tokens were not checked: {error}"])
+    return _select(recipe, encoder, [])
 
-    pool = dataset.load_pool(recipe.data)
-    pool, left_out = exclude.without(pool, recipe.data.exclude)
+
+def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> SelectedData:
+    pool, left_out = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
     if left_out:
         notes.append(f"{left_out:,} rows left out by data.exclude.")
     prompts: list[Prompt] = []
@@ -84,7 +121,6 @@ def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:
     if recipe.data.test is not None:
         prompts, digests["test"] = dataset.load_prompts(recipe.data.test)
         dataset.refuse_test_as_train(pool, prompts, digests["test"])
-
     limit = policy_ntu_hw5.max_train_rows(recipe)
     chosen = selection.select(
         pool,
@@ -95,23 +131,31 @@ def prepare(recipe: Recipe, *, tokens: bool = True) -> Prepared:
         token_counter=encoder.count if encoder else None,
     )
     notes += chosen.notes
-    rows: dict[str, Row] = {}
+    rows: dict[str, EncodedRow] = {}
     if encoder is not None:
         rows, chosen = _tokenise(recipe, encoder, chosen, notes)
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
-    examples = list({e.id: e for stage in stages for e in stage.examples}.values())
+    examples = _distinct(stages)
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
         raise InputError("\n".join(broken))
-    certificate = contamination.certificate(examples, prompts)
-    return Prepared(chosen, stages, prompts, certificate, digests, encoder, rows, notes)
+    leakage = contamination.certificate(examples, prompts)
+    if encoder is None:
+        return SelectedData(chosen, stages, prompts, leakage, digests, notes)
+    return PreparedData(
+        chosen, stages, prompts, leakage, digests, notes, encoder, rows, train=recipe.train, seed=recipe.seed
+    )
 
 
-def compare_tokenizers(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> list[str]:
-    """Compare our ids with those of the model's own tokenizer; return a sentence where some rows differ.
+def _distinct(stages: Sequence[Stage]) -> list[Example]:
+    return list({example.id: example for stage in stages for example in stage.examples}.values())
 
-    `tokenizer` is transformers'. Where the recipe names another one (model.tokenizer), the model's own is read by us.
+
+def compare_tokenizers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData) -> list[str]:
+    """Compare our ids with the model's own tokenizer's; return [] or a sentence that names a row that differs.
+
+    Where the recipe names another tokenizer (model.tokenizer), `tokenizer` is that one, and the model's own is read
+    here. Raises InputError where every row differs.
     """
-    assert prepared.encoder is not None
     if prepared.encoder.template != "llama-2":
         return []
     special = [token for token in tokenizer.all_special_tokens if token]
@@ -149,8 +193,8 @@ def _own_encoder(recipe: Recipe) -> Encoder | None:
 
 def _tokenise(
     recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
-) -> tuple[dict[str, Row], selection.Selection]:
-    """Tokenise the selected rows and hold each to the contract; rows that are too long go, if the recipe says so."""
+) -> tuple[dict[str, EncodedRow], selection.Selection]:
+    """Tokenise the selected rows and check each against the contract; data.overlong may drop rows that are too long."""
     rows, kept, dropped, broken = {}, [], [], []
     for index, example in zip(chosen.indices, chosen.examples, strict=True):
         row = encoder.row(example)

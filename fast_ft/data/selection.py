@@ -1,11 +1,9 @@
-"""Which rows are taken, in what order, and why the others were not: a pure function of the pool and the recipe."""
+"""Which rows are taken, in what order, and why others are not: a pure function of the pool and the recipe."""
 
 from __future__ import annotations
 
 import math
-import operator
 import random
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,70 +15,20 @@ import pyarrow.compute as pc
 from fast_ft.common.errors import InputError
 from fast_ft.data.duplicates import Duplicates
 from fast_ft.data.examples import Example, Pool
-from fast_ft.data.metrics import TokenCounter, check_metric, measure
-from fast_ft.recipe.schema import Condition, Select
+from fast_ft.data.metrics import TokenCounter, measure
+from fast_ft.recipe.conditions import ParsedCondition, check_metric, parse_condition
+from fast_ft.recipe.schema import Select
 
-__all__ = ["Check", "Selection", "TokenCounter", "parse_condition", "select"]
-
-FORMS = '">= 4.5", "<= 10", "> 3", "< 3", "== 2", "150..450" (both ends included), a number, true or false'
-NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"  # not "1." or ".5", which "1...5" would make ambiguous
-OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
-COMPUTE = {">=": pc.greater_equal, "<=": pc.less_equal, ">": pc.greater, "<": pc.less, "==": pc.equal}
-BLOCK = 256  # rows turned into Python objects at a time while taking
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A parsed condition: comparisons that a value must all pass."""
-
-    text: str
-    comparisons: tuple[tuple[str, float | bool], ...]
-
-    def __call__(self, value: float | bool | None) -> bool:
-        """Tell whether one value passes; None never does."""
-        return value is not None and all(OPERATORS[name](value, limit) for name, limit in self.comparisons)
-
-    def mask(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Return a boolean column: which values pass. A null never does."""
-        passed = [COMPUTE[name](column, limit) for name, limit in self.comparisons]
-        mask = passed[0] if len(passed) == 1 else pc.and_(*passed)
-        return pc.fill_null(mask, False)
-
-
-def parse_condition(condition: Condition, metric: str | None = None) -> Check:
-    """Read a recipe's condition; with `metric`, also check that there is one and that it fits. Raises InputError."""
-    where = f"condition on {metric}" if metric else "condition"
-    if metric:
-        check_metric(metric, where)
-    check = _parse(condition, where)
-    truth = isinstance(check.comparisons[0][1], bool)
-    if metric and truth != (metric == "ends_cleanly"):
-        fits = "true or false" if metric == "ends_cleanly" else 'a number, as in ">= 4.5" or "150..450"'
-        raise InputError(f"{where}: {condition!r} does not fit. Write {fits}.")
-    return check
-
-
-def _parse(condition: Condition, where: str) -> Check:
-    text = str(condition).strip()
-    if isinstance(condition, bool) or text in ("true", "false"):
-        truth = text in ("True", "true")
-        return Check(f"is {str(truth).lower()}", (("==", truth),))
-    if match := re.fullmatch(rf"({NUMBER})\s*\.\.\s*({NUMBER})", text):
-        low, high = float(match[1]), float(match[2])
-        if low > high:
-            raise InputError(f"{where}: {text!r} is empty: {low:g} is above {high:g}. Write the lower end first.")
-        return Check(text, ((">=", low), ("<=", high)))
-    if match := re.fullmatch(rf"(>=|<=|==|>|<)?\s*({NUMBER})", text):
-        return Check(text if match[1] else f"== {text}", ((match[1] or "==", float(match[2])),))
-    raise InputError(f"{where}: {condition!r} is not understood. Allowed: {FORMS}.")
+_COMPUTE = {">=": pc.greater_equal, "<=": pc.less_equal, ">": pc.greater, "<": pc.less, "==": pc.equal}
+_BLOCK = 256  # rows turned into Python objects at a time while taking
 
 
 @dataclass(frozen=True)
 class Selection:
     """The rows taken.
 
-    pool: all rows, measured. indices: positions in it, best rank first. notes: what was dropped and why, and what in
-    the recipe had no effect.
+    pool: all rows, measured. indices: positions in the pool, best rank first. notes: what was dropped and why, and
+    what in the recipe had no effect.
     """
 
     pool: Pool
@@ -93,13 +41,13 @@ class Selection:
         return self.pool.examples(self.indices)
 
     def metrics(self, index: int) -> dict[str, Any]:
-        """Return every metric measured of the pool's row `index`, score included."""
+        """Return {name: value} of all metrics that were measured of the pool's row `index`, score included."""
         columns = [name for name in self.pool.table.column_names if name not in ("id", "prompt", "response")]
         return {name: self.pool.table[name][index].as_py() for name in columns}
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Id and metrics of each row taken, best rank first, for display."""
+        """The id and the metrics of each row taken, best rank first, for display."""
         return [
             {"id": example.id, **self.metrics(index)}
             for example, index in zip(self.examples, self.indices, strict=True)
@@ -115,23 +63,23 @@ def select(
     also_measure: Iterable[str] = (),
     token_counter: TokenCounter | None = None,
 ) -> Selection:
-    """Filter, rank, drop duplicates and take. Raises InputError where nothing is left or more than `limit` would be.
+    """Filter, rank, skip duplicates and take. A row with an empty response is never taken.
 
-    limit: data.max_train_rows. also_measure: metrics that later steps need. A row with an empty response is never
-    taken.
+    limit: data.max_train_rows. also_measure: metrics that later steps need. Raises InputError where no row is left, or
+    more than `limit` rows.
     """
     if section.take and limit and section.take > limit:
         raise InputError(f"select.take: {section.take} rows, where data.max_train_rows allows {limit}. Take fewer.")
-    checks = {name: parse_condition(condition, name) for name, condition in section.where.items()}
+    conditions = {name: parse_condition(condition, name) for name, condition in section.where.items()}
     for name, weight in section.rank_by.items():
         check_metric(name, "select.rank_by")
         if not math.isfinite(weight):
             raise InputError(f"select.rank_by.{name}: {weight} is no weight. Give a finite number.")
-    pool = measure(pool, [*checks, *section.rank_by, *also_measure], token_counter)
-    if "score" in {*checks, *section.rank_by} and pool.table["score"].null_count == len(pool):
+    pool = measure(pool, [*conditions, *section.rank_by, *also_measure], token_counter)
+    if "score" in {*conditions, *section.rank_by} and pool.table["score"].null_count == len(pool):
         raise InputError(f"{pool.source}: no row has a score. Take score out of select, or add scores to the rows.")
     notes: list[str] = []
-    ranked = _rank(pool.table, _filter(pool, checks, notes), section.rank_by, notes)
+    ranked = _rank(pool.table, _filter(pool, conditions, notes), section.rank_by, notes)
     indices = _take(pool, ranked, section, seed, notes)
     if limit and len(indices) > limit:
         raise InputError(
@@ -140,26 +88,32 @@ def select(
     return Selection(pool, indices, notes)
 
 
-def _filter(pool: Pool, checks: dict[str, Check], notes: list[str]) -> list[int]:
-    """Return the positions of the rows that have a response and pass all checks, in file order."""
+def _filter(pool: Pool, conditions: dict[str, ParsedCondition], notes: list[str]) -> list[int]:
+    """Return the positions of the rows that have a response and pass all conditions, in file order."""
     mask = pc.not_equal(pool.table["response"], "")
     left = pc.sum(mask).as_py() or 0
     if left < len(pool):
         notes.append(f"{_rows(len(pool) - left)} with an empty response left out.")
-    for name, check in checks.items():
+    for name, condition in conditions.items():
         column, before = pool.table[name], left
         absent = pc.sum(pc.and_(mask, pc.is_null(column))).as_py() or 0
-        mask = pc.and_(mask, check.mask(column))
+        mask = pc.and_(mask, mask_of(column, condition))
         left = pc.sum(mask).as_py() or 0
         unscored = f" ({_rows(absent)} without {name} dropped)" if absent else ""
-        notes.append(f"{name} {check.text}: {left:,} of {_rows(before)} left{unscored}.")
+        notes.append(f"{name} {condition.text}: {left:,} of {_rows(before)} left{unscored}.")
     if not left:
         raise InputError(f"select.where leaves no row of {pool.source}. {' '.join(notes)} Loosen a condition.")
     return pc.indices_nonzero(mask).to_pylist()
 
 
+def mask_of(column: pa.ChunkedArray, condition: ParsedCondition) -> pa.ChunkedArray:
+    """Return a boolean column that says which values pass the condition; a null never does."""
+    passed = [_COMPUTE[name](column, limit) for name, limit in condition.comparisons]
+    return pc.fill_null(passed[0] if len(passed) == 1 else pc.and_(*passed), False)
+
+
 def _rank(table: pa.Table, rows: list[int], weights: dict[str, float], notes: list[str]) -> list[int]:
-    """Return the rows, highest rank first; ties and rows without a value keep file order, the latter last."""
+    """Return the rows, highest rank first. Ties keep file order; rows without a value come last."""
     if not weights:
         return rows
     positions = pa.array(rows, pa.int64())
@@ -181,7 +135,7 @@ def _rank(table: pa.Table, rows: list[int], weights: dict[str, float], notes: li
 
 
 def _take(pool: Pool, ranked: list[int], section: Select, seed: int, notes: list[str]) -> list[int]:
-    """Return the rows taken, in rank order. Duplicates are dropped while taking: only rows in reach are compared."""
+    """Return the rows taken, in rank order. Duplicates are skipped while taking, so few rows are compared."""
     wanted = section.take or len(ranked)
     duplicates = Duplicates(section.deduplicate, section.near_duplicate_similarity)
     taken: list[int] = []
@@ -200,15 +154,16 @@ def _take(pool: Pool, ranked: list[int], section: Select, seed: int, notes: list
                 dropped.append(example.id)
     if dropped:
         shown = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
-        how = "nearly " if section.deduplicate == "near" else ""
-        notes.append(f"{_rows(len(dropped))} passed over, {how}repeating rows taken: {shown}".rstrip(".") + ".")
+        kind = "near-duplicate" if section.deduplicate == "near" else "duplicate"
+        plural = "" if len(dropped) == 1 else "s"
+        notes.append(f"{len(dropped):,} {kind}{plural} skipped: {shown}".rstrip(".") + ".")
     if section.take and len(taken) < section.take:
         notes.append(f"select.take: only {_rows(len(taken))} of the {section.take} asked for.")
     return [ranked[place] for place in sorted(taken)]
 
 
 def _visits(count: int, wanted: int, method: str, seed: int) -> Iterator[tuple[list[int], int]]:
-    """Yield (places in the ranking, how many to accept among them); what duplicates leave open, the last one fills."""
+    """Yield (places in the ranking, how many of them to accept); the last pair fills what duplicates left open."""
     everything = list(range(count))
     if method == "middle":  # from the centre outwards, so that the rows taken are the central ones
         everything.sort(key=lambda place: abs(2 * place - (count - 1)))
@@ -223,11 +178,11 @@ def _visits(count: int, wanted: int, method: str, seed: int) -> Iterator[tuple[l
 
 
 def _lazily(pool: Pool, ranked: list[int], places: Iterable[int]) -> Iterator[tuple[int, Example]]:
-    """Yield places with their rows, turning a block of rows at a time into Python objects."""
+    """Yield places with their rows; rows become Python objects one block at a time."""
     block: list[int] = []
     for place in places:
         block.append(place)
-        if len(block) == BLOCK:
+        if len(block) == _BLOCK:
             yield from zip(block, pool.examples([ranked[p] for p in block]), strict=True)
             block = []
     yield from zip(block, pool.examples([ranked[p] for p in block]), strict=True)

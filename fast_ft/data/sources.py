@@ -1,8 +1,7 @@
-"""From a path or a hub id to raw rows: what kind of file it is shows in its bytes, not in its name.
+"""From a path or a hub id to raw rows. A file's first bytes tell what kind it is; its name does not.
 
-Reads `datasets.save_to_disk` folders (memory-mapped, never through `datasets`, whose import takes a second), Arrow and
-Parquet files, JSON, JSONL, and folders of such files as the hub leaves them. Pickles are refused: opening one can run
-code.
+Read are `datasets.save_to_disk` folders (memory-mapped, without `datasets`, whose import takes a second), Arrow and
+Parquet files, JSON, JSONL, and the hub's folders of such files. Pickles are refused, since opening one can run code.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 #: JSON files beside the rows of a hub's data set.
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
 DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json")
-#: First bytes of what is no text: (bytes, what it is).
+#: First bytes of files that are no text, and what such a file is.
 BINARY = ((b"\x80", "a pickle"), (b"PK", "a zip archive, as torch.save writes"), (b"\x1f\x8b", "gzip"))
 
 

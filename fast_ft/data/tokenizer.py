@@ -12,16 +12,23 @@ from fast_ft.common.errors import InputError
 MOST_TOKENIZER = 128 << 20  #: bytes of tokenizer.json or tokenizer.model; large vocabularies take some 30 MB
 
 
-class Codec(Protocol):
-    """Ids from text and back; `specials` says whether control tokens in the text count as such."""
+class Tokenizer(Protocol):
+    """Ids from text and back."""
 
-    def encode(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def token_id(self, token: str) -> int | None: ...
-    def special_tokens(self) -> list[str]: ...
+    def encode(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
+        """Return the ids of each text, without BOS and EOS; specials: control tokens in a text count as such."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, control tokens left out."""
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of one token, or None where the vocabulary has none like it."""
+
+    def special_tokens(self) -> list[str]:
+        """Return the texts of the control tokens."""
 
 
-class _Fast:
+class _TokenizerJson:
     """A tokenizer.json, read by the `tokenizers` library."""
 
     def __init__(self, path: Path) -> None:
@@ -38,16 +45,20 @@ class _Fast:
             each.no_truncation()
 
     def encode(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
+        """Return the ids of each text; specials: control tokens in a text count as such."""
         tokenizer = self._parsing if specials else self._plain
         return [each.ids for each in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, control tokens left out."""
         return self._plain.decode(list(ids), skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
+        """Return the id of one token, or None."""
         return self._plain.token_to_id(token)
 
     def special_tokens(self) -> list[str]:
+        """Return the texts of the control tokens."""
         return [token.content for token in self._plain.get_added_tokens_decoder().values() if token.special]
 
 
@@ -63,6 +74,7 @@ class _SentencePiece:
             raise InputError(f"{path}: not a readable tokenizer ({error}). Fetch the tokenizer again.") from None
 
     def encode(self, texts: Sequence[str], specials: bool = False) -> list[list[int]]:
+        """Return the ids of each text. Raises InputError for specials, which this format cannot parse in a text."""
         if specials:
             raise InputError(
                 "model.template: 'tokenizer' needs a tokenizer.json; this folder has a tokenizer.model alone. "
@@ -71,19 +83,22 @@ class _SentencePiece:
         return self._model.encode(list(texts))
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, control tokens left out."""
         return self._model.decode([i for i in ids if not self._model.is_control(i)])
 
     def token_id(self, token: str) -> int | None:
+        """Return the id of one token, or None."""
         index = self._model.piece_to_id(token)
         return index if self._model.id_to_piece(index) == token else None
 
     def special_tokens(self) -> list[str]:
+        """Return the texts of the control tokens."""
         return [self._model.id_to_piece(i) for i in range(len(self._model)) if self._model.is_control(i)]
 
 
-def open_codec(folder: Path) -> Codec:
+def open_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer in a folder. InputError where there is none, or one that cannot be read."""
-    for name, kind in (("tokenizer.json", _Fast), ("tokenizer.model", _SentencePiece)):
+    for name, kind in (("tokenizer.json", _TokenizerJson), ("tokenizer.model", _SentencePiece)):
         if (folder / name).is_file():
             untrusted_files.check_size(folder / name, MOST_TOKENIZER)
             return kind(folder / name)

@@ -16,6 +16,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, dataset
 from fast_ft.data.examples import Prompt
+from fast_ft.data.prepare import select_data
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.loader import content_digest
 from fast_ft.recipe.schema import Recipe

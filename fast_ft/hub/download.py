@@ -16,6 +16,7 @@ from typing import Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded, is_folder
+from fast_ft.hub import families
 from fast_ft.hub.model_files import PICKLES, check_config, check_weights, no_weights
 
 TOKENIZER_FILES = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -57,6 +58,11 @@ def model_folder(name_or_path: str, revision: str | None = None, *, weights: boo
     if weights:
         check_weights(folder)
     return folder
+
+
+def model_config(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> dict[str, Any]:
+    """Return the content of a model's config.json; its files are fetched and checked as by model_folder."""
+    return families.read_config(model_folder(name_or_path, revision, weights=weights))
 
 
 def tokenizer_folder(name_or_path: str, revision: str | None = None) -> Path:

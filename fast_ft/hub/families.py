@@ -1,10 +1,16 @@
-"""The dimensions of a Llama-like model, from its config.json. Pure."""
+"""What a model's config.json says: its dimensions, and whether it is of a family that training and decoding know.
+
+Every other room asks this module, or `hub.download.model_config`, for what a config.json holds.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 
 GIB = 2**30
@@ -17,6 +23,20 @@ LINEARS = (
 )  # fmt: skip
 #: And by their own names, as PEFT's target_modules.
 TARGET_MODULES = tuple(name.split(".")[1] for name in LINEARS)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json's content. Raises InputError where it is missing, garbled or far too large."""
+    return untrusted_files.json_object(folder / "config.json", remedy="Copy or download the model again.")
+
+
+def context_length(name_or_path: str) -> int | None:
+    """Return the most tokens that a model can attend to, as far as its folder's config.json or its name tells."""
+    try:
+        length = read_config(Path(name_or_path).expanduser()).get("max_position_embeddings")
+    except (InputError, OSError):
+        length = 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
+    return length if isinstance(length, int) else None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ their names in the hub's cache, which are their digests, or by a digest over sam
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from fast_ft.hub import download
+from fast_ft.hub import download, families
 
 PACKAGE = Path(__file__).parents[1]
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 18
@@ -28,7 +27,7 @@ def model(name_or_path: str, revision: str | None) -> dict[str, Any]:
         "name_or_path": name_or_path,
         "revision": revision,
         "commit": folder.name if folder.parent.name == "snapshots" else None,
-        "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        "config": families.read_config(folder),
         "weights": {path.name: weights_digest(path) for path in sorted(folder.glob("*.safetensors"))},
     }
 

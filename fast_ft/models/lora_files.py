@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.hub.families import LINEARS, ModelShape
+from fast_ft.hub.families import LINEARS, ModelShape, read_config
 from fast_ft.models import lora_config, tensor_file
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def check(adapter: Path, base: Path) -> None:
         raise InputError(
             f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
         )
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = read_config(base)
     lora_config.check(adapter)
     settings = untrusted_files.json_object(adapter / "adapter_config.json")
     shapes = _shapes(path)

@@ -23,9 +23,8 @@ Diff = dict[str, tuple[Any, Any]]  #: {what: (was, is)}
 def tokens(prepared: PreparedData) -> dict[str, Any]:
     """Return what the manifest says of token ids: {"rows": {id: digest}, "prompts": one digest for all}."""
     encoder = prepared.encoder
-    prompts = [encoder.prompt_ids(prompt.messages) for prompt in prepared.prompts]
     rows = {name: _digest([row.input_ids, row.labels]) for name, row in prepared.rows.items()}
-    return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prompts])}
+    return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prepared.prompt_ids])}
 
 
 def token_changes(manifest: Mapping[str, Any], prepared: PreparedData) -> Diff:

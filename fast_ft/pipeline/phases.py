@@ -7,7 +7,6 @@ folder.
 from __future__ import annotations
 
 import importlib.util
-import json
 import time
 from typing import Any
 
@@ -104,5 +103,4 @@ def check_model(recipe: Recipe) -> None:
 
 def model_config(recipe: Recipe) -> dict[str, Any]:
     """Return config.json's content of the base model."""
-    folder = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return download.model_config(recipe.model.name_or_path, recipe.model.revision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ def settle(
         training(recipe, prepared, backend=backend),
         step_lengths(recipe, prepared),
         Answers(
-            [len(prepared.encoder.prompt_ids(prompt.messages)) for prompt in prepared.prompts],
+            [len(ids) for ids in prepared.prompt_ids],
             recipe.generate.max_new_tokens,
             recipe.generate.num_return_sequences,
         ),
@@ -179,8 +178,7 @@ def base_config(recipe: Recipe) -> dict[str, Any]:
     """Return the base model's config.json; Llama-2-7B's is known without a network."""
     if recipe.model.name_or_path in policy_ntu_hw5.MODELS:
         return dict(policy_ntu_hw5.LLAMA_2_7B)
-    folder = download.model_folder(recipe.model.name_or_path, recipe.model.revision, weights=False)
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return download.model_config(recipe.model.name_or_path, recipe.model.revision, weights=False)
 
 
 def card_here() -> cards.Card | None:

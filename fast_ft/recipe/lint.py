@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.folders import expanded
-from fast_ft.hub.families import LINEARS, TARGET_MODULES
+from fast_ft.hub.families import LINEARS, TARGET_MODULES, context_length
 from fast_ft.recipe import effects, policy_ntu_hw5
+from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Condition, Recipe
 from fast_ft.recipe.steps import epoch_steps, stage_steps
 
@@ -34,16 +35,6 @@ def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
         *_selection(recipe), *_stages(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe), *_paths(recipe),
     ]  # fmt: skip
     return errors, list(_warnings(recipe))
-
-
-def context_length(name_or_path: str) -> int | None:
-    """Return the most tokens a model can attend to, as far as its folder's config.json or its name tells."""
-    try:
-        config = json.loads((expanded(name_or_path) / "config.json").read_text("utf-8"))
-        length = config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        length = 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
-    return length if isinstance(length, int) else None
 
 
 def _selection(recipe: Recipe) -> Iterator[Problem]:
@@ -223,8 +214,6 @@ def _conditions(path: str, where: dict[str, Condition]) -> Iterator[Problem]:
             takes = "true or false" if metric == "ends_cleanly" else 'a number, ">= 4.5" or "150..450"'
             yield Problem(f"{key}: {json.dumps(condition)} is not allowed; it takes {takes}", (key,))
         elif isinstance(condition, str):
-            from fast_ft.data.selection import parse_condition
-
             try:
                 parse_condition(condition)
             except InputError as error:

@@ -9,7 +9,8 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.data.prepare import PreparedData
+from fast_ft.data.encoding import Encoder
+from fast_ft.data.prepare import PreparedData, SelectedData, select_data
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report import overview, run_data
 from fast_ft.report.data_map import Points, measured, points
@@ -24,7 +25,7 @@ NOTICE = (
 ROWS_NOTICE = "This file holds training rows, which the homework forbids to share: keep it to yourself."
 
 
-def write_report(folder: RunDir, prepared: PreparedData | None = None) -> Path:
+def write_report(folder: RunDir, prepared: SelectedData | None = None) -> Path:
     """Write report.html, loss.png and map.png into a run folder, and return the page's path.
 
     prepared: the run's data, where it is at hand; else it is loaded anew. Where that fails, or gives other rows than
@@ -38,7 +39,7 @@ def write_report(folder: RunDir, prepared: PreparedData | None = None) -> Path:
     blocks: dict[str, bytes] = {}
     if prepared is not None:
         stages, pool = _stages(prepared), measured(prepared.selection.pool)
-        found = points(pool, stages, _rows(prepared), prepared.encoder)
+        found = points(pool, stages, _rows(prepared), _encoder(prepared))
         content["map"], blocks = found.facts, found.blocks
         map_picture(folder.map_png, pool.table, stages)
     if run.lines and not _newer(folder.loss_png, folder.log):  # training has drawn it
@@ -79,10 +80,10 @@ def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
     return output
 
 
-def explore_page(recipe: Recipe, prepared: PreparedData) -> str:
+def explore_page(recipe: Recipe, prepared: SelectedData) -> str:
     """Return the page of `data --explore`: the map, with sliders for select.where, rank_by and take."""
     pool = prepared.selection.pool
-    found = points(pool, [("the recipe takes", prepared.selection.indices)], _rows(prepared), prepared.encoder)
+    found = points(pool, [("the recipe takes", prepared.selection.indices)], _rows(prepared), _encoder(prepared))
     section = recipe.model_dump(mode="json")["select"]
     content = {"map": found.facts, "explore": {"select": section, "limit": recipe.data.max_train_rows}}
     sections = [
@@ -96,7 +97,7 @@ def _newer(path: Path, than: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
-def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> PreparedData | None:
+def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> SelectedData | None:
     """Load a run's data again; None, with a note, where they are gone or give other rows."""
     try:
         found = select_data(folder.recipe())
@@ -110,30 +111,36 @@ def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> PreparedDa
     return found
 
 
-def _stages(prepared: PreparedData) -> list[tuple[str, list[int]]]:
+def _stages(prepared: SelectedData) -> list[tuple[str, list[int]]]:
     """Return each stage's name with the positions in the pool of its rows."""
     position = _positions(prepared)
     return [(stage.name, [position[e.id] for e in stage.examples]) for stage in prepared.stages]
 
 
-def _shared_map(runs: Sequence[run_data.Run], prepared: Sequence[PreparedData]) -> Points:
+def _shared_map(runs: Sequence[run_data.Run], prepared: Sequence[SelectedData]) -> Points:
     """Return the map of the pool that all runs share; groups say which run took a row, or several."""
     taken = [set(_positions(p).values()) for p in prepared]
     several = {i for number, own in enumerate(taken) for other in taken[number + 1 :] for i in own & other}
     groups: list[tuple[str, Any]] = [("in several runs", sorted(several))]
     groups += [(f"only in {run.name}", sorted(own - several)) for run, own in zip(runs, taken, strict=True)]
     rows = {index: row for each in prepared for index, row in _rows(each).items()}
-    return points(prepared[0].selection.pool, [g for g in groups if g[1]], rows, prepared[0].encoder)
+    return points(prepared[0].selection.pool, [g for g in groups if g[1]], rows, _encoder(prepared[0]))
 
 
-def _positions(prepared: PreparedData) -> dict[str, int]:
+def _positions(prepared: SelectedData) -> dict[str, int]:
     chosen = prepared.selection
     return {example.id: index for index, example in zip(chosen.indices, chosen.examples, strict=True)}
 
 
-def _rows(prepared: PreparedData) -> dict[int, Any]:
+def _rows(prepared: SelectedData) -> dict[int, Any]:
+    if not isinstance(prepared, PreparedData):
+        return {}
     position = _positions(prepared)
     return {position[id_]: row for id_, row in prepared.rows.items()}
+
+
+def _encoder(prepared: SelectedData) -> Encoder | None:
+    return prepared.encoder if isinstance(prepared, PreparedData) else None
 
 
 def _map_markup(there: bool, stages: int = 1) -> str:

@@ -9,21 +9,20 @@ import json
 import shutil
 import time
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.redaction import redacted
-from fast_ft.data import contamination, curriculum
+from fast_ft.data import curriculum
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, phases, train_phase
 from fast_ft.pipeline.run import opened
 from fast_ft.plan import planner
-from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
 from fast_ft.sweep.resident_model import ResidentLoader
@@ -169,10 +168,7 @@ class Rows:
         if key != self._key or self._prepared is None:
             self._prepared, self._key = prepare(recipe), key
             return self._prepared
-        limit = policy_ntu_hw5.max_train_rows(recipe)
-        stages = curriculum.build_stages(recipe.curriculum, recipe.train, self._prepared.selection, limit)
-        found = replace(self._prepared, stages=stages)
-        return replace(found, leakage=contamination.certificate(found.examples, found.prompts))
+        return self._prepared.restaged(recipe)
 
 
 class _Timed:

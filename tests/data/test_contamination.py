@@ -2,9 +2,8 @@
 
 import json
 
-from fast_ft.data.examples import Example, Prompt
-
 from fast_ft.data.contamination import certificate
+from fast_ft.data.examples import Example, Prompt
 
 LEAD = "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
 LONG = "Explain in simple words how the tides of the sea follow the moon and the sun"
@@ -41,6 +40,12 @@ def test_twelve_words_in_common_are_no_hit():
     twelve = " ".join(LONG.split()[:12])
     assert hits(f"{twelve} one", f"{twelve} two") == []
     assert hits(f"{twelve} one", f"{twelve} one two") == ["13-gram"]
+
+
+def test_a_script_without_spaces_has_words_too():
+    tides = "请用简单的话说明海潮为什么随着月亮和太阳涨落"
+    assert hits(f"{tides}，谢谢。", f"问题：{tides}？") == ["13-gram"]
+    assert hits(tides[:12] + "甲", tides[:12] + "乙") == []
 
 
 def test_it_counts_and_is_ready_for_json():

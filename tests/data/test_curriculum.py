@@ -2,10 +2,10 @@
 
 import pyarrow as pa
 import pytest
-from fast_ft.data.examples import Pool
 
 from fast_ft.common.errors import InputError
 from fast_ft.data.curriculum import build_stages, metrics_needed
+from fast_ft.data.examples import Pool
 from fast_ft.data.selection import select
 from fast_ft.recipe.schema import Curriculum, Select, Train
 

@@ -16,13 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import (
-    Example,
-    load_pool,
-    load_prompts,
-    load_references,
-    refuse_test_as_train,
-)
+from fast_ft.data.dataset import load_pool, load_prompts, load_references, refuse_test_as_train
+from fast_ft.data.examples import Example
 from fast_ft.data.formats import strip_lead
 from fast_ft.recipe.schema import Data
 

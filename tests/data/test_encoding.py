@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fast_ft.data.examples import Example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder, contract_problems
+from fast_ft.data.examples import Example
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, REAL, needs_real_data
 

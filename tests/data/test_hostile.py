@@ -16,11 +16,12 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Data, load_pool
+from fast_ft.data.dataset import load_pool
 from fast_ft.data.encoding import Encoder
 from fast_ft.hub import download
 from fast_ft.models import lora_config
 from fast_ft.recipe import loader
+from fast_ft.recipe.schema import Data
 from fast_ft.run import folder as rundir
 from tests.helpers.parts import POCKET, ROOT, RecipeFactory
 

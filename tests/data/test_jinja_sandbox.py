@@ -10,7 +10,7 @@ import pytest
 
 from fast_ft.common.errors import InputError
 from fast_ft.data import jinja_sandbox
-from fast_ft.data.jinja_sandbox import ChatTemplate
+from fast_ft.data.jinja_sandbox import SandboxedTemplate
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -46,7 +46,7 @@ def test_a_chat_template_runs_no_code_and_reads_no_file(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_marked")
     try:
-        text = ChatTemplate(source, "evil").render(HI)
+        text = SandboxedTemplate(source, "evil").render(HI)
     except InputError as error:
         text = str(error)
     assert not any(word in text for word in ("root:", "hf_marked", "<class", "subprocess", "built-in")), text
@@ -73,13 +73,13 @@ def test_a_chat_template_is_bounded_in_time_and_memory(case: str, monkeypatch: p
     monkeypatch.setattr(jinja_sandbox, "SECONDS", 1.5)
     started = time.monotonic()
     with pytest.raises(InputError, match=r"evil: its chat template .*Use model\.template: llama-2"):
-        ChatTemplate(COSTS[case], "evil").render(HI)
+        SandboxedTemplate(COSTS[case], "evil").render(HI)
     assert time.monotonic() - started < 30  # two waits and two starts, on a busy machine
 
 
 def test_after_its_end_a_template_says_so_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja_sandbox, "SECONDS", 1.0)
-    template = ChatTemplate("{% if messages[1] is defined %}" + COSTS["loops"] + "{% endif %}ok", "sly")
+    template = SandboxedTemplate("{% if messages[1] is defined %}" + COSTS["loops"] + "{% endif %}ok", "sly")
     assert template.render(HI) == "ok"
     for _ in range(2):
         with pytest.raises(InputError, match="took more than 1 s"):
@@ -88,7 +88,7 @@ def test_after_its_end_a_template_says_so_again(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_process_has_no_keys_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-marked")
-    template = ChatTemplate("{{ messages[0].content }}", "x")
+    template = SandboxedTemplate("{{ messages[0].content }}", "x")
     assert template.render(HI) == "hi"
     proc = Path(f"/proc/{template._process.pid}")
     if not proc.is_dir():
@@ -103,4 +103,4 @@ def test_the_process_has_no_keys_and_no_files(tmp_path: Path, monkeypatch: pytes
 
 def test_too_long_a_template_is_not_compiled() -> None:
     with pytest.raises(InputError, match=r"at most 200,000 are read"):
-        ChatTemplate("x" * 200_001, "long")
+        SandboxedTemplate("x" * 200_001, "long")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fast_ft.data.examples import Example
 
 from bench.agreement import StepRecord, disagreements, first_step
 from fast_ft.data import dataset
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder
+from fast_ft.data.examples import Example
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.plans import Plan
@@ -81,7 +81,7 @@ def reference(loaded: LoadedModel, examples: list[Example]) -> StepRecord:
     losses, count = [], 0
     for example in examples:
         prompt = ENCODER.prompt_ids([{"role": "user", "content": example.prompt}])
-        answer = [*ENCODER._codec.encode([example.response])[0], 2]
+        answer = [*ENCODER.tokenizer.encode([example.response])[0], 2]
         logits = loaded.model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
         for position, token in enumerate(answer, len(prompt)):
             losses.append(-torch.log_softmax(logits[position - 1], dim=-1)[token])

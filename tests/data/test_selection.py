@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from fast_ft.data.examples import Example, Pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import tokenize
@@ -17,8 +16,10 @@ from fast_ft.common import words as text_words
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import load_pool
 from fast_ft.data.duplicates import Duplicates, ngrams, normalise
+from fast_ft.data.examples import Example, Pool
 from fast_ft.data.metrics import measure
-from fast_ft.data.selection import parse_condition, select
+from fast_ft.data.selection import mask_of, select
+from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Data, Select
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +163,8 @@ def test_conditions(condition, passing):
     values = [-1, 4.5, 5, 10, 11, None]
     check = parse_condition(condition)
     assert [value for value in values if check(value)] == passing
-    assert check.mask(pa.chunked_array([pa.array(values, pa.float64())])).to_pylist() == [v in passing for v in values]
+    column = pa.chunked_array([pa.array(values, pa.float64())])
+    assert mask_of(column, check).to_pylist() == [v in passing for v in values]
 
 
 def test_malformed_conditions_show_the_allowed_forms():
@@ -245,7 +247,7 @@ def test_exact_duplicates_but_for_case_and_punctuation():
     rows = pool([f"{TEXT}.", TEXT.upper() + "!", f"{TEXT} more."], ["Go?", "go", "Go?"])
     found = chosen(rows, take=2)
     assert found.indices == [0, 2]
-    assert found.notes == ["1 row passed over, repeating rows taken: 1."]
+    assert found.notes == ["1 duplicate skipped: 1."]
     assert chosen(rows, deduplicate="none").indices == [0, 1, 2]
 
 
@@ -275,6 +277,14 @@ def test_the_gram_index_finds_what_comparing_all_pairs_finds(texts, threshold):
     assert sum(duplicates.add(row) for row in rows) == len(kept)
 
 
+def test_near_duplicates_in_a_script_without_spaces():
+    text = "月亮的引力使海水涨落，太阳也有影响，每天两次涨潮，两次退潮"
+    rows = pool(
+        [f"{text}。", f"{text}了。", "河流从山里流到海里，带来泥沙和养分。"], ["海潮是什么？", "说说海潮。", "河流呢？"]
+    )
+    assert chosen(rows, deduplicate="near").indices == [0, 2]
+
+
 def test_normalise():
     assert normalise("  Hello,  WORLD! _x_ ") == "hello world x"
     assert normalise("!?") == "!?" and normalise("你好。") == "你好"
@@ -284,7 +294,7 @@ MEASURED = """
 import json, resource, sys, time
 from fast_ft.data.dataset import load_pool
 from fast_ft.recipe.schema import Data, Select
-from fast_ft.data.selection import select
+from fast_ft.data.selection import mask_of, select
 start, cpu = time.perf_counter(), time.process_time()
 section = Select(where={"score": ">= 4.5", "response_words": "150..450", "ends_cleanly": True},
                  deduplicate="near", rank_by={"response_words": 1.0}, take=100)

@@ -23,14 +23,14 @@ from fast_ft.cli.show_scores import print_scores
 from fast_ft.cli.tables import print_runs
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Data, load_pool, load_prompts, load_references
+from fast_ft.data.dataset import load_pool, load_prompts, load_references
 from fast_ft.homework import archive, checks, ledger, package, reproduce
 from fast_ft.judge import client, client_errors, openai_judge, post
 from fast_ft.judge import reply_cache as verdict_file
 from fast_ft.judge.scoring import Group, Item, Judgment, summarise
 from fast_ft.pipeline import judge_phase
 from fast_ft.recipe import loader
-from fast_ft.recipe.schema import Judge, Range, Search
+from fast_ft.recipe.schema import Data, Judge, Range, Search
 from fast_ft.report import overview, run_data
 from fast_ft.run import artifacts
 from fast_ft.run.folder import RunDir, differences, list_runs

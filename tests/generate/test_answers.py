@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from fast_ft.data.examples import Prompt
 
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
+from fast_ft.data.examples import Prompt
 from fast_ft.generate import answers as generate
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose

@@ -43,7 +43,8 @@ records = {}
 for name, rows in job["rows"].items():
     for micro_batch in job["micro_batches"]:
         plan = Plan(micro_batch, recompute_layers=job["recompute"], capture=job["capture"])
-        record = first_step(loaded, [EncodedRow(**row) for row in rows], pad_id=0, plan=plan, work_folder=Path(job["work"]))
+        batch = [EncodedRow(**row) for row in rows]
+        record = first_step(loaded, batch, pad_id=0, plan=plan, work_folder=Path(job["work"]))
         records[f"{name}/{micro_batch}"] = record
         adapter_file.load(loaded.model, Path(job["adapter"]) / "adapter_model.safetensors")
 torch.save(records, job["out"])

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from fast_ft.data.examples import Pool
 
 from fast_ft.common import atomic_files
+from fast_ft.data.examples import Pool
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.recipe import loader
 from fast_ft.run.folder import RunDir

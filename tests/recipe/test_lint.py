@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fast_ft.recipe.lint import context_length, lint, stage_steps
+from fast_ft.hub.families import context_length
+from fast_ft.recipe.lint import lint, stage_steps
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.recipe.schema import Recipe
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fast_ft.data.dataset import Data, load_pool
+from fast_ft.data.dataset import load_pool
 from fast_ft.data.prepare import prepare
 from fast_ft.data.selection import select
 from fast_ft.recipe import loader
-from fast_ft.recipe.schema import Select
+from fast_ft.recipe.schema import Data, Select
 from fast_ft.report.data_map import points
 from fast_ft.report.html import page
 from fast_ft.report.write import explore_page, write_comparison, write_report

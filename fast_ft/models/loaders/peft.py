@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
-from fast_ft.hub.families import ModelShape
+from fast_ft.hub.families import ModelShape, read_config
 from fast_ft.models import lora_files
 from fast_ft.models.loaders.base import LoadedModel, LoaderBase
 from fast_ft.models.patches import ModelPatches
@@ -109,7 +108,7 @@ class FusedLoader(PeftLoader):
 
         from fast_ft.models.fused_block import block  # loads torch
 
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(self.folder)
         like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
         return block.unknown(config) or block.check(like, ModelShape.from_config(config))
 
