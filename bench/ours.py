@@ -15,6 +15,7 @@ from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import planner, plans
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import loader
@@ -46,7 +47,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; return plan and predictions. See bench.way for what a job holds."""
     recipe = loader.load_recipe(job["recipe"], job["overrides"])
     prepared = prepared_rows(recipe)
-    maker = choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
+    maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed)
     import peft  # noqa: F401  # with Unsloth all three are there by now
     import transformers  # noqa: F401
     import trl  # noqa: F401
@@ -96,7 +97,7 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
     return download.model_config(recipe.model.name_or_path, recipe.model.revision)
 
 
-def _course(recipe: Recipe, prepared: InFileOrder, loaded: choose.Loaded, settled: Plan, work: Path) -> session.Course:
+def _course(recipe: Recipe, prepared: InFileOrder, loaded: LoadedModel, settled: Plan, work: Path) -> session.Course:
     return session.Course(
         loaded,
         prepared.jobs,

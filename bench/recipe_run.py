@@ -84,7 +84,7 @@ def _check_with_peft(folder: Path) -> float:
         "import sys; from fast_ft.models.loaders import choose; from fast_ft.models import adapter_check; "
         "from fast_ft.run.folder import RunDir; "
         "from fast_ft.data.encoding import load_encoder; r = RunDir.at(sys.argv[1]); p = r.recipe(); "
-        "b = choose.make_backend(p.model, p.lora, seed=p.seed, name='peft'); "
+        "b = choose.make_loader(p.model, p.lora, seed=p.seed, name='peft'); "
         "print(adapter_check.verify(r.adapter, b.for_generation(r.adapter), load_encoder(p.model).pad_id))"
     )
     answer = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)

@@ -29,7 +29,7 @@ from fast_ft.generate.engine.prefill import Row
 from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.generate.engine.scheduler import Pool, shapes
 from fast_ft.generate.parity import PARITY, parity
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.recipe import schema
 
 
@@ -68,7 +68,7 @@ class Generation:
 
 
 def generate(
-    loaded: Loaded,
+    loaded: LoadedModel,
     encoder: Encoder,
     prompts: Sequence[Prompt],
     section: schema.Generate,
@@ -141,7 +141,7 @@ def predictions(prompts: Sequence[Prompt], answers: dict[str, list[Answer]]) -> 
 
 
 def make_pool(
-    loaded: Loaded,
+    loaded: LoadedModel,
     encoder: Encoder,
     section: schema.Generate,
     *,
@@ -189,7 +189,7 @@ def check_room(config: Any, prompts: Sequence[Prompt], ids: Sequence[Sequence[in
 
 
 def _settle(
-    loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], section: schema.Generate, slots: int,
+    loaded: LoadedModel, encoder: Encoder, ids: Sequence[Sequence[int]], section: schema.Generate, slots: int,
     cache_tokens: int | None, dequantise: bool, notes: list[str], watch: Stopwatch,
 ) -> tuple[Pool, float]:  # fmt: skip
     """Return a pool in which batched and single decoding agree, and by how many nats they differ."""

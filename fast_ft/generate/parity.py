@@ -8,7 +8,7 @@ from fast_ft.data.encoding import Encoder
 from fast_ft.generate.engine.prefill import Row
 from fast_ft.generate.engine.scheduler import Pool
 from fast_ft.models.adapter_check import log_probabilities
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
 
 _PROBE_TOKENS = 8
 _PROBE_ROWS = 4
@@ -18,7 +18,7 @@ _PROBE_ROWS = 4
 PARITY = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
-def parity(pool: Pool, loaded: Loaded, encoder: Encoder, ids: Sequence[Sequence[int]], limit: int) -> float:
+def parity(pool: Pool, loaded: LoadedModel, encoder: Encoder, ids: Sequence[Sequence[int]], limit: int) -> float:
     """Return the mean absolute difference, in nats a token, between the pool's decoding and its rows taken alone.
 
     Rows of all lengths are decoded for a few steps, in the pool's full shape; the log-probability of each chosen

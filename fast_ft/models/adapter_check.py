@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, model_validator
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
 
 FILE = "selfcheck.json"
 ROWS = 3
@@ -75,7 +75,7 @@ def log_probabilities(
     return values
 
 
-def store(folder: Path, loaded: Loaded, rows: Sequence[EncodedRow], pad_id: int) -> None:
+def store(folder: Path, loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id: int) -> None:
     """Write the log-probabilities of the first three rows beside the adapter."""
     loaded.model.eval()
     entries = []
@@ -88,7 +88,7 @@ def store(folder: Path, loaded: Loaded, rows: Sequence[EncodedRow], pad_id: int)
     (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
-def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
+def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
     """Return the mean absolute difference in nats a token; InputError where it is over the tolerance.
 
     The tolerance is the coarser one of the two dtypes, for an adapter may be trained on one card and used on another.
@@ -114,7 +114,7 @@ def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
     return mean
 
 
-def _measured(loaded: Loaded, ids: Sequence[int], start: int, pad_id: int) -> list[float]:
+def _measured(loaded: LoadedModel, ids: Sequence[int], start: int, pad_id: int) -> list[float]:
     """Return a row's log-probabilities from `start` on; of its first tokens only where memory does not do for all."""
     tokens = len(ids) - start
     while True:

@@ -15,7 +15,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers
-from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.pipeline.generate_phase import load
 from fast_ft.pipeline.rerun import open_run
 from fast_ft.recipe.loader import resolved
@@ -80,7 +80,7 @@ def _name(point: dict[str, str]) -> str:
 
 
 def _answer(
-    folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: PreparedData, loaded: choose.Loaded,
+    folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: PreparedData, loaded: LoadedModel,
     pool: dict[str, Any], partials: list[Path],
 ) -> dict[str, Any]:  # fmt: skip
     name = _name(point)

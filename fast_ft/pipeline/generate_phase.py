@@ -19,7 +19,7 @@ from fast_ft.generate.engine.scheduler import shapes
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
-from fast_ft.models.loaders.base import Base
+from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
 from fast_ft.pipeline import base_check, sanity_checks
 from fast_ft.pipeline.phases import model_config, settle_plan
 from fast_ft.plan import plans
@@ -47,7 +47,7 @@ def generate_phase(
     folder: RunDir,
     recipe: Recipe,
     prepared: PreparedData,
-    maker: choose.Backend | None = None,
+    maker: Loader | None = None,
     clock: Clock = time.monotonic,
 ) -> None:
     """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts.
@@ -114,16 +114,16 @@ def load(
     recipe: Recipe,
     prepared: PreparedData,
     adapter: Path,
-    maker: choose.Backend | None = None,
+    maker: Loader | None = None,
     watch: Stopwatch | None = None,
-) -> tuple[choose.Loaded, dict[str, Any], float]:
+) -> tuple[LoadedModel, dict[str, Any], float]:
     """Return a base model with the run's adapter, checked; the plan's pool; and the check's difference in nats.
 
     The backend is the one that the adapter was trained with, where training is done.
     """
     base_check.refuse_another(folder, recipe, prepared)
     trained = folder.done("train") or {}
-    maker = maker or choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
+    maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
     settled = settle_plan(folder, recipe, prepared, maker.name)
     watch = watch or Stopwatch()
     compiled = _compile_ahead(recipe, prepared, settled, maker)
@@ -138,11 +138,9 @@ def load(
     return loaded, pool_settings(recipe, settled), difference
 
 
-def _compile_ahead(
-    recipe: Recipe, prepared: PreparedData, settled: plans.Plan, maker: choose.Backend
-) -> Future[None] | None:
+def _compile_ahead(recipe: Recipe, prepared: PreparedData, settled: plans.Plan, maker: Loader) -> Future[None] | None:
     """On a card, let decoding's kernels be compiled and checked while the base is being loaded."""
-    if not isinstance(maker, Base) or maker.device != "cuda":
+    if not isinstance(maker, LoaderBase) or maker.device != "cuda":
         return None
     config = model_config(recipe)
     shape = ModelShape.from_config(config)
@@ -180,7 +178,7 @@ def pool_settings(recipe: Recipe, settled: plans.Plan) -> dict[str, Any]:
 
 
 def base_answers(
-    loaded: choose.Loaded,
+    loaded: LoadedModel,
     folder: RunDir,
     recipe: Recipe,
     prepared: PreparedData,
@@ -215,7 +213,7 @@ def _answer(
     folder: RunDir,
     recipe: Recipe,
     prepared: PreparedData,
-    maker: choose.Backend | None,
+    maker: Loader | None,
     clock: Clock,
     started: float,
 ) -> Answered:

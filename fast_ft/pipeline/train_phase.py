@@ -17,6 +17,7 @@ from fast_ft.data.prepare import PreparedData, compare_tokenizers
 from fast_ft.hub import fingerprint
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel, Loader
 from fast_ft.pipeline import sanity_checks
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
@@ -36,7 +37,7 @@ def train_phase(
     recipe: Recipe,
     prepared: PreparedData,
     stop_after: int | None = None,
-    maker: choose.Backend | None = None,
+    maker: Loader | None = None,
     clock: Clock = time.monotonic,
 ) -> None:
     """Train all stages, save the adapter, and store what generation will check it by. A sweep gives its own backend.
@@ -50,7 +51,7 @@ def train_phase(
     if recipe.train.deterministic:
         gpu.be_deterministic()
     together = process_group.here()
-    maker = maker or choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
+    maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
     together.begin()
     settled, changed = _settled(folder, recipe, prepared, maker.name, together.size)
     jobs = prepared.jobs
@@ -157,7 +158,7 @@ def _train(
     folder: RunDir,
     recipe: Recipe,
     prepared: PreparedData,
-    loaded: choose.Loaded,
+    loaded: LoadedModel,
     settled: plans.Plan,
     jobs: list[StageJob],
     log: atomic_files.Lines,

@@ -18,12 +18,12 @@ from typing import Any
 from fast_ft.common import out_of_memory
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.recipe.schema import Model, Recipe, card_backend
 
 
 @dataclass
-class KeptLoaded(Loaded):
+class ResidentModel(LoadedModel):
     """A loaded model that outlives its trial."""
 
     def free(self) -> None:
@@ -33,7 +33,7 @@ class KeptLoaded(Loaded):
         out_of_memory.release()  # trainers hold themselves in cycles
 
 
-class KeptBackend:
+class ResidentLoader:
     """A Backend (see models/loaders/choose.py) whose base model is loaded once. `use` tells it the next trial's
     recipe.
     """
@@ -43,20 +43,20 @@ class KeptBackend:
         self.notes: list[str] = []
         self._maker: Any = None
         self._wanted: tuple[Model, str] | None = None
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedModel | None = None
         self._adapter: tuple[Any, ...] | None = None
         self._first: dict[str, Any] = {}  # the adapter's weights before any step, on the CPU
         self._forward: Any = None
         self._base: list[tuple[Any, Any, Any]] = []
         self.seconds = 0.0  #: spent on importing and loading, all in all
 
-    def use(self, recipe: Recipe) -> KeptBackend:
+    def use(self, recipe: Recipe) -> ResidentLoader:
         """Make ready for this recipe; another base model takes the place of the one that is loaded."""
         wanted = (recipe.model, card_backend(recipe.model, recipe.lora))
         if wanted != self._wanted:
             self.forget()
             started = time.monotonic()
-            self._maker = choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
+            self._maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed)
             self._wanted, self.name = wanted, self._maker.name
             self.seconds += time.monotonic() - started
         self._maker.lora, self._maker.seed = recipe.lora, recipe.seed
@@ -71,7 +71,7 @@ class KeptBackend:
         self._loaded, self._adapter, self._wanted, self._first, self._base = None, None, None, {}, []
         self._forward = None
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
         """Return the model with the recipe's adapter as a fresh process makes it, or with one in a folder."""
         loaded = self._fresh()
         if adapter is not None:
@@ -79,7 +79,7 @@ class KeptBackend:
         loaded.model.train()
         return self._lent(loaded)
 
-    def for_generation(self, adapter: Path) -> Loaded:
+    def for_generation(self, adapter: Path) -> LoadedModel:
         """Return the model with the adapter in a folder, ready to answer."""
         lora_files.check(adapter, self._maker.folder)
         loaded = self._fresh()
@@ -87,10 +87,10 @@ class KeptBackend:
         loaded.model.eval()
         return self._lent(loaded)
 
-    def _lent(self, loaded: Loaded) -> Loaded:
-        return KeptLoaded(loaded.model, loaded.tokenizer, loaded.backend, loaded.device, loaded.dtype, loaded.notes)
+    def _lent(self, loaded: LoadedModel) -> LoadedModel:
+        return ResidentModel(loaded.model, loaded.tokenizer, loaded.backend, loaded.device, loaded.dtype, loaded.notes)
 
-    def _fresh(self) -> Loaded:
+    def _fresh(self) -> LoadedModel:
         lora = self._maker.lora
         shape = (lora, self._maker.seed)
         if self._loaded is not None:
@@ -115,7 +115,7 @@ class KeptBackend:
         self._forward = model.__dict__.get("forward")
         return self._loaded
 
-    def _renew(self, loaded: Loaded) -> None:
+    def _renew(self, loaded: LoadedModel) -> None:
         """Take the adapter off the base and let the backend add another, as it does after loading."""
         loaded.model = self._maker.with_adapter(_stripped(loaded.model.unload()))
 
@@ -133,7 +133,7 @@ class KeptBackend:
             model.forward = self._forward
 
 
-def _packed(loaded: Loaded) -> list[tuple[Any, Any, Any]]:
+def _packed(loaded: LoadedModel) -> list[tuple[Any, Any, Any]]:
     """Return (module, weights, scales) of all 4-bit layers on a CPU.
 
     With AVX-512 bitsandbytes packs them anew, in bfloat16, at the first pass in evaluation mode, and back, not quite to

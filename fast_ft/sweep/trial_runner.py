@@ -25,7 +25,7 @@ from fast_ft.pipeline.run import opened
 from fast_ft.plan import planner
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
-from fast_ft.sweep.resident_model import KeptBackend
+from fast_ft.sweep.resident_model import ResidentLoader
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Runner:
     """Does tasks one after another. What they share is kept: base model, rows, and what the card was found to do."""
 
     def __init__(self) -> None:
-        self.kept = KeptBackend()
+        self.kept = ResidentLoader()
         self.rows = Rows()
         self._card: list[Any] = []  #: what the card was before the base was on it; on a CPU [None]
         self._seconds: dict[str, float] = {}

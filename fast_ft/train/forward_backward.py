@@ -19,9 +19,9 @@ from typing import Any
 from fast_ft.common.console import note
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models import packed_attention
-from fast_ft.models.activation_checkpointing import draws, recompute
-from fast_ft.models.loaders.choose import Loaded
-from fast_ft.models.packed_attention import Rows
+from fast_ft.models.activation_checkpointing import has_dropout, recompute
+from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.models.packed_attention import PackedRows
 from fast_ft.plan.micro_batches import width
 from fast_ft.train.loss import response_loss
 from fast_ft.train.neftune import Noise
@@ -33,7 +33,7 @@ class Micro:
     """A micro-batch on the host: `tokens` (4, T) int64 holds ids, targets, positions and each token's row's length."""
 
     tokens: Any
-    starts: Any  #: (S + 1,) int32, as in attention.Rows
+    starts: Any  #: (S + 1,) int32, as in attention.PackedRows
 
 
 def lay_out(rows: Sequence[EncodedRow], *, tokens: int, places: int, pad_id: int) -> Micro:
@@ -73,7 +73,7 @@ class Passes:
     """
 
     def __init__(
-        self, loaded: Loaded, flat: Flat, *, noise_alpha: float | None, capture: bool, recompute_layers: int,
+        self, loaded: LoadedModel, flat: Flat, *, noise_alpha: float | None, capture: bool, recompute_layers: int,
         places: int, longest: int, pad_id: int,
     ) -> None:  # fmt: skip
         import torch
@@ -116,7 +116,7 @@ class Passes:
             # cuBLAS holds 32 MiB and more for each stream that a capture ran on: they stayed, some 64 MiB a run
             torch._C._cuda_clearCublasWorkspaces()
         self._pool = None
-        random = recompute_layers > 0 and draws(self.model)
+        random = recompute_layers > 0 and has_dropout(self.model)
         self.capture = capture and self.device == "cuda" and not random
         self._recompute_layers = recompute_layers
         if self._open:
@@ -199,7 +199,9 @@ class Passes:
             else contextlib.nullcontext()
         )
         # the backward pass too: layers are computed again there
-        with packed_attention.over(self._causal.config, Rows(starts_S, min(self.longest, tokens_4T.shape[1]))):
+        with packed_attention.packed_pass(
+            self._causal.config, PackedRows(starts_S, min(self.longest, tokens_4T.shape[1]))
+        ):
             with autocast:
                 hidden_1TD = self._causal.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0]
                 total = response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0])

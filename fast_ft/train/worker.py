@@ -87,7 +87,7 @@ def _train(ranks: Ranks, order: Order) -> None:
             gpu.be_deterministic()
         if recipe.budget.memory_gib != "auto":
             gpu.cap_gpu_gib(float(recipe.budget.memory_gib))
-        maker = choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=order.backend)
+        maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, name=order.backend)
         with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
             loaded = maker.for_training()
     except InputError as error:

@@ -155,13 +155,13 @@ def unk_less(folder: Path, *, eos: str, **config: str) -> Path:
     [("</s>", {}, 0), ("</s>", {"unk_token": "</s>"}, 0), ("<first>", {}, 1), ("<first>", {"unk_token": "<s>"}, 1)],
 )
 def test_pad_is_never_eos_where_there_is_no_unk(tmp_path: Path, eos: str, config: dict[str, str], pad: int) -> None:
-    from fast_ft.models.loaders.peft import PeftBackend
+    from fast_ft.models.loaders.peft import PeftLoader
     from fast_ft.recipe import schema
 
     folder = unk_less(tmp_path / "tokenizer", eos=eos, **config)
     encoder = Encoder(folder)
     assert encoder.pad_id == pad != encoder.eos_id
-    backend = PeftBackend.__new__(PeftBackend)  # its tokenizer needs no model
+    backend = PeftLoader.__new__(PeftLoader)  # its tokenizer needs no model
     backend.section = schema.Model(name_or_path=str(folder))
     backend.device, backend.dtype, backend.notes = "cpu", "float32", []
     tokenizer = backend._loaded(None).tokenizer

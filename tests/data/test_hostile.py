@@ -123,11 +123,11 @@ def test_an_adapter_that_is_a_pickle_is_refused_with_the_way_out(tmp_path: Path)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the pocket base, as a run saves it."""
     from fast_ft.models import lora_files
-    from fast_ft.models.loaders import choose
+    from fast_ft.models.loaders.peft import PeftLoader
     from fast_ft.recipe import schema
 
     folder = tmp_path_factory.mktemp("made")
-    loaded = choose.PeftBackend(schema.Model(name_or_path=str(POCKET)), schema.Lora(r=2), 1).for_training()
+    loaded = PeftLoader(schema.Model(name_or_path=str(POCKET)), schema.Lora(r=2), 1).for_training()
     lora_files.save(loaded.model, folder, "base", "")
     lora_files.check(folder, POCKET)
     return folder

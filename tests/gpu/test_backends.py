@@ -36,7 +36,7 @@ from fast_ft.plan.plans import Plan
 from fast_ft.data.encoding import EncodedRow
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
-maker = backend.make_backend(model, recipe.Lora(), seed=1, name=job["backend"])
+maker = backend.make_loader(model, recipe.Lora(), seed=1, name=job["backend"])
 assert maker.name == job["backend"], maker.notes
 loaded = maker.for_training(Path(job["adapter"]))
 records = {}
@@ -59,7 +59,7 @@ from fast_ft.models.loaders import choose as backend
 from fast_ft.recipe import schema as recipe
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
-loaded = backend.make_backend(model, recipe.Lora(), seed=1, name="peft").for_training()
+loaded = backend.make_loader(model, recipe.Lora(), seed=1, name="peft").for_training()
 torch.manual_seed(2)
 with torch.no_grad():
     for name, weight in loaded.model.named_parameters():

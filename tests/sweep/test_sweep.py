@@ -19,6 +19,8 @@ from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.data import contamination, dataset
 from fast_ft.data.prepare import prepare
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe, resolved
 from fast_ft.recipe.schema import Recipe
@@ -27,7 +29,7 @@ from fast_ft.sweep import cost_estimate, inputs, search_space, validation_set
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.cost_estimate import Measured, Work
 from fast_ft.sweep.job import Job
-from fast_ft.sweep.resident_model import KeptBackend
+from fast_ft.sweep.resident_model import ResidentLoader
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
 from fast_ft.sweep.trial_runner import Result, Rows, Runner, Task
@@ -369,17 +371,17 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
     import torch
 
     monkeypatch.setattr(
-        "fast_ft.models.loaders.choose.make_backend",
+        "fast_ft.models.loaders.choose.make_loader",
         lambda model, lora, *, seed, name=name: {
-            "peft": choose.PeftBackend,
-            "fused": choose.FusedBackend,
+            "peft": PeftLoader,
+            "fused": FusedLoader,
         }[name](model, lora, seed),
     )
     recipe = load_recipe(recipe_file({"model.load_in_4bit": name == "peft"}))
     prepared = prepare(recipe)
     rows = [prepared.rows[example.id] for example in prepared.examples[:3]]
 
-    def first_step(loaded: choose.Loaded) -> list[torch.Tensor]:
+    def first_step(loaded: LoadedModel) -> list[torch.Tensor]:
         loaded.model.train()
         shape = {"capture": False, "places": 3, "longest": 64, "recompute_layers": 1}
         passes = Passes(loaded, Flat(loaded.model), noise_alpha=None, pad_id=0, **shape)
@@ -396,12 +398,12 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
         loaded.model.state_dict()
         return found
 
-    kept = KeptBackend()
+    kept = ResidentLoader()
     for r, alpha in ((4, 8), (4, 8), (8, 8), (8, 16), (4, 8)):
         lora = recipe.lora.model_copy(update={"r": r, "lora_alpha": alpha})
         each = recipe.model_copy(update={"lora": lora})
         ours = first_step(kept.use(each).for_training())
-        fresh = choose.make_backend(each.model, lora, seed=each.seed).for_training()
+        fresh = choose.make_loader(each.model, lora, seed=each.seed).for_training()
         theirs = first_step(fresh)
         assert len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 

@@ -22,7 +22,7 @@ from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models import lora_files, packed_attention
 from fast_ft.models.loaders import choose
-from fast_ft.models.packed_attention import Rows, attend
+from fast_ft.models.packed_attention import PackedRows, attend
 from fast_ft.plan.micro_batches import cut
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import schema
@@ -110,7 +110,7 @@ def test_a_blank_pass_trains_nothing_and_holds_no_row_that_is_too_long() -> None
 def test_attention_keeps_to_each_row() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
-    rows = Rows(torch.tensor([0, 4, 6, 9, 9], dtype=torch.int32), 4)
+    rows = PackedRows(torch.tensor([0, 4, 6, 9, 9], dtype=torch.int32), 4)
     made = attend(q, k, v, rows)
     assert made.shape == (1, 9, 4, 8)
     heads = [part.repeat_interleave(2, dim=1) for part in (k, v)]
@@ -123,15 +123,15 @@ def test_attention_keeps_to_each_row() -> None:
 
 def test_rows_within_rows_give_the_outer_ones_back() -> None:
     config = SimpleNamespace(_attn_implementation="sdpa")
-    outer, inner = (Rows(torch.tensor([0, n], dtype=torch.int32), n) for n in (9, 4))
-    with packed_attention.over(config, outer):
-        with packed_attention.over(config, inner):
-            assert packed_attention.current() is inner
-        assert packed_attention.current() is outer and config._attn_implementation == packed_attention.NAME
-        with pytest.raises(ZeroDivisionError), packed_attention.over(config, inner):
+    outer, inner = (PackedRows(torch.tensor([0, n], dtype=torch.int32), n) for n in (9, 4))
+    with packed_attention.packed_pass(config, outer):
+        with packed_attention.packed_pass(config, inner):
+            assert packed_attention.current_rows() is inner
+        assert packed_attention.current_rows() is outer and config._attn_implementation == packed_attention.NAME
+        with pytest.raises(ZeroDivisionError), packed_attention.packed_pass(config, inner):
             _ = 1 // 0
-        assert packed_attention.current() is outer
-    assert packed_attention.current() is None and config._attn_implementation == "sdpa"
+        assert packed_attention.current_rows() is outer
+    assert packed_attention.current_rows() is None and config._attn_implementation == "sdpa"
 
 
 # Schedules
@@ -213,7 +213,7 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
     ) -> tuple[Course, list[dict[str, Any]]]:
         model = schema.Model(name_or_path=str(tiny), max_length=64, load_in_4bit=False)
         lora = schema.Lora(r=r, lora_alpha=2 * r, lora_dropout=dropout)
-        maker = choose.make_backend(model, lora, seed=7, name="peft")
+        maker = choose.make_loader(model, lora, seed=7, name="peft")
         arguments = {"effective_batch_size": 4, "warmup_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}
         section = schema.Train(**{**arguments, "gradient_checkpointing": False, **values})
         lines: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fast_ft.models.fused_block.linear_group import side_by_side
+from fast_ft.models.weight_layout import side_by_side
 
 
 class Product:

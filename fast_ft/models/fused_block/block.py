@@ -18,8 +18,7 @@ from typing import Any
 from fast_ft.hub.families import LINEARS, ModelShape
 from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import dispatch
-from fast_ft.models.fused_block.linear_group import Linears, Space
-from fast_ft.models.packed_attention import Rows
+from fast_ft.models.fused_block.linear_group import LinearGroup, Space
 
 
 def install(model: Any) -> str | None:
@@ -50,7 +49,7 @@ class _Either:
         self.block, self.former = block, former
 
     def __call__(self, hidden: Any, *given: Any, **named: Any) -> Any:
-        rows = packed_attention.current()
+        rows = packed_attention.current_rows()
         if rows is None:
             return self.former(hidden, *given, **named)
         cos, sin = named["position_embeddings"]
@@ -66,7 +65,7 @@ class Block:
         self.eps, self.size = config.rms_norm_eps, a.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.groups = [
-            Linears(modules, dtype, space)
+            LinearGroup(modules, dtype, space)
             for modules in ([a.q_proj, a.k_proj, a.v_proj], [a.o_proj], [m.gate_proj, m.up_proj], [m.down_proj])
         ]
         self._lora = [weight for group in self.groups for weight in group.lora()]

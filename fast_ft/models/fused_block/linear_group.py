@@ -16,7 +16,7 @@ from fast_ft.models.fused_block import ops_torch
 from fast_ft.models.fused_block.dispatch import ops_for
 
 
-class Linears:
+class LinearGroup:
     """A group: base weights, and the places of its LoRA's matrices. `space` is the buffer for 16-bit weights."""
 
     def __init__(self, modules: Sequence[Any], dtype: Any, space: Space) -> None:
@@ -27,7 +27,7 @@ class Linears:
         (self.scaling,) = {module.scaling["default"] for module in modules}
         self.bias_N = side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
         if hasattr(bases[0].weight, "quant_state"):
-            self._weights: Any = FourBit(bases, dtype, space)
+            self._weights: Any = FourBitWeights(bases, dtype, space)
         else:
             whole_NE = side_by_side([base.weight for base in bases])
             self._weights = lambda: whole_NE
@@ -90,7 +90,7 @@ class Space:
         return self._buffer[: rows * columns].view(rows, columns)
 
 
-class FourBit:
+class FourBitWeights:
     """NF4 weights of several layers, side by side; call it for them in 16 bits (N, E), until the next group's call."""
 
     def __init__(self, bases: Sequence[Any], dtype: Any, space: Space) -> None:

@@ -13,7 +13,7 @@ from fast_ft.recipe import schema
 
 
 @dataclass
-class Loaded:
+class LoadedModel:
     """A model on its device, and what is known of it.
 
     `model` is a PeftModel; `tokenizer` is transformers' own, for whoever loads the adapter later (ids come from
@@ -40,10 +40,10 @@ class Backend(Protocol):
     name: str
     notes: list[str]
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
         """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
 
-    def for_generation(self, adapter: Path) -> Loaded:
+    def for_generation(self, adapter: Path) -> LoadedModel:
         """Return a fresh base model with the adapter in a folder, ready to answer."""
 
 
@@ -61,7 +61,7 @@ class Base:
         self.notes: list[str] = []
         self.folder = download.model_folder(model.name_or_path, model.revision)
 
-    def _loaded(self, model: Any) -> Loaded:
+    def _loaded(self, model: Any) -> LoadedModel:
         import transformers
 
         source = self.section.tokenizer or self.section.name_or_path
@@ -72,7 +72,7 @@ class Base:
         if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
             others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
             tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
-        return Loaded(model, tokenizer, self.name, self.device, self.dtype, self.notes)
+        return LoadedModel(model, tokenizer, self.name, self.device, self.dtype, self.notes)
 
 
 def _dtype(wanted: str, device: str) -> str:

@@ -10,15 +10,15 @@ from fast_ft.common import out_of_memory
 from fast_ft.hub.families import ModelShape, read_config
 from fast_ft.models import lora_files
 from fast_ft.models.fused_block import block
-from fast_ft.models.loaders.base import Base, Loaded
+from fast_ft.models.loaders.base import Base, LoadedModel
 
 
-class PeftBackend(Base):
+class PeftLoader(Base):
     """transformers, PEFT and bitsandbytes, unpatched; on a CPU or an NVIDIA GPU."""
 
     name = "peft"
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
         import peft
 
         base = self._base_model()
@@ -43,7 +43,7 @@ class PeftBackend(Base):
         )
         return peft.get_peft_model(base, config)
 
-    def for_generation(self, adapter: Path) -> Loaded:
+    def for_generation(self, adapter: Path) -> LoadedModel:
         import peft
 
         lora_files.check(adapter, self.folder)
@@ -86,8 +86,8 @@ class PeftBackend(Base):
         return model
 
 
-class FusedBackend(PeftBackend):
-    """PeftBackend, its layers trained through our own blocks; NVIDIA GPUs only."""
+class FusedLoader(PeftLoader):
+    """PeftLoader, its layers trained through our own blocks; NVIDIA GPUs only."""
 
     name = "fused"
 
@@ -99,7 +99,7 @@ class FusedBackend(PeftBackend):
         like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
         return block.unknown(config) or block.check(like, ModelShape.from_config(config))
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
         loaded = super().for_training(adapter)
         if adapter is not None:
             self._with_blocks(loaded.model)

@@ -8,15 +8,15 @@ from typing import Any
 from fast_ft.common import out_of_memory
 from fast_ft.hub.families import TARGET_MODULES
 from fast_ft.models import lora_files, packed_attention
-from fast_ft.models.loaders.base import Base, Loaded
+from fast_ft.models.loaders.base import Base, LoadedModel
 
 
-class UnslothBackend(Base):
+class UnslothLoader(Base):
     """Unsloth's FastLanguageModel: patched kernels, its own checkpointing; NVIDIA GPUs only."""
 
     name = "unsloth"
 
-    def for_training(self, adapter: Path | None = None) -> Loaded:
+    def for_training(self, adapter: Path | None = None) -> LoadedModel:
         model = self._base_model(self.folder)
         _attend_row_by_row()
         model = self.with_adapter(model)
@@ -45,7 +45,7 @@ class UnslothBackend(Base):
         core._unsloth_allow_packed_overlength = True  # else it cuts a pass at max_length, whatever the rows' lengths
         return model
 
-    def for_generation(self, adapter: Path) -> Loaded:
+    def for_generation(self, adapter: Path) -> LoadedModel:
         from peft import PeftModel
         from unsloth import FastLanguageModel
 
@@ -82,7 +82,7 @@ def _attend_row_by_row() -> None:
             continue
 
         def run_attention(*, Q: Any, K: Any, V: Any, theirs: Any = theirs, **values: Any) -> Any:
-            rows = packed_attention.current()
+            rows = packed_attention.current_rows()
             return theirs(Q=Q, K=K, V=V, **values) if rows is None else packed_attention.attend(Q, K, V, rows)
 
         run_attention.by_row = True  # type: ignore[attr-defined]
