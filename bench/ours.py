@@ -15,7 +15,7 @@ from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
-from fast_ft.plan import planner, plans
+from fast_ft.plan import cards, planner, plans
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train
@@ -27,6 +27,7 @@ class InFileOrder(Prepared):
     """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
 
     def jobs(self, section: Train, seed: int) -> list[StageJob]:
+        """Return the stages' jobs, their batches in file order."""
         return [replace(job, batches=_in_order(len(job.rows), section)) for job in super().jobs(section, seed)]
 
 
@@ -79,7 +80,9 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     return found
 
 
-def predicted(recipe: Recipe, prepared: Prepared, settled: Plan, backend_name: str, card: Any) -> dict[str, Any]:
+def predicted(
+    recipe: Recipe, prepared: Prepared, settled: Plan, backend_name: str, card: cards.Card | None
+) -> dict[str, Any]:
     """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
     if card is None:
         return {"peak_gib": None, "step_seconds": None}

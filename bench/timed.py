@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.clock import clock
 from fast_ft.generate.engine.kv_cache import pages_for
 from fast_ft.generate.engine.prefill import Row
 from fast_ft.generate.engine.scheduler import BURST, Pool
 from fast_ft.hub.families import GIB, ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class TimedPool(Pool):
@@ -92,8 +96,8 @@ def step_bytes(shape: ModelShape) -> int:
     return round(shape.weights_gib(load_in_4bit=True) * GIB) - shape.vocab_size * shape.hidden_size * 2
 
 
-def plain_generate(model: Any, ids: Sequence[Sequence[int]], limit: int, **values: Any) -> Any:
-    """transformers' generate on a left-padded batch, sampling, without an end: the yardstick."""
+def plain_generate(model: PreTrainedModel, ids: Sequence[Sequence[int]], limit: int, **values: Any) -> Tensor:
+    """Answer a left-padded batch with transformers' generate, sampling, without an end: the yardstick."""
     import torch
     import transformers
 
