@@ -4,16 +4,16 @@ Parts, for --only:
 
     fast_ft, unsloth-notebook, unsloth-notebook-as-is, unsloth-budget, unsloth-budget-kept, trl-peft
                  training the recipe's rows this way, in a process of its own
-    train        fast_ft and what it is held against: unsloth-notebook, unsloth-budget, trl-peft
-    plan-checks  five short runs: is the planner right about memory and time?
+    train        fast_ft and the ways that it is compared with: unsloth-notebook, unsloth-budget, trl-peft
+    plan-checks  five short runs, which compare planned memory and time with what is measured
     budget       minutes of the homework's three recipes on a T4, beside what the homework allows
     recipe       the whole recipe from command to pred.json, through each backend
 
 Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep,
 bench.pocket, bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
 
-By default train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. What a result holds already,
-measured on the same rows with the same arguments, is not measured again.
+The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
+holds already, measured on the same rows with the same arguments, is not measured again.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def measure_recipe(options: argparse.Namespace, recipe: str, name: str) -> None:
 def adopt(path: Path) -> None:
     """Put the figures of a result in bench/results/ into figures.json."""
     if path.parent.resolve() != figures.RESULTS.resolve():
-        raise InputError(f"{path}: put it into {figures.RESULTS} first, for figures.json points at it by name")
+        raise InputError(f"{path}: put it into {figures.RESULTS} first: figures.json points at it by name")
     result = json.loads(path.read_text(encoding="utf-8"))
     values = figures_of(result)
     if not values:

@@ -1,8 +1,8 @@
 """The homework's minutes: what each of its recipes takes on a T4, beside what the homework allows.
 
-On a T4 the minutes are those of the recipes' runs (`--only recipe`). Elsewhere they are projected: the planner's model
-of time, its one free number set so that a published T4 run comes out, and tried on another published run. Where that
-one is missed by over 20 %, no verdict is given.
+On a T4 the minutes are those of the recipes' runs (`--only recipe`). Elsewhere they are projected with the planner's
+model of time. Its one free number is set so that it predicts a published T4 run, and another published run tests it.
+Where that run is missed by over 20 %, no verdict is given.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ HELD_OUT = Published(
 
 
 def calibrate() -> dict[str, Any]:
-    """Return the T4's rate by which the fitted run comes out, and by how much the held-out one is missed then."""
+    """Return the T4's rate that predicts the fitted run, and the error that this rate makes on the held-out run."""
     bandwidth = cards.card("t4").gb_per_s
     low, high = 1.0, 65.0
     for _ in range(60):
@@ -162,7 +162,7 @@ def attempts(done: dict[str, Any]) -> list[int]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Return the table of minutes, with how they came about."""
+    """Return the table of minutes in Markdown, and where they come from."""
     held, rate = found["calibration"]["held_out"], found["calibration"]["tflops"]
     quick = cards.card("t4").tflops[1]
     lines = [

@@ -1,4 +1,4 @@
-"""Which ways may be compared, and what comes out: all from a result's raw samples, so that a test can do it again."""
+"""Which ways may be compared, and their figures: all from a result's raw samples, so that a test can do it again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.machine import card_slug
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan.cost_model import train_flops
 
-WARM_UP, MEASURED = 6, 12  #: steps that are left out, and the fewest that must follow
+WARM_UP, MEASURED = 6, 12  #: steps that are left out, and the fewest steps that must follow
 COSINE, LOSS_DROP = 0.99, 0.05
 _ENDS = 4  #: steps at either end whose mean losses make the drop
 
@@ -50,7 +50,7 @@ def ratio(settings: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]
 
 
 def disagreements(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Say where two ways did not do the same work: trained tokens, first gradients, what the loss lost."""
+    """Say where two ways did not do the same work: trained tokens, first gradients, the loss's fall."""
     if any(each.get("out_of_memory") for each in (a, b)):
         return ["out of memory"]
     found = [
@@ -116,7 +116,7 @@ def ceiling(settings: dict[str, Any], part: dict[str, Any]) -> dict[str, float] 
 
 
 def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    """Return {figure's name: (value, unit)} of all that a result holds; ratios that were refused have no figure."""
+    """Return {figure's name: (value, unit)} of everything in a result; a refused ratio makes no figure."""
     settings, found = result["settings"], {}
     card = card_slug(settings["card"])
     for name, parts in result["setups"].items():
@@ -159,7 +159,7 @@ def _whole_run(settings: dict[str, Any], parts: dict[str, Any], prefix: str) -> 
 
 
 def budget_way(settings: dict[str, Any], parts: dict[str, Any]) -> str:
-    """Return the faster of the ways with Unsloth's token budget: that is the one to be compared with."""
+    """Return the faster of the ways with Unsloth's token budget, since a peer is compared at its best."""
     speeds = {
         way: (tokens_per_s(settings, part) or {"median": 0.0})["median"]
         for way, part in parts.items()

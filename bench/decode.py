@@ -10,8 +10,8 @@ With --results FILE the raw samples are kept there; `python -m bench --adopt FIL
              its end, in steps that stay as wide and in steps that shrink with what is left
     unsloth  Unsloth one by one on every tenth prompt, in a process of its own
 
-The adapter is r = 16 on all linear layers with random B unless --adapter names one. No answer ends at EOS: all ways
-do the same work. Memory is capped at --cap GiB, the CUDA context included. With --sms the measurements run on so many
+The adapter is r = 16 on all linear layers with random B unless --adapter names one. No answer ends at EOS, so that all
+ways do the same work. Memory is capped at --cap GiB, the CUDA context included. With --sms N the measurements run on N
 of the card's SMs, without flash and cuDNN attention: a T4-class emulation, not a T4.
 """
 
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--adapter", type=Path, help="an adapter's folder; default: a random one")
     parser.add_argument("--only", default="steps,check,fixed,plain,mixed", help="of: " + ",".join(MEASURES))
     parser.add_argument("--limit", type=int, default=128, help="new tokens a prompt")
-    parser.add_argument("--take", type=int, default=150, help="the first so many prompts")
+    parser.add_argument("--take", type=int, default=150, help="use this number of prompts, the first of the file")
     parser.add_argument("--cap", type=float, default=14.7, help="GiB, the CUDA context included; 0: no cap")
     parser.add_argument("--slots", default="auto", help="pool sizes for fixed and steps, as 75,150; auto: the plan's")
     parser.add_argument("--cells", type=int, help="tokens in the cache; default: the plan's for these slots")
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--workspace", default="96", help="MiB for dequantised weights: 0 is 16-bit weights throughout")
     parser.add_argument("--batches", default="32,48,64", help="batch sizes for plain")
     parser.add_argument("--lengths", type=Path, help="a file of rows whose responses give the lengths for mixed")
-    parser.add_argument("--sms", type=int, help="use so many of the card's SMs; 8 of an H200's are a T4's class")
+    parser.add_argument("--sms", type=int, help="use this number of the card's SMs; 8 of an H200's are a T4's class")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--repeat", type=int, default=3, help="runs of fixed, each with a pool of its own")
     parser.add_argument("--results", type=Path, help="a JSON for the raw samples")
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 class Record:
-    """All that was measured, in a file that is whole after each measurement."""
+    """Everything that was measured, in a file that is rewritten whole after each measurement."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.path: Path | None = options.results

@@ -1,4 +1,4 @@
-"""What a result of bench.decode says: each figure from its raw samples, so that a test can do it again."""
+"""The figures of a result of bench.decode, each computed from its raw samples, so that a test can do it again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 from bench.machine import slug_of
 
 BYTES_PER_SECOND = {"h200": 4.28e12}  #: memory's speed, measured before results held the card's own
-HOLDS = 1.15  #: a graph replayed under an SM limit may reach so much of what launched work reaches there
-PART = 2.0  #: and that, so many times the limit's part of what the whole card reaches; fewer SMs run at a higher clock
+HOLDS = 1.15  #: a graph replayed under an SM limit may reach this multiple of the launched work's rate there
+PART = 2.0  #: and launched work this multiple of the SMs' share of the card's rate: fewer SMs run at a higher clock
 
 
 def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    """Return {figure: (value, unit)}. Ratios only of what was measured in one call; an emulation's have its name."""
+    """Return {figure: (value, unit)}.
+
+    A ratio is of measurements of one call only. An emulation's figures carry its name.
+    """
     done: dict[str, list[dict[str, Any]]] = {}
     for each in result["measurements"]:
         if "failed" not in each and not each.get("out_of_memory"):
@@ -60,13 +63,16 @@ def memory_speed(result: dict[str, Any]) -> float | None:
 
 
 def floor_share(each: dict[str, Any], speed: float) -> float:
-    """Return what part of the steps' time it takes to read weights once a step and live keys and values once."""
+    """Return the share of the steps' time that reading the weights and the live keys and values once a step takes.
+
+    speed: bytes a second of the card's memory.
+    """
     moved = each["steps"] * each["weight_bytes"] + each["cells_read"] * each["bytes_a_cell"]
     return float(moved / speed / each["burst_seconds"])
 
 
 def limit_holds(done: dict[str, list[dict[str, Any]]]) -> bool:
-    """Whether work on the limited stream kept to its SMs, and a graph replayed there, too."""
+    """Return whether launched work and a replayed graph both kept to the SMs of the limited stream."""
     limits = done.get("sm_limit", [])
     return bool(limits) and all(
         each["launched_tflops"] <= PART * each["whole_card_tflops"] * each["sms_got"] / each["sms_of_card"]
@@ -85,7 +91,7 @@ def _emulated(
 
 
 def _rate(runs: list[dict[str, Any]]) -> float | None:
-    """The median run's tokens/s."""
+    """Return the median run's tokens/s."""
     return statistics.median(each["tokens"] / each["seconds"] for each in runs) if runs else None
 
 

@@ -52,7 +52,7 @@ class Limits:
     def stream(self) -> Iterator[None]:
         """Work on the limited stream, if there is one; models are loaded outside of it, on all of the card.
 
-        What was begun on either is waited for: the two do not wait for one another.
+        Entering and leaving waits for the work on either stream: the streams do not wait for one another.
         """
         if self._kept is None:
             yield

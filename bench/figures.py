@@ -63,13 +63,13 @@ def table(figures: dict[str, dict[str, Any]] | None = None, sent: Sent | None = 
 
 
 def _short(commits: str | None) -> str:
-    """The commits of a result, as short as Git shows them; its parts may have been measured at several."""
+    """Return the commits of a result, as short as Git shows them; its parts may have been measured at several."""
     names = [re.sub(r"^([0-9a-f]{7})[0-9a-f]*", r"\1", each) for each in str(commits).split("; ")]
     return ", ".join("not recorded" if each == "None" else each for each in names)
 
 
 def received(folder: Path = RESULTS / "received") -> Sent:
-    """Return (card, {figure without its card: value}) of each file that somebody sent (`--submit-file`)."""
+    """Return (card, {figure's name without its card: value}) of each file that somebody sent (`--submit-file`)."""
     found = []
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def received(folder: Path = RESULTS / "received") -> Sent:
 
 
 def _plain(name: str) -> str:
-    """train.h200.vs_notebook -> train.vs_notebook; an emulation's figures stay what they are: no card's."""
+    """Return train.vs_notebook of train.h200.vs_notebook; an emulation's names name no card, and stay."""
     kind, *rest = name.split(".")
     emulated = rest and rest[0].startswith("t4class")
     return f"{kind}.{rest[-1]}" if kind == "train" and not emulated else name

@@ -1,4 +1,4 @@
-"""Where, when and by which program something was measured. Every raw result says it, and figures take it from there."""
+"""Where, when and by which program a measurement was made. Every raw result says so; figures copy it from there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stamp(command: str) -> dict[str, Any]:
 def commit() -> str | None:
     """Return the program's commit, with "+changes" where files differ from it; None where there is no repository.
 
-    BENCH_COMMIT says it for a copy of the files without their repository.
+    The environment variable BENCH_COMMIT names it for a copy of the files without their repository.
     """
     if given := os.environ.get("BENCH_COMMIT"):
         return given
@@ -50,7 +50,7 @@ def _git(*words: str) -> str | None:
 
 
 def card_of(result: dict[str, Any]) -> str:
-    """Return the name of the card that a result was measured on, as its driver says it; without one "CPU, 2 cores"."""
+    """Return the name of a result's card, as its driver says it; without a card "CPU, 2 cores"."""
     if gpu := result["environment"]["gpu"]:
         return str(gpu["name"])
     cores = result.get("cores")
@@ -63,7 +63,10 @@ def slug_of(result: dict[str, Any]) -> str:
 
 
 def card_slug(card: str) -> str:
-    """NVIDIA H200 -> h200, NVIDIA H100 80GB HBM3 -> h100, Tesla T4 -> t4; a part of a card (MIG) keeps its profile."""
+    """Return h200 for NVIDIA H200, h100 for NVIDIA H100 80GB HBM3, t4 for Tesla T4.
+
+    A part of a card (MIG) keeps its profile.
+    """
     whole, mig, profile = card.lower().partition(" mig ")
     words = [word for word in re.split(r"[\s-]+", whole) if word not in _VENDOR and not _FORM.fullmatch(word)]
     return "-".join([*words, *(["mig", profile.replace(".", "-")] if mig else [])])

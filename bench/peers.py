@@ -63,7 +63,9 @@ PEERS = {
 def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; see bench.way for what it holds. Returns settings worth keeping beside the samples."""
     peer = PEERS[job["way"]]
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a CPU kernel that it would fetch from the hub
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns of a CPU kernel that it would fetch from the hub
     if peer.token_budget:
         os.environ["UNSLOTH_TOKEN_BUDGET"] = str(peer.token_budget)
     load = _unsloth if peer.unsloth else _plain
@@ -144,7 +146,7 @@ _Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase", str]  #: and the d
 
 
 def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> _Loaded:
-    import unsloth  # first, for it patches the others
+    import unsloth  # first, because it patches the others
 
     watch.stamp("imported")
     limits.begin()

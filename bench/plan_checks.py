@@ -1,7 +1,8 @@
-"""Plans against what they planned: five runs, none of which any constant of the planner was fitted on.
+"""Plans against measurements: five runs, on none of which a constant of the planner was fitted.
 
-Each runs through fast_ft itself, its model loaded anew. All are in one process, for importing the libraries takes as
-long as any of them; between two the allocator's cache is emptied and its peak reset, and what stays is looked at.
+Each run goes through fast_ft itself, with its model loaded anew. All run in one process, since importing the libraries
+takes as long as any of them. Between two runs the allocator's cache is emptied and its peak reset, and the memory that
+is still allocated is recorded.
 `python -m bench.plan_checks JOB.json`.
 """
 
@@ -25,7 +26,7 @@ from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
 
 STEPS, WARM_UP = 8, 2
-_MOST_LEFT_GIB = 0.1  #: of the run before, when the next one begins
+_MOST_LEFT_GIB = 0.1  #: the most that may be left of the run before when the next one begins
 _LONG_ROWS, _CAPPED = "r = 8, rows of 2,048 tokens", "a cap of 10 GiB"
 #: What each run changes in the bench's recipe.
 CASES: dict[str, list[str]] = {
@@ -90,7 +91,7 @@ def run(job: dict[str, Any], overrides: list[str], work: Path, cap_gib: float) -
 
 
 def _emptied() -> float:
-    """Give back what the run before held; return the GiB that are left of it, which would count as the next one's."""
+    """Free the memory of the run before; return the GiB still allocated, which would count as the next run's."""
     gc.collect()
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():  # the first run; fast_ft sets the allocator's options first

@@ -1,7 +1,7 @@
 """python -m bench.pocket: what the quickstart's choices are worth, each against its absence, over three seeds.
 
 Every variant takes the recipe's number of optimizer steps. The quickstart itself runs once more with its own seed, for
-the base model's score and the fresh prompts', which no choice was made by.
+the base model's score and for the score on the fresh prompts, which no choice was made by.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A model of a given shape with random NF4 weights and a random LoRA, made in place: no checkpoint is read.
 
-Speed and memory do not depend on what the weights are. Laid out as a loaded model's: transformers, bitsandbytes, PEFT.
+Speed and memory do not depend on the weights' values. The layout is that of a loaded model of transformers,
+bitsandbytes and PEFT.
 """
 
 from __future__ import annotations

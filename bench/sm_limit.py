@@ -1,7 +1,7 @@
 """A T4-class processor out of a larger one: all work on a stream that may use N of the GPU's SMs (a green context).
 
-A graph replays on the SMs of the stream that it was captured on, or so it should: `replayed_tflops` shows
-whether the limit holds. Load the model first; the stream does not wait for the default one.
+A graph should replay on the SMs of the stream that it was captured on. `replayed_tflops` shows whether the limit
+holds. Load the model first; the stream does not wait for the default one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One JSON with what a card did and nothing about whose it is, for somebody with a T4 to send back.
+"""One JSON with what a card did, and nothing about its owner: somebody with a T4 can send it back.
 
 It holds figures, raw step samples, the card's name, package versions and the bench's settings. No host, user, path, row
 or token is in it. Received files go to bench/results/received/.

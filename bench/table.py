@@ -1,4 +1,4 @@
-"""A result as Markdown and as a picture. Both say what was refused, and what is emulated."""
+"""A result as Markdown and as a picture. Both name refused comparisons and emulated set-ups."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any
 from bench import emulation, machine, ours, plan_checks
 from bench.clock import say
 from bench.peers import PEERS
-from fast_ft.common import gpu
+from fast_ft.common import gpu as environment
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
@@ -188,7 +188,7 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise InputError("train.neftune_noise_alpha: noise differs by library. Set it to null for the bench.")
     shape = ModelShape.from_config(config)
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-    card = gpu.gpu()
+    gpu = environment.gpu()
     settings = {
         "base": Path(recipe.model.name_or_path).name,
         "prequantised": config.get("quantization_config") is not None,
@@ -196,7 +196,7 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "config": {
             name: value for name, value in config.items() if isinstance(value, int | str) and not name.startswith("_")
         },
-        "dtype": recipe.model.dtype if recipe.model.dtype != "auto" else "float16" if card else "float32",
+        "dtype": recipe.model.dtype if recipe.model.dtype != "auto" else "float16" if gpu else "float32",
         "rows": len(rows),
         "rows_digest": digest,
         "effective_batch_size": size,
@@ -210,7 +210,7 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         },
         "seed": recipe.seed,
         "order": "file order, the same in every epoch",
-        "card": card["name"] if card else "CPU",
+        "card": gpu["name"] if gpu else "CPU",
     }
     return settings, rows
 
@@ -235,7 +235,7 @@ def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]
 
 def part_key(settings: dict[str, Any], way: str, where: Setup) -> str:
     """The digest of what a part depends on: kept while it is the same."""
-    program = gpu.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
+    program = environment.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
     text = json.dumps([settings, way, vars(where), program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -5,17 +5,37 @@ Importing this module imports transformers, so it is imported after Unsloth, whi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bench.watch import Watch
+
+class Observer(Protocol):
+    """What is told of a trainer's steps: bench.watch.Watch."""
+
+    steps: list[dict[str, Any]]
+
+    def train_began(self) -> None:
+        """Training begins."""
+
+    def step_began(self) -> None:
+        """An optimizer step begins."""
+
+    def gradients_are_there(self, model: nn.Module) -> None:
+        """The gradients of a step are complete, and the optimizer has not yet used them."""
+
+    def step_ended(self, *, skipped: bool) -> None:
+        """An optimizer step has ended."""
+
+    def logged(self, loss: float, grad_norm: float) -> None:
+        """The trainer logged the last step's loss, in nats a token, and gradient norm."""
 
 
 class WatchCallback(TrainerCallback):
     """Tell `watch` of each event, and stop the trainer after `stop_after` steps; its schedule stays as it is."""
 
-    def __init__(self, watch: Watch, trainer: Trainer, stop_after: int) -> None:
+    def __init__(self, watch: Observer, trainer: Trainer, stop_after: int) -> None:
         self.watch, self.trainer, self.stop_after = watch, trainer, stop_after
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:

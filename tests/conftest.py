@@ -25,12 +25,20 @@ from tests.helpers.parts import COLOURS, THINGS, RecipeFactory, save_random_llam
 
 cheap.wait_for_no_disk()
 
-#: Files that take longest, so that no worker is left with one of them at the end.
+#: Files that take longest, the longest first, so that no worker is left with one of them at the end.
 LONG = (
-    "test_sweep", "test_disk", "test_bench", "test_notebook", "test_kill", "test_judge_served", "test_judge",
-    "test_report_browser", "test_sweep_workers", "test_train", "test_answers", "test_engine", "test_run",
-    "test_several_processes",
+    "test_sweep", "test_several_processes", "test_minutes", "test_cli", "test_out_of_memory", "test_resume",
+    "test_walk", "test_backup", "test_train", "test_disk", "test_kill", "test_sweep_workers", "test_report_browser",
+    "test_run", "test_answers", "test_engine", "test_bench", "test_judge_served", "test_judge", "test_notebook",
+    "test_reproduce", "test_submit", "test_doctor", "test_hub", "test_decode_grid", "test_secrets", "test_hostile",
+    "test_encoding",
 )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of LONG under xdist too, which by itself starts with the files of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

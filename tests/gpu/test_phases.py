@@ -23,6 +23,7 @@ MIB = 2**20
 # A process of its own: whatever other tests hold is not counted.
 RUN = """
 import json, sys
+from unittest import mock
 import torch, transformers
 from fast_ft.pipeline import generate_phase
 from fast_ft.recipe.loader import validated
@@ -34,8 +35,8 @@ def loads(*given, **named):
     before.append(torch.cuda.memory_allocated())
     return model
 transformers.AutoModelForCausalLM.from_pretrained = loads
-generate_phase._compile_ahead = lambda *_: None  # a thread that takes memory meanwhile
-folder = run(validated(json.loads(sys.argv[1]), {}, "test"), "test.yaml")
+with mock.patch.object(generate_phase, "_compile_ahead", lambda *_: None):  # a thread that takes memory meanwhile
+    folder = run(validated(json.loads(sys.argv[1]), {}, "test"), "test.yaml")
 torch._C._cuda_clearCublasWorkspaces()  # what is left besides is ours
 print(json.dumps({"allocated": before, "end": torch.cuda.memory_allocated()}))
 """
