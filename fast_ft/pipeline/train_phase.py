@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from fast_ft.pipeline import sanity_checks
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
 from fast_ft.pipeline.phases import check_model, keep_plan, settle_plan
+from fast_ft.pipeline.train_recorder import Recorder
 from fast_ft.plan import plans
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report.plots import loss_picture
@@ -30,7 +29,7 @@ from fast_ft.run import epoch_loss
 from fast_ft.run.artifacts import read_log
 from fast_ft.run.folder import RunDir
 from fast_ft.train import checkpoints
-from fast_ft.train.task import TrainCallbacks, TrainTask
+from fast_ft.train.task import TrainTask
 
 if TYPE_CHECKING:  # these load torch, and are imported in functions
     from fast_ft.train.session import TrainSession
@@ -166,57 +165,6 @@ def _fit(setup: SetUp, clock: Clock, started: float) -> tuple[TrainSession, Line
             session.run()
     process_group.here().leave()
     return session, lines
-
-
-class Recorder:
-    """Writes what a training session tells into the run folder, and shows it on the bar."""
-
-    def __init__(self, folder: RunDir, log: atomic_files.Lines, lines: Lines, bar: Bar) -> None:
-        self.folder, self.log, self.lines, self.bar = folder, log, lines, bar
-
-    def callbacks(self) -> TrainCallbacks:
-        """Return what to give to the session."""
-        return TrainCallbacks(
-            on_step=self.add_step,
-            on_checkpoint=self.save_checkpoint,
-            on_plan=partial(keep_plan, self.folder),
-            on_rewind=self.rewind,
-            find_checkpoint=self.find_checkpoint,
-        )
-
-    def add_step(self, line: dict[str, Any]) -> None:
-        """Add a step's line to the log."""
-        self.log.add(line)
-        self.lines.append(line)
-        speed = line["tokens"] / max(line["seconds"], 1e-9)
-        memory = f"  {line['gib']:.1f} GiB" if line["gib"] else ""
-        self.bar.advance(1, f"{line['stage']}  loss {line['loss']:.3f}  {speed:,.0f} tokens/s{memory}")
-
-    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> str | None:
-        """Let `write` fill the checkpoint of this step. Return what to note where there is no memory for it."""
-        self.log.sync()  # a checkpoint's steps are in the log, whatever happens to the machine
-        try:
-            checkpoints.save(self.folder.checkpoints, step, write)
-        except Exception as error:
-            if not out_of_memory.is_short(error):
-                raise
-            text = f"no checkpoint after step {step}: out of memory, in the smallest pieces too"
-            note(f"warning: {text}. Training goes on; the next checkpoint holds these steps")
-            return text
-        self.folder.on_saved()
-        return None
-
-    def find_checkpoint(self, before: int) -> Path | None:
-        """Return the newest whole checkpoint of a step below `before`, or None."""
-        return checkpoints.newest(self.folder.checkpoints, before=before)
-
-    def rewind(self, step: int) -> None:
-        """Move the lines of the steps after this one from the log to diverged.jsonl."""
-        with atomic_files.Lines(self.folder.diverged) as aside:
-            for line in self.log.keep(step):
-                aside.add(line)
-        self.bar.advance(step - len(self.lines))
-        del self.lines[step:]
 
 
 def _suspicious(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:

@@ -1,14 +1,13 @@
-"""Where several processes train one task: they start from one state, agree on when to stop, and are compared.
+"""Where several processes train one task: they start from one state, and their weights are compared.
 
-Each function is called by all processes at the same point. Each process's weights stay equal to the others', since
-gradients are added up before they are used.
+Each function is called by all processes at the same point. The processes' weights stay equal, since gradients are added
+up before they are used.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,20 +15,6 @@ from torch import Tensor
 
 from fast_ft.common.process_group import Ranks
 from fast_ft.train import state
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What all processes do next.
-
-    They stop where one was asked to (`interrupted`) or a budget is used up (`time_is_up`). The learning rate goes down
-    from `anneal_from` to `stop_at`; see state.TrainState.
-    """
-
-    interrupted: bool = False
-    time_is_up: bool = False
-    anneal_from: int = 0
-    stop_at: int | None = None
 
 
 def share_state(ranks: Ranks, save: Callable[[Path], None], resume: Callable[[Path], None]) -> None:
@@ -46,12 +31,6 @@ def share_state(ranks: Ranks, save: Callable[[Path], None], resume: Callable[[Pa
                 (root / name).write_bytes(data)
         if not ranks.first:
             resume(root)
-
-
-def agree(ranks: Ranks, here: Agreement) -> Agreement:
-    """Return what all processes do, from what each would do by its own clock and signals."""
-    said = ranks.most([here.interrupted, here.time_is_up, here.anneal_from, here.stop_at or 0])
-    return Agreement(bool(said[0]), bool(said[1]), said[2], said[3] or None)
 
 
 def have_equal_weights(ranks: Ranks, weights: Tensor) -> bool:

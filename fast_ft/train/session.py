@@ -8,7 +8,6 @@ and the same noise as one that was never stopped.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from fast_ft.train import replicas, state
 from fast_ft.train.divergence import BadStepWatch, Rewind
 from fast_ft.train.optimizer import FlatWeights, make_optimizer
 from fast_ft.train.step_runner import StepRunner
+from fast_ft.train.stopping import Stopping
 from fast_ft.train.task import StepFacts, TrainCallbacks, TrainTask
-
-_ONE_REQUEST = 3.0  #: seconds: a terminal's Ctrl-C comes from the terminal, and once more from the launcher
 
 
 class TrainSession:
@@ -51,7 +49,7 @@ class TrainSession:
     ) -> None:
         self.loaded, self.task, self.work_folder, self.ranks = loaded, task, work_folder, ranks
         self.callbacks = callbacks or TrainCallbacks()
-        self.pace = pace  #: of budget.train_minutes
+        self.stopping = Stopping(ranks, pace)
         self.state = state.TrainState()
         self.flat = FlatWeights(loaded.model)
         self.steps = StepRunner(loaded, self.flat, task, plan, ranks, self.callbacks.on_plan)
@@ -60,10 +58,7 @@ class TrainSession:
         self.peak_gib = 0.0  #: of GPU memory reserved, over all stages
         self.gave_up = False  #: bad numbers came twice; the last good state is the end
         self._watch = BadStepWatch(task.section.max_bad_steps)
-        self._agreement = replicas.Agreement()
-        self._asked = 0.0  # when this process was asked to stop
         self._is_rehearsed = False
-        self._is_forecast = False  # that the budget will not do was said
         self._first_weights: Tensor | None = None  # the adapter before the first step
 
     @property
@@ -80,7 +75,7 @@ class TrainSession:
     @property
     def out_of_time(self) -> bool:
         """Whether budget.train_minutes ended the training before its last step."""
-        return self._agreement.time_is_up and not self.finished and self.state.global_step > 0
+        return self.stopping.time_is_up and not self.finished and self.state.global_step > 0
 
     def free(self) -> None:
         """Give back the model and all that was made over it. What is known of the steps stays."""
@@ -95,13 +90,14 @@ class TrainSession:
     def resume(self, folder: Path) -> None:
         """Go on from a saved state, in place of from the beginning.
 
-        Where `pace` allows more minutes than before, a learning rate that went down early does so no more.
+        Where the budget allows more minutes than before, a learning rate that went down early does so no more.
 
         Raises:
             InputError: The state cannot be read, or is of another adapter.
         """
         self.state = state.read(folder)
-        if longer(self.pace.minutes if self.pace is not None else None, self.state.minutes):
+        pace = self.stopping.pace
+        if longer(pace.minutes if pace is not None else None, self.state.minutes):
             self.state.anneal_from, self.state.stop_at = 0, None
         state.load(folder, self.loaded.model, self.optimizer)
         self.state.fit_to([len(job.batches) for job in self.task.jobs])
@@ -120,11 +116,11 @@ class TrainSession:
         if self.state.global_step == 0:
             self._first_weights = self.flat.parameter.detach().cpu().clone()
         try:
-            with signals.calling(self._stop):
+            with signals.calling(self.stopping.ask):
                 while self._goes_on():
                     job = self.task.jobs[self.state.stage]
                     self._run_stage()
-                    if self._watch.diverged and not self._agreement.interrupted:
+                    if self._watch.diverged and not self.stopping.interrupted:
                         self._go_back(self._watch.rewind())
                         if self.gave_up:
                             break
@@ -142,8 +138,8 @@ class TrainSession:
         if self.loaded.device == "cuda" and not self._is_rehearsed:
             self._is_rehearsed = True
             self.steps.rehearse(self.state)
-        if self.pace is not None:
-            self.pace.start()
+        if self.stopping.pace is not None:
+            self.stopping.pace.start()
 
     def train_step(self, rows: Sequence[EncodedRow], loss_scale: Tensor | None) -> StepFacts:
         """Add the gradients of an effective batch to `flat`; `loss_scale` (0-d) is fp16's, or None."""
@@ -155,10 +151,10 @@ class TrainSession:
         at.step, at.global_step = at.step + 1, at.global_step + 1
         self.callbacks.on_step(entry)
         self._watch.see(entry, is_last=at.global_step == self.task.total)
-        if self.pace is not None:
-            self._keep_pace(self.pace)
-        self._agree()
-        return self._agreement.interrupted or self._watch.diverged or self.out_of_time
+        if warning := self.stopping.count_time(at):
+            self.notes.append(warning)
+        self.stopping.agree(at)
+        return self.stopping.interrupted or self._watch.diverged or self.out_of_time
 
     def checkpoint_if_due(self, scaler: dict[str, Any] | None) -> None:
         """Save the state every `save_steps` steps, and where the learning rate begins to go down early.
@@ -232,38 +228,11 @@ class TrainSession:
         )
 
     def _goes_on(self) -> bool:
-        self._agree()
-        if self._agreement.interrupted:
+        self.stopping.agree(self.state)
+        if self.stopping.interrupted:
             raise KeyboardInterrupt
         return not self.finished and self.left != 0 and not self.out_of_time
-
-    def _agree(self) -> None:
-        """Agree with the other processes on whether training stops, and on where the learning rate goes down."""
-        at, pace = self.state, self.pace
-        is_up = pace is not None and (pace.left() <= 0 or (at.stop_at is not None and at.global_step >= at.stop_at))
-        here = replicas.Agreement(self._asked > 0, is_up, at.anneal_from, at.stop_at)
-        self._agreement = replicas.agree(self.ranks, here)
-        at.anneal_from, at.stop_at = self._agreement.anneal_from, self._agreement.stop_at
-
-    def _keep_pace(self, pace: TrainPace) -> None:
-        at = self.state
-        pace.step(at.global_step)
-        at.seconds, at.minutes = pace.elapsed(), pace.minutes
-        if not self._is_forecast and (said := pace.forecast(at.global_step)):
-            self._is_forecast = True
-            self._warn(said)
-        if at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
-            at.anneal_from, at.stop_at = at.global_step, at.global_step + over
-            note(f"time is running out: the learning rate goes down over the {over} steps that still fit")
 
     def _warn(self, text: str) -> None:
         self.notes.append(text)
         note(f"warning: {text}")
-
-    def _stop(self) -> None:
-        """End the run after the step in hand, its state saved; asked a second time, at once."""
-        now = time.monotonic()
-        if self._asked and (self.ranks.size == 1 or now - self._asked > _ONE_REQUEST):
-            raise KeyboardInterrupt
-        self._asked = self._asked or now
-        note("stopping after this step; its state is saved. Once more stops at once.")

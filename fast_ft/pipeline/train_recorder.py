@@ -1,0 +1,66 @@
+"""What a training session tells, written into the run folder: the log, checkpoints, the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fast_ft.common import atomic_files, out_of_memory
+from fast_ft.common.console import Bar, note
+from fast_ft.pipeline.phases import keep_plan
+from fast_ft.run.folder import RunDir
+from fast_ft.train import checkpoints
+from fast_ft.train.task import TrainCallbacks
+
+
+class Recorder:
+    """Writes what a training session tells into the run folder, and shows it on the bar."""
+
+    def __init__(self, folder: RunDir, log: atomic_files.Lines, lines: list[dict[str, Any]], bar: Bar) -> None:
+        self.folder, self.log, self.lines, self.bar = folder, log, lines, bar
+
+    def callbacks(self) -> TrainCallbacks:
+        """Return what to give to the session."""
+        return TrainCallbacks(
+            on_step=self.add_step,
+            on_checkpoint=self.save_checkpoint,
+            on_plan=partial(keep_plan, self.folder),
+            on_rewind=self.rewind,
+            find_checkpoint=self.find_checkpoint,
+        )
+
+    def add_step(self, line: dict[str, Any]) -> None:
+        """Add a step's line to the log."""
+        self.log.add(line)
+        self.lines.append(line)
+        speed = line["tokens"] / max(line["seconds"], 1e-9)
+        memory = f"  {line['gib']:.1f} GiB" if line["gib"] else ""
+        self.bar.advance(1, f"{line['stage']}  loss {line['loss']:.3f}  {speed:,.0f} tokens/s{memory}")
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> str | None:
+        """Let `write` fill the checkpoint of this step. Return what to note where there is no memory for it."""
+        self.log.sync()  # a checkpoint's steps are in the log, whatever happens to the machine
+        try:
+            checkpoints.save(self.folder.checkpoints, step, write)
+        except Exception as error:
+            if not out_of_memory.is_short(error):
+                raise
+            text = f"no checkpoint after step {step}: out of memory, in the smallest pieces too"
+            note(f"warning: {text}. Training goes on; the next checkpoint holds these steps")
+            return text
+        self.folder.on_saved()
+        return None
+
+    def find_checkpoint(self, before: int) -> Path | None:
+        """Return the newest whole checkpoint of a step below `before`, or None."""
+        return checkpoints.newest(self.folder.checkpoints, before=before)
+
+    def rewind(self, step: int) -> None:
+        """Move the lines of the steps after this one from the log to diverged.jsonl."""
+        with atomic_files.Lines(self.folder.diverged) as aside:
+            for line in self.log.keep(step):
+                aside.add(line)
+        self.bar.advance(step - len(self.lines))
+        del self.lines[step:]

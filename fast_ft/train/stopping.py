@@ -1,0 +1,65 @@
+"""When training stops before its last step: a signal asks for it, or a budget of minutes is used up."""
+
+from __future__ import annotations
+
+import time
+
+from fast_ft.common.console import note
+from fast_ft.common.minutes import TrainPace
+from fast_ft.common.process_group import Ranks
+from fast_ft.train.state import TrainState
+
+_ONE_REQUEST = 3.0  #: seconds: a terminal's Ctrl-C comes from the terminal, and once more from the launcher
+
+
+class Stopping:
+    """Decides for all processes (`ranks`) whether training stops after the step in hand.
+
+    `pace` is that of budget.train_minutes, or None. Only process 0 has one.
+    """
+
+    def __init__(self, ranks: Ranks, pace: TrainPace | None) -> None:
+        self.ranks, self.pace = ranks, pace
+        self.interrupted = False  #: one of the processes was asked to stop
+        self.time_is_up = False  #: by the budget
+        self._asked = 0.0  # when this process was asked to stop
+        self._is_forecast = False  # that the budget will not do was said
+
+    def ask(self) -> None:
+        """End the run after the step in hand, its state saved; asked a second time, at once.
+
+        Raises:
+            KeyboardInterrupt: It was asked a second time.
+        """
+        now = time.monotonic()
+        if self._asked and (self.ranks.size == 1 or now - self._asked > _ONE_REQUEST):
+            raise KeyboardInterrupt
+        self._asked = self._asked or now
+        note("stopping after this step; its state is saved. Once more stops at once.")
+
+    def agree(self, at: TrainState) -> None:
+        """Agree with the other processes on whether training stops, and on where the learning rate goes down (`at`)."""
+        pace = self.pace
+        is_up = pace is not None and (pace.left() <= 0 or (at.stop_at is not None and at.global_step >= at.stop_at))
+        said = self.ranks.most([self._asked > 0, is_up, at.anneal_from, at.stop_at or 0])
+        self.interrupted, self.time_is_up = bool(said[0]), bool(said[1])
+        at.anneal_from, at.stop_at = said[2], said[3] or None
+
+    def count_time(self, at: TrainState) -> str | None:
+        """Count a finished step's time, and let the learning rate go down (`at`) where time is running out.
+
+        Where training will take longer than the budget it says so, once, and returns what it said.
+        """
+        pace = self.pace
+        if pace is None:
+            return None
+        pace.step(at.global_step)
+        at.seconds, at.minutes = pace.elapsed(), pace.minutes
+        warning = None if self._is_forecast else pace.forecast(at.global_step)
+        if warning:
+            self._is_forecast = True
+            note(f"warning: {warning}")
+        if at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
+            at.anneal_from, at.stop_at = at.global_step, at.global_step + over
+            note(f"time is running out: the learning rate goes down over the {over} steps that still fit")
+        return warning
