@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import atomic_files, gpu
+from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
@@ -19,6 +19,7 @@ from fast_ft.pipeline.run import run
 from fast_ft.recipe import key_owners
 from fast_ft.recipe.loader import resolved, validated
 from fast_ft.recipe.schema import Recipe
+from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir
 
 _SHOWN = 300  #: characters of each of two texts that differ
@@ -102,14 +103,14 @@ def _base(theirs: Bundle, own: Mapping[str, str]) -> dict[str, Any]:
 
 def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield (label, text) on what there is here and was there: versions, card, program, base model, data files."""
-    there, here = theirs.manifest["environment"], gpu.describe()
+    there, here = theirs.manifest["environment"], provenance.describe()
     pairs = {"Python": (there["python"], here["python"]), "system": (there["system"], here["system"])}
     pairs |= {name: (there["packages"].get(name), version) for name, version in here["packages"].items()}
     odd = [f"{name} {a or 'absent'} there, {b or 'absent'} here" for name, (a, b) in pairs.items() if a != b]
     yield "versions", "; ".join(odd) or "the same"
     cards = [(each or {}).get("name", "none") for each in (there["gpu"], here["gpu"])]
     yield "card", f"the same ({cards[0]})" if cards[0] == cards[1] else f"{cards[0]} there, {cards[1]} here"
-    ours = {path.relative_to(fingerprint.PACKAGE).as_posix(): path.read_bytes() for path in fingerprint.source_files()}
+    ours = {path.relative_to(provenance.PACKAGE).as_posix(): path.read_bytes() for path in provenance.source_files()}
     files = sorted(name for name in {*ours, *theirs.program} if ours.get(name) != theirs.program.get(name))
     yield "program", f"{len(files)} files differ, such as {files[0]}; this one is run" if files else "the same"
     if recorded := theirs.manifest["model"]:

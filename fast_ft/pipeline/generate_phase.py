@@ -21,7 +21,7 @@ from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import Base
 from fast_ft.pipeline import base_check, sanity_checks
-from fast_ft.pipeline.phases import model_config, settle_plan
+from fast_ft.pipeline.set_up import model_config, settle_plan
 from fast_ft.plan import plans
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe

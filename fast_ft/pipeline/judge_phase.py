@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -9,21 +10,45 @@ from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
-from fast_ft.common.errors import InputError
+from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.data import dataset
 from fast_ft.judge import client, reference_judge, statistics
 from fast_ft.judge.openai_judge import NOTES, OpenAIJudge
 from fast_ft.judge.reply_cache import FILE, Verdicts
-from fast_ft.judge.scoring import Group, Item, Judgment, judge_all, scores_of, summarise
+from fast_ft.judge.scoring import Group, Item, Judgment, judge_all, scores_of, summarise, too_many_missing
 from fast_ft.pipeline import resume
-from fast_ft.recipe.schema import Judge as Section
+from fast_ft.recipe import schema
+from fast_ft.recipe.loader import resolved
+from fast_ft.recipe.schema import Recipe
 from fast_ft.run import artifacts
 from fast_ft.run.folder import RunDir
 
 
+def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], **options: Any) -> None:
+    """Score pred.json, and the base model's answers where there are some, into scores.json; options: judge_run's.
+
+    Raises BudgetMissed where too many scores are missing; the phase is then not done, and the same command asks again.
+    """
+    started = time.monotonic()
+    scores = judge_run(folder, recipe.judge, groups(prompts), seed=recipe.seed, **options)
+    if scores is None:  # a dry run
+        return
+    if missed := too_many_missing(scores):
+        raise BudgetMissed(missed)
+    facts = {key: scores[key] for key in ("model", "rubric") if key in scores}
+    folder.finish(
+        "judge",
+        time.monotonic() - started,
+        {"judged_with": resolved(recipe)["judge"]},
+        kind=recipe.judge.kind,
+        mean=scores["mean"],
+        **facts,
+    )
+
+
 def judge_run(
     folder: RunDir,
-    section: Section,
+    section: schema.Judge,
     group: Group,
     *,
     seed: int,
@@ -93,7 +118,7 @@ def _of_another_judge(path: Path, scores: Mapping[str, Any]) -> bool:
     return there.get("against") not in (None, scores.get("against"))
 
 
-def check(section: Section, prompts: list[dataset.Prompt]) -> None:
+def check(section: schema.Judge, prompts: list[dataset.Prompt]) -> None:
     """Raise InputError for what would stop the judge after hours of training: no key, a prompt without reference."""
     if section.kind == "openai":
         client.require_key()
@@ -108,7 +133,7 @@ def groups(prompts: list[dataset.Prompt]) -> Group:
 
 def _ask(
     folder: RunDir,
-    section: Section,
+    section: schema.Judge,
     items: list[Item],
     against: RunDir | None,
     dry_run: bool,

@@ -12,6 +12,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+from fast_ft.common.text_safety import plain
 from fast_ft.data.dataset import Prompt
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.generate import answers as generate
@@ -25,7 +26,7 @@ PROMPTS = 10
 MOST_TOKENS = 256  #: new ones in an answer, so that a taste stays short
 
 
-def taste(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[str, Any]:
+def preview(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[str, Any]:
     """Train up to step `stop_after`, answer ten prompts, and return and write taste.json's content.
 
     {"folder", "steps", "of", "answers": [{"id", "prompt", "before", "after"}]}. A run that is further already is
@@ -80,10 +81,8 @@ def _entry(prompt: Prompt, before: dict[str, str], after: dict[str, str]) -> dic
     return {"id": prompt.id, "prompt": prompt.text, "before": before[prompt.id], "after": after[prompt.id]}
 
 
-def print_taste(content: dict[str, Any]) -> None:
+def print_preview(content: dict[str, Any]) -> None:
     """Print prompts with both answers, and how to go on."""
-    from fast_ft.cli.tables import plain
-
     for entry in content["answers"]:
         print(f"\n{plain(entry['prompt'])[:300]}")
         print(f"  before  {plain(entry['before'])[:300]}")

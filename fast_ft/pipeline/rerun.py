@@ -14,12 +14,11 @@ from fast_ft.common.signals import interruptible
 from fast_ft.data import dataset
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.judge import pricing, scoring
-from fast_ft.pipeline import judge_phase as judging
-from fast_ft.pipeline import resume
+from fast_ft.pipeline import judge_phase, resume
 from fast_ft.pipeline.generate_phase import answer_others, budget_missed, generate_phase
-from fast_ft.pipeline.phases import judge_phase, report_phase
 from fast_ft.recipe.loader import resolved, with_overrides
 from fast_ft.recipe.schema import Recipe
+from fast_ft.report import write
 from fast_ft.run import lock
 from fast_ft.run.folder import RunDir
 
@@ -50,7 +49,7 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
         _own_partial(folder, recipe, prepared)
         generate_phase(folder, recipe, prepared)
         renew_scores(folder, recipe, prepared)
-        report_phase(folder)
+        write.try_report(folder)
     if (folder.done("generate") or {}).get("cut_by_budget"):
         raise BudgetMissed(budget_missed(folder))
     return folder.pred
@@ -101,7 +100,7 @@ def renew_scores(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     beside = resume.set_scores_aside(folder)
     try:
         if recipe.judge.kind == "reference":
-            judge_phase(folder, recipe, prepared.prompts)
+            judge_phase.judge_phase(folder, recipe, prepared.prompts)
             note(f"the new answers were scored; the former scores are in {beside}")
             return
     except InputError as error:
@@ -140,9 +139,9 @@ def judge_again(
     with interruptible(), lock.hold(folder.root):
         if given and digest != folder.manifest()["digests"].get("test"):
             return _judge_others(folder, recipe, prompts, digest, against=other, dry_run=dry_run, ask_again=ask_again)
-        judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
+        judge_phase.judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
         if not dry_run:
-            report_phase(folder)
+            write.try_report(folder)
     return folder
 
 
@@ -166,7 +165,7 @@ def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt],
             f"{folder.root}: these prompts were not answered yet. First: generate {folder.root} "
             f"data.test={recipe.data.test}"
         )
-    scores = judging.judge_run(others, recipe.judge, judging.groups(prompts), seed=recipe.seed, **options)
+    scores = judge_phase.judge_run(others, recipe.judge, judge_phase.groups(prompts), seed=recipe.seed, **options)
     if scores is not None and (missed := scoring.too_many_missing(scores)):
         raise BudgetMissed(missed)
     return others

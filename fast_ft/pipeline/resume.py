@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from fast_ft.common import atomic_files, gpu
+from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
@@ -23,7 +23,7 @@ from fast_ft.data.prepare import Prepared
 from fast_ft.pipeline import base_check
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Budget, Recipe
-from fast_ft.run import artifacts
+from fast_ft.run import artifacts, provenance
 from fast_ft.run.folder import RunDir, differences, now
 from fast_ft.run.made_with import as_made
 from fast_ft.train import checkpoints
@@ -59,7 +59,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = F
             note(f"note: nothing was trained in {folder.root} yet: it begins anew with this recipe")
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
-        _record(folder, recipe, prepared, notes=prepared.notes, environment=gpu.describe())
+        _record(folder, recipe, prepared, notes=prepared.notes, environment=provenance.describe())
         return
     _tidy(folder)
     changes = compare(folder, recipe, prepared)
@@ -246,7 +246,7 @@ def _compare_environment(folder: RunDir, recipe: Recipe, prepared: Prepared) -> 
         return
     earlier = manifest.get("resumed", [])
     last = next((e["environment"] for e in reversed(earlier) if "environment" in e), manifest["environment"])
-    here = gpu.describe()
+    here = provenance.describe()
     diff = differences(last, here)
     if not diff:
         return

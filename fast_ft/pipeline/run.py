@@ -13,13 +13,13 @@ from fast_ft.common.folders import refuse_unmounted
 from fast_ft.common.minutes import Clock
 from fast_ft.common.signals import interruptible
 from fast_ft.data.prepare import Prepared, prepare
-from fast_ft.pipeline import judge_phase as judging
-from fast_ft.pipeline import resume
+from fast_ft.pipeline import judge_phase, resume
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.generate_phase import generate_phase, missed
-from fast_ft.pipeline.phases import check_model, judge_phase, report_phase
+from fast_ft.pipeline.set_up import check_model
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe.schema import Recipe
+from fast_ft.report import write
 from fast_ft.run import lock
 from fast_ft.run.folder import RunDir, output_folder
 
@@ -59,7 +59,7 @@ def opened(
     if not os.path.isfile(root / "manifest.json"):  # noqa: PTH113 (False for a name that no file can have)
         check_model(recipe)  # before there is a folder: a refused run leaves nothing behind
         if judged:
-            judging.check(recipe.judge, prepared.prompts)
+            judge_phase.check(recipe.judge, prepared.prompts)
     restored = False
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible())
@@ -95,6 +95,6 @@ def _run(folder: RunDir, recipe: Recipe, prepared: Prepared, until: str, clock: 
     if until == "pred" and prepared.prompts and folder.done("generate") is None:
         generate_phase(folder, recipe, prepared, clock=clock)
     if until == "pred" and prepared.prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
-        judge_phase(folder, recipe, prepared.prompts)
+        judge_phase.judge_phase(folder, recipe, prepared.prompts)
     if folder.manifest()["phases"] != finished or not folder.report.is_file():
-        report_phase(folder, prepared)
+        write.try_report(folder, prepared)

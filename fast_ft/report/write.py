@@ -54,6 +54,14 @@ def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
     return folder.report
 
 
+def try_report(folder: RunDir, prepared: Prepared | None = None) -> None:
+    """Write report.html, as write_report. The run is done by now, so a full disk is a note here and no failure."""
+    try:
+        write_report(folder, prepared)
+    except InputError as error:
+        note(f"no report: {error}")
+
+
 def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
     """Write one page over several runs: curves over each other, recipe differences, wins, ties and losses."""
     runs = [run_data.read_run(folder) for folder in folders]
