@@ -171,7 +171,7 @@ class Endpoint:
         said = self.clean(model, 200) if isinstance(model, str) else ""
         return Reply(self.clean(text or "")[:MOST_TEXT], said, *counts)
 
-    def _status(self, answer: post.Answer, text: str) -> Failure:
+    def _status(self, answer: post.HttpReply, text: str) -> Failure:
         status, headers = answer.status, answer.headers
         if 300 <= status < 400:
             to = self.clean(str(headers.get("location", "")), 200)

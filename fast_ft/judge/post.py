@@ -38,7 +38,7 @@ class TooLong(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpReply:
     """A whole reply, of any status."""
 
     status: int
@@ -46,7 +46,7 @@ class Answer:
     body: bytes
 
 
-def post(url: str, body: bytes, headers: dict[str, str], seconds: float) -> Answer:
+def post(url: str, body: bytes, headers: dict[str, str], seconds: float) -> HttpReply:
     """Send a body to an http or https URL, by the environment's proxy where it names one, and return the reply.
 
     Raises TimeoutError where the whole exchange takes longer than so many seconds, Unreached, Broken and TooLong.
@@ -71,7 +71,9 @@ def post(url: str, body: bytes, headers: dict[str, str], seconds: float) -> Answ
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Broken(_reason(error)) from None
-    return Answer(response.status, response.headers, _unpacked(content, response.headers.get("content-encoding", "")))
+    return HttpReply(
+        response.status, response.headers, _unpacked(content, response.headers.get("content-encoding", ""))
+    )
 
 
 class _Until:

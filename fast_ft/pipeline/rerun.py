@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
@@ -14,8 +13,10 @@ from fast_ft.common.signals import interruptible
 from fast_ft.data import dataset
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.judge import pricing, scoring
+from fast_ft.judge.kinds import KINDS
 from fast_ft.pipeline import judge_phase, resume
 from fast_ft.pipeline.generate_phase import answer_others, budget_missed, generate_phase
+from fast_ft.pipeline.judge_phase import JudgeOptions
 from fast_ft.recipe.loader import resolved, with_overrides
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report import write
@@ -99,7 +100,7 @@ def renew_scores(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
         return
     beside = resume.set_scores_aside(folder)
     try:
-        if recipe.judge.kind == "reference":
+        if recipe.judge.kind != "none" and KINDS[recipe.judge.kind].is_free:
             judge_phase.judge_phase(folder, recipe, prepared.prompts)
             note(f"the new answers were scored; the former scores are in {beside}")
             return
@@ -136,10 +137,11 @@ def judge_again(
     given = any(text.startswith("data.test=") for text in overrides)
     prompts, digest = _prompts(folder, recipe, given)
     other = RunDir.at(against) if against is not None else None
+    options = JudgeOptions(against=other, dry_run=dry_run, ask_again=ask_again)
     with interruptible(), lock.hold(folder.root):
         if given and digest != folder.manifest()["digests"].get("test"):
-            return _judge_others(folder, recipe, prompts, digest, against=other, dry_run=dry_run, ask_again=ask_again)
-        judge_phase.judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
+            return _judge_others(folder, recipe, prompts, digest, options)
+        judge_phase.judge_phase(folder, recipe, prompts, options)
         if not dry_run:
             write.try_report(folder)
     return folder
@@ -157,7 +159,9 @@ def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[dataset.
         return [], ""
 
 
-def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], digest: str, **options: Any) -> RunDir:
+def _judge_others(
+    folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], digest: str, options: JudgeOptions
+) -> RunDir:
     """Score the answers to other prompts into the file of their scores; the run's own phases are not touched."""
     others = folder.others(recipe.data.test or "", digest)
     if not others.pred.is_file():
@@ -165,7 +169,7 @@ def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt],
             f"{folder.root}: these prompts were not answered yet. First: generate {folder.root} "
             f"data.test={recipe.data.test}"
         )
-    scores = judge_phase.judge_run(others, recipe.judge, judge_phase.groups(prompts), seed=recipe.seed, **options)
+    scores = judge_phase.judge_run(others, recipe.judge, judge_phase.groups(prompts), seed=recipe.seed, options=options)
     if scores is not None and (missed := scoring.too_many_missing(scores)):
         raise BudgetMissed(missed)
     return others

@@ -67,9 +67,10 @@ def opened(
         if backup is not None:
             stack.enter_context(lock.hold(backup.folder))  # another machine may have the same folder mounted
             restored = not (root / "manifest.json").is_file() and backup.restore()
-        folder = RunDir.open(recipe, recipe_path)
-        if backup is not None:
-            folder.on_saved, folder.on_answer = backup.save, backup.answered
+        if backup is None:
+            folder = RunDir.open(recipe, recipe_path)
+        else:
+            folder = RunDir.open(recipe, recipe_path, on_saved=backup.save, on_answer=backup.answered)
         try:
             resume.go_on(folder, recipe, prepared, force=force_resume)
         except InputError as error:

@@ -40,13 +40,19 @@ __all__ = [
 ]  # fmt: skip
 
 
+def _nothing() -> None:
+    pass
+
+
 class RunDir:
     """The folder of one run. `open` makes or resumes it; `at` takes one that is there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, *, on_saved: Callable[[], object] = _nothing, on_answer: Callable[[], object] = _nothing
+    ) -> None:
         self.root = root
-        self.on_saved: Callable[[], object] = lambda: None  # called when a checkpoint or a phase is on the disk
-        self.on_answer: Callable[[], object] = lambda: None  # called when an answer is, or a judge's reply
+        self.on_saved = on_saved  # called when a checkpoint or a phase is on the disk
+        self.on_answer = on_answer  # called when an answer is, or a judge's reply
         self.manifest_path = root / "manifest.json"
         self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
@@ -66,7 +72,14 @@ class RunDir:
         self.map_png = root / "map.png"
 
     @classmethod
-    def open(cls, recipe: Recipe, recipe_path: str | Path) -> RunDir:
+    def open(
+        cls,
+        recipe: Recipe,
+        recipe_path: str | Path,
+        *,
+        on_saved: Callable[[], object] = _nothing,
+        on_answer: Callable[[], object] = _nothing,
+    ) -> RunDir:
         """Return this recipe's run folder, new or to be resumed.
 
         A new one gets a manifest with the resolved recipe at once. Raises InputError if the folder holds files that are
@@ -75,7 +88,7 @@ class RunDir:
         from fast_ft.recipe.loader import digest, resolved
 
         root = output_folder(recipe, recipe_path)
-        run = cls(root)
+        run = cls(root, on_saved=on_saved, on_answer=on_answer)
         if run.manifest_path.exists():
             refuse_links(root)
             run.manifest()

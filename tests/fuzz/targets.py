@@ -262,28 +262,28 @@ def reply(data: bytes) -> None:
     with mock.patch.dict(os.environ, AT):
         asked = client.Endpoint(JUDGE)
     for status in (307, 400, 401, 429, 500):
-        str(asked._status(post.Answer(status, headers, data), data.decode("utf-8", "replace"))).encode()
+        str(asked._status(post.HttpReply(status, headers, data), data.decode("utf-8", "replace"))).encode()
     for coding in ("gzip", "deflate", head):
         with contextlib.suppress(post.Broken, post.TooLong):
             assert len(post._unpacked(data, coding)) <= post.MOST
-    _judged(post.Answer(200, headers, data), b"")
+    _judged(post.HttpReply(200, headers, data), b"")
 
 
 def verdicts(data: bytes) -> None:
     """A verdicts.jsonl, as a judge reads it, adds to it and finds all in it that was paid for."""
-    first = _judged(post.Answer(200, Message(), json.dumps(COMPLETION).encode()), data)
+    first = _judged(post.HttpReply(200, Message(), json.dumps(COMPLETION).encode()), data)
     kept = (FOLDER / verdict_file.FILE).read_bytes()
-    again = _judged(post.Answer(500, Message(), b""), kept)
+    again = _judged(post.HttpReply(500, Message(), b""), kept)
     assert first.score == again.score == 7 and first.details == again.details, "a reply that was kept is not found"
 
 
-def _judged(answer: post.Answer, kept: bytes) -> Judgment:
+def _judged(answer: post.HttpReply, kept: bytes) -> Judgment:
     """Score ITEM by a kept reply or, where none holds a score, by a server's answer; write that down, and read it."""
     path, scores = FOLDER / verdict_file.FILE, FOLDER / "scores.json"
     path.write_bytes(kept)
     sent = mock.patch.object(post, "post", lambda *_: answer)
     with mock.patch.dict(os.environ, AT), sent, mock.patch.object(os, "fsync"):
-        store = verdict_file.Verdicts(path)
+        store = verdict_file.ReplyCache(path)
         judge = openai_judge.OpenAIJudge(JUDGE, store, pairwise=True)
         judge.open(0.0)
         with store.locked():
@@ -298,7 +298,7 @@ def _judged(answer: post.Answer, kept: bytes) -> Judgment:
 def _key() -> str:
     """Return the key of what is asked about ITEM."""
     with mock.patch.dict(os.environ, AT):
-        judge = openai_judge.OpenAIJudge(JUDGE, verdict_file.Verdicts(FOLDER / "none"), pairwise=True)
+        judge = openai_judge.OpenAIJudge(JUDGE, verdict_file.ReplyCache(FOLDER / "none"), pairwise=True)
     return judge._key(next(judge._questions(*ITEM)))
 
 
