@@ -23,7 +23,9 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.run import artifacts
+from fast_ft.run.artifacts import Scores
 from fast_ft.run.folder import RunDir, list_runs
+from fast_ft.run.manifest import Manifest
 
 FILE = "submissions.json"
 A_DAY = 5
@@ -57,11 +59,12 @@ class Attempt:
     budget_minutes: float | None
     rules: str | None
     pred: str | None
-    judge: tuple[Any, ...] = ()
+    judge: tuple[str | None, str | None, str | None] = (None, None, None)
     interval: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
+        """The run folder's name."""
         return Path(self.row["folder"]).name
 
     @property
@@ -97,15 +100,14 @@ def read(root: str | Path) -> Ledger:
     for row in list_runs(root):
         folder = RunDir(Path(row["folder"]))
         try:
-            manifest = folder.manifest()
+            manifest = folder.record()
         except InputError:  # list_runs says so in its row
-            manifest = {}
-        if "reproduction_of" in manifest:
+            manifest = Manifest()
+        if manifest.reproduction_of is not None:
             continue
-        recipe = manifest.get("recipe", {})
-        scores = _tried(lambda run: artifacts.read_scores(run.scores) if run.scores.is_file() else {}, folder, {})
+        recipe = manifest.recipe
+        scores: Scores | None = _tried(_scores, folder, None)
         budget = policy_ntu_hw5.MINUTES if recipe.get("rules") else recipe.get("budget", {})
-        low, high = scores.get("low"), scores.get("high")
         attempts.append(
             Attempt(
                 row,
@@ -113,9 +115,9 @@ def read(root: str | Path) -> Ledger:
                 train_minutes(folder),
                 budget.get("train_minutes"),
                 recipe.get("rules"),
-                manifest.get("digests", {}).get("pred"),
-                tuple(scores[key] if isinstance(scores.get(key), str) else None for key in ("kind", "model", "rubric")),
-                (low, high) if low is not None and high is not None else None,
+                manifest.digests.get("pred"),
+                scores.judge if scores is not None else (None, None, None),
+                _interval(scores),
             )
         )
     return Ledger(attempts)
@@ -178,6 +180,16 @@ def submissions(folder: RunDir) -> list[dict[str, Any]]:
         raise InputError(f"{path}: {place}: {escaped(first['msg'])}. {_REMEDY}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {escaped(str(error))}. {_REMEDY}") from None
+
+
+def _scores(folder: RunDir) -> Scores | None:
+    return artifacts.read_scores(folder.scores) if folder.scores.is_file() else None
+
+
+def _interval(scores: Scores | None) -> tuple[float, float] | None:
+    if scores is None or scores.low is None or scores.high is None:
+        return None
+    return scores.low, scores.high
 
 
 def _tried(read: Callable[[RunDir], Any], folder: RunDir, otherwise: Any) -> Any:

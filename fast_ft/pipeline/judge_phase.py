@@ -117,7 +117,7 @@ def _of_another_judge(path: Path, scores: Mapping[str, Any]) -> bool:
     if not path.is_file():
         return False
     try:
-        there = artifacts.read_scores(path)
+        there = artifacts.read_scores(path).given()
     except InputError:
         return True
     if any(there.get(key) != scores.get(key) for key in ("kind", "pred", "rubric", "judged_with")):
@@ -144,7 +144,7 @@ def _items(path: Path, references: Mapping[str, str] | None, only: Collection[st
     if not path.is_file():
         raise InputError(f"{path.parent} has no answers yet ({path.name}): run its recipe to the end first")
     texts = {
-        key: ([(turn["role"], turn["content"]) for turn in entry["input"]], entry["output"][0])
+        key: ([(turn.role, turn.content) for turn in entry.input], entry.answer)
         for key, entry in artifacts.read_pred(path).items()
         if only is None or key in only
     }

@@ -65,7 +65,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = F
     changes = compare(folder, recipe, prepared)
     cut = _cut_short(folder, recipe.budget)
     if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
-        changes.training.update(base_check.model_changes(manifest, recipe))
+        changes.training.update(base_check.model_changes(folder.record(), recipe))
     if changes.training and not force:
         raise InputError(
             f"{folder.root}: this run was trained with other settings than these:\n{show(changes.training)}\n"
@@ -113,9 +113,10 @@ def compare(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Changes:
     was, is_ = manifest["digests"].get("test"), prepared.digests.get("test")
     if was != is_ and "data.test" not in changes.answers:
         changes.answers[f"{recipe.data.test}'s digest"] = (was, is_)
-    changes.training.update(base_check.token_changes(manifest, prepared))
+    record = folder.record()
+    changes.training.update(base_check.token_changes(record, prepared))
     if not changes.answers and not changes.training:
-        changes.answers.update(base_check.prompt_changes(manifest, prepared))
+        changes.answers.update(base_check.prompt_changes(record, prepared))
     return changes
 
 
@@ -159,7 +160,7 @@ def set_scores_aside(folder: RunDir) -> str | None:
 def scored_pred(folder: RunDir) -> str | None:
     """Return the digest of the pred.json that scores.json is of, or None where that cannot be told."""
     try:
-        return artifacts.read_scores(folder.scores).get("pred")
+        return artifacts.read_scores(folder.scores).pred
     except InputError as error:
         note(f"warning: {error}")
         return None

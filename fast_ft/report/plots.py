@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fast_ft.run.folder import write_bytes
+from fast_ft.common.atomic_files import write_bytes
 
 #: Colours and marks of the stages: told apart without colour too, and by most who see few colours.
 COLOURS = ("#0b57d0", "#c2410c", "#11783f", "#8b2fb5", "#9a6700", "#b0186b")

@@ -46,7 +46,7 @@ def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
     rows = len(prepared.selection.pool) if prepared else None
     sections = [
         ("run", "The run", overview.overview(run, rows, notes)),
-        ("map", "The data map", _map_markup(bool(blocks), len(run.manifest.get("stages", [])))),
+        ("map", "The data map", _map_markup(bool(blocks), len(run.manifest.stages))),
         ("training", "Training", '<div id="curves"></div>' if run.lines else paragraph("No step was logged.")),
         ("answers", "Answers", '<div id="answer-view"></div>' if run.pred else paragraph("There are no answers yet.")),
     ]
@@ -111,7 +111,7 @@ def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> Prepared |
     except InputError as error:
         notes.append(f"No data map: the training rows could not be loaded again ({error}).")
         return None
-    if [e.id for e in found.examples] != [row["id"] for row in run.manifest.get("rows", [])]:
+    if [e.id for e in found.examples] != [row.id for row in run.manifest.rows]:
         notes.append("No data map: the training file now gives other rows than those that were trained on.")
         note(notes[-1])
         return None

@@ -10,34 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common.atomic_files import (
-    recover,
-    replace_folder,
-    sha256_file,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from fast_ft.common.atomic_files import recover, write_json
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import guard
 from fast_ft.common.untrusted_files import json_object, refuse_links
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.lint import unknown_placeholder
 from fast_ft.recipe.schema import Recipe
-from fast_ft.run.artifacts import read_manifest
 from fast_ft.run.made_with import as_made
-
-__all__ = [
-    "RunDir",
-    "differences",
-    "list_runs",
-    "output_folder",
-    "replace_folder",
-    "sha256_file",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]  # fmt: skip
+from fast_ft.run.manifest import Manifest, read_manifest
 
 
 def _nothing() -> None:
@@ -119,7 +100,12 @@ class RunDir:
     def manifest(self) -> dict[str, Any]:
         """Return manifest.json: recipe, recipe_file, recipe_digest, started, phases, and what phases put there."""
         guard(self.manifest_path)
-        return read_manifest(self.manifest_path)
+        return read_manifest(self.manifest_path)[0]
+
+    def record(self) -> Manifest:
+        """Return manifest.json as a value, to read from."""
+        guard(self.manifest_path)
+        return read_manifest(self.manifest_path)[1]
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Put JSON values under these names into the manifest, in place of what is there, and return the manifest."""
@@ -225,7 +211,7 @@ def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
     top = Path(root)
     for path in sorted({*top.glob("**/manifest.json"), *top.glob("*/manifest.json")}):  # ** walks through no links
         try:
-            manifest = read_manifest(path)
+            manifest, _ = read_manifest(path)
         except InputError:
             manifest = {"phases": {"unreadable manifest": {}}}
         phases = manifest.get("phases", {})

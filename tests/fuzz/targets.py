@@ -206,7 +206,7 @@ def manifest(data: bytes) -> None:
     run = run_data.read_run(RunDir.at(RUN))
     overview.overview(run, 10, [])
     overview.differing([run, run])
-    list(checks.by_manifest(RECIPE, folder.manifest()))
+    list(checks.by_manifest(RECIPE, folder.record()))
 
 
 def submissions(data: bytes) -> None:
