@@ -24,7 +24,8 @@ from fast_ft.common.text_safety import escaped
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.run import artifacts
 from fast_ft.run.artifacts import Scores
-from fast_ft.run.folder import RunDir, list_runs
+from fast_ft.run.folder import RunDir
+from fast_ft.run.listing import list_runs
 from fast_ft.run.manifest import Manifest
 
 FILE = "submissions.json"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft.judge import client, reply_cache
+from fast_ft.judge import address, reply_cache
 from fast_ft.judge.openai_judge import OpenAIJudge
 from fast_ft.judge.reference_judge import ReferenceJudge
 from fast_ft.judge.scoring import AnswerJudge, Item
@@ -62,5 +62,5 @@ def _openai(section: schema.Judge, folder: Path, others: Sequence[Path]) -> Judg
 
 KINDS = {
     "reference": JudgeKind(_reference, lambda: None, is_free=True, is_share=True),
-    "openai": JudgeKind(_openai, client.require_key, is_free=False, is_share=False),
+    "openai": JudgeKind(_openai, address.require_key, is_free=False, is_share=False),
 }

@@ -12,7 +12,7 @@ from typing import Any
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import whole
-from fast_ft.judge import client, client_errors, pricing, rubric, statistics
+from fast_ft.judge import address, client, client_errors, pricing, rubric, statistics
 from fast_ft.judge.reply_cache import KeptReply, ReplyCache, content_key
 from fast_ft.judge.scoring import Item, Judgment
 from fast_ft.recipe.schema import Judge as Section
@@ -55,7 +55,7 @@ class OpenAIJudge:
     """Judge with a model. Call it within `asking`."""
 
     def __init__(self, section: Section, verdicts: ReplyCache, *, pairwise: bool) -> None:
-        self.url, _ = client.address()
+        self.url, _ = address.read()
         self.rubric = rubric.PAIRWISE if pairwise else rubric.SINGLE
         self._section, self._verdicts, self._pairwise = section, verdicts, pairwise
         self.concurrency = section.concurrency

@@ -105,6 +105,7 @@ def judge_all(
     waiting, ended = deque(different), queue.SimpleQueue[tuple[Item, Judgment | BaseException]]()
 
     def work() -> None:
+        """Judge what is waiting until nothing is left."""
         with contextlib.suppress(IndexError):
             while True:
                 ended.put(_judged(judge, waiting.popleft()))

@@ -77,6 +77,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def rounded(value: float | None) -> float | None:
+    """Return a number as scores.json has it, with 4 decimals."""
     return None if value is None else round(float(value), 4)
 
 

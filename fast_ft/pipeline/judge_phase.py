@@ -15,7 +15,7 @@ from fast_ft.data import dataset
 from fast_ft.judge import statistics
 from fast_ft.judge.kinds import KINDS
 from fast_ft.judge.scoring import Group, Item, judge_all, scores_of, summarise, too_many_missing
-from fast_ft.pipeline import resume
+from fast_ft.pipeline import former_scores
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
@@ -94,7 +94,7 @@ def judge_run(
     scores["judged_with"] = section.model_dump(mode="json")
     scores["prompts"] = scores.pop("prompts")  # the long part last
     if _of_another_judge(folder.scores, scores):
-        note(f"note: the former scores are kept in {resume.set_scores_aside(folder)}")
+        note(f"note: the former scores are kept in {former_scores.set_scores_aside(folder)}")
     atomic_files.write_json(folder.scores, scores)
     return scores
 

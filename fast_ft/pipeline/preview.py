@@ -62,6 +62,7 @@ def answers(folder: RunDir, recipe: Recipe, prepared: Prepared) -> list[dict[str
     )
 
     def ask(title: str) -> dict[str, str]:
+        """Return {prompt id: answer} of the model as it is now."""
         partial = folder.taste / "partial.jsonl"
         partial.parent.mkdir(exist_ok=True)
         partial.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from fast_ft.data import dataset
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.judge import pricing, scoring
 from fast_ft.judge.kinds import KINDS
-from fast_ft.pipeline import judge_phase, resume
+from fast_ft.pipeline import former_scores, judge_phase
 from fast_ft.pipeline.generate_phase import answer_others, budget_missed, generate_phase
 from fast_ft.pipeline.judge_phase import JudgeOptions
 from fast_ft.recipe.loader import resolved, with_overrides
@@ -96,9 +96,9 @@ def renew_scores(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     """
     if not folder.scores.is_file():
         return
-    if resume.scored_pred(folder) == folder.manifest()["digests"]["pred"]:
+    if former_scores.scored_pred(folder) == folder.manifest()["digests"]["pred"]:
         return
-    beside = resume.set_scores_aside(folder)
+    beside = former_scores.set_scores_aside(folder)
     try:
         if recipe.judge.kind != "none" and KINDS[recipe.judge.kind].is_free:
             judge_phase.judge_phase(folder, recipe, prepared.prompts)

@@ -15,15 +15,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
 from fast_ft.data.prepare import Prepared
-from fast_ft.pipeline import base_check
+from fast_ft.pipeline import base_check, former_scores
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Budget, Recipe
-from fast_ft.run import artifacts, provenance
+from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir, differences, now
 from fast_ft.run.made_with import as_made
 from fast_ft.train import checkpoints
@@ -45,6 +44,7 @@ class Changes:
     free: Diff = field(default_factory=dict)
 
     def any(self) -> bool:
+        """Return whether anything differs."""
         return bool(self.training or self.answers or self.judging or self.free)
 
 
@@ -140,32 +140,6 @@ def staged(prepared: Prepared) -> list[dict[str, Any]]:
     return prepared.staged()
 
 
-def set_scores_aside(folder: RunDir) -> str | None:
-    """Keep scores.json beside, under the digest of the pred.json that it scores; return its new name, or None.
-
-    Scores of the same answers by several judges are told apart by their own digest.
-    """
-    folder.reopen("judge")
-    if not folder.scores.is_file():
-        return None
-    of, own = scored_pred(folder), atomic_files.sha256_file(folder.scores)[:8]
-    name = of[:8] if of else f"unreadable-{own}"
-    beside = folder.root / f"{folder.scores.stem}-{name}.json"
-    if beside.is_file() and atomic_files.sha256_file(beside)[:8] != own:
-        beside = folder.root / f"{folder.scores.stem}-{name}-{own}.json"
-    atomic_files.move(folder.scores, beside)
-    return beside.name
-
-
-def scored_pred(folder: RunDir) -> str | None:
-    """Return the digest of the pred.json that scores.json is of, or None where that cannot be told."""
-    try:
-        return artifacts.read_scores(folder.scores).pred
-    except InputError as error:
-        note(f"warning: {error}")
-        return None
-
-
 def _begun(folder: RunDir) -> bool:
     return folder.done("train") is not None or checkpoints.newest(folder.checkpoints) is not None
 
@@ -230,12 +204,12 @@ def _tidy(folder: RunDir) -> None:
     for path in (folder.pred_partial, folder.base_partial):
         path.unlink(missing_ok=True)
     former = folder.done("judge") is None and folder.scores.is_file()
-    if former and scored_pred(folder) != folder.manifest()["digests"].get("pred"):
-        set_scores_aside(folder)
+    if former and former_scores.scored_pred(folder) != folder.manifest()["digests"].get("pred"):
+        former_scores.set_scores_aside(folder)
 
 
 def _judge_again(folder: RunDir, diff: Diff) -> None:
-    beside = set_scores_aside(folder)
+    beside = former_scores.set_scores_aside(folder)
     if diff and beside:
         note(f"note: the answers are judged again, the former scores are in {beside}:\n{show(diff)}")
 

@@ -33,7 +33,8 @@ from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Judge, Range, Search
 from fast_ft.report import overview, run_data
 from fast_ft.run import artifacts
-from fast_ft.run.folder import RunDir, differences, list_runs
+from fast_ft.run.folder import RunDir, differences
+from fast_ft.run.listing import list_runs
 from fast_ft.sweep import cost_estimate, files, report
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.search_space import Axis, Space

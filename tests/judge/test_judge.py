@@ -24,7 +24,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.common import signals
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.judge import client, client_errors, post, pricing, rubric, scoring, statistics
+from fast_ft.judge import address, client_errors, post, pricing, rubric, scoring, statistics
 from fast_ft.judge.reference_judge import ReferenceJudge
 from fast_ft.judge.reply_cache import COUNTS, FILE, KeptReply, ReplyCache
 from fast_ft.judge.scoring import Group, Item, Judgment, judge_all, summarise, too_many_missing
@@ -622,14 +622,14 @@ def test_an_exception_carries_no_request_along(runs: Any, serve: Any) -> None:
 def test_an_address_is_an_address_only(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     with pytest.raises(InputError, match="OPENAI_BASE_URL") as error:
-        client.address()
+        address.read()
     assert KEY not in str(error.value)
 
 
 def test_a_key_that_cannot_stand_in_a_header_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n{KEY}")
     with pytest.raises(InputError, match="OPENAI_API_KEY") as error:
-        client.address()
+        address.read()
     assert KEY not in str(error.value)
 
 

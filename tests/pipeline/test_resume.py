@@ -24,7 +24,8 @@ from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.report import overview, run_data
 from fast_ft.run import provenance
-from fast_ft.run.folder import RunDir, list_runs
+from fast_ft.run.folder import RunDir
+from fast_ft.run.listing import list_runs
 from fast_ft.train import checkpoints, state
 from tests.helpers.parts import RecipeFactory, save_random_llama, write_recipe
 
