@@ -17,7 +17,7 @@ from fast_ft.data.dataset import Prompt
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.generate import answers as generate
 from fast_ft.pipeline.generate_phase import load
-from fast_ft.pipeline.run import opened
+from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir

@@ -21,7 +21,7 @@ from fast_ft.data.dataset import Prompt
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, set_up, train_phase
-from fast_ft.pipeline.run import opened
+from fast_ft.pipeline.opening import opened
 from fast_ft.plan import planner
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
