@@ -24,7 +24,7 @@ from fast_ft.cli.tables import print_runs
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Data, load_pool, load_prompts, load_references
-from fast_ft.homework import archive, checks, ledger, package, reproduce
+from fast_ft.homework import archive, checks, ledger, package, public_scores, reproduce
 from fast_ft.judge import client, client_errors, openai_judge, post
 from fast_ft.judge import reply_cache as verdict_file
 from fast_ft.judge.scoring import Group, Item, Judgment, summarise
@@ -213,7 +213,7 @@ def manifest(data: bytes) -> None:
 def submissions(data: bytes) -> None:
     """A submissions.json, as `runs` lists it and as a public score is added to it."""
     folder = _run()
-    path = folder.root / ledger.FILE
+    path = folder.root / public_scores.FILE
     path.write_bytes(data)
     content = ledger.read(FOLDER)
     content.sentences()
@@ -221,7 +221,7 @@ def submissions(data: bytes) -> None:
         print_runs(content)
     try:
         ledger.record(folder, 4.0)
-        assert ledger.submissions(folder), "what is written can be read"
+        assert public_scores.submissions(folder), "what is written can be read"
     finally:
         path.unlink()
 
