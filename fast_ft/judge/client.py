@@ -90,7 +90,7 @@ class Endpoint:
             return reply
 
     def clean(self, text: str, limit: int | None = None) -> str:
-        """Return a server's text without the key, should it hold that; with a limit, one line so long at most."""
+        """Return a server's text without the key; with a limit, one line of at most `limit` characters."""
         text = whole(text)
         if self._key and len(self._key) >= 8:  # a shorter one is a placeholder such as EMPTY, and may be a word
             text = text.replace(self._key, "[key]")

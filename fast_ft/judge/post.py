@@ -50,7 +50,7 @@ class HttpReply:
 def post(url: str, body: bytes, headers: dict[str, str], seconds: float) -> HttpReply:
     """Send a body to an http or https URL, by the environment's proxy where it names one, and return the reply.
 
-    Raises TimeoutError where the whole exchange takes longer than so many seconds, Unreached, Broken and TooLong.
+    Raises TimeoutError where the whole exchange takes longer than `seconds`, and Unreached, Broken and TooLong.
     """
     ends = time.monotonic() + seconds
     connection, target, more = _connection(urlsplit(url), seconds)

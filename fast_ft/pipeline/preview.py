@@ -1,4 +1,4 @@
-"""A taste of a run: so many steps, then ten prompts answered before and after. The run itself goes on from there.
+"""A preview of a run: some steps, then ten prompts answered before and after. The run itself goes on from there.
 
 Recipe, folder and schedule are the run's own, so the steps are its first ones and nothing is trained twice.
 """
@@ -23,14 +23,14 @@ from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
 
 PROMPTS = 10
-MOST_TOKENS = 256  #: new ones in an answer, so that a taste stays short
+MOST_TOKENS = 256  #: new ones in an answer, so that a preview stays short
 
 
 def preview(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[str, Any]:
     """Train up to step `stop_after`, answer ten prompts, and return and write taste.json's content.
 
     {"folder", "steps", "of", "answers": [{"id", "prompt", "before", "after"}]}. A run that is further already is
-    tasted where it stands.
+    previewed where it stands.
     """
     if stop_after < 1:
         raise InputError(f"--stop-after {stop_after}: give at least 1 step")

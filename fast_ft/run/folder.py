@@ -40,7 +40,7 @@ class RunDir:
         self.loss_png = root / "loss.png"
         self.adapter = root / "adapter"
         self.checkpoints = root / "checkpoints"  # see train/checkpoints.py
-        self.taste = root / "taste"  # of a run stopped with --stop-after: the adapter so far, while it answers
+        self.taste = root / "taste"  # of a preview (--stop-after): the adapter so far, while it answers
         self.pred = root / "pred.json"
         self.pred_partial = root / "pred.partial.jsonl"
         self.base_pred = root / "base_pred.json"

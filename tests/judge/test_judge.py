@@ -17,7 +17,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -25,11 +25,13 @@ from fast_ft.cli.main import main
 from fast_ft.common import signals
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.judge import address, client_errors, post, pricing, rubric, scoring, statistics
+from fast_ft.judge.kinds import KINDS
 from fast_ft.judge.reference_judge import ReferenceJudge
 from fast_ft.judge.reply_cache import COUNTS, FILE, KeptReply, ReplyCache
 from fast_ft.judge.scoring import Group, Item, Judgment, judge_all, summarise, too_many_missing
 from fast_ft.pipeline import judge_phase
 from fast_ft.recipe.loader import load_recipe
+from fast_ft.recipe.schema import JudgeKindName
 from fast_ft.run.folder import RunDir
 from tests.helpers import killed
 from tests.helpers.judge_server import Faults, JudgeServer, scores_for
@@ -820,6 +822,10 @@ def test_a_difference_is_noise_or_more() -> None:
 
 
 # ---- smaller parts
+
+
+def test_each_kind_that_a_recipe_can_name_is_registered() -> None:
+    assert set(KINDS) == set(get_args(JudgeKindName))
 
 
 def test_equal_items_are_judged_once_and_an_error_stops_the_rest() -> None:
