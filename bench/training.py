@@ -177,7 +177,7 @@ def run_way(job: dict[str, Any], log: Path, timeout: float, module: str = "bench
 
 def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return what all ways share, ready for JSON, and the rows in their order."""
-    jobs = ours.prepared_rows(recipe).jobs(recipe.train, recipe.seed)
+    jobs = ours.prepared_rows(recipe).jobs
     if len(jobs) != 1:
         raise InputError(f"curriculum.stages: {len(jobs)} stages; the ways are compared over one. Leave stages out.")
     (job,) = jobs

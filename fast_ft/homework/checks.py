@@ -14,8 +14,9 @@ from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
-from fast_ft.data import dataset, exclude
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data import contamination, dataset
+from fast_ft.data.examples import Prompt
+from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.loader import content_digest
 from fast_ft.recipe.schema import Recipe
@@ -110,7 +111,7 @@ def _data(recipe: Recipe, manifest: Manifest, pred: Path) -> Iterator[Verdict]:
     """The rules on rows and prompts, from the files as they are now."""
     recorded = manifest.digests
     assert recipe.data.test is not None
-    prompts: list[dataset.Prompt] | None = None
+    prompts: list[Prompt] | None = None
     try:
         prompts, digest = dataset.load_prompts(recipe.data.test)
         yield _file("test-file", recipe.data.test, digest, recorded.get("test"))
@@ -120,7 +121,7 @@ def _data(recipe: Recipe, manifest: Manifest, pred: Path) -> Iterator[Verdict]:
     try:
         pool_digest = dataset.load_pool(recipe.data).digest
         yield _file("training-file", recipe.data.train, pool_digest, recorded.get("train"))
-        prepared = prepare(recipe, tokens=False)
+        prepared = select_data(recipe)
     except InputError as error:
         yield Verdict("rows", False, f"the rows cannot be selected again: {error}")
     else:
@@ -130,9 +131,9 @@ def _data(recipe: Recipe, manifest: Manifest, pred: Path) -> Iterator[Verdict]:
         yield _answers(pred, prompts)
 
 
-def test_shapes_nothing(recipe: Recipe, prompts: list[dataset.Prompt]) -> Verdict:
+def test_shapes_nothing(recipe: Recipe, prompts: list[Prompt]) -> Verdict:
     """Check that the recipe leaves no training row out because of a test prompt."""
-    rule, named = "test-shapes-nothing", exclude.named(recipe.data.exclude, prompts)
+    rule, named = "test-shapes-nothing", contamination.excluded_prompts(recipe.data.exclude, prompts)
     if not named:
         return Verdict(rule, True, "data.exclude holds no digest of a test prompt")
     text = f"data.exclude holds the digests of {len(named)} test prompts, the first is {named[0]!r}; the test set may "
@@ -145,7 +146,7 @@ def _file(rule: str, path: str, now: str, then: str | None) -> Verdict:
     return Verdict(rule, same, text)
 
 
-def rows_verdict(manifest: Manifest, prepared: Prepared) -> Verdict:
+def rows_verdict(manifest: Manifest, prepared: PreparedData) -> Verdict:
     """Check that the manifest's rows and stages are those that were selected now, in the same order."""
     recorded = [(row.id, row.digest) for row in manifest.rows]
     selected = [(example.id, example.digest) for example in prepared.examples]
@@ -167,7 +168,7 @@ def _leakage(recorded: Leakage, again: dict[str, Any]) -> Verdict:
     return Verdict("leakage-certificate", True, text)
 
 
-def _answers(path: Path, prompts: list[dataset.Prompt]) -> Verdict:
+def _answers(path: Path, prompts: list[Prompt]) -> Verdict:
     try:
         pred = artifacts.read_pred(path)
     except (OSError, InputError) as error:

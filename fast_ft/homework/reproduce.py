@@ -10,7 +10,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.homework import archive, checks
 from fast_ft.homework.archive import Bundle
 from fast_ft.hub import fingerprint
@@ -141,7 +141,7 @@ def compared(theirs: Bundle, folder: RunDir) -> dict[str, Any]:
     }
 
 
-def _same(theirs: Bundle, recipe: Recipe, prepared: Prepared) -> Iterator[checks.Verdict]:
+def _same(theirs: Bundle, recipe: Recipe, prepared: PreparedData) -> Iterator[checks.Verdict]:
     """Yield whether rows and prompts here are those of the submission. Another layout of the same rows will do."""
     yield checks.rows_verdict(theirs.manifest, prepared)
     yield checks.test_shapes_nothing(recipe, prepared.prompts)

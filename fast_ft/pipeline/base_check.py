@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fast_ft.common.errors import InputError
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import fingerprint
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir, differences
@@ -21,16 +21,15 @@ from fast_ft.run.manifest import Manifest
 Diff = dict[str, tuple[Any, Any]]  #: {what: (was, is)}
 
 
-def tokens(prepared: Prepared) -> dict[str, Any]:
+def tokens(prepared: PreparedData) -> dict[str, Any]:
     """Return what the manifest says of token ids: {"rows": {id: digest}, "prompts": one digest for all}."""
     encoder = prepared.encoder
-    assert encoder is not None
     prompts = [encoder.prompt_ids(prompt.messages) for prompt in prepared.prompts]
     rows = {name: _digest([row.input_ids, row.labels]) for name, row in prepared.rows.items()}
     return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prompts])}
 
 
-def token_changes(manifest: Manifest, prepared: Prepared) -> Diff:
+def token_changes(manifest: Manifest, prepared: PreparedData) -> Diff:
     """Return which of the rows that are the same as before have other token ids now: {} where none has."""
     was, is_ = manifest.tokens.rows, tokens(prepared)["rows"]
     former = {row.id: row.digest for row in manifest.rows}
@@ -42,7 +41,7 @@ def token_changes(manifest: Manifest, prepared: Prepared) -> Diff:
     return {"the rows' token ids": ("as trained", f"another tokenizer or chat template: {len(odd)} differ ({named})")}
 
 
-def prompt_changes(manifest: Manifest, prepared: Prepared) -> Diff:
+def prompt_changes(manifest: Manifest, prepared: PreparedData) -> Diff:
     """Return whether the prompts, which are the same as before, have other token ids now: {} where they have not."""
     was, is_ = manifest.tokens.prompts, tokens(prepared)["prompts"]
     return {"the prompts' token ids": (was, is_)} if was not in (None, is_) else {}
@@ -64,7 +63,7 @@ def model_changes(manifest: Manifest, recipe: Recipe) -> Diff:
     return found
 
 
-def refuse_another(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+def refuse_another(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Raise InputError where a trained adapter would answer with another base, tokenizer or chat template."""
     manifest = folder.record()
     if found := {**model_changes(manifest, recipe), **token_changes(manifest, prepared)}:

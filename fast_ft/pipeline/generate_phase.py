@@ -12,14 +12,14 @@ from fast_ft.common import atomic_files, out_of_memory
 from fast_ft.common.console import note
 from fast_ft.common.minutes import AnswerPace, Clock
 from fast_ft.common.stopwatch import Stopwatch
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers as generate
 from fast_ft.generate.engine import kernel_checks
 from fast_ft.generate.engine.scheduler import shapes
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
-from fast_ft.models.loaders.base import Base
+from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
 from fast_ft.pipeline import base_check, sanity_checks
 from fast_ft.pipeline.set_up import model_config, settle_plan
 from fast_ft.plan import plans
@@ -45,8 +45,8 @@ class Answered:
 def generate_phase(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
-    maker: choose.Backend | None = None,
+    prepared: PreparedData,
+    maker: Loader | None = None,
     clock: Clock = time.monotonic,
 ) -> None:
     """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts.
@@ -74,7 +74,9 @@ def generate_phase(
     )
 
 
-def answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared, clock: Clock = time.monotonic) -> dict[str, Any]:
+def answer_others(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, clock: Clock = time.monotonic
+) -> dict[str, Any]:
     """Answer prompts that are not the run's own, and return what is recorded. `folder` is RunDir.others.
 
     The manifest's `others` tells of each such file its prompts, its settings, and what generate_phase would record.
@@ -109,19 +111,18 @@ def missed(folder: RunDir) -> str:
 def load(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     adapter: Path,
-    maker: choose.Backend | None = None,
+    maker: Loader | None = None,
     watch: Stopwatch | None = None,
-) -> tuple[choose.Loaded, dict[str, Any], float]:
+) -> tuple[LoadedModel, dict[str, Any], float]:
     """Return a base model with the run's adapter, checked; the plan's pool; and the check's difference in nats.
 
     The backend is the one that the adapter was trained with, where training is done.
     """
-    assert prepared.encoder is not None
     base_check.refuse_another(folder, recipe, prepared)
     trained = folder.done("train") or {}
-    maker = maker or choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
+    maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
     settled = settle_plan(folder, recipe, prepared, maker.name)
     watch = watch or Stopwatch()
     compiled = _compile_ahead(recipe, prepared, settled, maker)
@@ -136,11 +137,9 @@ def load(
     return loaded, pool_settings(recipe, settled), difference
 
 
-def _compile_ahead(
-    recipe: Recipe, prepared: Prepared, settled: plans.Plan, maker: choose.Backend
-) -> Future[None] | None:
+def _compile_ahead(recipe: Recipe, prepared: PreparedData, settled: plans.Plan, maker: Loader) -> Future[None] | None:
     """On a card, let decoding's kernels be compiled and checked while the base is being loaded."""
-    if not isinstance(maker, Base) or maker.device != "cuda":
+    if not isinstance(maker, LoaderBase) or maker.device != "cuda":
         return None
     config = model_config(recipe)
     shape = ModelShape.from_config(config)
@@ -178,10 +177,10 @@ def pool_settings(recipe: Recipe, settled: plans.Plan) -> dict[str, Any]:
 
 
 def base_answers(
-    loaded: choose.Loaded,
+    loaded: LoadedModel,
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     pool: dict[str, Any],
     pace: AnswerPace | None,
     watch: Stopwatch,
@@ -193,7 +192,6 @@ def base_answers(
     if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
         note("note: no answers of the base model: budget.generate_minutes is used up")
         return None
-    assert prepared.encoder is not None
     with loaded.model.disable_adapter():
         return generate.generate(
             loaded,
@@ -213,13 +211,12 @@ def base_answers(
 def _answer(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
-    maker: choose.Backend | None,
+    prepared: PreparedData,
+    maker: Loader | None,
     clock: Clock,
     started: float,
 ) -> Answered:
     """Make the adapter's answers and the base model's. Only partial files are written."""
-    assert prepared.encoder is not None
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()
@@ -267,7 +264,7 @@ def _answer(
     return Answered(files, ends, facts, [*result.notes, *warnings])
 
 
-def _content(prepared: Prepared, result: generate.Generation) -> bytes:
+def _content(prepared: PreparedData, result: generate.Generation) -> bytes:
     prompts = [prompt for prompt in prepared.prompts if prompt.id in result.answers]
     return atomic_files.json_bytes(generate.predictions(prompts, result.answers))
 

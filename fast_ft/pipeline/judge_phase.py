@@ -12,6 +12,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.data import dataset
+from fast_ft.data.examples import Prompt
 from fast_ft.judge import statistics
 from fast_ft.judge.kinds import KINDS
 from fast_ft.judge.scoring import Group, Item, judge_all, scores_of, summarise, too_many_missing
@@ -40,7 +41,7 @@ class JudgeOptions:
 USUAL = JudgeOptions()
 
 
-def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], options: JudgeOptions = USUAL) -> None:
+def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[Prompt], options: JudgeOptions = USUAL) -> None:
     """Score pred.json, and the base model's answers where there are some, into scores.json.
 
     Raises BudgetMissed where too many scores are missing; the phase is then not done, and the same command asks again.
@@ -125,7 +126,7 @@ def _of_another_judge(path: Path, scores: Mapping[str, Any]) -> bool:
     return there.get("against") not in (None, scores.get("against"))
 
 
-def check(section: schema.Judge, prompts: list[dataset.Prompt]) -> None:
+def check(section: schema.Judge, prompts: list[Prompt]) -> None:
     """Raise InputError for what would stop the judge after hours of training: no key, a prompt without reference."""
     if section.kind == "none":
         return
@@ -134,7 +135,7 @@ def check(section: schema.Judge, prompts: list[dataset.Prompt]) -> None:
         _refuse_missing([prompt.id for prompt in prompts], dataset.load_references(section.references))
 
 
-def groups(prompts: list[dataset.Prompt]) -> Group:
+def groups(prompts: list[Prompt]) -> Group:
     """Return what the test file tells of its prompts: skill and difficulty."""
     return Group({p.id: p.skill for p in prompts}, {p.id: p.difficulty for p in prompts})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import refuse_unmounted
 from fast_ft.common.signals import interruptible
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.pipeline import judge_phase, resume
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.set_up import check_model
@@ -21,7 +21,7 @@ from fast_ft.run.folder import RunDir, output_folder
 
 @contextlib.contextmanager
 def opened(
-    recipe: Recipe, recipe_path: str | Path, prepared: Prepared, *, judged: bool = True, force_resume: bool = False
+    recipe: Recipe, recipe_path: str | Path, prepared: PreparedData, *, judged: bool = True, force_resume: bool = False
 ) -> Iterator[RunDir]:
     """Give the recipe's run folder, new or to be resumed, held by a lease; its selection is recorded.
 
@@ -53,7 +53,7 @@ def opened(
 
 
 def _backed_up(
-    backup: Backup, recipe: Recipe, recipe_path: str | Path, prepared: Prepared, force_resume: bool
+    backup: Backup, recipe: Recipe, recipe_path: str | Path, prepared: PreparedData, force_resume: bool
 ) -> RunDir:
     """Return the run folder, restored from its backup where there is no run in it. Raises InputError."""
     restored = not (backup.root / "manifest.json").is_file() and backup.restore()

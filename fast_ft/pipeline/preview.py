@@ -13,8 +13,8 @@ from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import plain
-from fast_ft.data.dataset import Prompt
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.examples import Prompt
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers as generate
 from fast_ft.pipeline.generate_phase import load
 from fast_ft.pipeline.opening import opened
@@ -39,7 +39,7 @@ def preview(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[st
         if folder.done("train") is None:
             train_phase(folder, recipe, prepared, stop_after)
         steps = len(folder.log.read_text(encoding="utf-8").splitlines())
-        total = sum(len(job.batches) for job in prepared.jobs(recipe.train, recipe.seed))
+        total = sum(len(job.batches) for job in prepared.jobs)
         given = answers(folder, recipe, prepared)
         content = {"folder": str(folder.root), "steps": steps, "of": total, "answers": given}
         atomic_files.write_json(folder.root / "taste.json", content)
@@ -47,14 +47,13 @@ def preview(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[st
     return content
 
 
-def answers(folder: RunDir, recipe: Recipe, prepared: Prepared) -> list[dict[str, str]]:
+def answers(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> list[dict[str, str]]:
     """Answer the first ten prompts with the adapter as it is, and with the base model alone."""
     prompts = prepared.prompts[:PROMPTS]
     if not prompts:
         note("note: the recipe has no data.test, so there is nothing to answer")
         return []
     encoder = prepared.encoder
-    assert encoder is not None
     adapter = folder.adapter if folder.done("train") else folder.taste / "adapter"
     loaded, pool, _ = load(folder, recipe, prepared, adapter)
     section = recipe.generate.model_copy(

@@ -11,7 +11,8 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.data import dataset
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.examples import Prompt
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.judge import pricing, scoring
 from fast_ft.judge.kinds import KINDS
 from fast_ft.pipeline import former_scores, judge_phase
@@ -56,12 +57,12 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     return folder.pred
 
 
-def own_prompts(folder: RunDir, prepared: Prepared) -> bool:
+def own_prompts(folder: RunDir, prepared: PreparedData) -> bool:
     """Tell whether these prompts are those that the run itself answers, by the digest of their file."""
     return prepared.digests["test"] == folder.manifest()["digests"].get("test")
 
 
-def _answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Path:
+def _answer_others(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Path:
     assert recipe.data.test is not None
     others = folder.others(recipe.data.test, prepared.digests["test"])
     _own_partial(others, recipe, prepared)
@@ -75,7 +76,7 @@ def _answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Path:
     return others.pred
 
 
-def _own_partial(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+def _own_partial(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Let answering go on only from a stopped answering with the same settings, prompts and adapter."""
     digests = folder.manifest()["digests"]
     settings = [
@@ -89,7 +90,7 @@ def _own_partial(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
     folder.base_partial = folder.root / f"base_pred-{tag}.partial.jsonl"
 
 
-def renew_scores(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+def renew_scores(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Score new answers where that costs nothing; else set the former answers' scores aside.
 
     The former scores are kept beside, under the digest of their pred.json.
@@ -147,7 +148,7 @@ def judge_again(
     return folder
 
 
-def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[dataset.Prompt], str]:
+def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[Prompt], str]:
     """Return the prompts whose answers are judged, and their file's digest; none where the run's file is gone."""
     test = recipe.data.test if given else folder.manifest().get("generated_with", {}).get("test", recipe.data.test)
     try:
@@ -159,9 +160,7 @@ def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[dataset.
         return [], ""
 
 
-def _judge_others(
-    folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], digest: str, options: JudgeOptions
-) -> RunDir:
+def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[Prompt], digest: str, options: JudgeOptions) -> RunDir:
     """Score the answers to other prompts into the file of their scores; the run's own phases are not touched."""
     others = folder.others(recipe.data.test or "", digest)
     if not others.pred.is_file():

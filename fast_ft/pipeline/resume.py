@@ -18,7 +18,7 @@ from typing import Any
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.pipeline import base_check, former_scores
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Budget, Recipe
@@ -48,7 +48,7 @@ class Changes:
         return bool(self.training or self.answers or self.judging or self.free)
 
 
-def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = False) -> None:
+def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False) -> None:
     """Bring the folder to where this recipe goes on; InputError, and nothing touched, where it may not.
 
     A new run's selection is recorded.
@@ -89,7 +89,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: Prepared, *, force: bool = F
     _compare_environment(folder, recipe, prepared)
 
 
-def compare(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Changes:
+def compare(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Changes:
     """Return what differs between a run and what is asked for now: recipe, selected rows, prompts.
 
     Answers and scores are compared by what they were made with. Scores of a recipe that asks for none are left alone.
@@ -120,7 +120,7 @@ def compare(folder: RunDir, recipe: Recipe, prepared: Prepared) -> Changes:
     return changes
 
 
-def _model_phases(prepared: Prepared) -> list[str]:
+def _model_phases(prepared: PreparedData) -> list[str]:
     """Return the phases that load the base model."""
     return ["train", *(["generate"] if prepared.prompts else [])]
 
@@ -130,12 +130,12 @@ def show(diff: Diff) -> str:
     return "\n".join(f"  {key}: {_show(was)} -> {_show(is_)}" for key, (was, is_) in diff.items())
 
 
-def selected(prepared: Prepared) -> list[dict[str, str]]:
+def selected(prepared: PreparedData) -> list[dict[str, str]]:
     """Return what the manifest says of the selected rows."""
     return [{"id": e.id, "digest": e.digest} for e in prepared.examples]
 
 
-def staged(prepared: Prepared) -> list[dict[str, Any]]:
+def staged(prepared: PreparedData) -> list[dict[str, Any]]:
     """Return what the manifest says of the stages."""
     return prepared.staged()
 
@@ -144,7 +144,7 @@ def _begun(folder: RunDir) -> bool:
     return folder.done("train") is not None or checkpoints.newest(folder.checkpoints) is not None
 
 
-def _record(folder: RunDir, recipe: Recipe, prepared: Prepared, **more: Any) -> None:
+def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData, **more: Any) -> None:
     """Write into the manifest what is run: the recipe, its rows, and what was found about them."""
     kept = {name: value for name, value in folder.manifest().get("digests", {}).items() if name in ("adapter", "pred")}
     folder.update(
@@ -160,7 +160,7 @@ def _record(folder: RunDir, recipe: Recipe, prepared: Prepared, **more: Any) -> 
     )
 
 
-def _say(prepared: Prepared) -> None:
+def _say(prepared: PreparedData) -> None:
     for text in prepared.notes:
         note(f"note: {text}")
     if prepared.leakage["hits"]:
@@ -214,7 +214,7 @@ def _judge_again(folder: RunDir, diff: Diff) -> None:
         note(f"note: the answers are judged again, the former scores are in {beside}:\n{show(diff)}")
 
 
-def _compare_environment(folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+def _compare_environment(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Warn of other package versions or another GPU than before, and record them; Colab changes overnight."""
     manifest = folder.manifest()
     if all(phase in manifest["phases"] for phase in _model_phases(prepared)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from fast_ft.common import atomic_files, gpu, untrusted_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import planner, plans
@@ -18,7 +18,7 @@ from fast_ft.run.folder import RunDir
 
 
 def settle_plan(
-    folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str, world_size: int = 1
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int = 1
 ) -> plans.Plan:
     """Return this run's plan: the one in plan.json if there is one, else a new one, written there.
 

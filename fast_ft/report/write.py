@@ -9,7 +9,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report import overview, run_data
 from fast_ft.report.data_map import Points, measured, points
@@ -24,7 +24,7 @@ NOTICE = (
 ROWS_NOTICE = "This file holds training rows, which the homework forbids to share: keep it to yourself."
 
 
-def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
+def write_report(folder: RunDir, prepared: PreparedData | None = None) -> Path:
     """Write report.html, loss.png and map.png into a run folder, and return the page's path.
 
     prepared: the run's data, where it is at hand; else it is loaded anew. Where that fails, or gives other rows than
@@ -54,7 +54,7 @@ def write_report(folder: RunDir, prepared: Prepared | None = None) -> Path:
     return folder.report
 
 
-def try_report(folder: RunDir, prepared: Prepared | None = None) -> None:
+def try_report(folder: RunDir, prepared: PreparedData | None = None) -> None:
     """Write report.html, as write_report. The run is done by now, so a full disk is a note here and no failure."""
     try:
         write_report(folder, prepared)
@@ -87,7 +87,7 @@ def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
     return output
 
 
-def explore_page(recipe: Recipe, prepared: Prepared) -> str:
+def explore_page(recipe: Recipe, prepared: PreparedData) -> str:
     """Return the page of `data --explore`: the map, with sliders for select.where, rank_by and take."""
     pool = prepared.selection.pool
     found = points(pool, [("the recipe takes", prepared.selection.indices)], _rows(prepared), prepared.encoder)
@@ -104,10 +104,10 @@ def _newer(path: Path, than: Path) -> bool:
     return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
-def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> Prepared | None:
+def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> PreparedData | None:
     """Load a run's data again; None, with a note, where they are gone or give other rows."""
     try:
-        found = prepare(folder.recipe(), tokens=False)
+        found = select_data(folder.recipe())
     except InputError as error:
         notes.append(f"No data map: the training rows could not be loaded again ({error}).")
         return None
@@ -118,13 +118,13 @@ def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> Prepared |
     return found
 
 
-def _stages(prepared: Prepared) -> list[tuple[str, list[int]]]:
+def _stages(prepared: PreparedData) -> list[tuple[str, list[int]]]:
     """Return each stage's name with the positions in the pool of its rows."""
     position = _positions(prepared)
     return [(stage.name, [position[e.id] for e in stage.examples]) for stage in prepared.stages]
 
 
-def _shared_map(runs: Sequence[run_data.Run], prepared: Sequence[Prepared]) -> Points:
+def _shared_map(runs: Sequence[run_data.Run], prepared: Sequence[PreparedData]) -> Points:
     """Return the map of the pool that all runs share; groups say which run took a row, or several."""
     taken = [set(_positions(p).values()) for p in prepared]
     several = {i for number, own in enumerate(taken) for other in taken[number + 1 :] for i in own & other}
@@ -134,12 +134,12 @@ def _shared_map(runs: Sequence[run_data.Run], prepared: Sequence[Prepared]) -> P
     return points(prepared[0].selection.pool, [g for g in groups if g[1]], rows, prepared[0].encoder)
 
 
-def _positions(prepared: Prepared) -> dict[str, int]:
+def _positions(prepared: PreparedData) -> dict[str, int]:
     chosen = prepared.selection
     return {example.id: index for index, example in zip(chosen.indices, chosen.examples, strict=True)}
 
 
-def _rows(prepared: Prepared) -> dict[int, Any]:
+def _rows(prepared: PreparedData) -> dict[int, Any]:
     position = _positions(prepared)
     return {position[id_]: row for id_, row in prepared.rows.items()}
 

@@ -16,7 +16,7 @@ from fast_ft.common import atomic_files, untrusted_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
-from fast_ft.data import dataset, exclude
+from fast_ft.data import contamination, dataset
 from fast_ft.judge import statistics
 from fast_ft.pipeline import judge_phase, set_up
 from fast_ft.recipe.loader import content_digest, resolved
@@ -122,7 +122,7 @@ class Sweep:
         elif not self.validation_path.is_file():
             validation_set.write(self.validation_path, validation_set.draw(self.recipe))
         prompts, _ = dataset.load_prompts(str(self.validation_path))
-        self._validation = sorted(exclude.digests_of(prompts))
+        self._validation = sorted(contamination.digests_of(prompts))
         self._test = sorted(validation_set.test_digests(self.recipe))
         self._asked = len(dataset.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
         self._fixed: dict[str, Any] = {

@@ -14,7 +14,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.common import atomic_files, redaction
 from fast_ft.common.errors import InputError
-from fast_ft.data import exclude
+from fast_ft.data import contamination
 from fast_ft.homework import checks, package, secret_scan
 from fast_ft.pipeline.rerun import generate_again
 from fast_ft.pipeline.run import run
@@ -161,7 +161,7 @@ BREAKS: dict[str, tuple[Callable[[RunDir, Any], None], set[str]]] = {
     ),
     "a hit that the certificate lacks": (ask_a_training_row, {"leakage-certificate", "test-file", "test-ids"}),
     "a row left out because of a test prompt": (
-        with_manifest(lambda m: m["recipe"]["data"].update(exclude=["0" * 16, exclude.text_digest("  why")])),
+        with_manifest(lambda m: m["recipe"]["data"].update(exclude=["0" * 16, contamination.text_digest("  why")])),
         {"test-shapes-nothing", "recipe-untouched"},
     ),
     "a training that a clock ended": (

@@ -15,7 +15,8 @@ import torch
 from fast_ft.cli.main import main
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.generate.answers import Answer
-from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.models.loaders.peft import PeftLoader
 from fast_ft.pipeline import sanity_checks
 from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.run import run
@@ -32,9 +33,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Spoil], None]:
     """Make the hidden states ("loss") or their gradients ("gradient") NaN in the chosen training passes, from 1."""
 
     def arrange(what: str, when: Spoil) -> None:
-        load = choose.PeftBackend.for_training
+        load = PeftLoader.for_training
 
-        def for_training(self: Any, adapter: Path | None = None) -> choose.Loaded:
+        def for_training(self: Any, adapter: Path | None = None) -> LoadedModel:
             loaded, passes = load(self, adapter), [0]
 
             def hook(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -52,7 +53,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Spoil], None]:
             loaded.model.get_input_embeddings().register_forward_hook(hook)
             return loaded
 
-        monkeypatch.setattr(choose.PeftBackend, "for_training", for_training)
+        monkeypatch.setattr(PeftLoader, "for_training", for_training)
 
     return arrange
 
