@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import gpu
+from fast_ft.run import provenance
 from fast_ft.run.folder import now
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ def stamp(command: str) -> dict[str, Any]:
         "date": now(),
         "commit": commit(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "environment": gpu.describe(),
+        "environment": provenance.describe(),
     }
 
 

@@ -26,6 +26,7 @@ from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
+from fast_ft.run import provenance
 from fast_ft.run.folder import now
 
 WAYS = ("fast_ft", *PEERS)
@@ -235,7 +236,7 @@ def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]
 
 def part_key(settings: dict[str, Any], way: str, where: Setup) -> str:
     """The digest of what a part depends on: kept while it is the same."""
-    program = environment.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
+    program = provenance.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
     text = json.dumps([settings, way, vars(where), program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -22,7 +22,7 @@ def main() -> int:
     watch = Watch(job["started"])
     watch.stamp("python")
     from bench import emulation, ours, peers
-    from fast_ft.common import gpu
+    from fast_ft.run import provenance
 
     limits = emulation.Limits(job["cap_gib"], job["sms"], job["t4_attention"])
     run = ours.run if job["way"] == "fast_ft" else peers.run
@@ -44,7 +44,7 @@ def main() -> int:
         "schedule_steps": job["steps"],
         "steps": watch.steps,
         "gradient": watch.gradient,
-        "program": gpu.describe()["program"],
+        "program": provenance.describe()["program"],
     }
     Path(job["out"]).write_text(json.dumps(result), encoding="utf-8")
     return 0

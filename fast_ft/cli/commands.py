@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
     from fast_ft.run.folder import RunDir
 
     if until == "pred" and options.stop_after is not None:
-        return _taste(options, recipe)
+        return _preview(options, recipe)
     missed: BudgetMissed | None = None
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the libraries' banners; stdout is for results
@@ -61,12 +61,12 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
     return 0
 
 
-def _taste(options: argparse.Namespace, recipe: Recipe) -> int:
-    from fast_ft.pipeline.preview import print_taste, taste
+def _preview(options: argparse.Namespace, recipe: Recipe) -> int:
+    from fast_ft.pipeline.preview import preview, print_preview
 
     with contextlib.redirect_stdout(sys.stderr):
-        content = taste(recipe, options.recipe, options.stop_after)
-    print_taste(content)
+        content = preview(recipe, options.recipe, options.stop_after)
+    print_preview(content)
     return 0
 
 

@@ -18,7 +18,7 @@ def print_scores(folder: RunDir, examples: int = 3) -> None:
     """Print a run's scores, the base model's beside them, and some answers before and after."""
     from rich.markup import escape
 
-    scores = artifacts.read_scores(folder.scores)
+    scores = artifacts.read_scores(folder.scores).given()
     try:
         remarks = _remarks(scores)
         table = _table(scores)
@@ -33,9 +33,9 @@ def print_scores(folder: RunDir, examples: int = 3) -> None:
     pred, before = artifacts.read_pred(folder.pred), artifacts.read_pred(folder.base_pred)
     both = [key for key in before if key in pred]
     for key in both[:: max(1, len(both) // examples)][:examples]:
-        console.print(f"\n[bold]{escape(plain(pred[key]['input'][-1]['content']))}[/bold]")
-        console.print(f"  base   {escape(plain(before[key]['output'][0]))}")
-        console.print(f"  tuned  {escape(plain(pred[key]['output'][0]))}")
+        console.print(f"\n[bold]{escape(plain(pred[key].question))}[/bold]")
+        console.print(f"  base   {escape(plain(before[key].answer))}")
+        console.print(f"  tuned  {escape(plain(pred[key].answer))}")
 
 
 def _table(scores: Cells) -> Any:

@@ -1,39 +1,13 @@
-"""What the run ran on: package versions, the GPU, and the memory that is free on it."""
+"""The GPU that this process uses: which one it is, how fast, and the memory that is free on it."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import re
 import subprocess
-from typing import Any
 
-from fast_ft.hub import fingerprint
-
-PACKAGES = (
-    "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers",
-    "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
-)  # fmt: skip
 _CONTEXT_GROWS_GIB = 0.15  #: 0.60 GiB became 0.74 in training and 0.67 in decoding (H200)
 _first_context_gib: float | None = None  #: of this process, when its memory was first limited
-
-
-def describe() -> dict[str, Any]:
-    """Return versions (null where a package is absent), system and GPU. Imports none of the packages."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "packages": versions,
-        "gpu": gpu(),
-        "program": fingerprint.source_digest(),
-    }
 
 
 def gpu() -> dict[str, str] | None:

@@ -10,9 +10,9 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
@@ -20,6 +20,7 @@ from fast_ft.common.text_safety import escaped
 from fast_ft.plan.plans import Plan
 from fast_ft.recipe.loader import validated
 from fast_ft.recipe.schema import Recipe
+from fast_ft.run.manifest import Manifest
 
 MOST_BYTES = 64 << 20  #: unpacked, all members together; a submission has under one MiB
 MOST_MEMBERS = 2000
@@ -32,76 +33,19 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-class _Row(BaseModel):
-    id: str
-    digest: str
-
-
-class _Stage(BaseModel):
-    name: str
-    ids: list[str]
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    quantization_config: dict[str, Any] | None = None
-
-
-class _Model(BaseModel):
-    name_or_path: str
-    revision: str | None
-    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
-    config: _Config
-    weights: dict[str, str]
-
-
-class _Environment(BaseModel):
-    python: str
-    system: str
-    packages: dict[str, str | None]
-    gpu: dict[str, str] | None
-
-
-class _Train(BaseModel):
-    backend: str
-    dtype: str
-    out_of_memory: int = 0
-    why: str = ""
-    stopped_at_step: int = 0
-    of_steps: int = 0
-
-
-class _Generate(BaseModel):
-    batch_size: int
-    cut_by_budget: int = 0
-    cut_at: int = 0
-
-
-class _Phases(BaseModel):
-    train: _Train
-    generate: _Generate
-
-
-class _Manifest(BaseModel):
-    """What is used of a manifest; the rest is left out."""
-
-    recipe: dict[str, Any]
-    recipe_digest: str
-    rows: list[_Row]
-    stages: list[_Stage]
-    digests: dict[str, str]
-    phases: _Phases
-    environment: _Environment
-    plan: dict[str, Any]
-    model: _Model | None = None
-    generated_with: dict[str, Any] | None = None
+#: What a run is done again by; a run folder's manifest need not have them yet.
+_NEEDED = (
+    "recipe", "recipe_digest", "rows", "stages", "digests", "plan", "phases.train.backend", "phases.train.dtype",
+    "phases.generate.batch_size", "environment.python", "environment.system", "environment.packages",
+    "environment.gpu",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a zip says of its run. `recipe` and `plan` are checked; `manifest` has the keys that are used here."""
+    """What a zip says of its run."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     recipe: Recipe
     plan: Plan
     pred: dict[str, str]  #: prompt id -> answer
@@ -116,24 +60,40 @@ def read(path: Path) -> Bundle:
     if len(tops) != 1:
         raise InputError(f"{path}: a submission has one folder at its top, this has {len(tops)}")
     top = f"{tops.pop()}/"
-    manifest = _object(path, files, f"{top}manifest.json")
-    try:
-        manifest = _Manifest.model_validate(manifest, strict=True).model_dump()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = escaped(".".join(map(str, first["loc"])))
-        raise InputError(
-            f"{path}: manifest.json: {where}: {escaped(first['msg'])}, so it cannot be done again"
-        ) from None
+    manifest = _manifest(path, _object(path, files, f"{top}manifest.json"))
     pred = _object(path, files, f"{top}pred.json")
     try:
         answers = {id_: str(entry["output"][0]) for id_, entry in pred.items()}
     except (LookupError, TypeError) as error:
         raise InputError(f"{path}: pred.json holds no answers as generate writes them ({error!r})") from None
-    recipe = validated(manifest["recipe"], {}, f"{path} (recipe)", consequences=False)
+    recipe = validated(manifest.recipe, {}, f"{path} (recipe)", consequences=False)
     digest = hashlib.sha256(files[f"{top}pred.json"]).hexdigest()
     program = {name.removeprefix(f"{top}fast_ft/"): content for name, content in files.items() if "/fast_ft/" in name}
-    return Bundle(manifest, recipe, Plan.from_json(manifest["plan"], path), answers, digest, program)
+    return Bundle(manifest, recipe, Plan.from_json(manifest.plan, path), answers, digest, program)
+
+
+def _manifest(path: Path, content: dict[str, Any]) -> Manifest:
+    """Return a zip's manifest. InputError where a value is wrong, or one that is needed is absent."""
+    try:
+        found = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _refused(path, ".".join(map(str, first["loc"])), first["msg"]) from None
+    for dotted in _NEEDED:
+        value: Any = content
+        for key in dotted.split("."):
+            if key not in value:
+                raise _refused(path, dotted, "Field required")
+            value = value[key]
+    commit = found.model.commit if found.model is not None else None
+    if commit is not None and not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise _refused(path, "model.commit", "String should be 40 hexadecimal digits")
+    return found
+
+
+def _refused(path: Path, place: str, problem: str) -> InputError:
+    text = f"{path}: manifest.json: {escaped(place)}: {escaped(problem)}, so it cannot be done again"
+    return InputError(text)
 
 
 def members(path: Path) -> dict[str, bytes]:

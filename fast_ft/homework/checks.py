@@ -16,12 +16,13 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, dataset
 from fast_ft.data.examples import Prompt
-from fast_ft.data.prepare import select_data
+from fast_ft.data.prepare import SelectedData, select_data
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.loader import content_digest
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import artifacts
 from fast_ft.run.folder import RunDir
+from fast_ft.run.manifest import Leakage, Manifest
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Verdict:
 
 def check(folder: RunDir) -> list[Verdict]:
     """Check a run folder against every rule. Reads the data files again; raises InputError for what is no run."""
-    manifest = folder.manifest()
+    manifest = folder.record()
     unfinished = [phase for phase in ("train", "generate") if folder.done(phase) is None]
     if unfinished:
         raise InputError(f"{folder.root}: not finished ({', '.join(unfinished)} to do). Run its recipe to the end.")
@@ -50,10 +51,10 @@ def check(folder: RunDir) -> list[Verdict]:
     ]
 
 
-def by_manifest(recipe: Recipe, manifest: dict[str, Any]) -> list[Verdict]:
+def by_manifest(recipe: Recipe, manifest: Manifest) -> list[Verdict]:
     """Check the rules that the manifest alone can break; `recipe` is the manifest's."""
-    staged = {id_ for stage in manifest.get("stages", []) for id_ in stage["ids"]}
-    distinct = len({row["id"] for row in manifest.get("rows", [])} | staged)
+    staged = {id_ for stage in manifest.stages for id_ in stage.ids}
+    distinct = len({row.id for row in manifest.rows} | staged)
     few = distinct <= policy_ntu_hw5.MAX_ROWS
     return [
         _recipe(manifest),
@@ -71,8 +72,8 @@ def broken(verdicts: list[Verdict]) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict.passed is False]
 
 
-def _recipe(manifest: dict[str, Any]) -> Verdict:
-    same = content_digest(manifest.get("recipe", {})) == manifest.get("recipe_digest")
+def _recipe(manifest: Manifest) -> Verdict:
+    same = content_digest(manifest.recipe) == manifest.recipe_digest
     text = "the manifest's recipe is the one that the run began with"
     return Verdict("recipe-untouched", same, text if same else "the manifest's recipe was changed after the run began")
 
@@ -83,32 +84,32 @@ def _seed(recipe: Recipe) -> Verdict:
     )
 
 
-def _model(recipe: Recipe, manifest: dict[str, Any]) -> Verdict:
+def _model(recipe: Recipe, manifest: Manifest) -> Verdict:
     name = recipe.model.name_or_path
     if recipe.rules is None:
         return Verdict("model", None, f"not applied, since the recipe has no `rules`: {name} need not be LLaMA2-7B")
-    recorded = manifest.get("model")
+    recorded = manifest.model
     if recorded is None:
         return Verdict("model", False, "the manifest does not say what the base model was (an older version's run)")
     problems = [text for text in policy_ntu_hw5.check_recipe(recipe) if text.startswith("model.name_or_path")]
-    problems += policy_ntu_hw5.check_model_config(recorded["config"])
-    if (recorded["name_or_path"], recorded["revision"]) != (name, recipe.model.revision):
-        problems.append(f"the manifest records {recorded['name_or_path']!r}, the recipe names {name!r}")
-    where = f"at commit {recorded['commit']}" if recorded["commit"] else "from a folder"
+    problems += policy_ntu_hw5.check_model_config(recorded.config.given())
+    if (recorded.name_or_path, recorded.revision) != (name, recipe.model.revision):
+        problems.append(f"the manifest records {recorded.name_or_path!r}, the recipe names {name!r}")
+    where = f"at commit {recorded.commit}" if recorded.commit else "from a folder"
     return Verdict("model", not problems, "; ".join(problems) or f"{name} {where}")
 
 
-def _bits(recipe: Recipe, manifest: dict[str, Any]) -> Verdict:
-    quantised = (manifest.get("model") or {}).get("config", {}).get("quantization_config") or {}
+def _bits(recipe: Recipe, manifest: Manifest) -> Verdict:
+    quantised = (manifest.model.config.quantization_config if manifest.model is not None else None) or {}
     if quantised and not quantised.get("load_in_4bit"):
         return Verdict("4-bits", False, "the base model is quantised in another way; the homework's has 4 bits")
     text = "model.load_in_4bit is " + ("true" if recipe.model.load_in_4bit else "false; the homework's model has 4")
     return Verdict("4-bits", recipe.model.load_in_4bit, text)
 
 
-def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verdict]:
+def _data(recipe: Recipe, manifest: Manifest, pred: Path) -> Iterator[Verdict]:
     """The rules on rows and prompts, from the files as they are now."""
-    recorded, rows = manifest.get("digests", {}), manifest.get("rows", [])
+    recorded = manifest.digests
     assert recipe.data.test is not None
     prompts: list[Prompt] | None = None
     try:
@@ -124,10 +125,8 @@ def _data(recipe: Recipe, manifest: dict[str, Any], pred: Path) -> Iterator[Verd
     except InputError as error:
         yield Verdict("rows", False, f"the rows cannot be selected again: {error}")
     else:
-        again = [{"id": e.id, "digest": e.digest} for e in prepared.examples]
-        stages = [{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages]
-        yield rows_verdict(again == rows and stages == manifest.get("stages"), again, rows)
-        yield _leakage(manifest.get("leakage"), prepared.leakage)
+        yield rows_verdict(manifest, prepared)
+        yield _leakage(manifest.leakage, prepared.leakage)
     if prompts is not None:
         yield _answers(pred, prompts)
 
@@ -147,31 +146,34 @@ def _file(rule: str, path: str, now: str, then: str | None) -> Verdict:
     return Verdict(rule, same, text)
 
 
-def rows_verdict(same: bool, again: list[dict[str, str]], rows: list[dict[str, str]]) -> Verdict:
-    if same:
-        return Verdict("rows", True, f"the {len(rows)} rows are those that the recipe selects, unchanged")
-    ours, theirs = ({row["id"]: row["digest"] for row in each} for each in (rows, again))
+def rows_verdict(manifest: Manifest, prepared: SelectedData) -> Verdict:
+    """Check that the manifest's rows and stages are those that were selected now, in the same order."""
+    recorded = [(row.id, row.digest) for row in manifest.rows]
+    selected = [(example.id, example.digest) for example in prepared.examples]
+    if recorded == selected and manifest.staged() == prepared.staged():
+        return Verdict("rows", True, f"the {len(recorded)} rows are those that the recipe selects, unchanged")
+    ours, theirs = dict(recorded), dict(selected)
     odd = [id_ for id_ in {**ours, **theirs} if ours.get(id_) != theirs.get(id_)]
     what = f"{len(odd)} differ, the first is {odd[0]!r}" if odd else "their order or stages differ"
     return Verdict("rows", False, f"the manifest's rows are not those that the recipe selects from the file: {what}")
 
 
-def _leakage(recorded: dict[str, Any] | None, again: dict[str, Any]) -> Verdict:
-    if not recorded:
+def _leakage(recorded: Leakage, again: dict[str, Any]) -> Verdict:
+    if recorded.examples is None:
         return Verdict("leakage-certificate", False, "the manifest holds no leakage certificate")
-    keys = ("examples", "prompts", "hits")
-    if [recorded.get(key) for key in keys] != [again[key] for key in keys]:
+    if recorded.model_dump() != {key: again[key] for key in ("examples", "prompts", "hits")}:
         return Verdict("leakage-certificate", False, "the manifest's certificate is not what the check finds now")
-    hits = len(recorded["hits"])
-    text = f"{recorded['examples']} rows against {recorded['prompts']} prompts: {hits} in common, all reported"
+    hits = len(recorded.hits)
+    text = f"{recorded.examples} rows against {recorded.prompts} prompts: {hits} in common, all reported"
     return Verdict("leakage-certificate", True, text)
 
 
 def _answers(path: Path, prompts: list[Prompt]) -> Verdict:
     try:
-        given = {id_: (entry["input"], len(entry["output"])) for id_, entry in artifacts.read_pred(path).items()}
+        pred = artifacts.read_pred(path)
     except (OSError, InputError) as error:
         return Verdict("test-ids", False, f"cannot be read as answers: {error}")
+    given = {id_: ([turn.given() for turn in entry.input], len(entry.output)) for id_, entry in pred.items()}
     wanted = {prompt.id: (list(prompt.messages), 1) for prompt in prompts}
     missing, extra = [id_ for id_ in wanted if id_ not in given], [id_ for id_ in given if id_ not in wanted]
     other = [id_ for id_ in wanted if id_ in given and given[id_] != wanted[id_]]
@@ -181,8 +183,8 @@ def _answers(path: Path, prompts: list[Prompt]) -> Verdict:
     return Verdict("test-ids", not wrong, text)
 
 
-def _untouched(rule: str, path: Path, manifest: dict[str, Any], name: str) -> Verdict:
-    recorded = manifest.get("digests", {}).get(name)
+def _untouched(rule: str, path: Path, manifest: Manifest, name: str) -> Verdict:
+    recorded = manifest.digests.get(name)
     if not path.is_file():
         return Verdict(rule, False, f"{path} is not there")
     same = atomic_files.sha256_file(path) == recorded
@@ -195,9 +197,9 @@ def _trackers(recipe: Recipe) -> Verdict:
     return Verdict("no-trackers", tracker == "none", f"train.report_to is {tracker}")
 
 
-def _clock(manifest: dict[str, Any]) -> Verdict:
+def _clock(manifest: Manifest) -> Verdict:
     """What a clock cut short depends on the speed of the machine, so nobody can make it again."""
-    if said := artifacts.cut_short(manifest.get("phases", {})):
+    if said := manifest.cut_short():
         text = f"a budget of minutes cut the run short: {'; '.join(said)}. Run it with more minutes, or with null"
         return Verdict("no-clock", False, text)
     return Verdict("no-clock", True, "no budget of minutes cut training or an answer short")

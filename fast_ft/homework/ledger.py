@@ -1,50 +1,32 @@
 """The ledger of attempts: what JudgeBoi said of each run, what training took in all, which differences mean anything.
 
-JudgeBoi takes 5 submissions a day; its day ends at 23:59 in Taipei (UTC+8). Scores stand in submissions.json of the
-run's folder: {"submissions": [{"score", "at": time, "pred": digest of the pred.json that was sent}]}. Times are written
-in UTC; one without an offset, as somebody may write it by hand, is Taipei's.
+JudgeBoi takes 5 submissions a day; its day ends at 23:59 in Taipei (UTC+8).
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-
-from fast_ft.common import atomic_files, untrusted_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.common.text_safety import escaped
+from fast_ft.homework import public_scores
+from fast_ft.homework.public_scores import day, moment, submissions
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.run import artifacts
-from fast_ft.run.folder import RunDir, list_runs
+from fast_ft.run.artifacts import Scores
+from fast_ft.run.folder import RunDir
+from fast_ft.run.listing import list_runs
+from fast_ft.run.manifest import Manifest
 
-FILE = "submissions.json"
 A_DAY = 5
-TAIPEI = dt.timezone(dt.timedelta(hours=8))
+T = TypeVar("T")
 #: Twice the standard error of a mean of 150 scores with deviation 2.1: closer means may be equal.
 NOISE = 0.35
-_REMEDY = "You can mend it, or delete it and note the scores again with --public-score."
-
-
-class _Submission(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    score: Annotated[float, Field(ge=0, le=10)]
-    at: Annotated[str, AfterValidator(lambda text: moment(text) and text)]
-    pred: str | None = None
-
-
-class _Submissions(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    submissions: list[_Submission] = []
 
 
 @dataclass(frozen=True)
@@ -57,11 +39,12 @@ class Attempt:
     budget_minutes: float | None
     rules: str | None
     pred: str | None
-    judge: tuple[Any, ...] = ()
+    judge: tuple[str | None, str | None, str | None] = (None, None, None)
     interval: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
+        """The run folder's name."""
         return Path(self.row["folder"]).name
 
     @property
@@ -97,15 +80,14 @@ def read(root: str | Path) -> Ledger:
     for row in list_runs(root):
         folder = RunDir(Path(row["folder"]))
         try:
-            manifest = folder.manifest()
+            manifest = folder.record()
         except InputError:  # list_runs says so in its row
-            manifest = {}
-        if "reproduction_of" in manifest:
+            manifest = Manifest()
+        if manifest.reproduction_of is not None:
             continue
-        recipe = manifest.get("recipe", {})
-        scores = _tried(lambda run: artifacts.read_scores(run.scores) if run.scores.is_file() else {}, folder, {})
+        recipe = manifest.recipe
+        scores = _tried(_scores, folder, None)
         budget = policy_ntu_hw5.MINUTES if recipe.get("rules") else recipe.get("budget", {})
-        low, high = scores.get("low"), scores.get("high")
         attempts.append(
             Attempt(
                 row,
@@ -113,9 +95,9 @@ def read(root: str | Path) -> Ledger:
                 train_minutes(folder),
                 budget.get("train_minutes"),
                 recipe.get("rules"),
-                manifest.get("digests", {}).get("pred"),
-                tuple(scores[key] if isinstance(scores.get(key), str) else None for key in ("kind", "model", "rubric")),
-                (low, high) if low is not None and high is not None else None,
+                manifest.digests.get("pred"),
+                scores.judge if scores is not None else (None, None, None),
+                _interval(scores),
             )
         )
     return Ledger(attempts)
@@ -123,23 +105,8 @@ def read(root: str | Path) -> Ledger:
 
 def record(folder: RunDir, score: float, at: str | None = None) -> list[str]:
     """Note a public score, and return sentences on the day's submissions. `at`: ISO, Taipei's time if it names none."""
-    if not (math.isfinite(score) and 0 <= score <= 10):
-        raise InputError(f"--public-score {score}: JudgeBoi's scores go from 0 to 10")
-    if not folder.pred.is_file():
-        raise InputError(f"{folder.root} has no pred.json, so none of its was judged")
-    entry = {
-        "score": score,
-        "at": _said_at(at).astimezone(dt.UTC).isoformat(timespec="seconds"),
-        "pred": atomic_files.sha256_file(folder.pred),
-    }
-    noted = sorted([*submissions(folder), entry], key=lambda each: moment(each["at"]))
-    atomic_files.write_json(folder.root / FILE, {"submissions": noted})
+    public_scores.add(folder, score, at)
     return read(folder.root.parent).today()
-
-
-def day(time: dt.datetime) -> dt.date:
-    """Return JudgeBoi's day: it ends at 23:59 in Taipei, so the last minute belongs to the next."""
-    return (time.astimezone(TAIPEI) + dt.timedelta(minutes=1)).date()
 
 
 def train_minutes(folder: RunDir) -> float:
@@ -151,55 +118,23 @@ def train_minutes(folder: RunDir) -> float:
         return 0.0
 
 
-def moment(text: str) -> dt.datetime:
-    """Return an ISO time, Taipei's where it names no offset. InputError for what is none, and for other centuries."""
-    try:
-        found = dt.datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or not 2000 <= found.year < 2100:
-        raise InputError(f'{text!r} is no time: write it as "2025-04-05 21:30" (Taipei\'s time), or with an offset')
-    return found if found.tzinfo else found.replace(tzinfo=TAIPEI)
+def _scores(folder: RunDir) -> Scores | None:
+    return artifacts.read_scores(folder.scores) if folder.scores.is_file() else None
 
 
-def submissions(folder: RunDir) -> list[dict[str, Any]]:
-    """Return the public scores noted for a run, oldest first. InputError where submissions.json is damaged."""
-    path = folder.root / FILE
-    if not path.exists():
-        return []
-    content = untrusted_files.json_object(path, remedy=_REMEDY)
-    try:
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # a note of one's own is written again too
-        found = _Submissions.model_validate(content).model_dump()["submissions"]
-        return sorted(found, key=lambda each: moment(each["at"]))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = escaped(".".join(map(str, first["loc"])))
-        raise InputError(f"{path}: {place}: {escaped(first['msg'])}. {_REMEDY}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {escaped(str(error))}. {_REMEDY}") from None
+def _interval(scores: Scores | None) -> tuple[float, float] | None:
+    if scores is None or scores.low is None or scores.high is None:
+        return None
+    return scores.low, scores.high
 
 
-def _tried(read: Callable[[RunDir], Any], folder: RunDir, otherwise: Any) -> Any:
+def _tried(read: Callable[[RunDir], T], folder: RunDir, otherwise: T) -> T:
     """Return what `read` reads, or `otherwise` with a warning: one damaged file must not hide the other runs."""
     try:
         return read(folder)
     except InputError as error:
         note(f"warning: {error}")
         return otherwise
-
-
-def _said_at(at: str | None) -> dt.datetime:
-    now = dt.datetime.now(dt.UTC)
-    if at is None:
-        return now
-    try:
-        said = moment(at)
-    except InputError as error:
-        raise InputError(f"--at {error}") from None
-    if said > now + dt.timedelta(minutes=5):
-        raise InputError(f"--at {at}: that time has not come yet")
-    return said
 
 
 def _public(attempts: Sequence[Attempt]) -> list[str]:

@@ -20,12 +20,12 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
 from fast_ft.homework import checks, secret_scan
-from fast_ft.hub import fingerprint
 from fast_ft.recipe import key_owners
+from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir
 from fast_ft.run.made_with import as_made
 
-ROOT = fingerprint.PACKAGE.parent
+ROOT = provenance.PACKAGE.parent
 #: A letter, the year, a department of three (its first may be a letter, as in r12k41005), a number of three.
 STUDENT_ID = re.compile(r"[a-z][0-9]{2}[0-9a-z][0-9]{5}")
 #: Beside the package: what stands in the repository's root, where there is one.
@@ -78,15 +78,15 @@ def contents(folder: RunDir, name: str) -> dict[str, bytes]:
         "recipe.yaml": yaml.safe_dump(answered, sort_keys=False, allow_unicode=True).encode(),
         "REPRODUCE.md": instructions(manifest, name).encode(),
     }
-    for path in fingerprint.source_files():
-        files[f"fast_ft/{path.relative_to(fingerprint.PACKAGE).as_posix()}"] = path.read_bytes()
+    for path in provenance.source_files():
+        files[f"fast_ft/{path.relative_to(provenance.PACKAGE).as_posix()}"] = path.read_bytes()
     for pattern in BESIDE:
         for path in ROOT.glob(pattern):
             files[path.relative_to(ROOT).as_posix()] = path.read_bytes()
     if "requirements-cpu.txt" not in files:  # installed as a package: the versions that the run had
         versions = manifest["environment"]["packages"].items()
         files["requirements.txt"] = "".join(f"{key}=={value}\n" for key, value in versions if value).encode()
-    if manifest["environment"].get("program") not in (None, fingerprint.source_digest()):
+    if manifest["environment"].get("program") not in (None, provenance.source_digest()):
         note("note: the program has changed since this run; the zip holds it as it is now")
     return dict(sorted(files.items()))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import atomic_files, gpu
+from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
@@ -19,6 +18,8 @@ from fast_ft.pipeline.run import run
 from fast_ft.recipe import key_owners
 from fast_ft.recipe.loader import resolved, validated
 from fast_ft.recipe.schema import Recipe
+from fast_ft.run import provenance
+from fast_ft.run.artifacts import read_pred
 from fast_ft.run.folder import RunDir
 
 _SHOWN = 300  #: characters of each of two texts that differ
@@ -41,7 +42,7 @@ def reproduce(
     trained.
     """
     theirs = archive.read(path)
-    untouched = theirs.pred_digest == theirs.manifest["digests"].get("pred")
+    untouched = theirs.pred_digest == theirs.manifest.digests.get("pred")
     text = "pred.json is as the run wrote it" if untouched else "pred.json was changed after the run wrote it"
     verdicts = checks.by_manifest(theirs.recipe, theirs.manifest)
     _refuse(path, [*verdicts, checks.Verdict("pred-untouched", untouched, text)])
@@ -76,10 +77,10 @@ def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
     has its
     default: no judge, no tracker, no budget, no backup. InputError where a folder that the zip names would be read.
     """
-    trained = theirs.manifest["phases"]["train"]
+    trained = theirs.manifest.phase("train")
     tree = key_owners.brought_here(resolved(theirs.recipe), own)
-    tree["model"] |= {"backend": trained["backend"], "dtype": trained["dtype"]} | _base(theirs, own)
-    again = theirs.manifest["generated_with"]  # answered anew after training, with other settings
+    tree["model"] |= {"backend": trained.backend, "dtype": trained.dtype} | _base(theirs, own)
+    again = theirs.manifest.generated_with  # answered anew after training, with other settings
     if again:
         tree["generate"] = {key: value for key, value in again.items() if key != "test"}
     return validated(tree, {}, "the submission's recipe")
@@ -87,11 +88,11 @@ def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
 
 def _base(theirs: Bundle, own: Mapping[str, str]) -> dict[str, Any]:
     """Return the recipe's keys of base model and tokenizer: our own, else what the zip names on the hub."""
-    there, named = theirs.manifest["model"] or {}, theirs.recipe.model
-    found: dict[str, Any] = {"revision": there.get("commit") or named.revision}
+    there, named = theirs.manifest.model, theirs.recipe.model
+    found: dict[str, Any] = {"revision": (there.commit if there is not None else None) or named.revision}
     if "model.name_or_path" in own:
         found = {"name_or_path": own["model.name_or_path"], "revision": None}
-    elif not key_owners.is_hub_id(named.name_or_path) or (there and there["commit"] is None):
+    elif not key_owners.is_hub_id(named.name_or_path) or (there is not None and there.commit is None):
         raise InputError(_FOLDER.format("base model", escaped(named.name_or_path), "--model"))
     if "model.tokenizer" in own:
         found["tokenizer"] = own["model.tokenizer"]
@@ -102,25 +103,24 @@ def _base(theirs: Bundle, own: Mapping[str, str]) -> dict[str, Any]:
 
 def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield (label, text) on what there is here and was there: versions, card, program, base model, data files."""
-    there, here = theirs.manifest["environment"], gpu.describe()
-    pairs = {"Python": (there["python"], here["python"]), "system": (there["system"], here["system"])}
-    pairs |= {name: (there["packages"].get(name), version) for name, version in here["packages"].items()}
+    there, here = theirs.manifest.environment, provenance.describe()
+    pairs = {"Python": (there.python, here["python"]), "system": (there.system, here["system"])}
+    pairs |= {name: (there.packages.get(name), version) for name, version in here["packages"].items()}
     odd = [f"{name} {a or 'absent'} there, {b or 'absent'} here" for name, (a, b) in pairs.items() if a != b]
     yield "versions", "; ".join(odd) or "the same"
-    cards = [(each or {}).get("name", "none") for each in (there["gpu"], here["gpu"])]
+    cards = [(each or {}).get("name", "none") for each in (there.gpu, here["gpu"])]
     yield "card", f"the same ({cards[0]})" if cards[0] == cards[1] else f"{cards[0]} there, {cards[1]} here"
-    ours = {path.relative_to(fingerprint.PACKAGE).as_posix(): path.read_bytes() for path in fingerprint.source_files()}
+    ours = {path.relative_to(provenance.PACKAGE).as_posix(): path.read_bytes() for path in provenance.source_files()}
     files = sorted(name for name in {*ours, *theirs.program} if ours.get(name) != theirs.program.get(name))
     yield "program", f"{len(files)} files differ, such as {files[0]}; this one is run" if files else "the same"
-    if recorded := theirs.manifest["model"]:
+    if recorded := theirs.manifest.model:
         base = fingerprint.model(recipe.model.name_or_path, recipe.model.revision)
-        same = base["weights"] == recorded["weights"]
+        same = base["weights"] == recorded.weights
         yield "base model", "the same" if same else "its weights differ from those that were trained on"
     if (size := theirs.plan.world_size) > 1:
         yield "processes", f"{size} trained it, one will train here: equal up to rounding only"
-    phases = theirs.manifest["phases"]
-    fewer = phases["generate"]["batch_size"] < min(theirs.plan.generation_batch, len(theirs.pred))
-    if fewer or phases["train"]["out_of_memory"]:
+    fewer = theirs.manifest.phase("generate").batch_size < min(theirs.plan.generation_batch, len(theirs.pred))
+    if fewer or theirs.manifest.phase("train").out_of_memory:
         yield "plan", "on its way the run went over to smaller batches than planned; so may this one, elsewhere"
 
 
@@ -129,12 +129,11 @@ def compared(theirs: Bundle, folder: RunDir) -> dict[str, Any]:
 
     first is the first answer that differs, in the test file's order: {id, there, here}, or None.
     """
-    pred = json.loads(folder.pred.read_text(encoding="utf-8"))
-    ours = {id_: entry["output"][0] for id_, entry in pred.items()}
+    ours = {id_: entry.answer for id_, entry in read_pred(folder.pred).items()}
     same = [id_ for id_ in ours if ours[id_] == theirs.pred.get(id_)]
     odd = next((id_ for id_ in ours if ours[id_] != theirs.pred.get(id_)), None)
     return {
-        "adapter": folder.manifest()["digests"]["adapter"] == theirs.manifest["digests"].get("adapter"),
+        "adapter": folder.record().digests["adapter"] == theirs.manifest.digests.get("adapter"),
         "answers": len(ours),
         "identical": len(same),
         "share": round(len(same) / len(ours), 4),
@@ -144,13 +143,10 @@ def compared(theirs: Bundle, folder: RunDir) -> dict[str, Any]:
 
 def _same(theirs: Bundle, recipe: Recipe, prepared: PreparedData) -> Iterator[checks.Verdict]:
     """Yield whether rows and prompts here are those of the submission. Another layout of the same rows will do."""
-    rows, stages = theirs.manifest["rows"], theirs.manifest["stages"]
-    again = [{"id": e.id, "digest": e.digest} for e in prepared.examples]
-    staged = [{"name": s.name, "ids": [e.id for e in s.examples]} for s in prepared.stages]
-    yield checks.rows_verdict(again == rows and staged == stages, again, rows)
+    yield checks.rows_verdict(theirs.manifest, prepared)
     yield checks.test_shapes_nothing(recipe, prepared.prompts)
     for name, rule in (("train", "training-file"), ("test", "test-file")):
-        if prepared.digests[name] != theirs.manifest["digests"].get(name):
+        if prepared.digests[name] != theirs.manifest.digests.get(name):
             note(f"note: {rule}: {getattr(recipe.data, name)} is not byte for byte the file that was used")
     other = {prompt.id for prompt in prepared.prompts} ^ theirs.pred.keys()
     yield checks.Verdict("test-ids", not other, f"{len(other)} ids are in one of pred.json and the test file only")

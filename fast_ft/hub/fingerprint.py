@@ -1,4 +1,4 @@
-"""What a run was made of, so that it can be told later whether it is made of the same: base model and program.
+"""The fingerprint of a base model: it tells later whether a run goes on with the same one.
 
 A 7B's weights are 4 to 13 GB. Reading them whole would take longer than the rest of the record, so they are known by
 their names in the hub's cache, which are their digests, or by a digest over samples of the file.
@@ -13,7 +13,6 @@ from typing import Any
 
 from fast_ft.hub import download, families
 
-PACKAGE = Path(__file__).parents[1]
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 18
 
 
@@ -48,17 +47,3 @@ def weights_digest(path: Path) -> str:
             file.seek(max(0, size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
             total.update(file.read(_SAMPLE_BYTES))
     return f"samples:{total.hexdigest()}"
-
-
-def source_files() -> list[Path]:
-    """Return the package's own program files, in order of name: Python, the cards' table, the report's page."""
-    found = [*PACKAGE.rglob("*.py"), PACKAGE / "plan" / "cards.json", *(PACKAGE / "report" / "static").glob("*")]
-    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
-
-
-def source_digest() -> str:
-    """Return the sha256 (hex) over names and contents of the package's program files."""
-    total = hashlib.sha256()
-    for path in source_files():
-        total.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return total.hexdigest()

@@ -7,23 +7,19 @@ nowhere else: texts that come from the server pass through `clean`, and a redire
 from __future__ import annotations
 
 import json
-import os
 import random
-import re
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.text_safety import whole
-from fast_ft.judge import post, pricing
+from fast_ft.judge import address, post, pricing
 from fast_ft.judge.client_errors import REFUSALS, Failure, NoReply, Stopped, retry_after
 from fast_ft.recipe.schema import Judge as Section
 
-OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE = 600.0  #: seconds; a Retry-After beyond it ends the command
 MOST_TEXT = 1 << 16  #: characters of a reply that are kept; one of 400 tokens has some thousand
 MOST_TOKENS = 10**7  #: a larger count of tokens in a reply is no count
@@ -39,39 +35,6 @@ class Reply:
     completion_tokens: int | None
 
 
-def address() -> tuple[str, str | None]:
-    """Return (URL, key) from the environment; InputError where the URL is none, or the key cannot stand in a header.
-
-    The key is None where it is not set. No message holds it.
-    """
-    url = (os.environ.get("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
-    try:
-        parts = urlsplit(url)
-        no_port = parts.port == 0
-    except ValueError:  # of a bracket without its other half, of a port beyond 65535
-        raise InputError(f"OPENAI_BASE_URL: {url!r} is no address. Write it like http://127.0.0.1:8080/v1") from None
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(
-            "OPENAI_BASE_URL: it holds more than an address. Write https://host/v1, the key in OPENAI_API_KEY"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname or no_port or not re.fullmatch(r"[!-~]+", url):
-        raise InputError(f"OPENAI_BASE_URL: {url!r} is no address. Write it like http://127.0.0.1:8080/v1")
-    key = os.environ.get("OPENAI_API_KEY", "").strip() or None
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise InputError("OPENAI_API_KEY: it holds spaces, line breaks or letters outside ASCII; set it anew")
-    return url, key
-
-
-def require_key() -> None:
-    """Raise InputError where OpenAI itself would be asked without a key; a server of one's own may need none."""
-    url, key = address()
-    if key is None and "OPENAI_BASE_URL" not in os.environ:
-        raise InputError(
-            f"OPENAI_API_KEY: not set. judge.kind: openai asks {url}: export OPENAI_API_KEY=... for it, or "
-            "OPENAI_BASE_URL=http://127.0.0.1:8080/v1 for a server of your own"
-        )
-
-
 class Endpoint:
     """Sends requests for one model, from any number of threads, within the section's caps.
 
@@ -81,8 +44,8 @@ class Endpoint:
     """
 
     def __init__(self, section: Section, backoff: float = 1.0) -> None:
-        require_key()
-        self.url, self._key = address()
+        address.require_key()
+        self.url, self._key = address.read()
         self._section = section
         self._prices = pricing.price(section)
         self._backoff = backoff
@@ -127,7 +90,7 @@ class Endpoint:
             return reply
 
     def clean(self, text: str, limit: int | None = None) -> str:
-        """Return a server's text without the key, should it hold that; with a limit, one line so long at most."""
+        """Return a server's text without the key; with a limit, one line of at most `limit` characters."""
         text = whole(text)
         if self._key and len(self._key) >= 8:  # a shorter one is a placeholder such as EMPTY, and may be a word
             text = text.replace(self._key, "[key]")
@@ -171,7 +134,7 @@ class Endpoint:
         said = self.clean(model, 200) if isinstance(model, str) else ""
         return Reply(self.clean(text or "")[:MOST_TEXT], said, *counts)
 
-    def _status(self, answer: post.Answer, text: str) -> Failure:
+    def _status(self, answer: post.HttpReply, text: str) -> Failure:
         status, headers = answer.status, answer.headers
         if 300 <= status < 400:
             to = self.clean(str(headers.get("location", "")), 200)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import email.utils
-from typing import Any
+from typing import Protocol
 
 #: What an HTTP status means that no further request would change.
 REFUSALS = {
@@ -44,7 +44,14 @@ class Failure(Exception):
         self.retry, self.fatal, self.refused, self.absent, self.pause = retry, fatal, refused, absent, pause
 
 
-def retry_after(headers: Any) -> float | None:
+class Headers(Protocol):
+    """A reply's headers, as http.client or a dict holds them."""
+
+    def get(self, name: str, default: str, /) -> str:
+        """Return a header's text, or `default`."""
+
+
+def retry_after(headers: Headers) -> float | None:
     """Return the seconds that Retry-After (a number or a date) or OpenAI's retry-after-ms asks for."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import whole
-from fast_ft.judge import client, client_errors, pricing, rubric
-from fast_ft.judge.reply_cache import Verdict, Verdicts, content_key
+from fast_ft.judge import address, client, client_errors, pricing, rubric, statistics
+from fast_ft.judge.reply_cache import KeptReply, ReplyCache, content_key
 from fast_ft.judge.scoring import Item, Judgment
 from fast_ft.recipe.schema import Judge as Section
 
@@ -49,16 +52,43 @@ class Estimate:
 
 
 class OpenAIJudge:
-    """Judge with a model. Call `check_caps` before `open`, and call it as a Judge only after that."""
+    """Judge with a model. Call it within `asking`."""
 
-    def __init__(self, section: Section, verdicts: Verdicts, *, pairwise: bool) -> None:
-        self.url, _ = client.address()
+    def __init__(self, section: Section, verdicts: ReplyCache, *, pairwise: bool) -> None:
+        self.url, _ = address.read()
         self.rubric = rubric.PAIRWISE if pairwise else rubric.SINGLE
         self._section, self._verdicts, self._pairwise = section, verdicts, pairwise
+        self.concurrency = section.concurrency
+        self.labelled = "pairwise, against reference answers" if pairwise else "single answer, without references"
         self._endpoint: client.Endpoint | None = None
         self._lock = threading.Lock()
         self.cached = 0
         self.answered_by: set[str] = set()
+
+    def print_forecast(self, items: Sequence[Item], *, ask_again: bool = False) -> None:
+        """Print what judging would take, and ask nothing. Raises InputError where that is over a cap."""
+        if ask_again:
+            self.forget_unreadable(items)
+        estimate = self.estimate(items)
+        print(f"{self._section.model} at {self.url}, rubric {self.rubric} ({self.labelled}): {estimate}")
+        self.check_caps(estimate)
+
+    @contextlib.contextmanager
+    def asking(self, items: Sequence[Item], *, ask_again: bool = False, backoff: float = 1.0) -> Iterator[None]:
+        """Judge these items within this: no other command writes replies meanwhile, and the caps are kept.
+
+        ask_again: kept replies without a score are asked for again. backoff: seconds before the first retry. Raises
+        InputError where a cap is too low, and where a connection is needed and there is no key.
+        """
+        with self._verdicts.locked():
+            if ask_again:
+                self.forget_unreadable(items)
+            estimate = self.estimate(items)
+            note(f"judge: {self._section.model} at {self.url}, {self.labelled}: {estimate}")
+            self.check_caps(estimate)
+            if estimate.requests:
+                self.open(backoff)
+            yield
 
     def open(self, backoff: float = 1.0) -> None:
         """Make the connection; InputError without a key. `backoff`: seconds before the first retry."""
@@ -109,9 +139,7 @@ class OpenAIJudge:
             "answered_by": sorted(self.answered_by),
             "endpoint": self.url,
             "rubric": self.rubric,
-            "labelled": "pairwise, against reference answers"
-            if self._pairwise
-            else "single answer, without references",
+            "labelled": self.labelled,
             "scale": [1, 10],
             **({"baselines": BASELINES} if self._pairwise else {}),
             "asked": {
@@ -121,6 +149,21 @@ class OpenAIJudge:
                 "completion_tokens": sent.tokens[1] if sent else 0,
                 "dollars": round(sent.spent, 6) if sent and known else None if sent else 0.0,
             },
+            "notes": NOTES[self.rubric],
+        }
+
+    def totals(self, prompts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the mean score of the reference answers, and what the order of the two answers did."""
+        given = [each["reference_score"] for each in prompts.values() if each["reference_score"] is not None]
+        both = [
+            (each["swapped"]["score"], each["first_score"])
+            for each in prompts.values()
+            if "swapped" in each and None not in (each["swapped"]["score"], each["first_score"])
+        ]
+        effect = round(fmean(ahead - behind for ahead, behind in both), 4) if both else None
+        return {
+            "reference_mean": statistics.mean(given),
+            "swapped": {"order_effect": effect} if effect is not None else None,
         }
 
     def __call__(self, question: str, reference: str | None, answer: str) -> Judgment:
@@ -160,7 +203,7 @@ class OpenAIJudge:
         if verdict is None:
             assert self._endpoint is not None, "open() comes before judging"
             reply = self._endpoint.ask(messages, rubric.MAX_TOKENS)
-            verdict = Verdict(key, reply.text, reply.model, self.rubric, reply.prompt_tokens, reply.completion_tokens)
+            verdict = KeptReply(key, reply.text, reply.model, self.rubric, reply.prompt_tokens, reply.completion_tokens)
             self._verdicts.add(verdict)
         with self._lock:
             self.answered_by.add(whole(verdict.model))

@@ -1,8 +1,9 @@
 """One HTTP POST whose reply is bounded, in time as a whole and in size, and which goes to the given server alone.
 
-A general client bounds the silence between two bytes, follows redirects with the key in hand, and unpacks whatever a
-compressed reply grows to. Here the whole exchange has one deadline, no redirect is followed, and at most MOST bytes are
-kept, packed or unpacked. One connection carries one request: a judge takes seconds to answer, a handshake tenths.
+A general client follows redirects with the key in hand, and unpacks whatever a compressed reply grows to. It bounds the
+silence between two bytes, and not the exchange: httpx with a timeout of 0.3 s waits as long as a server sends one byte
+of its headers now and then. Here the whole exchange has one deadline, no redirect is followed, and at most MOST bytes
+are kept, packed or unpacked. One connection carries one request: a judge takes seconds to answer, a handshake tenths.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class TooLong(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpReply:
     """A whole reply, of any status."""
 
     status: int
@@ -46,10 +47,10 @@ class Answer:
     body: bytes
 
 
-def post(url: str, body: bytes, headers: dict[str, str], seconds: float) -> Answer:
+def post(url: str, body: bytes, headers: dict[str, str], seconds: float) -> HttpReply:
     """Send a body to an http or https URL, by the environment's proxy where it names one, and return the reply.
 
-    Raises TimeoutError where the whole exchange takes longer than so many seconds, Unreached, Broken and TooLong.
+    Raises TimeoutError where the whole exchange takes longer than `seconds`, and Unreached, Broken and TooLong.
     """
     ends = time.monotonic() + seconds
     connection, target, more = _connection(urlsplit(url), seconds)
@@ -71,7 +72,9 @@ def post(url: str, body: bytes, headers: dict[str, str], seconds: float) -> Answ
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Broken(_reason(error)) from None
-    return Answer(response.status, response.headers, _unpacked(content, response.headers.get("content-encoding", "")))
+    return HttpReply(
+        response.status, response.headers, _unpacked(content, response.headers.get("content-encoding", ""))
+    )
 
 
 class _Until:
@@ -81,11 +84,15 @@ class _Until:
         self._socket, self._ends = connected, ends
 
     def sendall(self, content: bytes) -> None:
+        """Send all bytes. Raises TimeoutError."""
         self._wait()
         self._socket.sendall(content)
 
     def makefile(self, mode: str) -> io.BufferedReader:
+        """Return a reader of what the server sends. Its reads raise TimeoutError."""
+
         def fill(buffer: memoryview) -> int:
+            """Receive into a buffer, and return how many bytes came."""
             self._wait()
             return self._socket.recv_into(buffer)
 
@@ -104,9 +111,11 @@ class _Reader(io.RawIOBase):
         self._fill = fill
 
     def readable(self) -> bool:
+        """Return True, as io asks."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill a buffer, and return how many bytes came; 0 at the end."""
         return self._fill(buffer)
 
 

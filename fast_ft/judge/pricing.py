@@ -54,5 +54,5 @@ def tokens_of(text: str) -> int:
 
 
 def dollars(prices: tuple[float, float] | None, prompt_tokens: int, reply_tokens: int) -> float:
-    """Return what so many tokens cost; 0 where the price is unknown."""
+    """Return the cost of this many tokens in dollars; 0 where the price is unknown."""
     return 0.0 if prices is None else (prompt_tokens * prices[0] + reply_tokens * prices[1]) / 1e6

@@ -6,8 +6,13 @@ other words scores low, and a wrong one in the same words scores high.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
 from fast_ft.common import words
-from fast_ft.judge.scoring import Judgment
+from fast_ft.judge.scoring import Item, Judgment
 
 NOTES = [
     "Exact match, ROUGE-L and chrF compare an answer's text with one reference answer: they can tell whether a short "
@@ -17,6 +22,8 @@ NOTES = [
 
 class ReferenceJudge:
     """Judge by text. The score is 1 for an exact match, else 0; ROUGE-L (F1) and chrF are 0 to 1."""
+
+    concurrency = 1
 
     def __init__(self) -> None:
         from rouge_score import rouge_scorer
@@ -38,9 +45,31 @@ class ReferenceJudge:
             },
         )
 
+    def print_forecast(self, items: Sequence[Item], *, ask_again: bool = False) -> None:
+        """Print what judging would take."""
+        print(f"{len(items)} answers to compare with their references; no network, no cost")
+
+    def asking(
+        self, items: Sequence[Item], *, ask_again: bool = False, backoff: float = 1.0
+    ) -> AbstractContextManager[None]:
+        """Judge within this; there is nothing to open."""
+        return contextlib.nullcontext()
+
+    def stop(self) -> None:
+        """Do nothing: no call of this judge takes long."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what scores.json says of the judge."""
+        return {"notes": NOTES}
+
+    def totals(self, prompts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return nothing more than what `summarise` counts."""
+        return {}
+
 
 class _Tokenizer:
     """ROUGE's words in any script; rouge_score's own keeps a to z and digits only."""
 
     def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text, as rouge_score asks for them."""
         return words.terms(text)

@@ -26,7 +26,7 @@ COUNTS = ("prompt_tokens", "completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class KeptReply:
     """A judge's reply as it came. `model`: the name that the server gave; token counts are the server's, or None."""
 
     key: str
@@ -42,7 +42,7 @@ def content_key(**content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-class Verdicts:
+class ReplyCache:
     """The replies in `path`, and those in the files `also`, which are only read.
 
     To write, use `with verdicts.locked():` around it; a second command that judges waits there for the first.
@@ -53,13 +53,13 @@ class Verdicts:
         self._also = [other for other in also if other.resolve() != path.resolve()]
         self._lock = threading.Lock()
         self._file: IO[bytes] | None = None
-        self._there: dict[str, Verdict] = {}
+        self._there: dict[str, KeptReply] = {}
         self._read()
 
     def __len__(self) -> int:
         return len(self._there)
 
-    def get(self, key: str) -> Verdict | None:
+    def get(self, key: str) -> KeptReply | None:
         """Return the reply to what has this key, or None."""
         return self._there.get(key)
 
@@ -68,7 +68,7 @@ class Verdicts:
         for key in keys:
             self._there.pop(key, None)
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: KeptReply) -> None:
         """Put a reply on the disk, then among what `get` returns."""
         with self._lock:
             assert self._file is not None, "verdicts are written under locked()"
@@ -114,7 +114,7 @@ class Verdicts:
                     self._there[verdict.key] = verdict
 
 
-def parse(line: bytes) -> Verdict | None:
+def parse(line: bytes) -> KeptReply | None:
     """Return a line's reply, which may have been written by any version; None where the line holds none."""
     try:
         content = json.loads(line.decode("utf-8", "surrogatepass"))
@@ -125,7 +125,7 @@ def parse(line: bytes) -> Verdict | None:
         return None
     model, rubric = (value if isinstance(value := content.get(name), str) else "" for name in ("model", "rubric"))
     prompt, completion = (value if type(value := content.get(name)) is int else None for name in COUNTS)
-    return Verdict(key, reply, model, rubric, prompt, completion)
+    return KeptReply(key, reply, model, rubric, prompt, completion)
 
 
 def _lock_file(file: IO[bytes], path: Path) -> None:

@@ -75,8 +75,8 @@ class Judgment:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class Judge(Protocol):
-    """Question, reference and answer in, Judgment out. Called from several threads at once."""
+class AnswerJudge(Protocol):
+    """Takes question, reference and answer, returns a Judgment. It is called from several threads at once."""
 
     def __call__(self, question: str, reference: str | None, answer: str) -> Judgment: ...
 
@@ -90,7 +90,7 @@ class Group:
 
 
 def judge_all(
-    judge: Judge,
+    judge: AnswerJudge,
     items: Sequence[Item],
     concurrency: int = 1,
     stop: Callable[[], None] = lambda: None,
@@ -105,6 +105,7 @@ def judge_all(
     waiting, ended = deque(different), queue.SimpleQueue[tuple[Item, Judgment | BaseException]]()
 
     def work() -> None:
+        """Judge what is waiting until nothing is left."""
         with contextlib.suppress(IndexError):
             while True:
                 ended.put(_judged(judge, waiting.popleft()))
@@ -133,7 +134,7 @@ def judge_all(
     return done
 
 
-def _judged(judge: Judge, item: Item) -> tuple[Item, Judgment | BaseException]:
+def _judged(judge: AnswerJudge, item: Item) -> tuple[Item, Judgment | BaseException]:
     try:
         return item, judge(*item)
     except BaseException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LEAST = 10  #: below so many scores a percentile interval is too narrow to mean what it says, so there is none
+LEAST = 10  #: scores; with fewer ones a percentile interval is too narrow to mean what it says, so there is none
 RESAMPLES = 10_000
 _AT_ONCE = 1_000_000  # draws held in memory
 
@@ -77,6 +77,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def rounded(value: float | None) -> float | None:
+    """Return a number as scores.json has it, with 4 decimals."""
     return None if value is None else round(float(value), 4)
 
 

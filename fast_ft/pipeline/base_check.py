@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fast_ft.common.errors import InputError
@@ -16,6 +16,7 @@ from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import fingerprint
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir, differences
+from fast_ft.run.manifest import Manifest
 
 Diff = dict[str, tuple[Any, Any]]  #: {what: (was, is)}
 
@@ -27,10 +28,10 @@ def tokens(prepared: PreparedData) -> dict[str, Any]:
     return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prepared.prompt_ids])}
 
 
-def token_changes(manifest: Mapping[str, Any], prepared: PreparedData) -> Diff:
+def token_changes(manifest: Manifest, prepared: PreparedData) -> Diff:
     """Return which of the rows that are the same as before have other token ids now: {} where none has."""
-    was, is_ = manifest.get("tokens", {}).get("rows", {}), tokens(prepared)["rows"]
-    former = {row["id"]: row["digest"] for row in manifest.get("rows", [])}
+    was, is_ = manifest.tokens.rows, tokens(prepared)["rows"]
+    former = {row.id: row.digest for row in manifest.rows}
     same = [e.id for e in prepared.examples if former.get(e.id) == e.digest]
     odd = [name for name in same if name in was and was[name] != is_[name]]
     if not odd:
@@ -39,21 +40,21 @@ def token_changes(manifest: Mapping[str, Any], prepared: PreparedData) -> Diff:
     return {"the rows' token ids": ("as trained", f"another tokenizer or chat template: {len(odd)} differ ({named})")}
 
 
-def prompt_changes(manifest: Mapping[str, Any], prepared: PreparedData) -> Diff:
+def prompt_changes(manifest: Manifest, prepared: PreparedData) -> Diff:
     """Return whether the prompts, which are the same as before, have other token ids now: {} where they have not."""
-    was, is_ = manifest.get("tokens", {}).get("prompts"), tokens(prepared)["prompts"]
+    was, is_ = manifest.tokens.prompts, tokens(prepared)["prompts"]
     return {"the prompts' token ids": (was, is_)} if was not in (None, is_) else {}
 
 
-def model_changes(manifest: Mapping[str, Any], recipe: Recipe) -> Diff:
+def model_changes(manifest: Manifest, recipe: Recipe) -> Diff:
     """Return how the base model differs from the one in the manifest: {} where it is the same, or none is recorded."""
-    was = manifest.get("model")
+    was = manifest.model
     if was is None:
         return {}
     is_ = fingerprint.model(recipe.model.name_or_path, recipe.model.revision)
-    pairs = differences(was.get("config", {}), is_["config"])
+    pairs = differences(was.config.given(), is_["config"])
     found: Diff = {f"the base model's config.json: {key}": pair for key, pair in pairs.items()}
-    old, new = was.get("weights", {}), is_["weights"]
+    old, new = was.weights, is_["weights"]
     for name in sorted({*old, *new}):
         a, b = old.get(name), new.get(name)
         if a != b and (a is None or b is None or a.split(":")[0] == b.split(":")[0]):  # else not comparable
@@ -63,10 +64,10 @@ def model_changes(manifest: Mapping[str, Any], recipe: Recipe) -> Diff:
 
 def refuse_another(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Raise InputError where a trained adapter would answer with another base, tokenizer or chat template."""
-    manifest = folder.manifest()
+    manifest = folder.record()
     if found := {**model_changes(manifest, recipe), **token_changes(manifest, prepared)}:
         listed = "".join(f"\n  {key}: {was} -> {is_}" for key, (was, is_) in found.items())
-        commit = (manifest.get("model") or {}).get("commit")
+        commit = manifest.model.commit if manifest.model is not None else None
         again = f" (on the hub it was commit {commit}: set model.revision)" if commit else ""
         raise InputError(
             f"{folder.root}: {recipe.model.name_or_path} is not what this run's adapter was trained with:{listed}\n"

@@ -21,11 +21,10 @@ from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
 from fast_ft.pipeline import base_check, sanity_checks
-from fast_ft.pipeline.phases import model_config, settle_plan
+from fast_ft.pipeline.set_up import model_config, settle_plan
 from fast_ft.plan import plans
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
-from fast_ft.run.artifacts import cut_short
 from fast_ft.run.folder import RunDir
 
 
@@ -99,7 +98,7 @@ def answer_others(
 
 def budget_missed(folder: RunDir) -> str:
     """Return what a budget of minutes cut short in a run that is complete, or ""."""
-    said = cut_short(folder.manifest()["phases"])
+    said = folder.record().cut_short()
     return f"budget missed: {'; '.join(said)}. The run is complete all the same: {folder.root}" if said else ""
 
 

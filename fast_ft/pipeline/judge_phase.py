@@ -2,42 +2,106 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
-from fast_ft.common.errors import InputError
+from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.data import dataset
 from fast_ft.data.examples import Prompt
-from fast_ft.judge import client, reference_judge, statistics
-from fast_ft.judge.openai_judge import NOTES, OpenAIJudge
-from fast_ft.judge.reply_cache import FILE, Verdicts
-from fast_ft.judge.scoring import Group, Item, Judgment, judge_all, scores_of, summarise
-from fast_ft.pipeline import resume
-from fast_ft.recipe.schema import Judge as Section
+from fast_ft.judge import statistics
+from fast_ft.judge.kinds import KINDS
+from fast_ft.judge.scoring import Group, Item, judge_all, scores_of, summarise, too_many_missing
+from fast_ft.pipeline import former_scores
+from fast_ft.recipe import schema
+from fast_ft.recipe.loader import resolved
+from fast_ft.recipe.schema import Recipe
 from fast_ft.run import artifacts
 from fast_ft.run.folder import RunDir
 
 
-def judge_run(
-    folder: RunDir,
-    section: Section,
-    group: Group,
-    *,
-    seed: int,
-    against: RunDir | None = None,
-    dry_run: bool = False,
-    ask_again: bool = False,
-    backoff: float = 1.0,
-) -> dict[str, Any] | None:
-    """Score a run's answers, and the base model's and another run's beside them, into scores.json; return its content.
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What a command asks of the judge beside its recipe.
 
-    With dry_run only print what would be asked, and return None. ask_again: replies that hold no score are asked for
-    again. Raises InputError and BudgetMissed; replies up to then are kept. `backoff`: seconds before a first retry.
+    against: another run, whose answers are scored too and compared. dry_run: only print what would be asked. ask_again:
+    kept replies without a score are asked for again. backoff: seconds before the first retry of a request.
     """
+
+    against: RunDir | None = None
+    dry_run: bool = False
+    ask_again: bool = False
+    backoff: float = 1.0
+
+
+USUAL = JudgeOptions()
+
+
+def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[Prompt], options: JudgeOptions = USUAL) -> None:
+    """Score pred.json, and the base model's answers where there are some, into scores.json.
+
+    Raises BudgetMissed where too many scores are missing; the phase is then not done, and the same command asks again.
+    """
+    started = time.monotonic()
+    scores = judge_run(folder, recipe.judge, groups(prompts), seed=recipe.seed, options=options)
+    if scores is None:  # a dry run
+        return
+    if missed := too_many_missing(scores):
+        raise BudgetMissed(missed)
+    facts = {key: scores[key] for key in ("model", "rubric") if key in scores}
+    folder.finish(
+        "judge",
+        time.monotonic() - started,
+        {"judged_with": resolved(recipe)["judge"]},
+        kind=recipe.judge.kind,
+        mean=scores["mean"],
+        **facts,
+    )
+
+
+def judge_run(
+    folder: RunDir, section: schema.Judge, group: Group, *, seed: int, options: JudgeOptions = USUAL
+) -> dict[str, Any] | None:
+    """Score a run's answers, and the base model's and another run's beside them, into scores.json.
+
+    Returns the file's content, or None of a dry run. Raises InputError and BudgetMissed; replies up to then are kept.
+    """
+    against = options.against
+    sets = _answer_sets(folder, section, against)
+    items = [item for each in sets.values() for item in each.values()]
+    judge = KINDS[section.kind].make(section, folder.root.parent, [against.root.parent] if against else [])
+    if options.dry_run:
+        judge.print_forecast(items, ask_again=options.ask_again)
+        return None
+    with judge.asking(items, ask_again=options.ask_again, backoff=options.backoff):
+        judgments = judge_all(judge, items, judge.concurrency, judge.stop, folder.on_answer)
+    summaries = {
+        name: summarise({key: judgments[item] for key, item in each.items()}, group, seed)
+        for name, each in sets.items()
+    }
+    ours = summaries["run"]
+    pred = atomic_files.sha256_file(folder.pred)
+    scores = {"kind": section.kind, **judge.facts(), "pred": pred, **ours, **judge.totals(ours["prompts"])}
+    if "base" in summaries:
+        scores["base"] = summaries["base"]
+        scores["gain"] = statistics.compare(scores_of(ours), scores_of(summaries["base"]), seed, "the base model")
+    if against is not None:
+        theirs = scores_of(summaries["against"])
+        scores["against"] = statistics.compare(scores_of(ours), theirs, seed, str(against.root))
+    scores["judged_with"] = section.model_dump(mode="json")
+    scores["prompts"] = scores.pop("prompts")  # the long part last
+    if _of_another_judge(folder.scores, scores):
+        note(f"note: the former scores are kept in {former_scores.set_scores_aside(folder)}")
+    atomic_files.write_json(folder.scores, scores)
+    return scores
+
+
+def _answer_sets(folder: RunDir, section: schema.Judge, against: RunDir | None) -> dict[str, dict[str, Item]]:
+    """Return {"run", and where there are some "base" and "against": {prompt id: what the judge sees}}."""
     references = dataset.load_references(section.references) if section.references else None
     if against is not None and against.root.resolve() == folder.root.resolve():
         raise InputError(f"--against {against.root}: that is the run itself")
@@ -46,39 +110,7 @@ def judge_run(
         sets["base"] = _items(folder.base_pred, references)
     if against is not None:
         sets["against"] = _same_questions(sets["run"], _items(against.pred, references, sets["run"]), against)
-    items = [item for each in sets.values() for item in each.values()]
-    facts: dict[str, Any]
-    if section.kind == "openai":
-        judged = _ask(folder, section, items, against, dry_run, ask_again, backoff)
-        if judged is None:
-            return None
-        judgments, facts = judged
-    else:
-        assert section.kind == "reference", section.kind
-        if dry_run:
-            print(f"{len(items)} answers to compare with their references; no network, no cost")
-            return None
-        judgments, facts = judge_all(reference_judge.ReferenceJudge(), items), {"notes": reference_judge.NOTES}
-    summaries = {
-        name: summarise({key: judgments[item] for key, item in each.items()}, group, seed)
-        for name, each in sets.items()
-    }
-    scores = {"kind": section.kind, **facts, "pred": atomic_files.sha256_file(folder.pred), **summaries["run"]}
-    if section.kind == "openai":
-        scores |= _extras(summaries["run"]["prompts"])
-    if "base" in summaries:
-        scores["base"] = summaries["base"]
-        scores["gain"] = statistics.compare(scores_of(scores), scores_of(summaries["base"]), seed, "the base model")
-    if against is not None:
-        scores["against"] = statistics.compare(
-            scores_of(scores), scores_of(summaries["against"]), seed, str(against.root)
-        )
-    scores["judged_with"] = section.model_dump(mode="json")
-    scores["prompts"] = scores.pop("prompts")  # the long part last
-    if _of_another_judge(folder.scores, scores):
-        note(f"note: the former scores are kept in {resume.set_scores_aside(folder)}")
-    atomic_files.write_json(folder.scores, scores)
-    return scores
+    return sets
 
 
 def _of_another_judge(path: Path, scores: Mapping[str, Any]) -> bool:
@@ -86,7 +118,7 @@ def _of_another_judge(path: Path, scores: Mapping[str, Any]) -> bool:
     if not path.is_file():
         return False
     try:
-        there = artifacts.read_scores(path)
+        there = artifacts.read_scores(path).given()
     except InputError:
         return True
     if any(there.get(key) != scores.get(key) for key in ("kind", "pred", "rubric", "judged_with")):
@@ -94,11 +126,12 @@ def _of_another_judge(path: Path, scores: Mapping[str, Any]) -> bool:
     return there.get("against") not in (None, scores.get("against"))
 
 
-def check(section: Section, prompts: list[Prompt]) -> None:
+def check(section: schema.Judge, prompts: list[Prompt]) -> None:
     """Raise InputError for what would stop the judge after hours of training: no key, a prompt without reference."""
-    if section.kind == "openai":
-        client.require_key()
-    if section.kind != "none" and section.references:
+    if section.kind == "none":
+        return
+    KINDS[section.kind].check()
+    if section.references:
         _refuse_missing([prompt.id for prompt in prompts], dataset.load_references(section.references))
 
 
@@ -107,58 +140,12 @@ def groups(prompts: list[Prompt]) -> Group:
     return Group({p.id: p.skill for p in prompts}, {p.id: p.difficulty for p in prompts})
 
 
-def _ask(
-    folder: RunDir,
-    section: Section,
-    items: list[Item],
-    against: RunDir | None,
-    dry_run: bool,
-    ask_again: bool,
-    backoff: float,
-) -> tuple[dict[Item, Judgment], dict[str, Any]] | None:
-    others = [against.root.parent / FILE] if against else []
-    verdicts = Verdicts(folder.root.parent / FILE, others)
-    judge = OpenAIJudge(section, verdicts, pairwise=section.references is not None)
-    if dry_run:
-        if ask_again:
-            judge.forget_unreadable(items)
-        estimate = judge.estimate(items)
-        print(f"{section.model} at {judge.url}, rubric {judge.rubric} ({judge.facts()['labelled']}): {estimate}")
-        judge.check_caps(estimate)
-        return None
-    with verdicts.locked():
-        if ask_again:
-            judge.forget_unreadable(items)
-        estimate = judge.estimate(items)
-        note(f"judge: {section.model} at {judge.url}, {judge.facts()['labelled']}: {estimate}")
-        judge.check_caps(estimate)
-        if estimate.requests:
-            judge.open(backoff)
-        judgments = judge_all(judge, items, section.concurrency, judge.stop, folder.on_answer)
-    return judgments, judge.facts() | {"notes": NOTES[judge.rubric]}
-
-
-def _extras(prompts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mean score of the reference answers, and what the order of the two answers did."""
-    given = [each["reference_score"] for each in prompts.values() if each["reference_score"] is not None]
-    both = [
-        (each["swapped"]["score"], each["first_score"])
-        for each in prompts.values()
-        if "swapped" in each and None not in (each["swapped"]["score"], each["first_score"])
-    ]
-    effect = round(fmean(ahead - behind for ahead, behind in both), 4) if both else None
-    return {
-        "reference_mean": statistics.mean(given),
-        "swapped": {"order_effect": effect} if effect is not None else None,
-    }
-
-
 def _items(path: Path, references: Mapping[str, str] | None, only: Collection[str] | None = None) -> dict[str, Item]:
     """Return {prompt id: what the judge sees} of a pred.json, of the ids `only` where they are given."""
     if not path.is_file():
         raise InputError(f"{path.parent} has no answers yet ({path.name}): run its recipe to the end first")
     texts = {
-        key: ([(turn["role"], turn["content"]) for turn in entry["input"]], entry["output"][0])
+        key: ([(turn.role, turn.content) for turn in entry.input], entry.answer)
         for key, entry in artifacts.read_pred(path).items()
         if only is None or key in only
     }

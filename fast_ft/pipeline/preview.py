@@ -1,4 +1,4 @@
-"""A taste of a run: so many steps, then ten prompts answered before and after. The run itself goes on from there.
+"""A preview of a run: some steps, then ten prompts answered before and after. The run itself goes on from there.
 
 Recipe, folder and schedule are the run's own, so the steps are its first ones and nothing is trained twice.
 """
@@ -12,24 +12,25 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+from fast_ft.common.text_safety import plain
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers as generate
 from fast_ft.pipeline.generate_phase import load
-from fast_ft.pipeline.run import opened
+from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
 
 PROMPTS = 10
-MOST_TOKENS = 256  #: new ones in an answer, so that a taste stays short
+MOST_TOKENS = 256  #: new ones in an answer, so that a preview stays short
 
 
-def taste(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[str, Any]:
+def preview(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[str, Any]:
     """Train up to step `stop_after`, answer ten prompts, and return and write taste.json's content.
 
     {"folder", "steps", "of", "answers": [{"id", "prompt", "before", "after"}]}. A run that is further already is
-    tasted where it stands.
+    previewed where it stands.
     """
     if stop_after < 1:
         raise InputError(f"--stop-after {stop_after}: give at least 1 step")
@@ -60,6 +61,7 @@ def answers(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> list[dict
     )
 
     def ask(title: str) -> dict[str, str]:
+        """Return {prompt id: answer} of the model as it is now."""
         partial = folder.taste / "partial.jsonl"
         partial.parent.mkdir(exist_ok=True)
         partial.unlink(missing_ok=True)
@@ -79,10 +81,8 @@ def _entry(prompt: Prompt, before: dict[str, str], after: dict[str, str]) -> dic
     return {"id": prompt.id, "prompt": prompt.text, "before": before[prompt.id], "after": after[prompt.id]}
 
 
-def print_taste(content: dict[str, Any]) -> None:
+def print_preview(content: dict[str, Any]) -> None:
     """Print prompts with both answers, and how to go on."""
-    from fast_ft.cli.tables import plain
-
     for entry in content["answers"]:
         print(f"\n{plain(entry['prompt'])[:300]}")
         print(f"  before  {plain(entry['before'])[:300]}")

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
@@ -15,12 +14,13 @@ from fast_ft.data import dataset
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.judge import pricing, scoring
-from fast_ft.pipeline import judge_phase as judging
-from fast_ft.pipeline import resume
+from fast_ft.judge.kinds import KINDS
+from fast_ft.pipeline import former_scores, judge_phase
 from fast_ft.pipeline.generate_phase import answer_others, budget_missed, generate_phase
-from fast_ft.pipeline.phases import judge_phase, report_phase
+from fast_ft.pipeline.judge_phase import JudgeOptions
 from fast_ft.recipe.loader import resolved, with_overrides
 from fast_ft.recipe.schema import Recipe
+from fast_ft.report import write
 from fast_ft.run import lock
 from fast_ft.run.folder import RunDir
 
@@ -51,7 +51,7 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
         _own_partial(folder, recipe, prepared)
         generate_phase(folder, recipe, prepared)
         renew_scores(folder, recipe, prepared)
-        report_phase(folder)
+        write.try_report(folder)
     if (folder.done("generate") or {}).get("cut_by_budget"):
         raise BudgetMissed(budget_missed(folder))
     return folder.pred
@@ -97,12 +97,12 @@ def renew_scores(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None
     """
     if not folder.scores.is_file():
         return
-    if resume.scored_pred(folder) == folder.manifest()["digests"]["pred"]:
+    if former_scores.scored_pred(folder) == folder.manifest()["digests"]["pred"]:
         return
-    beside = resume.set_scores_aside(folder)
+    beside = former_scores.set_scores_aside(folder)
     try:
-        if recipe.judge.kind == "reference":
-            judge_phase(folder, recipe, prepared.prompts)
+        if recipe.judge.kind != "none" and KINDS[recipe.judge.kind].is_free:
+            judge_phase.judge_phase(folder, recipe, prepared.prompts)
             note(f"the new answers were scored; the former scores are in {beside}")
             return
     except InputError as error:
@@ -138,12 +138,13 @@ def judge_again(
     given = any(text.startswith("data.test=") for text in overrides)
     prompts, digest = _prompts(folder, recipe, given)
     other = RunDir.at(against) if against is not None else None
+    options = JudgeOptions(against=other, dry_run=dry_run, ask_again=ask_again)
     with interruptible(), lock.hold(folder.root):
         if given and digest != folder.manifest()["digests"].get("test"):
-            return _judge_others(folder, recipe, prompts, digest, against=other, dry_run=dry_run, ask_again=ask_again)
-        judge_phase(folder, recipe, prompts, against=other, dry_run=dry_run, ask_again=ask_again)
+            return _judge_others(folder, recipe, prompts, digest, options)
+        judge_phase.judge_phase(folder, recipe, prompts, options)
         if not dry_run:
-            report_phase(folder)
+            write.try_report(folder)
     return folder
 
 
@@ -159,7 +160,7 @@ def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[Prompt],
         return [], ""
 
 
-def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[Prompt], digest: str, **options: Any) -> RunDir:
+def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[Prompt], digest: str, options: JudgeOptions) -> RunDir:
     """Score the answers to other prompts into the file of their scores; the run's own phases are not touched."""
     others = folder.others(recipe.data.test or "", digest)
     if not others.pred.is_file():
@@ -167,7 +168,7 @@ def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[Prompt], digest:
             f"{folder.root}: these prompts were not answered yet. First: generate {folder.root} "
             f"data.test={recipe.data.test}"
         )
-    scores = judging.judge_run(others, recipe.judge, judging.groups(prompts), seed=recipe.seed, **options)
+    scores = judge_phase.judge_run(others, recipe.judge, judge_phase.groups(prompts), seed=recipe.seed, options=options)
     if scores is not None and (missed := scoring.too_many_missing(scores)):
         raise BudgetMissed(missed)
     return others

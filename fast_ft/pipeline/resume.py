@@ -15,15 +15,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from fast_ft.common import atomic_files, gpu
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
 from fast_ft.data.prepare import PreparedData
-from fast_ft.pipeline import base_check
+from fast_ft.pipeline import base_check, former_scores
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Budget, Recipe
-from fast_ft.run import artifacts
+from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir, differences, now
 from fast_ft.run.made_with import as_made
 from fast_ft.train import checkpoints
@@ -45,6 +44,7 @@ class Changes:
     free: Diff = field(default_factory=dict)
 
     def any(self) -> bool:
+        """Return whether anything differs."""
         return bool(self.training or self.answers or self.judging or self.free)
 
 
@@ -59,13 +59,13 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
             note(f"note: nothing was trained in {folder.root} yet: it begins anew with this recipe")
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
-        _record(folder, recipe, prepared, notes=prepared.notes, environment=gpu.describe())
+        _record(folder, recipe, prepared, notes=prepared.notes, environment=provenance.describe())
         return
     _tidy(folder)
     changes = compare(folder, recipe, prepared)
     cut = _cut_short(folder, recipe.budget)
     if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
-        changes.training.update(base_check.model_changes(manifest, recipe))
+        changes.training.update(base_check.model_changes(folder.record(), recipe))
     if changes.training and not force:
         raise InputError(
             f"{folder.root}: this run was trained with other settings than these:\n{show(changes.training)}\n"
@@ -113,9 +113,10 @@ def compare(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Changes:
     was, is_ = manifest["digests"].get("test"), prepared.digests.get("test")
     if was != is_ and "data.test" not in changes.answers:
         changes.answers[f"{recipe.data.test}'s digest"] = (was, is_)
-    changes.training.update(base_check.token_changes(manifest, prepared))
+    record = folder.record()
+    changes.training.update(base_check.token_changes(record, prepared))
     if not changes.answers and not changes.training:
-        changes.answers.update(base_check.prompt_changes(manifest, prepared))
+        changes.answers.update(base_check.prompt_changes(record, prepared))
     return changes
 
 
@@ -137,32 +138,6 @@ def selected(prepared: PreparedData) -> list[dict[str, str]]:
 def staged(prepared: PreparedData) -> list[dict[str, Any]]:
     """Return what the manifest says of the stages."""
     return prepared.staged()
-
-
-def set_scores_aside(folder: RunDir) -> str | None:
-    """Keep scores.json beside, under the digest of the pred.json that it scores; return its new name, or None.
-
-    Scores of the same answers by several judges are told apart by their own digest.
-    """
-    folder.reopen("judge")
-    if not folder.scores.is_file():
-        return None
-    of, own = scored_pred(folder), atomic_files.sha256_file(folder.scores)[:8]
-    name = of[:8] if of else f"unreadable-{own}"
-    beside = folder.root / f"{folder.scores.stem}-{name}.json"
-    if beside.is_file() and atomic_files.sha256_file(beside)[:8] != own:
-        beside = folder.root / f"{folder.scores.stem}-{name}-{own}.json"
-    atomic_files.move(folder.scores, beside)
-    return beside.name
-
-
-def scored_pred(folder: RunDir) -> str | None:
-    """Return the digest of the pred.json that scores.json is of, or None where that cannot be told."""
-    try:
-        return artifacts.read_scores(folder.scores).get("pred")
-    except InputError as error:
-        note(f"warning: {error}")
-        return None
 
 
 def _begun(folder: RunDir) -> bool:
@@ -229,12 +204,12 @@ def _tidy(folder: RunDir) -> None:
     for path in (folder.pred_partial, folder.base_partial):
         path.unlink(missing_ok=True)
     former = folder.done("judge") is None and folder.scores.is_file()
-    if former and scored_pred(folder) != folder.manifest()["digests"].get("pred"):
-        set_scores_aside(folder)
+    if former and former_scores.scored_pred(folder) != folder.manifest()["digests"].get("pred"):
+        former_scores.set_scores_aside(folder)
 
 
 def _judge_again(folder: RunDir, diff: Diff) -> None:
-    beside = set_scores_aside(folder)
+    beside = former_scores.set_scores_aside(folder)
     if diff and beside:
         note(f"note: the answers are judged again, the former scores are in {beside}:\n{show(diff)}")
 
@@ -246,7 +221,7 @@ def _compare_environment(folder: RunDir, recipe: Recipe, prepared: PreparedData)
         return
     earlier = manifest.get("resumed", [])
     last = next((e["environment"] for e in reversed(earlier) if "environment" in e), manifest["environment"])
-    here = gpu.describe()
+    here = provenance.describe()
     diff = differences(last, here)
     if not diff:
         return

@@ -1,4 +1,4 @@
-"""What looks finished and is worth nothing: told loudly, with a likely cause."""
+"""Warnings about a run that looks finished but is worth nothing, each with a likely cause."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from fast_ft.models.loaders.base import LoadedModel, Loader
 from fast_ft.pipeline import sanity_checks
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
-from fast_ft.pipeline.phases import check_model, keep_plan, settle_plan
+from fast_ft.pipeline.set_up import check_model, keep_plan, settle_plan
 from fast_ft.pipeline.train_recorder import Recorder
 from fast_ft.plan import plans
 from fast_ft.recipe.schema import Recipe

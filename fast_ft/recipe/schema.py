@@ -227,10 +227,13 @@ class Generate(Section):
     )
 
 
+JudgeKindName = Literal["reference", "openai"]
+
+
 class Judge(Section):
     """How answers are scored."""
 
-    kind: Literal["none", "reference", "openai"] = Field(
+    kind: Literal["none", JudgeKindName] = Field(
         default="none",
         description="reference: exact match, ROUGE-L and chrF against `references`, no network; openai: a model behind "
         "OPENAI_BASE_URL with OPENAI_API_KEY, both from the environment.",

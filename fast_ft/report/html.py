@@ -23,7 +23,11 @@ STYLES = ("uPlot.min.css", "report.css")
 
 
 def page(
-    title: str, notice: str, sections: Iterable[tuple[str, str, str]], facts: Any, blocks: Mapping[str, bytes]
+    title: str,
+    notice: str,
+    sections: Iterable[tuple[str, str, str]],
+    facts: Mapping[str, Any],
+    blocks: Mapping[str, bytes],
 ) -> str:
     """Return the whole file.
 

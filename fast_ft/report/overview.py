@@ -9,34 +9,37 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft.judge import statistics
+from fast_ft.judge.kinds import KINDS
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Train
 from fast_ft.report.html import bullets, details, paragraph, table
 from fast_ft.report.run_data import Run, memory_cap, prompt_scores
 from fast_ft.run import epoch_loss
 from fast_ft.run.folder import differences
+from fast_ft.run.manifest import Environment
 
 
 def sentence(run: Run, pool_rows: int | None) -> str:
     """Return what the run did, in words."""
-    recipe, rows, train = run.recipe, run.manifest.get("rows", []), run.phases.get("train")
+    recipe, rows = run.recipe, run.manifest.rows
     of = f" of {pool_rows:,}" if pool_rows else ""
-    name = Path(str(run.manifest.get("recipe_file", run.name))).stem
+    name = Path(run.manifest.recipe_file or run.name).stem
     text = f"{name}: {recipe['model']['name_or_path']} with LoRA (rank {recipe['lora']['r']}) on {len(rows)}{of} rows"
-    loss = epoch_loss.sentence(run.lines, run.manifest.get("stages", []), _batch(run))
-    if not train or loss is None:
+    loss = epoch_loss.sentence(run.lines, run.manifest.staged(), _batch(run))
+    if "train" not in run.manifest.phases or loss is None:
         return f"{text}; training is not finished, after {len(run.lines)} steps."
-    stages = [stage["name"] for stage in run.manifest.get("stages", [])]
+    stages = [stage.name for stage in run.manifest.stages]
     over = f" over {len(stages)} stages ({', '.join(stages)})" if len(stages) > 1 else ""
     text += f", in {len(run.lines)} steps{over}; {loss}."
     if run.pred:
-        ended = [answer.get("ended") for answer in run.ended.get("tuned", {}).values()]
-        whole = f", {sum(map(bool, ended))} of them ended by themselves" if ended else ""
+        ended = [answer.ended for answer in run.ended.get("tuned", {}).values()]
+        whole = f", {sum(ended)} of them ended by themselves" if ended else ""
         text += f" It answered {len(run.pred)} prompts{whole}."
-    if (mean := run.scores.get("mean")) is not None:
-        before = run.scores.get("base", {}).get("mean")
+    tuned, before = _means(run)
+    if tuned is not None:
         was = f", where the base model had {_score(run, before)}" if before is not None else ""
-        text += f" {_measure(run)}: {_score(run, mean)}{was}."
+        measure = "Exact matches" if _is_share(run) else "Mean score"
+        text += f" {measure}: {_score(run, tuned)}{was}."
     return text
 
 
@@ -48,8 +51,8 @@ def overview(run: Run, pool_rows: int | None, notes: Sequence[str]) -> str:
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in _figures(run)
     )
     recipe = safe_dump(run.recipe, sort_keys=False, allow_unicode=True, width=100)
-    environment = [(name, value) for name, value in _environment(run.manifest.get("environment", {}))]
-    all_notes = [*notes, *run.manifest.get("notes", []), *run.scores.get("notes", [])]
+    environment = [*_environment(run.manifest.environment)]
+    all_notes = [*notes, *run.manifest.notes, *(run.scores.notes if run.scores is not None else [])]
     parts = [
         paragraph(sentence(run, pool_rows), "lead"),
         f'<dl class="figures">{figures}</dl>',
@@ -74,9 +77,9 @@ def differing(runs: Sequence[Run]) -> str:
     results = [
         ("training minutes", *(f"{_training_minutes(run):.1f}" for run in runs)),
         ("all minutes", *(f"{run.minutes:.1f}" for run in runs)),
-        ("peak GiB", *(_number(run.phases.get("train", {}).get("peak_gib") or None) for run in runs)),
+        ("peak GiB", *(_number(run.manifest.phase("train").peak_gib or None) for run in runs)),
         ("loss, mean of the last epoch", *(_number(_last_loss(run)) for run in runs)),
-        ("mean score", *(_score(run, run.scores.get("mean")) for run in runs)),
+        ("mean score", *(_score(run, _means(run)[0]) for run in runs)),
     ]
     parts.append(f"<h3>Results</h3>{table(('', *names), results, numbers=True)}")
     versus = [
@@ -90,8 +93,7 @@ def differing(runs: Sequence[Run]) -> str:
         head = ("run", "wins", "ties", "losses", "mean difference", "95 % interval")
         parts.append(f"<h3>Wins, ties, losses against {html.escape(first.name)}</h3>{table(head, rows, numbers=True)}")
         parts += [paragraph(result["sentence"].replace("This run", run.name, 1)) for run, result in found]
-        kinds = {json.dumps([run.scores.get(key) for key in ("kind", "model", "rubric")]) for run in runs if run.scores}
-        if len(kinds) > 1:
+        if len({run.scores.judge for run in runs if run.scores is not None}) > 1:
             parts.append(paragraph("These runs were scored by different judges: their scores cannot be compared."))
     else:
         parts.append(paragraph("No prompt has a score in more than one run, so there are no wins and losses to count."))
@@ -99,25 +101,25 @@ def differing(runs: Sequence[Run]) -> str:
 
 
 def _figures(run: Run) -> Iterator[tuple[str, str]]:
-    train = run.phases.get("train", {})
-    yield "rows trained on", f"{len(run.manifest.get('rows', [])):,}"
+    peak, (tuned, before) = run.manifest.phase("train").peak_gib, _means(run)
+    yield "rows trained on", f"{len(run.manifest.rows):,}"
     yield "steps", f"{len(run.lines):,}"
     yield "minutes, all phases", f"{run.minutes:.1f}"
-    if train.get("peak_gib"):
-        yield "peak GiB", f"{train['peak_gib']:.2f}"
-    if run.scores.get("base", {}).get("mean") is not None:
-        yield "base model", _score(run, run.scores["base"]["mean"])
-    if run.scores.get("mean") is not None:
-        yield "tuned", _score(run, run.scores["mean"])
+    if peak:
+        yield "peak GiB", f"{peak:.2f}"
+    if before is not None:
+        yield "base model", _score(run, before)
+    if tuned is not None:
+        yield "tuned", _score(run, tuned)
 
 
 def _budget(run: Run) -> Iterator[tuple[str, ...]]:
-    budget, generate = run.recipe.get("budget", {}), run.phases.get("generate", {})
-    used = {"train_minutes": _training_minutes(run), "generate_minutes": generate.get("decoding_seconds", 0) / 60}
+    budget, decoding = run.recipe.get("budget", {}), run.manifest.phase("generate").decoding_seconds
+    used = {"train_minutes": _training_minutes(run), "generate_minutes": decoding / 60}
     allowed = policy_ntu_hw5.MINUTES if run.recipe.get("rules") else budget
     for key, name in (("train_minutes", "training, minutes"), ("generate_minutes", "answers, minutes")):
         yield name, _number(allowed.get(key)), _number(used[key]), _share(used[key], allowed.get(key))
-    cap, peak = memory_cap(run), run.phases.get("train", {}).get("peak_gib")
+    cap, peak = memory_cap(run), run.manifest.phase("train").peak_gib
     yield "GPU memory, GiB", _number(cap), _number(peak or None), _share(peak, cap)
 
 
@@ -127,7 +129,7 @@ def _batch(run: Run) -> int:
 
 
 def _last_loss(run: Run) -> float | None:
-    found = epoch_loss.first_and_last(run.lines, run.manifest.get("stages", []), _batch(run))
+    found = epoch_loss.first_and_last(run.lines, run.manifest.staged(), _batch(run))
     return found[1] if found is not None else None
 
 
@@ -135,23 +137,29 @@ def _training_minutes(run: Run) -> float:
     return sum(line.get("seconds") or 0.0 for line in run.lines) / 60
 
 
-def _environment(environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    gpu = environment.get("gpu")
-    yield "GPU", ", ".join(gpu.values()) if gpu else "none"
-    for name in ("system", "python"):
-        yield name, str(environment.get(name, "not recorded"))
-    for name, version in environment.get("packages", {}).items():
+def _environment(environment: Environment) -> Iterator[tuple[str, str]]:
+    yield "GPU", ", ".join(environment.gpu.values()) if environment.gpu else "none"
+    yield "system", environment.system or "not recorded"
+    yield "python", environment.python or "not recorded"
+    for name, version in environment.packages.items():
         yield name, version or "not installed"
 
 
-def _measure(run: Run) -> str:
-    return "Exact matches" if run.scores.get("kind") == "reference" else "Mean score"
+def _is_share(run: Run) -> bool:
+    return run.scores is not None and KINDS[run.scores.kind].is_share
+
+
+def _means(run: Run) -> tuple[float | None, float | None]:
+    """Return the mean score of the run's answers and of the base model's, each None where there is none."""
+    if run.scores is None:
+        return None, None
+    return run.scores.mean, run.scores.base.mean if run.scores.base is not None else None
 
 
 def _score(run: Run, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.0%}" if run.scores.get("kind") == "reference" else f"{value:.2f}"
+    return f"{value:.0%}" if _is_share(run) else f"{value:.2f}"
 
 
 def _share(used: float | None, budget: Any) -> str:

@@ -7,9 +7,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fast_ft.run.folder import write_bytes
+from fast_ft.common.atomic_files import write_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Colours and marks of the stages: told apart without colour too, and by most who see few colours.
 COLOURS = ("#0b57d0", "#c2410c", "#11783f", "#8b2fb5", "#9a6700", "#b0186b")
@@ -51,7 +54,7 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     _save(figure, path)
 
 
-def map_picture(path: Path, table: Any, stages: Sequence[tuple[str, Sequence[int]]]) -> None:
+def map_picture(path: Path, table: pa.Table, stages: Sequence[tuple[str, Sequence[int]]]) -> None:
     """Draw all rows by conversation length and score (without scores, by response length); writes a PNG.
 
     table: an Arrow table with the columns conversation_words, score and response_words. stages: names with positions

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fast_ft.common import untrusted_files
@@ -14,39 +12,36 @@ from fast_ft.data.formats import strip_lead
 from fast_ft.run import artifacts
 from fast_ft.run.folder import RunDir
 from fast_ft.run.made_with import as_made
+from fast_ft.run.manifest import Manifest
 
+_NO_SCORE = artifacts.PromptScore()
 WORDS = ("reply", "reason", "reasons")  #: where a judge's words may stand in a prompt's scores
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder's files. `ended` is answers.json: {"tuned" or "base": {prompt id: {tokens, ended}}}, or {}."""
+    """A run folder's files. What is absent is empty, and `scores` is None without scores.json."""
 
     name: str
     recipe: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: Manifest
     plan: dict[str, Any]
     lines: list[dict[str, Any]]
-    pred: dict[str, Any]
-    base: dict[str, Any]
-    scores: dict[str, Any]
-    ended: dict[str, Any]
+    pred: artifacts.Pred
+    base: artifacts.Pred
+    scores: artifacts.Scores | None
+    ended: artifacts.Ends
     references: dict[str, str]
-
-    @property
-    def phases(self) -> dict[str, Any]:
-        return self.manifest.get("phases", {})
 
     @property
     def minutes(self) -> float:
         """Minutes of all phases."""
-        return sum(phase.get("seconds", 0.0) for phase in self.phases.values()) / 60
+        return sum(phase.seconds for phase in self.manifest.phases.values()) / 60
 
 
 def read_run(folder: RunDir) -> Run:
     """Read a run folder; InputError where a file in it is not what the run wrote."""
-    manifest = folder.manifest()
-    recipe = as_made(manifest)
+    recipe = as_made(folder.manifest())
     if "name_or_path" not in recipe.get("model", {}) or "r" not in recipe.get("lora", {}):
         raise InputError(f"{folder.manifest_path}: recipe: names no model.name_or_path or no lora.r")
     judge = recipe.get("judge", {})
@@ -59,19 +54,15 @@ def read_run(folder: RunDir) -> Run:
     return Run(
         name=folder.root.resolve().name,
         recipe=recipe,
-        manifest=manifest,
-        plan=_there(untrusted_files.json_object, folder.plan),
+        manifest=folder.record(),
+        plan=untrusted_files.json_object(folder.plan) if folder.plan.is_file() else {},
         lines=artifacts.read_log(folder.log) if folder.log.is_file() else [],
-        pred=_there(artifacts.read_pred, folder.pred),
-        base=_there(artifacts.read_pred, folder.base_pred),
-        scores=_there(artifacts.read_scores, folder.scores),
-        ended=_there(artifacts.read_answers, folder.answers),
+        pred=artifacts.read_pred(folder.pred) if folder.pred.is_file() else {},
+        base=artifacts.read_pred(folder.base_pred) if folder.base_pred.is_file() else {},
+        scores=artifacts.read_scores(folder.scores) if folder.scores.is_file() else None,
+        ended=artifacts.read_answers(folder.answers) if folder.answers.is_file() else {},
         references=references,
     )
-
-
-def _there(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
-    return read(path) if path.is_file() else {}
 
 
 def memory_cap(run: Run) -> float | None:
@@ -96,13 +87,9 @@ def curves(run: Run) -> dict[str, Any]:
     return {"name": run.name, "stages": stages, "cap": memory_cap(run), **columns}
 
 
-def prompt_scores(scores: dict[str, Any]) -> dict[str, float | None]:
+def prompt_scores(scores: artifacts.Scores | None) -> dict[str, float | None]:
     """Return {prompt id: score}, one number a prompt."""
-    found = {}
-    for key, entry in scores.get("prompts", {}).items():
-        value = entry.get("score", entry.get("exact_match"))
-        found[key] = float(value) if isinstance(value, int | float) else None
-    return found
+    return {key: entry.value for key, entry in scores.prompts.items()} if scores is not None else {}
 
 
 def answers(runs: list[Run]) -> dict[str, Any]:
@@ -119,35 +106,42 @@ def answers(runs: list[Run]) -> dict[str, Any]:
     for key in ids:
         cells: list[dict[str, Any] | None] = []
         if first.base:
-            cells.append(_cell(first.base, key, first.scores.get("base", {}), first.ended.get("base", {})))
+            scores = first.scores.base if first.scores is not None else None
+            cells.append(_cell(first.base, key, scores, first.ended.get("base", {})))
         cells += [_cell(run.pred, key, run.scores, run.ended.get("tuned", {})) for run in runs if run.pred]
         if first.references:
             reference = first.references.get(key)
-            score = first.scores.get("prompts", {}).get(key, {}).get("reference_score")
+            score = _entry(first.scores, key).reference_score
             cells.append(None if reference is None else {"text": reference, "score": score})
-        turns = next(run.pred[key]["input"] for run in runs if key in run.pred)
-        title = " ".join(strip_lead(turns[-1]["content"]).split())[:160]  # Alpaca's lead sentence is on every one
-        pairs = [[turn["role"], turn["content"]] for turn in turns]
+        asked = next(run.pred[key] for run in runs if key in run.pred)
+        title = " ".join(strip_lead(asked.question).split())[:160]  # Alpaca's lead sentence is on every one
+        pairs = [[turn.role, turn.content] for turn in asked.input]
         prompts.append({"id": key, "title": title, "turns": pairs, "cells": cells})
-    kind = first.scores.get("kind")
-    return {"columns": columns, "prompts": prompts, "kind": kind, "scale": first.scores.get("scale", [0, 1])}
+    kind, scale = (first.scores.kind, first.scores.scale) if first.scores is not None else (None, None)
+    return {"columns": columns, "prompts": prompts, "kind": kind, "scale": scale or [0, 1]}
 
 
-def _cell(pred: dict[str, Any], key: str, scores: dict[str, Any], ended: dict[str, Any]) -> dict[str, Any] | None:
+def _entry(scores: artifacts.ScoredAnswers | None, key: str) -> artifacts.PromptScore:
+    return scores.prompts.get(key, _NO_SCORE) if scores is not None else _NO_SCORE
+
+
+def _cell(
+    pred: artifacts.Pred, key: str, scores: artifacts.ScoredAnswers | None, ended: dict[str, artifacts.AnswerEnd]
+) -> dict[str, Any] | None:
     if key not in pred:
         return None
-    entry = scores.get("prompts", {}).get(key, {})
+    entry = _entry(scores, key).given()
     more = {name: value for name, value in entry.items() if isinstance(value, bool | int | float)}
     more.pop("reference_score", None)
     score = more.pop("score", more.get("exact_match"))
     words = next((entry[name] for name in WORDS if isinstance(entry.get(name), str)), None)
     swapped = entry.get("swapped")
     return {
-        "text": pred[key]["output"][0],
+        "text": pred[key].answer,
         "score": None if score is None else float(score),
         "more": more,
         "words": words,
         "swapped": swapped.get("reply") if isinstance(swapped, dict) else None,
         "problem": entry.get("problem"),
-        **ended.get(key, {}),
-    }  # fmt: skip
+        **(ended[key].given() if key in ended else {}),
+    }

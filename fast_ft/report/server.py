@@ -23,10 +23,13 @@ def make_server(page: str) -> tuple[ThreadingHTTPServer, str]:
     path = f"/{secrets.token_urlsafe(12)}/"
 
     class Handler(BaseHTTPRequestHandler):
+        """Answers with the page, to this machine's browser alone."""
+
         server_version, sys_version = "fast_ft", ""
         timeout = 30  # seconds that a connection may say nothing
 
         def do_GET(self) -> None:
+            """Send the page, or say why not."""
             names = [f"{name}:{server.server_port}" for name in ("127.0.0.1", "localhost")]
             hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
             if len(hosts) != 1 or hosts[0] not in names:

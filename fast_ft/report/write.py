@@ -47,12 +47,20 @@ def write_report(folder: RunDir, prepared: SelectedData | None = None) -> Path:
     rows = len(prepared.selection.pool) if prepared else None
     sections = [
         ("run", "The run", overview.overview(run, rows, notes)),
-        ("map", "The data map", _map_markup(bool(blocks), len(run.manifest.get("stages", [])))),
+        ("map", "The data map", _map_markup(bool(blocks), len(run.manifest.stages))),
         ("training", "Training", '<div id="curves"></div>' if run.lines else paragraph("No step was logged.")),
         ("answers", "Answers", '<div id="answer-view"></div>' if run.pred else paragraph("There are no answers yet.")),
     ]
     atomic_files.write_text(folder.report, page(f"{run.name} · fast_ft", NOTICE, sections, content, blocks))
     return folder.report
+
+
+def try_report(folder: RunDir, prepared: SelectedData | None = None) -> None:
+    """Write report.html, as write_report. The run is done by now, so a full disk is a note here and no failure."""
+    try:
+        write_report(folder, prepared)
+    except InputError as error:
+        note(f"no report: {error}")
 
 
 def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
@@ -104,7 +112,7 @@ def _prepared(folder: RunDir, run: run_data.Run, notes: list[str]) -> SelectedDa
     except InputError as error:
         notes.append(f"No data map: the training rows could not be loaded again ({error}).")
         return None
-    if [e.id for e in found.examples] != [row["id"] for row in run.manifest.get("rows", [])]:
+    if [e.id for e in found.examples] != [row.id for row in run.manifest.rows]:
         notes.append("No data map: the training file now gives other rows than those that were trained on.")
         note(notes[-1])
         return None

@@ -4,49 +4,34 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common.atomic_files import (
-    recover,
-    replace_folder,
-    sha256_file,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from fast_ft.common.atomic_files import recover, write_json
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import guard
-from fast_ft.common.untrusted_files import json_object, refuse_links
+from fast_ft.common.untrusted_files import refuse_links
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.lint import unknown_placeholder
 from fast_ft.recipe.schema import Recipe
-from fast_ft.run.artifacts import read_manifest
-from fast_ft.run.made_with import as_made
+from fast_ft.run.manifest import Manifest, read_manifest
 
-__all__ = [
-    "RunDir",
-    "differences",
-    "list_runs",
-    "output_folder",
-    "replace_folder",
-    "sha256_file",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]  # fmt: skip
+
+def _nothing() -> None:
+    pass
 
 
 class RunDir:
     """The folder of one run. `open` makes or resumes it; `at` takes one that is there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, *, on_saved: Callable[[], object] = _nothing, on_answer: Callable[[], object] = _nothing
+    ) -> None:
         self.root = root
-        self.on_saved: Callable[[], object] = lambda: None  # called when a checkpoint or a phase is on the disk
-        self.on_answer: Callable[[], object] = lambda: None  # called when an answer is, or a judge's reply
+        self.on_saved = on_saved  # called when a checkpoint or a phase is on the disk
+        self.on_answer = on_answer  # called when an answer is, or a judge's reply
         self.manifest_path = root / "manifest.json"
         self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
@@ -55,7 +40,7 @@ class RunDir:
         self.loss_png = root / "loss.png"
         self.adapter = root / "adapter"
         self.checkpoints = root / "checkpoints"  # see train/checkpoints.py
-        self.taste = root / "taste"  # of a run stopped with --stop-after: the adapter so far, while it answers
+        self.taste = root / "taste"  # of a preview (--stop-after): the adapter so far, while it answers
         self.pred = root / "pred.json"
         self.pred_partial = root / "pred.partial.jsonl"
         self.base_pred = root / "base_pred.json"
@@ -66,7 +51,14 @@ class RunDir:
         self.map_png = root / "map.png"
 
     @classmethod
-    def open(cls, recipe: Recipe, recipe_path: str | Path) -> RunDir:
+    def open(
+        cls,
+        recipe: Recipe,
+        recipe_path: str | Path,
+        *,
+        on_saved: Callable[[], object] = _nothing,
+        on_answer: Callable[[], object] = _nothing,
+    ) -> RunDir:
         """Return this recipe's run folder, new or to be resumed.
 
         A new one gets a manifest with the resolved recipe at once. Raises InputError if the folder holds files that are
@@ -75,7 +67,7 @@ class RunDir:
         from fast_ft.recipe.loader import digest, resolved
 
         root = output_folder(recipe, recipe_path)
-        run = cls(root)
+        run = cls(root, on_saved=on_saved, on_answer=on_answer)
         if run.manifest_path.exists():
             refuse_links(root)
             run.manifest()
@@ -106,7 +98,12 @@ class RunDir:
     def manifest(self) -> dict[str, Any]:
         """Return manifest.json: recipe, recipe_file, recipe_digest, started, phases, and what phases put there."""
         guard(self.manifest_path)
-        return read_manifest(self.manifest_path)
+        return read_manifest(self.manifest_path)[0]
+
+    def record(self) -> Manifest:
+        """Return manifest.json as a value, to read from."""
+        guard(self.manifest_path)
+        return read_manifest(self.manifest_path)[1]
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Put JSON values under these names into the manifest, in place of what is there, and return the manifest."""
@@ -190,9 +187,9 @@ def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
     return folder
 
 
-def differences(a: Any, b: Any, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
     """Return {dotted key: (value in a, value in b)} where two resolved recipes differ; None where a key is absent."""
-    flat_a, flat_b = dict(_flat(a)), dict(_flat(b))
+    flat_a, flat_b = dict(flattened(a)), dict(flattened(b))
     keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
     return {
         key: (flat_a.get(key), flat_b.get(key))
@@ -201,60 +198,16 @@ def differences(a: Any, b: Any, ignore: tuple[str, ...] = ()) -> dict[str, tuple
     }
 
 
-def list_runs(root: str | Path = "runs") -> list[dict[str, Any]]:
-    """Return one row for each run in `root`, oldest first.
-
-    A row has folder (str), started (ISO time), phase (the last one finished, or None), minutes (all finished
-    phases), score (scores.json's, or None) and keys ({dotted key: value} for the keys that differ among the runs).
-    An unreadable manifest gives a row whose phase says so: one bad run must not hide the others.
-    """
-    rows, recipes = [], []
-    top = Path(root)
-    for path in sorted({*top.glob("**/manifest.json"), *top.glob("*/manifest.json")}):  # ** walks through no links
-        try:
-            manifest = read_manifest(path)
-        except InputError:
-            manifest = {"phases": {"unreadable manifest": {}}}
-        phases = manifest.get("phases", {})
-        seconds = sum(phase.get("seconds", 0.0) for phase in phases.values())
-        rows.append(
-            {
-                "folder": str(path.parent),
-                "started": manifest.get("started", ""),
-                "phase": next(reversed(phases), None),
-                "minutes": round(seconds / 60, 2),
-                "score": _score(path.parent / "scores.json"),
-            }
-        )
-        recipes.append(dict(_flat(as_made(manifest))))
-    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key not in ("output_dir", "data.exclude"))
-    differing = [key for key in keys if len({json.dumps(recipe.get(key)) for recipe in recipes}) > 1]
-    for row, recipe in zip(rows, recipes, strict=True):
-        row["keys"] = {key: recipe.get(key) for key in differing}
-    return sorted(rows, key=lambda row: str(row["started"]))
-
-
 def now() -> str:
     """Return the time in UTC, as 2026-01-31T12:00:00+00:00."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
-def _score(path: Path) -> float | None:
-    try:
-        content = json_object(path)
-    except (InputError, OSError):
-        return None
-    value = content.get("mean", content.get("score"))
-    try:
-        return float(value) if isinstance(value, int | float) else None
-    except OverflowError:  # JSON's whole numbers have no end
-        return None
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of a recipe's sections."""
     # Lists (stages) are compared whole: by position, one inserted stage would make every later key differ.
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+            yield from flattened(item, f"{prefix}.{key}" if prefix else key)
     elif prefix:
         yield prefix, value

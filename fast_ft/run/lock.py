@@ -112,6 +112,7 @@ def hold(
         ended = threading.Event()
 
         def beats() -> None:
+            """Beat until the run ends, or the lease is lost."""
             while not ended.wait(every) and not lease.lost:
                 lease.beat()
 

@@ -10,7 +10,8 @@ from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.judge import reference_judge
-from fast_ft.pipeline import judge_phase, phases
+from fast_ft.pipeline import judge_phase
+from fast_ft.report import write
 from fast_ft.run.folder import RunDir
 from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.clock import Clock
@@ -62,7 +63,7 @@ class Driver:
             ready = True
             while self._unreported:  # while the workers work
                 job = self._unreported.pop()
-                phases.report_phase(RunDir.at(job.root))
+                write.try_report(RunDir.at(job.root))
             for worker, result in self.crew.wait(max(0.0, min(1.0, self._left))):
                 self._ended(worker, self._jobs.pop(worker), result)
             self.clock.tick()
@@ -74,7 +75,7 @@ class Driver:
                 self._jobs.clear()
                 break
         for job in self._unreported:
-            phases.report_phase(RunDir.at(job.root))
+            write.try_report(RunDir.at(job.root))
 
     @property
     def _measured(self) -> list[Measured]:
@@ -185,7 +186,7 @@ class Driver:
         if content is None:
             group = judge_phase.groups(job.prepared.prompts)
             if folder.manifest_path.is_file():
-                phases.judge_phase(folder, job.recipe, job.prepared.prompts)
+                judge_phase.judge_phase(folder, job.recipe, job.prepared.prompts)
             else:
                 judge_phase.judge_run(folder, job.recipe.judge, group, seed=job.recipe.seed)
             content = json.loads(folder.scores.read_text(encoding="utf-8"))

@@ -12,16 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import atomic_files, gpu, untrusted_files
+from fast_ft.common import atomic_files, untrusted_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.data import contamination, dataset
 from fast_ft.judge import statistics
-from fast_ft.pipeline import judge_phase, phases
+from fast_ft.pipeline import judge_phase, set_up
 from fast_ft.recipe.loader import content_digest, resolved
 from fast_ft.recipe.schema import Recipe
-from fast_ft.run import lock
+from fast_ft.report import write
+from fast_ft.run import lock, provenance
 from fast_ft.run.folder import RunDir, differences, now
 from fast_ft.sweep import cost_estimate, files, inputs, report, search_space, validation_set
 from fast_ft.sweep.best import best_text, verdict
@@ -69,7 +70,7 @@ class Sweep:
 
     def run(self, *, workers: int | None = None, ray: str | None = None) -> Path:
         """Do the sweep and return its folder. BudgetMissed where the hours end before any trial does."""
-        phases.check_model(self.recipe)
+        set_up.check_model(self.recipe)
         if self.search.objective == "judge":
             judge_phase.check(self.recipe.judge.model_copy(update={"references": None}), [])
         with interruptible(), lock.hold(self.root) as held:
@@ -135,7 +136,7 @@ class Sweep:
             self._fixed["judge.kind"] = "reference"
         if not self.sweep_json.is_file():
             self._write(
-                recipe=self.content, recipe_file=self.name, started=now(), environment=gpu.describe(),
+                recipe=self.content, recipe_file=self.name, started=now(), environment=provenance.describe(),
                 validation={"file": atomic_files.sha256_file(self.validation_path), "prompts": self._validation,
                             "in_test": sorted({*self._validation} & {*self._test})},
                 test={"prompts": self._test}, trials=[],
@@ -237,6 +238,6 @@ class Sweep:
         folder = RunDir.at(self.root / "best")
         prompts = dataset.load_prompts(recipe.data.test)[0] if recipe.data.test else []
         if prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
-            phases.judge_phase(folder, recipe, prompts)
-        phases.report_phase(folder)
+            judge_phase.judge_phase(folder, recipe, prompts)
+        write.try_report(folder)
         return folder

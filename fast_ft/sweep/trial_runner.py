@@ -20,8 +20,8 @@ from fast_ft.data import curriculum
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers
-from fast_ft.pipeline import generate_phase, phases, train_phase
-from fast_ft.pipeline.run import opened
+from fast_ft.pipeline import generate_phase, set_up, train_phase
+from fast_ft.pipeline.opening import opened
 from fast_ft.plan import planner
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -130,8 +130,8 @@ class Runner:
             return
         if not self._card:
             self._card = [planner.card_here()]
-        config = phases.model_config(recipe)
-        phases.keep_plan(folder, planner.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
+        config = set_up.model_config(recipe)
+        set_up.keep_plan(folder, planner.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
 
     def _answer_some(self, folder: RunDir, task: Task, prepared: PreparedData) -> int:
         """Answer the first prompts with the adapter so far."""
@@ -140,7 +140,7 @@ class Runner:
             loaded = self.kept.use(recipe).for_generation(folder.taste / "adapter")
             partial = folder.taste / "partial.jsonl"
             partial.unlink(missing_ok=True)
-            settled = phases.settle_plan(folder, recipe, prepared, self.kept.name)
+            settled = set_up.settle_plan(folder, recipe, prepared, self.kept.name)
             result = answers.generate(
                 loaded, prepared.encoder, prompts, recipe.generate, seed=recipe.seed, partial=partial,
                 title="answers so far", **generate_phase.pool_settings(recipe, settled),

@@ -282,7 +282,8 @@ def test_runs_lists_folders_and_what_differs(
     recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from fast_ft.recipe.loader import load_recipe
-    from fast_ft.run.folder import RunDir, list_runs
+    from fast_ft.run.folder import RunDir
+    from fast_ft.run.listing import list_runs
 
     assert main(["runs", str(tmp_path / "runs")]) == 0
     assert "no runs here yet" in capsys.readouterr().out

@@ -27,7 +27,8 @@ from fast_ft.generate import answers
 from fast_ft.generate.engine.scheduler import Pool
 from fast_ft.models import adapter_check, lora_files, tensor_file
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
-from fast_ft.pipeline.run import opened, run
+from fast_ft.pipeline.opening import opened
+from fast_ft.pipeline.run import run
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import load_recipe
@@ -308,7 +309,7 @@ def test_nothing_of_a_phase_is_alive_when_the_next_one_begins(
         seen.append("report")
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", loads)
-    monkeypatch.setattr("fast_ft.pipeline.run.report_phase", reports)
+    monkeypatch.setattr("fast_ft.report.write.try_report", reports)
     traces.follow(made, "for_training", lambda *_, result, **__: [result.model])
     traces.follow(made, "for_generation", lambda *_, result, **__: [result.model])
     run(load_recipe(path), path)

@@ -23,17 +23,18 @@ from fast_ft.cli.show_scores import print_scores
 from fast_ft.cli.tables import print_runs
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import load_pool, load_prompts, load_references
-from fast_ft.homework import archive, checks, ledger, package, reproduce
+from fast_ft.data.dataset import Data, load_pool, load_prompts, load_references
+from fast_ft.homework import archive, checks, ledger, package, public_scores, reproduce
 from fast_ft.judge import client, client_errors, openai_judge, post
 from fast_ft.judge import reply_cache as verdict_file
 from fast_ft.judge.scoring import Group, Item, Judgment, summarise
 from fast_ft.pipeline import judge_phase
 from fast_ft.recipe import loader
-from fast_ft.recipe.schema import Data, Judge, Range, Search
+from fast_ft.recipe.schema import Judge, Range, Search
 from fast_ft.report import overview, run_data
 from fast_ft.run import artifacts
-from fast_ft.run.folder import RunDir, differences, list_runs
+from fast_ft.run.folder import RunDir, differences
+from fast_ft.run.listing import list_runs
 from fast_ft.sweep import cost_estimate, files, report
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.search_space import Axis, Space
@@ -206,13 +207,13 @@ def manifest(data: bytes) -> None:
     run = run_data.read_run(RunDir.at(RUN))
     overview.overview(run, 10, [])
     overview.differing([run, run])
-    list(checks.by_manifest(RECIPE, folder.manifest()))
+    list(checks.by_manifest(RECIPE, folder.record()))
 
 
 def submissions(data: bytes) -> None:
     """A submissions.json, as `runs` lists it and as a public score is added to it."""
     folder = _run()
-    path = folder.root / ledger.FILE
+    path = folder.root / public_scores.FILE
     path.write_bytes(data)
     content = ledger.read(FOLDER)
     content.sentences()
@@ -220,7 +221,7 @@ def submissions(data: bytes) -> None:
         print_runs(content)
     try:
         ledger.record(folder, 4.0)
-        assert ledger.submissions(folder), "what is written can be read"
+        assert public_scores.submissions(folder), "what is written can be read"
     finally:
         path.unlink()
 
@@ -262,28 +263,28 @@ def reply(data: bytes) -> None:
     with mock.patch.dict(os.environ, AT):
         asked = client.Endpoint(JUDGE)
     for status in (307, 400, 401, 429, 500):
-        str(asked._status(post.Answer(status, headers, data), data.decode("utf-8", "replace"))).encode()
+        str(asked._status(post.HttpReply(status, headers, data), data.decode("utf-8", "replace"))).encode()
     for coding in ("gzip", "deflate", head):
         with contextlib.suppress(post.Broken, post.TooLong):
             assert len(post._unpacked(data, coding)) <= post.MOST
-    _judged(post.Answer(200, headers, data), b"")
+    _judged(post.HttpReply(200, headers, data), b"")
 
 
 def verdicts(data: bytes) -> None:
     """A verdicts.jsonl, as a judge reads it, adds to it and finds all in it that was paid for."""
-    first = _judged(post.Answer(200, Message(), json.dumps(COMPLETION).encode()), data)
+    first = _judged(post.HttpReply(200, Message(), json.dumps(COMPLETION).encode()), data)
     kept = (FOLDER / verdict_file.FILE).read_bytes()
-    again = _judged(post.Answer(500, Message(), b""), kept)
+    again = _judged(post.HttpReply(500, Message(), b""), kept)
     assert first.score == again.score == 7 and first.details == again.details, "a reply that was kept is not found"
 
 
-def _judged(answer: post.Answer, kept: bytes) -> Judgment:
+def _judged(answer: post.HttpReply, kept: bytes) -> Judgment:
     """Score ITEM by a kept reply or, where none holds a score, by a server's answer; write that down, and read it."""
     path, scores = FOLDER / verdict_file.FILE, FOLDER / "scores.json"
     path.write_bytes(kept)
     sent = mock.patch.object(post, "post", lambda *_: answer)
     with mock.patch.dict(os.environ, AT), sent, mock.patch.object(os, "fsync"):
-        store = verdict_file.Verdicts(path)
+        store = verdict_file.ReplyCache(path)
         judge = openai_judge.OpenAIJudge(JUDGE, store, pairwise=True)
         judge.open(0.0)
         with store.locked():
@@ -298,7 +299,7 @@ def _judged(answer: post.Answer, kept: bytes) -> Judgment:
 def _key() -> str:
     """Return the key of what is asked about ITEM."""
     with mock.patch.dict(os.environ, AT):
-        judge = openai_judge.OpenAIJudge(JUDGE, verdict_file.Verdicts(FOLDER / "none"), pairwise=True)
+        judge = openai_judge.OpenAIJudge(JUDGE, verdict_file.ReplyCache(FOLDER / "none"), pairwise=True)
     return judge._key(next(judge._questions(*ITEM)))
 
 

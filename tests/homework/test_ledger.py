@@ -12,7 +12,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
-from fast_ft.homework import ledger
+from fast_ft.homework import ledger, public_scores
 from fast_ft.run.folder import RunDir
 
 
@@ -65,7 +65,7 @@ def test_the_fifth_of_a_day_warns_over_all_runs(tmp_path: Path) -> None:
     # In Taipei; 23:59 on the 4th is the next day's already.
     for folder, when in ((one, at(23, 59, 4)), (two, at(1)), (one, at(9)), (two, at(23, 58))):
         ledger.record(folder, 4.0, when)
-    now = dt.datetime(2025, 4, 5, 23, 58, 30, tzinfo=ledger.TAIPEI)
+    now = dt.datetime(2025, 4, 5, 23, 58, 30, tzinfo=public_scores.TAIPEI)
     assert ledger.read(tmp_path).today(now) == [
         "warning: 4 submissions today; the next is the last of 5 until 23:59 (UTC+8)"
     ]
@@ -142,7 +142,7 @@ def test_a_time_without_an_offset_is_taipeis(tmp_path: Path) -> None:
     ledger.record(folder, 5.0, at(21, 45))
     noted = json.loads((folder.root / "submissions.json").read_text())["submissions"]
     assert [each["score"] for each in noted] == [4.2, 4.0, 4.1, 5.0] and noted[0]["note"] == "mine"
-    assert "4 submissions today" in ledger.read(tmp_path).today(ledger.moment(at(22)))[0]
+    assert "4 submissions today" in ledger.read(tmp_path).today(public_scores.moment(at(22)))[0]
 
 
 @pytest.mark.parametrize(

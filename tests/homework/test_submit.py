@@ -16,10 +16,10 @@ from fast_ft.common import atomic_files, redaction
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination
 from fast_ft.homework import checks, package, secret_scan
-from fast_ft.hub import fingerprint
 from fast_ft.pipeline.rerun import generate_again
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
+from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir
 from tests.helpers.parts import ROOT, RecipeFactory, write_recipe
 
@@ -90,9 +90,9 @@ def test_a_run_passes_and_its_zip_holds_what_is_promised(
 
 def test_no_file_of_the_program_is_left_out_of_the_zip() -> None:
     """The pocket's rows and base model are no program; a new file of another kind goes into identity.source_files."""
-    there = {path for path in fingerprint.PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    left_out = there - {*fingerprint.source_files()}
-    assert {path.relative_to(fingerprint.PACKAGE).parts[0] for path in left_out} == {"pocket"}
+    there = {path for path in provenance.PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    left_out = there - {*provenance.source_files()}
+    assert {path.relative_to(provenance.PACKAGE).parts[0] for path in left_out} == {"pocket"}
     assert not [path for path in left_out if path.suffix not in (".json", ".safetensors", ".md")]
 
 

@@ -17,19 +17,21 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from fast_ft.cli.main import main
 from fast_ft.common import signals
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.judge import client, client_errors, post, pricing, rubric, scoring, statistics
+from fast_ft.judge import address, client_errors, post, pricing, rubric, scoring, statistics
+from fast_ft.judge.kinds import KINDS
 from fast_ft.judge.reference_judge import ReferenceJudge
-from fast_ft.judge.reply_cache import COUNTS, FILE, Verdict, Verdicts
+from fast_ft.judge.reply_cache import COUNTS, FILE, KeptReply, ReplyCache
 from fast_ft.judge.scoring import Group, Item, Judgment, judge_all, summarise, too_many_missing
 from fast_ft.pipeline import judge_phase
 from fast_ft.recipe.loader import load_recipe
+from fast_ft.recipe.schema import JudgeKindName
 from fast_ft.run.folder import RunDir
 from tests.helpers import killed
 from tests.helpers.judge_server import Faults, JudgeServer, scores_for
@@ -94,7 +96,8 @@ def runs(train_file: Path, tmp_path: Path) -> Callable[..., RunDir]:
 def judged(folder: RunDir, group: Group | None = None, **options: Any) -> dict[str, Any]:
     """judge_run with a short backoff."""
     section = folder.recipe().judge
-    result = judge_phase.judge_run(folder, section, group or Group(), seed=1, backoff=0.01, **options)
+    asked = judge_phase.JudgeOptions(backoff=0.01, **options)
+    result = judge_phase.judge_run(folder, section, group or Group(), seed=1, options=asked)
     assert result is not None
     return result
 
@@ -526,12 +529,12 @@ def test_any_line_of_replies_is_read_or_passed_over(tmp_path: Path) -> None:
     ]  # fmt: skip
     path = tmp_path / FILE
     path.write_bytes(b"\n".join(lines))
-    kept = Verdicts(path)
+    kept = ReplyCache(path)
     assert len(kept) == 4
     assert [kept.get(key).reply for key in "abcf"] == ["8 7", "8 7 \ud83d", "8 7 \ud83d", "9 9"]  # type: ignore[union-attr]
     with kept.locked():
-        kept.add(Verdict("g", "1 2 \ud83d", "m", "r", None, None))
-    assert Verdicts(path).get("g").reply == "1 2 \ud83d"  # type: ignore[union-attr]
+        kept.add(KeptReply("g", "1 2 \ud83d", "m", "r", None, None))
+    assert ReplyCache(path).get("g").reply == "1 2 \ud83d"  # type: ignore[union-attr]
 
 
 # ---- what it may cost
@@ -621,14 +624,14 @@ def test_an_exception_carries_no_request_along(runs: Any, serve: Any) -> None:
 def test_an_address_is_an_address_only(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     with pytest.raises(InputError, match="OPENAI_BASE_URL") as error:
-        client.address()
+        address.read()
     assert KEY not in str(error.value)
 
 
 def test_a_key_that_cannot_stand_in_a_header_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n{KEY}")
     with pytest.raises(InputError, match="OPENAI_API_KEY") as error:
-        client.address()
+        address.read()
     assert KEY not in str(error.value)
 
 
@@ -821,6 +824,10 @@ def test_a_difference_is_noise_or_more() -> None:
 # ---- smaller parts
 
 
+def test_each_kind_that_a_recipe_can_name_is_registered() -> None:
+    assert set(KINDS) == set(get_args(JudgeKindName))
+
+
 def test_equal_items_are_judged_once_and_an_error_stops_the_rest() -> None:
     calls: list[str] = []
 
@@ -847,22 +854,22 @@ def test_equal_items_are_judged_once_and_an_error_stops_the_rest() -> None:
 def test_verdicts_survive_half_a_line_and_odd_text(tmp_path: Path) -> None:
     path = tmp_path / FILE
     path.write_bytes(b'{"key": "cut')
-    verdicts = Verdicts(path)
-    odd = Verdict("k", "8 7\n\ud800 \u2028 é", "m", "r", 1, None)
+    verdicts = ReplyCache(path)
+    odd = KeptReply("k", "8 7\n\ud800 \u2028 é", "m", "r", 1, None)
     with verdicts.locked():
         verdicts.add(odd)
-    assert Verdicts(path).get("k") == odd and len(Verdicts(path)) == 1
-    assert Verdicts(tmp_path / "new", [path]).get("k") == odd
+    assert ReplyCache(path).get("k") == odd and len(ReplyCache(path)) == 1
+    assert ReplyCache(tmp_path / "new", [path]).get("k") == odd
 
 
 def test_two_commands_wait_for_each_other(tmp_path: Path) -> None:
     """The second sees what the first has asked."""
     path = tmp_path / FILE
-    first = Verdicts(path)
+    first = ReplyCache(path)
     code = f"""
 from pathlib import Path
-from fast_ft.judge.reply_cache import Verdicts
-verdicts = Verdicts(Path({str(path)!r}))
+from fast_ft.judge.reply_cache import ReplyCache
+verdicts = ReplyCache(Path({str(path)!r}))
 with verdicts.locked():
     print(len(verdicts))
 """
@@ -872,5 +879,5 @@ with verdicts.locked():
             [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert second.stderr is not None and "waiting for it" in second.stderr.readline()
-        first.add(Verdict("k", "8 7", "m", "r", None, None))
+        first.add(KeptReply("k", "8 7", "m", "r", None, None))
     assert second.communicate(timeout=10)[0] == "1\n"

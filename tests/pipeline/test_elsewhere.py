@@ -20,7 +20,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
 from fast_ft.judge import pricing
-from fast_ft.judge.reply_cache import FILE, Verdicts
+from fast_ft.judge.reply_cache import FILE, ReplyCache
 from fast_ft.pipeline.rerun import judge_again
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
@@ -125,7 +125,7 @@ def test_replies_are_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "runs" / FILE).symlink_to("../victim")
     with (
         pytest.raises(InputError, match=r"verdicts\.jsonl is a link to .*victim"),
-        Verdicts(tmp_path / "runs" / FILE).locked(),
+        ReplyCache(tmp_path / "runs" / FILE).locked(),
     ):
         pass
     assert (tmp_path / "victim").read_text() == "before"

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from fast_ft.cli.main import main
+from fast_ft.common.atomic_files import sha256_file
 from fast_ft.common.errors import BudgetMissed
 from fast_ft.common.minutes import RESERVE, AnswerPace, TrainPace
 from fast_ft.homework import checks
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
-from fast_ft.run.folder import RunDir, sha256_file
+from fast_ft.run.folder import RunDir
 from tests.helpers.parts import RecipeFactory
 
 

@@ -12,18 +12,20 @@ import pytest
 import yaml
 
 from fast_ft.cli.main import main
-from fast_ft.common import atomic_files, console, gpu
+from fast_ft.common import atomic_files, console
 from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
 from fast_ft.generate.engine import scheduler
 from fast_ft.homework import package
-from fast_ft.pipeline.preview import taste
+from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.rerun import generate_again, judge_again, renew_scores
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.report import overview, run_data
-from fast_ft.run.folder import RunDir, list_runs
+from fast_ft.run import provenance
+from fast_ft.run.folder import RunDir
+from fast_ft.run.listing import list_runs
 from fast_ft.train import checkpoints, state
 from tests.helpers.parts import RecipeFactory, save_random_llama, write_recipe
 
@@ -349,9 +351,9 @@ def test_other_package_versions_and_gpus_are_warned_and_recorded(
 ) -> None:
     again()
     assert "another environment" not in capsys.readouterr().err
-    here = gpu.describe()
+    here = provenance.describe()
     other = {**here, "packages": {**here["packages"], "torch": "9.9"}, "gpu": {"name": "T4"}}
-    monkeypatch.setattr(gpu, "describe", lambda: other)
+    monkeypatch.setattr(provenance, "describe", lambda: other)
     again()
     assert "another environment" not in capsys.readouterr().err, "there is nothing left to do"
     for _ in range(2):  # told once
@@ -378,7 +380,7 @@ def test_a_checkpoint_whose_digests_fail_is_refused_for_the_one_before(
     path = recipe_file({"train.save_steps": 1, "output_dir": str(tmp_path / "run")})
     whole = run(load_recipe(path, [f"output_dir={tmp_path}/whole"]), path, until="adapter")
     assert sorted(p.name for p in whole.checkpoints.iterdir()) == ["step-5", "step-6"], "the oldest are pruned"
-    taste(load_recipe(path, ["data.test=null"]), path, 4)
+    preview(load_recipe(path, ["data.test=null"]), path, 4)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-3", "step-4"]
     shutil.copytree(tmp_path / "run", tmp_path / "tasted")
     for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
@@ -421,7 +423,7 @@ def stopped(tiny: Path, train_file: Path, test_file: Path, tmp_path: Path) -> tu
     base = tmp_path / "base"
     shutil.copytree(tiny, base)
     path = write_recipe(tmp_path, base, train_file, test_file, {"output_dir": str(tmp_path / "run")})
-    taste(load_recipe(path), path, 4)
+    preview(load_recipe(path), path, 4)
     return path, base
 
 

@@ -16,8 +16,9 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
 from fast_ft.pipeline import train_phase
+from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.rerun import generate_again
-from fast_ft.pipeline.run import opened, run
+from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
 from tests.helpers.parts import RecipeFactory, write_recipe

@@ -18,7 +18,7 @@ from fast_ft.generate.answers import Answer
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.loaders.peft import PeftLoader
 from fast_ft.pipeline import sanity_checks
-from fast_ft.pipeline.preview import taste
+from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.run import run
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import load_recipe
@@ -173,7 +173,7 @@ def test_a_preview_says_nothing_of_a_loss_that_has_not_had_its_steps(
         {"curriculum.stages": [], "train.num_train_epochs": 10, "train.warmup_steps": 30, "train.learning_rate": 1e-6}
     )
     for steps in (1, 14):
-        taste(load_recipe(path, ["data.test=null"]), path, steps)
+        preview(load_recipe(path, ["data.test=null"]), path, steps)
     assert "Likely cause" not in capsys.readouterr().err
     go(path, "data.test=null")
     assert "the loss stood still" in capsys.readouterr().err, "the whole run says so"

@@ -23,7 +23,7 @@ from fast_ft.common.errors import BudgetMissed
 from fast_ft.data.prepare import prepare
 from fast_ft.homework import checks
 from fast_ft.pipeline import resume
-from fast_ft.pipeline.preview import taste
+from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.rerun import generate_again, judge_again
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
@@ -164,7 +164,7 @@ class Walk:
 
     def taste(self) -> None:
         with self._disturbed("taste"):
-            taste(load_recipe(self.world.path, self.overrides()), self.world.path, self.rng.randint(1, STEPS))
+            preview(load_recipe(self.world.path, self.overrides()), self.world.path, self.rng.randint(1, STEPS))
 
     def generate(self) -> None:
         decoding = self.rng.randrange(len(DECODING))

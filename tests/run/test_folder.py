@@ -10,18 +10,12 @@ from pathlib import Path
 import pytest
 
 from fast_ft.common import atomic_files
+from fast_ft.common.atomic_files import replace_folder, sha256_file, write_bytes, write_json
 from fast_ft.common.errors import InputError
 from fast_ft.recipe.loader import digest
 from fast_ft.recipe.schema import Recipe
-from fast_ft.run.folder import (
-    RunDir,
-    list_runs,
-    output_folder,
-    replace_folder,
-    sha256_file,
-    write_bytes,
-    write_json,
-)
+from fast_ft.run.folder import RunDir, output_folder
+from fast_ft.run.listing import list_runs
 
 
 def make(tmp_path: Path, **values: object) -> Recipe:

@@ -1,29 +1,18 @@
-"""What the phases of a run share, and the two short ones: judge and report.
-
-pipeline/train_phase.py and pipeline/generate_phase.py are the others. Each phase reads and leaves files in the run
-folder.
-"""
+"""What comes before a model is loaded, to train or to answer: the base is checked, and the plan settled."""
 
 from __future__ import annotations
 
 import importlib.util
-import time
 from typing import Any
 
 from fast_ft.common import atomic_files, gpu, untrusted_files
-from fast_ft.common.console import note
-from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.data.examples import Prompt
+from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
-from fast_ft.judge import scoring
-from fast_ft.pipeline import judge_phase as judging
 from fast_ft.plan import planner, plans
 from fast_ft.recipe import policy_ntu_hw5
-from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
-from fast_ft.report import write
 from fast_ft.run.folder import RunDir
 
 
@@ -58,36 +47,6 @@ def keep_plan(folder: RunDir, settled: plans.Plan) -> None:
     """Write a plan to plan.json, and to the manifest: that alone is then enough to do the run again."""
     atomic_files.write_json(folder.plan, settled.to_json())
     folder.update(plan=settled.to_json())
-
-
-def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[Prompt], **options: Any) -> None:
-    """Score pred.json, and the base model's answers where there are some, into scores.json; options: judge_run's.
-
-    Raises BudgetMissed where too many scores are missing; the phase is then not done, and the same command asks again.
-    """
-    started = time.monotonic()
-    scores = judging.judge_run(folder, recipe.judge, judging.groups(prompts), seed=recipe.seed, **options)
-    if scores is None:  # a dry run
-        return
-    if missed := scoring.too_many_missing(scores):
-        raise BudgetMissed(missed)
-    facts = {key: scores[key] for key in ("model", "rubric") if key in scores}
-    folder.finish(
-        "judge",
-        time.monotonic() - started,
-        {"judged_with": resolved(recipe)["judge"]},
-        kind=recipe.judge.kind,
-        mean=scores["mean"],
-        **facts,
-    )
-
-
-def report_phase(folder: RunDir, prepared: PreparedData | None = None) -> None:
-    """Write report.html. The run is done by now: a full disk here is a note, no failure."""
-    try:
-        write.write_report(folder, prepared)
-    except InputError as error:
-        note(f"no report: {error}")
 
 
 def check_model(recipe: Recipe) -> None:
