@@ -158,9 +158,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from fast_ft.recipe.loader import schema
+    from fast_ft.recipe.loader import json_schema
 
-    print(json.dumps(schema(), indent=2))
+    print(json.dumps(json_schema(), indent=2))
     return 0
 
 

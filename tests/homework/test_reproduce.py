@@ -174,10 +174,10 @@ def test_a_base_model_of_the_hub_is_taken_at_its_commit(handed_in: Path, tmp_pat
 
 def test_every_key_of_a_recipe_has_an_owner() -> None:
     """A new key goes into recipe/key_owners.py: is it a part of the run, or the machine's on which the run is made?"""
-    assert sorted(key_owners.OF) == sorted(key for key, _ in key_owners.fields())
+    assert sorted(key_owners.OWNERS) == sorted(key for key, _ in key_owners.fields())
     recipe = Recipe.model_validate({"model": {"name_or_path": "m"}, "data": {"train": "d"}})
     leaves = [key for key, _ in _leaves(resolved(recipe))]
-    assert set(leaves) <= {*key_owners.OF, "curriculum.stages"} and len(leaves) > 70
+    assert set(leaves) <= {*key_owners.OWNERS, "curriculum.stages"} and len(leaves) > 70
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

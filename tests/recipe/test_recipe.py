@@ -12,7 +12,7 @@ import pytest
 
 from fast_ft.common.errors import InputError
 from fast_ft.recipe import key_owners
-from fast_ft.recipe.loader import digest, load_recipe, resolved, schema, with_overrides
+from fast_ft.recipe.loader import digest, json_schema, load_recipe, resolved, with_overrides
 from fast_ft.recipe.schema import METRICS
 
 SMALL = "model: {name_or_path: base}\ndata: {train: rows}\n"
@@ -205,7 +205,7 @@ def test_the_schema_describes_every_leaf() -> None:
             leaves(inner, f"{name}.{key}")
         assert part.get("additionalProperties") is not None or "properties" not in part, name
 
-    content = schema()
+    content = json_schema()
     leaves(content, "recipe")
     assert "conversation_words" in METRICS
 

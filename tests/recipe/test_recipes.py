@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fast_ft.recipe.lint import lint, stage_steps
-from fast_ft.recipe.loader import load_recipe, resolved, schema
+from fast_ft.recipe.loader import json_schema, load_recipe, resolved
 from fast_ft.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def test_a_header_says_what_to_expect(name: str) -> None:
 
 def test_the_committed_schema_is_current() -> None:
     committed = json.loads((ROOT / "docs" / "recipe.schema.json").read_text("utf-8"))
-    assert committed == schema(), "write it again: python -m fast_ft schema > docs/recipe.schema.json"
+    assert committed == json_schema(), "write it again: python -m fast_ft schema > docs/recipe.schema.json"
 
 
 @pytest.mark.parametrize("name", HOMEWORK)
