@@ -1,7 +1,7 @@
-"""What a run was made of, so that it can be told later whether it is made of the same: base model and program.
+"""Fingerprints of what a run was made of, which tell later whether base model and program are still the same.
 
-A 7B's weights are 4 to 13 GB. Reading them whole would take longer than the rest of the record, so they are known by
-their names in the hub's cache, which are their digests, or by a digest over samples of the file.
+A 7B's weights are 4 to 13 GB, and reading them whole would take longer than the rest of the record. The hub's cache
+names a weight file by its digest; of any other file the digest is over samples.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def model(name_or_path: str, revision: str | None) -> dict[str, Any]:
 
 
 def weights_digest(path: Path) -> str:
-    """Return "sha256:..." where the hub's cache names the file so, else "samples:...".
+    """Return "sha256:..." where the hub's cache names the file by its digest, else "samples:...".
 
-    The second is over the size and 64 samples of 256 KiB: other weights of the same shape give another one, while one
-    changed number may not.
+    "samples" is over the file's size and 64 samples of 256 KiB: other weights of the same shape give another digest,
+    but one changed number may not.
     """
     blob = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", blob):
