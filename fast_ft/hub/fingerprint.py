@@ -1,7 +1,7 @@
-"""Fingerprints of what a run was made of, which tell later whether base model and program are still the same.
+"""What a run was made of, so that it can be told later whether it is made of the same: base model and program.
 
-A 7B's weights are 4 to 13 GB, and reading them whole would take longer than the rest of the record. The hub's cache
-names a weight file by its digest; of any other file the digest is over samples.
+A 7B's weights are 4 to 13 GB. Reading them whole would take longer than the rest of the record, so they are known by
+their names in the hub's cache, which are their digests, or by a digest over samples of the file.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def no_weights(name: str, pickles: list[str]) -> str:
 
 
 def _safetensors_problem(path: Path) -> str | None:
-    """Return what is wrong with a file's length, or None: it holds the header's length (8 bytes), the header, the data."""
+    """Return what is wrong with a file's length, or None: it holds the header's length, the header, the data."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
