@@ -34,7 +34,7 @@ def context_length(name_or_path: str) -> int | None:
     """Return the most tokens that a model can attend to, as far as its folder's config.json or its name tells."""
     try:
         length = read_config(Path(name_or_path).expanduser()).get("max_position_embeddings")
-    except (InputError, OSError):
+    except (InputError, OSError, RuntimeError):  # RuntimeError: ~name of an unknown user
         length = 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
     return length if isinstance(length, int) else None
 
