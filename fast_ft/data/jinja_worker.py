@@ -65,7 +65,8 @@ def confine(memory: int) -> None:
 def compiled(source: str) -> jinja2.Template:
     """Return the template, compiled with the settings that transformers gives Jinja."""
 
-    def raise_exception(message: str) -> None:  # templates call it by this name
+    def raise_exception(message: str) -> None:
+        """Refuse the messages; templates call it by this name."""
         raise Refused(message)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(

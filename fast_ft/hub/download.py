@@ -1,4 +1,4 @@
-"""Model, tokenizer and data folders: local ones checked, others fetched from the hub, each failure one clear message.
+"""Folders of models, tokenizers and data: a local one is checked, another is fetched from the hub.
 
 Only safetensors, JSON and tokenizer files are ever fetched: no pickles (.bin, .pt, .pth) and no Python code.
 """
@@ -30,13 +30,13 @@ BIG = 3_000_000_000  # bytes: a 7B in 4 bits has 3.9e9
 ROOM_FOR_BIG = 6_000_000_000
 
 
-#: Whether the hub is left alone: see `nothing_fetched`.
+#: Whether only the hub's cache is read. `nothing_fetched` sets it, for its own thread and task alone.
 _only_cached: ContextVar[bool] = ContextVar("only_cached", default=False)
 
 
 @contextlib.contextmanager
 def nothing_fetched() -> Iterator[None]:
-    """Within it only what is in the hub's cache is found: a page about a folder from elsewhere asks no server."""
+    """Find only what is in the hub's cache while this context lasts: a report on a stranger's run asks no server."""
     token = _only_cached.set(True)
     try:
         yield
@@ -45,10 +45,10 @@ def nothing_fetched() -> Iterator[None]:
 
 
 def model_folder(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Return the folder with a model's config, tokenizer and, if asked for, safetensors weights.
+    """Return the folder with a model's config, tokenizer and, with `weights`, safetensors weights.
 
-    A local folder is returned as it is, after a look at config.json and at each weight file's length; a hub id is
-    fetched into the hub's cache first. Raises InputError.
+    A local folder is returned as it is; a hub id is fetched into the hub's cache first. Raises InputError, also where
+    config.json is garbled or a weight file is cut short.
     """
     folder = _local(name_or_path, "model")
     if folder is None:
@@ -66,7 +66,7 @@ def model_config(name_or_path: str, revision: str | None = None, *, weights: boo
 
 
 def tokenizer_folder(name_or_path: str, revision: str | None = None) -> Path:
-    """Return the folder with a tokenizer's files, and nothing else fetched. Raises InputError."""
+    """Return the folder with a tokenizer's files; no other file is fetched. Raises InputError."""
     folder = _local(name_or_path, "tokenizer")
     if folder is None:
         folder = _fetch(name_or_path, revision, CONFIG_FILES + TOKENIZER_FILES, NOT_WEIGHTS, "model", False)
@@ -99,6 +99,7 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: list[str],
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     def snapshot(local: bool) -> Path:
+        """Return the folder of the files, fetched or (local) from the cache."""
         # Always the revision as given, never the commit behind it: the cache finds it by that name when offline.
         path = snapshot_download(
             name,
@@ -123,7 +124,7 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: list[str],
     except HFValidationError:
         raise InputError(f"{name!r} is neither a folder here nor a hub id (owner/name)") from None
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        try:  # what was fetched before is as good, also where the hub is down or the token has gone
+        try:  # the cache serves as well where the hub is down or the token is gone
             return snapshot(local=True)
         except LocalEntryNotFoundError:
             raise InputError(_explain(error, name, revision, kind)) from None
@@ -138,7 +139,7 @@ def _fetch(name: str, revision: str | None, allow: list[str], ignore: list[str],
     try:
         return snapshot(local=False)
     except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
-        # RuntimeError: hf_xet reports a broken transfer so.
+        # hf_xet reports a broken transfer as a RuntimeError.
         raise InputError(_explain(error, name, revision, kind, downloading=True)) from None
 
 
@@ -150,6 +151,7 @@ def _check_room(name: str, kind: str, commit: str | None, files: dict[str, int])
     from huggingface_hub import constants, try_to_load_from_cache
 
     def cached(file: str) -> bool:
+        """Return whether a file is in the cache already."""
         return isinstance(try_to_load_from_cache(name, file, revision=commit, repo_type=kind), str)
 
     size = sum(length for file, length in files.items() if not cached(file))
@@ -165,7 +167,7 @@ def _check_room(name: str, kind: str, commit: str | None, files: dict[str, int])
 
 
 def _explain(error: BaseException, name: str, revision: str | None, kind: str, downloading: bool = False) -> str:
-    """Return one sentence with the remedy. The library's own text is left out: it may hold URLs, headers, ids."""
+    """Return one sentence with the remedy, without the library's own text, which may hold URLs, headers and ids."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 

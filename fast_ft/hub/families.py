@@ -14,14 +14,14 @@ from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 
 GIB = 2**30
-#: Kinds whose blocks training and decoding know: plain attention, a gated MLP, logits that are the head's output.
+#: Values of model_type that training and decoding know: plain attention, a gated MLP, logits straight from the head.
 KNOWN = ("llama", "mistral", "qwen2")
 #: The linear layers of one of their blocks, in the order of `ModelShape.linear_shapes`.
 LINEARS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
-#: And by their own names, as PEFT's target_modules.
+#: The same layers as PEFT's target_modules names them.
 TARGET_MODULES = tuple(name.split(".")[1] for name in LINEARS)
 
 
@@ -34,7 +34,7 @@ def context_length(name_or_path: str) -> int | None:
     """Return the most tokens that a model can attend to, as far as its folder's config.json or its name tells."""
     try:
         length = read_config(Path(name_or_path).expanduser()).get("max_position_embeddings")
-    except (InputError, OSError):
+    except (InputError, OSError, RuntimeError):  # RuntimeError: ~name of an unknown user
         length = 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
     return length if isinstance(length, int) else None
 
@@ -54,7 +54,7 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelShape:
-        """Read config.json's content; InputError where a key is missing or the model is of another kind."""
+        """Return the sizes in config.json's content. Raises InputError for a missing key or another kind of model."""
         needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
         kind = config.get("model_type", "llama")
         if missing := [key for key in needed if not isinstance(config.get(key), int)]:
@@ -78,26 +78,26 @@ class ModelShape:
 
     @property
     def linear_shapes(self) -> list[tuple[int, int]]:
-        """(in, out) of the linear layers of one block, LINEARS."""
+        """(in, out) of each linear layer of one block, in the order of LINEARS."""
         h, m = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         return [(h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)]
 
     @property
     def linear_weights(self) -> int:
-        """Weights in all blocks' linear layers: what 4-bit quantisation covers."""
+        """Number of weights in all blocks' linear layers, which 4-bit quantisation covers."""
         return self.num_hidden_layers * sum(a * b for a, b in self.linear_shapes)
 
     def lora_weights(self, r: int) -> int:
-        """Weights of a LoRA of rank `r` on all linear layers."""
+        """Return the number of weights of a LoRA of rank `r` on all linear layers."""
         return self.num_hidden_layers * r * sum(a + b for a, b in self.linear_shapes)
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of 16-bit KV cache for one token."""
+        """Bytes of one token's 16-bit keys and values, over all layers."""
         return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
     def weights_gib(self, *, load_in_4bit: bool) -> float:
-        """Memory of the base: NF4, doubly quantised, is 0.516 bytes a weight; embeddings and head stay 16-bit."""
+        """Return the base's GiB: doubly quantised NF4 takes 0.516 bytes a weight; embeddings and head keep 16 bits."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2) * 2
         return (self.linear_weights * (0.516 if load_in_4bit else 2) + embeddings) / GIB

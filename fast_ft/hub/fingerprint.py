@@ -32,10 +32,10 @@ def model(name_or_path: str, revision: str | None) -> dict[str, Any]:
 
 
 def weights_digest(path: Path) -> str:
-    """Return "sha256:..." where the hub's cache names the file so, else "samples:...".
+    """Return "sha256:..." where the hub's cache names the file by its digest, else "samples:...".
 
-    The second is over the size and 64 samples of 256 KiB: other weights of the same shape give another one, while one
-    changed number may not.
+    "samples" is over the file's size and 64 samples of 256 KiB: other weights of the same shape give another digest,
+    but one changed number may not.
     """
     blob = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", blob):

@@ -1,4 +1,4 @@
-"""A base model's files as they lie in a folder: config.json's numbers, weight files' lengths; pickles are refused."""
+"""Checks of a base model's folder: config.json's numbers and the weight files' lengths. Pickles are refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_weights(folder: Path) -> None:
             )
         files = [folder / name for name in names]
     else:
-        # By this name libraries look for it; where it is missing they would take a pickle that lies beside.
+        # Libraries look for this name; where it is missing, they would take a pickle beside it.
         files = sorted(folder.glob("model.safetensors"))
     if not files:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
@@ -71,7 +71,7 @@ def check_weights(folder: Path) -> None:
 
 
 def no_weights(name: str, pickles: list[str]) -> str:
-    """Return what to say of a model without safetensors weights."""
+    """Return the message about a model without safetensors weights."""
     if not pickles:
         return f"{name} holds no weights (model.safetensors, or parts with model.safetensors.index.json)"
     return (
@@ -81,7 +81,7 @@ def no_weights(name: str, pickles: list[str]) -> str:
 
 
 def _safetensors_problem(path: Path) -> str | None:
-    """Return what is wrong with a file's length: 8 bytes that give the header's, the JSON header, the tensors."""
+    """Return what is wrong with a file's length, or None: it holds the header's length, the header, the data."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -1,4 +1,4 @@
-"""Which keys of a recipe have no effect, and under which values of other keys: the one table that says so.
+"""Which keys of a recipe have no effect under which values of other keys: the one table of them.
 
 recipe/lint.py warns of such a key in a recipe, recipe/loader.py refuses such an override, and sweep/search_space.py
 refuses such an axis.
@@ -20,11 +20,11 @@ _OPENAI = (
 )  # fmt: skip
 
 
-class Idle(NamedTuple):
+class UnusedKey(NamedTuple):
     """A key without effect in one recipe.
 
     since: why, as in "generate.do_sample is false". instead: the overrides that work; KEY=VALUE among them stands for
-    the one that was given, and VALUE for its value.
+    the override that was given, and VALUE for its value.
     """
 
     key: str
@@ -146,43 +146,44 @@ _RULES = (
 )
 
 
-def idle(recipe: Recipe) -> list[Idle]:
+def unused_keys(recipe: Recipe) -> list[UnusedKey]:
     """Return the keys without effect, each once, with every reason."""
-    found: dict[str, Idle] = {}
+    found: dict[str, UnusedKey] = {}
     for rule in _RULES:
         if not rule.holds(recipe):
             continue
         for key in rule.keys:
-            before = found.get(key, Idle(key, "", ("KEY=VALUE",)))
+            before = found.get(key, UnusedKey(key, "", ("KEY=VALUE",)))
             since = " and ".join(filter(None, (before.since, rule.since)))
-            found[key] = Idle(key, since, tuple(dict.fromkeys((*rule.enable, *before.instead))))
+            found[key] = UnusedKey(key, since, tuple(dict.fromkeys((*rule.enable, *before.instead))))
     for name in ("num_train_epochs", "learning_rate"):
         stages = recipe.curriculum.stages
         if stages and all(getattr(stage, name) is not None for stage in stages):
             instead = tuple(f"curriculum.stages.{i}.{name}=VALUE" for i in range(len(stages)))
-            found[f"train.{name}"] = Idle(f"train.{name}", f"each stage has a {name} of its own", instead)
+            found[f"train.{name}"] = UnusedKey(f"train.{name}", f"each stage has a {name} of its own", instead)
     return list(found.values())
 
 
-def given(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
+def written_unused_keys(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield (since, keys) for the keys without effect that the recipe's author wrote."""
     groups: dict[str, list[str]] = {}
-    for each in idle(recipe):
+    for each in unused_keys(recipe):
         if _written(recipe, each.key):
             groups.setdefault(each.since, []).append(each.key)
     yield from ((since, tuple(keys)) for since, keys in groups.items())
 
 
-def always_idle(
+def unused_everywhere(
     key: str, axes: Mapping[str, Sequence[Any]], recipe_at: Callable[[Mapping[str, Any]], Recipe]
-) -> Idle | None:
-    """Return why a key has no effect at any point of a space, or None where it has one somewhere.
+) -> UnusedKey | None:
+    """Return why a key has no effect at any point of a space, or None where it has an effect at some point.
 
-    axes: {key: its values}. recipe_at: gives the recipe with some axes' values in it.
+    axes: {key: its values}. recipe_at: returns the recipe with some axes' values in it.
     """
 
-    def why(point: Mapping[str, Any]) -> Idle | None:
-        return next((each for each in idle(recipe_at(point)) if each.covers(key)), None)
+    def why(point: Mapping[str, Any]) -> UnusedKey | None:
+        """Return why the key has no effect at one point."""
+        return next((each for each in unused_keys(recipe_at(point)) if each.covers(key)), None)
 
     found = why({})
     if found is None:
@@ -195,8 +196,8 @@ def always_idle(
     return found
 
 
-def says_nothing(value: Any) -> bool:
-    """Return whether a value is as good as none: null, false, or empty. Such a value need have no effect."""
+def is_blank(value: object) -> bool:
+    """Return whether a value is null, false or empty: nobody expects an effect of such a value."""
     return value is None or value is False or value in ("", (), [], {})
 
 
@@ -210,6 +211,6 @@ def _written(recipe: Recipe, key: str) -> bool:
     value, default = getattr(section, name), type(section).model_fields[name].default
     if name not in section.model_fields_set:
         return False
-    # A section in which every key stands was written out by `sweep` or `submit`: its defaults are nobody's words.
+    # A section with every key in it was written out by `sweep` or `submit`: nobody chose its defaults.
     whole = section.model_fields_set == type(section).model_fields.keys()
-    return value != default or not (whole or says_nothing(value))
+    return value != default or not (whole or is_blank(value))

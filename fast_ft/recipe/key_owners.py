@@ -1,8 +1,8 @@
-"""Whose each key of a recipe is. A recipe that comes from elsewhere says what a run is, not what happens here.
+"""The owner of each key of a recipe: the run, or the machine. A recipe from elsewhere decides only what a run is.
 
-run      a part of the run: it shapes the adapter or the answers, and is kept wherever the run is done again
-machine  a place, a server, a tracker, a limit or a price: whoever makes the run sets it
-hub      a model's id on the hub is a part of the run; a folder of that name is a place of the machine
+run      the key is a part of the run: it shapes the adapter or the answers, and keeps its value wherever it is rerun
+machine  the key is a place, a server, a tracker, a limit or a price: whoever makes the run sets it
+hub      a model's id on the hub is a part of the run, but a folder of that name is a place of the machine
 
 A key that is not listed here fails a test, so that nobody can add one without deciding this.
 """
@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from fast_ft.recipe.schema import Recipe, Section
 
-Whose = Literal["run", "machine", "hub"]
+Owner = Literal["run", "machine", "hub"]
 
 _HUB = "model.name_or_path model.tokenizer"
 _MACHINE = """
@@ -45,23 +45,23 @@ train.deterministic train.save_steps
 generate.do_sample generate.temperature generate.top_p generate.top_k generate.min_p generate.repetition_penalty
 generate.max_new_tokens generate.num_return_sequences generate.batch_size
 """
-_LISTS: dict[Whose, str] = {"run": _RUN, "machine": _MACHINE, "hub": _HUB}
-OF: dict[str, Whose] = {key: whose for whose, keys in _LISTS.items() for key in keys.split()}
+_LISTS: dict[Owner, str] = {"run": _RUN, "machine": _MACHINE, "hub": _HUB}
+OWNERS: dict[str, Owner] = {key: owner for owner, keys in _LISTS.items() for key in keys.split()}
 
 
 def fields() -> Iterator[tuple[str, FieldInfo]]:
-    """Yield (dotted key, field) for every key of a run's recipe; `search` is no part of a run."""
+    """Yield (dotted key, field) for every key of a run's recipe, which has no `search`."""
     yield from ((key, field) for key, field in _below(Recipe) if not key.startswith("search."))
 
 
 def brought_here(tree: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a resolved recipe from elsewhere with the machine's keys set anew.
+    """Return a resolved recipe from elsewhere with the machine's keys set again.
 
-    own: their values by dotted key. A key of the machine's that is not among them gets the schema's default.
+    own: {dotted key: value} of the machine's keys. A key of the machine's without a value there gets its default.
     """
     brought = copy.deepcopy(tree)
     for key, field in fields():
-        if OF[key] == "machine":
+        if OWNERS[key] == "machine":
             *sections, last = key.split(".")
             section = brought
             for name in sections:
@@ -71,7 +71,7 @@ def brought_here(tree: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a model's name can be an id on the hub; any other name is a folder's."""
+    """Return whether a model's name can be an id on the hub; any other name is a folder's."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a recipe would lead to, seen before anything is loaded: values that cannot work together."""
+"""What a recipe would lead to, found before anything is loaded: values that cannot work together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
 
 
 class Problem(NamedTuple):
-    """A sentence that begins with a key's dotted path, and all keys that it hangs on, that one first."""
+    """A sentence that begins with a key's dotted path, and the keys whose values it depends on, that key first."""
 
     text: str
     keys: tuple[str, ...]
@@ -80,7 +80,7 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
     train = recipe.train
     if steps is None:
         return
-    hangs_on = ("select.take", "data.max_train_rows", "train.num_train_epochs", "train.max_steps",
+    depends_on = ("select.take", "data.max_train_rows", "train.num_train_epochs", "train.max_steps",
                 "train.effective_batch_size", "curriculum.stages", "curriculum.cumulative",
                 "curriculum.carry.schedule")  # fmt: skip
     if train.lr_scheduler_type != "constant":
@@ -91,7 +91,7 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
                 f"train.warmup_steps: {train.warmup_steps} steps of warm-up, but {'the run' if one else 'a stage'} has "
                 f"at most {length}: the learning rate would not reach {train.learning_rate:g}; lower it or train longer"
             )
-            yield Problem(text, ("train.warmup_steps", "train.lr_scheduler_type", *hangs_on))
+            yield Problem(text, ("train.warmup_steps", "train.lr_scheduler_type", *depends_on))
 
 
 def _context(recipe: Recipe) -> Iterator[Problem]:
@@ -186,7 +186,7 @@ def _warnings(recipe: Recipe) -> Iterator[Problem]:
         keys = ("generate.num_return_sequences", "generate.do_sample")
         yield Problem(f"{text}, since generate.do_sample is false", keys)
     yield from _never(recipe)
-    for since, names in effects.given(recipe):
+    for since, names in effects.written_unused_keys(recipe):
         yield Problem(f"{', '.join(names)}: not used, since {since}", names)
 
 

@@ -41,7 +41,7 @@ def validated(tree: dict[str, Any], places: dict[Key, str], name: str, *, conseq
     """Return the Recipe that `tree` describes, or raise InputError with all problems.
 
     `places` says where each key stands ("strong.yaml:12"); a key without a place gets its section's, or `name`.
-    consequences: look for what the values lead to (lint, rules) too, not at each value alone.
+    consequences: check too what the values lead to together (lint, rules), besides each value alone.
     """
     from fast_ft.recipe.lint import Problem, lint
     from fast_ft.recipe.policy_ntu_hw5 import check_recipe
@@ -51,19 +51,19 @@ def validated(tree: dict[str, Any], places: dict[Key, str], name: str, *, conseq
         recipe = Recipe.model_validate(_tuples(tree), strict=True)
     except ValidationError as error:
         problems = messages.explain(error.errors(include_url=False), tree)
-        patched = messages.without(tree, [key for key, _ in problems])
+        patched = messages.without_keys(tree, [key for key, _ in problems])
         try:  # so that what is wrong elsewhere shows at once, not on the next attempt
             recipe = Recipe.model_validate(_tuples(patched), strict=True)
         except ValidationError:
             _raise(problems, places, name)
     if not consequences and not problems:
         return recipe
-    unsure = messages.doubtful(problems, tree)
+    uncertain = messages.uncertain_keys(problems, tree)
     found = [*lint(recipe)[0], *(Problem(text, (text.split(":")[0],)) for text in check_recipe(recipe))]
     for problem in found:
         # A default stands where a value was wrong: what follows from it is not the user's fault.
         if not any(
-            k == bad or k.startswith(bad + ".") or bad.startswith(k + ".") for k in problem.keys for bad in unsure
+            k == bad or k.startswith(bad + ".") or bad.startswith(k + ".") for k in problem.keys for bad in uncertain
         ):
             problems.append((tuple(int(p) if p.isdigit() else p for p in problem.keys[0].split(".")), problem.text))
     if problems:
@@ -76,7 +76,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude={"search"})
 
 
-def schema() -> dict[str, Any]:
+def json_schema() -> dict[str, Any]:
     """Return the recipe's JSON Schema: every key, type, default and limit."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
@@ -121,7 +121,7 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
                 at[part] = {}
                 places.setdefault(key[: depth + 1], f"override {override}")
             at = at[part]
-    # A key that somebody thought belongs here must not come back in the message that refuses it.
+    # Somebody may write an API key here; the message that refuses it must not repeat it.
     secret = re.search(r"(^|_)(key|secret|password|token)$", str(key[-1]), re.IGNORECASE)
     places[key] = f"override {dotted}=..." if secret else f"override {override}"
     return key
@@ -130,14 +130,14 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
 def _overridden(tree: dict[str, Any], places: dict[Key, str], overrides: Sequence[str], name: str) -> Recipe:
     keys = [apply_override(tree, places, override) for override in overrides]
     recipe = validated(tree, places, name)
-    idle = effects.idle(recipe)
+    unused = effects.unused_keys(recipe)
     problems = []
     for key, override in zip(keys, overrides, strict=True):
         for dotted, value in _leaves(key, _at(tree, key)):
-            if not effects.says_nothing(value):
+            if not effects.is_blank(value):
                 problems += [
                     (key, f"{dotted}: not used, since {each.since}. {_instead(each, dotted, value, override)}")
-                    for each in idle
+                    for each in unused
                     if each.covers(dotted)
                 ]
     if problems:
@@ -164,11 +164,11 @@ def _at(tree: Any, key: Key) -> Any:
     return tree
 
 
-def _instead(idle: effects.Idle, dotted: str, value: Any, override: str) -> str:
+def _instead(unused: effects.UnusedKey, dotted: str, value: Any, override: str) -> str:
     """Return the sentence with the overrides that work, written so that a shell takes them."""
     text = messages.show(value)
     own = override if override.partition("=")[0].strip() == dotted else f"{dotted}={text}"
-    words = [shlex.quote(own if word == "KEY=VALUE" else word.replace("VALUE", text)) for word in idle.instead]
+    words = [shlex.quote(own if word == "KEY=VALUE" else word.replace("VALUE", text)) for word in unused.instead]
     return f"What works: {' '.join(words)}"
 
 
@@ -191,12 +191,14 @@ def _tuples(value: Any) -> Any:
 
 def _raise(problems: list[tuple[Key, str]], places: dict[Key, str], name: str) -> NoReturn:
     def place(key: Key) -> str:
+        """Return where a key stands, or the nearest section around it."""
         for end in range(len(key), 0, -1):
             if key[:end] in places:
                 return places[key[:end]]
         return name
 
     def order(item: str) -> tuple[bool, int]:
+        """Sort by line number; overrides come last."""
         match = re.match(re.escape(name) + r":(\d+): ", item)
         return (match is None, int(match[1]) if match else 0)
 

@@ -56,8 +56,8 @@ def explain(errors: Iterable[Any], tree: dict[str, Any]) -> list[tuple[Key, str]
     return list(problems.items())
 
 
-def without(tree: dict[str, Any], bad: Sequence[Key]) -> dict[str, Any]:
-    """Return `tree` less the wrong keys, with stand-ins for those that a recipe must have."""
+def without_keys(tree: dict[str, Any], bad: Sequence[Key]) -> dict[str, Any]:
+    """Return `tree` without the wrong keys, and with stand-ins for keys that a recipe must have."""
     tree = copy.deepcopy(tree)
     for key in bad:
         at: Any = tree
@@ -72,8 +72,8 @@ def without(tree: dict[str, Any], bad: Sequence[Key]) -> dict[str, Any]:
     return tree
 
 
-def doubtful(problems: Iterable[tuple[Key, str]], tree: dict[str, Any]) -> set[str]:
-    """Return the dotted keys whose value nobody knows: the wrong ones, and those that a misspelt key may stand for."""
+def uncertain_keys(problems: Iterable[tuple[Key, str]], tree: dict[str, Any]) -> set[str]:
+    """Return the dotted keys whose value is unknown: wrong keys, and keys that a misspelt one may stand for."""
     keys = set()
     for key, text in problems:
         keys.add(_dotted(key))
@@ -83,14 +83,14 @@ def doubtful(problems: Iterable[tuple[Key, str]], tree: dict[str, Any]) -> set[s
     return keys
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """Return a value as YAML's flow style would write it, cut at 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
-    """Say in words what a piece of JSON Schema allows."""
+    """Return in words what a piece of JSON Schema allows."""
     schema = _resolve(schema, root)
     if "anyOf" in schema:
         return ", or ".join(dict.fromkeys(allowed(part, root) for part in schema["anyOf"]))
@@ -162,7 +162,7 @@ def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 
 
 def _descend(root: dict[str, Any], loc: Key) -> tuple[Key, dict[str, Any]]:
-    """Return how far `loc` leads into the schema, and the piece there: pydantic appends a union member's name."""
+    """Return the part of `loc` that the schema knows, and its piece: pydantic appends a union member's name."""
     schema = root
     for depth, part in enumerate(loc):
         for option in schema.get("anyOf", [schema]):

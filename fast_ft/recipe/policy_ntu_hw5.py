@@ -1,7 +1,7 @@
 """A homework's rules, kept by code: NTU Machine Learning 2025 Spring, homework 5 (rules: ntu-ml-2025-hw5).
 
-Each check returns sentences, none when all is well; a sentence about a recipe begins with the key's dotted path.
-Without `rules` in a recipe there is no cap on rows, and any seed and model will do.
+Each check returns a list of sentences, which is empty when all is well; a sentence about a recipe begins with the
+key's dotted path. A recipe without `rules` has no cap on rows, and may have any seed and model.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from fast_ft.recipe.schema import Recipe
 
 SEED = 3407
 MAX_ROWS = 100
-#: What the homework allows on a T4, by the budget's key: training over all attempts, and answering. `plan`, `runs` and
-#: the report compare with these minutes. No run is cut by them: what a clock has cut, nobody can do again.
+#: Minutes that the homework allows on a T4, by the budget's key: training over all attempts, and answering. `plan`,
+#: `runs` and the report compare with these minutes. No clock ends a run by them: such a run could not be done again.
 MINUTES = {"train_minutes": 240.0, "generate_minutes": 15.0}
 #: The same weights under different names: Meta's own, a copy without the gate, and both of Unsloth's.
 MODELS = (
@@ -68,12 +68,12 @@ def check_recipe(recipe: Recipe) -> list[str]:
 
 
 def minutes(recipe: Recipe, name: str) -> float | None:
-    """Return the minutes to compare with for "train_minutes" or "generate_minutes": the homework's or the budget's."""
+    """Return the minutes that a run is compared with, the homework's or the budget's; `name` is a key of MINUTES."""
     return MINUTES[name] if recipe.rules is not None else getattr(recipe.budget, name)
 
 
 def without_clock(recipe: Recipe) -> Recipe:
-    """Return a recipe that names rules without budgets of minutes, which an earlier version allowed."""
+    """Return the recipe; where it names rules, without budgets of minutes, which an earlier version allowed."""
     if recipe.rules is None:
         return recipe
     return recipe.model_copy(update={"budget": recipe.budget.model_copy(update=dict.fromkeys(MINUTES))})

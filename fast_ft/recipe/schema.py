@@ -96,7 +96,7 @@ class Data(Section):
     exclude: tuple[str, ...] = Field(
         default=(),
         description="Rows with these prompts are left out before selection, by 16 hex digits of the prompt's text "
-        "(leakage.text_digest). A sweep writes its validation set here.",
+        "(data/contamination.py, text_digest). A sweep writes its validation set here.",
     )
 
 
@@ -167,7 +167,8 @@ class Train(Section):
     )
     num_train_epochs: Count = 1
     max_steps: Count | None = Field(
-        default=None, description="Stop after so many optimizer steps, over all stages; null: when the epochs are done."
+        default=None,
+        description="Stop after this number of optimizer steps over all stages; null: when the epochs are done.",
     )
     learning_rate: Positive = 2e-4
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
@@ -195,14 +196,14 @@ class Train(Section):
     )
     max_bad_steps: Count = Field(
         default=8,
-        description="So many steps in a row without a finite loss and finite gradients: back to the last good state, "
-        "with half the learning rate; the second time that ends the training.",
+        description="After this number of steps in a row without a finite loss and finite gradients, training goes "
+        "back to the last good state, with half the learning rate; the second time it ends.",
     )
     deterministic: bool = Field(
         default=False, description="Only operations that give the same bits each time on one card; slower."
     )
     save_steps: Count | None = Field(
-        default=None, description="A checkpoint every so many steps; null: at stage ends only."
+        default=None, description="Number of steps between two checkpoints; null: checkpoints at stage ends only."
     )
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         default="none",
@@ -239,11 +240,12 @@ class Judge(Section):
         "OPENAI_BASE_URL with OPENAI_API_KEY, both from the environment.",
     )
     base_prompts: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Answer the first so many prompts with the base model too, for before and after."
+        default=0, description="How many of the first prompts the base model answers too, for before and after."
     )
     references: str | None = Field(
         default=None,
-        description="Reference answers: a file in any layout that data.py reads. openai without it: each answer alone.",
+        description="Reference answers: a file in any layout that data.train may have. openai without it: each answer "
+        "alone.",
     )
     model: str = Field(default="gpt-4o-mini", description="openai: the judge; gpt-4o-mini is the homework's.")
     swap: bool = Field(
@@ -309,7 +311,7 @@ class Search(Section):
         default="median", description="What stops a hopeless trial at a stage's end."
     )
     stage_prompts: Annotated[int, Field(ge=10)] = Field(
-        default=30, description="So many of the validation prompts are answered at a stage's end, for the pruner."
+        default=30, description="How many of the validation prompts are answered at a stage's end, for the pruner."
     )
 
 

@@ -30,7 +30,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     """Return a YAML file as plain values, and the place ("file:line") of each key. Raises InputError."""
     if path.is_dir():
         raise InputError(f"{path} is a folder, where a recipe (a YAML file) was expected")
-    if path.exists() and not path.is_file():  # a pipe would be waited for without end, and a run reads it again
+    if path.exists() and not path.is_file():  # a pipe could block for ever, and a run reads the recipe again
         raise InputError(f"{path} is a pipe or a device, where a recipe (a YAML file) was expected: save it as a file")
     try:
         raw = path.read_bytes()
@@ -67,7 +67,7 @@ def check_text(text: str, place: str) -> None:
 
 
 def scalar(text: str) -> Any:
-    """Return what YAML 1.2 takes an unquoted word for: null, a truth value, a number, or the text itself."""
+    """Return what an unquoted word is in YAML 1.2: null, a truth value, a number, or the text itself."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
@@ -76,14 +76,15 @@ def scalar(text: str) -> Any:
 
 
 class _Bounded(yaml.BaseLoader):
-    """Composes nodes while they are few and flat. It resolves no types (that is `scalar`'s work), makes no objects.
+    """Composes nodes while they are few and flat. It makes no objects and resolves no types, which `scalar` does.
 
-    PyYAML works for seconds on a megabyte of short lines; its recursion ends after a thousand levels only.
+    PyYAML alone works for seconds on a megabyte of short lines, and its recursion ends only after a thousand levels.
     """
 
     depth = nodes = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose one node and what is in it. Raises RecursionError where there are too many, or too deep."""
         self.depth, self.nodes = self.depth + 1, self.nodes + 1
         if self.depth > MAX_DEPTH + 2 or self.nodes > 3 * MAX_NODES:  # `_Plain` counts exactly, and names the line
             raise RecursionError
@@ -125,6 +126,7 @@ class _Plain:
         self.name, self.places, self.nodes = name, places, 0
 
     def value(self, node: yaml.Node, key: Key) -> Any:
+        """Return a node's plain value; `key` is its place in the recipe. Raises InputError."""
         place = f"{self.name}:{node.start_mark.line + 1}"
         self.nodes += 1
         if self.nodes > MAX_NODES or len(key) > MAX_DEPTH:
@@ -145,6 +147,7 @@ class _Plain:
         return scalar(node.value) if node.style is None else node.value
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        """Return a mapping's plain values. Raises InputError for a key that stands twice or is no word."""
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
