@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from fast_ft.cli.arguments import Places, is_override, parse
 from fast_ft.cli.commands import COMMANDS, TOGETHER
-from fast_ft.common import out_of_memory, process_group, signals, streams
+from fast_ft.common import environment, out_of_memory, process_group, signals, streams
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
 from fast_ft.common.redaction import redact_tracebacks
@@ -37,6 +36,14 @@ _SHARED = re.compile(r"\.so\b|\.dylib|\.dll", re.IGNORECASE)
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}  #: by the disk or its owner
 
 
+def own_process() -> int:
+    """Run the command line of a process that is there for it alone: signals and tracebacks are set up too."""
+    redact_tracebacks()
+    if not environment.launched():  # of several processes, the first may be saving for all
+        signals.end_in_time()
+    return main()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -52,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ranked(words: list[str]) -> int:
-    # Threads that spin while they wait take shared vCPUs from those that work: a step on 2 cores beside one busy
-    # process took 0.67 s with spinning and 0.12 s without. Must stand before torch loads OpenMP.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.at_start()
     try:
         place = process_group.enter()
     except InputError as error:
@@ -239,10 +244,3 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     doctor.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add("schema", "print the recipe's JSON Schema", _NOTHING)
     return parser, parsers
-
-
-if __name__ == "__main__":
-    redact_tracebacks()
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes, the first may be saving for all
-        signals.end_in_time()
-    sys.exit(main())

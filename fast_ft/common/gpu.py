@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
 from typing import Any
 
+from fast_ft.common import environment
 from fast_ft.hub import fingerprint
 
 PACKAGES = (
@@ -43,7 +43,7 @@ def gpu() -> dict[str, str] | None:
     alone lists every card, whatever these say.
     """
     cards = _cards()
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = environment.cuda_devices()
     if wanted is None:
         return _facts(cards[0]) if cards else None
     first = wanted.split(",")[0].strip()
@@ -62,7 +62,7 @@ def _cards() -> list[dict[str, str]]:
         listed = _smi(f"--query-gpu={','.join(keys)}", "--format=csv,noheader") or ""
     rows = [[part.strip() for part in line.split(",")] for line in listed.splitlines()]
     cards = [dict(zip((*keys, "compute_cap"), row, strict=False)) for row in rows if len(row) >= len(keys)]
-    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+    if not environment.by_bus():
         cards.sort(key=lambda card: [-int(n) for n in card.get("compute_cap", "").split(".") if n.isdecimal()])
     return cards
 
@@ -119,22 +119,14 @@ def matmul_tflops() -> float | None:
 
 def be_deterministic() -> None:
     """Let torch use only operations that give the same bits each time. Before the first matrix product on a card."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS picks kernels by what memory is at hand
+    environment.for_determinism()
     import torch
 
     torch.use_deterministic_algorithms(True)
 
 
-def expand_segments() -> None:
-    """Let torch's blocks of memory grow, else those of one pass that fit none of the next pile up.
-
-    It counts before the card is touched.
-    """
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-
-
 def segments_expand() -> bool:
-    """Whether torch's allocator took `expand_segments` up."""
+    """Return whether torch's allocator lets its blocks grow (environment.expand_segments)."""
     import torch
 
     if not torch.cuda.is_available():

@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fast_ft.common import environment
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 
@@ -176,8 +176,8 @@ class Ranks:
 
     def _check_cards(self, store: Any, on_card: bool) -> None:
         """Raise InputError, in all processes, where some have no GPU or share one."""
-        host = f"{socket.gethostname()} {os.environ.get('GROUP_RANK', '')}".rstrip()
-        card = f"{host}'s GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}" if on_card else ""
+        host = f"{socket.gethostname()} {environment.host_rank()}".rstrip()
+        card = f"{host}'s GPU {environment.cuda_devices()}" if on_card else ""
         store.set(f"fast_ft/card/{self.rank}", card)
         cards = [store.get(f"fast_ft/card/{rank}").decode() for rank in range(self.size)]
         remedy = "Start as many processes on a host as it has GPUs."
@@ -203,29 +203,20 @@ def enter() -> Ranks:
     To be called before torch is imported. InputError where they make no sense.
     """
     global _here
-    accelerated = any(name.startswith("ACCELERATE_") for name in os.environ)
-    given = {name: os.environ.pop(name, None) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        del os.environ[name]  # accelerate's precision, device or dynamo: those are the recipe's to say
+    said = environment.take_launcher()
+    given = said.given
     try:
         rank, size, local = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1), int(given["LOCAL_RANK"] or 0)
     except ValueError:
-        raise InputError(f"{_shown(given)}: whole numbers were expected. torchrun sets them; unset them") from None
+        raise InputError(f"{said}: whole numbers were expected. torchrun sets them; unset them") from None
     if size > 1:
-        if not (0 <= rank < size and local >= 0) or not os.environ.get("MASTER_ADDR"):
+        if not (0 <= rank < size and local >= 0) or not said.master_address:
             raise InputError(
-                f"{_shown(given)}, MASTER_ADDR={os.environ.get('MASTER_ADDR')} are no place among several processes. "
+                f"{said}, MASTER_ADDR={said.master_address} are no place among several processes. "
                 "Start them with `torchrun --nproc-per-node 2 -m fast_ft RECIPE`, or unset WORLD_SIZE."
             )
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a process that leaves first makes the others talk
-        cards = os.environ.get("CUDA_VISIBLE_DEVICES")
-        seen = cards.split(",") if cards is not None else [str(each) for each in range(local + 1)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen[local] if local < len(seen) else seen[-1]
-    elif accelerated and given["WORLD_SIZE"] is None and os.environ.get("MASTER_PORT"):
+        environment.for_process(local)
+    elif said.by_accelerate and given["WORLD_SIZE"] is None and said.master_port:
         note("warning: accelerate started one process only, as it does without GPUs: add --multi_gpu, or use torchrun")
     _here = Ranks(rank, size)
     return _here
-
-
-def _shown(given: dict[str, str | None]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import gpu
+from fast_ft.common import environment, gpu
 from fast_ft.common.redaction import redacted
 from fast_ft.doctor import versions
 from fast_ft.doctor.finding import Finding
@@ -144,8 +144,7 @@ def _ask(url: str) -> None:
 
 def _index() -> str:
     """Return the package index that pip asks."""
-    given = os.environ.get("PIP_INDEX_URL")
-    if given:
+    if given := environment.pip_index():
         return given
     from pip._internal.models.index import PyPI
 
@@ -154,13 +153,12 @@ def _index() -> str:
 
 def self_test() -> Iterator[Finding]:
     """Train and decode in small, in a process of its own, and yield what came of it."""
-    path = os.pathsep.join(filter(None, [str(versions.ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "fast_ft.doctor.smoke_run"]
     started = time.monotonic()
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=TRIAL_SECONDS,
-            env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+            env=environment.for_child(str(versions.ROOT), HF_HUB_OFFLINE="1"),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         yield Finding("self-test", "broken", f"not done after {TRIAL_SECONDS} s", "try again while nothing else runs")

@@ -15,10 +15,10 @@ from fast_ft.run.folder import RunDir
 from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.cost_estimate import Measured
-from fast_ft.sweep.job import Job, shown
-from fast_ft.sweep.trial_queue import Supply
-from fast_ft.sweep.trial_runner import Result, Task, stage_answers
-from fast_ft.sweep.workers import Crew
+from fast_ft.sweep.job import TrialJob, shown
+from fast_ft.sweep.trial_queue import TrialQueue
+from fast_ft.sweep.trial_runner import TrialResult, TrialTask, stage_answers
+from fast_ft.sweep.workers import WorkerPool
 
 TRIES = 3  #: of one trial, each time on another worker
 
@@ -29,19 +29,19 @@ class Driver:
     def __init__(
         self,
         name: str,
-        supply: Supply,
-        crew: Crew,
+        supply: TrialQueue,
+        crew: WorkerPool,
         clock: Clock,
         *,
-        facts_of: Callable[[Job], dict[str, Any]],
+        facts_of: Callable[[TrialJob], dict[str, Any]],
         reserve: Callable[[list[Measured]], float],
         changed: Callable[[], None],
     ) -> None:
         self.name, self.supply, self.crew, self.clock = name, supply, crew, clock
         self.search, self.space, self.study = supply.search, supply.space, supply.study
         self._facts_of, self._reserve, self._changed = facts_of, reserve, changed
-        self._jobs: dict[int, Job] = {}
-        self._unreported: list[Job] = []
+        self._jobs: dict[int, TrialJob] = {}
+        self._unreported: list[TrialJob] = []
         self._seated: set[int] = set()  # workers that have loaded the base
 
     def run(self) -> None:
@@ -89,7 +89,7 @@ class Driver:
         """Return how many trials of so many seconds fit the time left, over all workers."""
         return int(max(0.0, self._left) / seconds) * (len(self._jobs) + len(self.crew.idle()))
 
-    def _begin(self, worker: int, job: Job) -> None:
+    def _begin(self, worker: int, job: TrialJob) -> None:
         self._jobs[worker] = job
         stop = job.stops[job.stage] if job.stage < len(job.stops) else None
         if job.stage == 0:
@@ -98,9 +98,9 @@ class Driver:
             note(f"trial {job.trial.number} begins{saved}{cost}  {shown(job.point)}")
             if job.priced and not self._measured and self.clock.allowed is not None:
                 note(f"by projection some {self._fitting(job.priced)} trials like this one fit; the first will tell")
-        self.crew.submit(worker, Task(job.recipe, self.name, job.trained, stop, self.search.stage_prompts))
+        self.crew.submit(worker, TrialTask(job.recipe, self.name, job.trained, stop, self.search.stage_prompts))
 
-    def _ended(self, worker: int, job: Job, result: Result | None) -> None:
+    def _ended(self, worker: int, job: TrialJob, result: TrialResult | None) -> None:
         """Take what came back from a worker into the study."""
         if result is None:
             self._seated.discard(worker)
@@ -131,25 +131,25 @@ class Driver:
                 self._finished(worker, job, result)
         self._changed()
 
-    def _kept(self, job: Job, result: Result) -> str:
+    def _kept(self, job: TrialJob, result: TrialResult) -> str:
         """Keep a bug's traceback in the sweep's logs; return the problem in a sentence that says where."""
         path = self.study.root / "logs" / f"trial-{job.trial.number}.txt"
         atomic_files.write_text(path, result.traceback)
         return f"{result.problem} (its traceback is in {path})"
 
-    def _stage_ended(self, worker: int, job: Job) -> None:
+    def _stage_ended(self, worker: int, job: TrialJob) -> None:
         """Judge the answers at a stage's end; go on, or give the trial up."""
         at = RunDir(stage_answers(RunDir(job.root), job.stops[job.stage]).parent)
         value = self._value(at, job)[0]
         job.stage += 1
-        if self.study.hopeless(job.trial, value, job.stage):
+        if self.study.should_prune(job.trial, value, job.stage):
             note(f"trial {job.trial.number} is stopped after stage {job.stage} of {len(job.stops) + 1}: {value:.3f}")
             self.study.prune(job.trial, folder=str(job.root), seconds=job.spent, minutes=self.clock.used / 60,
                              so_far=value, **self._facts_of(job))  # fmt: skip
         else:
             self._begin(worker, job)
 
-    def _finished(self, worker: int, job: Job, result: Result) -> None:
+    def _finished(self, worker: int, job: TrialJob, result: TrialResult) -> None:
         folder = RunDir.at(job.root)
         inputs.check_trained(folder, job.prepared)
         value, scores = self._value(folder, job)
@@ -162,7 +162,7 @@ class Driver:
         }  # fmt: skip
         self._seated.add(worker)
         if len(job.stops):
-            self.study.hopeless(job.trial, value, job.stage + 1)  # so that Hyperband knows the last stage
+            self.study.should_prune(job.trial, value, job.stage + 1)  # so that Hyperband knows the last stage
         self.study.finish(
             job.trial, value, folder=str(job.root), training=job.training, scores=scores, priced=job.priced,
             seconds=job.spent, times=result.times, minutes=self.clock.used / 60, worker=worker,
@@ -179,7 +179,7 @@ class Driver:
             f"{self.clock.used / 60:.1f} min used{more}"
         )
 
-    def _value(self, folder: RunDir, job: Job) -> tuple[float, dict[str, float | None]]:
+    def _value(self, folder: RunDir, job: TrialJob) -> tuple[float, dict[str, float | None]]:
         """Judge a folder's answers and return their mean and each prompt's score, by the sweep's objective."""
         content = json.loads(folder.scores.read_text(encoding="utf-8")) if folder.scores.is_file() else None
         if content is None:

@@ -12,7 +12,7 @@ from fast_ft.sweep.search_space import Point
 
 
 @dataclass
-class Job:
+class TrialJob:
     """A trial from its asking to its telling."""
 
     trial: Any

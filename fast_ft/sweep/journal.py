@@ -44,7 +44,7 @@ def _is_operation(line: bytes) -> bool:
     return isinstance(found, dict) and "op_code" in found and "worker_id" in found
 
 
-class Held:
+class LeaseLock:
     """In place of Optuna's lock on its journal: the sweep holds its whole folder by a lease, checked at each write."""
 
     def __init__(self, check: Callable[[], object]) -> None:

@@ -31,7 +31,7 @@ class Study:
         journal.mend(path)
         self._states = optuna.trial.TrialState
         self._distributions = {axis.key: axis.distribution() for axis in space.axes}
-        lock: Any = journal.Held(before_write)
+        lock: Any = journal.LeaseLock(before_write)
         backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
         begun = path.stat().st_size > 0
         named: dict[str, Any] = {"study_name": "sweep", "pruner": _pruner(search)}
@@ -107,7 +107,7 @@ class Study:
         """Add to what is known of a trial."""
         trial.set_user_attr(FACTS, trial.user_attrs.get(FACTS, {}) | facts)
 
-    def hopeless(self, trial: Any, value: float, stage: int) -> bool:
+    def should_prune(self, trial: Any, value: float, stage: int) -> bool:
         """Report a trial's value at the end of stage 1, 2, ...; return whether the pruner gives it up."""
         trial.report(value, stage)
         return trial.should_prune()

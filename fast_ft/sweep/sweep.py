@@ -28,12 +28,12 @@ from fast_ft.sweep.best import best_text, verdict
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.cost_estimate import Measured, Work
 from fast_ft.sweep.driver import Driver
-from fast_ft.sweep.job import Job
+from fast_ft.sweep.job import TrialJob
 from fast_ft.sweep.search_space import Point, Space
 from fast_ft.sweep.study import Study
-from fast_ft.sweep.trial_queue import Supply
-from fast_ft.sweep.trial_runner import Task, is_trained
-from fast_ft.sweep.workers import Crew, LocalCrew, visible_gpus
+from fast_ft.sweep.trial_queue import TrialQueue
+from fast_ft.sweep.trial_runner import TrialTask, is_trained
+from fast_ft.sweep.workers import LocalWorkers, WorkerPool, visible_gpus
 
 _END = 5.0  #: seconds kept for the page and for what is written at the end
 
@@ -150,21 +150,21 @@ class Sweep:
         there = json.loads(self.sweep_json.read_text(encoding="utf-8")) if self.sweep_json.is_file() else {}
         atomic_files.write_json(self.sweep_json, there | values)
 
-    def _crew(self, workers: int | None, ray: str | None) -> Crew:
+    def _crew(self, workers: int | None, ray: str | None) -> WorkerPool:
         if ray is not None:
-            from fast_ft.sweep.ray_workers import RayCrew
+            from fast_ft.sweep.ray_workers import RayWorkers
 
-            return RayCrew(ray, workers)
-        return LocalCrew(workers or max(1, len(visible_gpus())), self.root / "logs")
+            return RayWorkers(ray, workers)
+        return LocalWorkers(workers or max(1, len(visible_gpus())), self.root / "logs")
 
-    def _driver(self, study: Study, crew: Crew, clock: Clock) -> Driver:
-        supply = Supply(self.recipe, self.space, study, recipe_at=self.recipe_at, training_of=inputs.training_digest)
+    def _driver(self, study: Study, crew: WorkerPool, clock: Clock) -> Driver:
+        queue = TrialQueue(self.recipe, self.space, study, recipe_at=self.recipe_at, training_of=inputs.training_digest)
         return Driver(
-            self.name, supply, crew, clock, facts_of=self._facts, reserve=self._reserve,
+            self.name, queue, crew, clock, facts_of=self._facts, reserve=self._reserve,
             changed=lambda: self._write(trials=study.records(), seconds=round(clock.used, 1)),
         )  # fmt: skip
 
-    def _facts(self, job: Job) -> dict[str, Any]:
+    def _facts(self, job: TrialJob) -> dict[str, Any]:
         changed = differences(
             resolved(self.recipe), resolved(job.recipe), ignore=("output_dir", *self._fixed, "judge.kind")
         )
@@ -178,7 +178,7 @@ class Sweep:
         longest = max((m.work.max_new_tokens for m in measured), default=self.recipe.generate.max_new_tokens)
         return _END + 1.2 * (cost_estimate.seconds(Work(0, self._asked, longest), measured) or 0.0)
 
-    def _finish(self, driver: Driver, crew: Crew, clock: Clock) -> None:
+    def _finish(self, driver: Driver, crew: WorkerPool, clock: Clock) -> None:
         """Write best.yaml, its adapter and pred.json, and the page."""
         records = driver.study.records()
         finished = [r for r in records if r["value"] is not None and not r.get("repeats")]
@@ -208,14 +208,14 @@ class Sweep:
                 "row out because of the test set; best/manifest.json names these rows."
             )
 
-    def _best_run(self, recipe: Recipe, best: dict[str, Any], crew: Crew) -> RunDir:
+    def _best_run(self, recipe: Recipe, best: dict[str, Any], crew: WorkerPool) -> RunDir:
         """Answer the test prompts with the best trial's adapter, in best/."""
         trained: Path | None = Path(best["folder"])
         if not is_trained(Path(best["folder"])):
             note(f"note: {best['folder']} holds no adapter any more: the best recipe is trained again")
             trained = None
         here = recipe.model_copy(update={"output_dir": str(self.root / "best"), "backup_dir": None})
-        task = Task(here, self.name, trained)
+        task = TrialTask(here, self.name, trained)
         there = self.root / "best" / "manifest.json"
         if there.is_file() and content_digest(RunDir.at(there.parent).manifest()["recipe"]) != content_digest(
             resolved(here)

@@ -13,16 +13,16 @@ from fast_ft.data.prepare import Prepared
 from fast_ft.recipe.schema import Recipe
 from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.cost_estimate import Work
-from fast_ft.sweep.job import Job, shown
+from fast_ft.sweep.job import TrialJob, shown
 from fast_ft.sweep.search_space import Point, Space
 from fast_ft.sweep.study import Study
-from fast_ft.sweep.trial_runner import Rows, is_trained
+from fast_ft.sweep.trial_runner import RowCache, is_trained
 
 _UNFIT = 5  #: trials in a row that do not fit the time left, or are no recipes: then the sweep ends
 _REPEATS = 20  #: points in a row that were tried already
 
 
-class Supply:
+class TrialQueue:
     """Trials to begin. `recipe_at(point)` gives a trial's recipe, `training_of` a digest of what makes its adapter."""
 
     def __init__(
@@ -37,13 +37,13 @@ class Supply:
         assert base.search is not None
         self.search, self.space, self.study = base.search, space, study
         self._recipe_at, self._training_of = recipe_at, training_of
-        self._rows = Rows()
+        self._rows = RowCache()
         self._points = self._next_points(study.interrupted())
-        self._waiting: list[Job] = []
+        self._waiting: list[TrialJob] = []
         self._unfit = self._repeats = 0
         self.ended = ""  #: why no more trials are begun
 
-    def again(self, job: Job) -> None:
+    def again(self, job: TrialJob) -> None:
         """Take back a trial whose worker was lost."""
         self._waiting.append(job)
 
@@ -56,7 +56,7 @@ class Supply:
         if self.search.sampler != "grid":
             yield from itertools.repeat(None)
 
-    def next(self, running: Collection[Job], idle: int, left: float, *, loaded: bool) -> Job | None:
+    def next(self, running: Collection[TrialJob], idle: int, left: float, *, loaded: bool) -> TrialJob | None:
         """Return the next trial that is worth beginning, or None.
 
         `running`: those under way; `idle`: workers that are not; `left`: seconds; `loaded`: the worker has the base.
@@ -76,7 +76,7 @@ class Supply:
             if (job := self._priced(job, left, loaded=loaded)) is not None:
                 return job
 
-    def _over(self, records: list[dict[str, Any]], running: Collection[Job]) -> str:
+    def _over(self, records: list[dict[str, Any]], running: Collection[TrialJob]) -> str:
         """Return why no more trials are asked for, or ""."""
         counted = sum(r["state"] in ("finished", "stopped early") and not r.get("repeats") for r in records)
         if self.search.trials is not None and counted + len(running) + len(self._waiting) >= self.search.trials:
@@ -85,7 +85,7 @@ class Supply:
             return "no trial that fits the time left was found"
         return "the space is used up" if self._repeats >= _REPEATS else ""
 
-    def _ask(self, running: Collection[Job]) -> Job | None:
+    def _ask(self, running: Collection[TrialJob]) -> TrialJob | None:
         """Ask the study for a trial; None where it is no recipe, one whose value is known, or none (`ended` says)."""
         records = self.study.records()
         if over := self._over(records, running):
@@ -120,9 +120,9 @@ class Supply:
         self._repeats = 0
         ends = list(itertools.accumulate(len(job.batches) for job in prepared.jobs(recipe.train, recipe.seed)))
         stops = [] if self.search.pruner == "none" else ends[:-1]
-        return Job(trial, point, recipe, prepared, self._training_of(recipe, prepared), stops)
+        return TrialJob(trial, point, recipe, prepared, self._training_of(recipe, prepared), stops)
 
-    def _priced(self, job: Job, left: float, *, loaded: bool) -> Job | None:
+    def _priced(self, job: TrialJob, left: float, *, loaded: bool) -> TrialJob | None:
         """Price a trial; None where it does not fit the time left, which is then noted."""
         same = (r for r in self.study.records() if r.get("training") == job.training and r["value"] is not None)
         job.trained = next((Path(record["folder"]) for record in same if is_trained(Path(record["folder"]))), None)

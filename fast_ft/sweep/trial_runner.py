@@ -30,7 +30,7 @@ from fast_ft.sweep.resident_model import KeptBackend
 
 
 @dataclass(frozen=True)
-class Task:
+class TrialTask:
     """What a worker does next: train `recipe` (its output_dir is the run folder) and answer its data.test.
 
     trained: a run folder whose training was the same. stop_after: train up to that step only, and answer the first
@@ -49,7 +49,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrialResult:
     """What became of a task. `problem`: why there is no answer, in a sentence; `stopped`: it was interrupted.
 
     traceback: of a bug; "" where the recipe or the machine was at fault.
@@ -65,33 +65,33 @@ class Result:
     prompts: int = 0
 
 
-class Runner:
+class TrialRunner:
     """Does tasks one after another. What they share is kept: base model, rows, and what the card was found to do."""
 
     def __init__(self) -> None:
         self.kept = KeptBackend()
-        self.rows = Rows()
+        self.rows = RowCache()
         self._card: list[Any] = []  #: what the card was before the base was on it; on a CPU [None]
         self._seconds: dict[str, float] = {}
 
-    def run(self, task: Task) -> Result:
-        """Do a task, or go on with it, and say what became of it. What the recipe or a bug did is a Result too."""
+    def run(self, task: TrialTask) -> TrialResult:
+        """Do a task, or go on with it, and say what became of it. What the recipe or a bug did is a TrialResult too."""
         started, loading = time.monotonic(), self.kept.seconds
         self._seconds = {}
         times: dict[str, float] = {}
         try:
             count = self._run(task, times)
         except (InputError, BudgetMissed) as error:
-            return Result(problem=str(error))
+            return TrialResult(problem=str(error))
         except Exception as error:
             problem = redacted(f"a bug: {type(error).__name__}: {error}")
-            return Result(problem=problem, traceback=redacted(traceback.format_exc()))
+            return TrialResult(problem=problem, traceback=redacted(traceback.format_exc()))
         except KeyboardInterrupt:
-            return Result(stopped=True)
+            return TrialResult(stopped=True)
         self._seconds |= {"load": self.kept.seconds - loading, "all": time.monotonic() - started}
-        return Result(seconds=self._seconds, times=times, prompts=count)
+        return TrialResult(seconds=self._seconds, times=times, prompts=count)
 
-    def _run(self, task: Task, times: dict[str, float]) -> int:
+    def _run(self, task: TrialTask, times: dict[str, float]) -> int:
         recipe = task.recipe
         prepared = self.rows.prepared(recipe)
         with opened(recipe, task.name, prepared, judged=False) as folder:
@@ -107,7 +107,7 @@ class Runner:
                     generate_phase.generate_phase(folder, recipe, prepared, maker=self.kept.use(recipe))
             return len(prepared.prompts)
 
-    def _train(self, folder: RunDir, task: Task, prepared: Prepared, times: dict[str, float]) -> None:
+    def _train(self, folder: RunDir, task: TrialTask, prepared: Prepared, times: dict[str, float]) -> None:
         before = _lines(folder)
         with self._timed("train"):
             self._settle(folder, task.recipe, prepared)
@@ -134,7 +134,7 @@ class Runner:
         config = phases.model_config(recipe)
         phases.keep_plan(folder, planner.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
 
-    def _answer_some(self, folder: RunDir, task: Task, prepared: Prepared) -> int:
+    def _answer_some(self, folder: RunDir, task: TrialTask, prepared: Prepared) -> int:
         """Answer the first prompts with the adapter so far."""
         assert prepared.encoder is not None
         recipe, prompts = task.recipe, prepared.prompts[: task.prompts]
@@ -155,7 +155,7 @@ class Runner:
         return _Timed(self._seconds, name)
 
 
-class Rows:
+class RowCache:
     """Rows tokenised once: trials that differ in stages, training or decoding share them."""
 
     def __init__(self) -> None:

@@ -10,26 +10,26 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft.sweep.trial_runner import Result, Runner, Task
+from fast_ft.common import environment
+from fast_ft.sweep.trial_runner import TrialResult, TrialRunner, TrialTask
 
 GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers, by number. A task is submitted to an idle one; `wait` says what came back."""
 
     def idle(self) -> list[int]:
         """Return the workers without a task."""
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: TrialTask) -> None:
         """Give an idle worker a task."""
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
         """Return (worker, result) of what ended within so many seconds; None: the worker is lost, another is there."""
 
     def interrupt(self) -> None:
@@ -39,7 +39,7 @@ class Crew(Protocol):
         """End all workers."""
 
 
-class LocalCrew:
+class LocalWorkers:
     """Processes of this machine, each with one GPU, or with its share of the cores. Their output goes to `logs`."""
 
     def __init__(self, count: int, logs: Path) -> None:
@@ -53,18 +53,18 @@ class LocalCrew:
     def idle(self) -> list[int]:
         return [number for number in range(len(self._workers)) if number not in self._busy]
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: TrialTask) -> None:
         self._busy.add(worker)
         with contextlib.suppress(OSError):  # a worker that died meanwhile: `wait` finds it
             self._workers[worker].pipe.send(task)
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
         waiting = {self._workers[number].pipe: number for number in self._busy}
         found = []
         for pipe in wait(list(waiting), seconds):
             number = waiting[pipe]  # type: ignore[index]
             try:
-                result: Result | None = self._workers[number].pipe.recv()
+                result: TrialResult | None = self._workers[number].pipe.recv()
             except (EOFError, OSError):
                 result = None
                 self._replace(number)
@@ -103,13 +103,13 @@ class LocalCrew:
         process = self._context.Process(
             target=_serve, args=(theirs, str(self._logs / f"worker-{number}.log")), name=f"sweep-{number}", daemon=True
         )
-        with _environment(self._variables(number)):
+        with environment.during(self._variables(number)):
             process.start()
         theirs.close()
         return _Worker(process, ours)
 
     def _variables(self, number: int) -> dict[str, str]:
-        passive = {"OMP_WAIT_POLICY": "PASSIVE"}  # see __main__
+        passive = {"OMP_WAIT_POLICY": "PASSIVE"}  # see environment.at_start
         if self._gpus:
             return passive | {"CUDA_VISIBLE_DEVICES": self._gpus[number % len(self._gpus)]}
         return passive | {"OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
@@ -122,7 +122,7 @@ class _Worker:
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = environment.cuda_devices()
     if given is not None:
         return [part.strip() for part in given.split(",") if part.strip() and part.strip() != "-1"]
     import subprocess
@@ -155,7 +155,7 @@ def _serve(pipe: Connection, log: str) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    runner = Runner()
+    runner = TrialRunner()
     while True:
         try:
             task = pipe.recv()
@@ -167,18 +167,3 @@ def _serve(pipe: Connection, log: str) -> None:
         pipe.send(result)
         if result.traceback:
             return  # a CUDA context may be beyond repair: the driver starts another worker
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for a process that is started meanwhile: OpenMP and CUDA read them before any of our code."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -26,11 +26,11 @@ from fast_ft.run.folder import RunDir
 from fast_ft.sweep import cost_estimate, inputs, search_space, validation_set
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.cost_estimate import Measured, Work
-from fast_ft.sweep.job import Job
+from fast_ft.sweep.job import TrialJob
 from fast_ft.sweep.resident_model import KeptBackend
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial_runner import Result, Rows, Runner, Task
+from fast_ft.sweep.trial_runner import RowCache, TrialResult, TrialRunner, TrialTask
 from fast_ft.train.forward_backward import Passes, lay_out
 from fast_ft.train.optimizer import Flat
 from tests.helpers.judge_server import JudgeServer
@@ -43,22 +43,22 @@ SEARCH = {
 SMALL = {"select.take": 8, "curriculum.stages": [], "train.num_train_epochs": 2, "judge.kind": "none"}
 
 
-class InlineCrew:
-    """One worker within this process: the real Runner, without a process to start. `before` sees each task first."""
+class InlineWorker:
+    """One worker within this process: a real TrialRunner, without a process to start. `before` sees each task first."""
 
     def __init__(self, before: Any = lambda task: None) -> None:
-        self.runner, self.before, self.tasks = Runner(), before, []
-        self._result: Result | None = None
+        self.runner, self.before, self.tasks = TrialRunner(), before, []
+        self._result: TrialResult | None = None
 
     def idle(self) -> list[int]:
         return [] if self._result else [0]
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: TrialTask) -> None:
         self.before(task)
         self.tasks.append(task)
         self._result = self.runner.run(task)
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
         result, self._result = self._result, None
         return [(0, result)]
 
@@ -69,13 +69,13 @@ class InlineCrew:
         pass
 
 
-class Asleep(InlineCrew):
+class Asleep(InlineWorker):
     """A worker from which nothing comes back."""
 
-    def submit(self, worker: int, task: Task) -> None:
-        self._result = Result()
+    def submit(self, worker: int, task: TrialTask) -> None:
+        self._result = TrialResult()
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
         return []
 
 
@@ -90,7 +90,7 @@ def sweep_with(crew: Any, path: Path, root: Path, hours: float | None = None) ->
 @pytest.fixture(scope="module")
 def swept(
     tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path, InlineCrew]:
+) -> tuple[Path, Path, InlineWorker]:
     """A grid sweep of 2 x 2 points, done once: its recipe's path, its folder, its crew.
 
     The files that it reads are its own copies. All rows are for training or for validation, and two of the rows that
@@ -106,7 +106,7 @@ def swept(
     ]
     test.write_text(json.dumps(json.loads(test_file.read_text(encoding="utf-8")) + planted), encoding="utf-8")
     path = write_recipe(folder, base, train, test, SMALL | {"select.take": 14, "search": SEARCH})
-    crew = InlineCrew()
+    crew = InlineWorker()
     sweep_with(crew, path, folder / "sweep")
     return path, folder / "sweep", crew
 
@@ -233,7 +233,7 @@ def test_validation_rows_pass_where_and_are_no_test_prompts(
         validation_set.draw(recipe_with(recipe_file, {}, **changes | {"select.take": 12}))
 
 
-def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tuple[Path, Path, InlineCrew]) -> None:
+def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tuple[Path, Path, InlineWorker]) -> None:
     _, root, _ = swept
     trials = content(root)["trials"]
     assert trials[0]["point"] == {"lora.r": "4", "generate.max_new_tokens": "6"}
@@ -245,7 +245,7 @@ def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tupl
 
 
 def test_no_validation_row_is_trained_on_and_rows_that_equal_test_prompts_are_reported(
-    swept: tuple[Path, Path, InlineCrew], train_file: Path
+    swept: tuple[Path, Path, InlineWorker], train_file: Path
 ) -> None:
     path, root, _ = swept
     texts = {row["id"]: row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))}
@@ -284,7 +284,7 @@ def test_a_trial_that_trained_on_validation_rows_ends_the_sweep(recipe_file: Rec
     sweep._fixed["data.exclude"] = []
     recipe = sweep.recipe_at(sweep.space.own)
     with pytest.raises(AssertionError, match="out of every selection"):
-        sweep._facts(Job(None, sweep.space.own, recipe, prepare(recipe), "", []))
+        sweep._facts(TrialJob(None, sweep.space.own, recipe, prepare(recipe), "", []))
 
 
 @pytest.mark.parametrize("rules", ["ntu-ml-2025-hw5", None])
@@ -330,7 +330,7 @@ def test_excluded_prompts_are_named(recipe_file: RecipeFactory) -> None:
     assert exclude.named([], prompts) == []
 
 
-def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineCrew]) -> None:
+def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineWorker]) -> None:
     _, root, crew = swept
     by_r: dict[str, list[dict[str, Any]]] = {}
     for trial in content(root)["trials"]:
@@ -344,7 +344,7 @@ def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, In
 
 
 def test_a_trial_is_what_its_recipe_gives_in_a_process_of_its_own(
-    swept: tuple[Path, Path, InlineCrew], tmp_path: Path
+    swept: tuple[Path, Path, InlineWorker], tmp_path: Path
 ) -> None:
     """Whatever came before it over the kept base: another r, an answer, a judge."""
     _, root, _ = swept
@@ -405,7 +405,7 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
 
 
 def test_best_yaml_is_complete_and_makes_the_best_adapter_and_answers(
-    swept: tuple[Path, Path, InlineCrew], tmp_path: Path
+    swept: tuple[Path, Path, InlineWorker], tmp_path: Path
 ) -> None:
     path, root, _ = swept
     written = yaml.safe_load((root / "best.yaml").read_text(encoding="utf-8"))
@@ -419,21 +419,21 @@ def test_best_yaml_is_complete_and_makes_the_best_adapter_and_answers(
     assert best["value"] == max(trial["value"] for trial in content(root)["trials"])
 
 
-def test_the_same_command_again_begins_nothing(swept: tuple[Path, Path, InlineCrew]) -> None:
+def test_the_same_command_again_begins_nothing(swept: tuple[Path, Path, InlineWorker]) -> None:
     path, root, _ = swept
     before = content(root)["trials"]
-    crew = InlineCrew()
+    crew = InlineWorker()
     sweep_with(crew, path, root)
     assert content(root)["trials"] == before and not [task for task in crew.tasks if "trials" in str(task.root)]
 
 
 def test_another_recipe_in_the_same_folder_is_refused(
-    swept: tuple[Path, Path, InlineCrew], recipe_file: RecipeFactory
+    swept: tuple[Path, Path, InlineWorker], recipe_file: RecipeFactory
 ) -> None:
     _, root, _ = swept
     other = recipe_file(SMALL | {"search": SEARCH | {"prompts": 12}})
     with pytest.raises(InputError, match=r"another recipe \(.*search.prompts"):
-        sweep_with(InlineCrew(), other, root)
+        sweep_with(InlineWorker(), other, root)
 
 
 @contextlib.contextmanager
@@ -460,7 +460,7 @@ def other(path: Path, content: bytes) -> Iterator[None]:
     ],
 )  # fmt: skip
 def test_a_sweep_whose_inputs_changed_is_refused(
-    swept: tuple[Path, Path, InlineCrew], name: str, change: Any, message: str
+    swept: tuple[Path, Path, InlineWorker], name: str, change: Any, message: str
 ) -> None:
     path, root, _ = swept
     file = path.parent / name
@@ -468,7 +468,7 @@ def test_a_sweep_whose_inputs_changed_is_refused(
     before = (root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes()
     assert change(was) != was
     with other(file, change(was)), pytest.raises(InputError, match=re.escape(message.format(folder=path.parent))):
-        sweep_with(InlineCrew(), path, root, hours=1.0)
+        sweep_with(InlineWorker(), path, root, hours=1.0)
     assert before == ((root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes())
 
 
@@ -492,8 +492,8 @@ def test_rows_that_change_while_a_sweep_runs_end_it(
     changes = {"train.max_steps": 2, "data.train": str(train), "data.test": None, "search": SEARCH}
     path = recipe_file(SMALL | changes)
 
-    class Changing(InlineCrew):
-        def submit(self, worker: int, task: Task) -> None:
+    class Changing(InlineWorker):
+        def submit(self, worker: int, task: TrialTask) -> None:
             was = train.read_bytes()
             if early:
                 train.write_bytes(was + b"\n")
@@ -506,14 +506,14 @@ def test_rows_that_change_while_a_sweep_runs_end_it(
     assert len(crew.tasks) == 1
 
 
-def test_a_sweep_that_was_moved_or_tidied_up_goes_on(swept: tuple[Path, Path, InlineCrew], tmp_path: Path) -> None:
+def test_a_sweep_that_was_moved_or_tidied_up_goes_on(swept: tuple[Path, Path, InlineWorker], tmp_path: Path) -> None:
     path, root, _ = swept
     moved = tmp_path / "another machine" / "sweep"
     shutil.copytree(root, moved)
     shutil.rmtree(moved / "best")
     best = content(root)["best"]["number"]
     for tidied in (False, True):
-        crew = InlineCrew()
+        crew = InlineWorker()
         sweep_with(crew, path, moved)
         found = content(moved)
         (task,) = crew.tasks  # the best's answers: no trial is done again
@@ -535,12 +535,12 @@ def test_the_median_pruner_stops_what_is_worse_than_most_at_the_same_stage(
     study = Study(tmp_path / "study.journal", recipe.search, search_space.read(recipe), 1)
     for r, value in ((4, 0.5), (1, 0.6), (2, 0.7)):
         trial = study.ask({"lora.r": str(r)})
-        assert not study.hopeless(trial, value, 1)
+        assert not study.should_prune(trial, value, 1)
         study.finish(trial, value)
     trial = study.ask({"lora.r": "3"})
-    assert study.hopeless(trial, 0.4, 1)
+    assert study.should_prune(trial, 0.4, 1)
     study.prune(trial, so_far=0.4)
-    assert not study.hopeless(study.ask({"lora.r": "5"}), 0.65, 1)
+    assert not study.should_prune(study.ask({"lora.r": "5"}), 0.65, 1)
     assert [(r["state"], r["value"], r["stages"]) for r in study.records()][-1] == ("stopped early", None, {"1": 0.4})
 
 
@@ -550,8 +550,8 @@ def test_a_trial_is_looked_at_after_each_stage_and_may_be_stopped_there(
     stages = [{"name": "a", "upto": 0.5, "num_train_epochs": 1}, {"name": "b", "upto": 1.0, "num_train_epochs": 1}]
     search = SEARCH | {"pruner": "median", "stage_prompts": 10, "space": {"train.learning_rate": [0.01, 0.02]}}
     path = write_recipe(tmp_path, tiny, train_file, test_file, SMALL | {"curriculum.stages": stages, "search": search})
-    monkeypatch.setattr(Study, "hopeless", lambda self, trial, value, stage: (trial.number, stage) == (1, 1))
-    crew = InlineCrew()
+    monkeypatch.setattr(Study, "should_prune", lambda self, trial, value, stage: (trial.number, stage) == (1, 1))
+    crew = InlineWorker()
     sweep_with(crew, path, tmp_path / "sweep")
     kept, stopped = content(tmp_path / "sweep")["trials"]
     assert [task.stop_after for task in crew.tasks] == [1, None, 1, None]  # the last one is the best's answers
@@ -570,12 +570,12 @@ def test_a_model_judges_in_the_driver_and_no_reply_is_asked_for_twice(
     changes = SMALL | {"judge.kind": "openai", "search": search}
     path = write_recipe(tmp_path, tiny, train_file, test_file, changes)
     with pytest.raises(InputError, match="OPENAI_API_KEY"):  # before anything is trained
-        sweep_with(InlineCrew(), path, tmp_path / "none")
+        sweep_with(InlineWorker(), path, tmp_path / "none")
     server = JudgeServer(lambda *_: "")
     with server.running() as url:
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-driver")
-        sweep_with(InlineCrew(), path, tmp_path / "sweep")
+        sweep_with(InlineWorker(), path, tmp_path / "sweep")
         trials = content(tmp_path / "sweep")["trials"]
         assert len(trials) == 2 and all(1 <= trial["value"] <= 10 for trial in trials)
         folders = [*(Path(trial["folder"]) for trial in trials), tmp_path / "sweep" / "best"]
@@ -583,7 +583,7 @@ def test_a_model_judges_in_the_driver_and_no_reply_is_asked_for_twice(
         answers = {(key, entry["output"][0]) for pred in preds for key, entry in pred.items()}
         assert server.requests == len(answers) > 15  # an answer of both trials is judged once
         (Path(trials[0]["folder"]) / "scores.json").unlink()
-        sweep_with(InlineCrew(), path, tmp_path / "sweep")
+        sweep_with(InlineWorker(), path, tmp_path / "sweep")
         assert server.requests == len(answers)
     assert not any(b"sk-of-the-driver" in f.read_bytes() for f in (tmp_path / "sweep").rglob("*") if f.is_file())
 
@@ -596,18 +596,18 @@ def test_hours_are_kept_and_more_of_them_go_on(
     clock = {"now": 0.0}
     monkeypatch.setattr("fast_ft.sweep.sweep.Clock", functools.partial(Clock, now=lambda: clock["now"]))
 
-    def pass_time(task: Task) -> None:
+    def pass_time(task: TrialTask) -> None:
         if "trials" in str(task.root):
             clock["now"] += 100.0
 
-    def slowly(self: Runner, task: Task) -> Result:
+    def slowly(self: TrialRunner, task: TrialTask) -> TrialResult:
         result = real(self, task)
         told = {"all": 100.0, "steps": 95.0, "load": 0.0}
         return replace(result, seconds=result.seconds | told) if "trials" in str(task.root) else result
 
-    real = Runner.run
-    monkeypatch.setattr(Runner, "run", slowly)
-    sweep_with(InlineCrew(pass_time), path, tmp_path / "sweep", hours=250 / 3600)
+    real = TrialRunner.run
+    monkeypatch.setattr(TrialRunner, "run", slowly)
+    sweep_with(InlineWorker(pass_time), path, tmp_path / "sweep", hours=250 / 3600)
     found = content(tmp_path / "sweep")
     assert sum(trial["state"] == "finished" for trial in found["trials"]) == 2
     assert {trial["state"] for trial in found["trials"]} == {"finished", "not begun"}
@@ -615,7 +615,7 @@ def test_hours_are_kept_and_more_of_them_go_on(
     values = {json.dumps(t["point"]): t["value"] for t in found["trials"] if t["value"] is not None}
 
     clock["now"] += 5000.0  # between two commands no hours are used
-    sweep_with(InlineCrew(pass_time), path, tmp_path / "sweep", hours=1.0)
+    sweep_with(InlineWorker(pass_time), path, tmp_path / "sweep", hours=1.0)
     later = content(tmp_path / "sweep")
     finished = {json.dumps(t["point"]): t["value"] for t in later["trials"] if t["state"] == "finished"}
     assert len(finished) == 4 and finished.items() >= values.items()
@@ -674,7 +674,7 @@ def test_the_clock_counts_all_commands(tmp_path: Path) -> None:
     assert Clock(tmp_path / "clock.json", None).used >= 90.0
 
 
-def test_the_page_asks_no_network_and_links_every_trial(swept: tuple[Path, Path, InlineCrew]) -> None:
+def test_the_page_asks_no_network_and_links_every_trial(swept: tuple[Path, Path, InlineWorker]) -> None:
     _, root, _ = swept
     page = (root / "report.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page and not re.search(r'(src|href)="(https?:)?//', page)
@@ -706,7 +706,7 @@ def test_rows_that_are_kept_between_trials_are_compared_with_the_prompts_each_ti
 ) -> None:
     asked = [{"id": r["id"], "conversations": r["conversations"][:1]} for r in json.loads(train_file.read_text())[4:6]]
     (tmp_path / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    rows = Rows()
+    rows = RowCache()
     for take in ([1.0], [0.5, 1.0]):
         stages = [{"name": f"s{i}", "upto": upto, "num_train_epochs": 1} for i, upto in enumerate(take)]
         recipe = load_recipe(recipe_file({"data.test": str(tmp_path / "asked.json"), "curriculum.stages": stages}))

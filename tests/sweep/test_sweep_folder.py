@@ -15,7 +15,7 @@ from fast_ft.recipe.loader import load_recipe
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial_runner import Result, Runner, Task
+from fast_ft.sweep.trial_runner import TrialResult, TrialRunner, TrialTask
 from tests.fuzz.targets import TRIAL
 from tests.helpers.parts import RecipeFactory
 
@@ -26,16 +26,16 @@ CHANGES = {"select.take": 8, "curriculum.stages": [], "judge.kind": "none", "sea
 class Told:
     """A worker that gives back what it is told to, and counts what is asked of it."""
 
-    def __init__(self, result: Result | None = None) -> None:
+    def __init__(self, result: TrialResult | None = None) -> None:
         self.result, self.tasks, self.calls = result, [], []
 
     def idle(self) -> list[int]:
         return [0]
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: TrialTask) -> None:
         self.tasks.append(task)
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
         return [(0, self.result)]
 
     def interrupt(self) -> None:
@@ -237,20 +237,20 @@ def test_a_bugs_traceback_is_kept_and_a_users_error_stays_short(
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "sk-not-to-be-shown")
 
-    def broken(self: Runner, task: Task, times: Any) -> int:
+    def broken(self: TrialRunner, task: TrialTask, times: Any) -> int:
         raise ZeroDivisionError("boom sk-not-to-be-shown")
 
-    def wrong(self: Runner, task: Task, times: Any) -> int:
+    def wrong(self: TrialRunner, task: TrialTask, times: Any) -> int:
         raise InputError("lora.r: too large")
 
     sweep = opened(path, root)
     sweep._begin()
-    task = Task(sweep.recipe_at(sweep.space.own), "small.yaml")
+    task = TrialTask(sweep.recipe_at(sweep.space.own), "small.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "_run", wrong)
-        assert Runner().run(task) == Result(problem="lora.r: too large")
-        patch.setattr(Runner, "_run", broken)
-        result = Runner().run(task)
+        patch.setattr(TrialRunner, "_run", wrong)
+        assert TrialRunner().run(task) == TrialResult(problem="lora.r: too large")
+        patch.setattr(TrialRunner, "_run", broken)
+        result = TrialRunner().run(task)
     assert result.problem == "a bug: ZeroDivisionError: boom [SOME_API_KEY]"
     assert "in broken" in result.traceback and "sk-not-to-be-shown" not in result.traceback
 
@@ -266,4 +266,4 @@ def test_a_bugs_traceback_is_kept_and_a_users_error_stays_short(
         run_with(Told(result), path, root)
     (root / "study.journal").unlink()
     with pytest.raises(InputError, match=r"the recipe itself, as the first trial: too large$"):
-        run_with(Told(Result(problem="too large")), path, root)
+        run_with(Told(TrialResult(problem="too large")), path, root)

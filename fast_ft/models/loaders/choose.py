@@ -11,9 +11,8 @@ here and in models/loaders/unsloth.py only.
 from __future__ import annotations
 
 import logging
-import os
 
-from fast_ft.common import gpu
+from fast_ft.common import environment
 from fast_ft.common.errors import InputError
 from fast_ft.models.loaders.base import Backend, Loaded
 from fast_ft.models.loaders.peft import FusedBackend, PeftBackend
@@ -34,12 +33,8 @@ def make_backend(
     auto is recipe.card_backend where there is an NVIDIA GPU. Where our blocks do not know the model or the card, it is
     Unsloth, and where that does not import or several processes train, PEFT; the run says so.
     """
-    gpu.expand_segments()
-    # Both read these at import time: no telemetry, no tokenizer threads forked under a data loader.
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.for_libraries()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a CPU kernel that it would fetch from the hub
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it repeats one hint with each batch
     arguments = (model, lora, seed)
     wanted = name or model.backend
     if wanted == "peft":
