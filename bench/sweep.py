@@ -123,7 +123,8 @@ def start(recipe: str, overrides: list[str]) -> dict[str, Any]:
 
 def in_one_process(recipe: str, trials: list[list[str]], folder: str) -> None:
     """Train each recipe over one kept base model, and print the first steps of each as JSON."""
-    from fast_ft.sweep.trial_runner import TrialRunner, TrialTask
+    from fast_ft.sweep.trial_runner import TrialRunner
+    from fast_ft.sweep.trial_task import TrialTask
 
     runner, first = TrialRunner(), []
     for number, overrides in enumerate(trials):

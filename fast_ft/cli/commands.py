@@ -1,7 +1,7 @@
 """What each command does; cli/run_commands.py has those on finished runs. Modules are imported when their command runs.
 
-A new command is a function here, a line in COMMANDS, and its options in __main__.build_parser. It takes the parsed
-options (options.overrides: the words key=value) and returns the exit status.
+A new command is a function here, a line in COMMANDS, and its options in cli/parser.py. It takes the parsed options
+(options.overrides: the words key=value) and returns the exit status.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     from fast_ft.recipe.lint import lint
     from fast_ft.recipe.loader import load_recipe
 
-    if options.call is not _sweep and (words := [word for word in options.overrides if word.startswith("search")]):
+    if options.command != "sweep" and (words := [word for word in options.overrides if word.startswith("search")]):
         raise InputError(f"override {words[0]}: only `sweep` reads search, and this command is another: leave it out")
     recipe = load_recipe(options.recipe, options.overrides)
     for warning in lint(recipe)[1]:
@@ -147,14 +147,14 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from fast_ft.doctor import doctor
+    from fast_ft.doctor import doctor, findings
 
-    findings = doctor.examine()
+    found = doctor.examine()
     if options.json:
-        print(json.dumps(doctor.as_json(findings), indent=2))
+        print(json.dumps(findings.as_json(found), indent=2))
     else:
-        doctor.print_findings(findings)
-    return 0 if doctor.works(findings) else 3
+        findings.print_findings(found)
+    return 0 if findings.works(found) else 3
 
 
 def _schema(options: argparse.Namespace) -> int:
@@ -165,7 +165,7 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 #: Those that several processes can do together (common/process_group.py).
-TOGETHER = (_run, _train)
+TOGETHER = ("run", "train")
 
 COMMANDS = {
     "run": _run,

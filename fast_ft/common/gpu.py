@@ -16,7 +16,8 @@ PACKAGES = (
     "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
 )  # fmt: skip
 _CONTEXT_GROWS_GIB = 0.15  #: 0.60 GiB became 0.74 in training and 0.67 in decoding (H200)
-_first_context_gib: float | None = None  #: of this process, when its memory was first limited
+#: Of this process, when its memory was first limited. It is the module's, since a process has one CUDA context.
+_first_context_gib: float | None = None
 
 
 def describe() -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _smi(*arguments: str) -> str | None:
 
 
 def matmul_tflops() -> float | None:
-    """Measure a 4,096-cubed fp16 matrix product on the GPU: TFLOP/s, or None without one. Takes some 0.1 s."""
+    """Measure an fp16 product of two 4,096 x 4,096 matrices on the GPU, in about 0.1 s. TFLOP/s; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -135,10 +136,10 @@ def segments_expand() -> bool:
 
 
 def cap_gpu_gib(memory_gib: float) -> float:
-    """Keep this process within so much GPU memory and return what of it is held for the CUDA context, in GiB.
+    """Keep this process within `memory_gib` of GPU memory; return how much of that the CUDA context takes, in GiB.
 
-    That is what it has at the first call, and by how much it grows as kernels and libraries are loaded; a later phase,
-    for which it has grown, gets as much as the first one. Without a GPU: nothing, 0.
+    The context is counted as at the first call, with what it grows by as kernels and libraries are loaded, so that a
+    later phase gets as much memory as the first one. Without a GPU nothing is done, and the context takes 0.
     """
     global _first_context_gib
     import torch

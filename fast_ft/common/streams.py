@@ -55,6 +55,7 @@ def new_console(file: TextIO | None = None) -> Any:
 
     class Quiet(Console):
         def on_broken_pipe(self) -> None:
+            """Raise BrokenPipeError, where rich would end the process with status 1."""
             self.quiet = True
             raise BrokenPipeError
 
@@ -62,7 +63,7 @@ def new_console(file: TextIO | None = None) -> Any:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""Stand in for what an encoding lacks by \uXXXX, as `text_safety.harmless` does and as JSON reads it."""
+    r"""Replace what an encoding lacks by \uXXXX, as `text_safety.harmless` does and as JSON reads it."""
     assert isinstance(error, UnicodeEncodeError)
     wide = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     units = (wide[at : at + 2].hex() for at in range(0, len(wide), 2))

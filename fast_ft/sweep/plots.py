@@ -1,4 +1,4 @@
-"""A sweep's three drawings, as SVG written here: some lines and dots need no library and no script."""
+"""A sweep's three plots, as SVG that is written here: a few lines and dots need no library and no script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fast_ft.report.html import paragraph
 
 
 def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int) -> str:
-    """Draw one line a trial over one axis a key, the score last."""
+    """Return a plot with one line for each trial over one axis for each key; the last axis is the score."""
     width, height, top, bottom = 180 * (len(keys) + 1), 360, 46, 40
     columns: list[tuple[str, list[Any]]] = [(key, [t["point"].get(key) for t in trials]) for key in keys]
     columns.append(("score", [t["value"] for t in trials]))
@@ -36,15 +36,17 @@ def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int) -> st
 
 
 def over_time(trials: list[dict[str, Any]], best: int) -> str:
-    """Draw each trial's score over the minute at which it was done, and the best so far."""
+    """Return a plot of each trial's score over the minute at which it ended, with the best score so far."""
     width, height, left, right, top, bottom = 860, 320, 60, 20, 20, 48
     minutes = [t["minutes"] for t in trials]
     most, (low, high) = max(minutes, default=1.0), _span([t["value"] for t in trials])
 
     def x(value: float) -> float:
+        """Return a minute's place, in pixels from the left."""
         return left + value / most * (width - left - right)
 
     def y(value: float) -> float:
+        """Return a score's place, in pixels from the top."""
         return height - bottom - (value - low) / (high - low) * (height - top - bottom)
 
     foot, end = height - bottom, width - right
@@ -80,6 +82,7 @@ def over_time(trials: list[dict[str, Any]], best: int) -> str:
 
 
 def importance(shares: dict[str, float] | None, scored: int) -> str:
+    """Return a bar for each key's share of importance (0 to 1); a sentence where it is not known."""
     if shares is None:
         return paragraph("Too few trials to say: four with different scores are needed.")
     ordered = sorted(shares.items(), key=lambda item: -item[1])
@@ -144,12 +147,13 @@ def _hover(trial: dict[str, Any]) -> str:
     return f"<title>{html.escape(text)}</title>"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
+    """Return a value of a point as text: a number in four digits, a list's value out of its JSON text."""
     if isinstance(value, str):  # JSON text, of a list's value
         try:
             value = json.loads(value)
         except ValueError:
-            return value
+            return str(value)
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

@@ -14,6 +14,7 @@ import shutil
 import signal
 import tarfile
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from fast_ft.common.redaction import redacted
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
-from fast_ft.sweep.trial_runner import TrialResult, TrialRunner, TrialTask
+from fast_ft.sweep.trial_task import Runs, TrialResult, TrialTask
 
 _STATE = ("optimizer.safetensors", "adapter.safetensors")  # checkpoints stay with the worker
 
@@ -32,12 +33,12 @@ _STATE = ("optimizer.safetensors", "adapter.safetensors")  # checkpoints stay wi
 class RayWorkers:
     """One actor for each GPU (else CPU core) of the cluster at `address`; "local" starts a cluster of `count` here."""
 
-    def __init__(self, address: str, count: int | None) -> None:
+    def __init__(self, address: str, count: int | None, make_runner: Callable[[], Runs]) -> None:
         try:
             import ray
         except ImportError as error:
             raise InputError(f"--ray needs Ray ({error}): pip install -r requirements-ray.txt") from None
-        self._ray = ray
+        self._ray, self._make_runner = ray, make_runner
         environment.for_ray()
         handler = signal.getsignal(signal.SIGTERM)
         try:
@@ -57,7 +58,7 @@ class RayWorkers:
         self._tasks: dict[Any, tuple[int, TrialTask]] = {}
 
     def _spawn(self) -> Any:
-        return self._ray.remote(**self._options)(RayActor).remote(str(Path.cwd()))
+        return self._ray.remote(**self._options)(RayActor).remote(str(Path.cwd()), self._make_runner)
 
     def idle(self) -> list[int]:
         """See WorkerPool."""
@@ -116,12 +117,12 @@ class RayWorkers:
 
 
 class RayActor:
-    """An actor: a TrialRunner in a folder of its own."""
+    """An actor: a runner of tasks in a folder of its own."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, make_runner: Callable[[], Runs]) -> None:
         if Path(directory).is_dir():
             os.chdir(directory)  # recipes' paths are relative to it
-        self._runner = TrialRunner()
+        self._runner = make_runner()
         self._folder = Path(tempfile.mkdtemp(prefix="fast_ft-sweep-"))
 
     def run(self, task: TrialTask, inputs: dict[str, bytes]) -> tuple[TrialResult, bytes, str]:

@@ -51,14 +51,14 @@ class Axis:
         return self.range is not None and _whole_ends(self.range)
 
     def values(self) -> list[Any]:
-        """Return the values of a list, or the ends of a range."""
+        """Return the values of a list, or the two ends of a range."""
         if self.range is None:
             return [json.loads(each) for each in self.choices]
         return [self.range.low, self.range.high]
 
     @property
     def count(self) -> int:
-        """How many values a grid tries along the axis; InputError for a range without a step."""
+        """How many values a grid tries along the axis. Raises InputError for a range without a step."""
         if self.range is None:
             return len(self.choices)
         if self.range.step is None and not self.whole:
@@ -99,7 +99,7 @@ class Space:
 
 
 def read(recipe: Recipe) -> Space:
-    """Return the recipe's search space; InputError lists keys and values that no recipe could have."""
+    """Return the recipe's search space. Raises InputError for keys and values that no recipe could have."""
     search = recipe.search
     assert search is not None
     if search.sampler == "grid" and search.pruner == "hyperband":
@@ -168,8 +168,8 @@ def _on_step(values: Range, value: Any) -> Any:
     return written if math.isclose(value, written, rel_tol=1e-9, abs_tol=1e-9 * values.step) else value
 
 
-def text(value: Any) -> str:
-    """Return a value as JSON text, equal for equal values: 32 and 32.0 are."""
+def text(value: object) -> str:
+    """Return a value as JSON text. Equal values, such as 32 and 32.0, have equal texts."""
     return json.dumps(_whole(value), ensure_ascii=False, sort_keys=True)
 
 
@@ -194,7 +194,7 @@ def _sets(recipe: Recipe, key: str, values: Any) -> list[str]:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Tell whether one of two dotted keys is the other, or a section that holds it."""
+    """Return whether two dotted keys are the same, or one is a section that holds the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
@@ -223,6 +223,7 @@ def _check_effects(recipe: Recipe, axes: list[Axis]) -> None:
     """Raise InputError for an axis whose key has no effect at any point of the space."""
 
     def at_point(point: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with a point's values."""
         tree = resolved(recipe)
         for key, value in point.items():
             _put(tree, key, value)

@@ -1,72 +1,36 @@
 """One trial in a worker: an ordinary run of an ordinary recipe, up to its answers, over a base model that stays loaded.
 
-The run folder then holds what any run's holds. Judging is the driver's: the judge's key and its replies stay there.
+The trial's run folder holds what that of any run holds. The driver judges: the judge's key and replies stay there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
 import traceback
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.redaction import redacted
-from fast_ft.data import contamination, curriculum
-from fast_ft.data.dataset import Prompt
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import Prepared
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, phases, train_phase
 from fast_ft.pipeline.run import opened
 from fast_ft.plan import planner
-from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
 from fast_ft.sweep.resident_model import KeptBackend
-
-
-@dataclass(frozen=True)
-class TrialTask:
-    """What a worker does next: train `recipe` (its output_dir is the run folder) and answer its data.test.
-
-    trained: a run folder whose training was the same. stop_after: train up to that step only, and answer the first
-    `prompts` into stage-answers/<step>/pred.json.
-    """
-
-    recipe: Recipe
-    name: str  #: the recipe file's
-    trained: Path | None = None
-    stop_after: int | None = None
-    prompts: int = 0
-
-    @property
-    def root(self) -> Path:
-        return Path(self.recipe.output_dir)
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What became of a task. `problem`: why there is no answer, in a sentence; `stopped`: it was interrupted.
-
-    traceback: of a bug; "" where the recipe or the machine was at fault.
-    seconds: {load, steps, train, answer, all}; train and answer may hold load. times: {first_step, trained}, in seconds
-    since 1970.
-    """
-
-    problem: str | None = None
-    traceback: str = ""
-    stopped: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-    prompts: int = 0
+from fast_ft.sweep.row_cache import RowCache
+from fast_ft.sweep.trial_folder import adopt, stage_answers
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
 
 
 class TrialRunner:
-    """Does tasks one after another. What they share is kept: base model, rows, and what the card was found to do."""
+    """Does tasks one after another, and keeps what they share: base model, rows, and what the card can do."""
 
     def __init__(self) -> None:
         self.kept = KeptBackend()
@@ -75,7 +39,7 @@ class TrialRunner:
         self._seconds: dict[str, float] = {}
 
     def run(self, task: TrialTask) -> TrialResult:
-        """Do a task, or go on with it, and say what became of it. What the recipe or a bug did is a TrialResult too."""
+        """Do a task, or go on with it, and return what became of it. Errors and bugs are results too."""
         started, loading = time.monotonic(), self.kept.seconds
         self._seconds = {}
         times: dict[str, float] = {}
@@ -147,74 +111,19 @@ class TrialRunner:
                 loaded, prepared.encoder, prompts, recipe.generate, seed=recipe.seed, partial=partial,
                 title="answers so far", **generate_phase.pool_settings(recipe, settled),
             )  # fmt: skip
-        write_answers(stage_answers(folder, task.stop_after or 0), prompts, result)
+        path = stage_answers(folder, task.stop_after or 0)
+        atomic_files.write_json(path, answers.predictions(prompts, result.answers))
         shutil.rmtree(folder.taste, ignore_errors=True)
         return len(prompts)
 
-    def _timed(self, name: str) -> _Timed:
-        return _Timed(self._seconds, name)
-
-
-class RowCache:
-    """Rows tokenised once: trials that differ in stages, training or decoding share them."""
-
-    def __init__(self) -> None:
-        self._key: str | None = None
-        self._prepared: Prepared | None = None
-
-    def prepared(self, recipe: Recipe) -> Prepared:
-        """Return what `prepare` returns, from the trial before's rows where they are the same."""
-        needed = curriculum.metrics_needed(recipe.curriculum)
-        parts = [recipe.model, recipe.data, recipe.select, recipe.seed, recipe.rules, needed]
-        key = repr(parts)
-        if key != self._key or self._prepared is None:
-            self._prepared, self._key = prepare(recipe), key
-            return self._prepared
-        limit = policy_ntu_hw5.max_train_rows(recipe)
-        stages = curriculum.build_stages(recipe.curriculum, recipe.train, self._prepared.selection, limit)
-        found = replace(self._prepared, stages=stages)
-        return replace(found, leakage=contamination.certificate(found.examples, found.prompts))
-
-
-class _Timed:
-    """Adds the seconds spent inside to an entry."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.monotonic() - self._started
-
-
-def stage_answers(folder: RunDir, step: int) -> Path:
-    """Return where the answers of a trial that stands at `step` are."""
-    return folder.root / "stage-answers" / str(step) / "pred.json"
-
-
-def write_answers(path: Path, prompts: list[Prompt], result: answers.Generation) -> None:
-    atomic_files.write_json(path, answers.predictions(prompts, result.answers))
-
-
-def is_trained(folder: Path) -> bool:
-    """Tell whether a run folder, which a user may have tidied up, still holds its adapter."""
-    return (folder / "adapter" / "adapter_model.safetensors").is_file() and (folder / "manifest.json").is_file()
-
-
-def adopt(folder: RunDir, other: RunDir) -> None:
-    """Take another run's training as this one's: adapter, log and facts. Its recipe trains the same."""
-    with atomic_files.replace_folder(folder.adapter) as target:
-        shutil.copytree(other.adapter, target, dirs_exist_ok=True)
-    for name in ("log.jsonl", "loss.png"):
-        if (other.root / name).is_file():
-            atomic_files.write_bytes(folder.root / name, (other.root / name).read_bytes())
-    theirs = other.manifest()
-    adapter = {"adapter": theirs["digests"]["adapter"]}
-    folder.update(model=theirs.get("model"), digests=folder.manifest()["digests"] | adapter)
-    facts = {key: value for key, value in theirs["phases"]["train"].items() if key not in ("seconds", "finished")}
-    folder.finish("train", 0.0, **facts | {"training_seconds": 0.0, "trained_in": str(other.root)})
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Add the seconds spent within to an entry; no Stopwatch, since train and answer may hold load."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
 
 
 def _lines(folder: RunDir) -> list[str]:

@@ -1,5 +1,6 @@
-"""Who does the trials: processes on this machine, one for each GPU, or one or more on its CPU. See
-sweep/ray_workers.py too.
+"""Who does the trials: processes of this machine, one for each GPU, or one or more on its CPU.
+
+sweep/ray_workers.py has workers on other machines.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
 from fast_ft.common import environment
-from fast_ft.sweep.trial_runner import TrialResult, TrialRunner, TrialTask
+from fast_ft.sweep.trial_task import Runs, TrialResult, TrialTask
 
 GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand
 
@@ -40,10 +42,13 @@ class WorkerPool(Protocol):
 
 
 class LocalWorkers:
-    """Processes of this machine, each with one GPU, or with its share of the cores. Their output goes to `logs`."""
+    """Processes of this machine, each with one GPU, or with its share of the cores. Their output goes to `logs`.
 
-    def __init__(self, count: int, logs: Path) -> None:
-        self._logs = logs
+    Each process makes a runner with `make_runner`, which has to be importable by name, and gives it its tasks.
+    """
+
+    def __init__(self, count: int, logs: Path, make_runner: Callable[[], Runs]) -> None:
+        self._logs, self._make_runner = logs, make_runner
         self._gpus = visible_gpus()
         self._threads = max(1, (os.cpu_count() or 1) // count)
         self._context = multiprocessing.get_context("spawn")
@@ -51,14 +56,17 @@ class LocalWorkers:
         self._busy: set[int] = set()
 
     def idle(self) -> list[int]:
+        """See WorkerPool."""
         return [number for number in range(len(self._workers)) if number not in self._busy]
 
     def submit(self, worker: int, task: TrialTask) -> None:
+        """See WorkerPool."""
         self._busy.add(worker)
         with contextlib.suppress(OSError):  # a worker that died meanwhile: `wait` finds it
             self._workers[worker].pipe.send(task)
 
     def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
+        """See WorkerPool."""
         waiting = {self._workers[number].pipe: number for number in self._busy}
         found = []
         for pipe in wait(list(waiting), seconds):
@@ -73,6 +81,7 @@ class LocalWorkers:
         return found
 
     def interrupt(self) -> None:
+        """See WorkerPool. Each worker has GRACE seconds to save the step in hand; who needs longer is replaced."""
         for number in self._busy:
             self._workers[number].process.terminate()
         end = time.monotonic() + GRACE
@@ -88,6 +97,7 @@ class LocalWorkers:
             self._busy.discard(number)
 
     def close(self) -> None:
+        """See WorkerPool."""
         for worker in self._workers:
             worker.pipe.close()
             worker.process.kill()
@@ -101,8 +111,9 @@ class LocalWorkers:
     def _spawn(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_serve, args=(theirs, str(self._logs / f"worker-{number}.log")), name=f"sweep-{number}", daemon=True
-        )
+            target=_serve, args=(theirs, str(self._logs / f"worker-{number}.log"), self._make_runner),
+            name=f"sweep-{number}", daemon=True,
+        )  # fmt: skip
         with environment.during(self._variables(number)):
             process.start()
         theirs.close()
@@ -134,8 +145,8 @@ def visible_gpus() -> list[str]:
     return [str(n) for n, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
-def _serve(pipe: Connection, log: str) -> None:
-    """A worker's life: tasks in, results out, until the driver closes the pipe or is gone."""
+def _serve(pipe: Connection, log: str, make_runner: Callable[[], Runs]) -> None:
+    """Be a worker: take tasks and give results until the driver closes the pipe or is gone."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C in the terminal is the driver's to handle
     Path(log).parent.mkdir(parents=True, exist_ok=True)
@@ -145,17 +156,19 @@ def _serve(pipe: Connection, log: str) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def leave_with_parent() -> None:  # a driver killed in the middle of a trial leaves nobody behind
+    def leave_with_parent() -> None:
+        """End this process with its driver: one that is killed in the middle of a trial leaves nobody behind."""
         parent.join()
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
-    def stop(*_: Any) -> None:
+    def stop(*_: object) -> None:
+        """Raise KeyboardInterrupt at SIGTERM, as Ctrl-C does."""
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    runner = TrialRunner()
+    runner = make_runner()
     while True:
         try:
             task = pipe.recv()

@@ -26,11 +26,13 @@ from fast_ft.run.folder import RunDir
 from fast_ft.sweep import cost_estimate, inputs, search_space, validation_set
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.cost_estimate import Measured, Work
-from fast_ft.sweep.job import TrialJob
 from fast_ft.sweep.resident_model import KeptBackend
+from fast_ft.sweep.row_cache import RowCache
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial_runner import RowCache, TrialResult, TrialRunner, TrialTask
+from fast_ft.sweep.trial_recipes import TrialRecipes
+from fast_ft.sweep.trial_runner import TrialRunner
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
 from fast_ft.train.forward_backward import Passes, lay_out
 from fast_ft.train.optimizer import Flat
 from tests.helpers.judge_server import JudgeServer
@@ -82,8 +84,7 @@ class Asleep(InlineWorker):
 def sweep_with(crew: Any, path: Path, root: Path, hours: float | None = None) -> Sweep:
     """Run a sweep of the recipe at `path` with this crew."""
     sweep = Sweep(load_recipe(path), path, hours=hours, output=root)
-    sweep._crew = lambda *_: crew  # type: ignore[method-assign]
-    sweep.run()
+    sweep.run(pool=crew)
     return sweep
 
 
@@ -280,11 +281,10 @@ def test_a_proof_names_what_is_in_common(recipe_file: RecipeFactory) -> None:
 def test_a_trial_that_trained_on_validation_rows_ends_the_sweep(recipe_file: RecipeFactory, tmp_path: Path) -> None:
     path = recipe_file(SMALL | {"search": SEARCH, "select.take": 14})
     sweep = Sweep(load_recipe(path), path, hours=None, output=tmp_path / "sweep")
-    sweep._begin()
-    sweep._fixed["data.exclude"] = []
-    recipe = sweep.recipe_at(sweep.space.own)
+    recipes = sweep.begin()
+    recipe = replace(recipes, validation=()).at(sweep.space.own)
     with pytest.raises(AssertionError, match="out of every selection"):
-        sweep._facts(TrialJob(None, sweep.space.own, recipe, prepare(recipe), "", []))
+        recipes.facts(recipe, prepare(recipe))
 
 
 @pytest.mark.parametrize("rules", ["ntu-ml-2025-hw5", None])
@@ -293,7 +293,7 @@ def test_the_test_set_takes_no_row_from_training(
 ) -> None:
     """With and without test prompts among the rows: the validation rows are the same but for those that equal one."""
 
-    def begun(name: str, test: list[int]) -> Sweep:
+    def begun(name: str, test: list[int]) -> TrialRecipes:
         rows = json.loads(train_file.read_text(encoding="utf-8"))
         asked = [{"id": f"t{i}", "conversations": rows[i]["conversations"][:1]} for i in test]
         other = {"id": "other", "conversations": [{"from": "human", "value": "Why?"}]}
@@ -301,24 +301,24 @@ def test_the_test_set_takes_no_row_from_training(
         changes = {"select.take": 10, "search": SEARCH, "data.test": str(tmp_path / f"{name}.json"), "rules": rules}
         path = recipe_file(SMALL | changes)
         sweep = Sweep(load_recipe(path), path, hours=None, output=tmp_path / name)
-        sweep._begin()
-        return sweep
+        return sweep.begin()
 
     apart = begun("apart", [])
     prompts = [row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))]
     place = {exclude.text_digest(prompt): index for index, prompt in enumerate(prompts)}
-    drawn = sorted(place[digest] for digest in apart._validation)
+    drawn = sorted(place[digest] for digest in apart.validation)
     trained = [index for index in range(24) if index not in drawn]
     shared = begun("shared", [drawn[2], *trained[:3]])
-    assert len({*shared._validation} - {*apart._validation}) == 1, "one row was drawn in the place of a test prompt"
-    assert not {*shared._validation} & {*shared._test}
-    for sweep in (apart, shared):
-        recipe = sweep.recipe_at(sweep.space.own)
-        assert set(recipe.data.exclude) == set(sweep._validation) == set(sweep.best_at(sweep.space.own).data.exclude)
-        assert not exclude.named(recipe.data.exclude, dataset.load_prompts(sweep.recipe.data.test or "")[0])
+    assert len({*shared.validation} - {*apart.validation}) == 1, "one row was drawn in the place of a test prompt"
+    assert not {*shared.validation} & {*shared.test}
+    for recipes in (apart, shared):
+        own = search_space.read(recipes.recipe).own
+        recipe = recipes.at(own)
+        assert set(recipe.data.exclude) == set(recipes.validation) == set(recipes.best_at(own).data.exclude)
+        assert not exclude.named(recipe.data.exclude, dataset.load_prompts(recipes.recipe.data.test or "")[0])
         kept = exclude.without(dataset.load_pool(recipe.data), recipe.data.exclude)[0]
         assert len(kept) == 14 and {*kept.table["prompt"].to_pylist()}.isdisjoint(
-            prompt for prompt in prompts if exclude.text_digest(prompt) in sweep._validation
+            prompt for prompt in prompts if exclude.text_digest(prompt) in recipes.validation
         )
     with pytest.raises(InputError, match="15 of these equal test prompts, which are not drawn"):
         begun("all", [*trained, drawn[0]])
@@ -684,7 +684,7 @@ def test_the_page_asks_no_network_and_links_every_trial(swept: tuple[Path, Path,
 
 
 def test_no_difference_is_said_where_noise_covers_it() -> None:
-    from fast_ft.sweep.sweep import verdict
+    from fast_ft.sweep.best import verdict
 
     best, own = {"number": 3, "value": 0.52}, {"number": 0, "value": 0.5}
     said = verdict(best, own, {"low": -0.01, "high": 0.05}, 6)

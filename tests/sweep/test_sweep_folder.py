@@ -13,9 +13,11 @@ from fast_ft.cli.main import main
 from fast_ft.common.errors import InputError
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.files import SweepFile
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial_runner import TrialResult, TrialRunner, TrialTask
+from fast_ft.sweep.trial_runner import TrialRunner
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
 from tests.fuzz.targets import TRIAL
 from tests.helpers.parts import RecipeFactory
 
@@ -54,7 +56,7 @@ def path(recipe_file: RecipeFactory) -> Path:
 def root(path: Path, tmp_path: Path) -> Path:
     """The folder of a sweep whose first trial, the recipe itself, is done, and whose second is under way."""
     sweep = opened(path, tmp_path / "sweep")
-    sweep._begin()
+    sweep.begin()
     study = study_of(sweep)
     study.finish(study.ask(sweep.space.own), 0.5, **TRIAL)
     study.ask({"lora.r": "8"})
@@ -72,8 +74,7 @@ def study_of(sweep: Sweep, **options: Any) -> Study:
 
 def run_with(crew: Any, path: Path, root: Path) -> None:
     sweep = opened(path, root)
-    sweep._crew = lambda *_: crew  # type: ignore[method-assign]
-    sweep.run()
+    sweep.run(pool=crew)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_the_remedies_that_the_messages_name_work(path: Path, root: Path) -> Non
         run_with(Told(), path, root)
     journal.write_bytes(b"".join(lines[:-2]))  # head -n
     sweep = opened(path, root)
-    sweep._begin()
+    sweep.begin()
     study = study_of(sweep)
     study.check()
     assert [record["value"] for record in study.records()] == [0.5]
@@ -189,9 +190,8 @@ def test_a_sweep_that_was_taken_over_writes_no_more(path: Path, root: Path) -> N
     before = (root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes()
     with pytest.raises(InputError, match="took this run over"):
         study.ask({"lora.r": "8"})
-    sweep._check_lease = lost
     with pytest.raises(InputError, match="took this run over"):
-        sweep._write(seconds=1.0)
+        SweepFile(sweep.sweep_json, lost).update(seconds=1.0)
     assert before == ((root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes())
 
 
@@ -225,9 +225,9 @@ def test_no_trial_is_backed_up_or_kept_under_a_name_that_tells_where_the_sweep_l
     names = set()
     for folder in ("here", "there"):
         sweep = opened(path, tmp_path / folder)
-        sweep._begin()
-        recipe = sweep.recipe_at(sweep.space.own)
-        assert recipe.backup_dir is None and sweep.best_at(sweep.space.own).backup_dir == str(tmp_path / "drive")
+        recipes = sweep.begin()
+        recipe = recipes.at(sweep.space.own)
+        assert recipe.backup_dir is None and recipes.best_at(sweep.space.own).backup_dir == str(tmp_path / "drive")
         names.add(Path(recipe.output_dir).name)
     assert len(names) == 1 and "backup_dir is for single runs" in capsys.readouterr().err
 
@@ -244,8 +244,7 @@ def test_a_bugs_traceback_is_kept_and_a_users_error_stays_short(
         raise InputError("lora.r: too large")
 
     sweep = opened(path, root)
-    sweep._begin()
-    task = TrialTask(sweep.recipe_at(sweep.space.own), "small.yaml")
+    task = TrialTask(sweep.begin().at(sweep.space.own), "small.yaml")
     with monkeypatch.context() as patch:
         patch.setattr(TrialRunner, "_run", wrong)
         assert TrialRunner().run(task) == TrialResult(problem="lora.r: too large")

@@ -18,7 +18,8 @@ import pytest
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.sweep.ray_workers import RayActor, RayWorkers
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial_runner import TrialResult, TrialRunner, TrialTask
+from fast_ft.sweep.trial_runner import TrialRunner
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
 from fast_ft.sweep.workers import LocalWorkers
 from tests.helpers.parts import ROOT, write_recipe
 
@@ -52,10 +53,9 @@ def values(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
                 self.killed = self._workers[worker].process.pid or 0
                 os.kill(self.killed, signal.SIGKILL)
 
-    crew = Unlucky(2, root / "logs")
+    crew = Unlucky(2, root / "logs", TrialRunner)
     pids = {worker.process.pid for worker in crew._workers}
-    sweep._crew = lambda *_: crew  # type: ignore[method-assign]
-    sweep.run()
+    sweep.run(pool=crew)
     assert crew.killed in pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):
@@ -115,7 +115,7 @@ def test_resume_without_a_sweep_is_an_error(recipe: Path, tmp_path: Path, capsys
 
 def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: Path) -> None:
     base = load_recipe(recipe)
-    crew = LocalWorkers(1, tmp_path / "logs")
+    crew = LocalWorkers(1, tmp_path / "logs", TrialRunner)
     pid = crew._workers[0].process.pid
 
     def task(name: str, epochs: int) -> TrialTask:
@@ -152,7 +152,7 @@ def test_each_worker_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
     started: list[dict[str, str]] = []
     monkeypatch.setattr(LocalWorkers, "_spawn", lambda self, number: started.append(self._variables(number)))
-    LocalWorkers(2, tmp_path)
+    LocalWorkers(2, tmp_path, TrialRunner)
     assert [each["CUDA_VISIBLE_DEVICES"] for each in started] == ["2", "GPU-5"]
 
 
@@ -166,7 +166,9 @@ def test_a_bug_in_a_ray_worker_keeps_its_traceback(
 
     monkeypatch.chdir(tmp_path)  # a seat goes to its driver's folder
     monkeypatch.setattr(TrialRunner, "_run", broken)
-    result, packed, _ = RayActor(str(tmp_path)).run(TrialTask(load_recipe(recipe), "small.yaml"), {"test": b""})
+    result, packed, _ = RayActor(str(tmp_path), TrialRunner).run(
+        TrialTask(load_recipe(recipe), "small.yaml"), {"test": b""}
+    )
     assert result.problem == "a bug: ZeroDivisionError: boom" and "in broken" in result.traceback and not packed
 
     class RayError(Exception):
