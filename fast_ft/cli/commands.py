@@ -1,7 +1,7 @@
-"""What each command does; cli/run_commands.py has those on finished runs. Modules are imported when their command runs.
+"""What the commands do that take a recipe, or nothing; cli/run_commands.py has those that take a finished run.
 
 A new command is a function here, a line in COMMANDS, and its options in cli/parser.py. It takes the parsed options
-(options.overrides: the words key=value) and returns the exit status.
+(options.overrides: the words key=value) and returns the exit status. Modules are imported when their command runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fast_ft.cli import run_commands
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
 
 if TYPE_CHECKING:
@@ -172,7 +171,6 @@ COMMANDS = {
     "train": _train,
     "data": _data,
     "plan": _plan,
-    **run_commands.COMMANDS,
     "sweep": _sweep,
     "doctor": _doctor,
     "schema": _schema,

@@ -1,4 +1,6 @@
-"""The command line: its words, its errors, its exit status. What a command does is in cli/commands.py."""
+"""The command line: its words, its errors, its exit status. What a command does is in cli/commands.py and
+cli/run_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fast_ft.cli import commands, run_commands
 from fast_ft.cli.arguments import is_override, parse
-from fast_ft.cli.commands import COMMANDS, TOGETHER
 from fast_ft.cli.parser import build_parser
 from fast_ft.common import environment, out_of_memory, process_group, signals, streams
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
 from fast_ft.common.redaction import redact_tracebacks
 from fast_ft.common.text_safety import plain
+
+COMMANDS = commands.COMMANDS | run_commands.COMMANDS
 
 _SHORT = "End other programs, raise the limit that `ulimit -v` shows, or ask for less at a time."
 _SHARED = re.compile(r"\.so\b|\.dylib|\.dll", re.IGNORECASE)
@@ -65,14 +69,14 @@ def _status(words: list[str]) -> int:
 
 def _status_alone(words: list[str], place: process_group.Ranks) -> int:
     """Run one command in the first process, and say in one message what went wrong, unless it is a bug."""
-    parser, commands = build_parser()
+    parser, parsers = build_parser()
     if not words:
         parser.print_help()
         return 2
     try:
         name, rest = _command(parser, words)
-        options = parse(commands[name], rest)
-        if place.size > 1 and name not in TOGETHER:
+        options = parse(parsers[name], rest)
+        if place.size > 1 and name not in commands.TOGETHER:
             raise InputError(f"several processes (WORLD_SIZE={place.size}) train a recipe; {name} is for one")
         with out_of_memory.explained("running this command", _SHORT):
             status = COMMANDS[name](options)

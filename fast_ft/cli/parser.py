@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fast_ft.cli.arguments import Places
 
@@ -16,8 +16,7 @@ Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130
 141 the reader of its output left."""
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """How a command is called. text: one line of help. description: what its own help says, in place of `text`."""
 
     text: str

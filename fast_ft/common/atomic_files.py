@@ -89,7 +89,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 if item.is_file():
                     with item.open("rb") as file:
                         os.fsync(file.fileno())
-            # A full folder cannot be renamed over another, so the old one steps aside; `recover` finds it after a crash.
+            # A full folder cannot be renamed over another, so the old one steps aside. See `recover`.
             if path.exists():
                 _remove(old)
                 path.rename(old)

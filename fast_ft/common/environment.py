@@ -24,14 +24,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _LEAST = {"COLUMNS": 20, "LINES": 2}  #: in fewer columns no table says anything
 
 
-@dataclass(frozen=True)
-class Launcher:
+class Launcher(NamedTuple):
     """What torchrun or accelerate says of this process, as it stood in the environment; None: nothing was said."""
 
     given: Mapping[str, str | None]  #: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE

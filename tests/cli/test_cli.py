@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fast_ft.cli.main import COMMANDS, main
+from fast_ft.run.folder import RunDir
 from tests.helpers.parts import POCKET, REAL, ROOT, RecipeFactory, needs_real_data
 
 
@@ -176,6 +177,10 @@ def test_an_adapter_of_another_base(
     assert main([str(path)]) == 0
     (run,) = tmp_path.glob("runs/*")
     save_random_llama(base, seed=9, layers=1)
+    assert "is not what this run's adapter was trained with" in refused(
+        capsys, "generate", str(run), f"data.test={POCKET}/../test.json"
+    )
+    RunDir.at(run).update(model=None)  # as of a run that was made before manifests held the base's fingerprint
     assert "made for another base model" in refused(capsys, "generate", str(run), f"data.test={POCKET}/../test.json")
     save_random_llama(base, seed=9)
     assert "not what was trained" in refused(capsys, "generate", str(run), f"data.test={POCKET}/../test.json")
@@ -282,7 +287,7 @@ def test_runs_lists_folders_and_what_differs(
     recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from fast_ft.recipe.loader import load_recipe
-    from fast_ft.run.folder import RunDir, list_runs
+    from fast_ft.run.folder import list_runs
 
     assert main(["runs", str(tmp_path / "runs")]) == 0
     assert "no runs here yet" in capsys.readouterr().out

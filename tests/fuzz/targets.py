@@ -35,8 +35,9 @@ from fast_ft.report import overview, run_data
 from fast_ft.run import artifacts
 from fast_ft.run.folder import RunDir, differences, list_runs
 from fast_ft.sweep import cost_estimate, files, report
+from fast_ft.sweep.axis import Axis
 from fast_ft.sweep.clock import Clock
-from fast_ft.sweep.search_space import Axis, Space
+from fast_ft.sweep.search_space import Space
 from fast_ft.sweep.study import Study
 from tests.helpers.parts import POCKET, ROOT
 
