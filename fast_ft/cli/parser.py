@@ -49,16 +49,16 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     return parser, commands
 
 
-def _run(parser: argparse.ArgumentParser) -> None:
+def _run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--stop-after", type=int, metavar="STEPS",
-        help="a taste: stop after so many training steps and answer 10 prompts; without it the same command goes on",
+        help="a preview: stop after STEPS training steps and answer 10 prompts; without it the command goes on",
     )  # fmt: skip
-    _force_resume(parser)
+    _force_resume_options(parser)
 
 
-def _force_resume(parser: argparse.ArgumentParser) -> None:
+def _force_resume_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--force-resume", action="store_true",
@@ -66,27 +66,27 @@ def _force_resume(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _json(parser: argparse.ArgumentParser) -> None:
+def _json_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
-def _data(parser: argparse.ArgumentParser) -> None:
+def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--show", type=int, default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     add("--row", metavar="ID", help="print this selected row")
-    _json(parser)
+    _json_options(parser)
     add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
     add("--output", metavar="FILE", help="with --explore: write the page to a file instead")
 
 
-def _plan(parser: argparse.ArgumentParser) -> None:
+def _plan_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gpu", metavar="CARD", help="plan for this card, such as t4, without having it")
     add("--num-processes", type=int, default=1, metavar="N", help="plan for N cards that train together (torchrun)")
-    _json(parser)
+    _json_options(parser)
 
 
-def _generate(parser: argparse.ArgumentParser) -> None:
+def _generate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--grid",
@@ -95,19 +95,19 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _judge(parser: argparse.ArgumentParser) -> None:
+def _judge_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dry-run", action="store_true", help="print what would be asked and what it costs; ask nothing")
     add("--against", metavar="RUN_DIR", help="judge this run too, and tell the difference from noise")
     add("--ask-again", action="store_true", help="ask again where a kept reply holds no score")
 
 
-def _report(parser: argparse.ArgumentParser) -> None:
+def _report_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", metavar="FILE", help="of several runs: the page (default: comparison.html)")
 
 
-def _submit(parser: argparse.ArgumentParser) -> None:
+def _submit_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--student-id", metavar="ID", help="write ID_hw5.zip; without it the rules are checked only")
     add("--output", default=".", metavar="FOLDER", help="where the zip goes (default: here)")
@@ -115,7 +115,7 @@ def _submit(parser: argparse.ArgumentParser) -> None:
     add("--at", metavar="TIME", help="when it said so (default: now), in Taipei's time")
 
 
-def _reproduce(parser: argparse.ArgumentParser) -> None:
+def _reproduce_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--train", required=True, metavar="DATA", help="the training rows")
     add("--test", required=True, metavar="FILE", help="the prompts")
@@ -124,7 +124,7 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FOLDER", help="the run folder (default: in runs/reproduced)")
 
 
-def _sweep(parser: argparse.ArgumentParser) -> None:
+def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--hours", type=float, metavar="H", help="all in all, earlier commands of this sweep included")
     add("--workers", type=int, metavar="N", help="processes at a time (default: one for each GPU, or 1)")
@@ -135,14 +135,14 @@ def _sweep(parser: argparse.ArgumentParser) -> None:
 
 #: Each command, in the order of the help.
 USAGES = {
-    "run": Usage("run a recipe: train, then answer the prompts", _RECIPE, _run),
-    "train": Usage("run a recipe up to its adapter", _RECIPE, _force_resume),
-    "data": Usage("show which rows are selected, and why", _RECIPE, _data),
-    "plan": Usage("show what training will take: steps, tokens, memory, minutes", _RECIPE, _plan),
+    "run": Usage("run a recipe: train, then answer the prompts", _RECIPE, _run_options),
+    "train": Usage("run a recipe up to its adapter", _RECIPE, _force_resume_options),
+    "data": Usage("show which rows are selected, and why", _RECIPE, _data_options),
+    "plan": Usage("show what training will take: steps, tokens, memory, minutes", _RECIPE, _plan_options),
     "generate": Usage(
         "answer prompts again with a run's adapter",
         Places("RUN_DIR [key=value ...]", "run"),  # data.test=FILE, and a grid's temperature=0.3,0.7
-        _generate,
+        _generate_options,
         "Answer the run's prompts again, with other generate.* keys: into RUN_DIR/pred.json; the former answers are "
         "kept beside, as pred-DIGEST.json. The recipe's own command makes the recipe's answers again. Other prompts, "
         "given as data.test=FILE, are answered into a file of their own, RUN_DIR/pred-FILE-DIGEST.json.",
@@ -151,29 +151,31 @@ USAGES = {
     "judge": Usage(
         "score a run's answers, again or by another judge",
         Places("RUN_DIR [judge.key=value ...]", "run"),
-        _judge,
+        _judge_options,
         "Score RUN_DIR/pred.json into scores.json; another judge's scores are kept beside, as scores-DIGEST.json. With "
         "data.test=FILE, score the answers that `generate RUN_DIR data.test=FILE` made, into a file of their own.",
     ),
     "report": Usage(
         "write a run's report.html, or one page that compares runs",
         Places("RUN_DIR [RUN_DIR ...]", "runs", most=1000),
-        _report,
+        _report_options,
     ),
     "runs": Usage(
         "list the run folders and what differs between them",
         Places("[FOLDER]", "root", least=0),
         lambda parser: parser.set_defaults(root="runs"),
     ),
-    "submit": Usage("check a run against the homework's rules, and pack it", Places("RUN_DIR", "run"), _submit),
+    "submit": Usage("check a run against the homework's rules, and pack it", Places("RUN_DIR", "run"), _submit_options),
     "reproduce": Usage(
-        "do a submitted run again, and tell what differs; status 3: something does", Places("ZIP", "zip"), _reproduce
+        "do a submitted run again, and tell what differs; status 3: something does",
+        Places("ZIP", "zip"),
+        _reproduce_options,
     ),
-    "sweep": Usage("try many recipes within some hours; the same command again goes on", _RECIPE, _sweep),
+    "sweep": Usage("try many recipes within some hours; the same command again goes on", _RECIPE, _sweep_options),
     "doctor": Usage(
         "look at driver, card, versions, room and network, and try a small run here",
         Places("", "", least=0, most=0),
-        _json,
+        _json_options,
         "look at driver, card, versions, room and network, and try a small run here; status 3: something would break a "
         "run",
     ),

@@ -31,7 +31,7 @@ _LEAST = {"COLUMNS": 20, "LINES": 2}  #: in fewer columns no table says anything
 
 
 class Launcher(NamedTuple):
-    """What torchrun or accelerate says of this process, as it stood in the environment; None: nothing was said."""
+    """What torchrun or accelerate says of this process, as the environment had it; None: nothing was said."""
 
     given: Mapping[str, str | None]  #: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE
     by_accelerate: bool

@@ -38,34 +38,40 @@ class Driver:
 
     def run(self) -> None:
         """Do trials until there is nothing left to try, or no time."""
-        ready = False
-        while True:
-            for worker in self.workers.idle():
-                running, idle = list(self._jobs.values()), len(self.workers.idle())
-                job = self.queue.next(running, idle, self._left, loaded=worker in self._seated)
-                if job is None:
-                    break
-                self._begin(worker, job)
-            if not self._jobs:
-                break
-            if not ready and any(job.recipe.judge.kind == "reference" for job in self._jobs.values()):
-                # its libraries are imported while the workers load, not between trials
-                reference_judge.ReferenceJudge()
-            ready = True
-            while self._unreported:  # while the workers work
-                job = self._unreported.pop()
-                phases.report_phase(RunDir.at(job.root))
+        self._begin_trials()
+        if any(job.recipe.judge.kind == "reference" for job in self._jobs.values()):
+            reference_judge.ReferenceJudge()  # its libraries are imported while the workers load, not between trials
+        while self._jobs:
+            self._write_reports()  # while the workers work
             for worker, result in self.workers.wait(max(0.0, min(1.0, self._left))):
                 self._ended(worker, self._jobs.pop(worker), result)
             self.clock.tick()
             if self._left <= 0 and self._jobs:
-                under_way = f"{len(self._jobs)} trials under way, which more hours go on with"
-                self.queue.ended = f"the hours were over with {under_way}"
-                note(self.queue.ended)
-                self.workers.interrupt()
-                self._jobs.clear()
+                self._stop()
+            else:
+                self._begin_trials()
+        self._write_reports()
+
+    def _begin_trials(self) -> None:
+        """Give each idle worker a trial, as long as there are any."""
+        for worker in self.workers.idle():
+            running, idle = list(self._jobs.values()), len(self.workers.idle())
+            job = self.queue.next(running, idle, self._left, loaded=worker in self._seated)
+            if job is None:
                 break
-        for job in self._unreported:
+            self._begin(worker, job)
+
+    def _stop(self) -> None:
+        """End the trials under way, since the hours are over; what they saved is kept."""
+        under_way = f"{len(self._jobs)} trials under way, which more hours go on with"
+        self.queue.ended = f"the hours were over with {under_way}"
+        note(self.queue.ended)
+        self.workers.interrupt()
+        self._jobs.clear()
+
+    def _write_reports(self) -> None:
+        while self._unreported:
+            job = self._unreported.pop()
             phases.report_phase(RunDir.at(job.root))
 
     @property
@@ -79,7 +85,7 @@ class Driver:
         return self.clock.left - cost_estimate.reserve(self.recipes.asked, longest, self._measured)
 
     def _fitting(self, seconds: float) -> int:
-        """Return how many trials of so many seconds fit the time left, over all workers."""
+        """Return how many trials of `seconds` each fit the time left, over all workers."""
         return int(max(0.0, self._left) / seconds) * (len(self._jobs) + len(self.workers.idle()))
 
     def _begin(self, worker: int, job: TrialJob) -> None:

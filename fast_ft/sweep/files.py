@@ -30,28 +30,28 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(allow_inf_nan=False, ge=0)]
 
 
-class _Part(BaseModel):
+class _Content(BaseModel):
     """Keys that are not named here are left alone."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class _Validation(_Part):
+class _Validation(_Content):
     file: str
     prompts: list[str]
 
 
-class _Sweep(_Part):
+class _Sweep(_Content):
     recipe: dict[str, Any]
     recipe_file: str
     validation: _Validation
 
 
-class _Clock(_Part):
+class _Clock(_Content):
     seconds: NotNegative
 
 
-class _Took(_Part):
+class _Took(_Content):
     """All four keys, and no other: cost_estimate.Measured takes them by name."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -62,13 +62,13 @@ class _Took(_Part):
     load: NotNegative = 0.0
 
 
-class _Proof(_Part):
+class _Proof(_Content):
     rows: list[str]
     in_validation: list[str]
     in_test: list[str]
 
 
-class _Trial(_Part):
+class _Trial(_Content):
     """What any trial's record may hold."""
 
     value: Number | None = None

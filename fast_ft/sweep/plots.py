@@ -29,8 +29,8 @@ def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int) -> st
         points = " ".join(f"{column[number][0]:.0f},{column[number][1]:.1f}" for column in places)
         lines.append(f'<polyline points="{points}" {_line(trial, best, trials)}>{_hover(trial)}</polyline>')
     hint = (
-        "One line a trial: strong colour, high score. Thick and orange: the best. Dashed: the recipe as it stood. "
-        "Hovering names a line."
+        "One line for each trial: the stronger its colour, the higher its score. Thick and orange: the best. Dashed: "
+        "the recipe itself. Hover over a line to see its trial."
     )
     return paragraph(hint, "hint") + _svg(width, height, "Each trial's values and score", [*lines, *parts])
 
@@ -77,7 +77,10 @@ def over_time(trials: list[dict[str, Any]], best: int) -> str:
                      f"{_hover(trial)}</circle>")  # fmt: skip
         at = x(trial["minutes"]) - 9, y(trial["value"]) - 8
         parts.append(_text(*at, str(trial["number"]), size=11, anchor="end"))
-    hint = "A dot a trial, by its number; the line is the best so far. Orange: the best. Black: the recipe."
+    hint = (
+        "One dot for each trial, with its number; the line is the best score so far. Orange: the best trial. Black: "
+        "the recipe itself."
+    )
     return paragraph(hint, "hint") + _svg(width, height, "Score of each trial against minutes", parts)
 
 

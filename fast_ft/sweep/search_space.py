@@ -23,7 +23,7 @@ MOST_POINTS = 10_000  #: of a grid
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """The axes, and the recipe's own point. notes: what was done to hold that point."""
 
     axes: tuple[Axis, ...]
@@ -47,7 +47,7 @@ class Space:
                 yield point
 
 
-def read(recipe: Recipe) -> Space:
+def read(recipe: Recipe) -> SearchSpace:
     """Return the recipe's search space. Raises InputError for keys and values that no recipe could have."""
     search = recipe.search
     assert search is not None
@@ -84,7 +84,7 @@ def read(recipe: Recipe) -> Space:
             validated(_put(resolved(recipe), key, probe), {}, f"search.space.{key}", consequences=False)
         axes.append(axis)
     _check_effects(recipe, axes)
-    return Space(tuple(axes), own, tuple(notes))
+    return SearchSpace(tuple(axes), own, tuple(notes))
 
 
 def at(recipe: Recipe, point: Point, fixed: Mapping[str, Any]) -> Recipe:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common.errors import InputError
 from fast_ft.recipe.schema import Search
 from fast_ft.sweep import files, journal
-from fast_ft.sweep.search_space import Point, Space
+from fast_ft.sweep.search_space import Point, SearchSpace
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -26,10 +26,15 @@ FACTS, INPUTS = "facts", "inputs"  #: keys in the journal: of a trial, of the st
 
 
 class Study:
-    """Optuna's study over a Space. Values are maximised. `before_write` may refuse each write to the journal."""
+    """Optuna's study over a SearchSpace. Values are maximised. `before_write` may refuse each write to the journal."""
 
     def __init__(
-        self, path: Path, search: Search, space: Space, seed: int, before_write: Callable[[], object] = lambda: None
+        self,
+        path: Path,
+        search: Search,
+        space: SearchSpace,
+        seed: int,
+        before_write: Callable[[], object] = lambda: None,
     ) -> None:
         optuna = _optuna()
         self._path, self.root = path, path.parent  #: root: the sweep's folder
@@ -175,7 +180,7 @@ class Study:
 
 
 def _sampler(search: Search, seed: int) -> BaseSampler:
-    """Return Optuna's sampler. Grid points are listed by Space.grid: Optuna's own hands some out twice in parallel."""
+    """Return Optuna's sampler. SearchSpace.grid lists grid points: Optuna's own sampler repeats some in parallel."""
     import optuna
 
     if search.sampler == "tpe":

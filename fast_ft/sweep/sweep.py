@@ -26,7 +26,7 @@ from fast_ft.sweep.best import best_text, verdict
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.driver import Driver
 from fast_ft.sweep.files import SweepFile
-from fast_ft.sweep.search_space import Space
+from fast_ft.sweep.search_space import SearchSpace
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.trial_folder import is_trained
 from fast_ft.sweep.trial_queue import TrialQueue
@@ -55,7 +55,7 @@ class Sweep:
                 "search.objective: the recipe names no judge (judge.kind: none). Name one, or compare answers with the "
                 "validation rows' own: search.objective: rouge_l, chrf or exact_match"
             )
-        self.space: Space = search_space.read(recipe)
+        self.space: SearchSpace = search_space.read(recipe)
         if self.search.sampler == "grid":
             self.space.check_grid()
         content = {**resolved(recipe), "search": recipe.search.model_dump(mode="json")}
@@ -141,7 +141,7 @@ class Sweep:
         own = next((r for r in finished if r["point"] == self.space.own), None)
         against = None
         if own is not None and own is not best:
-            against = statistics.compare(best["scores"], own["scores"], self.recipe.seed, "the recipe as it stood")
+            against = statistics.compare(best["scores"], own["scores"], self.recipe.seed, "the recipe itself")
         sentence = verdict(best, own, against, len(finished))
         recipe = driver.recipes.best_at(best["point"])
         atomic_files.write_text(self.best_yaml, best_text(recipe, self.root, sentence))

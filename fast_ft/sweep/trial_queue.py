@@ -15,7 +15,7 @@ from fast_ft.recipe.schema import Recipe
 from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.cost_estimate import Work
 from fast_ft.sweep.row_cache import RowCache
-from fast_ft.sweep.search_space import Point, Space
+from fast_ft.sweep.search_space import Point, SearchSpace
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.trial_folder import is_trained
 from fast_ft.sweep.trial_recipes import TrialRecipes
@@ -59,7 +59,7 @@ def shown(point: Point) -> str:
 class TrialQueue:
     """Trials to begin. `ended` says why no more of them are begun, once that is so."""
 
-    def __init__(self, recipes: TrialRecipes, space: Space, study: Study) -> None:
+    def __init__(self, recipes: TrialRecipes, space: SearchSpace, study: Study) -> None:
         self.recipes, self.space, self.study = recipes, space, study
         self.search = recipes.search
         self.ended = ""

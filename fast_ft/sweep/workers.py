@@ -32,7 +32,7 @@ class WorkerPool(Protocol):
         """Give an idle worker a task."""
 
     def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
-        """Return (worker, result) of what ended within so many seconds; None: the worker is lost, another is there."""
+        """Return (worker, result) of each task that ended within `seconds`; None: the worker was lost and replaced."""
 
     def interrupt(self) -> None:
         """Stop all tasks in hand; the workers are idle then, and what the tasks had saved is kept."""
