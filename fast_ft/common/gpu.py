@@ -55,6 +55,15 @@ def gpu() -> dict[str, str] | None:
     return _facts(card) if (card := _named(first, cards)) is not None else None
 
 
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it."""
+    given = environment.cuda_devices()
+    if given is not None:
+        return [part.strip() for part in given.split(",") if part.strip() and part.strip() != "-1"]
+    listed = _smi("-L") or ""
+    return [str(n) for n, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
 def _cards() -> list[dict[str, str]]:
     """Return nvidia-smi's cards in CUDA's order: by the bus, or the fastest first, which is CUDA's default."""
     keys = ["uuid", "name", "memory.total", "driver_version"]

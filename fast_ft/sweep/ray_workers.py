@@ -25,7 +25,7 @@ from fast_ft.common.redaction import redacted
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
-from fast_ft.sweep.trial_task import Runs, TrialResult, TrialTask
+from fast_ft.sweep.trial_task import TaskRunner, TrialResult, TrialTask
 
 _STATE = ("optimizer.safetensors", "adapter.safetensors")  # checkpoints stay with the worker
 
@@ -33,7 +33,7 @@ _STATE = ("optimizer.safetensors", "adapter.safetensors")  # checkpoints stay wi
 class RayWorkers:
     """One actor for each GPU (else CPU core) of the cluster at `address`; "local" starts a cluster of `count` here."""
 
-    def __init__(self, address: str, count: int | None, make_runner: Callable[[], Runs]) -> None:
+    def __init__(self, address: str, count: int | None, make_runner: Callable[[], TaskRunner]) -> None:
         try:
             import ray
         except ImportError as error:
@@ -119,7 +119,7 @@ class RayWorkers:
 class RayActor:
     """An actor: a runner of tasks in a folder of its own."""
 
-    def __init__(self, directory: str, make_runner: Callable[[], Runs]) -> None:
+    def __init__(self, directory: str, make_runner: Callable[[], TaskRunner]) -> None:
         if Path(directory).is_dir():
             os.chdir(directory)  # recipes' paths are relative to it
         self._runner = make_runner()

@@ -33,7 +33,7 @@ from fast_ft.sweep.trial_queue import TrialQueue
 from fast_ft.sweep.trial_recipes import TrialRecipes
 from fast_ft.sweep.trial_runner import TrialRunner
 from fast_ft.sweep.trial_task import TrialTask
-from fast_ft.sweep.workers import LocalWorkers, WorkerPool, visible_gpus
+from fast_ft.sweep.workers import LocalWorkers, WorkerPool
 
 
 class Sweep:
@@ -129,7 +129,7 @@ class Sweep:
             from fast_ft.sweep.ray_workers import RayWorkers
 
             return RayWorkers(ray, count, TrialRunner)
-        return LocalWorkers(count or max(1, len(visible_gpus())), self.root / "logs", TrialRunner)
+        return LocalWorkers(count or max(1, len(gpu.visible_gpus())), self.root / "logs", TrialRunner)
 
     def _finish(self, driver: Driver) -> None:
         """Write best.yaml, its adapter and pred.json, and the page."""

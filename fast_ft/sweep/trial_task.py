@@ -46,7 +46,7 @@ class TrialResult:
     prompts: int = 0
 
 
-class Runs(Protocol):
+class TaskRunner(Protocol):
     """Does tasks, one after another: a TrialRunner."""
 
     def run(self, task: TrialTask) -> TrialResult:

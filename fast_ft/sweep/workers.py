@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft.common import environment
-from fast_ft.sweep.trial_task import Runs, TrialResult, TrialTask
+from fast_ft.common import environment, gpu
+from fast_ft.sweep.trial_task import TaskRunner, TrialResult, TrialTask
 
 GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand
 
@@ -47,9 +47,9 @@ class LocalWorkers:
     Each process makes a runner with `make_runner`, which has to be importable by name, and gives it its tasks.
     """
 
-    def __init__(self, count: int, logs: Path, make_runner: Callable[[], Runs]) -> None:
+    def __init__(self, count: int, logs: Path, make_runner: Callable[[], TaskRunner]) -> None:
         self._logs, self._make_runner = logs, make_runner
-        self._gpus = visible_gpus()
+        self._gpus = gpu.visible_gpus()
         self._threads = max(1, (os.cpu_count() or 1) // count)
         self._context = multiprocessing.get_context("spawn")
         self._workers = [self._spawn(number) for number in range(count)]
@@ -131,21 +131,7 @@ class _Worker:
         self.process, self.pipe = process, pipe
 
 
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    given = environment.cuda_devices()
-    if given is not None:
-        return [part.strip() for part in given.split(",") if part.strip() and part.strip() != "-1"]
-    import subprocess
-
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(n) for n, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
-
-
-def _serve(pipe: Connection, log: str, make_runner: Callable[[], Runs]) -> None:
+def _serve(pipe: Connection, log: str, make_runner: Callable[[], TaskRunner]) -> None:
     """Be a worker: take tasks and give results until the driver closes the pipe or is gone."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C in the terminal is the driver's to handle

@@ -81,10 +81,10 @@ class Asleep(InlineWorker):
         return []
 
 
-def sweep_with(crew: Any, path: Path, root: Path, hours: float | None = None) -> Sweep:
-    """Run a sweep of the recipe at `path` with this crew."""
+def sweep_with(pool: Any, path: Path, root: Path, hours: float | None = None) -> Sweep:
+    """Run a sweep of the recipe at `path` with this pool."""
     sweep = Sweep(load_recipe(path), path, hours=hours, output=root)
-    sweep.run(pool=crew)
+    sweep.run(pool=pool)
     return sweep
 
 
@@ -92,7 +92,7 @@ def sweep_with(crew: Any, path: Path, root: Path, hours: float | None = None) ->
 def swept(
     tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, InlineWorker]:
-    """A grid sweep of 2 x 2 points, done once: its recipe's path, its folder, its crew.
+    """A grid sweep of 2 x 2 points, done once: its recipe's path, its folder, its pool.
 
     The files that it reads are its own copies. All rows are for training or for validation, and two of the rows that
     are trained on are test prompts.
@@ -107,9 +107,9 @@ def swept(
     ]
     test.write_text(json.dumps(json.loads(test_file.read_text(encoding="utf-8")) + planted), encoding="utf-8")
     path = write_recipe(folder, base, train, test, SMALL | {"select.take": 14, "search": SEARCH})
-    crew = InlineWorker()
-    sweep_with(crew, path, folder / "sweep")
-    return path, folder / "sweep", crew
+    pool = InlineWorker()
+    sweep_with(pool, path, folder / "sweep")
+    return path, folder / "sweep", pool
 
 
 def content(root: Path) -> dict[str, Any]:
@@ -331,7 +331,7 @@ def test_excluded_prompts_are_named(recipe_file: RecipeFactory) -> None:
 
 
 def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineWorker]) -> None:
-    _, root, crew = swept
+    _, root, pool = swept
     by_r: dict[str, list[dict[str, Any]]] = {}
     for trial in content(root)["trials"]:
         by_r.setdefault(trial["point"]["lora.r"], []).append(trial)
@@ -340,7 +340,7 @@ def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, In
         assert second["took"]["steps"] == 0 and second["work"][0] == 0
         assert _adapter(first["folder"]) == _adapter(second["folder"])
         assert RunDir.at(second["folder"]).manifest()["phases"]["train"]["training_seconds"] == 0
-    assert sum(task.trained is not None for task in crew.tasks) == 3  # the two, and the best's answers
+    assert sum(task.trained is not None for task in pool.tasks) == 3  # the two, and the best's answers
 
 
 def test_a_trial_is_what_its_recipe_gives_in_a_process_of_its_own(
@@ -422,9 +422,9 @@ def test_best_yaml_is_complete_and_makes_the_best_adapter_and_answers(
 def test_the_same_command_again_begins_nothing(swept: tuple[Path, Path, InlineWorker]) -> None:
     path, root, _ = swept
     before = content(root)["trials"]
-    crew = InlineWorker()
-    sweep_with(crew, path, root)
-    assert content(root)["trials"] == before and not [task for task in crew.tasks if "trials" in str(task.root)]
+    pool = InlineWorker()
+    sweep_with(pool, path, root)
+    assert content(root)["trials"] == before and not [task for task in pool.tasks if "trials" in str(task.root)]
 
 
 def test_another_recipe_in_the_same_folder_is_refused(
@@ -500,10 +500,10 @@ def test_rows_that_change_while_a_sweep_runs_end_it(
             super().submit(worker, task)
             train.write_bytes(was + b"\n")
 
-    crew = Changing()
+    pool = Changing()
     with pytest.raises(InputError, match=message):
-        sweep_with(crew, path, tmp_path / "sweep")
-    assert len(crew.tasks) == 1
+        sweep_with(pool, path, tmp_path / "sweep")
+    assert len(pool.tasks) == 1
 
 
 def test_a_sweep_that_was_moved_or_tidied_up_goes_on(swept: tuple[Path, Path, InlineWorker], tmp_path: Path) -> None:
@@ -513,10 +513,10 @@ def test_a_sweep_that_was_moved_or_tidied_up_goes_on(swept: tuple[Path, Path, In
     shutil.rmtree(moved / "best")
     best = content(root)["best"]["number"]
     for tidied in (False, True):
-        crew = InlineWorker()
-        sweep_with(crew, path, moved)
+        pool = InlineWorker()
+        sweep_with(pool, path, moved)
         found = content(moved)
-        (task,) = crew.tasks  # the best's answers: no trial is done again
+        (task,) = pool.tasks  # the best's answers: no trial is done again
         assert task.root == moved / "best"
         assert task.trained == (None if tidied else Path(found["trials"][best]["folder"]))
         assert {Path(trial["folder"]).parent for trial in found["trials"]} == {moved / "trials"}
@@ -551,10 +551,10 @@ def test_a_trial_is_looked_at_after_each_stage_and_may_be_stopped_there(
     search = SEARCH | {"pruner": "median", "stage_prompts": 10, "space": {"train.learning_rate": [0.01, 0.02]}}
     path = write_recipe(tmp_path, tiny, train_file, test_file, SMALL | {"curriculum.stages": stages, "search": search})
     monkeypatch.setattr(Study, "should_prune", lambda self, trial, value, stage: (trial.number, stage) == (1, 1))
-    crew = InlineWorker()
-    sweep_with(crew, path, tmp_path / "sweep")
+    pool = InlineWorker()
+    sweep_with(pool, path, tmp_path / "sweep")
     kept, stopped = content(tmp_path / "sweep")["trials"]
-    assert [task.stop_after for task in crew.tasks] == [1, None, 1, None]  # the last one is the best's answers
+    assert [task.stop_after for task in pool.tasks] == [1, None, 1, None]  # the last one is the best's answers
     assert kept["state"] == "finished" and stopped["state"] == "stopped early" and stopped["value"] is None
     assert not (Path(stopped["folder"]) / "adapter").exists()
     folder = RunDir.at(kept["folder"])  # stopped, answered and gone on with: still what the recipe gives

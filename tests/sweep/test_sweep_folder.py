@@ -72,9 +72,9 @@ def study_of(sweep: Sweep, **options: Any) -> Study:
     return Study(sweep.root / "study.journal", sweep.search, sweep.space, 1, **options)
 
 
-def run_with(crew: Any, path: Path, root: Path) -> None:
+def run_with(pool: Any, path: Path, root: Path) -> None:
     sweep = opened(path, root)
-    sweep.run(pool=crew)
+    sweep.run(pool=pool)
 
 
 @pytest.mark.parametrize(
@@ -200,13 +200,13 @@ def test_a_sweep_that_was_taken_over_writes_no_more(path: Path, root: Path) -> N
 def test_a_signal_lets_the_trials_save_their_steps_and_ends_the_sweep(
     path: Path, root: Path, kind: int, twice: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crew = Told()
-    monkeypatch.setattr(crew, "wait", lambda seconds: signal.raise_signal(kind))
+    pool = Told()
+    monkeypatch.setattr(pool, "wait", lambda seconds: signal.raise_signal(kind))
     if twice:
-        monkeypatch.setattr(crew, "interrupt", lambda: signal.raise_signal(kind))
+        monkeypatch.setattr(pool, "interrupt", lambda: signal.raise_signal(kind))
     with pytest.raises(KeyboardInterrupt):
-        run_with(crew, path, root)
-    assert crew.calls == (["close"] if twice else ["interrupt", "close"]) and len(crew.tasks) == 1
+        run_with(pool, path, root)
+    assert pool.calls == (["close"] if twice else ["interrupt", "close"]) and len(pool.tasks) == 1
     assert not (root / ".lease").exists()
     assert study_of(opened(path, root)).interrupted() == [{"lora.r": "8"}]  # it is begun again
 

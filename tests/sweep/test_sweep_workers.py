@@ -53,10 +53,10 @@ def values(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
                 self.killed = self._workers[worker].process.pid or 0
                 os.kill(self.killed, signal.SIGKILL)
 
-    crew = Unlucky(2, root / "logs", TrialRunner)
-    pids = {worker.process.pid for worker in crew._workers}
-    sweep.run(pool=crew)
-    assert crew.killed in pids
+    pool = Unlucky(2, root / "logs", TrialRunner)
+    pids = {worker.process.pid for worker in pool._workers}
+    sweep.run(pool=pool)
+    assert pool.killed in pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid or 0, 0)  # none is left behind
@@ -115,8 +115,8 @@ def test_resume_without_a_sweep_is_an_error(recipe: Path, tmp_path: Path, capsys
 
 def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: Path) -> None:
     base = load_recipe(recipe)
-    crew = LocalWorkers(1, tmp_path / "logs", TrialRunner)
-    pid = crew._workers[0].process.pid
+    pool = LocalWorkers(1, tmp_path / "logs", TrialRunner)
+    pid = pool._workers[0].process.pid
 
     def task(name: str, epochs: int) -> TrialTask:
         train = base.train.model_copy(update={"num_train_epochs": epochs, "warmup_steps": 1})
@@ -125,27 +125,27 @@ def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: P
         return TrialTask(base.model_copy(update=changed), "small.yaml")
 
     try:
-        crew.submit(0, task("long", 100_000))
+        pool.submit(0, task("long", 100_000))
         log = tmp_path / "long" / "log.jsonl"
         while not log.is_file() or not log.stat().st_size:
-            assert not crew.wait(0.2), (tmp_path / "logs" / "worker-0.log").read_text()
-        crew.interrupt()
-        assert crew.idle() == [0] and crew._workers[0].process.pid == pid
-        crew.submit(0, task("short", 1))
+            assert not pool.wait(0.2), (tmp_path / "logs" / "worker-0.log").read_text()
+        pool.interrupt()
+        assert pool.idle() == [0] and pool._workers[0].process.pid == pid
+        pool.submit(0, task("short", 1))
         found: list[tuple[int, TrialResult | None]] = []
         while not found:
-            found = crew.wait(1.0)
+            found = pool.wait(1.0)
         assert found[0][1] is not None and found[0][1].problem is None
         assert (tmp_path / "short" / "adapter").is_dir()
         broken: Any = None
-        crew.submit(0, TrialTask(broken, "small.yaml"))
-        ((_, result),) = crew.wait(60.0)
+        pool.submit(0, TrialTask(broken, "small.yaml"))
+        ((_, result),) = pool.wait(60.0)
         assert result is not None and str(result.problem).startswith("a bug: ") and "Traceback" in result.traceback
-        crew.submit(0, task("after", 1))
-        assert crew.wait(60.0) == [(0, None)], "a worker with a bug ends, and another is there"
-        assert crew._workers[0].process.pid != pid
+        pool.submit(0, task("after", 1))
+        assert pool.wait(60.0) == [(0, None)], "a worker with a bug ends, and another is there"
+        assert pool._workers[0].process.pid != pid
     finally:
-        crew.close()
+        pool.close()
 
 
 def test_each_worker_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
