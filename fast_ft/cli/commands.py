@@ -18,6 +18,7 @@ from fast_ft.common.errors import BudgetMissed, InputError, nearest
 if TYPE_CHECKING:
     from fast_ft.data.prepare import Prepared
     from fast_ft.recipe.schema import Recipe
+    from fast_ft.sweep.workers import WorkerPool
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -139,10 +140,24 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.resume and not sweep.sweep_json.is_file():
         raise InputError(f"--resume: no sweep of this recipe was begun in {sweep.root}")
     with contextlib.redirect_stdout(sys.stderr):
-        root = sweep.run(workers=options.workers, ray=options.ray)
+        root = sweep.run(lambda logs: _workers(options, logs))
     note(f"done: {root / 'best.yaml'}, {root / 'best'}")
     note(f"look at it: {root / 'report.html'} (it holds predictions: not to be shared)")
     return 0
+
+
+def _workers(options: argparse.Namespace, logs: Path) -> WorkerPool:
+    """Return a sweep's workers: on a Ray cluster, or processes here, one for each GPU unless --workers says more."""
+    from fast_ft.common.gpu import visible_gpus
+    from fast_ft.sweep.trial_runner import TrialRunner
+
+    if options.ray is not None:
+        from fast_ft.sweep.ray_workers import RayWorkers
+
+        return RayWorkers(options.ray, options.workers, TrialRunner)
+    from fast_ft.sweep.workers import LocalWorkers
+
+    return LocalWorkers(options.workers or max(1, len(visible_gpus())), logs, TrialRunner)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ def selection_json(prepared: Prepared) -> dict[str, Any]:
 
 
 def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
-    """Print what was selected and why; then `show` rows, each with trained and masked tokens told apart."""
+    """Print what was selected and why; then `show` rows, each with showing trained and masked tokens."""
     from rich.table import Table
     from rich.text import Text
 
@@ -91,7 +91,7 @@ def print_row(prepared: Prepared, row_id: str) -> None:
 
 
 def print_plan(content: dict[str, Any]) -> None:
-    """Print planning.describe's content: a table of stages and, where a card is known, what it will take there."""
+    """Print what planner.describe returns: a table of stages and, where a card is known, what training takes there."""
     from rich.table import Table
 
     console, stages = new_console(), content["stages"]

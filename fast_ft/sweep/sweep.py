@@ -7,6 +7,7 @@ wrote, and the traceback of each trial that a bug ended.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ from fast_ft.sweep.study import Study
 from fast_ft.sweep.trial_folder import is_trained
 from fast_ft.sweep.trial_queue import TrialQueue
 from fast_ft.sweep.trial_recipes import TrialRecipes
-from fast_ft.sweep.trial_runner import TrialRunner
 from fast_ft.sweep.trial_task import TrialTask
-from fast_ft.sweep.workers import LocalWorkers, WorkerPool
+from fast_ft.sweep.workers import WorkerPool
 
 
 class Sweep:
@@ -63,11 +63,10 @@ class Sweep:
         self.content, self.hours = content, hours
         self.sweep_json, self.best_yaml = self.root / "sweep.json", self.root / "best.yaml"
 
-    def run(self, *, workers: int | None = None, ray: str | None = None, pool: WorkerPool | None = None) -> Path:
-        """Do the sweep and return its folder.
+    def run(self, make_workers: Callable[[Path], WorkerPool]) -> Path:
+        """Do the sweep and return its folder. Raises BudgetMissed where the hours end before any trial does.
 
-        workers: how many processes, one for each GPU by default. ray: a cluster's address. pool: workers that are there
-        already, in place of both. Raises BudgetMissed where the hours end before any trial does.
+        make_workers: returns the workers, given the folder for what they write on stdout and stderr.
         """
         phases.check_model(self.recipe)
         if self.search.objective == "judge":
@@ -80,18 +79,18 @@ class Sweep:
             study = Study(self.root / "study.journal", self.search, self.space, self.recipe.seed, held.check)
             study.check()
             study.same_inputs(inputs.of_sweep(self.recipe, recipes.validation_file) | inputs.of_trial(self.recipe))
-            pool = pool or self._workers(workers, ray)
+            workers = make_workers(self.root / "logs")
             try:
-                driver = Driver(recipes, TrialQueue(recipes, self.space, study), pool, clock, file)
+                driver = Driver(recipes, TrialQueue(recipes, self.space, study), workers, clock, file)
                 driver.run()
                 self._finish(driver)
             except KeyboardInterrupt:
-                pool.interrupt()  # so that trials under way save their steps, as a run does
+                workers.interrupt()  # so that trials under way save their steps, as a run does
                 raise
             finally:
                 if not held.lost:
                     clock.tick(now=True)
-                pool.close()
+                workers.close()
         return self.root
 
     def begin(self, file: SweepFile | None = None) -> TrialRecipes:
@@ -123,13 +122,6 @@ class Sweep:
             if self.recipe.backup_dir is not None:
                 note("note: backup_dir is for single runs; to keep a sweep there, give that folder as --output")
         return TrialRecipes(self.recipe, self.name, self.root, tuple(validation), tuple(test), asked)
-
-    def _workers(self, count: int | None, ray: str | None) -> WorkerPool:
-        if ray is not None:
-            from fast_ft.sweep.ray_workers import RayWorkers
-
-            return RayWorkers(ray, count, TrialRunner)
-        return LocalWorkers(count or max(1, len(gpu.visible_gpus())), self.root / "logs", TrialRunner)
 
     def _finish(self, driver: Driver) -> None:
         """Write best.yaml, its adapter and pred.json, and the page."""

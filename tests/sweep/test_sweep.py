@@ -84,7 +84,7 @@ class Asleep(InlineWorker):
 def sweep_with(pool: Any, path: Path, root: Path, hours: float | None = None) -> Sweep:
     """Run a sweep of the recipe at `path` with this pool."""
     sweep = Sweep(load_recipe(path), path, hours=hours, output=root)
-    sweep.run(pool=pool)
+    sweep.run(lambda logs: pool)
     return sweep
 
 

@@ -74,7 +74,7 @@ def study_of(sweep: Sweep, **options: Any) -> Study:
 
 def run_with(pool: Any, path: Path, root: Path) -> None:
     sweep = opened(path, root)
-    sweep.run(pool=pool)
+    sweep.run(lambda logs: pool)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def values(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
     pool = Unlucky(2, root / "logs", TrialRunner)
     pids = {worker.process.pid for worker in pool._workers}
-    sweep.run(pool=pool)
+    sweep.run(lambda logs: pool)
     assert pool.killed in pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):
@@ -211,7 +211,8 @@ def test_two_ray_workers_give_the_same_scores_though_one_is_killed(
 
     monkeypatch.setattr(RayWorkers, "submit", and_kill_the_second)
     root = tmp_path / "sweep"
-    Sweep(load_recipe(recipe), recipe, hours=None, output=root).run(workers=2, ray="local")
+    sweep = Sweep(load_recipe(recipe), recipe, hours=None, output=root)
+    sweep.run(lambda logs: RayWorkers("local", 2, TrialRunner))
     assert not ray.is_initialized() and set(submitted) == {0, 1}
     assert scores(root) == pytest.approx(values)
     trials: list[dict[str, Any]] = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["trials"]
