@@ -39,7 +39,7 @@ def selection_json(prepared: Prepared) -> dict[str, Any]:
 
 
 def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
-    """Print what was selected and why; then `show` rows, each with showing trained and masked tokens."""
+    """Print what was selected and why; then `show` rows, each with trained and masked tokens told apart."""
     from rich.table import Table
     from rich.text import Text
 

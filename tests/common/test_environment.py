@@ -13,7 +13,13 @@ from fast_ft.common import environment, seeds, signals
 from tests.helpers.parts import ROOT
 
 #: common/environment.py says why these read variables too.
-OTHERS = {"common/environment.py", "common/redaction.py", "judge/client.py", "data/jinja_sandbox.py"}
+OTHERS = {
+    "common/environment.py",
+    "common/redaction.py",
+    "judge/client.py",
+    "judge/address.py",
+    "data/jinja_sandbox.py",
+}
 
 
 def test_variables_are_read_and_set_in_one_place() -> None:
