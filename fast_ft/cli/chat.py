@@ -32,7 +32,6 @@ def chat(
     ask = ask or _stdin()
     folder, recipe = open_run(root, overrides)
     prepared = prepare(recipe)
-    assert prepared.encoder is not None
     loaded, settled, _ = load(folder, recipe, prepared, folder.adapter)
     context = loaded.model.config.max_position_embeddings
     fused = Fused(loaded.model, dequantise=settled["dequantise"], step_rows=(1,))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
 
 if TYPE_CHECKING:
-    from fast_ft.data.prepare import Prepared
+    from fast_ft.data.prepare import PreparedData
     from fast_ft.recipe.schema import Recipe
     from fast_ft.sweep.workers import WorkerPool
 
@@ -78,9 +78,8 @@ def _data(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
     from fast_ft.cli.tables import print_row, print_selection, selection_json
     from fast_ft.common.text_safety import harmless
-    from fast_ft.data.prepare import prepare
 
-    prepared = prepare(recipe, tokens=False)
+    prepared = select_data(recipe)
     if options.json:
         print(harmless(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False)))
         return 0
@@ -96,7 +95,7 @@ def _data(options: argparse.Namespace) -> int:
     return 0
 
 
-def _explore(recipe: Recipe, prepared: Prepared, output: str | None) -> int:
+def _explore(recipe: Recipe, prepared: PreparedData, output: str | None) -> int:
     from fast_ft.common.console import note
     from fast_ft.report.server import serve
     from fast_ft.report.write import explore_page
@@ -172,9 +171,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from fast_ft.recipe.loader import schema
+    from fast_ft.recipe.loader import json_schema
 
-    print(json.dumps(schema(), indent=2))
+    print(json.dumps(json_schema(), indent=2))
     return 0
 
 

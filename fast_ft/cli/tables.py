@@ -9,12 +9,12 @@ from typing import Any
 from fast_ft.common.streams import new_console
 from fast_ft.common.text_safety import harmless, plain
 from fast_ft.data.encoding import IGNORE_INDEX
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.homework.ledger import Ledger
 from fast_ft.recipe.schema import Recipe
 
 
-def selection_json(prepared: Prepared) -> dict[str, Any]:
+def selection_json(prepared: PreparedData) -> dict[str, Any]:
     """Return `data --json`: selected (ids in training order, with stages), rows, metrics, contract, leakage."""
     stages_of: dict[str, list[str]] = {}
     for stage in prepared.stages:
@@ -38,7 +38,7 @@ def selection_json(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
+def print_selection(recipe: Recipe, prepared: PreparedData, show: int) -> None:
     """Print what was selected and why; then `show` rows, each with trained and masked tokens told apart."""
     from rich.table import Table
     from rich.text import Text
@@ -71,7 +71,7 @@ def print_selection(recipe: Recipe, prepared: Prepared, show: int) -> None:
         print_row(prepared, example.id)
 
 
-def print_row(prepared: Prepared, row_id: str) -> None:
+def print_row(prepared: PreparedData, row_id: str) -> None:
     """Print one row: masked tokens grey, trained tokens green on alternating ground, so that borders show."""
     from rich.text import Text
 

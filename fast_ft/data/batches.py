@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fast_ft.common import seeds
-from fast_ft.data.encoding import Row
+from fast_ft.data.encoding import EncodedRow
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class StageJob:
 
     index: int
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[EncodedRow]
     batches: Sequence[Sequence[int]]
     learning_rate: float
 

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from fast_ft.common import seeds
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Example, Pool
 from fast_ft.data.duplicates import Duplicates
+from fast_ft.data.examples import Example, Pool
 from fast_ft.data.metrics import TokenCounter, check_metric, measure
 from fast_ft.recipe.schema import Condition, Select
 

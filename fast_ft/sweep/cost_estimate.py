@@ -10,7 +10,7 @@ from typing import Any
 
 from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.plan import cards as forecast
 from fast_ft.plan import planner
 from fast_ft.recipe.schema import Recipe
@@ -49,9 +49,9 @@ def measured(records: list[dict[str, Any]]) -> list[Measured]:
     ]
 
 
-def work(recipe: Recipe, prepared: Prepared, *, trained: bool, prompts: int | None = None) -> Work:
+def work(recipe: Recipe, prepared: PreparedData, *, trained: bool, prompts: int | None = None) -> Work:
     """Return a trial's work. trained: its adapter is there already. prompts: how many, where not all are answered."""
-    jobs = [] if trained else prepared.jobs(recipe.train, recipe.seed)
+    jobs = [] if trained else prepared.jobs
     tokens = sum(sum(step) for job in jobs for step in job.lengths)
     return Work(tokens, len(prepared.prompts) if prompts is None else prompts, recipe.generate.max_new_tokens)
 
@@ -87,7 +87,7 @@ def reserve(prompts: int, max_new_tokens: int, measured: list[Measured]) -> floa
     return _END + 1.2 * (seconds(Work(0, prompts, longest), measured) or 0.0)
 
 
-def projected(recipe: Recipe, prepared: Prepared) -> float | None:
+def projected(recipe: Recipe, prepared: PreparedData) -> float | None:
     """Return the planner's projection of training for the card here, in seconds; None on a CPU or an unknown card."""
     name = _card_name(recipe)
     if name is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.data import sources
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download, fingerprint
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
@@ -45,7 +45,7 @@ def of_trial(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def training_digest(recipe: Recipe, prepared: Prepared) -> str:
+def training_digest(recipe: Recipe, prepared: PreparedData) -> str:
     """Return the digest of what makes an adapter: base, rows and their order, adapter, training, seed."""
     tree = resolved(recipe)
     train = {key: value for key, value in tree["train"].items() if key not in ("report_to", "save_steps", "capture")}
@@ -56,7 +56,7 @@ def training_digest(recipe: Recipe, prepared: Prepared) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_trained(folder: RunDir, prepared: Prepared) -> None:
+def check_trained(folder: RunDir, prepared: PreparedData) -> None:
     """Raise InputError where a finished trial read other training rows than the driver: the file changed meanwhile."""
     if folder.manifest()["digests"].get("train") != prepared.digests["train"]:
         raise InputError(

@@ -1,11 +1,11 @@
-"""Prepared data that is kept from one trial to the next."""
+"""PreparedData data that is kept from one trial to the next."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from fast_ft.data import contamination, curriculum
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 
@@ -15,9 +15,9 @@ class RowCache:
 
     def __init__(self) -> None:
         self._key: str | None = None
-        self._prepared: Prepared | None = None
+        self._prepared: PreparedData | None = None
 
-    def prepared(self, recipe: Recipe) -> Prepared:
+    def prepared(self, recipe: Recipe) -> PreparedData:
         """Return what `prepare` returns, made from the rows of the trial before where these are the same."""
         needed = curriculum.metrics_needed(recipe.curriculum)
         parts = [recipe.model, recipe.data, recipe.select, recipe.seed, recipe.rules, needed]

@@ -143,7 +143,7 @@ def _check_effects(recipe: Recipe, axes: list[Axis]) -> None:
         # A mapping over a section, such as lora: [{r: 8}], gives the keys that it names.
         named = [value for value in values[axis.key] if isinstance(value, dict) and _is_section(recipe, axis.key)]
         for key in dict.fromkeys(f"{axis.key}.{name}" for value in named for name in value) or [axis.key]:
-            if each := effects.always_idle(key, values, at_point):
+            if each := effects.unused_everywhere(key, values, at_point):
                 words = " ".join(word for word in each.instead if word != "KEY=VALUE").replace("=VALUE", "=...")
                 raise InputError(
                     f"search.space.{axis.key}: all values come to the same, since {key} is not used: {each.since}. "

@@ -15,7 +15,7 @@ from fast_ft.common import atomic_files, gpu, untrusted_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
-from fast_ft.data import dataset, exclude
+from fast_ft.data import contamination, dataset
 from fast_ft.judge import statistics
 from fast_ft.pipeline import judge_phase, phases
 from fast_ft.recipe.loader import content_digest, resolved
@@ -107,7 +107,7 @@ class Sweep:
                 raise InputError(f"{validation_file}: changed since the sweep began. Put it back, or start anew")
         elif not validation_file.is_file():
             validation_set.write(validation_file, validation_set.draw(self.recipe))
-        validation = sorted(exclude.digests_of(dataset.load_prompts(str(validation_file))[0]))
+        validation = sorted(contamination.digests_of(dataset.load_prompts(str(validation_file))[0]))
         test = sorted(validation_set.test_digests(self.recipe))
         asked = len(dataset.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
         if not self.sweep_json.is_file():

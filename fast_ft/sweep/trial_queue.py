@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe.schema import Recipe
 from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.cost_estimate import Work
@@ -34,7 +34,7 @@ class TrialJob:
     trial: Trial
     point: Point
     recipe: Recipe
-    prepared: Prepared
+    prepared: PreparedData
     training: str  #: digest of what makes the adapter
     stops: list[int]  #: steps at which it is looked at
     priced: float | None = None  #: seconds that it will take, where that is known
@@ -146,7 +146,7 @@ class TrialQueue:
                 self.study.finish(trial, known["value"], repeats=known["number"], folder=root)
             return None
         self._repeats = 0
-        ends = list(itertools.accumulate(len(job.batches) for job in prepared.jobs(recipe.train, recipe.seed)))
+        ends = list(itertools.accumulate(len(job.batches) for job in prepared.jobs))
         stops = [] if self.search.pruner == "none" else ends[:-1]
         return TrialJob(trial, point, recipe, prepared, inputs.training_digest(recipe, prepared), stops)
 

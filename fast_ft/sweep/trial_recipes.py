@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe.loader import content_digest, resolved
 from fast_ft.recipe.schema import Recipe, Search
 from fast_ft.run.folder import differences
@@ -70,7 +70,7 @@ class TrialRecipes:
         """Return the recipe to keep: the point's values, with the recipe's own test set and judge."""
         return search_space.at(self.recipe, point, {"data.exclude": self.excluded})
 
-    def facts(self, recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    def facts(self, recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
         """Return what is kept of a trial besides its result: the proof of what it trained on, and what was changed."""
         changed = differences(resolved(self.recipe), resolved(recipe), ignore=("output_dir", *self.fixed, "judge.kind"))
         proof = validation_set.proof(prepared, self.validation, self.test)

@@ -16,14 +16,14 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.redaction import redacted
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, phases, train_phase
 from fast_ft.pipeline.run import opened
 from fast_ft.plan import planner
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
-from fast_ft.sweep.resident_model import KeptBackend
+from fast_ft.sweep.resident_model import ResidentLoader
 from fast_ft.sweep.row_cache import RowCache
 from fast_ft.sweep.trial_folder import adopt, stage_answers
 from fast_ft.sweep.trial_task import TrialResult, TrialTask
@@ -33,7 +33,7 @@ class TrialRunner:
     """Does tasks one after another, and keeps what they share: base model, rows, and what the card can do."""
 
     def __init__(self) -> None:
-        self.kept = KeptBackend()
+        self.kept = ResidentLoader()
         self.rows = RowCache()
         self._card: list[Any] = []  #: what the card was before the base was on it; on a CPU [None]
         self._seconds: dict[str, float] = {}
@@ -71,7 +71,7 @@ class TrialRunner:
                     generate_phase.generate_phase(folder, recipe, prepared, maker=self.kept.use(recipe))
             return len(prepared.prompts)
 
-    def _train(self, folder: RunDir, task: TrialTask, prepared: Prepared, times: dict[str, float]) -> None:
+    def _train(self, folder: RunDir, task: TrialTask, prepared: PreparedData, times: dict[str, float]) -> None:
         before = _lines(folder)
         with self._timed("train"):
             self._settle(folder, task.recipe, prepared)
@@ -88,7 +88,7 @@ class TrialRunner:
         times["first_step"] = times["trained"] - sum(steps)
         self._seconds["steps"] = sum(steps)
 
-    def _settle(self, folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    def _settle(self, folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
         """Settle the plan for the card as it was before the base was loaded, as a fresh process would."""
         maker = self.kept.use(recipe)
         if folder.plan.is_file():
@@ -98,9 +98,8 @@ class TrialRunner:
         config = phases.model_config(recipe)
         phases.keep_plan(folder, planner.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
 
-    def _answer_some(self, folder: RunDir, task: TrialTask, prepared: Prepared) -> int:
+    def _answer_some(self, folder: RunDir, task: TrialTask, prepared: PreparedData) -> int:
         """Answer the first prompts with the adapter so far."""
-        assert prepared.encoder is not None
         recipe, prompts = task.recipe, prepared.prompts[: task.prompts]
         with self._timed("answer"):
             loaded = self.kept.use(recipe).for_generation(folder.taste / "adapter")

@@ -15,9 +15,9 @@ from typing import Any
 
 from fast_ft.common import atomic_files, seeds
 from fast_ft.common.errors import InputError
-from fast_ft.data import dataset, encoding, exclude, selection
-from fast_ft.data.dataset import Example
-from fast_ft.data.prepare import Prepared
+from fast_ft.data import contamination, dataset, encoding, selection
+from fast_ft.data.examples import Example
+from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Select
 
@@ -31,10 +31,10 @@ def draw(recipe: Recipe) -> list[Example]:
     search = recipe.search
     assert search is not None
     encoder = encoding.load_encoder(recipe.model)
-    pool, _ = exclude.without(dataset.load_pool(recipe.data), recipe.data.exclude)
+    pool, _ = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
     section = Select(where={**recipe.select.where, **search.where}, deduplicate="none")
     found = selection.select(pool, section, seed=recipe.seed, limit=None, token_counter=encoder.count)
-    different = {exclude.text_digest(example.prompt): example for example in reversed(found.examples)}
+    different = {contamination.text_digest(example.prompt): example for example in reversed(found.examples)}
     fitting = {
         text: example
         for text, example in reversed(different.items())
@@ -54,7 +54,7 @@ def draw(recipe: Recipe) -> list[Example]:
 
 def test_digests(recipe: Recipe) -> set[str]:
     """Return the digests of the test prompts' texts."""
-    return exclude.digests_of(dataset.load_prompts(recipe.data.test)[0]) if recipe.data.test else set()
+    return contamination.digests_of(dataset.load_prompts(recipe.data.test)[0]) if recipe.data.test else set()
 
 
 def _drawn(rows: dict[str, Example], passed_over: set[str], count: int, chance: random.Random) -> list[Example]:
@@ -79,7 +79,7 @@ def write(path: Path, rows: Collection[Example]) -> None:
     atomic_files.write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in content) + "\n]\n")
 
 
-def proof(prepared: Prepared, validation: Collection[str], test: Collection[str]) -> dict[str, Any]:
+def proof(prepared: PreparedData, validation: Collection[str], test: Collection[str]) -> dict[str, Any]:
     """Return which digests a trial's training prompts have, and those in common with validation and test prompts."""
-    own = sorted({exclude.text_digest(example.prompt) for example in prepared.examples})
+    own = sorted({contamination.text_digest(example.prompt) for example in prepared.examples})
     return {"rows": own, "in_validation": sorted({*own} & {*validation}), "in_test": sorted({*own} & {*test})}

@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.data import dataset, exclude
+from fast_ft.data import contamination, dataset
 from fast_ft.data.prepare import prepare
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe, resolved
 from fast_ft.recipe.schema import Recipe
@@ -26,7 +28,7 @@ from fast_ft.run.folder import RunDir
 from fast_ft.sweep import cost_estimate, inputs, search_space, validation_set
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.cost_estimate import Measured, Work
-from fast_ft.sweep.resident_model import KeptBackend
+from fast_ft.sweep.resident_model import ResidentLoader
 from fast_ft.sweep.row_cache import RowCache
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
@@ -210,9 +212,9 @@ def test_rows_are_left_out_by_text_not_by_id(recipe_file: RecipeFactory, train_f
     recipe = load_recipe(recipe_file())
     pool = dataset.load_pool(recipe.data)
     prompt = pool.table["prompt"][5].as_py()
-    left, count = exclude.without(pool, [exclude.text_digest(f"  {prompt.upper()} !")])
+    left, count = contamination.without_excluded(pool, [contamination.text_digest(f"  {prompt.upper()} !")])
     assert count == 1 and pool.table["id"][5].as_py() not in left.table["id"].to_pylist()
-    trained = prepare(load_recipe(recipe_file({"data.exclude": [exclude.text_digest(prompt)]})))
+    trained = prepare(load_recipe(recipe_file({"data.exclude": [contamination.text_digest(prompt)]})))
     assert prompt not in [example.prompt for example in trained.examples]
 
 
@@ -254,14 +256,14 @@ def test_no_validation_row_is_trained_on_and_rows_that_equal_test_prompts_are_re
     held = [row["conversations"][0]["value"] for row in json.loads((root / "validation.json").read_text())]
     tests = [prompt.text for prompt in dataset.load_prompts(load_recipe(path).data.test or "")[0]]
     found = content(root)
-    assert len(held) == 10 and set(found["validation"]["prompts"]) == {exclude.text_digest(text) for text in held}
-    assert set(found["test"]["prompts"]) == {exclude.text_digest(text) for text in tests}
+    assert len(held) == 10 and set(found["validation"]["prompts"]) == {contamination.text_digest(text) for text in held}
+    assert set(found["test"]["prompts"]) == {contamination.text_digest(text) for text in tests}
     for trial in found["trials"]:
         trained = {texts[row["id"]] for row in RunDir.at(trial["folder"]).manifest()["rows"]}
         assert trained == {*texts.values()} - {*held}, "every row that is not held out, the test's among them"
         assert trained & {*tests} == planted
-        assert set(trial["proof"]["rows"]) == {exclude.text_digest(text) for text in trained}
-        assert set(trial["proof"]["in_test"]) == {exclude.text_digest(text) for text in planted}
+        assert set(trial["proof"]["rows"]) == {contamination.text_digest(text) for text in trained}
+        assert set(trial["proof"]["in_test"]) == {contamination.text_digest(text) for text in planted}
         assert trial["proof"]["in_validation"] == []
     best = RunDir.at(root / "best").manifest()
     assert {(hit["example"], hit["prompt"], hit["kind"]) for hit in best["leakage"]["hits"]} == {
@@ -273,7 +275,7 @@ def test_no_validation_row_is_trained_on_and_rows_that_equal_test_prompts_are_re
 
 def test_a_proof_names_what_is_in_common(recipe_file: RecipeFactory) -> None:
     prepared = prepare(load_recipe(recipe_file()))
-    own = [exclude.text_digest(example.prompt) for example in prepared.examples]
+    own = [contamination.text_digest(example.prompt) for example in prepared.examples]
     proof = validation_set.proof(prepared, [own[3], "0" * 16], [own[5], own[7]])
     assert proof == {"rows": sorted(own), "in_validation": [own[3]], "in_test": sorted([own[5], own[7]])}
 
@@ -305,7 +307,7 @@ def test_the_test_set_takes_no_row_from_training(
 
     apart = begun("apart", [])
     prompts = [row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))]
-    place = {exclude.text_digest(prompt): index for index, prompt in enumerate(prompts)}
+    place = {contamination.text_digest(prompt): index for index, prompt in enumerate(prompts)}
     drawn = sorted(place[digest] for digest in apart.validation)
     trained = [index for index in range(24) if index not in drawn]
     shared = begun("shared", [drawn[2], *trained[:3]])
@@ -315,10 +317,12 @@ def test_the_test_set_takes_no_row_from_training(
         own = search_space.read(recipes.recipe).own
         recipe = recipes.at(own)
         assert set(recipe.data.exclude) == set(recipes.validation) == set(recipes.best_at(own).data.exclude)
-        assert not exclude.named(recipe.data.exclude, dataset.load_prompts(recipes.recipe.data.test or "")[0])
-        kept = exclude.without(dataset.load_pool(recipe.data), recipe.data.exclude)[0]
+        assert not contamination.excluded_prompts(
+            recipe.data.exclude, dataset.load_prompts(recipes.recipe.data.test or "")[0]
+        )
+        kept = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)[0]
         assert len(kept) == 14 and {*kept.table["prompt"].to_pylist()}.isdisjoint(
-            prompt for prompt in prompts if exclude.text_digest(prompt) in recipes.validation
+            prompt for prompt in prompts if contamination.text_digest(prompt) in recipes.validation
         )
     with pytest.raises(InputError, match="15 of these equal test prompts, which are not drawn"):
         begun("all", [*trained, drawn[0]])
@@ -326,8 +330,8 @@ def test_the_test_set_takes_no_row_from_training(
 
 def test_excluded_prompts_are_named(recipe_file: RecipeFactory) -> None:
     prompts = dataset.load_prompts(load_recipe(recipe_file()).data.test or "")[0]
-    assert exclude.named([exclude.text_digest("name  a HAT"), "0" * 16], prompts) == ["t4"]
-    assert exclude.named([], prompts) == []
+    assert contamination.excluded_prompts([contamination.text_digest("name  a HAT"), "0" * 16], prompts) == ["t4"]
+    assert contamination.excluded_prompts([], prompts) == []
 
 
 def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineWorker]) -> None:
@@ -367,17 +371,17 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
     import torch
 
     monkeypatch.setattr(
-        "fast_ft.models.loaders.choose.make_backend",
+        "fast_ft.models.loaders.choose.make_loader",
         lambda model, lora, *, seed, name=name: {
-            "peft": choose.PeftBackend,
-            "fused": choose.FusedBackend,
+            "peft": PeftLoader,
+            "fused": FusedLoader,
         }[name](model, lora, seed),
     )
     recipe = load_recipe(recipe_file({"model.load_in_4bit": name == "peft"}))
     prepared = prepare(recipe)
     rows = [prepared.rows[example.id] for example in prepared.examples[:3]]
 
-    def first_step(loaded: choose.Loaded) -> list[torch.Tensor]:
+    def first_step(loaded: LoadedModel) -> list[torch.Tensor]:
         loaded.model.train()
         shape = {"capture": False, "places": 3, "longest": 64, "recompute_layers": 1}
         passes = Passes(loaded, Flat(loaded.model), noise_alpha=None, pad_id=0, **shape)
@@ -394,12 +398,12 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
         loaded.model.state_dict()
         return found
 
-    kept = KeptBackend()
+    kept = ResidentLoader()
     for r, alpha in ((4, 8), (4, 8), (8, 8), (8, 16), (4, 8)):
         lora = recipe.lora.model_copy(update={"r": r, "lora_alpha": alpha})
         each = recipe.model_copy(update={"lora": lora})
         ours = first_step(kept.use(each).for_training())
-        fresh = choose.make_backend(each.model, lora, seed=each.seed).for_training()
+        fresh = choose.make_loader(each.model, lora, seed=each.seed).for_training()
         theirs = first_step(fresh)
         assert len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 

@@ -1,8 +1,8 @@
 """Base model and adapter: load, add LoRA, save, load again. Three ways, one recipe.
 
-PeftBackend uses transformers, PEFT and bitsandbytes alone; it runs on a CPU too, and is the yardstick. FusedBackend is
+PeftLoader uses transformers, PEFT and bitsandbytes alone; it runs on a CPU too, and is the yardstick. FusedLoader is
 the same with our own decoder blocks in training (block/), for NVIDIA GPUs: fastest, and loaded in half the time.
-UnslothBackend uses Unsloth's patched kernels, for NVIDIA GPUs too.
+UnslothLoader uses Unsloth's patched kernels, for NVIDIA GPUs too.
 
 Importing unsloth patches transformers and trl. So a backend is made before either is imported, and unsloth is named
 here and in models/loaders/unsloth.py only.
@@ -14,18 +14,18 @@ import logging
 
 from fast_ft.common import environment
 from fast_ft.common.errors import InputError
-from fast_ft.models.loaders.base import Backend, Loaded
-from fast_ft.models.loaders.peft import FusedBackend, PeftBackend
-from fast_ft.models.loaders.unsloth import UnslothBackend
+from fast_ft.models.loaders.base import Backend, LoadedModel
+from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
+from fast_ft.models.loaders.unsloth import UnslothLoader
 from fast_ft.recipe import schema
 
-__all__ = ["ALONE_ONLY", "Backend", "FusedBackend", "Loaded", "PeftBackend", "make_backend"]
+__all__ = ["ALONE_ONLY", "Backend", "FusedLoader", "LoadedModel", "PeftLoader", "make_loader"]
 
 #: Said where a recipe that means Unsloth is trained by several processes.
 ALONE_ONLY = "Unsloth trains in one process only: several train through PEFT, more slowly each."
 
 
-def make_backend(
+def make_loader(
     model: schema.Model, lora: schema.Lora, *, seed: int, name: str | None = None, world_size: int = 1
 ) -> Backend:
     """Return the backend that the recipe asks for; or `name`, the one that an adapter was trained with.
@@ -38,19 +38,19 @@ def make_backend(
     arguments = (model, lora, seed)
     wanted = name or model.backend
     if wanted == "peft":
-        return PeftBackend(*arguments)
+        return PeftLoader(*arguments)
     import torch
 
     if not torch.cuda.is_available():
         if wanted == "auto" or name == "fused":  # which answers as peft does
-            return PeftBackend(*arguments)
+            return PeftLoader(*arguments)
         raise InputError(
             f"model.backend: {wanted!r} needs an NVIDIA GPU, and torch sees none. Use model.backend=peft, or "
             "check the driver with nvidia-smi."
         )
     notes = []
     if (name or schema.card_backend(model, lora)) == "fused":
-        fused = FusedBackend(*arguments)
+        fused = FusedLoader(*arguments)
         problem = fused.problem() if name is None else None
         if problem is None:
             return fused
@@ -58,7 +58,7 @@ def make_backend(
             raise InputError(f"model.backend: 'fused' cannot train this: {problem}. Use model.backend=auto.")
         notes = [f"Not trained through our own blocks: {problem}."]
     if world_size > 1:
-        peft_backend = PeftBackend(*arguments)
+        peft_backend = PeftLoader(*arguments)
         peft_backend.notes += [*notes, ALONE_ONLY]
         return peft_backend
     try:
@@ -70,9 +70,9 @@ def make_backend(
                 f"model.backend: 'unsloth' does not import ({reason}). Install the versions in requirements.txt, "
                 "or use model.backend=peft."
             ) from error
-        backend: Backend = PeftBackend(*arguments)
+        backend: Backend = PeftLoader(*arguments)
         notes.append(f"Unsloth does not import ({reason}): the run went through PEFT, more slowly.")
     else:
-        backend = UnslothBackend(*arguments)
+        backend = UnslothLoader(*arguments)
     backend.notes += notes
     return backend
