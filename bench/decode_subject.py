@@ -16,7 +16,7 @@ from bench.emulation import measured_rates
 from bench.random_base import random_model
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedPool
-from fast_ft.common import gpu
+from fast_ft.common import environment, gpu
 from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
 from fast_ft.generate.engine import sampler as sampling
@@ -54,7 +54,7 @@ class Subject:
 
         if self._loaded is None:
             started = time.monotonic()
-            gpu.expand_segments()
+            environment.expand_segments()
             cap = self.options.cap
             self.context = gpu.cap_gpu_gib(cap) if cap else gpu.context_gib()
             if torch.cuda.is_available():

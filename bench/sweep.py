@@ -123,13 +123,15 @@ def start(recipe: str, overrides: list[str]) -> dict[str, Any]:
 
 def in_one_process(recipe: str, trials: list[list[str]], folder: str) -> None:
     """Train each recipe over one kept base model, and print the first steps of each as JSON."""
-    from fast_ft.sweep.trial_runner import Runner, Task
+    from fast_ft.sweep.trial_runner import TrialRunner
+    from fast_ft.sweep.trial_task import TrialTask
 
-    runner, first = Runner(), []
+    runner, first = TrialRunner(), []
     for number, overrides in enumerate(trials):
         root = Path(folder) / str(number)
         each = load_recipe(recipe, [*overrides, f"output_dir={root}"])
-        result = runner.run(Task(each.model_copy(update={"data": each.data.model_copy(update={"test": None})}), recipe))
+        untested = each.model_copy(update={"data": each.data.model_copy(update={"test": None})})
+        result = runner.run(TrialTask(untested, recipe))
         assert result.problem is None, result.problem
         lines = [json.loads(line) for line in (root / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         first.append(

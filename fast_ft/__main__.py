@@ -1,10 +1,8 @@
-"""`python -m fast_ft`: the command line of cli/main.py."""
+"""`python -m fast_ft`: the command line of cli/main.py, as the whole of a process."""
 
 import sys
 
-from fast_ft.cli.main import main
-from fast_ft.common.redaction import redact_tracebacks
+from fast_ft.cli.main import own_process
 
 if __name__ == "__main__":
-    redact_tracebacks()
-    sys.exit(main())
+    sys.exit(own_process())

@@ -96,6 +96,7 @@ def _answer(pool: Pool, row: Row, encoder: Encoder, out: TextIO) -> str:
     shown = ""
 
     def show(live: list[Row]) -> None:
+        """Print what the answer has grown by."""
         nonlocal shown
         text = encoder.decode(row.tokens)
         if not text.endswith("\ufffd") and text.startswith(shown):  # else half of a character

@@ -1,7 +1,7 @@
-"""What each command does; cli/run_commands.py has those on finished runs. Modules are imported when their command runs.
+"""What the commands do that take a recipe, or nothing; cli/run_commands.py has those that take a finished run.
 
-A new command is a function here, a line in COMMANDS, and its options in __main__.build_parser. It takes the parsed
-options (options.overrides: the words key=value) and returns the exit status.
+A new command is a function here, a line in COMMANDS, and its options in cli/parser.py. It takes the parsed options
+(options.overrides: the words key=value) and returns the exit status. Modules are imported when their command runs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fast_ft.cli import run_commands
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
 
 if TYPE_CHECKING:
     from fast_ft.data.prepare import SelectedData
     from fast_ft.recipe.schema import Recipe
+    from fast_ft.sweep.workers import WorkerPool
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -26,7 +26,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     from fast_ft.recipe.lint import lint
     from fast_ft.recipe.loader import load_recipe
 
-    if options.call is not _sweep and (words := [word for word in options.overrides if word.startswith("search")]):
+    if options.command != "sweep" and (words := [word for word in options.overrides if word.startswith("search")]):
         raise InputError(f"override {words[0]}: only `sweep` reads search, and this command is another: leave it out")
     recipe = load_recipe(options.recipe, options.overrides)
     for warning in lint(recipe)[1]:
@@ -140,21 +140,35 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.resume and not sweep.sweep_json.is_file():
         raise InputError(f"--resume: no sweep of this recipe was begun in {sweep.root}")
     with contextlib.redirect_stdout(sys.stderr):
-        root = sweep.run(workers=options.workers, ray=options.ray)
+        root = sweep.run(lambda logs: _workers(options, logs))
     note(f"done: {root / 'best.yaml'}, {root / 'best'}")
     note(f"look at it: {root / 'report.html'} (it holds predictions: not to be shared)")
     return 0
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    from fast_ft.doctor import doctor
+def _workers(options: argparse.Namespace, logs: Path) -> WorkerPool:
+    """Return a sweep's workers: on a Ray cluster, or processes here, one for each GPU unless --workers says more."""
+    from fast_ft.common.gpu import visible_gpus
+    from fast_ft.sweep.trial_runner import TrialRunner
 
-    findings = doctor.examine()
+    if options.ray is not None:
+        from fast_ft.sweep.ray_workers import RayWorkers
+
+        return RayWorkers(options.ray, options.workers, TrialRunner)
+    from fast_ft.sweep.workers import LocalWorkers
+
+    return LocalWorkers(options.workers or max(1, len(visible_gpus())), logs, TrialRunner)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from fast_ft.doctor import doctor, findings
+
+    found = doctor.examine()
     if options.json:
-        print(json.dumps(doctor.as_json(findings), indent=2))
+        print(json.dumps(findings.as_json(found), indent=2))
     else:
-        doctor.print_findings(findings)
-    return 0 if doctor.works(findings) else 3
+        findings.print_findings(found)
+    return 0 if findings.works(found) else 3
 
 
 def _schema(options: argparse.Namespace) -> int:
@@ -167,14 +181,13 @@ def _schema(options: argparse.Namespace) -> int:
 #: Those that load a model, and torch for it.
 LOADING = frozenset({"run", "train", "generate", "chat", "reproduce", "sweep"})
 #: Those that several processes can do together (common/process_group.py).
-TOGETHER = (_run, _train)
+TOGETHER = ("run", "train")
 
 COMMANDS = {
     "run": _run,
     "train": _train,
     "data": _data,
     "plan": _plan,
-    **run_commands.COMMANDS,
     "sweep": _sweep,
     "doctor": _doctor,
     "schema": _schema,

@@ -1,6 +1,4 @@
-"""What the commands do that take a finished run, in a folder or a zip. As in cli/commands.py, modules are imported
-late.
-"""
+"""What the commands do that take a finished run, in a folder or a zip; see cli/commands.py for the others."""
 
 from __future__ import annotations
 

@@ -52,6 +52,7 @@ def _table(scores: Cells) -> Any:
         table.add_column(column, justify="left" if column == "prompts" else "right")
 
     def row(name: str, each: Cells, before: Cells | None) -> None:
+        """Add a row, with the base model's scores where there are any."""
         beside = [] if base is None else [""] * len(names) if before is None else cells(before)
         table.add_row(escape(plain(name)), str(each["count"]), *beside, *cells(each))
 

@@ -92,7 +92,7 @@ def print_row(prepared: SelectedData, row_id: str) -> None:
 
 
 def print_plan(content: dict[str, Any]) -> None:
-    """Print planning.describe's content: a table of stages and, where a card is known, what it will take there."""
+    """Print what planner.describe returns: a table of stages and, where a card is known, what training takes there."""
     from rich.table import Table
 
     console, stages = new_console(), content["stages"]

@@ -21,13 +21,13 @@ _REFUSED = {
     errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
 }  # fmt: skip
 
-
-#: Called with (what, path) before anything touches the disk: "write", "rename", "append". Tests put in one that fails.
+#: Called with (what, path) before anything touches the disk: "write", "rename", "append". Tests alone set it, to fail,
+#: kill or count; it is the module's, since writes come from everywhere.
 before: Callable[[str, Path], object] = lambda what, path: None  # noqa: E731
 
 
 def touch(what: str, path: Path) -> None:
-    """Call this before anything touches the disk."""
+    """Let the guards of folders, and a test, refuse what is about to be done. Call it before each write or rename."""
     guard(path)
     before(what, path)
 
@@ -59,12 +59,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON, indented, as write_bytes does. NaN and infinity raise ValueError: they are no JSON."""
     write_bytes(path, json_bytes(value))
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: object) -> bytes:
     """Return what write_json writes."""
     return _json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
@@ -73,8 +73,7 @@ def json_bytes(value: Any) -> bytes:
 def replace_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; on leaving it takes the place of `path`, whole.
 
-    If the body raises, what was at `path` stays as it was. A full or read-only disk becomes InputError, also where a
-    library reports it as an error of its own.
+    If the body raises, `path` stays as it was. Raises InputError for a full or read-only disk, whoever reports it.
     """
     path = Path(path)
     beside = path.parent / f".{path.name}.{os.getpid()}.new"
@@ -90,8 +89,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 if item.is_file():
                     with item.open("rb") as file:
                         os.fsync(file.fileno())
-            # A full folder cannot be renamed over another, so the old one steps aside. A crash between the two
-            # renames leaves it there under its other name, where `recover` finds it.
+            # A full folder cannot be renamed over another, so the old one steps aside. See `recover`.
             if path.exists():
                 _remove(old)
                 path.rename(old)
@@ -118,9 +116,9 @@ def move(path: Path, to: Path) -> None:
 
 
 class Lines:
-    """A file of JSON lines that grows by whole ones, to be used in a with statement.
+    """A file of JSON lines that grows by whole lines, to be used in a with statement.
 
-    A line that the disk refuses leaves none of itself, and raises InputError. `sync` puts all of them on the disk.
+    A line that the disk refuses leaves no part of itself, and raises InputError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -135,12 +133,12 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, value: Any) -> None:
+    def add(self, value: object) -> None:
         """Append one value. NaN is written as NaN: a log keeps what was measured."""
         append(self._file, self.path, value)
 
     def keep(self, count: int) -> list[Any]:
-        """Cut the file after its first `count` lines, and return those that went, but for what is no whole value."""
+        """Cut the file after its first `count` lines, and return the values of the lines that went, where whole."""
         lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         with refusal(self.path):
             touch("append", self.path)
@@ -152,15 +150,13 @@ class Lines:
         return gone
 
     def sync(self) -> None:
+        """Wait until all lines are on the disk. Raises InputError where the disk refuses."""
         with refusal(self.path):
             os.fsync(self._file.fileno())
 
 
-def append(file: IO[bytes], path: Path, value: Any) -> None:
-    """Append a line of JSON to `path`, which is open unbuffered as `file`: the whole line, or none of it.
-
-    Raises InputError where the disk refuses.
-    """
+def append(file: IO[bytes], path: Path, value: object) -> None:
+    """Append JSON's whole line, or none of it, to `path`, open unbuffered as `file`. InputError: the disk refuses."""
     line = memoryview(_json(json.dumps(value, ensure_ascii=False)))
     end = os.fstat(file.fileno()).st_size
     with refusal(path):
@@ -175,7 +171,7 @@ def append(file: IO[bytes], path: Path, value: Any) -> None:
 
 
 def _json(text: str) -> bytes:
-    """Return JSON text as a line of UTF-8, which has no code for half a character; JSON's own escape says \\ud800."""
+    """Return JSON text as a line of UTF-8; half a character, which UTF-8 cannot hold, is escaped as JSON does it."""
     return (text + "\n").encode("utf-8", "backslashreplace")
 
 
@@ -195,7 +191,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def recover(root: Path) -> None:
-    """Put right, under `root`, what a crash in the middle of a write left. Call it before a run goes on."""
+    """Repair, under `root`, what a crash in the middle of a write left. Call it before a run goes on."""
     for old in list(root.rglob(".*.old")):
         target = old.with_name(old.name[1 : -len(".old")])
         if target.exists():
@@ -220,7 +216,7 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def refusal(path: Path) -> Iterator[None]:
-    """Turn what a disk or its owner refuses within, while `path` is written, into InputError with its remedy."""
+    """Turn what a disk or its owner refuses within, while `path` is written, into InputError with a remedy."""
     try:
         yield
     except InputError:
@@ -231,21 +227,15 @@ def refusal(path: Path) -> Iterator[None]:
         full = "No space left on device" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if not full and not (isinstance(error, OSError) and error.errno in _REFUSED):
             raise
-        if full:
-            reason, remedy = "the disk is full", "Free some space"
-        else:
-            reason, remedy = (
-                str(getattr(error, "strerror", error)).lower(),
-                "Make it writable, or choose another output_dir",
-            )
+        reason = "the disk is full" if full else str(getattr(error, "strerror", error)).lower()
+        remedy = "Free some space" if full else "Make it writable, or choose another output_dir"
         raise InputError(
             f"cannot write {path}: {reason}. What was there is as it was. {remedy}, then run the command again"
         ) from error
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without it a rename may be lost when the power fails; Windows has no such call.
-    if os.name == "posix":
+    if os.name == "posix":  # else a rename may be lost when the power fails; Windows has no such call
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

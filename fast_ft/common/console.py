@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar in a terminal, a line now and then where there is none."""
+"""Notes and progress on stderr: a bar in a terminal, and a line now and then where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fast_ft.common.text_safety import harmless
 _EVERY = 15.0  #: seconds between two lines where stderr is no terminal
 
 
-_silent = False
+_silent = False  # of the module, since notes come from everywhere in a process; `be_silent` alone sets it
 
 
 def be_silent() -> None:
-    """Print no notes from here on: another process says them."""
+    """Print no notes from here on: of several processes that train together, the first one says them."""
     global _silent
     _silent = True
 
@@ -59,7 +59,7 @@ class Bar:
         return self
 
     def advance(self, by: int = 1, facts: str = "") -> None:
-        """Move the bar by so many units."""
+        """Move the bar by some units. facts: what was measured, in a few words."""
         self.done += by
         if self._live:
             self._bar.update(self._task, advance=by, facts=facts)

@@ -1,4 +1,4 @@
-"""Folders before they are written to: made, refused where their disk is not mounted, guarded while a run holds them."""
+"""Folders that will be written to: made, refused if their disk is not mounted, guarded while a run holds them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ DRIVE = Path("/content/drive")  #: where Colab mounts Google Drive; its own file
 MOUNT_DRIVE = 'from google.colab import drive; drive.mount("/content/drive")'
 #: Each folder in one of these is where a disk is mounted.
 PLACES = (Path("/mnt"), Path("/media"), Path("/Volumes"))
-_guards: dict[Path, Callable[[], object]] = {}  # of the folders that this process holds
+#: Of the folders that this process holds. It is the module's, since writes come from everywhere; see `guarded`.
+_guards: dict[Path, Callable[[], object]] = {}
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def guarded(root: Path, check: Callable[[], object]) -> Iterator[None]:
 
 
 def guard(path: Path) -> None:
-    """Call the check of the folder that `path` lies in, if that is guarded."""
+    """Call the check of each guarded folder that `path` lies in."""
     for root, check in list(_guards.items()):
         if path.is_relative_to(root):
             check()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 
+from fast_ft.common import environment
+
+PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers",
+    "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
+)  # fmt: skip
 _CONTEXT_GROWS_GIB = 0.15  #: 0.60 GiB became 0.74 in training and 0.67 in decoding (H200)
-_first_context_gib: float | None = None  #: of this process, when its memory was first limited
+#: Of this process, when its memory was first limited. It is the module's, since a process has one CUDA context.
+_first_context_gib: float | None = None
 
 
 def gpu() -> dict[str, str] | None:
@@ -17,7 +23,7 @@ def gpu() -> dict[str, str] | None:
     alone lists every card, whatever these say.
     """
     cards = _cards()
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = environment.cuda_devices()
     if wanted is None:
         return _facts(cards[0]) if cards else None
     first = wanted.split(",")[0].strip()
@@ -28,6 +34,15 @@ def gpu() -> dict[str, str] | None:
     return _facts(card) if (card := _named(first, cards)) is not None else None
 
 
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it."""
+    given = environment.cuda_devices()
+    if given is not None:
+        return [part.strip() for part in given.split(",") if part.strip() and part.strip() != "-1"]
+    listed = _smi("-L") or ""
+    return [str(n) for n, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
 def _cards() -> list[dict[str, str]]:
     """Return nvidia-smi's cards in CUDA's order: by the bus, or the fastest first, which is CUDA's default."""
     keys = ["uuid", "name", "memory.total", "driver_version"]
@@ -36,7 +51,7 @@ def _cards() -> list[dict[str, str]]:
         listed = _smi(f"--query-gpu={','.join(keys)}", "--format=csv,noheader") or ""
     rows = [[part.strip() for part in line.split(",")] for line in listed.splitlines()]
     cards = [dict(zip((*keys, "compute_cap"), row, strict=False)) for row in rows if len(row) >= len(keys)]
-    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+    if not environment.by_bus():
         cards.sort(key=lambda card: [-int(n) for n in card.get("compute_cap", "").split(".") if n.isdecimal()])
     return cards
 
@@ -74,7 +89,7 @@ def _smi(*arguments: str) -> str | None:
 
 
 def matmul_tflops() -> float | None:
-    """Measure a 4,096-cubed fp16 matrix product on the GPU: TFLOP/s, or None without one. Takes some 0.1 s."""
+    """Measure an fp16 product of two 4,096 x 4,096 matrices on the GPU, in about 0.1 s. TFLOP/s; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -93,22 +108,14 @@ def matmul_tflops() -> float | None:
 
 def be_deterministic() -> None:
     """Let torch use only operations that give the same bits each time. Before the first matrix product on a card."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS picks kernels by what memory is at hand
+    environment.for_determinism()
     import torch
 
     torch.use_deterministic_algorithms(True)
 
 
-def expand_segments() -> None:
-    """Let torch's blocks of memory grow, else those of one pass that fit none of the next pile up.
-
-    It counts before the card is touched.
-    """
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-
-
 def segments_expand() -> bool:
-    """Whether torch's allocator took `expand_segments` up."""
+    """Return whether torch's allocator lets its blocks grow (environment.expand_segments)."""
     import torch
 
     if not torch.cuda.is_available():
@@ -117,10 +124,10 @@ def segments_expand() -> bool:
 
 
 def cap_gpu_gib(memory_gib: float) -> float:
-    """Keep this process within so much GPU memory and return what of it is held for the CUDA context, in GiB.
+    """Keep this process within `memory_gib` of GPU memory; return how much of that the CUDA context takes, in GiB.
 
-    That is what it has at the first call, and by how much it grows as kernels and libraries are loaded; a later phase,
-    for which it has grown, gets as much as the first one. Without a GPU: nothing, 0.
+    The context is counted as at the first call, with what it grows by as kernels and libraries are loaded, so that a
+    later phase gets as much memory as the first one. Without a GPU nothing is done, and the context takes 0.
     """
     global _first_context_gib
     import torch

@@ -1,4 +1,4 @@
-"""Budgets of minutes, kept: how many steps, how many tokens still fit, by the speed that this run shows.
+"""Budgets of minutes: how many steps, and how many tokens, still fit at the speed that this run shows.
 
 Training that will not make it anneals its learning rate to nothing over the last steps that fit, and ends there.
 Answers that will not make it are cut at the length that lets all of them end. Clocks are passed in, in seconds.
@@ -12,12 +12,12 @@ Clock = Callable[[], float]
 
 ANNEAL = 0.2  #: share of all steps over which a learning rate that has to end early goes down
 RESERVE = 0.02  #: share of the minutes kept for saving what was trained
-_FIRST = 3  #: steps before a speed is believed
-_TOKENS = 64  #: new tokens before one is
+_FIRST = 3  #: training steps before their speed is believed
+_TOKENS = 64  #: new tokens before their speed is believed
 
 
 def longer(now: float | None, then: float | None) -> bool:
-    """Return whether a budget of minutes allows more than another one; None is no limit."""
+    """Return whether the budget `now` allows more minutes than the budget `then`; None is no limit."""
     return then is not None and (now is None or now > then)
 
 
@@ -74,7 +74,7 @@ class TrainPace:
         return fitting
 
     def forecast(self, done: int) -> str | None:
-        """Return what to say where the run will not make it: what will happen, and what would fit. None: it will."""
+        """Return a sentence that says what will happen to a run that does not fit, and what would. None: it fits."""
         fitting, total = self.fitting(done), len(self.tokens)
         if fitting is None or done + fitting >= total:
             return None

@@ -1,4 +1,4 @@
-"""Out of memory: told apart from other errors, tried again with what nobody needs given back, or said in words."""
+"""Out of memory: told apart from other errors, tried again after unused memory was given back, or explained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAID = (
     "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory",
     "Cannot allocate memory",
 )  # fmt: skip
-#: And where a library itself found no room for its code or its threads.
+#: How it is said where a library found no room for its own code or threads.
 _SAID_LOADING = ("failed to map segment", "cannot allocate memory", "static TLS block")
 
 #: Address space that a small run took on two cores: it failed with 2.6 million KiB and passed with 3.2 million.
@@ -62,7 +62,7 @@ def is_short(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back what is held and not needed. Call it outside of an error's handler: its traceback holds much."""
+    """Give back memory that is held and not needed. Call it outside of an error's handler: a traceback holds much."""
     import torch
 
     gc.collect()

@@ -1,10 +1,11 @@
 """Several processes that train one recipe together, as torchrun and `accelerate launch` start them: who is who.
 
 Process 0 is the run: it has the folder, the log, the terminal, and all that follows training. The others compute their
-share of each batch (cut.share) and write nothing (train/worker.py). Every process has one GPU, or none has.
+share of each batch (plan/micro_batches.py) and write nothing (train/worker.py). Every process has one GPU, or none has.
 
-What a launcher puts into the environment is read once and taken out of it. transformers, accelerate and Unsloth would
-wrap the model and divide the batches again; this way each sees one process with one GPU, as without a launcher.
+What a launcher puts into the environment is read once and taken out of it (common/environment.py). transformers,
+accelerate and Unsloth would wrap the model and divide the batches again; this way each sees one process with one GPU,
+as without a launcher.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fast_ft.common import environment
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TIMEOUT = dt.timedelta(minutes=30)  #: of one exchange: a checkpoint onto a slow Drive lies in between
 _CONNECT = dt.timedelta(hours=12)  #: until process 0 has something to train: it may have to fetch the model
@@ -46,8 +50,8 @@ def _lost() -> Iterator[None]:
 class Ranks:
     """This process's place among those that train together: number `rank` of `size`. Alone, everything is a no-op.
 
-    All processes call `begin` and what stands below it at the same points, in the same order. Lost is raised where one
-    of them is gone.
+    All processes call `begin` and the methods below it at the same points, in the same order. These raise Lost where
+    another process is gone.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -57,10 +61,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
+        """Whether this is process 0, which is the run."""
         return self.rank == 0
 
     def begin(self) -> bool:
-        """Join all processes, once process 0 calls this too. False: it had nothing to train, and has ended."""
+        """Join all processes, once process 0 calls this too. False: process 0 had nothing to train, and has ended."""
         if self.size == 1:
             return True
         import torch
@@ -90,7 +95,7 @@ class Ranks:
         return True
 
     def end(self) -> None:
-        """Tell the others that process 0 has ended; if it began nothing, that they may go."""
+        """Tell the others that process 0 has ended, or that there is nothing to train and they may end too."""
         if self.size == 1 or not self.first:
             return
         with contextlib.suppress(RuntimeError, OSError):  # the launcher is gone, and so are they
@@ -100,7 +105,7 @@ class Ranks:
             store.set(_ENDED, "yes")
 
     def ended(self, within: float) -> bool:
-        """Wait up to `within` seconds for process 0's `end`; tell whether it came, or nobody is there to tell."""
+        """Wait up to `within` seconds for process 0's `end`; return whether it came, or process 0 is gone."""
         until = time.monotonic() + within
         try:
             while not (there := self._connected().check([_ENDED])) and time.monotonic() < until:
@@ -116,12 +121,12 @@ class Ranks:
 
             torch.distributed.destroy_process_group()
 
-    def share(self, value: Any) -> Any:
+    def share(self, value: object) -> Any:
         """Return process 0's value, which JSON can hold."""
         return value if self.size == 1 else json.loads(self.share_bytes(json.dumps(value).encode()))
 
     def share_bytes(self, data: bytes, source: int = 0) -> bytes:
-        """Return the bytes of process `source`. No pickles, which torch's own exchange of objects is made of."""
+        """Return the bytes of process `source`. torch's own exchange of objects would read pickles from the network."""
         if self.size == 1:
             return data
         import torch
@@ -136,7 +141,7 @@ class Ranks:
         return bytes(whole)
 
     def agree(self, problem: str | None = None) -> None:
-        """Raise InputError in all processes where one of them has a problem."""
+        """Raise InputError in all processes if one of them has a problem."""
         who = self.most([0 if problem is None else self.rank + 1])[0] - 1
         if who >= 0 and self.size > 1:
             text = self.share_bytes((problem or "").encode(), who).decode()
@@ -154,11 +159,11 @@ class Ranks:
         return largest.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Tell whether it is so in any process."""
+        """Return whether the flag is set in any process."""
         return bool(self.most([flag])[0])
 
-    def sum(self, tensor: Any) -> None:
-        """Add up all processes' tensors, in place. All get the same bits."""
+    def sum(self, tensor: Tensor) -> None:
+        """Add up all processes' tensors, of one shape, in place. All get the same bits."""
         if self.size > 1:
             import torch
 
@@ -175,9 +180,9 @@ class Ranks:
         return self._store
 
     def _check_cards(self, store: Any, on_card: bool) -> None:
-        """Raise InputError, in all processes, where some have no GPU or share one."""
-        host = f"{socket.gethostname()} {os.environ.get('GROUP_RANK', '')}".rstrip()
-        card = f"{host}'s GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}" if on_card else ""
+        """Raise InputError, in all processes, if some have no GPU or two share one."""
+        host = f"{socket.gethostname()} {environment.host_rank()}".rstrip()
+        card = f"{host}'s GPU {environment.cuda_devices()}" if on_card else ""
         store.set(f"fast_ft/card/{self.rank}", card)
         cards = [store.get(f"fast_ft/card/{rank}").decode() for rank in range(self.size)]
         remedy = "Start as many processes on a host as it has GPUs."
@@ -189,7 +194,7 @@ class Ranks:
 
 
 ALONE = Ranks()
-_here = ALONE
+_here = ALONE  # of the module, since a process has one place from its start to its end; `enter` alone sets it
 
 
 def here() -> Ranks:
@@ -198,34 +203,25 @@ def here() -> Ranks:
 
 
 def enter() -> Ranks:
-    """Read a launcher's variables and take them out of the environment; keep this process to its own GPU.
+    """Find this process's place by what a launcher says of it, and keep the process to its own GPU.
 
-    To be called before torch is imported. InputError where they make no sense.
+    Call it before torch is imported. Raises InputError where the launcher's variables make no sense.
     """
     global _here
-    accelerated = any(name.startswith("ACCELERATE_") for name in os.environ)
-    given = {name: os.environ.pop(name, None) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        del os.environ[name]  # accelerate's precision, device or dynamo: those are the recipe's to say
+    said = environment.take_launcher()
+    given = said.given
     try:
         rank, size, local = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 1), int(given["LOCAL_RANK"] or 0)
     except ValueError:
-        raise InputError(f"{_shown(given)}: whole numbers were expected. torchrun sets them; unset them") from None
+        raise InputError(f"{said}: whole numbers were expected. torchrun sets them; unset them") from None
     if size > 1:
-        if not (0 <= rank < size and local >= 0) or not os.environ.get("MASTER_ADDR"):
+        if not (0 <= rank < size and local >= 0) or not said.master_address:
             raise InputError(
-                f"{_shown(given)}, MASTER_ADDR={os.environ.get('MASTER_ADDR')} are no place among several processes. "
+                f"{said}, MASTER_ADDR={said.master_address} are no place among several processes. "
                 "Start them with `torchrun --nproc-per-node 2 -m fast_ft RECIPE`, or unset WORLD_SIZE."
             )
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a process that leaves first makes the others talk
-        cards = os.environ.get("CUDA_VISIBLE_DEVICES")
-        seen = cards.split(",") if cards is not None else [str(each) for each in range(local + 1)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen[local] if local < len(seen) else seen[-1]
-    elif accelerated and given["WORLD_SIZE"] is None and os.environ.get("MASTER_PORT"):
+        environment.for_process(local)
+    elif said.by_accelerate and given["WORLD_SIZE"] is None and said.master_port:
         note("warning: accelerate started one process only, as it does without GPUs: add --multi_gpu, or use torchrun")
     _here = Ranks(rank, size)
     return _here
-
-
-def _shown(given: dict[str, str | None]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)

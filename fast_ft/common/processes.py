@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def boot() -> str | None:
-    """Return what tells one boot, and one container's process ids, from another's; None where nothing does."""
+    """Return what tells this boot, and this container's process ids, from others; None where nothing does."""
     try:
         identity = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{identity} {Path('/proc/self/ns/pid').readlink()}"
@@ -26,7 +26,7 @@ def started(pid: int) -> str | None:
 
 
 def has_open(pid: int, folder: Path) -> bool:
-    """Tell whether a process of this machine holds this very folder open, not one that it was copied from."""
+    """Return whether a process of this machine holds this very folder open, and not one that it was copied from."""
     try:
         wanted = folder.stat()
         links = list(Path(f"/proc/{pid}/fd").iterdir())

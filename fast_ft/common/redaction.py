@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 #: Environment variables whose values must not get out.
 _NAMES = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
@@ -36,9 +35,11 @@ def redact_tracebacks() -> None:
     import traceback  # here, so that --help need not load it
 
     def show(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        """Print a traceback without keys; sys.excepthook."""
         sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
-    def show_thread(arguments: Any) -> None:
+    def show_thread(arguments: threading.ExceptHookArgs) -> None:
+        """Do the same for a thread; threading.excepthook."""
         if arguments.exc_type is not SystemExit:
             show(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
 

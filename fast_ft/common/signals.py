@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 
 GRACE = 9.0  #: seconds between a signal and the end of the process, whatever it still waits for
 
-_finishing = False  # the step in hand is being finished, however long it takes
+#: Whether the step in hand is being finished, however long it takes. It is the module's, since a process has one set of
+#: signal handlers; `calling` alone sets it.
+_finishing = False
 
 
 def interruptible() -> contextlib.AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Where the seconds of a phase went, by name: each second counts for one name only."""
+"""Where the seconds of a phase went: each second counts for one name only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 class Stopwatch:
-    """Runs from its making on; what no name is measured for counts as "other"."""
+    """Runs from when it is made. Seconds that no name is measured for count as "other"."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock, self._since = clock, clock()
@@ -17,9 +17,9 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def during(self, name: str, *, covers: frozenset[str] = frozenset()) -> Iterator[None]:
-        """Count what passes within for `name`. What is measured within for another name counts for that one instead.
+        """Count the seconds that pass within for `name`. Seconds measured within for another name count for that one.
 
-        That is unless `covers` holds the other name: a check that decodes is a check.
+        Names in `covers` are an exception: their seconds count for `name` too, so that a check that decodes is a check.
         """
         if name in self._covered:
             yield

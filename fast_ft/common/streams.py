@@ -8,9 +8,10 @@ import select
 import sys
 from typing import Any, TextIO
 
+from fast_ft.common import environment
+
 READER_LEFT = 141  #: the exit status of a Unix tool whose reader, such as head, has left: 128 + SIGPIPE
 _ERRORS = "fast_ft.escape"
-_NARROWEST = 20  #: columns; in fewer no table says anything
 
 
 def set_up() -> None:
@@ -22,10 +23,7 @@ def set_up() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS)
-    for name, least in (("COLUMNS", _NARROWEST), ("LINES", 2)):
-        value = os.environ.get(name, "")
-        if value and not (value.isascii() and value.isdigit() and len(value) < 5 and int(value) >= least):
-            del os.environ[name]  # rich takes any number, and prints nothing in a width of 0
+    environment.drop_impossible_sizes()
 
 
 def reader_left() -> bool:
@@ -57,6 +55,7 @@ def new_console(file: TextIO | None = None) -> Any:
 
     class Quiet(Console):
         def on_broken_pipe(self) -> None:
+            """Raise BrokenPipeError, where rich would end the process with status 1."""
             self.quiet = True
             raise BrokenPipeError
 
@@ -64,7 +63,7 @@ def new_console(file: TextIO | None = None) -> Any:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""Stand in for what an encoding lacks by \uXXXX, as `terminal.harmless` does and as JSON reads it."""
+    r"""Replace what an encoding lacks by \uXXXX, as `text_safety.harmless` does and as JSON reads it."""
     assert isinstance(error, UnicodeEncodeError)
     wide = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     units = (wide[at : at + 2].hex() for at in range(0, len(wide), 2))

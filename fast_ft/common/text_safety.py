@@ -1,4 +1,4 @@
-"""Somebody else's text, made fit for a terminal: it may say what it likes, and draw, move or recolour nothing.
+"""Somebody else's text, made fit for a terminal: it may say anything, but draw, move or recolour nothing.
 
 Rows, answers, judges' replies, file names and libraries' messages pass through here on their way to the screen.
 """

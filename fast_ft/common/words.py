@@ -1,4 +1,4 @@
-"""What a word is, in any script: in one place, for metrics of rows, ROUGE-L and the length of answers.
+"""What a word is, in any script. Metrics of rows, ROUGE-L and the length of answers all ask this module.
 
 White space separates words. Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan have none between theirs, and only
 a dictionary could tell where a word ends; so each of their letters counts as a word, with its marks. Punctuation

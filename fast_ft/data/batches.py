@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fast_ft.common import seeds
 from fast_ft.data.encoding import EncodedRow
 
 
@@ -37,6 +37,6 @@ def batches(rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, sta
     for epoch in range(epochs):
         order = list(range(rows))
         if shuffled:
-            random.Random(f"{seed}/{stage}/{epoch}").shuffle(order)
+            seeds.generator(seed, stage, epoch).shuffle(order)
         steps += [order[start : start + size] for start in range(0, rows, size)]
     return steps

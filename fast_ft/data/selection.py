@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fast_ft.common import seeds
 from fast_ft.common.errors import InputError
 from fast_ft.data.duplicates import Duplicates
 from fast_ft.data.examples import Example, Pool
@@ -168,7 +168,7 @@ def _visits(count: int, wanted: int, method: str, seed: int) -> Iterator[tuple[l
     if method == "middle":  # from the centre outwards, so that the rows taken are the central ones
         everything.sort(key=lambda place: abs(2 * place - (count - 1)))
     elif method == "random":
-        random.Random(seed).shuffle(everything)
+        seeds.generator(seed).shuffle(everything)
     elif method == "stratified" and wanted < count:
         for stratum in range(wanted):
             places = list(range(stratum * count // wanted, (stratum + 1) * count // wanted))

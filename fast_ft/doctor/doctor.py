@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import gpu
+from fast_ft.common import environment, gpu
 from fast_ft.common.redaction import redacted
 from fast_ft.doctor import versions
-from fast_ft.doctor.finding import Finding
+from fast_ft.doctor.findings import Finding
 from fast_ft.hub.families import GIB
 
 SECONDS = 2.0  #: for an address to answer
@@ -30,7 +30,7 @@ MEMORY_FOR_7B, MEMORY_FOR_POCKET = 6.0, 1.5
 
 
 def examine() -> list[Finding]:
-    """Look at everything, the slow parts side by side, and return what was found."""
+    """Look at everything, the slow parts at the same time, and return what was found."""
     card = gpu.gpu()
     with ThreadPoolExecutor(3) as pool:
         tested = pool.submit(self_test)
@@ -115,6 +115,7 @@ def network(ask: Callable[[str], None] | None = None) -> Iterator[Finding]:
     answers: dict[str, str] = {}
 
     def answer(name: str, url: str) -> None:
+        """Note whether an address answered, or the kind of error."""
         try:
             (ask or _ask)(url)
             answers[name] = ""
@@ -144,8 +145,7 @@ def _ask(url: str) -> None:
 
 def _index() -> str:
     """Return the package index that pip asks."""
-    given = os.environ.get("PIP_INDEX_URL")
-    if given:
+    if given := environment.pip_index():
         return given
     from pip._internal.models.index import PyPI
 
@@ -153,14 +153,13 @@ def _index() -> str:
 
 
 def self_test() -> Iterator[Finding]:
-    """Train and decode in small, in a process of its own, and yield what came of it."""
-    path = os.pathsep.join(filter(None, [str(versions.ROOT), os.environ.get("PYTHONPATH")]))
+    """Train and decode a little in a process of its own, and yield what came of it."""
     command = [sys.executable, "-m", "fast_ft.doctor.smoke_run"]
     started = time.monotonic()
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=TRIAL_SECONDS,
-            env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+            env=environment.for_child(str(versions.ROOT), HF_HUB_OFFLINE="1"),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         yield Finding("self-test", "broken", f"not done after {TRIAL_SECONDS} s", "try again while nothing else runs")
@@ -177,7 +176,10 @@ def self_test() -> Iterator[Finding]:
 
 
 def judged(result: dict[str, Any], seconds: float) -> Iterator[Finding]:
-    """Yield what the trial's facts mean: a loss that falls, and tokens."""
+    """Yield what the smoke run's facts mean: the loss should fall, and tokens should come.
+
+    result: of doctor/smoke_run.py. seconds: all that it took, imports included.
+    """
     first, last = result["losses"]
     text = (
         f"{result['steps']} steps through {result['backend']} in {result['dtype']} in {result['train_seconds']:.1f} s "
@@ -187,34 +189,3 @@ def judged(result: dict[str, Any], seconds: float) -> Iterator[Finding]:
     sound = result["tokens"] > 0 and last < first  # no NaN is below anything
     remedy = "" if sound else "the loss should fall: compare versions, then report it with this output"
     yield Finding("self-test", "fine" if sound else "broken", text, remedy)
-
-
-def print_findings(findings: list[Finding]) -> None:
-    """Print one line for each, the remedy below it, and a last line that says what it comes to."""
-    import textwrap
-
-    from fast_ft.common.text_safety import plain
-
-    width = max(40, shutil.get_terminal_size((100, 24)).columns)
-    words = {"fine": "fine", "note": "note", "warning": "WARNING", "broken": "BROKEN"}
-    for each in findings:
-        head = f"{words[each.level]:8} {plain(each.name):14} "
-        print(textwrap.fill(plain(each.text), width, initial_indent=head, subsequent_indent=" " * len(head)))
-        if each.remedy:
-            print(textwrap.fill(plain(f"-> {each.remedy}"), width, initial_indent=" " * len(head),
-                                subsequent_indent=" " * (len(head) + 3)))  # fmt: skip
-    broken = list(dict.fromkeys(each.name for each in findings if each.level == "broken"))
-    warned = sum(each.level == "warning" for each in findings)
-    end = f"broken: {', '.join(broken)}: a run would fail" if broken else "a run will work here"
-    end = plain(end)
-    print(f"\n{end}{f'; {warned} warnings' if warned > 1 else '; 1 warning' if warned else ''}")
-
-
-def as_json(findings: list[Finding]) -> dict[str, Any]:
-    """Return {"works": bool, "findings": [{name, level, text, remedy}]}."""
-    return {"works": works(findings), "findings": [vars(each) for each in findings]}
-
-
-def works(findings: list[Finding]) -> bool:
-    """Tell whether a run would get through."""
-    return all(each.level != "broken" for each in findings)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from fast_ft.doctor.finding import Finding
+from fast_ft.doctor.findings import Finding
 
 ROOT = Path(__file__).parents[2]
 #: Without these a run goes through other kernels.
@@ -52,6 +52,7 @@ PAIRS = (
 
 
 def installed(name: str) -> str | None:
+    """Return a package's installed version, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -100,6 +101,7 @@ def known_pairs(gpu: bool, have: dict[str, str | None] | None = None) -> Iterato
     """Yield the pairs that are here and known to break; `have` stands in place of what is installed."""
 
     def matches(text: str | None) -> bool:
+        """Return whether a requirement is met here; None, no requirement, is."""
         if text is None:
             return True
         wanted = Requirement(text)

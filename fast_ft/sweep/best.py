@@ -12,13 +12,17 @@ from fast_ft.recipe.schema import Recipe
 
 
 def verdict(best: dict[str, Any], own: dict[str, Any] | None, against: dict[str, Any] | None, tried: int) -> str:
-    """Return what the sweep found, in words."""
+    """Return what the sweep found, in a sentence.
+
+    best, own: records of the best trial and of the recipe itself. against: their difference, as statistics.compare
+    gives it; None where the recipe itself is best. tried: how many trials have a score.
+    """
     name = f"trial {best['number']} ({best['value']:.3f} on the validation prompts)"
     if own is None:
         return f"Best of {tried}: {name}; the recipe itself was not scored, so there is nothing to compare it with."
     if against is None:
-        return f"Best of {tried}: the recipe as it stood ({best['value']:.3f} on the validation prompts)."
-    said = f"Best of {tried}: {name}, the recipe as it stood {own['value']:.3f}"
+        return f"Best of {tried}: the recipe itself ({best['value']:.3f} on the validation prompts)."
+    said = f"Best of {tried}: {name}, the recipe itself {own['value']:.3f}"
     if against["low"] is None:
         return f"{said}; too few prompts have a score in both to tell a difference from noise."
     between = f"paired 95 % interval of the difference {against['low']:+.3f} to {against['high']:+.3f}"

@@ -1,4 +1,4 @@
-"""The hours of a sweep, over all commands that worked on it: what was used is on the disk every two seconds."""
+"""The hours of a sweep, over all commands that worked on it. They are written to the disk every two seconds."""
 
 from __future__ import annotations
 

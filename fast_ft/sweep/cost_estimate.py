@@ -1,4 +1,4 @@
-"""What a trial will take, before it is begun: from the trials measured so far, else by the planner's projection."""
+"""How long a trial will take: by the trials measured so far, or else by the planner's projection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from fast_ft.plan import cards as forecast
 from fast_ft.plan import planner
 from fast_ft.recipe.schema import Recipe
 
-MARGIN = 1.1  #: a trial is begun where the time left holds this much of its price
+MARGIN = 1.1  #: a trial is begun where the time left is at least this multiple of its price
+
+_END = 5.0  #: seconds for the page and for what is written at the end
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def measured(records: list[dict[str, Any]]) -> list[Measured]:
 
 
 def work(recipe: Recipe, prepared: PreparedData, *, trained: bool, prompts: int | None = None) -> Work:
-    """Return a trial's work; `trained`: its adapter is there already."""
+    """Return a trial's work. trained: its adapter is there already. prompts: how many, where not all are answered."""
     jobs = [] if trained else prepared.jobs
     tokens = sum(sum(step) for job in jobs for step in job.lengths)
     return Work(tokens, len(prepared.prompts) if prompts is None else prompts, recipe.generate.max_new_tokens)
@@ -74,6 +76,15 @@ def seconds(work: Work, measured: list[Measured], *, loaded: bool = True) -> flo
     if not loaded:
         rest += max(m.load for m in measured)
     return rest + per_token * work.tokens + per_prompt * work.prompts
+
+
+def reserve(prompts: int, max_new_tokens: int, measured: list[Measured]) -> float:
+    """Return the seconds that a sweep's end needs: the best recipe's answers to the test prompts, and the page.
+
+    max_new_tokens: of the recipe, where no trial was measured yet.
+    """
+    longest = max((m.work.max_new_tokens for m in measured), default=max_new_tokens)
+    return _END + 1.2 * (seconds(Work(0, prompts, longest), measured) or 0.0)
 
 
 def projected(recipe: Recipe, prepared: PreparedData) -> float | None:

@@ -1,9 +1,8 @@
-"""The driver's loop: a task for each idle worker while the hours last, and what comes back into the study."""
+"""The driver's loop: each idle worker gets a task while the hours last, and what comes back goes into the study."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from fast_ft.common import atomic_files
@@ -11,71 +10,70 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.judge import reference_judge
 from fast_ft.pipeline import judge_phase
-from fast_ft.report import write
+from fast_ft.report.write import try_report
 from fast_ft.run.folder import RunDir
 from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.cost_estimate import Measured
-from fast_ft.sweep.job import Job, shown
-from fast_ft.sweep.trial_queue import Supply
-from fast_ft.sweep.trial_runner import Result, Task, stage_answers
-from fast_ft.sweep.workers import Crew
+from fast_ft.sweep.files import SweepFile
+from fast_ft.sweep.trial_folder import stage_answers
+from fast_ft.sweep.trial_queue import TrialJob, TrialQueue, shown
+from fast_ft.sweep.trial_recipes import TrialRecipes
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
+from fast_ft.sweep.workers import WorkerPool
 
 TRIES = 3  #: of one trial, each time on another worker
 
 
 class Driver:
-    """Runs a supply's trials over a crew, into its study. `facts_of(job)`: what else to keep of a trial."""
+    """Runs a queue's trials over workers, into its study; sweep.json is written as trials end."""
 
     def __init__(
-        self,
-        name: str,
-        supply: Supply,
-        crew: Crew,
-        clock: Clock,
-        *,
-        facts_of: Callable[[Job], dict[str, Any]],
-        reserve: Callable[[list[Measured]], float],
-        changed: Callable[[], None],
+        self, recipes: TrialRecipes, queue: TrialQueue, workers: WorkerPool, clock: Clock, file: SweepFile
     ) -> None:
-        self.name, self.supply, self.crew, self.clock = name, supply, crew, clock
-        self.search, self.space, self.study = supply.search, supply.space, supply.study
-        self._facts_of, self._reserve, self._changed = facts_of, reserve, changed
-        self._jobs: dict[int, Job] = {}
-        self._unreported: list[Job] = []
+        self.recipes, self.queue, self.workers, self.clock, self.file = recipes, queue, workers, clock, file
+        self.search, self.space, self.study = queue.search, queue.space, queue.study
+        self._jobs: dict[int, TrialJob] = {}
+        self._unreported: list[TrialJob] = []
         self._seated: set[int] = set()  # workers that have loaded the base
 
     def run(self) -> None:
         """Do trials until there is nothing left to try, or no time."""
-        ready = False
-        while True:
-            for worker in self.crew.idle():
-                running, idle = list(self._jobs.values()), len(self.crew.idle())
-                job = self.supply.next(running, idle, self._left, loaded=worker in self._seated)
-                if job is None:
-                    break
-                self._begin(worker, job)
-            if not self._jobs:
-                break
-            if not ready and any(job.recipe.judge.kind == "reference" for job in self._jobs.values()):
-                # its libraries are imported while the workers load, not between trials
-                reference_judge.ReferenceJudge()
-            ready = True
-            while self._unreported:  # while the workers work
-                job = self._unreported.pop()
-                write.try_report(RunDir.at(job.root))
-            for worker, result in self.crew.wait(max(0.0, min(1.0, self._left))):
+        self._begin_trials()
+        if any(job.recipe.judge.kind == "reference" for job in self._jobs.values()):
+            reference_judge.ReferenceJudge()  # its libraries are imported while the workers load, not between trials
+        while self._jobs:
+            self._write_reports()  # while the workers work
+            for worker, result in self.workers.wait(max(0.0, min(1.0, self._left))):
                 self._ended(worker, self._jobs.pop(worker), result)
             self.clock.tick()
             if self._left <= 0 and self._jobs:
-                under_way = f"{len(self._jobs)} trials under way, which more hours go on with"
-                self.supply.ended = f"the hours were over with {under_way}"
-                note(self.supply.ended)
-                self.crew.interrupt()
-                self._jobs.clear()
+                self._stop()
+            else:
+                self._begin_trials()
+        self._write_reports()
+
+    def _begin_trials(self) -> None:
+        """Give each idle worker a trial, as long as there are any."""
+        for worker in self.workers.idle():
+            running, idle = list(self._jobs.values()), len(self.workers.idle())
+            job = self.queue.next(running, idle, self._left, loaded=worker in self._seated)
+            if job is None:
                 break
-        for job in self._unreported:
-            write.try_report(RunDir.at(job.root))
+            self._begin(worker, job)
+
+    def _stop(self) -> None:
+        """End the trials under way, since the hours are over; what they saved is kept."""
+        under_way = f"{len(self._jobs)} trials under way, which more hours go on with"
+        self.queue.ended = f"the hours were over with {under_way}"
+        note(self.queue.ended)
+        self.workers.interrupt()
+        self._jobs.clear()
+
+    def _write_reports(self) -> None:
+        while self._unreported:
+            job = self._unreported.pop()
+            try_report(RunDir.at(job.root))
 
     @property
     def _measured(self) -> list[Measured]:
@@ -83,14 +81,15 @@ class Driver:
 
     @property
     def _left(self) -> float:
-        """Seconds left for trials, the end's share taken off."""
-        return self.clock.left - self._reserve(self._measured)
+        """Seconds left for trials, without those that the end of the sweep needs."""
+        longest = self.recipes.recipe.generate.max_new_tokens
+        return self.clock.left - cost_estimate.reserve(self.recipes.asked, longest, self._measured)
 
     def _fitting(self, seconds: float) -> int:
-        """Return how many trials of so many seconds fit the time left, over all workers."""
-        return int(max(0.0, self._left) / seconds) * (len(self._jobs) + len(self.crew.idle()))
+        """Return how many trials of `seconds` each fit the time left, over all workers."""
+        return int(max(0.0, self._left) / seconds) * (len(self._jobs) + len(self.workers.idle()))
 
-    def _begin(self, worker: int, job: Job) -> None:
+    def _begin(self, worker: int, job: TrialJob) -> None:
         self._jobs[worker] = job
         stop = job.stops[job.stage] if job.stage < len(job.stops) else None
         if job.stage == 0:
@@ -99,9 +98,10 @@ class Driver:
             note(f"trial {job.trial.number} begins{saved}{cost}  {shown(job.point)}")
             if job.priced and not self._measured and self.clock.allowed is not None:
                 note(f"by projection some {self._fitting(job.priced)} trials like this one fit; the first will tell")
-        self.crew.submit(worker, Task(job.recipe, self.name, job.trained, stop, self.search.stage_prompts))
+        task = TrialTask(job.recipe, self.recipes.name, job.trained, stop, self.search.stage_prompts)
+        self.workers.submit(worker, task)
 
-    def _ended(self, worker: int, job: Job, result: Result | None) -> None:
+    def _ended(self, worker: int, job: TrialJob, result: TrialResult | None) -> None:
         """Take what came back from a worker into the study."""
         if result is None:
             self._seated.discard(worker)
@@ -111,7 +111,7 @@ class Driver:
                 + ("it is tried again" if job.tries <= TRIES else "given up")
             )
             if job.tries <= TRIES:
-                self.supply.again(job)
+                self.queue.again(job)
             else:
                 self.study.fail(job.trial, f"its worker was lost {TRIES} times")
         elif result.stopped:
@@ -130,27 +130,30 @@ class Driver:
                 self._stage_ended(worker, job)
             else:
                 self._finished(worker, job, result)
-        self._changed()
+        self.file.update(trials=self.study.records(), seconds=round(self.clock.used, 1))
 
-    def _kept(self, job: Job, result: Result) -> str:
+    def _facts(self, job: TrialJob) -> dict[str, Any]:
+        return self.recipes.facts(job.recipe, job.prepared)
+
+    def _kept(self, job: TrialJob, result: TrialResult) -> str:
         """Keep a bug's traceback in the sweep's logs; return the problem in a sentence that says where."""
         path = self.study.root / "logs" / f"trial-{job.trial.number}.txt"
         atomic_files.write_text(path, result.traceback)
         return f"{result.problem} (its traceback is in {path})"
 
-    def _stage_ended(self, worker: int, job: Job) -> None:
+    def _stage_ended(self, worker: int, job: TrialJob) -> None:
         """Judge the answers at a stage's end; go on, or give the trial up."""
         at = RunDir(stage_answers(RunDir(job.root), job.stops[job.stage]).parent)
         value = self._value(at, job)[0]
         job.stage += 1
-        if self.study.hopeless(job.trial, value, job.stage):
+        if self.study.should_prune(job.trial, value, job.stage):
             note(f"trial {job.trial.number} is stopped after stage {job.stage} of {len(job.stops) + 1}: {value:.3f}")
             self.study.prune(job.trial, folder=str(job.root), seconds=job.spent, minutes=self.clock.used / 60,
-                             so_far=value, **self._facts_of(job))  # fmt: skip
+                             so_far=value, **self._facts(job))  # fmt: skip
         else:
             self._begin(worker, job)
 
-    def _finished(self, worker: int, job: Job, result: Result) -> None:
+    def _finished(self, worker: int, job: TrialJob, result: TrialResult) -> None:
         folder = RunDir.at(job.root)
         inputs.check_trained(folder, job.prepared)
         value, scores = self._value(folder, job)
@@ -163,12 +166,12 @@ class Driver:
         }  # fmt: skip
         self._seated.add(worker)
         if len(job.stops):
-            self.study.hopeless(job.trial, value, job.stage + 1)  # so that Hyperband knows the last stage
+            self.study.should_prune(job.trial, value, job.stage + 1)  # so that Hyperband knows the last stage
         self.study.finish(
             job.trial, value, folder=str(job.root), training=job.training, scores=scores, priced=job.priced,
             seconds=job.spent, times=result.times, minutes=self.clock.used / 60, worker=worker,
             trained_in=str(job.trained) if job.trained else None,
-            work=[work.tokens, work.prompts, work.max_new_tokens], took=took, **self._facts_of(job),
+            work=[work.tokens, work.prompts, work.max_new_tokens], took=took, **self._facts(job),
         )  # fmt: skip
         self._unreported.append(job)
         finished = sum(r["value"] is not None and not r.get("repeats") for r in self.study.records())
@@ -180,7 +183,7 @@ class Driver:
             f"{self.clock.used / 60:.1f} min used{more}"
         )
 
-    def _value(self, folder: RunDir, job: Job) -> tuple[float, dict[str, float | None]]:
+    def _value(self, folder: RunDir, job: TrialJob) -> tuple[float, dict[str, float | None]]:
         """Judge a folder's answers and return their mean and each prompt's score, by the sweep's objective."""
         content = json.loads(folder.scores.read_text(encoding="utf-8")) if folder.scores.is_file() else None
         if content is None:

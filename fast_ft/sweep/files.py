@@ -1,4 +1,4 @@
-"""A sweep's files read back, each with the types that its readers rely on: sweep.json, clock.json, a trial's facts.
+"""A sweep's files, each read back with the types that its readers rely on: sweep.json, clock.json, a trial's facts.
 
 A sweep folder can come from another machine, and a power cut or an editor can damage a file in it. Every refusal says
 how to go on.
@@ -7,12 +7,13 @@ how to go on.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fast_ft.common import untrusted_files
+from fast_ft.common import atomic_files, untrusted_files
 from fast_ft.common.errors import InputError
 
 _MOST = 256 << 20  #: bytes of one file; a hundred trials take one MiB
@@ -29,29 +30,29 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(allow_inf_nan=False, ge=0)]
 
 
-class _Part(BaseModel):
+class _Content(BaseModel):
     """Keys that are not named here are left alone."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class _Validation(_Part):
+class _Validation(_Content):
     file: str
     prompts: list[str]
 
 
-class _Sweep(_Part):
+class _Sweep(_Content):
     recipe: dict[str, Any]
     recipe_file: str
     validation: _Validation
 
 
-class _Clock(_Part):
+class _Clock(_Content):
     seconds: NotNegative
 
 
-class _Took(_Part):
-    """All four keys, and no other: price.Measured takes them by name."""
+class _Took(_Content):
+    """All four keys, and no other: cost_estimate.Measured takes them by name."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -61,13 +62,13 @@ class _Took(_Part):
     load: NotNegative = 0.0
 
 
-class _Proof(_Part):
+class _Proof(_Content):
     rows: list[str]
     in_validation: list[str]
     in_test: list[str]
 
 
-class _Trial(_Part):
+class _Trial(_Content):
     """What any trial's record may hold."""
 
     value: Number | None = None
@@ -123,6 +124,19 @@ def read_sweep(path: Path) -> dict[str, Any]:
     return content
 
 
+class SweepFile:
+    """sweep.json as it grows. `check` is called before each write, and may refuse it."""
+
+    def __init__(self, path: Path, check: Callable[[], object] = lambda: None) -> None:
+        self.path, self._check = path, check
+
+    def update(self, **values: Any) -> None:
+        """Write these keys; the others stay."""
+        self._check()
+        there = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        atomic_files.write_json(self.path, there | values)
+
+
 def read_clock(path: Path) -> float:
     """Return the seconds that clock.json says were used. Raises InputError."""
     content = untrusted_files.json_object(path, remedy=_CLOCK_REMEDY)
@@ -130,18 +144,18 @@ def read_clock(path: Path) -> float:
     return float(content["seconds"])
 
 
-def check_inputs(found: Any, path: Path, remedy: str) -> None:
-    """Raise InputError where what the journal at `path` holds of the trials' inputs is no {name: digest}."""
+def check_inputs(found: object, path: Path, remedy: str) -> None:
+    """Raise InputError where the trials' inputs in the journal at `path` are no {name: digest}."""
     _check(_INPUTS, found, f"{path}: inputs", remedy)
 
 
 def check_record(record: dict[str, Any], path: Path, remedy: str) -> None:
-    """Raise InputError where a trial's record, read from the journal at `path`, lacks what the sweep needs of it."""
+    """Raise InputError where a trial's record, read from the journal at `path`, lacks what the sweep needs."""
     kind = _REPEAT if record.get("repeats") is not None else _BY_STATE.get(str(record["state"]), _NO_VALUE)
     _check(kind, record, f"{path}: trial {record['number']}", remedy)
 
 
-def _check(kind: TypeAdapter[Any], content: Any, name: str, remedy: str) -> None:
+def _check(kind: TypeAdapter[Any], content: object, name: str, remedy: str) -> None:
     try:
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # as sweep.json is written
     except (ValueError, RecursionError) as error:

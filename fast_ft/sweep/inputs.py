@@ -1,8 +1,7 @@
-"""What a sweep's trials read, known by content: trials that read something else cannot be compared with one another.
+"""Digests of what a sweep's trials read: trials that read different things cannot be compared with one another.
 
-A run refuses to go on with other rows or another base (pipeline/resume.py). A sweep is many runs, and holds all of
-them to the
-digests that the first of them had.
+A run refuses to go on with other rows or another base (pipeline/resume.py). A sweep is many runs, and all of them have
+to read what the first one read.
 """
 
 from __future__ import annotations

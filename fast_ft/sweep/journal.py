@@ -1,4 +1,4 @@
-"""The file below a sweep's study: lines in Optuna's form, which a kill, a power cut or an editor may have damaged."""
+"""The file of a sweep's study: lines in Optuna's form, which a kill, a power cut or an editor may have damaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REMEDY = "Restore it from a copy, or begin a new sweep with --output."
 
 
 def mend(path: Path) -> None:
-    """Cut off a last line that a kill or a power cut left torn: Optuna would append to it, and then read neither.
+    """Cut off a last line that a kill or a power cut left torn: Optuna would append to it, and could read neither.
 
     Raises InputError where an earlier line is damaged: later lines build on it.
     """
@@ -36,7 +36,7 @@ def mend(path: Path) -> None:
 
 
 def _is_operation(line: bytes) -> bool:
-    """Tell whether a line of the journal is whole: a JSON object with an operation of Optuna's."""
+    """Return whether a line of the journal is whole: a JSON object with an operation of Optuna's."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -44,14 +44,14 @@ def _is_operation(line: bytes) -> bool:
     return isinstance(found, dict) and "op_code" in found and "worker_id" in found
 
 
-class Held:
-    """In place of Optuna's lock on its journal: the sweep holds its whole folder by a lease, checked at each write."""
+class LeaseLock:
+    """Stands in for Optuna's lock on its journal: a sweep holds its whole folder by a lease, checked at each write."""
 
     def __init__(self, check: Callable[[], object]) -> None:
         self._check = check
 
     def acquire(self) -> bool:
-        """Return True; whatever `check` raises keeps the line from being written."""
+        """Return True, unless `check` raises: then the line is not written."""
         self._check()
         return True
 
@@ -61,7 +61,7 @@ class Held:
 
 @contextlib.contextmanager
 def read_by_optuna(path: Path) -> Iterator[None]:
-    """Turn whatever Optuna stumbles over within, while it replays the file's lines, into InputError."""
+    """Turn any error of Optuna's within, while it replays the file's lines, into InputError."""
     try:
         yield
     except (OSError, InputError):

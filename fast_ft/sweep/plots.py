@@ -1,4 +1,4 @@
-"""A sweep's three drawings, as SVG written here: some lines and dots need no library and no script."""
+"""A sweep's three plots, as SVG that is written here: a few lines and dots need no library and no script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fast_ft.report.html import paragraph
 
 
 def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int) -> str:
-    """Draw one line a trial over one axis a key, the score last."""
+    """Return a plot with one line for each trial over one axis for each key; the last axis is the score."""
     width, height, top, bottom = 180 * (len(keys) + 1), 360, 46, 40
     columns: list[tuple[str, list[Any]]] = [(key, [t["point"].get(key) for t in trials]) for key in keys]
     columns.append(("score", [t["value"] for t in trials]))
@@ -29,22 +29,24 @@ def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int) -> st
         points = " ".join(f"{column[number][0]:.0f},{column[number][1]:.1f}" for column in places)
         lines.append(f'<polyline points="{points}" {_line(trial, best, trials)}>{_hover(trial)}</polyline>')
     hint = (
-        "One line a trial: strong colour, high score. Thick and orange: the best. Dashed: the recipe as it stood. "
-        "Hovering names a line."
+        "One line for each trial: the stronger its colour, the higher its score. Thick and orange: the best. Dashed: "
+        "the recipe itself. Hover over a line to see its trial."
     )
     return paragraph(hint, "hint") + _svg(width, height, "Each trial's values and score", [*lines, *parts])
 
 
 def over_time(trials: list[dict[str, Any]], best: int) -> str:
-    """Draw each trial's score over the minute at which it was done, and the best so far."""
+    """Return a plot of each trial's score over the minute at which it ended, with the best score so far."""
     width, height, left, right, top, bottom = 860, 320, 60, 20, 20, 48
     minutes = [t["minutes"] for t in trials]
     most, (low, high) = max(minutes, default=1.0), _span([t["value"] for t in trials])
 
     def x(value: float) -> float:
+        """Return a minute's place, in pixels from the left."""
         return left + value / most * (width - left - right)
 
     def y(value: float) -> float:
+        """Return a score's place, in pixels from the top."""
         return height - bottom - (value - low) / (high - low) * (height - top - bottom)
 
     foot, end = height - bottom, width - right
@@ -75,11 +77,15 @@ def over_time(trials: list[dict[str, Any]], best: int) -> str:
                      f"{_hover(trial)}</circle>")  # fmt: skip
         at = x(trial["minutes"]) - 9, y(trial["value"]) - 8
         parts.append(_text(*at, str(trial["number"]), size=11, anchor="end"))
-    hint = "A dot a trial, by its number; the line is the best so far. Orange: the best. Black: the recipe."
+    hint = (
+        "One dot for each trial, with its number; the line is the best score so far. Orange: the best trial. Black: "
+        "the recipe itself."
+    )
     return paragraph(hint, "hint") + _svg(width, height, "Score of each trial against minutes", parts)
 
 
 def importance(shares: dict[str, float] | None, scored: int) -> str:
+    """Return a bar for each key's share of importance (0 to 1); a sentence where it is not known."""
     if shares is None:
         return paragraph("Too few trials to say: four with different scores are needed.")
     ordered = sorted(shares.items(), key=lambda item: -item[1])
@@ -144,12 +150,13 @@ def _hover(trial: dict[str, Any]) -> str:
     return f"<title>{html.escape(text)}</title>"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
+    """Return a value of a point as text: a number in four digits, a list's value out of its JSON text."""
     if isinstance(value, str):  # JSON text, of a list's value
         try:
             value = json.loads(value)
         except ValueError:
-            return value
+            return str(value)
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

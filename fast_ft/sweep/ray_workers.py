@@ -14,31 +14,32 @@ import shutil
 import signal
 import tarfile
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import atomic_files
+from fast_ft.common import atomic_files, environment
 from fast_ft.common.errors import InputError
 from fast_ft.common.redaction import redacted
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
-from fast_ft.sweep.trial_runner import Result, Runner, Task
+from fast_ft.sweep.trial_task import TaskRunner, TrialResult, TrialTask
 
 _STATE = ("optimizer.safetensors", "adapter.safetensors")  # checkpoints stay with the worker
 
 
-class RayCrew:
+class RayWorkers:
     """One actor for each GPU (else CPU core) of the cluster at `address`; "local" starts a cluster of `count` here."""
 
-    def __init__(self, address: str, count: int | None) -> None:
+    def __init__(self, address: str, count: int | None, make_runner: Callable[[], TaskRunner]) -> None:
         try:
             import ray
         except ImportError as error:
             raise InputError(f"--ray needs Ray ({error}): pip install -r requirements-ray.txt") from None
-        self._ray = ray
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self._ray, self._make_runner = ray, make_runner
+        environment.for_ray()
         handler = signal.getsignal(signal.SIGTERM)
         try:
             if address == "local":
@@ -54,36 +55,36 @@ class RayCrew:
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         self._options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
         self._actors = [self._spawn() for _ in range(min(gpus or cpus, count or 10_000))]
-        self._tasks: dict[Any, tuple[int, Task]] = {}
+        self._tasks: dict[Any, tuple[int, TrialTask]] = {}
 
     def _spawn(self) -> Any:
-        return self._ray.remote(**self._options)(Seat).remote(str(Path.cwd()))
+        return self._ray.remote(**self._options)(RayActor).remote(str(Path.cwd()), self._make_runner)
 
     def idle(self) -> list[int]:
-        """See Crew."""
+        """See WorkerPool."""
         busy = {worker for worker, _ in self._tasks.values()}
         return [number for number in range(len(self._actors)) if number not in busy]
 
-    def submit(self, worker: int, task: Task) -> None:
-        """See Crew."""
+    def submit(self, worker: int, task: TrialTask) -> None:
+        """See WorkerPool."""
         test = task.recipe.data.test
         inputs = {"test": Path(test).read_bytes() if test else b""}
         if task.trained is not None:
             inputs["trained"] = pack(task.trained)
         self._tasks[self._actors[worker].run.remote(task, inputs)] = (worker, task)
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
-        """See Crew."""
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
+        """See WorkerPool."""
         if not self._tasks:
             return []
         ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
-        found: list[tuple[int, Result | None]] = []
+        found: list[tuple[int, TrialResult | None]] = []
         for reference in ready:
             worker, task = self._tasks.pop(reference)
             try:
                 result, packed, digest = self._ray.get(reference)
-            except self._ray.exceptions.RayTaskError as error:  # raised by Seat.run: its text is the traceback
-                found.append((worker, Result(problem="a bug in a Ray worker", traceback=redacted(str(error)))))
+            except self._ray.exceptions.RayTaskError as error:  # raised by RayActor.run: its text is the traceback
+                found.append((worker, TrialResult(problem="a bug in a Ray worker", traceback=redacted(str(error)))))
                 continue
             except self._ray.exceptions.RayError:  # the process, its host or its way here is gone
                 self._replace(worker)
@@ -99,13 +100,13 @@ class RayCrew:
         return found
 
     def interrupt(self) -> None:
-        """See Crew. An actor in the middle of a call can only be ended."""
+        """See WorkerPool. An actor in the middle of a call can only be ended."""
         for worker, _ in list(self._tasks.values()):
             self._replace(worker)
         self._tasks.clear()
 
     def close(self) -> None:
-        """See Crew."""
+        """See WorkerPool."""
         for actor in self._actors:
             self._ray.kill(actor)
         self._ray.shutdown()
@@ -115,16 +116,16 @@ class RayCrew:
         self._actors[worker] = self._spawn()
 
 
-class Seat:
-    """An actor: a Runner in a folder of its own."""
+class RayActor:
+    """An actor: a runner of tasks in a folder of its own."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, make_runner: Callable[[], TaskRunner]) -> None:
         if Path(directory).is_dir():
             os.chdir(directory)  # recipes' paths are relative to it
-        self._runner = Runner()
+        self._runner = make_runner()
         self._folder = Path(tempfile.mkdtemp(prefix="fast_ft-sweep-"))
 
-    def run(self, task: Task, inputs: dict[str, bytes]) -> tuple[Result, bytes, str]:
+    def run(self, task: TrialTask, inputs: dict[str, bytes]) -> tuple[TrialResult, bytes, str]:
         """Do a task on files of this host; return the result, and the run folder as a tar with its digest."""
         recipe, root = task.recipe, self._folder / task.root.name
         data = recipe.data

@@ -53,7 +53,7 @@ def _found(sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dic
     ]
     own = next((t for t in scored if t["number"] == 0), None)
     if own is not None:
-        figures.append(("the recipe as it stood", f"{own['value']:.3f}"))
+        figures.append(("the recipe itself", f"{own['value']:.3f}"))
     cells = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in figures)
     held, equal = ([t["number"] for t in scored if t["proof"][where]] for where in ("in_validation", "in_test"))
     facts = [

@@ -1,8 +1,4 @@
-"""The space of a sweep: which keys take which values, the recipe as a point in it, and a trial's recipe.
-
-A value is kept in Optuna as a number where the key has a range, and as its JSON text where it has a list of values:
-Optuna's categories know no lists or mappings, and hold 1, 1.0 and true for the same.
-"""
+"""The space of a sweep: which keys take which values, the recipe as a point in it, and a trial's recipe."""
 
 from __future__ import annotations
 
@@ -12,13 +8,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.recipe import effects
 from fast_ft.recipe.loader import resolved, validated
 from fast_ft.recipe.schema import Range, Recipe, Section
+from fast_ft.sweep.axis import Axis, check_range, on_step, text
 
 Point = dict[str, Any]  #: {axis: number or JSON text}, as Optuna keeps it
 #: What a sweep compares by, or what its trials share; another value would be another sweep.
@@ -27,54 +23,7 @@ MOST_POINTS = 10_000  #: of a grid
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A key with its values: `choices` as JSON texts, or a range of numbers."""
-
-    key: str
-    choices: tuple[str, ...] = ()
-    range: Range | None = None
-
-    def distribution(self) -> Any:
-        """Return the axis as Optuna's distribution."""
-        from optuna import distributions as optuna
-
-        if self.range is None:
-            return optuna.CategoricalDistribution(self.choices)
-        low, high, log, step = self.range.low, self.range.high, self.range.log, self.range.step
-        if self.whole:
-            return optuna.IntDistribution(int(low), int(high), log=log, step=int(step or 1))
-        return optuna.FloatDistribution(low, high, log=log, step=step)
-
-    @property
-    def whole(self) -> bool:
-        """Whether its numbers are whole."""
-        return self.range is not None and _whole_ends(self.range)
-
-    def values(self) -> list[Any]:
-        """Return the values of a list, or the ends of a range."""
-        if self.range is None:
-            return [json.loads(each) for each in self.choices]
-        return [self.range.low, self.range.high]
-
-    @property
-    def count(self) -> int:
-        """How many values a grid tries along the axis; InputError for a range without a step."""
-        if self.range is None:
-            return len(self.choices)
-        if self.range.step is None and not self.whole:
-            raise InputError(
-                f"search.space.{self.key}: a grid needs values, and this range has no step: give it one, or a list"
-            )
-        low, high, step = (Decimal(str(value)) for value in (self.range.low, self.range.high, self.range.step or 1))
-        return int((high - low) / step) + 1
-
-    def grid(self) -> list[Any]:
-        """Return every value of the axis."""
-        return list(self.choices) if self.range is None else [_step(self.range, n) for n in range(self.count)]
-
-
-@dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """The axes, and the recipe's own point. notes: what was done to hold that point."""
 
     axes: tuple[Axis, ...]
@@ -98,8 +47,8 @@ class Space:
                 yield point
 
 
-def read(recipe: Recipe) -> Space:
-    """Return the recipe's search space; InputError lists keys and values that no recipe could have."""
+def read(recipe: Recipe) -> SearchSpace:
+    """Return the recipe's search space. Raises InputError for keys and values that no recipe could have."""
     search = recipe.search
     assert search is not None
     if search.sampler == "grid" and search.pruner == "hyperband":
@@ -115,7 +64,7 @@ def read(recipe: Recipe) -> Space:
         here = _own(recipe, key, values)
         if isinstance(values, Range):
             axis = Axis(key, range=values)
-            _check_range(key, values)
+            check_range(key, values)
             if here is None or isinstance(here, bool | str):
                 raise InputError(f"search.space.{key}: the recipe has {here!r} there, no number: give a list of values")
             if not values.low <= here <= values.high:
@@ -135,7 +84,7 @@ def read(recipe: Recipe) -> Space:
             validated(_put(resolved(recipe), key, probe), {}, f"search.space.{key}", consequences=False)
         axes.append(axis)
     _check_effects(recipe, axes)
-    return Space(tuple(axes), own, tuple(notes))
+    return SearchSpace(tuple(axes), own, tuple(notes))
 
 
 def at(recipe: Recipe, point: Point, fixed: Mapping[str, Any]) -> Recipe:
@@ -144,41 +93,10 @@ def at(recipe: Recipe, point: Point, fixed: Mapping[str, Any]) -> Recipe:
     assert recipe.search is not None
     for key, value in point.items():
         values = recipe.search.space[key]
-        _put(tree, key, _on_step(values, value) if isinstance(values, Range) else json.loads(value))
+        _put(tree, key, on_step(values, value) if isinstance(values, Range) else json.loads(value))
     for key, value in fixed.items():
         _put(tree, key, value)
     return validated(tree, {}, "the trial")
-
-
-def _step(values: Range, number: int) -> int | float:
-    """Return low + number * step as it is written: 0.3, not 0.30000000000000004."""
-    exact = Decimal(str(values.low)) + number * Decimal(str(values.step or 1))
-    return int(exact) if _whole_ends(values) else float(exact)
-
-
-def _whole_ends(values: Range) -> bool:
-    return isinstance(values.low, int) and isinstance(values.high, int)
-
-
-def _on_step(values: Range, value: Any) -> Any:
-    """Return a value that the sampler drew by adding up steps as it is written; any other one as it is."""
-    if values.step is None:
-        return value
-    written = _step(values, round((value - values.low) / values.step))
-    return written if math.isclose(value, written, rel_tol=1e-9, abs_tol=1e-9 * values.step) else value
-
-
-def text(value: Any) -> str:
-    """Return a value as JSON text, equal for equal values: 32 and 32.0 are."""
-    return json.dumps(_whole(value), ensure_ascii=False, sort_keys=True)
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_whole(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _sets(recipe: Recipe, key: str, values: Any) -> list[str]:
@@ -194,7 +112,7 @@ def _sets(recipe: Recipe, key: str, values: Any) -> list[str]:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Tell whether one of two dotted keys is the other, or a section that holds it."""
+    """Return whether two dotted keys are the same, or one is a section that holds the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
@@ -210,19 +128,11 @@ def _check_key(recipe: Recipe, key: str) -> None:
             raise InputError(f"search.space.{key}: no such key in a recipe{nearest(part, known)}")
 
 
-def _check_range(key: str, values: Range) -> None:
-    if not values.low < values.high:
-        raise InputError(f"search.space.{key}: low {values.low:g} is not below high {values.high:g}")
-    if _whole_ends(values) and not float(values.step or 1).is_integer():
-        raise InputError(f"search.space.{key}: step {values.step:g} between whole numbers: write low {values.low}.0")
-    if values.log and (values.low <= 0 or values.step is not None):
-        raise InputError(f"search.space.{key}: log needs a low above 0 and no step")
-
-
 def _check_effects(recipe: Recipe, axes: list[Axis]) -> None:
     """Raise InputError for an axis whose key has no effect at any point of the space."""
 
     def at_point(point: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with a point's values."""
         tree = resolved(recipe)
         for key, value in point.items():
             _put(tree, key, value)

@@ -1,7 +1,8 @@
-"""The one Optuna study of a sweep: asked and told by the driver alone, kept in a journal file that outlives kills.
+"""The one Optuna study of a sweep: the driver alone asks and tells it, and a journal file keeps it through kills.
 
-All that is known of a trial stands in the journal, as its `facts`; sweep.json and the page are made from it. So do
-the digests of what trials read, as the study's `inputs`. A trial's folder is kept by its name: a sweep folder may move.
+All that is known of a trial stands in the journal, as its `facts`; sweep.json and the page are made from it. The
+digests of what trials read stand there too, as the study's `inputs`. A trial's folder is kept by its name, since a
+sweep's folder may move.
 """
 
 from __future__ import annotations
@@ -9,21 +10,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.recipe.schema import Search
 from fast_ft.sweep import files, journal
-from fast_ft.sweep.search_space import Point, Space
+from fast_ft.sweep.search_space import Point, SearchSpace
 
-FACTS, INPUTS = "facts", "inputs"
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial, Trial
+
+FACTS, INPUTS = "facts", "inputs"  #: keys in the journal: of a trial, of the study
 
 
 class Study:
-    """Optuna's study over a Space. Values are maximised. `before_write` may refuse each write to the journal."""
+    """Optuna's study over a SearchSpace. Values are maximised. `before_write` may refuse each write to the journal."""
 
     def __init__(
-        self, path: Path, search: Search, space: Space, seed: int, before_write: Callable[[], object] = lambda: None
+        self,
+        path: Path,
+        search: Search,
+        space: SearchSpace,
+        seed: int,
+        before_write: Callable[[], object] = lambda: None,
     ) -> None:
         optuna = _optuna()
         self._path, self.root = path, path.parent  #: root: the sweep's folder
@@ -31,7 +42,7 @@ class Study:
         journal.mend(path)
         self._states = optuna.trial.TrialState
         self._distributions = {axis.key: axis.distribution() for axis in space.axes}
-        lock: Any = journal.Held(before_write)
+        lock: Any = journal.LeaseLock(before_write)
         backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
         begun = path.stat().st_size > 0
         named: dict[str, Any] = {"study_name": "sweep", "pruner": _pruner(search)}
@@ -42,11 +53,11 @@ class Study:
             else:
                 self._study = optuna.create_study(storage=storage, direction="maximize", **named)
             trials, _ = self._study.get_trials(deepcopy=False), self.records()
-        # another start draws other numbers than those drawn already
+        # Another start of the command has to draw other numbers than those drawn already.
         self._study.sampler = _sampler(search, seed + len(trials))
 
     def check(self) -> None:
-        """Raise InputError where the journal holds anything else than a sweep of this space keeps in it."""
+        """Raise InputError where the journal is not that of a sweep of this space."""
         if [direction.name for direction in self._study.directions] != ["MAXIMIZE"]:
             raise InputError(f"{self._path}: holds no study that maximises one value. {journal.REMEDY}")
         for record in self.records():
@@ -70,9 +81,9 @@ class Study:
                     ) from None
 
     def same_inputs(self, found: Mapping[str, str]) -> None:
-        """Keep the digests of what a trial reads; InputError names what is not as it was for the trials before.
+        """Keep the digests of what a trial reads, which all trials have to share.
 
-        found: {what it is, in words: digest of its content}.
+        found: {what it is, in words: digest of its content}. Raises InputError that names what has changed.
         """
         known = self._study.user_attrs.get(INPUTS, {})
         if changed := [name for name, digest in found.items() if known.get(name, digest) != digest]:
@@ -83,32 +94,32 @@ class Study:
         if new := {name: digest for name, digest in found.items() if name not in known}:
             self._study.set_user_attr(INPUTS, known | new)
 
-    def ask(self, point: Point | None = None) -> Any:
-        """Return a new trial: at `point`, or where the sampler wants one."""
+    def ask(self, point: Point | None = None) -> Trial:
+        """Return a new trial: at `point`, or at one that the sampler chooses."""
         if point is not None:
             self._study.enqueue_trial(point)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the recipe's own number may lie outside of its range
             return self._study.ask(self._distributions)
 
-    def finish(self, trial: Any, value: float, **facts: Any) -> None:
+    def finish(self, trial: Trial, value: float, **facts: Any) -> None:
         """Keep a finished trial's value and facts."""
         self._tell(trial, facts | {"state": "finished"}, value)
 
-    def prune(self, trial: Any, **facts: Any) -> None:
-        """Keep a trial that was stopped at a stage's end; its last reported value is kept too."""
+    def prune(self, trial: Trial, **facts: Any) -> None:
+        """Keep a trial that was stopped at the end of a stage, with its last reported value."""
         self._tell(trial, facts | {"state": "stopped early"}, state=self._states.PRUNED)
 
-    def fail(self, trial: Any, reason: str, **facts: Any) -> None:
+    def fail(self, trial: Trial, reason: str, **facts: Any) -> None:
         """Keep a trial without a value, and why it has none; the sampler does not learn from it."""
         self._tell(trial, {"state": "no result", "reason": reason} | facts, state=self._states.FAIL)
 
-    def note(self, trial: Any, **facts: Any) -> None:
+    def note(self, trial: Trial, **facts: Any) -> None:
         """Add to what is known of a trial."""
         trial.set_user_attr(FACTS, trial.user_attrs.get(FACTS, {}) | facts)
 
-    def hopeless(self, trial: Any, value: float, stage: int) -> bool:
-        """Report a trial's value at the end of stage 1, 2, ...; return whether the pruner gives it up."""
+    def should_prune(self, trial: Trial, value: float, stage: int) -> bool:
+        """Report a trial's value at the end of stage 1, 2, ... and return whether the pruner gives the trial up."""
         trial.report(value, stage)
         return trial.should_prune()
 
@@ -116,14 +127,14 @@ class Study:
         """Close the trials that were in flight when an earlier command ended, and return their points, oldest first."""
         while self._study.get_trials(deepcopy=False, states=(self._states.WAITING,)):
             with journal.read_by_optuna(self._path):
-                self.ask()  # a kill came before Optuna handed it out: it would take the place of the next point
+                self.ask()  # a kill came before Optuna gave it out; it would take the place of the next point
         running = self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,))
         for trial in running:
             self._study.tell(trial.number, state=self._states.FAIL)
         return [dict(trial.params) for trial in running if trial.params.keys() == self._distributions.keys()]
 
     def records(self) -> list[dict[str, Any]]:
-        """Return {number, point, value, stages, state, ...} of all trials that are done with, oldest first."""
+        """Return {number, point, value, stages, state, ...} of all trials that have ended, oldest first."""
         return [
             {
                 "number": trial.number,
@@ -136,8 +147,8 @@ class Study:
             if self._is_told(trial)
         ]
 
-    def _is_told(self, trial: Any) -> bool:
-        """Tell whether a trial is done with as its facts say: a kill may come between the facts and Optuna's state."""
+    def _is_told(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial has ended as its facts say: a kill may come between the facts and Optuna's state."""
         ends = {"finished": self._states.COMPLETE, "stopped early": self._states.PRUNED}
         state = trial.user_attrs.get(FACTS, {}).get("state")
         return state is not None and trial.state == ends.get(state, self._states.FAIL)
@@ -163,13 +174,13 @@ class Study:
             except (ValueError, RuntimeError):  # an axis with one value among them
                 return None
 
-    def _tell(self, trial: Any, facts: dict[str, Any], value: float | None = None, state: Any = None) -> None:
+    def _tell(self, trial: Trial, facts: dict[str, Any], value: float | None = None, state: Any = None) -> None:
         self.note(trial, **facts)
         self._study.tell(trial, value, state=state)
 
 
-def _sampler(search: Search, seed: int) -> Any:
-    """Return Optuna's sampler. Grid points are listed by Space.grid: Optuna's own hands some out twice in parallel."""
+def _sampler(search: Search, seed: int) -> BaseSampler:
+    """Return Optuna's sampler. SearchSpace.grid lists grid points: Optuna's own sampler repeats some in parallel."""
     import optuna
 
     if search.sampler == "tpe":
@@ -177,7 +188,7 @@ def _sampler(search: Search, seed: int) -> Any:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _pruner(search: Search) -> Any:
+def _pruner(search: Search) -> BasePruner:
     """Return Optuna's pruner; its steps are stages, counted from 1."""
     import optuna
 

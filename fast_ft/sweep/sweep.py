@@ -7,7 +7,6 @@ wrote, and the traceback of each trial that a bug ended.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,18 @@ from fast_ft.recipe.schema import Recipe
 from fast_ft.report import write
 from fast_ft.run import lock, provenance
 from fast_ft.run.folder import RunDir, differences, now
-from fast_ft.sweep import cost_estimate, files, inputs, report, search_space, validation_set
+from fast_ft.sweep import files, inputs, report, search_space, validation_set
 from fast_ft.sweep.best import best_text, verdict
 from fast_ft.sweep.clock import Clock
-from fast_ft.sweep.cost_estimate import Measured, Work
 from fast_ft.sweep.driver import Driver
-from fast_ft.sweep.job import Job
-from fast_ft.sweep.search_space import Point, Space
+from fast_ft.sweep.files import SweepFile
+from fast_ft.sweep.search_space import SearchSpace
 from fast_ft.sweep.study import Study
-from fast_ft.sweep.trial_queue import Supply
-from fast_ft.sweep.trial_runner import Task, is_trained
-from fast_ft.sweep.workers import Crew, LocalCrew, visible_gpus
-
-_END = 5.0  #: seconds kept for the page and for what is written at the end
+from fast_ft.sweep.trial_folder import is_trained
+from fast_ft.sweep.trial_queue import TrialQueue
+from fast_ft.sweep.trial_recipes import TrialRecipes
+from fast_ft.sweep.trial_task import TrialTask
+from fast_ft.sweep.workers import WorkerPool
 
 
 class Sweep:
@@ -58,128 +56,75 @@ class Sweep:
                 "search.objective: the recipe names no judge (judge.kind: none). Name one, or compare answers with the "
                 "validation rows' own: search.objective: rouge_l, chrf or exact_match"
             )
-        self.space: Space = search_space.read(recipe)
+        self.space: SearchSpace = search_space.read(recipe)
         if self.search.sampler == "grid":
             self.space.check_grid()
         content = {**resolved(recipe), "search": recipe.search.model_dump(mode="json")}
         self.root = output or Path("runs") / f"sweep-{Path(recipe_path).stem}-{content_digest(content)[:8]}"
         self.content, self.hours = content, hours
-        self._check_lease: Callable[[], object] = lambda: None
-        self.validation_path = self.root / "validation.json"
         self.sweep_json, self.best_yaml = self.root / "sweep.json", self.root / "best.yaml"
 
-    def run(self, *, workers: int | None = None, ray: str | None = None) -> Path:
-        """Do the sweep and return its folder. BudgetMissed where the hours end before any trial does."""
+    def run(self, make_workers: Callable[[Path], WorkerPool]) -> Path:
+        """Do the sweep and return its folder. Raises BudgetMissed where the hours end before any trial does.
+
+        make_workers: returns the workers, given the folder for what they write on stdout and stderr.
+        """
         set_up.check_model(self.recipe)
         if self.search.objective == "judge":
             judge_phase.check(self.recipe.judge.model_copy(update={"references": None}), [])
         with interruptible(), lock.hold(self.root) as held:
-            self._check_lease = held.check
             untrusted_files.refuse_links(self.root)
             clock = Clock(self.root / "clock.json", None if self.hours is None else self.hours * 3600)
-            self._begin()
+            file = SweepFile(self.sweep_json, held.check)
+            recipes = self.begin(file)
             study = Study(self.root / "study.journal", self.search, self.space, self.recipe.seed, held.check)
             study.check()
-            study.same_inputs(inputs.of_sweep(self.recipe, self.validation_path) | inputs.of_trial(self.recipe))
-            crew = self._crew(workers, ray)
+            study.same_inputs(inputs.of_sweep(self.recipe, recipes.validation_file) | inputs.of_trial(self.recipe))
+            workers = make_workers(self.root / "logs")
             try:
-                driver = self._driver(study, crew, clock)
+                driver = Driver(recipes, TrialQueue(recipes, self.space, study), workers, clock, file)
                 driver.run()
-                self._finish(driver, crew, clock)
+                self._finish(driver)
             except KeyboardInterrupt:
-                crew.interrupt()  # so that trials under way save their steps, as a run does
+                workers.interrupt()  # so that trials under way save their steps, as a run does
                 raise
             finally:
                 if not held.lost:
                     clock.tick(now=True)
-                crew.close()
+                workers.close()
         return self.root
 
-    def recipe_at(self, point: Point) -> Recipe:
-        """Return a trial's complete recipe: the point's values, the validation set, and a folder of its own.
-
-        The folder's name is a digest of the recipe that does not hang on where the sweep's folder lies.
-        """
-        recipe = search_space.at(self.recipe, point, self._fixed)
-        tree = resolved(recipe)
-        tree["data"]["test"] = tree["judge"]["references"] = self.validation_path.name
-        return recipe.model_copy(update={"output_dir": str(self.root / "trials" / content_digest(tree)[:8])})
-
-    def best_at(self, point: Point) -> Recipe:
-        """Return the recipe to keep: the point's values, with the recipe's own test set and judge."""
-        return search_space.at(self.recipe, point, {"data.exclude": self._fixed["data.exclude"]})
-
-    def _begin(self) -> None:
-        """Draw the validation set, or read the one that was drawn; write what this sweep is."""
+    def begin(self, file: SweepFile | None = None) -> TrialRecipes:
+        """Draw the validation set, or read the one that was drawn; write what this sweep is into its sweep.json."""
+        file = file or SweepFile(self.sweep_json)
+        validation_file = self.root / "validation.json"
         if self.sweep_json.is_file():
             there = files.read_sweep(self.sweep_json)
             differ = differences(there["recipe"], self.content, ignore=("output_dir",))
             if differ:
                 raise InputError(f"{self.root}: holds a sweep of another recipe ({', '.join(differ)}). Choose --output")
-            held_out = self.validation_path
-            if not held_out.is_file() or atomic_files.sha256_file(held_out) != there["validation"]["file"]:
-                raise InputError(f"{held_out}: changed since the sweep began. Put it back, or start anew")
-        elif not self.validation_path.is_file():
-            validation_set.write(self.validation_path, validation_set.draw(self.recipe))
-        prompts, _ = dataset.load_prompts(str(self.validation_path))
-        self._validation = sorted(contamination.digests_of(prompts))
-        self._test = sorted(validation_set.test_digests(self.recipe))
-        self._asked = len(dataset.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
-        self._fixed: dict[str, Any] = {
-            "data.test": str(self.validation_path),
-            "data.exclude": sorted({*self.recipe.data.exclude, *self._validation}),
-            "backup_dir": None,  # a trial's folder alone would be no backup of the sweep
-            "judge.references": str(self.validation_path),
-            "judge.base_prompts": 0,
-        }
-        if self.search.objective != "judge":
-            self._fixed["judge.kind"] = "reference"
+            was = there["validation"]["file"]
+            if not validation_file.is_file() or atomic_files.sha256_file(validation_file) != was:
+                raise InputError(f"{validation_file}: changed since the sweep began. Put it back, or start anew")
+        elif not validation_file.is_file():
+            validation_set.write(validation_file, validation_set.draw(self.recipe))
+        validation = sorted(contamination.digests_of(dataset.load_prompts(str(validation_file))[0]))
+        test = sorted(validation_set.test_digests(self.recipe))
+        asked = len(dataset.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
         if not self.sweep_json.is_file():
-            self._write(
+            file.update(
                 recipe=self.content, recipe_file=self.name, started=now(), environment=provenance.describe(),
-                validation={"file": atomic_files.sha256_file(self.validation_path), "prompts": self._validation,
-                            "in_test": sorted({*self._validation} & {*self._test})},
-                test={"prompts": self._test}, trials=[],
+                validation={"file": atomic_files.sha256_file(validation_file), "prompts": validation,
+                            "in_test": sorted({*validation} & {*test})},
+                test={"prompts": test}, trials=[],
             )  # fmt: skip
             for text in self.space.notes:
                 note(f"note: {text}")
             if self.recipe.backup_dir is not None:
                 note("note: backup_dir is for single runs; to keep a sweep there, give that folder as --output")
+        return TrialRecipes(self.recipe, self.name, self.root, tuple(validation), tuple(test), asked)
 
-    def _write(self, **values: Any) -> None:
-        self._check_lease()
-        there = json.loads(self.sweep_json.read_text(encoding="utf-8")) if self.sweep_json.is_file() else {}
-        atomic_files.write_json(self.sweep_json, there | values)
-
-    def _crew(self, workers: int | None, ray: str | None) -> Crew:
-        if ray is not None:
-            from fast_ft.sweep.ray_workers import RayCrew
-
-            return RayCrew(ray, workers)
-        return LocalCrew(workers or max(1, len(visible_gpus())), self.root / "logs")
-
-    def _driver(self, study: Study, crew: Crew, clock: Clock) -> Driver:
-        supply = Supply(self.recipe, self.space, study, recipe_at=self.recipe_at, training_of=inputs.training_digest)
-        return Driver(
-            self.name, supply, crew, clock, facts_of=self._facts, reserve=self._reserve,
-            changed=lambda: self._write(trials=study.records(), seconds=round(clock.used, 1)),
-        )  # fmt: skip
-
-    def _facts(self, job: Job) -> dict[str, Any]:
-        changed = differences(
-            resolved(self.recipe), resolved(job.recipe), ignore=("output_dir", *self._fixed, "judge.kind")
-        )
-        proof = validation_set.proof(job.prepared, self._validation, self._test)
-        assert not proof["in_validation"], "data.exclude keeps the validation rows out of every selection"
-        return {"proof": proof,
-                "changed": {key: value for key, (_, value) in changed.items()}}  # fmt: skip
-
-    def _reserve(self, measured: list[Measured]) -> float:
-        """Return the seconds that the end needs: the best recipe's answers to the test prompts, and the page."""
-        longest = max((m.work.max_new_tokens for m in measured), default=self.recipe.generate.max_new_tokens)
-        return _END + 1.2 * (cost_estimate.seconds(Work(0, self._asked, longest), measured) or 0.0)
-
-    def _finish(self, driver: Driver, crew: Crew, clock: Clock) -> None:
+    def _finish(self, driver: Driver) -> None:
         """Write best.yaml, its adapter and pred.json, and the page."""
         records = driver.study.records()
         finished = [r for r in records if r["value"] is not None and not r.get("repeats")]
@@ -189,19 +134,19 @@ class Sweep:
         own = next((r for r in finished if r["point"] == self.space.own), None)
         against = None
         if own is not None and own is not best:
-            against = statistics.compare(best["scores"], own["scores"], self.recipe.seed, "the recipe as it stood")
+            against = statistics.compare(best["scores"], own["scores"], self.recipe.seed, "the recipe itself")
         sentence = verdict(best, own, against, len(finished))
-        recipe = self.best_at(best["point"])
+        recipe = driver.recipes.best_at(best["point"])
         atomic_files.write_text(self.best_yaml, best_text(recipe, self.root, sentence))
-        folder = self._best_run(recipe, best, crew)
-        self._write(
-            trials=records, seconds=round(clock.used, 1), hours=self.hours, ended=driver.supply.ended,
+        folder = self._best_run(recipe, best, driver.workers)
+        driver.file.update(
+            trials=records, seconds=round(driver.clock.used, 1), hours=self.hours, ended=driver.queue.ended,
             best={"number": best["number"], "folder": best["folder"], "value": best["value"], "run": str(folder.root),
                   "against_recipe": against, "sentence": sentence},
             importances=driver.study.importances(),
         )  # fmt: skip
         report.write(self.root)
-        note(driver.supply.ended + f"; {clock.used / 60:.1f} min used")
+        note(driver.queue.ended + f"; {driver.clock.used / 60:.1f} min used")
         note(sentence)
         if equal := best["proof"]["in_test"]:
             note(
@@ -209,23 +154,21 @@ class Sweep:
                 "row out because of the test set; best/manifest.json names these rows."
             )
 
-    def _best_run(self, recipe: Recipe, best: dict[str, Any], crew: Crew) -> RunDir:
+    def _best_run(self, recipe: Recipe, best: dict[str, Any], workers: WorkerPool) -> RunDir:
         """Answer the test prompts with the best trial's adapter, in best/."""
         trained: Path | None = Path(best["folder"])
         if not is_trained(Path(best["folder"])):
             note(f"note: {best['folder']} holds no adapter any more: the best recipe is trained again")
             trained = None
         here = recipe.model_copy(update={"output_dir": str(self.root / "best"), "backup_dir": None})
-        task = Task(here, self.name, trained)
-        there = self.root / "best" / "manifest.json"
-        if there.is_file() and content_digest(RunDir.at(there.parent).manifest()["recipe"]) != content_digest(
-            resolved(here)
-        ):
-            (self.root / "best").rename(
-                self.root / f"best-until-{now().replace(':', '')}"
-            )  # more hours found a better one
-        crew.submit(crew.idle()[0], task)
-        while not (found := crew.wait(1.0)):
+        task = TrialTask(here, self.name, trained)
+        there = self.root / "best"
+        if (there / "manifest.json").is_file():
+            former = content_digest(RunDir.at(there).manifest()["recipe"])
+            if former != content_digest(resolved(here)):  # more hours found a better one
+                there.rename(self.root / f"best-until-{now().replace(':', '')}")
+        workers.submit(workers.idle()[0], task)
+        while not (found := workers.wait(1.0)):
             pass
         result = found[0][1]
         what = "the best recipe's answers came to nothing"

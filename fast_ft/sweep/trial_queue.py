@@ -1,11 +1,12 @@
-"""Which trial comes next: asked of the study, made a recipe, priced; what does not fit the hours is not begun."""
+"""Which trial comes next: the study is asked, a recipe made and priced; what does not fit the hours is not begun."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
@@ -13,42 +14,66 @@ from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe.schema import Recipe
 from fast_ft.sweep import cost_estimate, inputs
 from fast_ft.sweep.cost_estimate import Work
-from fast_ft.sweep.job import Job, shown
-from fast_ft.sweep.search_space import Point, Space
+from fast_ft.sweep.row_cache import RowCache
+from fast_ft.sweep.search_space import Point, SearchSpace
 from fast_ft.sweep.study import Study
-from fast_ft.sweep.trial_runner import Rows, is_trained
+from fast_ft.sweep.trial_folder import is_trained
+from fast_ft.sweep.trial_recipes import TrialRecipes
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 _UNFIT = 5  #: trials in a row that do not fit the time left, or are no recipes: then the sweep ends
 _REPEATS = 20  #: points in a row that were tried already
 
 
-class Supply:
-    """Trials to begin. `recipe_at(point)` gives a trial's recipe, `training_of` a digest of what makes its adapter."""
+@dataclass
+class TrialJob:
+    """A trial on its way: what the driver knows of it from when the study is asked until the study is told."""
 
-    def __init__(
-        self,
-        base: Recipe,
-        space: Space,
-        study: Study,
-        *,
-        recipe_at: Callable[[Point], Recipe],
-        training_of: Callable[[Recipe, PreparedData], str],
-    ) -> None:
-        assert base.search is not None
-        self.search, self.space, self.study = base.search, space, study
-        self._recipe_at, self._training_of = recipe_at, training_of
-        self._rows = Rows()
+    trial: Trial
+    point: Point
+    recipe: Recipe
+    prepared: PreparedData
+    training: str  #: digest of what makes the adapter
+    stops: list[int]  #: steps at which it is looked at
+    priced: float | None = None  #: seconds that it will take, where that is known
+    trained: Path | None = None  #: a run folder whose training was the same
+    stage: int = 0
+    tries: int = 1
+    spent: dict[str, float] = field(default_factory=dict)  #: seconds, by name, as in TrialResult
+
+    @property
+    def root(self) -> Path:
+        """The trial's run folder."""
+        return Path(self.recipe.output_dir)
+
+
+def shown(point: Point) -> str:
+    """Return a point in words: lora.r 16, train.learning_rate 0.0008."""
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in point.items()
+    )
+
+
+class TrialQueue:
+    """Trials to begin. `ended` says why no more of them are begun, once that is so."""
+
+    def __init__(self, recipes: TrialRecipes, space: SearchSpace, study: Study) -> None:
+        self.recipes, self.space, self.study = recipes, space, study
+        self.search = recipes.search
+        self.ended = ""
+        self._rows = RowCache()
         self._points = self._next_points(study.interrupted())
-        self._waiting: list[Job] = []
+        self._waiting: list[TrialJob] = []
         self._unfit = self._repeats = 0
-        self.ended = ""  #: why no more trials are begun
 
-    def again(self, job: Job) -> None:
+    def again(self, job: TrialJob) -> None:
         """Take back a trial whose worker was lost."""
         self._waiting.append(job)
 
     def _next_points(self, interrupted: list[Point]) -> Iterator[Point | None]:
-        """Yield the points to try: those in flight before, the recipe's own, then the grid's or the sampler's."""
+        """Yield the points to try: the interrupted ones, the recipe's own, then the grid's or the sampler's (None)."""
         yield from interrupted
         done = [record["point"] for record in self.study.records() if record["state"] != "not begun"]
         listed = self.space.grid() if self.search.sampler == "grid" else iter([self.space.own])
@@ -56,10 +81,10 @@ class Supply:
         if self.search.sampler != "grid":
             yield from itertools.repeat(None)
 
-    def next(self, running: Collection[Job], idle: int, left: float, *, loaded: bool) -> Job | None:
+    def next(self, running: Collection[TrialJob], idle: int, left: float, *, loaded: bool) -> TrialJob | None:
         """Return the next trial that is worth beginning, or None.
 
-        `running`: those under way; `idle`: workers that are not; `left`: seconds; `loaded`: the worker has the base.
+        running: trials under way. idle: how many workers have none. left: seconds. loaded: the worker has the base.
         """
         while True:
             training = {job.training for job in running}
@@ -76,7 +101,7 @@ class Supply:
             if (job := self._priced(job, left, loaded=loaded)) is not None:
                 return job
 
-    def _over(self, records: list[dict[str, Any]], running: Collection[Job]) -> str:
+    def _over(self, records: list[dict[str, Any]], running: Collection[TrialJob]) -> str:
         """Return why no more trials are asked for, or ""."""
         counted = sum(r["state"] in ("finished", "stopped early") and not r.get("repeats") for r in records)
         if self.search.trials is not None and counted + len(running) + len(self._waiting) >= self.search.trials:
@@ -85,8 +110,11 @@ class Supply:
             return "no trial that fits the time left was found"
         return "the space is used up" if self._repeats >= _REPEATS else ""
 
-    def _ask(self, running: Collection[Job]) -> Job | None:
-        """Ask the study for a trial; None where it is no recipe, one whose value is known, or none (`ended` says)."""
+    def _ask(self, running: Collection[TrialJob]) -> TrialJob | None:
+        """Ask the study for a trial.
+
+        None where its point is no recipe, where its value is known already, and where there are no more (see `ended`).
+        """
         records = self.study.records()
         if over := self._over(records, running):
             self.ended = over
@@ -99,7 +127,7 @@ class Supply:
         point = dict(trial.params)
         own = point == self.space.own
         try:
-            recipe = self._recipe_at(point)
+            recipe = self.recipes.at(point)
             prepared = self._rows.prepared(recipe)
         except InputError as error:
             if own:
@@ -120,10 +148,10 @@ class Supply:
         self._repeats = 0
         ends = list(itertools.accumulate(len(job.batches) for job in prepared.jobs))
         stops = [] if self.search.pruner == "none" else ends[:-1]
-        return Job(trial, point, recipe, prepared, self._training_of(recipe, prepared), stops)
+        return TrialJob(trial, point, recipe, prepared, inputs.training_digest(recipe, prepared), stops)
 
-    def _priced(self, job: Job, left: float, *, loaded: bool) -> Job | None:
-        """Price a trial; None where it does not fit the time left, which is then noted."""
+    def _priced(self, job: TrialJob, left: float, *, loaded: bool) -> TrialJob | None:
+        """Price a trial and return it. None, and a note, where it does not fit the time left."""
         same = (r for r in self.study.records() if r.get("training") == job.training and r["value"] is not None)
         job.trained = next((Path(record["folder"]) for record in same if is_trained(Path(record["folder"]))), None)
         if job.trained is not None:

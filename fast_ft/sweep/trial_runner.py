@@ -1,24 +1,22 @@
 """One trial in a worker: an ordinary run of an ordinary recipe, up to its answers, over a base model that stays loaded.
 
-The run folder then holds what any run's holds. Judging is the driver's: the judge's key and its replies stay there.
+The trial's run folder holds what that of any run holds. The driver judges: the judge's key and replies stay there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
 import traceback
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.redaction import redacted
-from fast_ft.data import curriculum
-from fast_ft.data.examples import Prompt
-from fast_ft.data.prepare import PreparedData, prepare
+from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, set_up, train_phase
 from fast_ft.pipeline.opening import opened
@@ -26,71 +24,38 @@ from fast_ft.plan import planner
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
 from fast_ft.sweep.resident_model import ResidentLoader
+from fast_ft.sweep.row_cache import RowCache
+from fast_ft.sweep.trial_folder import adopt, stage_answers
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a worker does next: train `recipe` (its output_dir is the run folder) and answer its data.test.
-
-    trained: a run folder whose training was the same. stop_after: train up to that step only, and answer the first
-    `prompts` into stage-answers/<step>/pred.json.
-    """
-
-    recipe: Recipe
-    name: str  #: the recipe file's
-    trained: Path | None = None
-    stop_after: int | None = None
-    prompts: int = 0
-
-    @property
-    def root(self) -> Path:
-        return Path(self.recipe.output_dir)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a task. `problem`: why there is no answer, in a sentence; `stopped`: it was interrupted.
-
-    traceback: of a bug; "" where the recipe or the machine was at fault.
-    seconds: {load, steps, train, answer, all}; train and answer may hold load. times: {first_step, trained}, in seconds
-    since 1970.
-    """
-
-    problem: str | None = None
-    traceback: str = ""
-    stopped: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-    prompts: int = 0
-
-
-class Runner:
-    """Does tasks one after another. What they share is kept: base model, rows, and what the card was found to do."""
+class TrialRunner:
+    """Does tasks one after another, and keeps what they share: base model, rows, and what the card can do."""
 
     def __init__(self) -> None:
         self.kept = ResidentLoader()
-        self.rows = Rows()
+        self.rows = RowCache()
         self._card: list[Any] = []  #: what the card was before the base was on it; on a CPU [None]
         self._seconds: dict[str, float] = {}
 
-    def run(self, task: Task) -> Result:
-        """Do a task, or go on with it, and say what became of it. What the recipe or a bug did is a Result too."""
+    def run(self, task: TrialTask) -> TrialResult:
+        """Do a task, or go on with it, and return what became of it. Errors and bugs are results too."""
         started, loading = time.monotonic(), self.kept.seconds
         self._seconds = {}
         times: dict[str, float] = {}
         try:
             count = self._run(task, times)
         except (InputError, BudgetMissed) as error:
-            return Result(problem=str(error))
+            return TrialResult(problem=str(error))
         except Exception as error:
             problem = redacted(f"a bug: {type(error).__name__}: {error}")
-            return Result(problem=problem, traceback=redacted(traceback.format_exc()))
+            return TrialResult(problem=problem, traceback=redacted(traceback.format_exc()))
         except KeyboardInterrupt:
-            return Result(stopped=True)
+            return TrialResult(stopped=True)
         self._seconds |= {"load": self.kept.seconds - loading, "all": time.monotonic() - started}
-        return Result(seconds=self._seconds, times=times, prompts=count)
+        return TrialResult(seconds=self._seconds, times=times, prompts=count)
 
-    def _run(self, task: Task, times: dict[str, float]) -> int:
+    def _run(self, task: TrialTask, times: dict[str, float]) -> int:
         recipe = task.recipe
         prepared = self.rows.prepared(recipe)
         with opened(recipe, task.name, prepared, judged=False) as folder:
@@ -106,7 +71,7 @@ class Runner:
                     generate_phase.generate_phase(folder, recipe, prepared, maker=self.kept.use(recipe))
             return len(prepared.prompts)
 
-    def _train(self, folder: RunDir, task: Task, prepared: PreparedData, times: dict[str, float]) -> None:
+    def _train(self, folder: RunDir, task: TrialTask, prepared: PreparedData, times: dict[str, float]) -> None:
         before = _lines(folder)
         with self._timed("train"):
             self._settle(folder, task.recipe, prepared)
@@ -133,7 +98,7 @@ class Runner:
         config = set_up.model_config(recipe)
         set_up.keep_plan(folder, planner.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
 
-    def _answer_some(self, folder: RunDir, task: Task, prepared: PreparedData) -> int:
+    def _answer_some(self, folder: RunDir, task: TrialTask, prepared: PreparedData) -> int:
         """Answer the first prompts with the adapter so far."""
         recipe, prompts = task.recipe, prepared.prompts[: task.prompts]
         with self._timed("answer"):
@@ -145,71 +110,19 @@ class Runner:
                 loaded, prepared.encoder, prompts, recipe.generate, seed=recipe.seed, partial=partial,
                 title="answers so far", **generate_phase.pool_settings(recipe, settled),
             )  # fmt: skip
-        write_answers(stage_answers(folder, task.stop_after or 0), prompts, result)
+        path = stage_answers(folder, task.stop_after or 0)
+        atomic_files.write_json(path, answers.predictions(prompts, result.answers))
         shutil.rmtree(folder.taste, ignore_errors=True)
         return len(prompts)
 
-    def _timed(self, name: str) -> _Timed:
-        return _Timed(self._seconds, name)
-
-
-class Rows:
-    """Rows tokenised once: trials that differ in stages, training or decoding share them."""
-
-    def __init__(self) -> None:
-        self._key: str | None = None
-        self._prepared: PreparedData | None = None
-
-    def prepared(self, recipe: Recipe) -> PreparedData:
-        """Return what `prepare` returns, from the trial before's rows where they are the same."""
-        needed = curriculum.metrics_needed(recipe.curriculum)
-        parts = [recipe.model, recipe.data, recipe.select, recipe.seed, recipe.rules, needed]
-        key = repr(parts)
-        if key != self._key or self._prepared is None:
-            self._prepared, self._key = prepare(recipe), key
-            return self._prepared
-        return self._prepared.restaged(recipe)
-
-
-class _Timed:
-    """Adds the seconds spent inside to an entry."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.monotonic() - self._started
-
-
-def stage_answers(folder: RunDir, step: int) -> Path:
-    """Return where the answers of a trial that stands at `step` are."""
-    return folder.root / "stage-answers" / str(step) / "pred.json"
-
-
-def write_answers(path: Path, prompts: list[Prompt], result: answers.Generation) -> None:
-    atomic_files.write_json(path, answers.predictions(prompts, result.answers))
-
-
-def is_trained(folder: Path) -> bool:
-    """Tell whether a run folder, which a user may have tidied up, still holds its adapter."""
-    return (folder / "adapter" / "adapter_model.safetensors").is_file() and (folder / "manifest.json").is_file()
-
-
-def adopt(folder: RunDir, other: RunDir) -> None:
-    """Take another run's training as this one's: adapter, log and facts. Its recipe trains the same."""
-    with atomic_files.replace_folder(folder.adapter) as target:
-        shutil.copytree(other.adapter, target, dirs_exist_ok=True)
-    for name in ("log.jsonl", "loss.png"):
-        if (other.root / name).is_file():
-            atomic_files.write_bytes(folder.root / name, (other.root / name).read_bytes())
-    theirs = other.manifest()
-    adapter = {"adapter": theirs["digests"]["adapter"]}
-    folder.update(model=theirs.get("model"), digests=folder.manifest()["digests"] | adapter)
-    facts = {key: value for key, value in theirs["phases"]["train"].items() if key not in ("seconds", "finished")}
-    folder.finish("train", 0.0, **facts | {"training_seconds": 0.0, "trained_in": str(other.root)})
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Add the seconds spent within to an entry; no Stopwatch, since train and answer may hold load."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
 
 
 def _lines(folder: RunDir) -> list[str]:

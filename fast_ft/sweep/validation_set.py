@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import atomic_files
+from fast_ft.common import atomic_files, seeds
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, dataset, encoding, selection
 from fast_ft.data.examples import Example
@@ -49,7 +49,7 @@ def draw(recipe: Recipe) -> list[Example]:
             f"the {len(fitting)} different prompts of {recipe.data.train} that pass select.where and search.where"
             f"{equal}. Lower search.prompts, or loosen a condition."
         )
-    return _drawn(fitting, in_test, search.prompts, random.Random(f"{recipe.seed}/validation"))
+    return _drawn(fitting, in_test, search.prompts, seeds.generator(recipe.seed, "validation"))
 
 
 def test_digests(recipe: Recipe) -> set[str]:

@@ -1,5 +1,6 @@
-"""Who does the trials: processes on this machine, one for each GPU, or one or more on its CPU. See
-sweep/ray_workers.py too.
+"""Who does the trials: processes of this machine, one for each GPU, or one or more on its CPU.
+
+sweep/ray_workers.py has workers on other machines.
 """
 
 from __future__ import annotations
@@ -10,27 +11,28 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft.sweep.trial_runner import Result, Runner, Task
+from fast_ft.common import environment, gpu
+from fast_ft.sweep.trial_task import TaskRunner, TrialResult, TrialTask
 
 GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers, by number. A task is submitted to an idle one; `wait` says what came back."""
 
     def idle(self) -> list[int]:
         """Return the workers without a task."""
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: TrialTask) -> None:
         """Give an idle worker a task."""
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
-        """Return (worker, result) of what ended within so many seconds; None: the worker is lost, another is there."""
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
+        """Return (worker, result) of each task that ended within `seconds`; None: the worker was lost and replaced."""
 
     def interrupt(self) -> None:
         """Stop all tasks in hand; the workers are idle then, and what the tasks had saved is kept."""
@@ -39,32 +41,38 @@ class Crew(Protocol):
         """End all workers."""
 
 
-class LocalCrew:
-    """Processes of this machine, each with one GPU, or with its share of the cores. Their output goes to `logs`."""
+class LocalWorkers:
+    """Processes of this machine, each with one GPU, or with its share of the cores. Their output goes to `logs`.
 
-    def __init__(self, count: int, logs: Path) -> None:
-        self._logs = logs
-        self._gpus = visible_gpus()
+    Each process makes a runner with `make_runner`, which has to be importable by name, and gives it its tasks.
+    """
+
+    def __init__(self, count: int, logs: Path, make_runner: Callable[[], TaskRunner]) -> None:
+        self._logs, self._make_runner = logs, make_runner
+        self._gpus = gpu.visible_gpus()
         self._threads = max(1, (os.cpu_count() or 1) // count)
         self._context = multiprocessing.get_context("spawn")
         self._workers = [self._spawn(number) for number in range(count)]
         self._busy: set[int] = set()
 
     def idle(self) -> list[int]:
+        """See WorkerPool."""
         return [number for number in range(len(self._workers)) if number not in self._busy]
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: TrialTask) -> None:
+        """See WorkerPool."""
         self._busy.add(worker)
         with contextlib.suppress(OSError):  # a worker that died meanwhile: `wait` finds it
             self._workers[worker].pipe.send(task)
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
+        """See WorkerPool."""
         waiting = {self._workers[number].pipe: number for number in self._busy}
         found = []
         for pipe in wait(list(waiting), seconds):
             number = waiting[pipe]  # type: ignore[index]
             try:
-                result: Result | None = self._workers[number].pipe.recv()
+                result: TrialResult | None = self._workers[number].pipe.recv()
             except (EOFError, OSError):
                 result = None
                 self._replace(number)
@@ -73,6 +81,7 @@ class LocalCrew:
         return found
 
     def interrupt(self) -> None:
+        """See WorkerPool. Each worker has GRACE seconds to save the step in hand; who needs longer is replaced."""
         for number in self._busy:
             self._workers[number].process.terminate()
         end = time.monotonic() + GRACE
@@ -88,6 +97,7 @@ class LocalCrew:
             self._busy.discard(number)
 
     def close(self) -> None:
+        """See WorkerPool."""
         for worker in self._workers:
             worker.pipe.close()
             worker.process.kill()
@@ -101,15 +111,16 @@ class LocalCrew:
     def _spawn(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_serve, args=(theirs, str(self._logs / f"worker-{number}.log")), name=f"sweep-{number}", daemon=True
-        )
-        with _environment(self._variables(number)):
+            target=_serve, args=(theirs, str(self._logs / f"worker-{number}.log"), self._make_runner),
+            name=f"sweep-{number}", daemon=True,
+        )  # fmt: skip
+        with environment.during(self._variables(number)):
             process.start()
         theirs.close()
         return _Worker(process, ours)
 
     def _variables(self, number: int) -> dict[str, str]:
-        passive = {"OMP_WAIT_POLICY": "PASSIVE"}  # see __main__
+        passive = {"OMP_WAIT_POLICY": "PASSIVE"}  # see environment.at_start
         if self._gpus:
             return passive | {"CUDA_VISIBLE_DEVICES": self._gpus[number % len(self._gpus)]}
         return passive | {"OMP_NUM_THREADS": str(self._threads), "MKL_NUM_THREADS": str(self._threads)}
@@ -120,22 +131,8 @@ class _Worker:
         self.process, self.pipe = process, pipe
 
 
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [part.strip() for part in given.split(",") if part.strip() and part.strip() != "-1"]
-    import subprocess
-
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [str(n) for n, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
-
-
-def _serve(pipe: Connection, log: str) -> None:
-    """A worker's life: tasks in, results out, until the driver closes the pipe or is gone."""
+def _serve(pipe: Connection, log: str, make_runner: Callable[[], TaskRunner]) -> None:
+    """Be a worker: take tasks and give results until the driver closes the pipe or is gone."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C in the terminal is the driver's to handle
     Path(log).parent.mkdir(parents=True, exist_ok=True)
@@ -145,17 +142,19 @@ def _serve(pipe: Connection, log: str) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def leave_with_parent() -> None:  # a driver killed in the middle of a trial leaves nobody behind
+    def leave_with_parent() -> None:
+        """End this process with its driver: one that is killed in the middle of a trial leaves nobody behind."""
         parent.join()
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
-    def stop(*_: Any) -> None:
+    def stop(*_: object) -> None:
+        """Raise KeyboardInterrupt at SIGTERM, as Ctrl-C does."""
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    runner = Runner()
+    runner = make_runner()
     while True:
         try:
             task = pipe.recv()
@@ -167,18 +166,3 @@ def _serve(pipe: Connection, log: str) -> None:
         pipe.send(result)
         if result.traceback:
             return  # a CUDA context may be beyond repair: the driver starts another worker
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for a process that is started meanwhile: OpenMP and CUDA read them before any of our code."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

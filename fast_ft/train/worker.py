@@ -6,7 +6,6 @@ all goes well, and leaves when training is over.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import traceback
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import console, gpu, out_of_memory
+from fast_ft.common import console, environment, gpu, out_of_memory
 from fast_ft.common.errors import InputError
 from fast_ft.common.process_group import Lost, Ranks
 from fast_ft.common.signals import interruptible
@@ -67,8 +66,8 @@ def follow(ranks: Ranks) -> int:
     processes as soon as one has another status, and process 0 may be saving.
     """
     console.be_silent()
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    gpu.expand_segments()  # NCCL touches the card before a backend is made
+    environment.without_progress_bars()
+    environment.expand_segments()  # NCCL touches the card before a backend is made
     try:
         with interruptible():
             if ranks.begin():

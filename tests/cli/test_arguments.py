@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fast_ft.cli.arguments import parse
-from fast_ft.cli.main import build_parser, main
+from fast_ft.cli.main import main
+from fast_ft.cli.parser import build_parser
 from fast_ft.common.errors import InputError
 from tests.helpers.parts import RecipeFactory
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fast_ft.cli.main import COMMANDS, main
+from fast_ft.run.folder import RunDir
 from tests.helpers.parts import POCKET, REAL, ROOT, RecipeFactory, needs_real_data
 
 
@@ -175,10 +176,14 @@ def test_an_adapter_of_another_base(
     path = recipe_file({"model.name_or_path": str(base), "data.test": None})
     assert main([str(path)]) == 0
     (run,) = tmp_path.glob("runs/*")
-    for layers in (1, 2):
-        save_random_llama(base, seed=9, layers=layers)
-        said = refused(capsys, "generate", str(run), f"data.test={POCKET}/../test.json")
-        assert "model.safetensors" in said and "Put back what was there" in said
+    save_random_llama(base, seed=9, layers=1)
+    assert "is not what this run's adapter was trained with" in refused(
+        capsys, "generate", str(run), f"data.test={POCKET}/../test.json"
+    )
+    RunDir.at(run).update(model=None)  # as of a run that was made before manifests held the base's fingerprint
+    assert "made for another base model" in refused(capsys, "generate", str(run), f"data.test={POCKET}/../test.json")
+    save_random_llama(base, seed=9)
+    assert "not what was trained" in refused(capsys, "generate", str(run), f"data.test={POCKET}/../test.json")
     assert not list(run.glob("pred*"))
 
 

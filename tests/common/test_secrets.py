@@ -130,7 +130,7 @@ def test_a_bugs_traceback_holds_no_key_and_ends_with_1(where: str, tmp_path: Pat
     """A bug whose message is what a library was given."""
     program = f"""
 import os, runpy, sys, threading
-from fast_ft.cli import commands
+from fast_ft.cli import main
 def bug(options):
     def fail():
         cause = KeyError(os.environ["OPENAI_API_KEY"])
@@ -141,7 +141,7 @@ def bug(options):
     thread.start()
     thread.join()
     return 1
-commands.COMMANDS["schema"] = bug
+main.COMMANDS["schema"] = bug
 sys.argv = ["fast_ft", "schema"]
 runpy.run_module("fast_ft", run_name="__main__")
 """

@@ -14,7 +14,7 @@ from fast_ft.cli import commands
 from fast_ft.cli.main import main
 from fast_ft.common import gpu
 from fast_ft.doctor import doctor, versions
-from fast_ft.doctor.finding import Finding
+from fast_ft.doctor.findings import Finding
 
 CARD = {"name": "Tesla T4", "memory": "15360 MiB", "driver": "580.1"}
 

@@ -36,8 +36,9 @@ from fast_ft.run import artifacts
 from fast_ft.run.folder import RunDir, differences
 from fast_ft.run.listing import list_runs
 from fast_ft.sweep import cost_estimate, files, report
+from fast_ft.sweep.axis import Axis
 from fast_ft.sweep.clock import Clock
-from fast_ft.sweep.search_space import Axis, Space
+from fast_ft.sweep.search_space import SearchSpace
 from fast_ft.sweep.study import Study
 from tests.helpers.parts import POCKET, ROOT
 
@@ -85,7 +86,7 @@ SWEPT = FOLDER / "sweep"
 SEARCH = Search(
     space={"lora.r": (4, 8), "train.learning_rate": Range(low=1e-4, high=1e-3)}, sampler="random", objective="chrf"
 )
-SPACE = Space(
+SPACE = SearchSpace(
     (Axis("lora.r", ("4", "8")), Axis("train.learning_rate", range=Range(low=1e-4, high=1e-3))),
     {"lora.r": "4", "train.learning_rate": 2e-4}, (),
 )  # fmt: skip

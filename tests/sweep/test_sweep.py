@@ -29,11 +29,13 @@ from fast_ft.run.folder import RunDir
 from fast_ft.sweep import cost_estimate, inputs, search_space, validation_set
 from fast_ft.sweep.clock import Clock
 from fast_ft.sweep.cost_estimate import Measured, Work
-from fast_ft.sweep.job import Job
 from fast_ft.sweep.resident_model import ResidentLoader
+from fast_ft.sweep.row_cache import RowCache
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial_runner import Result, Rows, Runner, Task
+from fast_ft.sweep.trial_recipes import TrialRecipes
+from fast_ft.sweep.trial_runner import TrialRunner
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape, lay_out
 from fast_ft.train.optimizer import FlatWeights
@@ -47,22 +49,22 @@ SEARCH = {
 SMALL = {"select.take": 8, "curriculum.stages": [], "train.num_train_epochs": 2, "judge.kind": "none"}
 
 
-class InlineCrew:
-    """One worker within this process: the real Runner, without a process to start. `before` sees each task first."""
+class InlineWorker:
+    """One worker within this process: a real TrialRunner, without a process to start. `before` sees each task first."""
 
     def __init__(self, before: Any = lambda task: None) -> None:
-        self.runner, self.before, self.tasks = Runner(), before, []
-        self._result: Result | None = None
+        self.runner, self.before, self.tasks = TrialRunner(), before, []
+        self._result: TrialResult | None = None
 
     def idle(self) -> list[int]:
         return [] if self._result else [0]
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: TrialTask) -> None:
         self.before(task)
         self.tasks.append(task)
         self._result = self.runner.run(task)
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
         result, self._result = self._result, None
         return [(0, result)]
 
@@ -73,29 +75,28 @@ class InlineCrew:
         pass
 
 
-class Asleep(InlineCrew):
+class Asleep(InlineWorker):
     """A worker from which nothing comes back."""
 
-    def submit(self, worker: int, task: Task) -> None:
-        self._result = Result()
+    def submit(self, worker: int, task: TrialTask) -> None:
+        self._result = TrialResult()
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
         return []
 
 
-def sweep_with(crew: Any, path: Path, root: Path, hours: float | None = None) -> Sweep:
-    """Run a sweep of the recipe at `path` with this crew."""
+def sweep_with(pool: Any, path: Path, root: Path, hours: float | None = None) -> Sweep:
+    """Run a sweep of the recipe at `path` with this pool."""
     sweep = Sweep(load_recipe(path), path, hours=hours, output=root)
-    sweep._crew = lambda *_: crew  # type: ignore[method-assign]
-    sweep.run()
+    sweep.run(lambda logs: pool)
     return sweep
 
 
 @pytest.fixture(scope="module")
 def swept(
     tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path, InlineCrew]:
-    """A grid sweep of 2 x 2 points, done once: its recipe's path, its folder, its crew.
+) -> tuple[Path, Path, InlineWorker]:
+    """A grid sweep of 2 x 2 points, done once: its recipe's path, its folder, its pool.
 
     The files that it reads are its own copies. All rows are for training or for validation, and two of the rows that
     are trained on are test prompts.
@@ -110,9 +111,9 @@ def swept(
     ]
     test.write_text(json.dumps(json.loads(test_file.read_text(encoding="utf-8")) + planted), encoding="utf-8")
     path = write_recipe(folder, base, train, test, SMALL | {"select.take": 14, "search": SEARCH})
-    crew = InlineCrew()
-    sweep_with(crew, path, folder / "sweep")
-    return path, folder / "sweep", crew
+    pool = InlineWorker()
+    sweep_with(pool, path, folder / "sweep")
+    return path, folder / "sweep", pool
 
 
 def content(root: Path) -> dict[str, Any]:
@@ -237,7 +238,7 @@ def test_validation_rows_pass_where_and_are_no_test_prompts(
         validation_set.draw(recipe_with(recipe_file, {}, **changes | {"select.take": 12}))
 
 
-def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tuple[Path, Path, InlineCrew]) -> None:
+def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tuple[Path, Path, InlineWorker]) -> None:
     _, root, _ = swept
     trials = content(root)["trials"]
     assert trials[0]["point"] == {"lora.r": "4", "generate.max_new_tokens": "6"}
@@ -249,7 +250,7 @@ def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tupl
 
 
 def test_no_validation_row_is_trained_on_and_rows_that_equal_test_prompts_are_reported(
-    swept: tuple[Path, Path, InlineCrew], train_file: Path
+    swept: tuple[Path, Path, InlineWorker], train_file: Path
 ) -> None:
     path, root, _ = swept
     texts = {row["id"]: row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))}
@@ -284,11 +285,10 @@ def test_a_proof_names_what_is_in_common(recipe_file: RecipeFactory) -> None:
 def test_a_trial_that_trained_on_validation_rows_ends_the_sweep(recipe_file: RecipeFactory, tmp_path: Path) -> None:
     path = recipe_file(SMALL | {"search": SEARCH, "select.take": 14})
     sweep = Sweep(load_recipe(path), path, hours=None, output=tmp_path / "sweep")
-    sweep._begin()
-    sweep._fixed["data.exclude"] = []
-    recipe = sweep.recipe_at(sweep.space.own)
+    recipes = sweep.begin()
+    recipe = replace(recipes, validation=()).at(sweep.space.own)
     with pytest.raises(AssertionError, match="out of every selection"):
-        sweep._facts(Job(None, sweep.space.own, recipe, prepare(recipe), "", []))
+        recipes.facts(recipe, prepare(recipe))
 
 
 @pytest.mark.parametrize("rules", ["ntu-ml-2025-hw5", None])
@@ -297,7 +297,7 @@ def test_the_test_set_takes_no_row_from_training(
 ) -> None:
     """With and without test prompts among the rows: the validation rows are the same but for those that equal one."""
 
-    def begun(name: str, test: list[int]) -> Sweep:
+    def begun(name: str, test: list[int]) -> TrialRecipes:
         rows = json.loads(train_file.read_text(encoding="utf-8"))
         asked = [{"id": f"t{i}", "conversations": rows[i]["conversations"][:1]} for i in test]
         other = {"id": "other", "conversations": [{"from": "human", "value": "Why?"}]}
@@ -305,26 +305,26 @@ def test_the_test_set_takes_no_row_from_training(
         changes = {"select.take": 10, "search": SEARCH, "data.test": str(tmp_path / f"{name}.json"), "rules": rules}
         path = recipe_file(SMALL | changes)
         sweep = Sweep(load_recipe(path), path, hours=None, output=tmp_path / name)
-        sweep._begin()
-        return sweep
+        return sweep.begin()
 
     apart = begun("apart", [])
     prompts = [row["conversations"][0]["value"] for row in json.loads(train_file.read_text(encoding="utf-8"))]
     place = {contamination.text_digest(prompt): index for index, prompt in enumerate(prompts)}
-    drawn = sorted(place[digest] for digest in apart._validation)
+    drawn = sorted(place[digest] for digest in apart.validation)
     trained = [index for index in range(24) if index not in drawn]
     shared = begun("shared", [drawn[2], *trained[:3]])
-    assert len({*shared._validation} - {*apart._validation}) == 1, "one row was drawn in the place of a test prompt"
-    assert not {*shared._validation} & {*shared._test}
-    for sweep in (apart, shared):
-        recipe = sweep.recipe_at(sweep.space.own)
-        assert set(recipe.data.exclude) == set(sweep._validation) == set(sweep.best_at(sweep.space.own).data.exclude)
+    assert len({*shared.validation} - {*apart.validation}) == 1, "one row was drawn in the place of a test prompt"
+    assert not {*shared.validation} & {*shared.test}
+    for recipes in (apart, shared):
+        own = search_space.read(recipes.recipe).own
+        recipe = recipes.at(own)
+        assert set(recipe.data.exclude) == set(recipes.validation) == set(recipes.best_at(own).data.exclude)
         assert not contamination.excluded_prompts(
-            recipe.data.exclude, dataset.load_prompts(sweep.recipe.data.test or "")[0]
+            recipe.data.exclude, dataset.load_prompts(recipes.recipe.data.test or "")[0]
         )
         kept = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)[0]
         assert len(kept) == 14 and {*kept.table["prompt"].to_pylist()}.isdisjoint(
-            prompt for prompt in prompts if contamination.text_digest(prompt) in sweep._validation
+            prompt for prompt in prompts if contamination.text_digest(prompt) in recipes.validation
         )
     with pytest.raises(InputError, match="15 of these equal test prompts, which are not drawn"):
         begun("all", [*trained, drawn[0]])
@@ -336,8 +336,8 @@ def test_excluded_prompts_are_named(recipe_file: RecipeFactory) -> None:
     assert contamination.excluded_prompts([], prompts) == []
 
 
-def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineCrew]) -> None:
-    _, root, crew = swept
+def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, InlineWorker]) -> None:
+    _, root, pool = swept
     by_r: dict[str, list[dict[str, Any]]] = {}
     for trial in content(root)["trials"]:
         by_r.setdefault(trial["point"]["lora.r"], []).append(trial)
@@ -346,11 +346,11 @@ def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, In
         assert second["took"]["steps"] == 0 and second["work"][0] == 0
         assert _adapter(first["folder"]) == _adapter(second["folder"])
         assert RunDir.at(second["folder"]).manifest()["phases"]["train"]["training_seconds"] == 0
-    assert sum(task.trained is not None for task in crew.tasks) == 3  # the two, and the best's answers
+    assert sum(task.trained is not None for task in pool.tasks) == 3  # the two, and the best's answers
 
 
 def test_a_trial_is_what_its_recipe_gives_in_a_process_of_its_own(
-    swept: tuple[Path, Path, InlineCrew], tmp_path: Path
+    swept: tuple[Path, Path, InlineWorker], tmp_path: Path
 ) -> None:
     """Whatever came before it over the kept base: another r, an answer, a judge."""
     _, root, _ = swept
@@ -411,7 +411,7 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
 
 
 def test_best_yaml_is_complete_and_makes_the_best_adapter_and_answers(
-    swept: tuple[Path, Path, InlineCrew], tmp_path: Path
+    swept: tuple[Path, Path, InlineWorker], tmp_path: Path
 ) -> None:
     path, root, _ = swept
     written = yaml.safe_load((root / "best.yaml").read_text(encoding="utf-8"))
@@ -425,21 +425,21 @@ def test_best_yaml_is_complete_and_makes_the_best_adapter_and_answers(
     assert best["value"] == max(trial["value"] for trial in content(root)["trials"])
 
 
-def test_the_same_command_again_begins_nothing(swept: tuple[Path, Path, InlineCrew]) -> None:
+def test_the_same_command_again_begins_nothing(swept: tuple[Path, Path, InlineWorker]) -> None:
     path, root, _ = swept
     before = content(root)["trials"]
-    crew = InlineCrew()
-    sweep_with(crew, path, root)
-    assert content(root)["trials"] == before and not [task for task in crew.tasks if "trials" in str(task.root)]
+    pool = InlineWorker()
+    sweep_with(pool, path, root)
+    assert content(root)["trials"] == before and not [task for task in pool.tasks if "trials" in str(task.root)]
 
 
 def test_another_recipe_in_the_same_folder_is_refused(
-    swept: tuple[Path, Path, InlineCrew], recipe_file: RecipeFactory
+    swept: tuple[Path, Path, InlineWorker], recipe_file: RecipeFactory
 ) -> None:
     _, root, _ = swept
     other = recipe_file(SMALL | {"search": SEARCH | {"prompts": 12}})
     with pytest.raises(InputError, match=r"another recipe \(.*search.prompts"):
-        sweep_with(InlineCrew(), other, root)
+        sweep_with(InlineWorker(), other, root)
 
 
 @contextlib.contextmanager
@@ -466,7 +466,7 @@ def other(path: Path, content: bytes) -> Iterator[None]:
     ],
 )  # fmt: skip
 def test_a_sweep_whose_inputs_changed_is_refused(
-    swept: tuple[Path, Path, InlineCrew], name: str, change: Any, message: str
+    swept: tuple[Path, Path, InlineWorker], name: str, change: Any, message: str
 ) -> None:
     path, root, _ = swept
     file = path.parent / name
@@ -474,7 +474,7 @@ def test_a_sweep_whose_inputs_changed_is_refused(
     before = (root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes()
     assert change(was) != was
     with other(file, change(was)), pytest.raises(InputError, match=re.escape(message.format(folder=path.parent))):
-        sweep_with(InlineCrew(), path, root, hours=1.0)
+        sweep_with(InlineWorker(), path, root, hours=1.0)
     assert before == ((root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes())
 
 
@@ -498,31 +498,31 @@ def test_rows_that_change_while_a_sweep_runs_end_it(
     changes = {"train.max_steps": 2, "data.train": str(train), "data.test": None, "search": SEARCH}
     path = recipe_file(SMALL | changes)
 
-    class Changing(InlineCrew):
-        def submit(self, worker: int, task: Task) -> None:
+    class Changing(InlineWorker):
+        def submit(self, worker: int, task: TrialTask) -> None:
             was = train.read_bytes()
             if early:
                 train.write_bytes(was + b"\n")
             super().submit(worker, task)
             train.write_bytes(was + b"\n")
 
-    crew = Changing()
+    pool = Changing()
     with pytest.raises(InputError, match=message):
-        sweep_with(crew, path, tmp_path / "sweep")
-    assert len(crew.tasks) == 1
+        sweep_with(pool, path, tmp_path / "sweep")
+    assert len(pool.tasks) == 1
 
 
-def test_a_sweep_that_was_moved_or_tidied_up_goes_on(swept: tuple[Path, Path, InlineCrew], tmp_path: Path) -> None:
+def test_a_sweep_that_was_moved_or_tidied_up_goes_on(swept: tuple[Path, Path, InlineWorker], tmp_path: Path) -> None:
     path, root, _ = swept
     moved = tmp_path / "another machine" / "sweep"
     shutil.copytree(root, moved)
     shutil.rmtree(moved / "best")
     best = content(root)["best"]["number"]
     for tidied in (False, True):
-        crew = InlineCrew()
-        sweep_with(crew, path, moved)
+        pool = InlineWorker()
+        sweep_with(pool, path, moved)
         found = content(moved)
-        (task,) = crew.tasks  # the best's answers: no trial is done again
+        (task,) = pool.tasks  # the best's answers: no trial is done again
         assert task.root == moved / "best"
         assert task.trained == (None if tidied else Path(found["trials"][best]["folder"]))
         assert {Path(trial["folder"]).parent for trial in found["trials"]} == {moved / "trials"}
@@ -541,12 +541,12 @@ def test_the_median_pruner_stops_what_is_worse_than_most_at_the_same_stage(
     study = Study(tmp_path / "study.journal", recipe.search, search_space.read(recipe), 1)
     for r, value in ((4, 0.5), (1, 0.6), (2, 0.7)):
         trial = study.ask({"lora.r": str(r)})
-        assert not study.hopeless(trial, value, 1)
+        assert not study.should_prune(trial, value, 1)
         study.finish(trial, value)
     trial = study.ask({"lora.r": "3"})
-    assert study.hopeless(trial, 0.4, 1)
+    assert study.should_prune(trial, 0.4, 1)
     study.prune(trial, so_far=0.4)
-    assert not study.hopeless(study.ask({"lora.r": "5"}), 0.65, 1)
+    assert not study.should_prune(study.ask({"lora.r": "5"}), 0.65, 1)
     assert [(r["state"], r["value"], r["stages"]) for r in study.records()][-1] == ("stopped early", None, {"1": 0.4})
 
 
@@ -556,11 +556,11 @@ def test_a_trial_is_looked_at_after_each_stage_and_may_be_stopped_there(
     stages = [{"name": "a", "upto": 0.5, "num_train_epochs": 1}, {"name": "b", "upto": 1.0, "num_train_epochs": 1}]
     search = SEARCH | {"pruner": "median", "stage_prompts": 10, "space": {"train.learning_rate": [0.01, 0.02]}}
     path = write_recipe(tmp_path, tiny, train_file, test_file, SMALL | {"curriculum.stages": stages, "search": search})
-    monkeypatch.setattr(Study, "hopeless", lambda self, trial, value, stage: (trial.number, stage) == (1, 1))
-    crew = InlineCrew()
-    sweep_with(crew, path, tmp_path / "sweep")
+    monkeypatch.setattr(Study, "should_prune", lambda self, trial, value, stage: (trial.number, stage) == (1, 1))
+    pool = InlineWorker()
+    sweep_with(pool, path, tmp_path / "sweep")
     kept, stopped = content(tmp_path / "sweep")["trials"]
-    assert [task.stop_after for task in crew.tasks] == [1, None, 1, None]  # the last one is the best's answers
+    assert [task.stop_after for task in pool.tasks] == [1, None, 1, None]  # the last one is the best's answers
     assert kept["state"] == "finished" and stopped["state"] == "stopped early" and stopped["value"] is None
     assert not (Path(stopped["folder"]) / "adapter").exists()
     folder = RunDir.at(kept["folder"])  # stopped, answered and gone on with: still what the recipe gives
@@ -576,12 +576,12 @@ def test_a_model_judges_in_the_driver_and_no_reply_is_asked_for_twice(
     changes = SMALL | {"judge.kind": "openai", "search": search}
     path = write_recipe(tmp_path, tiny, train_file, test_file, changes)
     with pytest.raises(InputError, match="OPENAI_API_KEY"):  # before anything is trained
-        sweep_with(InlineCrew(), path, tmp_path / "none")
+        sweep_with(InlineWorker(), path, tmp_path / "none")
     server = JudgeServer(lambda *_: "")
     with server.running() as url:
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-driver")
-        sweep_with(InlineCrew(), path, tmp_path / "sweep")
+        sweep_with(InlineWorker(), path, tmp_path / "sweep")
         trials = content(tmp_path / "sweep")["trials"]
         assert len(trials) == 2 and all(1 <= trial["value"] <= 10 for trial in trials)
         folders = [*(Path(trial["folder"]) for trial in trials), tmp_path / "sweep" / "best"]
@@ -589,7 +589,7 @@ def test_a_model_judges_in_the_driver_and_no_reply_is_asked_for_twice(
         answers = {(key, entry["output"][0]) for pred in preds for key, entry in pred.items()}
         assert server.requests == len(answers) > 15  # an answer of both trials is judged once
         (Path(trials[0]["folder"]) / "scores.json").unlink()
-        sweep_with(InlineCrew(), path, tmp_path / "sweep")
+        sweep_with(InlineWorker(), path, tmp_path / "sweep")
         assert server.requests == len(answers)
     assert not any(b"sk-of-the-driver" in f.read_bytes() for f in (tmp_path / "sweep").rglob("*") if f.is_file())
 
@@ -602,18 +602,18 @@ def test_hours_are_kept_and_more_of_them_go_on(
     clock = {"now": 0.0}
     monkeypatch.setattr("fast_ft.sweep.sweep.Clock", functools.partial(Clock, now=lambda: clock["now"]))
 
-    def pass_time(task: Task) -> None:
+    def pass_time(task: TrialTask) -> None:
         if "trials" in str(task.root):
             clock["now"] += 100.0
 
-    def slowly(self: Runner, task: Task) -> Result:
+    def slowly(self: TrialRunner, task: TrialTask) -> TrialResult:
         result = real(self, task)
         told = {"all": 100.0, "steps": 95.0, "load": 0.0}
         return replace(result, seconds=result.seconds | told) if "trials" in str(task.root) else result
 
-    real = Runner.run
-    monkeypatch.setattr(Runner, "run", slowly)
-    sweep_with(InlineCrew(pass_time), path, tmp_path / "sweep", hours=250 / 3600)
+    real = TrialRunner.run
+    monkeypatch.setattr(TrialRunner, "run", slowly)
+    sweep_with(InlineWorker(pass_time), path, tmp_path / "sweep", hours=250 / 3600)
     found = content(tmp_path / "sweep")
     assert sum(trial["state"] == "finished" for trial in found["trials"]) == 2
     assert {trial["state"] for trial in found["trials"]} == {"finished", "not begun"}
@@ -621,7 +621,7 @@ def test_hours_are_kept_and_more_of_them_go_on(
     values = {json.dumps(t["point"]): t["value"] for t in found["trials"] if t["value"] is not None}
 
     clock["now"] += 5000.0  # between two commands no hours are used
-    sweep_with(InlineCrew(pass_time), path, tmp_path / "sweep", hours=1.0)
+    sweep_with(InlineWorker(pass_time), path, tmp_path / "sweep", hours=1.0)
     later = content(tmp_path / "sweep")
     finished = {json.dumps(t["point"]): t["value"] for t in later["trials"] if t["state"] == "finished"}
     assert len(finished) == 4 and finished.items() >= values.items()
@@ -680,7 +680,7 @@ def test_the_clock_counts_all_commands(tmp_path: Path) -> None:
     assert Clock(tmp_path / "clock.json", None).used >= 90.0
 
 
-def test_the_page_asks_no_network_and_links_every_trial(swept: tuple[Path, Path, InlineCrew]) -> None:
+def test_the_page_asks_no_network_and_links_every_trial(swept: tuple[Path, Path, InlineWorker]) -> None:
     _, root, _ = swept
     page = (root / "report.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page and not re.search(r'(src|href)="(https?:)?//', page)
@@ -690,7 +690,7 @@ def test_the_page_asks_no_network_and_links_every_trial(swept: tuple[Path, Path,
 
 
 def test_no_difference_is_said_where_noise_covers_it() -> None:
-    from fast_ft.sweep.sweep import verdict
+    from fast_ft.sweep.best import verdict
 
     best, own = {"number": 3, "value": 0.52}, {"number": 0, "value": 0.5}
     said = verdict(best, own, {"low": -0.01, "high": 0.05}, 6)
@@ -712,7 +712,7 @@ def test_rows_that_are_kept_between_trials_are_compared_with_the_prompts_each_ti
 ) -> None:
     asked = [{"id": r["id"], "conversations": r["conversations"][:1]} for r in json.loads(train_file.read_text())[4:6]]
     (tmp_path / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-    rows = Rows()
+    rows = RowCache()
     for take in ([1.0], [0.5, 1.0]):
         stages = [{"name": f"s{i}", "upto": upto, "num_train_epochs": 1} for i, upto in enumerate(take)]
         recipe = load_recipe(recipe_file({"data.test": str(tmp_path / "asked.json"), "curriculum.stages": stages}))

@@ -13,9 +13,11 @@ from fast_ft.cli.main import main
 from fast_ft.common.errors import InputError
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.sweep.clock import Clock
+from fast_ft.sweep.files import SweepFile
 from fast_ft.sweep.study import Study
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial_runner import Result, Runner, Task
+from fast_ft.sweep.trial_runner import TrialRunner
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
 from tests.fuzz.targets import TRIAL
 from tests.helpers.parts import RecipeFactory
 
@@ -26,16 +28,16 @@ CHANGES = {"select.take": 8, "curriculum.stages": [], "judge.kind": "none", "sea
 class Told:
     """A worker that gives back what it is told to, and counts what is asked of it."""
 
-    def __init__(self, result: Result | None = None) -> None:
+    def __init__(self, result: TrialResult | None = None) -> None:
         self.result, self.tasks, self.calls = result, [], []
 
     def idle(self) -> list[int]:
         return [0]
 
-    def submit(self, worker: int, task: Task) -> None:
+    def submit(self, worker: int, task: TrialTask) -> None:
         self.tasks.append(task)
 
-    def wait(self, seconds: float) -> list[tuple[int, Result | None]]:
+    def wait(self, seconds: float) -> list[tuple[int, TrialResult | None]]:
         return [(0, self.result)]
 
     def interrupt(self) -> None:
@@ -54,7 +56,7 @@ def path(recipe_file: RecipeFactory) -> Path:
 def root(path: Path, tmp_path: Path) -> Path:
     """The folder of a sweep whose first trial, the recipe itself, is done, and whose second is under way."""
     sweep = opened(path, tmp_path / "sweep")
-    sweep._begin()
+    sweep.begin()
     study = study_of(sweep)
     study.finish(study.ask(sweep.space.own), 0.5, **TRIAL)
     study.ask({"lora.r": "8"})
@@ -70,10 +72,9 @@ def study_of(sweep: Sweep, **options: Any) -> Study:
     return Study(sweep.root / "study.journal", sweep.search, sweep.space, 1, **options)
 
 
-def run_with(crew: Any, path: Path, root: Path) -> None:
+def run_with(pool: Any, path: Path, root: Path) -> None:
     sweep = opened(path, root)
-    sweep._crew = lambda *_: crew  # type: ignore[method-assign]
-    sweep.run()
+    sweep.run(lambda logs: pool)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_the_remedies_that_the_messages_name_work(path: Path, root: Path) -> Non
         run_with(Told(), path, root)
     journal.write_bytes(b"".join(lines[:-2]))  # head -n
     sweep = opened(path, root)
-    sweep._begin()
+    sweep.begin()
     study = study_of(sweep)
     study.check()
     assert [record["value"] for record in study.records()] == [0.5]
@@ -189,9 +190,8 @@ def test_a_sweep_that_was_taken_over_writes_no_more(path: Path, root: Path) -> N
     before = (root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes()
     with pytest.raises(InputError, match="took this run over"):
         study.ask({"lora.r": "8"})
-    sweep._check_lease = lost
     with pytest.raises(InputError, match="took this run over"):
-        sweep._write(seconds=1.0)
+        SweepFile(sweep.sweep_json, lost).update(seconds=1.0)
     assert before == ((root / "study.journal").read_bytes(), (root / "sweep.json").read_bytes())
 
 
@@ -200,13 +200,13 @@ def test_a_sweep_that_was_taken_over_writes_no_more(path: Path, root: Path) -> N
 def test_a_signal_lets_the_trials_save_their_steps_and_ends_the_sweep(
     path: Path, root: Path, kind: int, twice: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crew = Told()
-    monkeypatch.setattr(crew, "wait", lambda seconds: signal.raise_signal(kind))
+    pool = Told()
+    monkeypatch.setattr(pool, "wait", lambda seconds: signal.raise_signal(kind))
     if twice:
-        monkeypatch.setattr(crew, "interrupt", lambda: signal.raise_signal(kind))
+        monkeypatch.setattr(pool, "interrupt", lambda: signal.raise_signal(kind))
     with pytest.raises(KeyboardInterrupt):
-        run_with(crew, path, root)
-    assert crew.calls == (["close"] if twice else ["interrupt", "close"]) and len(crew.tasks) == 1
+        run_with(pool, path, root)
+    assert pool.calls == (["close"] if twice else ["interrupt", "close"]) and len(pool.tasks) == 1
     assert not (root / ".lease").exists()
     assert study_of(opened(path, root)).interrupted() == [{"lora.r": "8"}]  # it is begun again
 
@@ -225,9 +225,9 @@ def test_no_trial_is_backed_up_or_kept_under_a_name_that_tells_where_the_sweep_l
     names = set()
     for folder in ("here", "there"):
         sweep = opened(path, tmp_path / folder)
-        sweep._begin()
-        recipe = sweep.recipe_at(sweep.space.own)
-        assert recipe.backup_dir is None and sweep.best_at(sweep.space.own).backup_dir == str(tmp_path / "drive")
+        recipes = sweep.begin()
+        recipe = recipes.at(sweep.space.own)
+        assert recipe.backup_dir is None and recipes.best_at(sweep.space.own).backup_dir == str(tmp_path / "drive")
         names.add(Path(recipe.output_dir).name)
     assert len(names) == 1 and "backup_dir is for single runs" in capsys.readouterr().err
 
@@ -237,20 +237,19 @@ def test_a_bugs_traceback_is_kept_and_a_users_error_stays_short(
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "sk-not-to-be-shown")
 
-    def broken(self: Runner, task: Task, times: Any) -> int:
+    def broken(self: TrialRunner, task: TrialTask, times: Any) -> int:
         raise ZeroDivisionError("boom sk-not-to-be-shown")
 
-    def wrong(self: Runner, task: Task, times: Any) -> int:
+    def wrong(self: TrialRunner, task: TrialTask, times: Any) -> int:
         raise InputError("lora.r: too large")
 
     sweep = opened(path, root)
-    sweep._begin()
-    task = Task(sweep.recipe_at(sweep.space.own), "small.yaml")
+    task = TrialTask(sweep.begin().at(sweep.space.own), "small.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "_run", wrong)
-        assert Runner().run(task) == Result(problem="lora.r: too large")
-        patch.setattr(Runner, "_run", broken)
-        result = Runner().run(task)
+        patch.setattr(TrialRunner, "_run", wrong)
+        assert TrialRunner().run(task) == TrialResult(problem="lora.r: too large")
+        patch.setattr(TrialRunner, "_run", broken)
+        result = TrialRunner().run(task)
     assert result.problem == "a bug: ZeroDivisionError: boom [SOME_API_KEY]"
     assert "in broken" in result.traceback and "sk-not-to-be-shown" not in result.traceback
 
@@ -266,4 +265,4 @@ def test_a_bugs_traceback_is_kept_and_a_users_error_stays_short(
         run_with(Told(result), path, root)
     (root / "study.journal").unlink()
     with pytest.raises(InputError, match=r"the recipe itself, as the first trial: too large$"):
-        run_with(Told(Result(problem="too large")), path, root)
+        run_with(Told(TrialResult(problem="too large")), path, root)

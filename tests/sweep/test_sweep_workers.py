@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from fast_ft.recipe.loader import load_recipe
-from fast_ft.sweep.ray_workers import RayCrew, Seat
+from fast_ft.sweep.ray_workers import RayActor, RayWorkers
 from fast_ft.sweep.sweep import Sweep
-from fast_ft.sweep.trial_runner import Result, Runner, Task
-from fast_ft.sweep.workers import LocalCrew
+from fast_ft.sweep.trial_runner import TrialRunner
+from fast_ft.sweep.trial_task import TrialResult, TrialTask
+from fast_ft.sweep.workers import LocalWorkers
 from tests.helpers.parts import ROOT, write_recipe
 
 SEARCH = {
@@ -43,20 +44,19 @@ def values(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     root = tmp_path_factory.mktemp("local") / "sweep"
     sweep = Sweep(load_recipe(recipe), recipe, hours=None, output=root)
 
-    class Unlucky(LocalCrew):
+    class Unlucky(LocalWorkers):
         killed = 0
 
-        def submit(self, worker: int, task: Task) -> None:
+        def submit(self, worker: int, task: TrialTask) -> None:
             super().submit(worker, task)
             if not self.killed:
                 self.killed = self._workers[worker].process.pid or 0
                 os.kill(self.killed, signal.SIGKILL)
 
-    crew = Unlucky(2, root / "logs")
-    pids = {worker.process.pid for worker in crew._workers}
-    sweep._crew = lambda *_: crew  # type: ignore[method-assign]
-    sweep.run()
-    assert crew.killed in pids
+    pool = Unlucky(2, root / "logs", TrialRunner)
+    pids = {worker.process.pid for worker in pool._workers}
+    sweep.run(lambda logs: pool)
+    assert pool.killed in pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid or 0, 0)  # none is left behind
@@ -115,44 +115,44 @@ def test_resume_without_a_sweep_is_an_error(recipe: Path, tmp_path: Path, capsys
 
 def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: Path) -> None:
     base = load_recipe(recipe)
-    crew = LocalCrew(1, tmp_path / "logs")
-    pid = crew._workers[0].process.pid
+    pool = LocalWorkers(1, tmp_path / "logs", TrialRunner)
+    pid = pool._workers[0].process.pid
 
-    def task(name: str, epochs: int) -> Task:
+    def task(name: str, epochs: int) -> TrialTask:
         train = base.train.model_copy(update={"num_train_epochs": epochs, "warmup_steps": 1})
         data = base.data.model_copy(update={"test": None})
         changed = {"output_dir": str(tmp_path / name), "train": train, "data": data}
-        return Task(base.model_copy(update=changed), "small.yaml")
+        return TrialTask(base.model_copy(update=changed), "small.yaml")
 
     try:
-        crew.submit(0, task("long", 100_000))
+        pool.submit(0, task("long", 100_000))
         log = tmp_path / "long" / "log.jsonl"
         while not log.is_file() or not log.stat().st_size:
-            assert not crew.wait(0.2), (tmp_path / "logs" / "worker-0.log").read_text()
-        crew.interrupt()
-        assert crew.idle() == [0] and crew._workers[0].process.pid == pid
-        crew.submit(0, task("short", 1))
-        found: list[tuple[int, Result | None]] = []
+            assert not pool.wait(0.2), (tmp_path / "logs" / "worker-0.log").read_text()
+        pool.interrupt()
+        assert pool.idle() == [0] and pool._workers[0].process.pid == pid
+        pool.submit(0, task("short", 1))
+        found: list[tuple[int, TrialResult | None]] = []
         while not found:
-            found = crew.wait(1.0)
+            found = pool.wait(1.0)
         assert found[0][1] is not None and found[0][1].problem is None
         assert (tmp_path / "short" / "adapter").is_dir()
         broken: Any = None
-        crew.submit(0, Task(broken, "small.yaml"))
-        ((_, result),) = crew.wait(60.0)
+        pool.submit(0, TrialTask(broken, "small.yaml"))
+        ((_, result),) = pool.wait(60.0)
         assert result is not None and str(result.problem).startswith("a bug: ") and "Traceback" in result.traceback
-        crew.submit(0, task("after", 1))
-        assert crew.wait(60.0) == [(0, None)], "a worker with a bug ends, and another is there"
-        assert crew._workers[0].process.pid != pid
+        pool.submit(0, task("after", 1))
+        assert pool.wait(60.0) == [(0, None)], "a worker with a bug ends, and another is there"
+        assert pool._workers[0].process.pid != pid
     finally:
-        crew.close()
+        pool.close()
 
 
 def test_each_worker_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
     started: list[dict[str, str]] = []
-    monkeypatch.setattr(LocalCrew, "_spawn", lambda self, number: started.append(self._variables(number)))
-    LocalCrew(2, tmp_path)
+    monkeypatch.setattr(LocalWorkers, "_spawn", lambda self, number: started.append(self._variables(number)))
+    LocalWorkers(2, tmp_path, TrialRunner)
     assert [each["CUDA_VISIBLE_DEVICES"] for each in started] == ["2", "GPU-5"]
 
 
@@ -161,12 +161,14 @@ def test_a_bug_in_a_ray_worker_keeps_its_traceback(
 ) -> None:
     """Within a task, and around it; Ray itself need not be installed for either."""
 
-    def broken(self: Runner, task: Task, times: Any) -> int:
+    def broken(self: TrialRunner, task: TrialTask, times: Any) -> int:
         raise ZeroDivisionError("boom")
 
     monkeypatch.chdir(tmp_path)  # a seat goes to its driver's folder
-    monkeypatch.setattr(Runner, "_run", broken)
-    result, packed, _ = Seat(str(tmp_path)).run(Task(load_recipe(recipe), "small.yaml"), {"test": b""})
+    monkeypatch.setattr(TrialRunner, "_run", broken)
+    result, packed, _ = RayActor(str(tmp_path), TrialRunner).run(
+        TrialTask(load_recipe(recipe), "small.yaml"), {"test": b""}
+    )
     assert result.problem == "a bug: ZeroDivisionError: boom" and "in broken" in result.traceback and not packed
 
     class RayError(Exception):
@@ -178,7 +180,7 @@ def test_a_bug_in_a_ray_worker_keeps_its_traceback(
     def get(reference: str) -> Any:
         raise RayTaskError("Traceback: in unpack") if reference == "bug" else RayError("the host is gone")
 
-    ours: Any = RayCrew.__new__(RayCrew)
+    ours: Any = RayWorkers.__new__(RayWorkers)
     ours._ray = SimpleNamespace(
         wait=lambda tasks, **_: (tasks, []), get=get,
         exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError),
@@ -186,7 +188,7 @@ def test_a_bug_in_a_ray_worker_keeps_its_traceback(
     replaced: list[int] = []
     ours._replace, ours._tasks = replaced.append, {"bug": (0, None), "lost": (1, None)}
     (_, bug), (_, lost) = ours.wait(1.0)
-    assert bug == Result(problem="a bug in a Ray worker", traceback="Traceback: in unpack")
+    assert bug == TrialResult(problem="a bug in a Ray worker", traceback="Traceback: in unpack")
     assert lost is None and replaced == [1], "what is lost is tried again elsewhere, a bug is not"
 
 
@@ -199,17 +201,18 @@ def test_two_ray_workers_give_the_same_scores_though_one_is_killed(
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     submitted: list[int] = []
-    submit = RayCrew.submit
+    submit = RayWorkers.submit
 
-    def and_kill_the_second(self: RayCrew, worker: int, task: Task) -> None:
+    def and_kill_the_second(self: RayWorkers, worker: int, task: TrialTask) -> None:
         submit(self, worker, task)
         submitted.append(worker)
         if len(submitted) == 2:
             self._ray.kill(self._actors[worker])
 
-    monkeypatch.setattr(RayCrew, "submit", and_kill_the_second)
+    monkeypatch.setattr(RayWorkers, "submit", and_kill_the_second)
     root = tmp_path / "sweep"
-    Sweep(load_recipe(recipe), recipe, hours=None, output=root).run(workers=2, ray="local")
+    sweep = Sweep(load_recipe(recipe), recipe, hours=None, output=root)
+    sweep.run(lambda logs: RayWorkers("local", 2, TrialRunner))
     assert not ray.is_initialized() and set(submitted) == {0, 1}
     assert scores(root) == pytest.approx(values)
     trials: list[dict[str, Any]] = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["trials"]

@@ -10,9 +10,8 @@ Importing unsloth patches transformers and trl, so a loader is made before eithe
 from __future__ import annotations
 
 import logging
-import os
 
-from fast_ft.common import gpu
+from fast_ft.common import environment
 from fast_ft.common.errors import InputError
 from fast_ft.models.loaders import unsloth
 from fast_ft.models.loaders.base import ALONE_ONLY, LoaderBase
@@ -75,8 +74,5 @@ def make_loader(
 
 def _prepare_libraries() -> None:
     """Set what torch, transformers and Unsloth read when they are imported. What the user has set stays."""
-    gpu.expand_segments()
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no telemetry
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no tokenizer threads forked under a data loader
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it repeats one hint with each batch
+    environment.for_libraries()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a CPU kernel that it would fetch

@@ -1,0 +1,183 @@
+"""The commands' options and help. What a command does is in cli/commands.py and cli/run_commands.py."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fast_ft.cli.arguments import Places
+
+_Raw = argparse.RawDescriptionHelpFormatter
+_RECIPE = Places("RECIPE [key=value ...]", "recipe")
+EPILOG = """\
+key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
+Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130 interrupted;
+141 the reader of its output left."""
+
+
+class Usage(NamedTuple):
+    """How a command is called. text: one line of help. description: what its own help says, in place of `text`."""
+
+    text: str
+    takes: Places
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    description: str = ""
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and that of each command in USAGES; `arguments.parse` reads with the latter."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fast_ft",
+        usage="python -m fast_ft RECIPE [key=value ...]\n       python -m fast_ft COMMAND ...",
+        description="One recipe in; a LoRA adapter and answered prompts out. The same command again goes on.",
+        epilog=EPILOG,
+        formatter_class=_Raw,
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND ...")
+    commands = {}
+    for name, usage in USAGES.items():
+        takes = usage.takes
+        commands[name] = command = subparsers.add_parser(
+            name, help=usage.text, description=usage.description or usage.text, epilog=EPILOG, formatter_class=_Raw,
+            usage=f"python -m fast_ft {name} {takes.usage} [options]".replace("  ", " "),
+        )  # fmt: skip
+        about = "a YAML file, such as recipes/quickstart.yaml" if takes is _RECIPE else None
+        command.add_argument("words", nargs="*", metavar=takes.name, help=about if takes.most else argparse.SUPPRESS)
+        command.set_defaults(command=name, places=takes)
+        usage.add_options(command)
+    return parser, commands
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--stop-after", type=int, metavar="STEPS",
+        help="a preview: stop after STEPS training steps and answer 10 prompts; without it the command goes on",
+    )  # fmt: skip
+    _force_resume_options(parser)
+
+
+def _force_resume_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--force-resume", action="store_true",
+        help="go on from the last checkpoint though model, data or training keys have changed since",
+    )  # fmt: skip
+
+
+def _json_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--show", type=int, default=0, metavar="N", help="print N rows, trained and masked tokens apart")
+    add("--row", metavar="ID", help="print this selected row")
+    _json_options(parser)
+    add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
+    add("--output", metavar="FILE", help="with --explore: write the page to a file instead")
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--gpu", metavar="CARD", help="plan for this card, such as t4, without having it")
+    add("--num-processes", type=int, default=1, metavar="N", help="plan for N cards that train together (torchrun)")
+    _json_options(parser)
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--grid",
+        action="store_true",
+        help="a pred file for each point, as in: --grid temperature=0.3,0.7 top_p=0.8,0.9",
+    )
+
+
+def _judge_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="print what would be asked and what it costs; ask nothing")
+    add("--against", metavar="RUN_DIR", help="judge this run too, and tell the difference from noise")
+    add("--ask-again", action="store_true", help="ask again where a kept reply holds no score")
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", metavar="FILE", help="of several runs: the page (default: comparison.html)")
+
+
+def _submit_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--student-id", metavar="ID", help="write ID_hw5.zip; without it the rules are checked only")
+    add("--output", default=".", metavar="FOLDER", help="where the zip goes (default: here)")
+    add("--public-score", type=float, metavar="SCORE", help="note what JudgeBoi said; `runs` shows it")
+    add("--at", metavar="TIME", help="when it said so (default: now), in Taipei's time")
+
+
+def _reproduce_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--train", required=True, metavar="DATA", help="the training rows")
+    add("--test", required=True, metavar="FILE", help="the prompts")
+    add("--model", metavar="FOLDER", help="the base model's folder, needed where it was one there")
+    add("--tokenizer", metavar="FOLDER", help="the same of the tokenizer, where the recipe names one")
+    add("--output", metavar="FOLDER", help="the run folder (default: in runs/reproduced)")
+
+
+def _sweep_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--hours", type=float, metavar="H", help="all in all, earlier commands of this sweep included")
+    add("--workers", type=int, metavar="N", help="processes at a time (default: one for each GPU, or 1)")
+    add("--ray", metavar="ADDRESS", help="workers on a Ray cluster: its address, auto, or local")
+    add("--output", metavar="FOLDER", help="the sweep's folder (default: in runs/)")
+    add("--resume", action="store_true", help="go on with a sweep; an error where none was begun")
+
+
+#: Each command, in the order of the help.
+USAGES = {
+    "run": Usage("run a recipe: train, then answer the prompts", _RECIPE, _run_options),
+    "train": Usage("run a recipe up to its adapter", _RECIPE, _force_resume_options),
+    "data": Usage("show which rows are selected, and why", _RECIPE, _data_options),
+    "plan": Usage("show what training will take: steps, tokens, memory, minutes", _RECIPE, _plan_options),
+    "generate": Usage(
+        "answer prompts again with a run's adapter",
+        Places("RUN_DIR [key=value ...]", "run"),  # data.test=FILE, and a grid's temperature=0.3,0.7
+        _generate_options,
+        "Answer the run's prompts again, with other generate.* keys: into RUN_DIR/pred.json; the former answers are "
+        "kept beside, as pred-DIGEST.json. The recipe's own command makes the recipe's answers again. Other prompts, "
+        "given as data.test=FILE, are answered into a file of their own, RUN_DIR/pred-FILE-DIGEST.json.",
+    ),
+    "chat": Usage("talk to a run's adapter", Places("RUN_DIR [generate.key=value ...]", "run")),
+    "judge": Usage(
+        "score a run's answers, again or by another judge",
+        Places("RUN_DIR [judge.key=value ...]", "run"),
+        _judge_options,
+        "Score RUN_DIR/pred.json into scores.json; another judge's scores are kept beside, as scores-DIGEST.json. With "
+        "data.test=FILE, score the answers that `generate RUN_DIR data.test=FILE` made, into a file of their own.",
+    ),
+    "report": Usage(
+        "write a run's report.html, or one page that compares runs",
+        Places("RUN_DIR [RUN_DIR ...]", "runs", most=1000),
+        _report_options,
+    ),
+    "runs": Usage(
+        "list the run folders and what differs between them",
+        Places("[FOLDER]", "root", least=0),
+        lambda parser: parser.set_defaults(root="runs"),
+    ),
+    "submit": Usage("check a run against the homework's rules, and pack it", Places("RUN_DIR", "run"), _submit_options),
+    "reproduce": Usage(
+        "do a submitted run again, and tell what differs; status 3: something does",
+        Places("ZIP", "zip"),
+        _reproduce_options,
+    ),
+    "sweep": Usage("try many recipes within some hours; the same command again goes on", _RECIPE, _sweep_options),
+    "doctor": Usage(
+        "look at driver, card, versions, room and network, and try a small run here",
+        Places("", "", least=0, most=0),
+        _json_options,
+        "look at driver, card, versions, room and network, and try a small run here; status 3: something would break a "
+        "run",
+    ),
+    "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
+}
