@@ -16,7 +16,7 @@ from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.plan import planner, plans
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import RunPlan
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train
 from fast_ft.train import session
@@ -72,22 +72,22 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         "backend": loaded.backend,
         "dtype": loaded.dtype,
         "plan": settled.to_json(),
-        "plan_at_the_end": course.plan.to_json(),
+        "plan_at_the_end": replace(settled, train=course.plan).to_json(),
         "predicted": predicted(recipe, prepared, settled, maker.name, card),
     }
     loaded.free()
     return found
 
 
-def predicted(recipe: Recipe, prepared: Prepared, settled: Plan, backend_name: str, card: Any) -> dict[str, Any]:
+def predicted(recipe: Recipe, prepared: Prepared, settled: RunPlan, backend_name: str, card: Any) -> dict[str, Any]:
     """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
     if card is None:
         return {"peak_gib": None, "step_seconds": None}
     shape = ModelShape.from_config(model_config(recipe))
     work = planner.training(recipe, prepared, backend=backend_name)
     steps = planner.step_lengths(recipe, prepared)
-    seconds = [round(plans.step_seconds(shape, work, settled, step, card.expected), 5) for step in steps]
-    return {"peak_gib": settled.train_gib, "step_seconds": seconds}
+    seconds = [round(plans.step_seconds(shape, work, settled.train, step, card.expected), 5) for step in steps]
+    return {"peak_gib": settled.train.train_gib, "step_seconds": seconds}
 
 
 def model_config(recipe: Recipe) -> dict[str, Any]:
@@ -96,7 +96,9 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def _course(recipe: Recipe, prepared: InFileOrder, loaded: choose.Loaded, settled: Plan, work: Path) -> session.Course:
+def _course(
+    recipe: Recipe, prepared: InFileOrder, loaded: choose.Loaded, settled: RunPlan, work: Path
+) -> session.Course:
     assert prepared.encoder is not None
     return session.Course(
         loaded,
@@ -105,7 +107,7 @@ def _course(recipe: Recipe, prepared: InFileOrder, loaded: choose.Loaded, settle
         recipe.curriculum.carry,
         seed=recipe.seed,
         pad_id=prepared.encoder.pad_id,
-        plan=settled,
+        plan=settled.train,
         log=lambda entry: None,
         work_folder=work / "stages",
     )

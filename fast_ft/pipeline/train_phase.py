@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from fast_ft.common import atomic_files, gpu, out_of_memory, process_group
@@ -56,7 +55,7 @@ def train_phase(
     settled, changed = _settled(folder, recipe, prepared, maker.name, together.size)
     jobs = prepared.jobs(recipe.train, recipe.seed)
     if together.size > 1:
-        together.share(Order(recipe, jobs, prepared.encoder.pad_id, settled, maker.name, stop_after).to_json())
+        together.share(Order(recipe, jobs, prepared.encoder.pad_id, settled.train, maker.name, stop_after).to_json())
     with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
         loaded = maker.for_training()
     together.agree()
@@ -140,13 +139,13 @@ def _suspicious(recipe: Recipe, course: session.Course, lines: list[dict[str, An
 
 def _settled(
     folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str, world_size: int
-) -> tuple[plans.Plan, list[str]]:
+) -> tuple[plans.RunPlan, list[str]]:
     """Return the run's plan, and what to note where it goes on in another number of processes."""
     settled = settle_plan(folder, recipe, prepared, backend_name, world_size)
-    before = settled.world_size
+    before = settled.train.world_size
     if before == world_size:
         return settled, []
-    settled = replace(settled, world_size=world_size)
+    settled = replace(settled, train=replace(settled.train, world_size=world_size))
     keep_plan(folder, settled)
     if checkpoints.newest(folder.checkpoints) is None:
         return settled, []
@@ -159,7 +158,7 @@ def _train(
     recipe: Recipe,
     prepared: Prepared,
     loaded: choose.Loaded,
-    settled: plans.Plan,
+    settled: plans.RunPlan,
     jobs: list[StageJob],
     log: atomic_files.Lines,
     stop_after: int | None,
@@ -213,13 +212,13 @@ def _train(
             recipe.curriculum.carry,
             seed=recipe.seed,
             pad_id=prepared.encoder.pad_id,
-            plan=settled,
+            plan=settled.train,
             log=on_step,
             work_folder=folder.checkpoints,
             ranks=process_group.here(),
         )
         course.on_checkpoint, course.setbacks.on_back, course.stop_after = save_state, back, stop_after
-        course.on_settled = partial(keep_plan, folder)
+        course.on_settled = lambda plan: keep_plan(folder, replace(settled, train=plan))
         course.setbacks.last_good = lambda step: checkpoints.newest(folder.checkpoints, before=step)
         if (minutes := recipe.budget.train_minutes) is not None:
             tokens = [sum(step) for job in jobs for step in job.lengths]

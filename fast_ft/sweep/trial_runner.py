@@ -143,10 +143,9 @@ class Runner:
             partial = folder.taste / "partial.jsonl"
             partial.unlink(missing_ok=True)
             settled = phases.settle_plan(folder, recipe, prepared, self.kept.name)
-            result = answers.generate(
-                loaded, prepared.encoder, prompts, recipe.generate, seed=recipe.seed, partial=partial,
-                title="answers so far", **generate_phase.pool_settings(recipe, settled),
-            )  # fmt: skip
+            plan = generate_phase.decode_plan(recipe, settled)
+            answering = answers.Task(recipe.seed, partial, title="answers so far")
+            result = answers.generate(loaded, prepared.encoder, prompts, recipe.generate, plan, answering)
         write_answers(stage_answers(folder, task.stop_after or 0), prompts, result)
         shutil.rmtree(folder.taste, ignore_errors=True)
         return len(prompts)

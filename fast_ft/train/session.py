@@ -18,7 +18,7 @@ from fast_ft.common.console import note
 from fast_ft.common.minutes import TrainPace, longer
 from fast_ft.data.batches import StageJob, StageResult
 from fast_ft.models.loaders.choose import Loaded
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train import replicas, state
 from fast_ft.train.divergence import Setbacks
@@ -50,7 +50,7 @@ class Course:
         *,
         seed: int,
         pad_id: int,
-        plan: Plan,
+        plan: TrainPlan,
         log: Log,
         work_folder: Path,
         ranks: process_group.Ranks = process_group.ALONE,
@@ -72,7 +72,7 @@ class Course:
         )
         self.optimizer = make_optimizer(self.flat, section)
         self.on_checkpoint: Callable[[Course], None] | None = None
-        self.on_settled: Callable[[Plan], None] | None = None  #: is told when memory made the plan smaller
+        self.on_settled: Callable[[TrainPlan], None] | None = None  #: is told when memory made the plan smaller
         self.out_of_memory = 0  #: times that it was
         self.rehearsed = False  #: fit.rehearse has run
         self.interrupted = False

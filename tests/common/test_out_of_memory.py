@@ -24,7 +24,8 @@ from fast_ft.common.out_of_memory import explained, is_short
 from fast_ft.data.encoding import IGNORE_INDEX, Row
 from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
-from fast_ft.generate.engine.scheduler import Pool
+from fast_ft.generate.engine.llm_engine import LLMEngine
+from fast_ft.generate.engine.model_runner import ModelRunner
 from fast_ft.models import adapter_check, lora_files, tensor_file
 from fast_ft.models.loaders import choose
 from fast_ft.pipeline.run import opened, run
@@ -244,8 +245,8 @@ class Traces:
         self._found: list[tuple[str, str, weakref.ref[Any]]] = []
         patch.setattr(gc, "freeze", lambda: None)  # conftest would put a live model out of collections' reach
         self._patch = patch
-        for owner, name in ((session.Course, "__init__"), (Pool, "__init__"), (optimizer.Flat, "__init__"),
-                            (forward_backward.Passes, "__init__"), (SFTTrainer, "__init__")):  # fmt: skip
+        for owner, name in ((session.Course, "__init__"), (LLMEngine, "__init__"), (ModelRunner, "__init__"),
+                            (optimizer.Flat, "__init__"), (forward_backward.Passes, "__init__"), (SFTTrainer, "__init__")):  # fmt: skip
             self.follow(owner, name, lambda self, *_, **__: [self])
 
     def follow(self, owner: Any, name: str, made: Callable[..., list[Any]]) -> None:

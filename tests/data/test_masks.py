@@ -19,7 +19,7 @@ from fast_ft.data.batches import StageJob
 from fast_ft.data.dataset import Example
 from fast_ft.data.encoding import IGNORE_INDEX, Encoder, Row
 from fast_ft.models.loaders import choose
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train import session, sft_trainer
 from tests.helpers.parts import POCKET
@@ -63,7 +63,7 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[choose.Loaded]:
 def step(loaded: choose.Loaded, rows: list[Row], folder: Path, micro_batch: int = 8) -> StepRecord:
     """The trainer's step; the adapter is put back as it was."""
     before = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
-    record = first_step(loaded, rows, pad_id=ENCODER.pad_id, plan=Plan(micro_batch), work_folder=folder)
+    record = first_step(loaded, rows, pad_id=ENCODER.pad_id, plan=TrainPlan(micro_batch), work_folder=folder)
     for name, weight in loaded.model.named_parameters():
         if name in before:
             assert not weight.detach().equal(before[name]), f"the step left {name} as it was"
@@ -184,7 +184,7 @@ def test_neftune_scales_noise_by_each_rows_own_length(loaded: choose.Loaded, row
     section = schema.Train(effective_batch_size=2, optim="adamw_torch", warmup_steps=0, neftune_noise_alpha=5)
     course = session.Course(
         loaded, [StageJob(0, "one", pair, [[0, 1]], 1e-9)], section, schema.Carry(),
-        seed=1, pad_id=0, plan=Plan(2), log=lambda entry: None, work_folder=tmp_path,
+        seed=1, pad_id=0, plan=TrainPlan(2), log=lambda entry: None, work_folder=tmp_path,
     )  # fmt: skip
     embeddings = loaded.model.get_input_embeddings()
     seen: list[tuple[Any, Any]] = []

@@ -18,6 +18,7 @@ from fast_ft.data.encoding import Encoder
 from fast_ft.generate import answers as generate
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, save_random_llama
 
@@ -62,7 +63,7 @@ def prompts() -> list[Prompt]:
 
 def answer(loaded: choose.Loaded, prompts: list[Prompt], partial: Path, batch_size: int = 4, **values: Any) -> Any:
     section = GREEDY.model_copy(update=values)
-    return generate.generate(loaded, ENCODER, prompts, section, seed=1, batch_size=batch_size, partial=partial)
+    return generate.generate(loaded, ENCODER, prompts, section, DecodePlan(batch_size), generate.Task(1, partial))
 
 
 # The same answers, however they are batched
@@ -95,9 +96,8 @@ def test_sampling_follows_the_seed(loaded: choose.Loaded, prompts: list[Prompt],
     hot = {"do_sample": True, "temperature": 1.5}
     first, second = (answer(loaded, prompts, tmp_path / name, **hot) for name in ("a", "b"))
     assert first.answers == second.answers
-    other = generate.generate(
-        loaded, ENCODER, prompts, GREEDY.model_copy(update=hot), seed=2, batch_size=4, partial=tmp_path / "c"
-    )
+    section = GREEDY.model_copy(update=hot)
+    other = generate.generate(loaded, ENCODER, prompts, section, DecodePlan(4), generate.Task(2, tmp_path / "c"))
     assert other.answers != first.answers
 
 

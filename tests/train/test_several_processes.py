@@ -191,7 +191,7 @@ def course_of(rank: int, base: str, folder: str, variables: dict[str, str], trou
     from fast_ft.common.minutes import TrainPace
     from fast_ft.models import lora_files
     from fast_ft.models.loaders import choose
-    from fast_ft.plan.plans import Plan
+    from fast_ft.plan.plans import TrainPlan
     from fast_ft.recipe import schema
     from fast_ft.train.session import Course
     from tests.train.test_train import make_jobs, make_rows
@@ -209,7 +209,7 @@ def course_of(rank: int, base: str, folder: str, variables: dict[str, str], trou
     lines: list[dict[str, Any]] = []
     course = Course(
         maker.for_training(), make_jobs(make_rows(12)), section, schema.Carry(), seed=7, pad_id=0,
-        plan=Plan(4, world_size=2), log=lines.append, work_folder=Path(folder), ranks=here,
+        plan=TrainPlan(4, world_size=2), log=lines.append, work_folder=Path(folder), ranks=here,
     )  # fmt: skip
     seen = [0]
 

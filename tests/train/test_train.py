@@ -24,7 +24,7 @@ from fast_ft.models import lora_files, packed_attention
 from fast_ft.models.loaders import choose
 from fast_ft.models.packed_attention import Rows, attend
 from fast_ft.plan.micro_batches import cut
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train import state
 from fast_ft.train.forward_backward import blank, lay_out
@@ -214,7 +214,7 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
         lines: list[dict[str, Any]] = []
         course = Course(
             maker.for_training(), jobs or make_jobs(make_rows(12)), section, carry or schema.Carry(),
-            seed=7, pad_id=0, plan=Plan(micro_batch, recompute_layers=recompute_layers), log=lines.append,
+            seed=7, pad_id=0, plan=TrainPlan(micro_batch, recompute_layers=recompute_layers), log=lines.append,
             work_folder=tmp_path / "work",
         )  # fmt: skip
         return course, lines
@@ -528,7 +528,7 @@ def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
     plain, wanted = make_course()
     plain.run()
     course, lines = make_course()
-    settled: list[Plan] = []
+    settled: list[TrainPlan] = []
     course.on_settled = settled.append
 
     def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:

@@ -1,10 +1,8 @@
 """A Llama-like model's weights, in as few products as possible, and one pass over a flat row of tokens.
 
 transformers' own forward takes some 60 kernels a layer with PEFT's LoRA in fp32; here it is 13 on a GPU, of static
-shape, and fit for a CUDA graph. q, k, v are one product, gate and up another (generate/engine/projections.py); what
-lies between is in
-generate/engine/ops_triton.py or, in plain torch, in generate/engine/ops_torch.py. The weights are those of the loaded
-model, whichever backend loaded it.
+shape, and fit for a CUDA graph. q, k, v are one product, gate and up another (projections.py). What lies between is in
+ops_triton.py or, in plain torch, in ops_torch.py. The weights are those of the loaded model, whichever loader made it.
 
 Shapes: T tokens, E hidden, H heads, D head dimension.
 """
@@ -15,32 +13,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch
-from fast_ft.generate.engine.projections import Product, apart, base_of, dense
+from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense
 
 #: (layer, q, k and v side by side, rope) -> what attention gives, TE. It also writes k and v to the cache.
-Attend = Callable[[int, Any, Any], Any]
+Attend = Callable[[int, Tensor, tuple[Tensor, Tensor]], Tensor]
 
 _STEADY_ROPE = ("default", "linear", "llama3", "yarn")  #: kinds whose frequencies do not move with the length
 
 
-class Fused:
+class FusedModel:
     """The model as prefill and decoding see it. `dequantise` turns NF4 weights to 16 bits once and for all.
 
-    `kernels` false does without Triton; `step_rows` are how many rows a step may have, for which kernels are checked.
-    `ops` is generate/engine/ops_triton.py or generate/engine/ops_torch.py. `planes`: few rows are multiplied with
-    4-bit weights that are decoded in registers.
+    `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`.
+    `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows.
+    InputError where the model's blocks are not Llama's.
     """
 
     def __init__(
-        self, model: Any, *, dequantise: bool = False, workspace_mib: int = 96, kernels: bool = True,
+        self, model: nn.Module, *, dequantise: bool = False, workspace_mib: int = 96, kernels: bool = True,
         step_rows: Sequence[int] = (3, 64, nf4_linear.FEW),
     ) -> None:  # fmt: skip
-        import torch
-
-        core = model.get_base_model() if hasattr(model, "get_base_model") else model
+        core: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = core.config
         _check_structure(core)
         self.embed, self.head = core.get_input_embeddings(), core.get_output_embeddings()
@@ -51,7 +50,8 @@ class Fused:
         self.kv_heads = self.config.num_key_value_heads
         self._frequencies, self._rope_scale = _rope(self.config, self.head_dim, self.device)
         self.ops: Any = ops_torch
-        self.planes, self._space = self._is_nf4_on_gpu(core) and not dequantise, None
+        self.planes = self._is_nf4_on_gpu(core) and not dequantise
+        self._space: Tensor | None = None
         if self.planes:
             # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
             self._space = torch.empty(workspace_mib * 2**19, dtype=self.dtype, device=self.device)
@@ -59,7 +59,7 @@ class Fused:
         with torch.no_grad():
             self.layers = [self._layer(layer) for layer in core.model.layers]
 
-    def forward(self, ids_T: Any, position_T: Any, attend: Attend, *, planes: bool = False) -> Any:
+    def forward(self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, planes: bool = False) -> Tensor:
         """Return the last hidden states, normalised, TE. With `planes`, attend's columns must be in plane order."""
         ops, eps = self.ops, self.eps
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
@@ -71,7 +71,7 @@ class Fused:
             delta = down(ops.gated(gate_up(hidden_TE, planes), self.dtype, planes=planes), planes)
         return ops.add_norm(x_TE, delta, self.norm, eps)
 
-    def logits(self, hidden_TE: Any) -> Any:
+    def logits(self, hidden_TE: Tensor) -> Tensor:
         """Return fp32 logits, TV."""
         return self.head(hidden_TE).float()
 
@@ -82,12 +82,13 @@ class Fused:
             layer.post_attention_layernorm.weight, self._product(m.gate_proj, m.up_proj), self._product(m.down_proj),
         )  # fmt: skip
 
-    def _product(self, *modules: Any) -> Callable[[Any, bool], Any]:
+    def _product(self, *modules: nn.Module) -> Callable[[Tensor, bool], Tensor]:
         bases = [base_of(module) for module in modules]
         if self.planes:
+            assert self._space is not None
             return nf4_linear.Planes(modules, bases, self.dtype, self._space)
         if all(type(base).__name__ == "Linear" for base in bases):
-            base = dense(bases)
+            base: Linear = dense(bases)
         elif not all(base.weight.is_cuda and hasattr(base.weight, "quant_state") for base in bases):
             base = apart(bases)
         elif self._space is None:
@@ -100,8 +101,10 @@ class Fused:
         """Settle on Triton's kernels, all or but for products, where they work and are `wanted`."""
         dtype = str(self.dtype).removeprefix("torch.")
         kind = kernel_checks.Kind(
-            self.heads, self.kv_heads, self.head_dim, dtype, str(self.device), step_rows, self.planes
-        )
+            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, hidden=self.config.hidden_size,
+            inner=self.config.intermediate_size, dtype=dtype, device=str(self.device), steps=step_rows,
+            planes=self.planes,
+        )  # fmt: skip
         self.planes = self.planes and wanted and self._can_decode_in_registers(core, kind)
         if wanted:
             self.ops = self._kernels(replace(kind, planes=self.planes))
@@ -141,9 +144,8 @@ def _first_words(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def _rope(config: Any, head_dim: int, device: Any) -> tuple[Any, float]:
+def _rope(config: Any, head_dim: int, device: torch.device) -> tuple[Tensor, float]:
     """Return rotary frequencies, fp32, one for each pair, and the factor on cos and sin."""
-    import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     kind = config.rope_parameters.get("rope_type", "default")

@@ -1,0 +1,155 @@
+"""What the device computes: prompts' passes, and one decoding step that is captured in a CUDA graph.
+
+Shapes: S slots, T tokens, V vocabulary, W pages in a row of the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fast_ft.generate.engine import nf4_linear
+from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.prefill import Prefill
+from fast_ft.generate.engine.sampler import Sampler
+from fast_ft.generate.engine.scheduler import BURST, Burst
+from fast_ft.generate.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """`slots` sequences at a time, of at most `longest` tokens each, prompt and answer together.
+
+    A pass over prompts has at most `prefill_tokens` tokens. `captures` false runs every step uncaptured, as on a CPU.
+    """
+
+    slots: int
+    longest: int
+    eos_id: int
+    pad_id: int
+    prefill_tokens: int = 2048
+    captures: bool = True
+
+
+class SlotState(NamedTuple):
+    """A slot's numbers on the device: the first columns of the state. The slot's block table follows them."""
+
+    token: Any  #: the newest one
+    length: Any  #: tokens in the cache, which is where the newest one's keys and values go
+    made: Any  #: tokens of the answer so far
+    limit: Any
+    live: Any  #: 1 until the answer ends
+    key: Any  #: of the row's draws
+    stops: Any  #: whether EOS ends the answer; in a replay its known length does
+
+
+_COLUMNS = len(SlotState._fields)
+_TABLE = _COLUMNS  #: the column at which the block table begins
+
+
+class ModelRunner:
+    """Runs one model over one cache, for as many slots as the config says."""
+
+    def __init__(self, model: FusedModel, cache: KVCache, sampler: Sampler, config: EngineConfig) -> None:
+        self.model, self.cache, self.sampler, self.config = model, cache, sampler, config
+        self.graphs = Graphs(works=config.captures and model.device.type == "cuda")
+        self.steps = 0  #: that were made
+        self._prefill = Prefill(model, cache, self.graphs, most=config.prefill_tokens)
+        self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=model.device)
+
+        slots, vocabulary = config.slots, model.head.weight.shape[0]
+        self.state = zeros(slots, _TABLE + config.longest // PAGE + 1)
+        self.chunk, self.tick = zeros(slots, BURST), zeros(1)
+        self.logits = zeros(slots, vocabulary, dtype=torch.float32)  #: of which the newest tokens were chosen
+        self.seen = zeros(slots, vocabulary, dtype=torch.bool) if sampler.penalises else None
+
+    def prefill(self, sequences: list[Sequence]) -> list[int]:
+        """Fill the cache with the sequences' tokens, and return the next token of each."""
+        count, device = len(sequences), self.model.device
+        key_S = torch.tensor([each.key for each in sequences], device=device)
+        made_S = torch.tensor([len(each.tokens) for each in sequences], device=device)
+        with torch.inference_mode():
+            self._prefill.run(sequences, self.logits)
+            seen_SV = self._mark_seen(sequences)
+            return self.sampler.choose(self.logits[:count], key_S, made_S, seen_SV).tolist()
+
+    def decode(self, burst: Burst) -> list[list[int]]:
+        """Return the new tokens of each of the burst's sequences: as many as it has steps, or fewer where one ends."""
+        sequences, steps = burst.sequences, burst.steps
+        multiple = self.model.ops.COLUMNS  # 0: attention needs no number of columns
+        columns = multiple and -(-max(each.length(steps) for each in sequences) // multiple) * multiple
+        width = self.state.shape[1]
+        state = np.zeros((burst.slots, width), dtype=np.int64)  # torch takes ten times as long to fill rows
+        for slot, each in enumerate(sequences):
+            state[slot, :_COLUMNS] = SlotState(
+                token=each.tokens[-1], length=each.length() - 1, made=len(each.tokens), limit=each.end, live=1,
+                key=each.key, stops=each.known is None,
+            )  # fmt: skip
+            state[slot, _TABLE : _TABLE + len(each.block_table)] = each.block_table
+        with torch.inference_mode():
+            self.state[: burst.slots].copy_(torch.from_numpy(state))
+            self.tick.zero_()
+            self._mark_seen(sequences)
+            self._run_steps(burst.slots, min(columns, (width - _TABLE) * PAGE), steps)
+            self.steps += steps
+            chunk = self.chunk[: len(sequences), :steps].tolist()
+        return [[token for token in tokens if token >= 0] for tokens in chunk]
+
+    def _mark_seen(self, sequences: list[Sequence]) -> Tensor | None:
+        """Mark the tokens that each sequence holds, for the repetition penalty; None without one."""
+        if self.seen is None:
+            return None
+        self.seen.zero_()
+        for mark_V, each in zip(self.seen, sequences, strict=False):
+            mark_V[[*each.prompt, *each.tokens]] = True
+        return self.seen[: len(sequences)]
+
+    def _run_steps(self, slots: int, columns: int, count: int) -> None:
+        shape = (slots, columns)
+        if self.graphs.works and shape not in self._captured:
+            with self.graphs.watch.during("captures"):
+                self._step(*shape)  # warms up what the capture will record, and is one of the steps
+                if captured := self.graphs.capture(lambda: self._step(*shape)):
+                    self._captured[shape] = captured[0]
+            count -= 1
+        graph = self._captured.get(shape)
+        for _ in range(count):
+            graph.replay() if graph else self._step(*shape)
+
+    def _step(self, slots: int, columns: int) -> None:
+        """Make one token for each slot, from device state to device state. A slot that has ended stays where it is."""
+        model, state = self.model, self.state[:slots]
+        slot = SlotState(*state[:, :_COLUMNS].unbind(1))
+        table_SW = state[:, _TABLE:]
+        cell_S = table_SW.gather(1, (slot.length // PAGE)[:, None])[:, 0] * PAGE + slot.length % PAGE
+
+        def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values)
+            return model.ops.paged_attention(q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes)
+
+        planes = model.planes and slots <= nf4_linear.FEW
+        logits_SV = model.logits(model.forward(slot.token, slot.length, attend, planes=planes))
+        self.logits[:slots].copy_(logits_SV)
+        seen_SV = self.seen[:slots] if self.seen is not None else None
+        fresh_S = self.sampler.choose(logits_SV, slot.key, slot.made, seen_SV)
+        alive_S = slot.live.bool()
+        self.chunk[:slots].index_copy_(1, self.tick, torch.where(alive_S, fresh_S, -1)[:, None])
+        self.tick += 1
+        slot.token.copy_(torch.where(alive_S, fresh_S, slot.token))
+        slot.made.add_(slot.live)
+        slot.length.add_(slot.live)
+        ends_S = slot.stops.bool() & (slot.token == self.config.eos_id)
+        slot.live.mul_((slot.made < slot.limit) & ~ends_S)
+        if seen_SV is not None:
+            seen_SV.scatter_(1, slot.token[:, None], True)

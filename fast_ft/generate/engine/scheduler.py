@@ -1,0 +1,146 @@
+"""Which sequences are admitted, decoded or preempted next. Pure: lengths in, decisions out; no torch.
+
+    waiting -> admitted (prefill, several prompts a pass) -> live -> bursts of 8 steps -> finished
+                  ^                                            |
+                  +------- preempted when no page is left -----+
+
+Every decision follows from the sequences' lengths alone, never from timing. So a run that was stopped is replayed:
+sequences whose answers are known already keep their places and lengths.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from fast_ft.common.errors import InputError
+from fast_ft.generate.engine.block_manager import PAGE, BlockManager, pages_for
+from fast_ft.generate.engine.sequence import Sequence
+
+BURST = 8  #: steps between two looks at the tokens
+#: New tokens for which a sequence is given room when it is admitted. Sequences of all ages share the cache, and what
+#: ends makes room for what grows, so few are best (of 1 to 384, replayed with answers of 100 to 1,024 tokens). Where
+#: that was too hopeful, the youngest sequence is preempted, and its tokens are prefilled again.
+AHEAD = 32
+_SMALLEST = 4  #: slots
+_TILE = 16  #: rows that products take at once: a step of fewer takes as long
+_GROUPS = 8  #: of sequences that are admitted at once fill the slots
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What to do next: fill the cache with these sequences' tokens, and draw the next token of each."""
+
+    sequences: list[Sequence]
+
+
+@dataclass(frozen=True)
+class Burst:
+    """What to do next: make `steps` tokens for each of these sequences, in steps of `slots` slots."""
+
+    sequences: list[Sequence]
+    steps: int
+    slots: int
+
+
+class Scheduler:
+    """Decides for `slots` sequences at a time. `shapes` are the numbers of slots that a step may have."""
+
+    def __init__(self, blocks: BlockManager, shapes: list[int], *, longest: int, eos_id: int) -> None:
+        self.blocks, self.shapes, self.slots = blocks, shapes, shapes[0]
+        self.longest, self.eos_id = longest, eos_id
+        self.waiting, self.live = deque[Sequence](), list[Sequence]()
+
+    def start(self, sequences: list[Sequence]) -> None:
+        """Take sequences up, and forget former ones. InputError where one is too long for the cache."""
+        for sequence in sequences:
+            need = len(sequence.prompt) + sequence.limit
+            if need > self.longest or pages_for(need) > self.blocks.pages:
+                raise InputError(
+                    f"a prompt of {len(sequence.prompt)} tokens and {sequence.limit} new ones do not fit into the "
+                    f"pool's cache of {self.blocks.pages * PAGE} tokens. Lower generate.max_new_tokens, or free memory "
+                    "on the card."
+                )
+        self.blocks.clear()
+        self.waiting, self.live = deque(sequences), []
+
+    def take_finished(self) -> list[Sequence]:
+        """Take out the sequences that are finished, give their pages back, and return them.
+
+        Asked before each decision: a limit may have been lowered since, that of a waiting sequence too.
+        """
+        finished = [each for each in (*self.live, *self.waiting) if self.is_finished(each)]
+        for sequence in finished:
+            self.blocks.release(sequence)
+        if finished:
+            self.live = [each for each in self.live if each not in finished]
+            self.waiting = deque(each for each in self.waiting if each not in finished)
+        return finished
+
+    def schedule(self, burst: int = BURST, slots: int | None = None) -> Admission | Burst:
+        """Return what to do next. Some sequence must wait or be live, and take_finished must have been called.
+
+        `burst` is the most steps between two looks; `slots` fixes a step's shape.
+        """
+        if admitted := self._admit():
+            self.live += admitted
+            return Admission(admitted)
+        steps = min(burst, BURST, max(each.limit - len(each.tokens) for each in self.live))
+        self._make_room(steps)
+        return Burst(self.live, steps, slots or self.shape_for(len(self.live)))
+
+    def is_finished(self, sequence: Sequence) -> bool:
+        """Return whether a sequence has ended, by EOS or at its limit."""
+        if sequence.known is None and sequence.tokens and sequence.tokens[-1] == self.eos_id:
+            return True
+        return len(sequence.tokens) >= sequence.end
+
+    def shape_for(self, count: int) -> int:
+        """Return the smallest of the shapes that holds `count` sequences."""
+        return next(slots for slots in reversed(self.shapes) if slots >= count)
+
+    def _admit(self) -> list[Sequence]:
+        """Take sequences from the front while there is a slot and room for what they and the live ones may come to.
+
+        Several at a time, since a pass over one prompt takes nearly as long as one over eight: as long as sequences
+        are live, an eighth of the slots must be free at once, or enough for all that wait.
+        """
+        held = sum(max(_room(each), len(each.block_table)) for each in self.live)
+        count = 0
+        for sequence in self.waiting:
+            held += _room(sequence)
+            if len(self.live) + count == self.slots or (held > self.blocks.pages and (self.live or count)):
+                break
+            count += 1
+        if self.live and count < min(len(self.waiting), self.slots // _GROUPS):
+            return []
+        admitted = [self.waiting.popleft() for _ in range(count)]
+        for sequence in admitted:
+            self.blocks.grow(sequence, sequence.length())
+        return admitted
+
+    def _make_room(self, steps: int) -> None:
+        """Give each live sequence pages for its next steps, the oldest first; without pages, preempt the youngest."""
+        for sequence in list(self.live):
+            while sequence in self.live and not self.blocks.grow(sequence, sequence.length(steps)):
+                self._preempt()
+
+    def _preempt(self) -> None:
+        """Let the youngest sequence wait again, at the front."""
+        youngest = self.live.pop()
+        self.blocks.release(youngest)
+        self.waiting.appendleft(youngest)
+
+
+def shapes(slots: int, *, planes: bool) -> list[int]:
+    """Return the numbers of slots that steps may have: a few, since each is captured; the largest comes first."""
+    found = [slots]
+    while (fewer := (found[-1] + 1) // 2) >= (_TILE if planes else _SMALLEST):
+        found.append(fewer)
+    return found
+
+
+def _room(sequence: Sequence) -> int:
+    """Return the pages that are held free for a sequence when others are admitted."""
+    ahead = max(len(sequence.tokens) + BURST, AHEAD)
+    return pages_for(len(sequence.prompt) + min(sequence.limit, ahead))
