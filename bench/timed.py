@@ -36,7 +36,8 @@ class TimedEngine(LLMEngine):
         super().__init__(model, cache, sampler, config)
         plain = self.scheduler
         scheduler = ForcedScheduler(plain.blocks, plain.shapes, longest=plain.longest, eos_id=plain.eos_id)
-        scheduler.forced = self.forced = {}
+        self.forced: dict[Sequence, int] = {}
+        scheduler.forced = self.forced
         self.scheduler = scheduler
         self.prefill_seconds = self.burst_seconds = 0.0
         self.steps = self.preempted = 0

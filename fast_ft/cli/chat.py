@@ -14,11 +14,11 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import harmless, whole
 from fast_ft.data.encoding import Encoder, Message
 from fast_ft.data.prepare import prepare
-from fast_ft.generate import answers
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.sequence import Sequence
-from fast_ft.pipeline.generate_phase import load
+from fast_ft.generate.engine_setup import engine_over
+from fast_ft.pipeline.adapter_loading import load
 from fast_ft.pipeline.rerun import open_run
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe.schema import Generate
@@ -80,9 +80,7 @@ class _Room:
             longest = min(self._context, max(tokens, 2 * longest))
             self._engine = None  # its memory is free for the next one
             with out_of_memory.explained(f"making room for {longest} tokens", out_of_memory.ANSWERING):
-                self._engine = answers.engine_over(
-                    self._model, self._encoder, self._section, DecodePlan(slots=1), longest
-                )
+                self._engine = engine_over(self._model, self._encoder, self._section, DecodePlan(slots=1), longest)
         return self._engine
 
 

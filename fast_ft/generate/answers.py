@@ -22,16 +22,18 @@ from fast_ft.common.minutes import AnswerPace, longer
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.dataset import Prompt
 from fast_ft.data.encoding import Encoder
-from fast_ft.generate.engine.block_manager import PAGE, pages_for
-from fast_ft.generate.engine.scheduler import shapes
+from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.generate.engine_setup import make_engine
+from fast_ft.generate.pace import shortening
 from fast_ft.generate.parity import PARITY, parity
 from fast_ft.models.loaders.choose import Loaded
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
-    from fast_ft.generate.engine.fused_model import FusedModel
+    from transformers import PretrainedConfig
+
     from fast_ft.generate.engine.llm_engine import LLMEngine
 
 Name = tuple[str, int]  #: a prompt's id, and which of its answers
@@ -195,7 +197,7 @@ class _Work:
     def _made(self, engine: LLMEngine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
         most, pace, eos_id = self.section.max_new_tokens, self.task.pace, self.encoder.eos_id
-        look = None if pace is None else _keep_pace(pace, list(sequences), most, eos_id, self.notes)
+        look = None if pace is None else shortening(pace, list(sequences), most, eos_id, self.notes)
         for sequence in engine.run(list(sequences), on_look=look):
             if (name := sequences[sequence]) in self.answers:
                 continue
@@ -215,36 +217,7 @@ def predictions(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> dict
     }
 
 
-def make_engine(
-    loaded: Loaded, encoder: Encoder, section: schema.Generate, plan: DecodePlan, longest: int
-) -> LLMEngine:
-    """Return an engine over the loaded model, for sequences of at most `longest` tokens, prompt and answer together."""
-    import torch
-
-    from fast_ft.generate.engine.fused_model import FusedModel
-
-    model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=shapes(plan.slots, planes=True))
-    if loaded.device == "cuda":
-        torch.cuda.empty_cache()  # what was put side by side leaves holes
-    return engine_over(model, encoder, section, plan, longest)
-
-
-def engine_over(
-    model: FusedModel, encoder: Encoder, section: schema.Generate, plan: DecodePlan, longest: int
-) -> LLMEngine:
-    """Return an engine as `make_engine` does, over weights that are ready."""
-    from fast_ft.generate.engine.kv_cache import KVCache
-    from fast_ft.generate.engine.llm_engine import LLMEngine
-    from fast_ft.generate.engine.model_runner import EngineConfig
-    from fast_ft.generate.engine.sampler import Sampler
-
-    enough = plan.slots * pages_for(longest) if plan.cache_tokens is None else plan.cache_tokens // PAGE
-    cache = KVCache(model, max(pages_for(longest), enough))
-    config = EngineConfig(slots=plan.slots, longest=longest, eos_id=encoder.eos_id, pad_id=encoder.pad_id)
-    return LLMEngine(model, cache, Sampler.of(section), config)
-
-
-def check_room(config: Any, prompts: list[Prompt], ids: list[list[int]], max_new_tokens: int) -> None:
+def check_room(config: PretrainedConfig, prompts: list[Prompt], ids: list[list[int]], max_new_tokens: int) -> None:
     """Raise InputError where a prompt and its longest answer do not fit into the model's context."""
     context = getattr(config, "max_position_embeddings", None)
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
@@ -254,31 +227,6 @@ def check_room(config: Any, prompts: list[Prompt], ids: list[list[int]], max_new
             f"{max_new_tokens} that is over the model's context of {context}. "
             f"Use at most generate.max_new_tokens={max(0, context - len(ids[longest]))}, or shorten the prompt."
         )
-
-
-def _keep_pace(
-    pace: AnswerPace, sequences: list[Sequence], most: int, eos_id: int, notes: list[str]
-) -> Callable[[list[Sequence]], None]:
-    """Return what looks at the sequences now and then, and shortens those that would not end in time."""
-
-    def look(live: list[Sequence]) -> None:
-        fresh = [row for row in sequences if row.known is None]
-        open_ = [row for row in fresh if not ended(row)]
-        finished = [row.known or len(row.tokens) for row in sequences if row.known is not None or ended(row)]
-        total = sum(len(row.tokens) for row in fresh)
-        limit = pace.limit([len(row.tokens) for row in open_], finished, total, most)
-        if limit < most and pace.cut_at is None:
-            notes.append(pace.forecast(limit, most))
-            note(f"warning: {notes[-1]}")
-        if limit < most:
-            pace.cut_at = limit
-        for row in open_:
-            row.limit = min(most, max(len(row.tokens), limit))
-
-    def ended(row: Sequence) -> bool:
-        return bool(row.tokens) and (len(row.tokens) >= row.limit or row.tokens[-1] == eos_id)
-
-    return look
 
 
 def _fewer(batch_size: int, smaller: int, reason: str, notes: list[str]) -> int:

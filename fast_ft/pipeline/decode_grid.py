@@ -16,7 +16,7 @@ from fast_ft.common.signals import interruptible
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.generate import answers
 from fast_ft.generate.answers import Task
-from fast_ft.pipeline.generate_phase import Ready, load
+from fast_ft.pipeline.adapter_loading import Ready, load
 from fast_ft.pipeline.rerun import open_run
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe

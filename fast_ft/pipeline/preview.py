@@ -15,7 +15,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Prompt
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.generate.answers import Task, generate
-from fast_ft.pipeline.generate_phase import load
+from fast_ft.pipeline.adapter_loading import load
 from fast_ft.pipeline.run import opened
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe.schema import Recipe

@@ -21,6 +21,7 @@ from fast_ft.data.dataset import Prompt
 from fast_ft.data.prepare import Prepared, prepare
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, phases, train_phase
+from fast_ft.pipeline.adapter_loading import decode_plan
 from fast_ft.pipeline.run import opened
 from fast_ft.plan import planner
 from fast_ft.recipe import policy_ntu_hw5
@@ -143,7 +144,7 @@ class Runner:
             partial = folder.taste / "partial.jsonl"
             partial.unlink(missing_ok=True)
             settled = phases.settle_plan(folder, recipe, prepared, self.kept.name)
-            plan = generate_phase.decode_plan(recipe, settled)
+            plan = decode_plan(recipe, settled)
             answering = answers.Task(recipe.seed, partial, title="answers so far")
             result = answers.generate(loaded, prepared.encoder, prompts, recipe.generate, plan, answering)
         write_answers(stage_answers(folder, task.stop_after or 0), prompts, result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,35 @@ def test_rows_padded_to_one_width_have_the_log_probabilities_of_rows_alone(loade
     for row, start, values in zip(rows, [2, 1, 5], together, strict=True):
         assert len(values) == len(row) - start
         assert values == pytest.approx(adapter_check.log_probabilities(loaded.model, [row], [start], 0)[0], abs=1e-4)
+
+
+def test_a_card_takes_several_rows_in_one_pass_with_the_same_numbers(
+    adapter: Path, loaded: choose.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the rows' lengths; only the logits that are asked for are computed. A wrong adapter still shows."""
+    rows = [[1, *range(300, 300 + n), 2] for n in (5, 90, 17, 3, 60, 200)]
+    starts = [3, 40, 17, 1, 2, 150]
+    alone = [adapter_check.log_probabilities(loaded.model, [r], [s], 0)[0] for r, s in zip(rows, starts, strict=True)]
+    assert adapter_check.log_probabilities_of(loaded, rows, starts, 0) == alone, "on a CPU each has its own pass"
+    passes: list[int] = []
+    one_pass = adapter_check.log_probabilities
+
+    def counted(model: Any, ids: list[list[int]], *given: Any) -> list[list[float]]:
+        passes.append(len(ids))
+        return one_pass(model, ids, *given)
+
+    monkeypatch.setattr(adapter_check, "log_probabilities", counted)
+    monkeypatch.setattr(adapter_check, "_PASS_TOKENS", 400)
+    on_card = replace(loaded, device="cuda")
+    for values, expected in zip(adapter_check.log_probabilities_of(on_card, rows, starts, 0), alone, strict=True):
+        assert values == pytest.approx(expected, abs=1e-4)
+    assert sum(passes) == 6 and max(passes) > 2 and len(passes) > 1, "as many as have room, and no more"
+    passes.clear()
+    adapter_check.log_probabilities_of(replace(on_card, backend="unsloth"), rows, starts, 0)
+    assert passes == [1] * 6, "whose forward takes no list of logits to keep"
+    assert adapter_check.verify(adapter, on_card, ENCODER.pad_id) < 1e-5
+    with loaded.model.disable_adapter(), pytest.raises(InputError, match="this adapter is not what was trained"):
+        adapter_check.verify(adapter, on_card, ENCODER.pad_id)
 
 
 def changed(adapter: Path, folder: Path, scale: float = 1.0, **config: Any) -> Path:

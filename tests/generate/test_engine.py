@@ -215,11 +215,11 @@ def test_a_page_keeps_nothing_of_the_row_before(
     cache.values.fill_(poison)
     taken = BlockManager.release
 
-    def release(row: Sequence) -> None:
-        for page in row.block_table:
+    def release(sequence: Sequence) -> None:
+        for page in sequence.block_table:
             cache.keys[:, page * PAGE : (page + 1) * PAGE] = poison
             cache.values[:, page * PAGE : (page + 1) * PAGE] = poison
-        taken(blocks, row)
+        taken(blocks, sequence)
 
     blocks.release = release  # type: ignore[method-assign]
     assert answers(pool, [Sequence(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]) == expected
@@ -359,7 +359,7 @@ def test_rows_are_admitted_several_at_a_time(fused: FusedModel, prompts: list[li
     pool = pool_of(fused, slots=16, pages=200, eos_id=-1)
     admitted: list[int] = []
     fill = pool.prefill
-    pool.prefill = lambda rows: admitted.append(len(rows)) or fill(rows)  # type: ignore[method-assign, func-returns-value]
+    pool.prefill = lambda sequences: admitted.append(len(sequences)) or fill(sequences)  # type: ignore[method-assign, func-returns-value]
     answers(pool, [Sequence(prompts[i % 16], 1 + 7 * i % 41, key=i) for i in range(37)])
     assert admitted[0] == 16 and sum(admitted) == 37
     assert all(count >= 2 for count in admitted[1:-1]) and len(admitted) < 12

@@ -24,7 +24,7 @@ MIB = 2**20
 RUN = """
 import json, sys
 import torch, transformers
-from fast_ft.pipeline import generate_phase
+from fast_ft.pipeline import adapter_loading
 from fast_ft.recipe.loader import validated
 from fast_ft.pipeline.run import run
 before, load = [], transformers.AutoModelForCausalLM.from_pretrained
@@ -34,7 +34,7 @@ def loads(*given, **named):
     before.append(torch.cuda.memory_allocated())
     return model
 transformers.AutoModelForCausalLM.from_pretrained = loads
-generate_phase._compile_ahead = lambda *_: None  # a thread that takes memory meanwhile
+adapter_loading._compile_ahead = lambda *_: None  # a thread that takes memory meanwhile
 folder = run(validated(json.loads(sys.argv[1]), {}, "test"), "test.yaml")
 torch._C._cuda_clearCublasWorkspaces()  # what is left besides is ours
 print(json.dumps({"allocated": before, "end": torch.cuda.memory_allocated()}))
