@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import atomic_files
+from fast_ft.common import atomic_files, out_of_memory
 from fast_ft.common.console import note
 from fast_ft.common.minutes import AnswerPace, Clock
 from fast_ft.common.stopwatch import Stopwatch
@@ -140,7 +140,8 @@ def _answer(
         if maker is None:  # a sweep's base stays, and is apart from collections already
             with watch.during("loading"):
                 maker = maker_of(folder, recipe)
-                stack.enter_context(collects_new_objects_only())
+                with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
+                    stack.enter_context(collects_new_objects_only())
         ready = load(folder, recipe, prepared, folder.adapter, maker, watch)
         tuned_task = replace(task, prompt_ids=ready.prompt_ids)
         tuned = answers.generate(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -165,19 +165,25 @@ def _compare_between(kind: Kind, kernels: Any) -> None:
     """Compare norms, gate and rope as prefill and steps call them: over whole products, or parts to be added."""
     draw, count = _Draw(kind), 4
     x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
-    inputs = [
-        (planes, [draw.normal(parts, count, outputs) * (0.5 / parts**0.5) for outputs, _ in kind.products[:3]])
-        for parts, planes in [(1, False), *((parts, kind.planes) for parts in _parts(kind))]
-    ]
+    qkv, out, gate_up, down = kind.products
+
+    def drawn(*shapes: tuple[int, int]) -> list[tuple[bool, Tensor]]:
+        """Return what each of these products may leave, and whether the next one wants plane order."""
+        cuts = [(1, False), *((parts, kind.planes) for parts in _parts(kind, shapes))]
+        return [(planes, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, planes in cuts]
+
+    deltas, gates, mixed = drawn(out, down), drawn(gate_up), drawn(qkv)
     found: list[list[Tensor]] = []
     for ops in (ops_torch, kernels):
+        taken = _whole if ops is ops_torch else _split
         made = [_normed(ops, x, None, weight, planes=planes) for planes in (kind.planes, False)]
-        for planes, drawn in inputs:
-            qkv, out, gate = (_whole(each) if ops is ops_torch else _split(each) for each in drawn)
-            made += [_normed(ops, x, out, weight, planes=order) for order in (planes, False)]
-            gated = ops.gated(gate, draw.dtype, planes=planes)
+        for planes, parts in deltas:
+            made += [_normed(ops, x, taken(parts), weight, planes=order) for order in (planes, False)]
+        for planes, parts in gates:
+            gated = ops.gated(taken(parts), draw.dtype, planes=planes)
             made.append(nf4.to_planes(gated) if planes and ops is ops_torch else gated)
-            made += _rotated(kind, ops, qkv)
+        for _, parts in mixed:
+            made += _rotated(kind, ops, taken(parts))
         found.append(made)
     _refuse_difference(kind, *found)
 
@@ -197,14 +203,14 @@ def _normed(ops: Any, x: Tensor, delta: Tensor | None, weight: Tensor, *, planes
     return nf4.to_planes(made) if planes and ops is ops_torch else made
 
 
-def _parts(kind: Kind) -> list[int]:
-    """Return into how many parts steps' products are split: 1 where nothing is multiplied in registers."""
+def _parts(kind: Kind, shapes: Sequence[tuple[int, int]]) -> list[int]:
+    """Return into how many parts steps' products of these shapes are split: none where products are whole anyway."""
     if not kind.planes or kind.device == "cpu":
-        return [1]
+        return [1] if kind.planes else []
     from fast_ft.generate.engine import nf4_triton
 
     rows = [each for each in kind.steps if each <= nf4_linear.FEW]
-    return sorted({nf4_triton.settings_for(n, outputs, k // 8)["split"] for n in rows for outputs, k in kind.products})
+    return sorted({nf4_triton.settings_for(n, outputs, k // 8)["split"] for n in rows for outputs, k in shapes})
 
 
 def _rotated(kind: Kind, ops: Any, qkv: Tensor) -> list[Tensor]:
