@@ -19,7 +19,8 @@ from fast_ft.generate.engine import nf4_linear, ops_torch
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.models import nf4
 
-_THREADS = 4  #: compile side by side: each kernel takes a CPU core half a second
+#: that compile side by side: a kernel takes half a second of a CPU core. Few: each keeps a cuBLAS handle on the card.
+_THREADS = 3
 _MANY = nf4_linear.FEW + 1  #: rows for which weights are dequantised
 _passed: set[tuple[str, Kind]] = set()
 
