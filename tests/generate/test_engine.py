@@ -26,6 +26,7 @@ from fast_ft.generate.engine.projections import Product, base_of, dense
 from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.generate.engine.scheduler import Burst
 from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.models import nf4
 from fast_ft.models.loaders import choose
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, save_random_llama
@@ -617,3 +618,38 @@ def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.
     kernel_checks.attention(kind_of(), None)  # it was done
     kernel_checks.products(wanted)
     assert sorted(products) == [24, 129], "these were done, too"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order"])
+def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a card's kernels do, here in plain torch: right ones pass, and each fault is found."""
+    monkeypatch.setattr(kernel_checks, "_parts", lambda kind, shapes: [2, 4])
+
+    def whole(x: torch.Tensor) -> torch.Tensor:
+        lost = int(wrong == "parts" and len(x) == 4)
+        return x[lost:].sum(dim=0) if x.dim() == 3 else x
+
+    def ordered(x: torch.Tensor, planes: bool) -> torch.Tensor:
+        return nf4.to_planes(x) if planes and wrong != "order" else x
+
+    def add_norm(x: Any, delta: Any, weight: Any, eps: float, *, planes: bool = False) -> torch.Tensor:
+        made = ops_torch.add_norm(x, None if delta is None else whole(delta), weight, eps)
+        return ordered(made * (1.1 if wrong == "norm" and planes else 1.0), planes)
+
+    def gated(x: Any, dtype: Any, *, planes: bool = False) -> torch.Tensor:
+        return ordered(ops_torch.gated(whole(x), dtype) * (1.2 if wrong == "gate" and planes else 1.0), planes)
+
+    def paged_attention(*given: Any, planes: bool, **named: Any) -> torch.Tensor:
+        return ordered(ops_torch.paged_attention(*given, **named), planes)
+
+    def rotate_into_cache(qkv: Any, *given: Any) -> Any:
+        return ops_torch.rotate_into_cache(whole(qkv), *given)
+
+    made = {"add_norm": add_norm, "gated": gated, "paged_attention": paged_attention}
+    ops = SimpleNamespace(**vars(ops_torch) | made | {"rotate_into_cache": rotate_into_cache})
+    if not wrong:
+        kernel_checks.attention(kind_of(planes=True), ops)
+    else:
+        with pytest.raises(RuntimeError, match="differ from plain torch by"):
+            kernel_checks.attention(kind_of(planes=True), ops)
