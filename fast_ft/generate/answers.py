@@ -107,7 +107,6 @@ def generate(
     import torch
 
     started, work = time.monotonic(), _Work(loaded, encoder, prompts, section, task)
-    check_room(loaded.model.config, prompts, work.ids, section.max_new_tokens)
     plan = replace(plan, slots=min(plan.slots, len(work.wanted)))
     with Bar(task.title, len(work.wanted), done=len(work.answers)) as bar, Lines(task.partial) as file:
 
@@ -143,6 +142,7 @@ class _Work:
     ) -> None:
         self.loaded, self.encoder, self.section, self.task = loaded, encoder, section, task
         self.ids = task.prompt_ids or [encoder.prompt_ids(prompt.messages) for prompt in prompts]
+        check_room(loaded.model.config, prompts, self.ids, section.max_new_tokens)  # before any file is touched
         candidates = range(section.num_return_sequences)
         self.wanted: list[Name] = [(prompt.id, candidate) for prompt in prompts for candidate in candidates]
         self.answers = _read_partial(task.partial, set(self.wanted))
@@ -158,7 +158,7 @@ class _Work:
         self.new_tokens = self.cache_tokens = self.steps = 0
 
     def answer(self, plan: DecodePlan, done: Callable[[Answer], None]) -> DecodePlan:
-        """Make the answers that are missing, and return the plan that was kept to. torch.OutOfMemoryError."""
+        """Make the answers that are missing, and return the plan that was kept to. Raises torch.OutOfMemoryError."""
         sequences = self._sequences()
         engine, plan = self._engine(plan)
         before = engine.runner.steps  # those of the check

@@ -147,7 +147,12 @@ def _answer(
         tuned = answers.generate(
             ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, tuned_task
         )
-        base_task = replace(task, partial=folder.base_partial, title="answers of the base model")
+        base_task = replace(
+            task,
+            partial=folder.base_partial,
+            title="answers of the base model",
+            prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
+        )
         base = base_answers(ready, recipe, prepared, base_task)
         ready.loaded.free()
     warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)
