@@ -92,12 +92,7 @@ class Task:
 
 
 def generate(
-    loaded: Loaded,
-    encoder: Encoder,
-    prompts: list[Prompt],
-    section: schema.Generate,
-    plan: DecodePlan,
-    task: Task,
+    loaded: Loaded, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, plan: DecodePlan, task: Task
 ) -> Generation:
     """Answer every prompt, `plan.slots` at a time at most.
 
@@ -121,8 +116,7 @@ def generate(
                 continue
             except torch.OutOfMemoryError:
                 pass  # its traceback holds the cache
-            slots, cells = plan.slots, plan.cache_tokens
-            fewer = _fewer(slots, slots * 7 // 8, "out of memory", work.notes)
+            fewer, cells = _fewer(plan.slots, plan.slots * 7 // 8, "out of memory", work.notes), plan.cache_tokens
             plan = replace(plan, slots=fewer, cache_tokens=cells and cells * 7 // 8)
             out_of_memory.release()
     by_prompt = {
