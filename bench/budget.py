@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cards, cost_model, planner, plans
 from fast_ft.plan.cost_model import Rates, Training
@@ -115,7 +115,7 @@ def _measured(path: Path) -> dict[str, Any] | None:
     return {"how": "measured", "train_minutes": [train, train], "generate_minutes": [answers, answers]}
 
 
-def project(recipe: Recipe, prepared: Prepared, calibration: dict[str, Any]) -> dict[str, Any]:
+def project(recipe: Recipe, prepared: PreparedData, calibration: dict[str, Any]) -> dict[str, Any]:
     """Return the projected minutes, from what large products reach on a T4 down to what the published run reached.
 
     The slow end is widened by the error on the held-out run.

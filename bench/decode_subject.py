@@ -27,6 +27,7 @@ from fast_ft.generate.engine.model_runner import EngineConfig
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import Loader
 from fast_ft.plan.decode_pool import Answers, PoolMemory, settle_pool
 from fast_ft.recipe import schema
 
@@ -79,7 +80,7 @@ class Subject:
             config = json.loads((Path(self.options.base) / "config.json").read_text())
             return SimpleNamespace(model=random_model(config, self.options.dtype), free=lambda: None)
         section = schema.Model(name_or_path=self.options.base, dtype=self.options.dtype)
-        maker = choose.make_backend(section, schema.Lora(), seed=1, name="peft")
+        maker = choose.make_loader(section, schema.Lora(), seed=1, name="peft")
         if self.options.adapter is not None:
             return maker.for_generation(self.options.adapter)
         self.options.adapter = Path(tempfile.mkdtemp()) / "adapter"
@@ -128,7 +129,7 @@ class Subject:
         return result
 
 
-def _random_adapter(maker: choose.Backend, folder: Path) -> Any:
+def _random_adapter(maker: Loader, folder: Path) -> Any:
     """Return the base with an adapter of random B matrices, saved to `folder` too."""
     import torch
 

@@ -10,11 +10,12 @@ from typing import Any
 from bench.emulation import Limits
 from bench.watch import Watch
 from fast_ft.data.batches import StageJob
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import planner, plans
 from fast_ft.plan.plans import RunPlan
 from fast_ft.recipe import loader
@@ -23,7 +24,7 @@ from fast_ft.train import session
 from fast_ft.train.sft_trainer import make_trainer
 
 
-class InFileOrder(Prepared):
+class InFileOrder(PreparedData):
     """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
 
     def jobs(self, section: Train, seed: int) -> list[StageJob]:
@@ -45,7 +46,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; return plan and predictions. See bench.way for what a job holds."""
     recipe = loader.load_recipe(job["recipe"], job["overrides"])
     prepared = prepared_rows(recipe)
-    maker = choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed)
+    maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed)
     import peft  # noqa: F401  # with Unsloth all three are there by now
     import transformers  # noqa: F401
     import trl  # noqa: F401
@@ -79,7 +80,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     return found
 
 
-def predicted(recipe: Recipe, prepared: Prepared, settled: RunPlan, backend_name: str, card: Any) -> dict[str, Any]:
+def predicted(recipe: Recipe, prepared: PreparedData, settled: RunPlan, backend_name: str, card: Any) -> dict[str, Any]:
     """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
     if card is None:
         return {"peak_gib": None, "step_seconds": None}
@@ -96,13 +97,10 @@ def model_config(recipe: Recipe) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def _course(
-    recipe: Recipe, prepared: InFileOrder, loaded: choose.Loaded, settled: RunPlan, work: Path
-) -> session.Course:
-    assert prepared.encoder is not None
+def _course(recipe: Recipe, prepared: InFileOrder, loaded: LoadedModel, settled: RunPlan, work: Path) -> session.Course:
     return session.Course(
         loaded,
-        prepared.jobs(recipe.train, recipe.seed),
+        prepared.jobs,
         recipe.train,
         recipe.curriculum.carry,
         seed=recipe.seed,

@@ -132,7 +132,7 @@ def unsloth_one_by_one(job: dict[str, Any]) -> dict[str, Any]:
     from fast_ft.recipe import schema
 
     model = schema.Model(name_or_path=job["base"], dtype=job["dtype"])
-    maker = choose.make_backend(model, schema.Lora(), seed=1, name="unsloth")
+    maker = choose.make_loader(model, schema.Lora(), seed=1, name="unsloth")
     import torch
 
     if job["cap"]:

@@ -33,7 +33,6 @@ def chat(
     ask = ask or _stdin()
     folder, recipe = open_run(root, overrides)
     prepared = prepare(recipe)
-    assert prepared.encoder is not None
     ready = load(folder, recipe, prepared, folder.adapter)
     context = ready.loaded.model.config.max_position_embeddings
     model = FusedModel(ready.loaded.model, dequantise=ready.plan.dequantise, step_rows=(1,))

@@ -20,14 +20,14 @@ from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import AnswerPace, longer
 from fast_ft.common.stopwatch import Stopwatch
-from fast_ft.data.dataset import Prompt
 from fast_ft.data.encoding import Encoder
+from fast_ft.data.examples import Prompt
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
 from fast_ft.generate.pace import shortening
 from fast_ft.generate.parity import PARITY, parity
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 
@@ -92,7 +92,7 @@ class Task:
 
 
 def generate(
-    loaded: Loaded, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, plan: DecodePlan, task: Task
+    loaded: LoadedModel, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, plan: DecodePlan, task: Task
 ) -> Generation:
     """Answer every prompt, `plan.slots` at a time at most.
 
@@ -132,7 +132,7 @@ class _Work:
     """What one call of `generate` works at: the answers so far, and what is told of them."""
 
     def __init__(
-        self, loaded: Loaded, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, task: Task
+        self, loaded: LoadedModel, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, task: Task
     ) -> None:
         self.loaded, self.encoder, self.section, self.task = loaded, encoder, section, task
         self.ids = task.prompt_ids or [encoder.prompt_ids(prompt.messages) for prompt in prompts]

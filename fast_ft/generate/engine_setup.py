@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fast_ft.data.encoding import Encoder
 from fast_ft.generate.engine.block_manager import PAGE, pages_for
 from fast_ft.generate.engine.scheduler import shapes
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_engine(
-    loaded: Loaded, encoder: Encoder, section: schema.Generate, plan: DecodePlan, longest: int
+    loaded: LoadedModel, encoder: Encoder, section: schema.Generate, plan: DecodePlan, longest: int
 ) -> LLMEngine:
     """Return an engine over the loaded model, for sequences of at most `longest` tokens, prompt and answer together."""
     import torch

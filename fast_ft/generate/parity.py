@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.models.adapter_check import log_probabilities_of
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
 
 if TYPE_CHECKING:
     from fast_ft.generate.engine.llm_engine import LLMEngine
@@ -19,7 +19,7 @@ _PROBE_ROWS = 4
 PARITY = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
-def parity(engine: LLMEngine, loaded: Loaded, ids: list[list[int]], limit: int) -> float:
+def parity(engine: LLMEngine, loaded: LoadedModel, ids: list[list[int]], limit: int) -> float:
     """Return the mean absolute difference, in nats a token, between the engine's decoding and its rows taken alone.
 
     Rows of all lengths are decoded for a few steps, in the pool's full shape; the log-probability of each chosen

@@ -11,7 +11,7 @@ from fast_ft.common import atomic_files, gpu
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.homework import archive, checks
 from fast_ft.homework.archive import Bundle
 from fast_ft.hub import fingerprint
@@ -142,7 +142,7 @@ def compared(theirs: Bundle, folder: RunDir) -> dict[str, Any]:
     }
 
 
-def _same(theirs: Bundle, recipe: Recipe, prepared: Prepared) -> Iterator[checks.Verdict]:
+def _same(theirs: Bundle, recipe: Recipe, prepared: PreparedData) -> Iterator[checks.Verdict]:
     """Yield whether rows and prompts here are those of the submission. Another layout of the same rows will do."""
     rows, stages = theirs.manifest["rows"], theirs.manifest["stages"]
     again = [{"id": e.id, "digest": e.digest} for e in prepared.examples]

@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field, model_validator
 
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.encoding import IGNORE_INDEX, Row
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
+from fast_ft.models.loaders.base import LoadedModel
 
 FILE = "selfcheck.json"
 ROWS = 3
@@ -76,7 +76,7 @@ def log_probabilities(
 
 
 def log_probabilities_of(
-    loaded: Loaded, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
+    loaded: LoadedModel, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
 ) -> list[list[float]]:
     """Return what `log_probabilities` does, in as few passes as the model gives the same numbers in.
 
@@ -103,7 +103,7 @@ def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:
     return groups
 
 
-def store(folder: Path, loaded: Loaded, rows: Sequence[Row], pad_id: int) -> None:
+def store(folder: Path, loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id: int) -> None:
     """Write the log-probabilities of the first three rows beside the adapter."""
     loaded.model.eval()
     entries = []
@@ -116,7 +116,7 @@ def store(folder: Path, loaded: Loaded, rows: Sequence[Row], pad_id: int) -> Non
     (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
-def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
+def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
     """Return the mean absolute difference in nats a token; InputError where it is over the tolerance.
 
     The tolerance is the coarser one of the two dtypes, for an adapter may be trained on one card and used on another.
@@ -141,7 +141,7 @@ def verify(folder: Path, loaded: Loaded, pad_id: int) -> float:
     return mean
 
 
-def _now(loaded: Loaded, rows: Sequence[dict[str, Any]], pad_id: int) -> list[list[float]]:
+def _now(loaded: LoadedModel, rows: Sequence[dict[str, Any]], pad_id: int) -> list[list[float]]:
     """Return the stored rows' log-probabilities as they are now; each row's by itself where memory is short."""
     ids, starts = [row["input_ids"] for row in rows], [row["start"] for row in rows]
     try:
@@ -153,7 +153,7 @@ def _now(loaded: Loaded, rows: Sequence[dict[str, Any]], pad_id: int) -> list[li
     return [_measured(loaded, row, start, pad_id) for row, start in zip(ids, starts, strict=True)]
 
 
-def _measured(loaded: Loaded, ids: Sequence[int], start: int, pad_id: int) -> list[float]:
+def _measured(loaded: LoadedModel, ids: Sequence[int], start: int, pad_id: int) -> list[float]:
     """Return a row's log-probabilities from `start` on; of its first tokens only where memory does not do for all."""
     tokens = len(ids) - start
     while True:
@@ -166,5 +166,5 @@ def _measured(loaded: Loaded, ids: Sequence[int], start: int, pad_id: int) -> li
         tokens //= 2
 
 
-def _start(row: Row) -> int:
+def _start(row: EncodedRow) -> int:
     return next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX)

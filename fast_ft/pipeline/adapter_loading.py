@@ -12,12 +12,12 @@ from pathlib import Path
 
 from fast_ft.common import out_of_memory
 from fast_ft.common.stopwatch import Stopwatch
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.generate.engine.scheduler import shapes
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
-from fast_ft.models.loaders.base import Base
+from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
 from fast_ft.pipeline import base_check
 from fast_ft.pipeline.phases import model_config, settle_plan
 from fast_ft.plan.decode_pool import DecodePlan
@@ -33,7 +33,7 @@ class Ready:
     `difference` is the check's, in nats a token. `prompt_ids` are the prompts' token ids.
     """
 
-    loaded: choose.Loaded
+    loaded: LoadedModel
     plan: DecodePlan
     difference: float
     prompt_ids: list[list[int]]
@@ -42,9 +42,9 @@ class Ready:
 def load(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     adapter: Path,
-    maker: choose.Backend | None = None,
+    maker: Loader | None = None,
     watch: Stopwatch | None = None,
 ) -> Ready:
     """Load a fresh base model with the run's adapter, and check that it is what was trained.
@@ -52,7 +52,6 @@ def load(
     The loader is the one that the adapter was trained with, where training is done. Raises InputError where base,
     tokenizer or adapter are not what they were.
     """
-    assert prepared.encoder is not None
     watch = watch or Stopwatch()
     with watch.during("loading"):  # libraries, too
         maker = maker or maker_of(folder, recipe)
@@ -76,18 +75,17 @@ def decode_plan(recipe: Recipe, settled: RunPlan) -> DecodePlan:
     return settled.decode if fixed == "auto" else replace(settled.decode, slots=fixed)
 
 
-def maker_of(folder: RunDir, recipe: Recipe) -> choose.Backend:
+def maker_of(folder: RunDir, recipe: Recipe) -> Loader:
     """Return the loader that the run's adapter was trained with; before that, the recipe's."""
     trained = folder.done("train") or {}
-    return choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
+    return choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
 
 
 def _load_and_encode(
-    folder: RunDir, recipe: Recipe, prepared: Prepared, load_model: Callable[[], choose.Loaded]
-) -> tuple[choose.Loaded, list[list[int]]]:
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, load_model: Callable[[], LoadedModel]
+) -> tuple[LoadedModel, list[list[int]]]:
     """Load the model; meanwhile a thread compares base and tokenizer with the run's, and encodes the prompts."""
     encoder = prepared.encoder
-    assert encoder is not None
 
     def host_work() -> list[list[int]]:
         base_check.refuse_another(folder, recipe, prepared)
@@ -103,9 +101,9 @@ def _load_and_encode(
         return loaded, encoded.result()
 
 
-def _compile_ahead(recipe: Recipe, prepared: Prepared, plan: DecodePlan, maker: choose.Backend) -> Future[None] | None:
+def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, maker: Loader) -> Future[None] | None:
     """On a card, let decoding's kernels be compiled and checked while the base is being loaded."""
-    if not isinstance(maker, Base) or maker.device != "cuda":
+    if not isinstance(maker, LoaderBase) or maker.device != "cuda":
         return None
     from fast_ft.generate.engine import kernel_checks
 

@@ -13,7 +13,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.signals import interruptible
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers
 from fast_ft.generate.answers import Task
 from fast_ft.pipeline.adapter_loading import Ready, load
@@ -80,9 +80,8 @@ def _name(point: dict[str, str]) -> str:
 
 
 def _answer(
-    folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: Prepared, ready: Ready, partials: list[Path]
+    folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: PreparedData, ready: Ready, partials: list[Path]
 ) -> dict[str, Any]:
-    assert prepared.encoder is not None
     name = _name(point)
     settings = json.dumps([resolved(recipe)["generate"], recipe.data.test], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]  # a partial file of other settings is not gone on with

@@ -12,10 +12,10 @@ from fast_ft.common import atomic_files, out_of_memory
 from fast_ft.common.console import note
 from fast_ft.common.minutes import AnswerPace, Clock
 from fast_ft.common.stopwatch import Stopwatch
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers
 from fast_ft.generate.answers import Generation, Task
-from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import Loader
 from fast_ft.pipeline import sanity_checks
 from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
 from fast_ft.recipe.loader import resolved
@@ -41,8 +41,8 @@ class Answered:
 def generate_phase(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
-    maker: choose.Backend | None = None,
+    prepared: PreparedData,
+    maker: Loader | None = None,
     clock: Clock = time.monotonic,
 ) -> None:
     """Load the adapter by path into a fresh model, check that it is what was trained, and answer the prompts.
@@ -70,7 +70,9 @@ def generate_phase(
     )
 
 
-def answer_others(folder: RunDir, recipe: Recipe, prepared: Prepared, clock: Clock = time.monotonic) -> dict[str, Any]:
+def answer_others(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, clock: Clock = time.monotonic
+) -> dict[str, Any]:
     """Answer prompts that are not the run's own, and return what is recorded. `folder` is RunDir.others.
 
     The manifest's `others` tells of each such file its prompts, its settings, and what generate_phase would record.
@@ -109,7 +111,7 @@ def keep_aside(pred: Path) -> Path:
     return kept
 
 
-def base_answers(ready: Ready, recipe: Recipe, prepared: Prepared, task: Task) -> Generation | None:
+def base_answers(ready: Ready, recipe: Recipe, prepared: PreparedData, task: Task) -> Generation | None:
     """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
     prompts, pace = prepared.prompts[: recipe.judge.base_prompts], task.pace
     if not prompts:
@@ -117,7 +119,6 @@ def base_answers(ready: Ready, recipe: Recipe, prepared: Prepared, task: Task) -
     if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
         note("note: no answers of the base model: budget.generate_minutes is used up")
         return None
-    assert prepared.encoder is not None
     with ready.loaded.model.disable_adapter():
         return answers.generate(ready.loaded, prepared.encoder, prompts, recipe.generate, ready.plan, task)
 
@@ -125,13 +126,12 @@ def base_answers(ready: Ready, recipe: Recipe, prepared: Prepared, task: Task) -
 def _answer(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
-    maker: choose.Backend | None,
+    prepared: PreparedData,
+    maker: Loader | None,
     clock: Clock,
     started: float,
 ) -> Answered:
     """Make the adapter's answers and the base model's. Only partial files are written."""
-    assert prepared.encoder is not None
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()
@@ -168,7 +168,7 @@ def _answer(
     return Answered(files, ends, facts, [*tuned.notes, *warnings])
 
 
-def _facts(recipe: Recipe, prepared: Prepared, tuned: Generation, base: Generation | None) -> dict[str, Any]:
+def _facts(recipe: Recipe, prepared: PreparedData, tuned: Generation, base: Generation | None) -> dict[str, Any]:
     """Return what the manifest says of answers."""
     made, most, minutes = tuned.flat, recipe.generate.max_new_tokens, recipe.budget.generate_minutes
     cut = sum(not answer.ended and answer.tokens < most for answer in made)
@@ -190,7 +190,7 @@ def _facts(recipe: Recipe, prepared: Prepared, tuned: Generation, base: Generati
     }
 
 
-def _content(prepared: Prepared, result: Generation) -> bytes:
+def _content(prepared: PreparedData, result: Generation) -> bytes:
     prompts = [prompt for prompt in prepared.prompts if prompt.id in result.answers]
     return atomic_files.json_bytes(answers.predictions(prompts, result.answers))
 

@@ -14,8 +14,8 @@ from typing import Any
 from fast_ft.common import atomic_files, gpu, untrusted_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.data import dataset
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.examples import Prompt
+from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.judge import scoring
@@ -29,7 +29,7 @@ from fast_ft.run.folder import RunDir
 
 
 def settle_plan(
-    folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str, world_size: int = 1
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int = 1
 ) -> plans.RunPlan:
     """Return this run's plan: the one in plan.json if there is one, else a new one, written there.
 
@@ -61,7 +61,7 @@ def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:
     folder.update(plan=settled.to_json())
 
 
-def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], **options: Any) -> None:
+def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[Prompt], **options: Any) -> None:
     """Score pred.json, and the base model's answers where there are some, into scores.json; options: judge_run's.
 
     Raises BudgetMissed where too many scores are missing; the phase is then not done, and the same command asks again.
@@ -83,7 +83,7 @@ def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[dataset.Prompt], *
     )
 
 
-def report_phase(folder: RunDir, prepared: Prepared | None = None) -> None:
+def report_phase(folder: RunDir, prepared: PreparedData | None = None) -> None:
     """Write report.html. The run is done by now: a full disk here is a note, no failure."""
     try:
         write.write_report(folder, prepared)

@@ -12,8 +12,8 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.data.dataset import Prompt
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.examples import Prompt
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate.answers import Task, generate
 from fast_ft.pipeline.adapter_loading import load
 from fast_ft.pipeline.run import opened
@@ -38,7 +38,7 @@ def taste(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[str,
         if folder.done("train") is None:
             train_phase(folder, recipe, prepared, stop_after)
         steps = len(folder.log.read_text(encoding="utf-8").splitlines())
-        total = sum(len(job.batches) for job in prepared.jobs(recipe.train, recipe.seed))
+        total = sum(len(job.batches) for job in prepared.jobs)
         given = answers(folder, recipe, prepared)
         content = {"folder": str(folder.root), "steps": steps, "of": total, "answers": given}
         atomic_files.write_json(folder.root / "taste.json", content)
@@ -46,14 +46,13 @@ def taste(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[str,
     return content
 
 
-def answers(folder: RunDir, recipe: Recipe, prepared: Prepared) -> list[dict[str, str]]:
+def answers(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> list[dict[str, str]]:
     """Answer the first ten prompts with the adapter as it is, and with the base model alone."""
     prompts = prepared.prompts[:PROMPTS]
     if not prompts:
         note("note: the recipe has no data.test, so there is nothing to answer")
         return []
     encoder = prepared.encoder
-    assert encoder is not None
     adapter = folder.adapter if folder.done("train") else folder.taste / "adapter"
     ready = load(folder, recipe, prepared, adapter)
     section = recipe.generate.model_copy(

@@ -12,10 +12,11 @@ from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import Clock, TrainPace
 from fast_ft.data.batches import StageJob, StageResult
-from fast_ft.data.prepare import Prepared, compare_tokenizers
+from fast_ft.data.prepare import PreparedData, compare_tokenizers
 from fast_ft.hub import fingerprint
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel, Loader
 from fast_ft.pipeline import sanity_checks
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
@@ -33,9 +34,9 @@ from fast_ft.train.worker import Order
 def train_phase(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     stop_after: int | None = None,
-    maker: choose.Backend | None = None,
+    maker: Loader | None = None,
     clock: Clock = time.monotonic,
 ) -> None:
     """Train all stages, save the adapter, and store what generation will check it by. A sweep gives its own backend.
@@ -43,17 +44,16 @@ def train_phase(
     With stop_after, a training that is not done by that step leaves its state, and its adapter in taste/adapter. One
     that a budget ends early leaves an adapter; so does one that bad numbers end, and raises InputError.
     """
-    assert prepared.encoder is not None
     check_model(recipe)
     started = clock()
     folder.update(model=fingerprint.model(recipe.model.name_or_path, recipe.model.revision))
     if recipe.train.deterministic:
         gpu.be_deterministic()
     together = process_group.here()
-    maker = maker or choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
+    maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
     together.begin()
     settled, changed = _settled(folder, recipe, prepared, maker.name, together.size)
-    jobs = prepared.jobs(recipe.train, recipe.seed)
+    jobs = prepared.jobs
     if together.size > 1:
         together.share(Order(recipe, jobs, prepared.encoder.pad_id, settled.train, maker.name, stop_after).to_json())
     with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
@@ -138,7 +138,7 @@ def _suspicious(recipe: Recipe, course: session.Course, lines: list[dict[str, An
 
 
 def _settled(
-    folder: RunDir, recipe: Recipe, prepared: Prepared, backend_name: str, world_size: int
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int
 ) -> tuple[plans.RunPlan, list[str]]:
     """Return the run's plan, and what to note where it goes on in another number of processes."""
     settled = settle_plan(folder, recipe, prepared, backend_name, world_size)
@@ -156,8 +156,8 @@ def _settled(
 def _train(
     folder: RunDir,
     recipe: Recipe,
-    prepared: Prepared,
-    loaded: choose.Loaded,
+    prepared: PreparedData,
+    loaded: LoadedModel,
     settled: plans.RunPlan,
     jobs: list[StageJob],
     log: atomic_files.Lines,
@@ -166,7 +166,6 @@ def _train(
     started: float,
 ) -> tuple[session.Course, list[dict[str, Any]], list[StageResult]]:
     """Train from the last checkpoint on; return the course, the log's lines, and what the stages did."""
-    assert prepared.encoder is not None
     earlier, done, timed = checkpoints.place(folder.checkpoints, recipe.budget.train_minutes)
     lost = log.keep(done.global_step)  # what came after the checkpoint is trained again
     lines = read_log(folder.log)

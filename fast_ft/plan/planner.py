@@ -8,7 +8,7 @@ from typing import Any
 
 from fast_ft.common import gpu
 from fast_ft.data.batches import StageJob
-from fast_ft.data.prepare import Prepared
+from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
 from fast_ft.models.loaders.choose import ALONE_ONLY
@@ -25,7 +25,7 @@ _MEAN_ANSWER = 250  #: tokens; answers end when they are done, long before max_n
 
 def settle(
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     config: dict[str, Any],
     *,
     backend: str,
@@ -33,7 +33,6 @@ def settle(
     world_size: int = 1,
 ) -> RunPlan:
     """Return the plan of a recipe on a card, None being a CPU; see plan.settle. `config` is the base's config.json."""
-    assert prepared.encoder is not None
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
@@ -51,7 +50,7 @@ def settle(
     )
 
 
-def training(recipe: Recipe, prepared: Prepared, *, backend: str) -> Training:
+def training(recipe: Recipe, prepared: PreparedData, *, backend: str) -> Training:
     """Return what the recipe says of a pass's cost."""
     lengths = [len(row.input_ids) for row in prepared.rows.values()] or [1]
     return Training(
@@ -66,9 +65,9 @@ def training(recipe: Recipe, prepared: Prepared, *, backend: str) -> Training:
     )
 
 
-def step_lengths(recipe: Recipe, prepared: Prepared) -> list[list[int]]:
+def step_lengths(recipe: Recipe, prepared: PreparedData) -> list[list[int]]:
     """Return the token counts of each step's rows, over all stages."""
-    return [step for job in prepared.jobs(recipe.train, recipe.seed) for step in job.lengths]
+    return [step for job in prepared.jobs for step in job.lengths]
 
 
 def wanted(recipe: Recipe) -> Wanted:
@@ -85,13 +84,13 @@ def wanted(recipe: Recipe) -> Wanted:
     )
 
 
-def describe(recipe: Recipe, prepared: Prepared, gpu: str | None, world_size: int = 1) -> dict[str, Any]:
+def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size: int = 1) -> dict[str, Any]:
     """Return what training will take, by stage and in all; with a card also its plan, GiB and projected minutes.
 
     `gpu` is a name of cards.json; None: the card here, by its measured rate, or no card at all. `world_size`
     processes train together, each on such a card.
     """
-    jobs = prepared.jobs(recipe.train, recipe.seed)
+    jobs = prepared.jobs
     stages: list[dict[str, Any]] = []
     for job in jobs:
         seen = [job.rows[index] for batch in job.batches for index in batch]
@@ -139,7 +138,7 @@ def describe(recipe: Recipe, prepared: Prepared, gpu: str | None, world_size: in
 
 def answer_minutes(
     recipe: Recipe,
-    prepared: Prepared,
+    prepared: PreparedData,
     slots: int,
     shape: ModelShape,
     card: cards.Card,

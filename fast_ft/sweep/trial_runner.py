@@ -17,8 +17,8 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.redaction import redacted
 from fast_ft.data import contamination, curriculum
-from fast_ft.data.dataset import Prompt
-from fast_ft.data.prepare import Prepared, prepare
+from fast_ft.data.examples import Prompt
+from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, phases, train_phase
 from fast_ft.pipeline.adapter_loading import decode_plan
@@ -27,7 +27,7 @@ from fast_ft.plan import planner
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
-from fast_ft.sweep.resident_model import KeptBackend
+from fast_ft.sweep.resident_model import ResidentLoader
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Runner:
     """Does tasks one after another. What they share is kept: base model, rows, and what the card was found to do."""
 
     def __init__(self) -> None:
-        self.kept = KeptBackend()
+        self.kept = ResidentLoader()
         self.rows = Rows()
         self._card: list[Any] = []  #: what the card was before the base was on it; on a CPU [None]
         self._seconds: dict[str, float] = {}
@@ -108,7 +108,7 @@ class Runner:
                     generate_phase.generate_phase(folder, recipe, prepared, maker=self.kept.use(recipe))
             return len(prepared.prompts)
 
-    def _train(self, folder: RunDir, task: Task, prepared: Prepared, times: dict[str, float]) -> None:
+    def _train(self, folder: RunDir, task: Task, prepared: PreparedData, times: dict[str, float]) -> None:
         before = _lines(folder)
         with self._timed("train"):
             self._settle(folder, task.recipe, prepared)
@@ -125,7 +125,7 @@ class Runner:
         times["first_step"] = times["trained"] - sum(steps)
         self._seconds["steps"] = sum(steps)
 
-    def _settle(self, folder: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    def _settle(self, folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
         """Settle the plan for the card as it was before the base was loaded, as a fresh process would."""
         maker = self.kept.use(recipe)
         if folder.plan.is_file():
@@ -135,9 +135,8 @@ class Runner:
         config = phases.model_config(recipe)
         phases.keep_plan(folder, planner.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
 
-    def _answer_some(self, folder: RunDir, task: Task, prepared: Prepared) -> int:
+    def _answer_some(self, folder: RunDir, task: Task, prepared: PreparedData) -> int:
         """Answer the first prompts with the adapter so far."""
-        assert prepared.encoder is not None
         recipe, prompts = task.recipe, prepared.prompts[: task.prompts]
         with self._timed("answer"):
             loaded = self.kept.use(recipe).for_generation(folder.taste / "adapter")
@@ -160,9 +159,9 @@ class Rows:
 
     def __init__(self) -> None:
         self._key: str | None = None
-        self._prepared: Prepared | None = None
+        self._prepared: PreparedData | None = None
 
-    def prepared(self, recipe: Recipe) -> Prepared:
+    def prepared(self, recipe: Recipe) -> PreparedData:
         """Return what `prepare` returns, from the trial before's rows where they are the same."""
         needed = curriculum.metrics_needed(recipe.curriculum)
         parts = [recipe.model, recipe.data, recipe.select, recipe.seed, recipe.rules, needed]

@@ -17,7 +17,7 @@ from fast_ft.common import process_group, signals
 from fast_ft.common.console import note
 from fast_ft.common.minutes import TrainPace, longer
 from fast_ft.data.batches import StageJob, StageResult
-from fast_ft.models.loaders.choose import Loaded
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train import replicas, state
@@ -43,7 +43,7 @@ class Course:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         jobs: Sequence[StageJob],
         section: schema.Train,
         carry: schema.Carry,

@@ -20,7 +20,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.process_group import Lost, Ranks
 from fast_ft.common.signals import interruptible
 from fast_ft.data.batches import StageJob
-from fast_ft.data.encoding import Row
+from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders import choose
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe.schema import Recipe
@@ -46,7 +46,7 @@ class Order:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Order:
-        jobs = [StageJob(**job | {"rows": [Row(**row) for row in job["rows"]]}) for job in content["jobs"]]
+        jobs = [StageJob(**job | {"rows": [EncodedRow(**row) for row in job["rows"]]}) for job in content["jobs"]]
         recipe, plan = Recipe.model_validate_json(content["recipe"]), TrainPlan(**content["plan"])
         return cls(**content | {"recipe": recipe, "jobs": jobs, "plan": plan})
 
@@ -87,7 +87,7 @@ def _train(ranks: Ranks, order: Order) -> None:
             gpu.be_deterministic()
         if recipe.budget.memory_gib != "auto":
             gpu.cap_gpu_gib(float(recipe.budget.memory_gib))
-        maker = choose.make_backend(recipe.model, recipe.lora, seed=recipe.seed, name=order.backend)
+        maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, name=order.backend)
         with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
             loaded = maker.for_training()
     except InputError as error:

@@ -21,19 +21,19 @@ from trl import SFTTrainer
 from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
 from fast_ft.common.out_of_memory import explained, is_short
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.model_runner import ModelRunner
 from fast_ft.models import adapter_check, lora_files, tensor_file
-from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.run import opened, run
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
-from fast_ft.sweep.resident_model import KeptBackend
+from fast_ft.sweep.resident_model import ResidentLoader
 from fast_ft.train import forward_backward, optimizer, session, state
 from tests.helpers.parts import POCKET, RecipeFactory
 
@@ -60,7 +60,7 @@ def test_out_of_memory_while_loading_says_what_to_change(
 ) -> None:
     path = recipe_file()
     with monkeypatch.context() as patch:
-        patch.setattr(choose.PeftBackend, call, Full(getattr(choose.PeftBackend, call), {1}))
+        patch.setattr(PeftLoader, call, Full(getattr(PeftLoader, call), {1}))
         with pytest.raises(InputError, match=r"out of the card's memory while loading .*load_in_4bit.*nvidia-smi"):
             run(load_recipe(path), path)
     assert run(load_recipe(path), path).pred.is_file(), "the same command again"
@@ -93,9 +93,7 @@ def test_out_of_memory_while_saving_goes_on_in_smaller_pieces(
 
 
 def test_an_adapter_is_saved_as_peft_saves_it(tiny: Path, tmp_path: Path) -> None:
-    loaded = choose.PeftBackend(
-        schema.Model(name_or_path=str(tiny), load_in_4bit=True), schema.Lora(), 1
-    ).for_training()
+    loaded = PeftLoader(schema.Model(name_or_path=str(tiny), load_in_4bit=True), schema.Lora(), 1).for_training()
     for folder in ("ours", "theirs"):
         (tmp_path / folder).mkdir()
     lora_files.save(loaded.model, tmp_path / "ours", "base", "")
@@ -143,8 +141,8 @@ def test_out_of_memory_in_the_optimizer_says_what_to_change_and_from_where_the_r
 def test_out_of_memory_while_measuring_an_adapter_measures_less_of_it(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = choose.PeftBackend(schema.Model(name_or_path=str(tiny)), schema.Lora(), 1).for_training()
-    row = Row("r", [1, *range(5, 25)], [IGNORE_INDEX] * 5 + list(range(9, 25)))
+    loaded = PeftLoader(schema.Model(name_or_path=str(tiny)), schema.Lora(), 1).for_training()
+    row = EncodedRow("r", [1, *range(5, 25)], [IGNORE_INDEX] * 5 + list(range(9, 25)))
     measured = adapter_check.log_probabilities
 
     def small(model: Any, ids: Any, starts: Any, pad_id: int) -> Any:
@@ -215,7 +213,7 @@ def test_no_phase_holds_the_model_twice(tmp_path: Path) -> None:
     Not in 4 bits: what this measures there is the mapped file, and how much malloc kept of what was freed before.
     """
     size = save_wide_llama(tmp_path / "base")
-    maker = choose.PeftBackend(schema.Model(name_or_path=str(tmp_path / "base"), load_in_4bit=False), schema.Lora(), 1)
+    maker = PeftLoader(schema.Model(name_or_path=str(tmp_path / "base"), load_in_4bit=False), schema.Lora(), 1)
     maker.for_training().free()  # libraries have their room by now
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -227,9 +225,7 @@ def test_no_phase_holds_the_model_twice(tmp_path: Path) -> None:
         maker.for_generation(adapter).free()
 
     def at_once() -> None:
-        plain = choose.PeftBackend(
-            schema.Model(name_or_path=str(tmp_path / "base"), load_in_4bit=False), schema.Lora(), 1
-        )
+        plain = PeftLoader(schema.Model(name_or_path=str(tmp_path / "base"), load_in_4bit=False), schema.Lora(), 1)
         two = [plain.for_training().model for _ in range(2)]
         assert all(bool(weight.isfinite().all()) for model in two for weight in model.parameters()), "all of it is read"
 
@@ -294,9 +290,9 @@ def test_nothing_of_a_phase_is_alive_when_the_next_one_begins(
         "judge.base_prompts": 2,
     }
     path = recipe_file({**changes, "train.max_steps": 2, "train.save_steps": 1, "curriculum": {}})
-    made = {"peft": choose.PeftBackend, "fused": choose.FusedBackend}[kind]
+    made = {"peft": PeftLoader, "fused": FusedLoader}[kind]
     monkeypatch.setattr(
-        "fast_ft.models.loaders.choose.make_backend", lambda model, lora, *, seed, **_: made(model, lora, seed)
+        "fast_ft.models.loaders.choose.make_loader", lambda model, lora, *, seed, **_: made(model, lora, seed)
     )
     traces, seen = Traces(monkeypatch), []
     load = transformers.AutoModelForCausalLM.from_pretrained
@@ -326,7 +322,7 @@ def test_a_sweeps_trials_leave_nothing_but_the_base(
 ) -> None:
     """Neither a trial that ends, nor one that fails, nor the base before another one."""
     changes = {"model.load_in_4bit": False, "train.max_steps": 1, "train.warmup_steps": 0, "curriculum": {}}
-    traces, first, kept = Traces(monkeypatch), load_recipe(recipe_file(changes)), KeptBackend()
+    traces, first, kept = Traces(monkeypatch), load_recipe(recipe_file(changes)), ResidentLoader()
     shutil.copytree(tiny, tmp_path / "other")
     second = first.model_copy(
         update={"model": first.model.model_copy(update={"name_or_path": str(tmp_path / "other")})}

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fast_ft.data.examples import Example
 
 from bench.agreement import StepRecord, disagreements, first_step
 from fast_ft.data import dataset
 from fast_ft.data.batches import StageJob
-from fast_ft.data.dataset import Example
-from fast_ft.data.encoding import IGNORE_INDEX, Encoder, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train import session, sft_trainer
@@ -37,17 +38,17 @@ def examples() -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def rows(examples: list[Example]) -> list[Row]:
+def rows(examples: list[Example]) -> list[EncodedRow]:
     return [ENCODER.row(example) for example in examples]
 
 
 @pytest.fixture(scope="module", params=["fp32", "nf4"])
-def loaded(request: pytest.FixtureRequest) -> Iterator[choose.Loaded]:
+def loaded(request: pytest.FixtureRequest) -> Iterator[LoadedModel]:
     """The trained pocket base with a LoRA whose B matrices are not zero, so that every matrix has a gradient."""
     import torch
 
     section = schema.Model(name_or_path=str(POCKET), max_length=256, load_in_4bit=request.param == "nf4")
-    maker = choose.make_backend(section, schema.Lora(r=4), seed=1, name="peft")
+    maker = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft")
     made = maker.for_training()
     torch.manual_seed(2)
     with torch.no_grad():
@@ -60,7 +61,7 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[choose.Loaded]:
     made.free()
 
 
-def step(loaded: choose.Loaded, rows: list[Row], folder: Path, micro_batch: int = 8) -> StepRecord:
+def step(loaded: LoadedModel, rows: list[EncodedRow], folder: Path, micro_batch: int = 8) -> StepRecord:
     """The trainer's step; the adapter is put back as it was."""
     before = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
     record = first_step(loaded, rows, pad_id=ENCODER.pad_id, plan=TrainPlan(micro_batch), work_folder=folder)
@@ -71,7 +72,7 @@ def step(loaded: choose.Loaded, rows: list[Row], folder: Path, micro_batch: int 
     return record
 
 
-def reference(loaded: choose.Loaded, examples: list[Example]) -> StepRecord:
+def reference(loaded: LoadedModel, examples: list[Example]) -> StepRecord:
     import torch
 
     loaded.model.train()
@@ -92,7 +93,7 @@ def reference(loaded: choose.Loaded, examples: list[Example]) -> StepRecord:
 
 
 @pytest.fixture(scope="module")
-def expected(loaded: choose.Loaded, examples: list[Example]) -> StepRecord:
+def expected(loaded: LoadedModel, examples: list[Example]) -> StepRecord:
     return reference(loaded, examples)
 
 
@@ -103,7 +104,7 @@ def test_the_model_is_trained_and_the_reference_sees_the_adapter(expected: StepR
 
 
 def test_the_step_trains_exactly_response_and_eos(
-    loaded: choose.Loaded, rows: list[Row], expected: StepRecord, tmp_path: Path
+    loaded: LoadedModel, rows: list[EncodedRow], expected: StepRecord, tmp_path: Path
 ) -> None:
     record = step(loaded, rows, tmp_path)
     assert disagreements(expected, record) == []
@@ -113,14 +114,14 @@ def test_the_step_trains_exactly_response_and_eos(
 WRONG = {
     "the prompt is trained on": (lambda row: replace(row, labels=list(row.input_ids)), {"trained tokens", "loss"}),
     "labels are shifted by one": (lambda row: replace(row, labels=[*row.labels[1:], IGNORE_INDEX]), {"loss"}),
-    "EOS is missing": (lambda row: Row(row.id, row.input_ids[:-1], row.labels[:-1]), {"trained tokens", "loss"}),
+    "EOS is missing": (lambda row: EncodedRow(row.id, row.input_ids[:-1], row.labels[:-1]), {"trained tokens", "loss"}),
     "EOS is masked": (lambda row: replace(row, labels=[*row.labels[:-1], IGNORE_INDEX]), {"trained tokens", "loss"}),
 }
 
 
 @pytest.mark.parametrize("fault", WRONG)
 def test_the_comparison_fails_where(
-    fault: str, loaded: choose.Loaded, rows: list[Row], expected: StepRecord, tmp_path: Path
+    fault: str, loaded: LoadedModel, rows: list[EncodedRow], expected: StepRecord, tmp_path: Path
 ) -> None:
     change, seen = WRONG[fault]
     found = disagreements(expected, step(loaded, [change(row) for row in rows], tmp_path))
@@ -128,7 +129,7 @@ def test_the_comparison_fails_where(
 
 
 def test_a_fault_in_one_row_of_eight_is_seen(
-    loaded: choose.Loaded, rows: list[Row], expected: StepRecord, tmp_path: Path
+    loaded: LoadedModel, rows: list[EncodedRow], expected: StepRecord, tmp_path: Path
 ) -> None:
     shifted = [WRONG["labels are shifted by one"][0](rows[0]), *rows[1:]]
     assert disagreements(expected, step(loaded, shifted, tmp_path))
@@ -168,14 +169,16 @@ def test_a_matrix_without_a_gradient_is_seen(expected: StepRecord) -> None:
     assert found[-1] == f"weights with a gradient on one side only: 1, such as {name}"
 
 
-def test_micro_batches_change_no_gradient(loaded: choose.Loaded, rows: list[Row], tmp_path: Path) -> None:
+def test_micro_batches_change_no_gradient(loaded: LoadedModel, rows: list[EncodedRow], tmp_path: Path) -> None:
     whole = step(loaded, rows, tmp_path, micro_batch=8)
     for size in (1, 3):
         cut = step(loaded, rows, tmp_path, micro_batch=size)
         assert disagreements(whole, cut, loss=1e-5, grad_norm=1e-4, cosine=0.99999) == []
 
 
-def test_neftune_scales_noise_by_each_rows_own_length(loaded: choose.Loaded, rows: list[Row], tmp_path: Path) -> None:
+def test_neftune_scales_noise_by_each_rows_own_length(
+    loaded: LoadedModel, rows: list[EncodedRow], tmp_path: Path
+) -> None:
     import torch
     from transformers import TrainerCallback
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from fast_ft.data.examples import Prompt
 
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
-from fast_ft.data.dataset import Prompt
 from fast_ft.data.encoding import Encoder
 from fast_ft.generate import answers as generate
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel, Loader
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, save_random_llama
@@ -28,9 +29,9 @@ GREEDY = schema.Generate(do_sample=False, max_new_tokens=12)
 LORA = schema.Lora(r=4, lora_alpha=8)
 
 
-def maker(base: Path = POCKET, load_in_4bit: bool = False) -> choose.Backend:
+def maker(base: Path = POCKET, load_in_4bit: bool = False) -> Loader:
     model = schema.Model(name_or_path=str(base), max_length=256, load_in_4bit=load_in_4bit)
-    return choose.make_backend(model, LORA, seed=1, name="peft")
+    return choose.make_loader(model, LORA, seed=1, name="peft")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(adapter: Path) -> Iterator[choose.Loaded]:
+def loaded(adapter: Path) -> Iterator[LoadedModel]:
     made = maker().for_generation(adapter)
     yield made
     made.free()
@@ -62,7 +63,7 @@ def prompts() -> list[Prompt]:
     return dataset.load_prompts(str(POCKET.parent / "test.json"))[0][::12]
 
 
-def answer(loaded: choose.Loaded, prompts: list[Prompt], partial: Path, batch_size: int = 4, **values: Any) -> Any:
+def answer(loaded: LoadedModel, prompts: list[Prompt], partial: Path, batch_size: int = 4, **values: Any) -> Any:
     section = GREEDY.model_copy(update=values)
     return generate.generate(loaded, ENCODER, prompts, section, DecodePlan(batch_size), generate.Task(1, partial))
 
@@ -71,7 +72,7 @@ def answer(loaded: choose.Loaded, prompts: list[Prompt], partial: Path, batch_si
 
 
 def test_greedy_batches_equal_transformers_one_by_one(
-    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     result = answer(loaded, prompts, tmp_path / "partial")
     assert result.batch_size == 4 and result.parity is not None and result.parity < 1e-4 and result.notes == []
@@ -86,14 +87,14 @@ def test_greedy_batches_equal_transformers_one_by_one(
     assert len({given.text for given in result.flat}) > 2, "answers that all agree would prove little"
 
 
-def test_an_adapter_changes_the_answers(loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
+def test_an_adapter_changes_the_answers(loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path) -> None:
     with loaded.model.disable_adapter():
         base = answer(loaded, prompts, tmp_path / "base")
         assert base.parity is not None and base.parity < 1e-4, "the base alone is what the pool computes too"
     assert base.answers != answer(loaded, prompts, tmp_path / "tuned").answers
 
 
-def test_sampling_follows_the_seed(loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
+def test_sampling_follows_the_seed(loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path) -> None:
     hot = {"do_sample": True, "temperature": 1.5}
     first, second = (answer(loaded, prompts, tmp_path / name, **hot) for name in ("a", "b"))
     assert first.answers == second.answers
@@ -103,7 +104,7 @@ def test_sampling_follows_the_seed(loaded: choose.Loaded, prompts: list[Prompt],
 
 
 def test_the_models_own_generation_config_decides_nothing(
-    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     plain = answer(loaded, prompts[:3], tmp_path / "plain").answers
     config = loaded.model.generation_config
@@ -129,9 +130,7 @@ def test_predictions_have_the_homeworks_shape_in_the_files_order(prompts: list[P
     }
 
 
-def test_a_stopped_run_goes_on_to_the_same_answers(
-    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
-) -> None:
+def test_a_stopped_run_goes_on_to_the_same_answers(loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path) -> None:
     hot = {"do_sample": True, "temperature": 1.5}  # the draw must not depend on what was there already
     whole = answer(loaded, prompts, tmp_path / "whole", **hot)
     lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
@@ -144,7 +143,7 @@ def test_a_stopped_run_goes_on_to_the_same_answers(
         assert sorted(partial.read_bytes().splitlines()) == sorted(line.rstrip() for line in lines)
 
 
-def test_finished_batches_are_not_decoded_again(loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path) -> None:
+def test_finished_batches_are_not_decoded_again(loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path) -> None:
     answer(loaded, prompts, tmp_path / "partial")
     text = (tmp_path / "partial").read_text("utf-8").replace('"text": "', '"text": "kept: ')
     (tmp_path / "partial").write_text(text, encoding="utf-8")
@@ -155,7 +154,7 @@ def test_finished_batches_are_not_decoded_again(loaded: choose.Loaded, prompts: 
 
 
 def test_a_start_with_all_answers_there_says_nothing_of_what_it_did_not_measure(
-    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     whole = answer(loaded, prompts, tmp_path / "partial")
     again = answer(loaded, prompts, tmp_path / "partial")
@@ -165,7 +164,7 @@ def test_a_start_with_all_answers_there_says_nothing_of_what_it_did_not_measure(
 
 
 def test_a_prompt_without_room_for_its_answer_is_refused_before_decoding(
-    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     longest = max(prompts, key=lambda p: len(ENCODER.prompt_ids(p.messages)))
     room = 512 - len(ENCODER.prompt_ids(longest.messages))
@@ -177,7 +176,7 @@ def test_a_prompt_without_room_for_its_answer_is_refused_before_decoding(
 
 
 def test_parity_that_fails_halves_the_batch_and_says_so(
-    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The fault is real: in pools of more than two slots the logits are off."""
 
@@ -196,7 +195,7 @@ def test_parity_that_fails_halves_the_batch_and_says_so(
 
 
 def test_memory_that_runs_out_takes_an_eighth_of_the_batch(
-    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     wanted = answer(loaded, prompts, tmp_path / "wanted").answers
 
@@ -213,9 +212,7 @@ def test_memory_that_runs_out_takes_an_eighth_of_the_batch(
     assert result.notes[0] == "out of memory in batches of 9: went on with 7"
 
 
-def test_no_memory_for_one_prompt_is_a_clear_error(
-    loaded: choose.Loaded, prompts: list[Prompt], tmp_path: Path
-) -> None:
+def test_no_memory_for_one_prompt_is_a_clear_error(loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path) -> None:
     def full(module: Any, given: Any) -> None:
         raise torch.OutOfMemoryError("always")
 
@@ -230,7 +227,7 @@ def test_no_memory_for_one_prompt_is_a_clear_error(
 # Is it the adapter that was trained?
 
 
-def test_the_stored_log_probabilities_are_the_answers_own(adapter: Path, loaded: choose.Loaded) -> None:
+def test_the_stored_log_probabilities_are_the_answers_own(adapter: Path, loaded: LoadedModel) -> None:
     stored = json.loads((adapter / adapter_check.FILE).read_text())
     assert len(stored["rows"]) == 3 and stored["dtype"] == "float32"
     row = stored["rows"][0]
@@ -243,7 +240,7 @@ def test_the_stored_log_probabilities_are_the_answers_own(adapter: Path, loaded:
     assert row["input_ids"][-1] == ENCODER.eos_id
 
 
-def test_rows_padded_to_one_width_have_the_log_probabilities_of_rows_alone(loaded: choose.Loaded) -> None:
+def test_rows_padded_to_one_width_have_the_log_probabilities_of_rows_alone(loaded: LoadedModel) -> None:
     rows = [[1, 400, 500, 600, 2], [1, 700, 2], [1, 800, 900, 1000, 1100, 1200, 1300, 2]]
     together = adapter_check.log_probabilities(loaded.model, rows, [2, 1, 5], 0)
     for row, start, values in zip(rows, [2, 1, 5], together, strict=True):
@@ -252,7 +249,7 @@ def test_rows_padded_to_one_width_have_the_log_probabilities_of_rows_alone(loade
 
 
 def test_a_card_takes_several_rows_in_one_pass_with_the_same_numbers(
-    adapter: Path, loaded: choose.Loaded, monkeypatch: pytest.MonkeyPatch
+    adapter: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the rows' lengths; only the logits that are asked for are computed. A wrong adapter still shows."""
     rows = [[1, *range(300, 300 + n), 2] for n in (5, 90, 17, 3, 60, 200)]
@@ -293,7 +290,7 @@ def changed(adapter: Path, folder: Path, scale: float = 1.0, **config: Any) -> P
     return folder
 
 
-def test_verify_passes_on_the_right_adapter(adapter: Path, loaded: choose.Loaded, tmp_path: Path) -> None:
+def test_verify_passes_on_the_right_adapter(adapter: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     assert adapter_check.verify(adapter, loaded, ENCODER.pad_id) < 1e-5
     copy = changed(adapter, tmp_path / "copy")
     assert adapter_check.verify(copy, maker().for_generation(copy), ENCODER.pad_id) < 1e-5
@@ -320,7 +317,7 @@ def test_verify_stops_at_another_base_and_at_other_quantisation(adapter: Path, t
             adapter_check.verify(adapter, other.for_generation(adapter), ENCODER.pad_id)
 
 
-def test_a_lost_self_check_is_a_clear_error(adapter: Path, loaded: choose.Loaded, tmp_path: Path) -> None:
+def test_a_lost_self_check_is_a_clear_error(adapter: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     copy = changed(adapter, tmp_path / "copy")
     (copy / adapter_check.FILE).write_text('{"rows": [')
     with pytest.raises(InputError, match=r"selfcheck\.json: cannot be read"):
@@ -354,8 +351,8 @@ def test_unsloth_without_a_gpu_is_a_clear_error() -> None:
         pytest.skip("there is a GPU here")
     model = schema.Model(name_or_path=str(POCKET))
     with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*model\.backend=peft"):
-        choose.make_backend(model, LORA, seed=1, name="unsloth")
-    assert choose.make_backend(model, LORA, seed=1).name == "peft"
+        choose.make_loader(model, LORA, seed=1, name="unsloth")
+    assert choose.make_loader(model, LORA, seed=1).name == "peft"
 
 
 def test_the_saved_adapter_names_the_recipes_base_and_holds_no_pickle(adapter: Path) -> None:

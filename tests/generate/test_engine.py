@@ -39,7 +39,7 @@ HOT = Sampler(True, temperature=1.4, top_k=50, top_p=0.95)
 def tuned(base: Path, load_in_4bit: bool = False, **lora: Any) -> Any:
     """A model with an adapter that changes its answers."""
     section = schema.Model(name_or_path=str(base), max_length=256, load_in_4bit=load_in_4bit)
-    maker = choose.make_backend(section, schema.Lora(r=4, lora_alpha=8, **lora), seed=1, name="peft")
+    maker = choose.make_loader(section, schema.Lora(r=4, lora_alpha=8, **lora), seed=1, name="peft")
     model = maker.for_training().model.eval()
     torch.manual_seed(3)
     with torch.no_grad():

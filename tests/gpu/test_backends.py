@@ -33,17 +33,17 @@ from fast_ft.models import lora_files as adapter_file
 from fast_ft.models.loaders import choose as backend
 from fast_ft.recipe import schema as recipe
 from fast_ft.plan.plans import TrainPlan
-from fast_ft.data.encoding import Row
+from fast_ft.data.encoding import EncodedRow
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
-maker = backend.make_backend(model, recipe.Lora(), seed=1, name=job["backend"])
+maker = backend.make_loader(model, recipe.Lora(), seed=1, name=job["backend"])
 assert maker.name == job["backend"], maker.notes
 loaded = maker.for_training(Path(job["adapter"]))
 records = {}
 for name, rows in job["rows"].items():
     for micro_batch in job["micro_batches"]:
         plan = TrainPlan(micro_batch, recompute_layers=job["recompute"], capture=job["capture"])
-        record = first_step(loaded, [Row(**row) for row in rows], pad_id=0, plan=plan, work_folder=Path(job["work"]))
+        record = first_step(loaded, [EncodedRow(**row) for row in rows], pad_id=0, plan=plan, work_folder=Path(job["work"]))
         records[f"{name}/{micro_batch}"] = record
         adapter_file.load(loaded.model, Path(job["adapter"]) / "adapter_model.safetensors")
 torch.save(records, job["out"])
@@ -58,7 +58,7 @@ from fast_ft.models.loaders import choose as backend
 from fast_ft.recipe import schema as recipe
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
-loaded = backend.make_backend(model, recipe.Lora(), seed=1, name="peft").for_training()
+loaded = backend.make_loader(model, recipe.Lora(), seed=1, name="peft").for_training()
 torch.manual_seed(2)
 with torch.no_grad():
     for name, weight in loaded.model.named_parameters():

@@ -23,7 +23,7 @@ def model() -> Any:
     from fast_ft.recipe import schema
 
     section = schema.Model(name_or_path=str(POCKET), dtype="float16")
-    maker = choose.make_backend(section, schema.Lora(), seed=1, name="peft")
+    maker = choose.make_loader(section, schema.Lora(), seed=1, name="peft")
     return with_adapter(maker.for_training().model)
 
 
@@ -52,7 +52,7 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Any:
     for path in POCKET.glob("tokenizer*"):
         shutil.copy(path, folder)
     section = schema.Model(name_or_path=str(folder), dtype="float16", load_in_4bit=True)
-    maker = choose.make_backend(section, schema.Lora(), seed=1, name="peft")
+    maker = choose.make_loader(section, schema.Lora(), seed=1, name="peft")
     return with_adapter(maker.for_training().model)
 
 

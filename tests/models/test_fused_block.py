@@ -8,25 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.models.fused_block import block, dispatch, linear_group, ops_torch
 from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes, lay_out
 from fast_ft.train.optimizer import Flat
 
 
-def rows(seed: int = 0) -> list[Row]:
+def rows(seed: int = 0) -> list[EncodedRow]:
     draw = torch.Generator().manual_seed(seed)
     made = []
     for index, length in enumerate((5, 17, 9)):
         ids = torch.randint(300, 2000, (length,), generator=draw).tolist()
-        made.append(Row(f"r{index}", ids, [IGNORE_INDEX] * 2 + ids[2:]))
+        made.append(EncodedRow(f"r{index}", ids, [IGNORE_INDEX] * 2 + ids[2:]))
     return made
 
 
-def gradients(loaded: choose.Loaded, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(loaded: LoadedModel, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
     passes = Passes(
         loaded, Flat(loaded.model), noise_alpha=None, capture=False, recompute_layers=recompute_layers,
         places=3, longest=17, pad_id=0,
@@ -55,7 +56,7 @@ def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str
     for file in tiny.glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     section = schema.Model(name_or_path=str(tmp_path), load_in_4bit=False, max_length=64)
-    made = choose.make_backend(section, schema.Lora(r=4, lora_alpha=12), seed=1,
+    made = choose.make_loader(section, schema.Lora(r=4, lora_alpha=12), seed=1,
                                 name="peft").for_training()  # fmt: skip
     with torch.no_grad():
         for name, weight in made.model.named_parameters():
@@ -82,7 +83,7 @@ def test_gradients_by_hand_equal_autograds(tiny: Path, tmp_path: Path, kind: str
 def test_training_and_decoding_share_one_copy_of_the_weights(tiny: Path, first: str) -> None:
     """A sweep trains and answers with one base, in turns: neither may leave the other with a copy of its own."""
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
-    made = choose.make_backend(section, schema.Lora(r=4), seed=1, name="peft").for_training()
+    made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
     if first == "decoding":
         FusedModel(made.model)
     assert block.install(made.model) is None
@@ -112,7 +113,7 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
         (schema.Lora(r=4, lora_dropout=0.1), "dropout"),
         (schema.Lora(r=4, target_modules=["q_proj"]), "no LoRA"),
     ):
-        made = choose.make_backend(section, lora, seed=1, name="peft").for_training()
+        made = choose.make_loader(section, lora, seed=1, name="peft").for_training()
         assert reason in (block.install(made.model) or "")
 
 

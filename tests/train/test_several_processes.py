@@ -202,7 +202,7 @@ def course_of(rank: int, base: str, folder: str, variables: dict[str, str], trou
     if rank > 0:
         console.be_silent()
     model = schema.Model(name_or_path=base, max_length=64, load_in_4bit=False)
-    maker = choose.make_backend(model, schema.Lora(r=4, lora_alpha=8), seed=7 + rank, name="peft")
+    maker = choose.make_loader(model, schema.Lora(r=4, lora_alpha=8), seed=7 + rank, name="peft")
     section = schema.Train(
         effective_batch_size=4, warmup_steps=2, optim="adamw_torch", learning_rate=0.01, max_bad_steps=2
     )
@@ -276,7 +276,7 @@ def start_one_without_room(words: list[str], errors: str, environment: dict[str,
     from fast_ft.models.loaders import choose
 
     if environment["RANK"] != "0":
-        choose.make_backend = no_room
+        choose.make_loader = no_room
     run(words, errors, environment)
 
 

@@ -19,10 +19,10 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import RESERVE, TrainPace
 from fast_ft.common.process_group import Ranks
 from fast_ft.data.batches import StageJob, batches
-from fast_ft.data.encoding import IGNORE_INDEX, Row
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models import lora_files, packed_attention
 from fast_ft.models.loaders import choose
-from fast_ft.models.packed_attention import Rows, attend
+from fast_ft.models.packed_attention import PackedRows, attend
 from fast_ft.plan.micro_batches import cut
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
@@ -87,7 +87,10 @@ def test_cut_deals_rows_into_few_micro_batches_of_like_size() -> None:
 
 
 def test_rows_lie_one_behind_the_other_each_with_its_own_positions_and_targets() -> None:
-    rows = [Row("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]), Row("b", [1, 8, 9, 2], [IGNORE_INDEX, IGNORE_INDEX, 9, 2])]
+    rows = [
+        EncodedRow("a", [1, 5, 2], [IGNORE_INDEX, 5, 2]),
+        EncodedRow("b", [1, 8, 9, 2], [IGNORE_INDEX, IGNORE_INDEX, 9, 2]),
+    ]
     made = lay_out(rows, tokens=8, places=3, pad_id=0)
     ids, targets, positions, own = made.tokens.tolist()
     assert ids == [1, 5, 2, 1, 8, 9, 2, 0]
@@ -107,7 +110,7 @@ def test_a_blank_pass_trains_nothing_and_holds_no_row_that_is_too_long() -> None
 def test_attention_keeps_to_each_row() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
-    rows = Rows(torch.tensor([0, 4, 6, 9, 9], dtype=torch.int32), 4)
+    rows = PackedRows(torch.tensor([0, 4, 6, 9, 9], dtype=torch.int32), 4)
     made = attend(q, k, v, rows)
     assert made.shape == (1, 9, 4, 8)
     heads = [part.repeat_interleave(2, dim=1) for part in (k, v)]
@@ -120,15 +123,15 @@ def test_attention_keeps_to_each_row() -> None:
 
 def test_rows_within_rows_give_the_outer_ones_back() -> None:
     config = SimpleNamespace(_attn_implementation="sdpa")
-    outer, inner = (Rows(torch.tensor([0, n], dtype=torch.int32), n) for n in (9, 4))
-    with packed_attention.over(config, outer):
-        with packed_attention.over(config, inner):
-            assert packed_attention.current() is inner
-        assert packed_attention.current() is outer and config._attn_implementation == packed_attention.NAME
-        with pytest.raises(ZeroDivisionError), packed_attention.over(config, inner):
+    outer, inner = (PackedRows(torch.tensor([0, n], dtype=torch.int32), n) for n in (9, 4))
+    with packed_attention.packed_pass(config, outer):
+        with packed_attention.packed_pass(config, inner):
+            assert packed_attention.current_rows() is inner
+        assert packed_attention.current_rows() is outer and config._attn_implementation == packed_attention.NAME
+        with pytest.raises(ZeroDivisionError), packed_attention.packed_pass(config, inner):
             _ = 1 // 0
-        assert packed_attention.current() is outer
-    assert packed_attention.current() is None and config._attn_implementation == "sdpa"
+        assert packed_attention.current_rows() is outer
+    assert packed_attention.current_rows() is None and config._attn_implementation == "sdpa"
 
 
 # Schedules
@@ -172,18 +175,20 @@ def test_a_stages_own_rate_scales_the_schedule_and_a_new_one_starts_again() -> N
 # Courses: real training of a tiny model
 
 
-def make_rows(count: int, seed: int = 0) -> list[Row]:
+def make_rows(count: int, seed: int = 0) -> list[EncodedRow]:
     """Rows of random ids, prompts of 3 to 6 and responses of 2 to 12 tokens."""
     rng = random.Random(seed)
     rows = []
     for i in range(count):
         prompt = [1] + [rng.randrange(300, 2000) for _ in range(rng.randrange(3, 7))]
         answer = [rng.randrange(300, 2000) for _ in range(rng.randrange(1, 12))] + [2]
-        rows.append(Row(f"r{i}", prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
+        rows.append(EncodedRow(f"r{i}", prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
     return rows
 
 
-def make_jobs(rows: list[Row], size: int = 4, rate: float = 0.01, second_rate: float | None = None) -> list[StageJob]:
+def make_jobs(
+    rows: list[EncodedRow], size: int = 4, rate: float = 0.01, second_rate: float | None = None
+) -> list[StageJob]:
     """Two stages: the first half of the rows, then all of them."""
     half = rows[: len(rows) // 2]
     return [
@@ -208,7 +213,7 @@ def make_course(tiny: Path, tmp_path: Path) -> MakeCourse:
     ) -> tuple[Course, list[dict[str, Any]]]:
         model = schema.Model(name_or_path=str(tiny), max_length=64, load_in_4bit=False)
         lora = schema.Lora(r=r, lora_alpha=2 * r, lora_dropout=dropout)
-        maker = choose.make_backend(model, lora, seed=7, name="peft")
+        maker = choose.make_loader(model, lora, seed=7, name="peft")
         arguments = {"effective_batch_size": 4, "warmup_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01}
         section = schema.Train(**{**arguments, "gradient_checkpointing": False, **values})
         lines: list[dict[str, Any]] = []

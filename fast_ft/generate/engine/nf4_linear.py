@@ -21,7 +21,7 @@ from torch.nn.functional import linear, pad
 
 from fast_ft.generate.engine.projections import Linear, bias_of, lora
 from fast_ft.models import nf4
-from fast_ft.models.fused_block.linear_group import side_by_side
+from fast_ft.models.weight_layout import side_by_side
 
 FEW = 128  #: rows up to which weights are decoded in registers: more would take more registers than there are
 

@@ -85,8 +85,8 @@ def paged_attention(
 
 
 def packed_attention(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, starts: Tensor, longest: int) -> Tensor:
-    """Causal attention within each of the rows that lie side by side, TE; starts and longest: attention.Rows."""
-    rows = attention.Rows(starts, longest)
+    """Causal attention within each of the rows that lie side by side, TE; starts and longest: attention.PackedRows."""
+    rows = attention.PackedRows(starts, longest)
     mixed_THD, *_ = attention.one_kernel(q_THD[None], k_TGD[None], v_TGD[None], rows, goes_backward=False)
     return mixed_THD[0].flatten(1)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from fast_ft.models.fused_block.linear_group import side_by_side
+from fast_ft.models.weight_layout import side_by_side
 
 #: A base's product without LoRA: TE to TN.
 Linear = Callable[[Tensor], Tensor]
