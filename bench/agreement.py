@@ -14,7 +14,7 @@ from typing import Any
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainCallbacks, TrainTask
@@ -35,7 +35,13 @@ class StepRecord:
 
 
 def first_step(
-    loaded: LoadedModel, rows: Sequence[EncodedRow], *, pad_id: int, plan: Plan, work_folder: Path, seed: int = 3407
+    loaded: LoadedModel,
+    rows: Sequence[EncodedRow],
+    *,
+    pad_id: int,
+    plan: TrainPlan,
+    work_folder: Path,
+    seed: int = 3407,
 ) -> StepRecord:
     """Run one step over `rows` through the real trainer and record it, before the optimizer uses the gradients."""
     from transformers import TrainerCallback

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def project(recipe: Recipe, prepared: PreparedData, calibration: dict[str, Any])
 
     def _minutes(tflops: float) -> float:
         rates = Rates(tflops, card.gb_per_s)
-        return sum(plans.step_seconds(shape, work, settled, step, rates) for step in steps) / 60
+        return sum(plans.step_seconds(shape, work, settled.train, step, rates) for step in steps) / 60
 
     slowest = _minutes(calibration["tflops"]) * (1 + abs(calibration["held_out"]["error"]))
     return {
@@ -138,7 +138,7 @@ def project(recipe: Recipe, prepared: PreparedData, calibration: dict[str, Any])
         "tokens": sum(map(sum, steps)),
         "train_minutes": [round(_minutes(card.tflops[1]), 1), round(slowest, 1)],
         "generate_minutes": planner.answer_minutes(
-            recipe, prepared, settled.generation_batch, shape, (calibration["tflops"], card.tflops[1]), card.gb_per_s
+            recipe, prepared, settled.decode.slots, shape, replace(card, tflops=(calibration["tflops"], card.tflops[1]))
         ),
         "plan": settled.to_json(),
     }

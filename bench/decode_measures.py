@@ -12,11 +12,11 @@ from typing import Any
 
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
 from bench.decode_subject import Subject
-from bench.timed import TimedPool, plain_generate, step_bytes
+from bench.timed import TimedEngine, plain_generate, step_bytes
 from fast_ft.common import gpu
 from fast_ft.data import dataset
-from fast_ft.generate.engine.kv_cache import PAGE
-from fast_ft.generate.engine.prefill import Row
+from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.recipe import schema
 
 LONGEST, MEAN = 1024, 250  #: new tokens of answers of mixed length
@@ -27,7 +27,7 @@ def steps(subject: Subject) -> Iterator[dict[str, Any]]:
     for workspace in subject.workspaces:
         for slots in subject.slots:
             pool = subject.pool(slots, max(300, subject.options.limit), workspace)
-            yield {"workspace_mib": workspace, "slots": pool.slots, **pool.step_milliseconds(200)}
+            yield {"workspace_mib": workspace, "slots": pool.config.slots, **pool.step_milliseconds(200)}
             if subject.options.profile:
                 say(pool.profile(200))
             del pool
@@ -41,10 +41,10 @@ def check(subject: Subject) -> Iterator[dict[str, Any]]:
     pool = subject.pool(None, 64, subject.workspaces[0], greedy=True)
     made = []
     for _ in range(2):
-        rows = [Row(row, 64) for row in subject.ids[:24]]
+        rows = [Sequence(row, 64) for row in subject.ids[:24]]
         list(pool.run(rows))
         made.append([row.tokens for row in rows])
-    yield {"same_twice": made[0] == made[1], "captured": pool.graphs.works, "graphs": pool.graphs.count,
+    yield {"same_twice": made[0] == made[1], "captured": pool.runner.graphs.works, "graphs": pool.runner.graphs.count,
            **teacher_forced(subject.model, subject.ids[:24], made[0])}  # fmt: skip
 
 
@@ -55,13 +55,13 @@ def fixed(subject: Subject) -> Iterator[dict[str, Any]]:
     def _warm_up(slots: int | None, workspace: int) -> dict[str, Any]:
         """Let kernels be compiled and libraries loaded, once in a process; no pool or graph of it is kept."""
         pool = subject.pool(slots, limit, workspace)
-        list(pool.run([Row(row, 2 + index % 3) for index, row in enumerate(subject.ids)], burst=2))
+        list(pool.run([Sequence(row, 2 + index % 3) for index, row in enumerate(subject.ids)], burst=2))
         return {}
 
     def _once(slots: int | None, workspace: int) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(slots, limit, workspace)
-        return _timed(subject, pool, [Row(row, limit, key=index) for index, row in enumerate(subject.ids)])
+        return _timed(subject, pool, [Sequence(row, limit, key=index) for index, row in enumerate(subject.ids)])
 
     for workspace in subject.workspaces:
         for slots in subject.slots:
@@ -77,7 +77,7 @@ def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
     def _once(refill: bool, shrinks: bool) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(None, LONGEST, subject.workspaces[0])
-        rows = [Row(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
+        rows = [Sequence(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
         pool.forced = dict(zip(rows, lengths, strict=True))
         return _timed(subject, pool, rows, refill, shrinks)
 
@@ -133,27 +133,27 @@ MEASURES = {"steps": steps, "check": check, "fixed": fixed, "plain": plain, "mix
 
 
 def _timed(
-    subject: Subject, pool: TimedPool, rows: list[Row], refill: bool = True, shrinks: bool = True
+    subject: Subject, pool: TimedEngine, rows: list[Sequence], refill: bool = True, shrinks: bool = True
 ) -> dict[str, Any]:
     """Run rows, all of them or in batches of the pool's slots. Batches that do not shrink keep their first shape."""
-    groups = [rows] if refill else [rows[i : i + pool.slots] for i in range(0, len(rows), pool.slots)]
+    groups = [rows] if refill else [rows[i : i + pool.config.slots] for i in range(0, len(rows), pool.config.slots)]
 
     def _work() -> None:
         for group in groups:
-            list(pool.run(group, shape=None if shrinks else pool.shape_for(len(group))))
+            list(pool.run(group, slots=None if shrinks else pool.scheduler.shape_for(len(group))))
 
     seconds = clock(_work)
     tokens = sum(min(len(row.tokens), pool.forced.get(row, len(row.tokens))) for row in rows)
     cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
     return {
         "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 1),
-        "slots": pool.slots, "cells": pool.cache.pages * PAGE, "steps": pool.steps,
+        "slots": pool.config.slots, "cells": pool.scheduler.blocks.pages * PAGE, "steps": pool.steps,
         "prefill_seconds": round(pool.prefill_seconds, 4), "burst_seconds": round(pool.burst_seconds, 4),
         "capture_seconds": round(pool.capture_seconds, 4),
         "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
-        "set_aside": pool.set_aside, "weight_bytes": step_bytes(subject.shape), "cells_read": cells,
-        "bytes_a_cell": subject.shape.kv_bytes, "planes": pool.fused.planes,
-        "captured": pool.graphs.works, "graphs": pool.graphs.count, "peak_gib": _peak(),
+        "set_aside": pool.preempted, "weight_bytes": step_bytes(subject.shape), "cells_read": cells,
+        "bytes_a_cell": subject.shape.kv_bytes, "planes": pool.runner.model.planes,
+        "captured": pool.runner.graphs.works, "graphs": pool.runner.graphs.count, "peak_gib": _peak(),
     }  # fmt: skip
 
 

@@ -15,18 +15,20 @@ from bench.clock import empty_cache, out_of_memory_is_a_result, say
 from bench.emulation import measured_rates
 from bench.random_base import random_model
 from bench.sm_limit import limit_sms, replayed_tflops
-from bench.timed import TimedPool
+from bench.timed import TimedEngine
 from fast_ft.common import environment, gpu
 from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
 from fast_ft.generate.engine import sampler as sampling
-from fast_ft.generate.engine.kv_cache import PAGE, Cache
-from fast_ft.generate.engine.model_runner import Fused
+from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.model_runner import EngineConfig
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import Loader
-from fast_ft.plan.decode_pool import settle_pool
+from fast_ft.plan.decode_pool import Answers, PoolMemory, settle_pool
 from fast_ft.recipe import schema
 
 NO_EOS = -1
@@ -96,24 +98,21 @@ class Subject:
         found["launched_tflops"], found["replayed_tflops"] = replayed_tflops()
         self._keep("sm_limit", found | {"sms_got": self._kept[2]})
 
-    def pool(self, slots: int | None, new_tokens: int, workspace: int, *, greedy: bool = False) -> TimedPool:
+    def pool(self, slots: int | None, new_tokens: int, workspace: int, *, greedy: bool = False) -> TimedEngine:
         """A pool of the plan's shape, or of `slots`."""
         model, started = self.model, time.monotonic()
-        slots, cells, _, predicted = settle_pool(
-            self.shape, [len(row) for row in self.ids], candidates=1, max_new_tokens=new_tokens, wanted_slots=slots,
-            load_in_4bit=True, fixed_gib=self.shape.weights_gib(load_in_4bit=True) + self.context,
-            budget_gib=self.options.cap or 100.0,
-        )  # fmt: skip
-        cells = round((self.options.cells or cells) * self.room)
-        fused = Fused(model, dequantise=workspace == 0, workspace_mib=workspace or 1)
+        fixed_gib = self.shape.weights_gib(load_in_4bit=True) + self.context
+        memory = PoolMemory(fixed_gib, self.options.cap or 100.0, load_in_4bit=True)
+        plan = settle_pool(self.shape, Answers([len(row) for row in self.ids], new_tokens), slots, memory)
+        cells = round((self.options.cells or plan.cache_tokens or 0) * self.room)
+        fused = FusedModel(model, dequantise=workspace == 0, workspace_mib=workspace or 1)
         empty_cache()
-        longest = max(map(len, self.ids)) + new_tokens
-        cache = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, cells // PAGE, fused.dtype, fused.device)
+        cache = KVCache(fused, cells // PAGE)
         sampler = sampling.Sampler(not greedy, temperature=0.7, top_k=30, top_p=0.9)
-        pool = TimedPool(fused, cache, sampler, slots=slots, eos_id=NO_EOS, pad_id=0, longest=longest,
-                         prefill_tokens=self.options.prefill)  # fmt: skip
+        config = EngineConfig(plan.slots, max(map(len, self.ids)) + new_tokens, NO_EOS, 0, self.options.prefill)
+        pool = TimedEngine(fused, cache, sampler, config)
         say(
-            f"pool: {slots} slots, {cells} cells, {predicted:.1f} GiB predicted, workspace {workspace} MiB, "
+            f"pool: {plan.slots} slots, {cells} cells, {plan.gib:.1f} GiB predicted, workspace {workspace} MiB, "
             f"{fused.ops.__name__}, planes {fused.planes}, made in {time.monotonic() - started:.1f} s"
         )
         return pool

@@ -16,7 +16,7 @@ from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.plan import cards, planner, plans
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import RunPlan
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train
 from fast_ft.train.session import TrainSession
@@ -62,7 +62,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         lora_files.load(loaded.model, Path(job["adapter"]))
     watch.stamp("loaded")
     task = _task(recipe, prepared, job["stop_after"])
-    session = TrainSession(loaded, task, settled, Path(job["work"]) / "stages")
+    session = TrainSession(loaded, task, settled.train, Path(job["work"]) / "stages")
     with limits.stream():
         _train(session, watch)
     watch.stamp("trained")
@@ -74,7 +74,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         "backend": loaded.backend,
         "dtype": loaded.dtype,
         "plan": settled.to_json(),
-        "plan_at_the_end": session.steps.plan.to_json(),
+        "plan_at_the_end": replace(settled, train=session.steps.plan).to_json(),
         "predicted": predicted(recipe, prepared, settled, maker.name, card),
     }
     loaded.free()
@@ -82,7 +82,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
 
 
 def predicted(
-    recipe: Recipe, prepared: PreparedData, settled: Plan, backend_name: str, card: cards.Card | None
+    recipe: Recipe, prepared: PreparedData, settled: RunPlan, backend_name: str, card: cards.Card | None
 ) -> dict[str, Any]:
     """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
     if card is None:
@@ -90,8 +90,8 @@ def predicted(
     shape = ModelShape.from_config(model_config(recipe))
     work = planner.training(recipe, prepared, backend=backend_name)
     steps = planner.step_lengths(recipe, prepared)
-    seconds = [round(plans.step_seconds(shape, work, settled, step, card.expected), 5) for step in steps]
-    return {"peak_gib": settled.train_gib, "step_seconds": seconds}
+    seconds = [round(plans.step_seconds(shape, work, settled.train, step, card.expected), 5) for step in steps]
+    return {"peak_gib": settled.train.train_gib, "step_seconds": seconds}
 
 
 def model_config(recipe: Recipe) -> dict[str, Any]:

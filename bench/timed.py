@@ -1,18 +1,21 @@
-"""A pool that times itself, the yardsticks, and what the memory's speed alone would allow. Used by bench.decode."""
+"""An engine that times itself, the yardsticks, and what the memory's speed alone would allow. Used by bench.decode."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.clock import clock
-from fast_ft.generate.engine.kv_cache import pages_for
-from fast_ft.generate.engine.prefill import Row
-from fast_ft.generate.engine.scheduler import BURST, Pool
+from fast_ft.generate.engine.block_manager import pages_for
+from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.llm_engine import LLMEngine
+from fast_ft.generate.engine.model_runner import EngineConfig
+from fast_ft.generate.engine.sampler import Sampler
+from fast_ft.generate.engine.scheduler import BURST, Burst, Scheduler
+from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.hub.families import GIB, ModelShape
 
 if TYPE_CHECKING:
@@ -20,75 +23,86 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class TimedPool(Pool):
-    """A pool with clocks. `forced`: rows that end after so many tokens, which the pool does not know beforehand."""
+class ForcedScheduler(Scheduler):
+    """A scheduler that ends sequences after lengths of their own, which it does not know beforehand: `forced`."""
 
-    def __init__(self, *given: Any, **values: Any) -> None:
-        super().__init__(*given, **values)
-        self.forced: dict[Row, int] = {}
+    forced: dict[Sequence, int]
+
+    def is_finished(self, sequence: Sequence) -> bool:
+        """Return whether the sequence has its forced length, or its limit."""
+        return len(sequence.tokens) >= self.forced.get(sequence, sequence.limit)
+
+
+class TimedEngine(LLMEngine):
+    """An engine with clocks. `forced`: sequences that end after so many tokens, which is not known beforehand."""
+
+    def __init__(self, model: FusedModel, cache: KVCache, sampler: Sampler, config: EngineConfig) -> None:
+        super().__init__(model, cache, sampler, config)
+        plain = self.scheduler
+        scheduler = ForcedScheduler(plain.blocks, plain.shapes, longest=plain.longest, eos_id=plain.eos_id)
+        self.forced: dict[Sequence, int] = {}
+        scheduler.forced = self.forced
+        self.scheduler = scheduler
         self.prefill_seconds = self.burst_seconds = 0.0
-        self.capture_seconds = 0.0  #: of burst_seconds: the first step of a shape, and its capture
-        self.steps = self.set_aside = 0
+        self.steps = self.preempted = 0
         self.by_slots: dict[int, tuple[int, float]] = {}  #: the shape that ran: steps and seconds
 
-    def _is_over(self, row: Row) -> bool:
-        return len(row.tokens) >= self.forced.get(row, row.limit)
+    @property
+    def capture_seconds(self) -> float:
+        """Seconds of the first step of each shape, and of all captures."""
+        return self.runner.graphs.watch.seconds().get("captures", 0.0)
 
-    def _prefill(self, rows: list[Row]) -> None:
+    def prefill(self, sequences: list[Sequence]) -> None:
+        """Prefill as LLMEngine does, timed."""
         started = time.perf_counter()
-        self.set_aside += sum(bool(row.tokens) for row in rows)
-        super()._prefill(rows)  # reads the new tokens, so the device is done
+        self.preempted += sum(bool(each.tokens) for each in sequences)
+        super().prefill(sequences)  # reads the new tokens, so the device is done
         self.prefill_seconds += time.perf_counter() - started
 
-    def _burst(self, live: list[Row], steps: int, shape: int | None) -> None:
+    def decode(self, burst: Burst) -> None:
+        """Decode as LLMEngine does, timed."""
         started = time.perf_counter()
-        super()._burst(live, steps, shape)
+        super().decode(burst)
         spent = time.perf_counter() - started
         self.burst_seconds += spent
-        self.steps += steps
-        slots = shape or self.shape_for(len(live))
-        count, before = self.by_slots.get(slots, (0, 0.0))
-        self.by_slots[slots] = (count + steps, before + spent)
-
-    def _steps(self, slots: int, columns: int, count: int) -> None:
-        if self.graphs.works and (slots, columns) not in self._captured:
-            self.capture_seconds += clock(lambda: super(TimedPool, self)._steps(slots, columns, 1))
-            count -= 1
-        super()._steps(slots, columns, count)
+        self.steps += burst.steps
+        count, before = self.by_slots.get(burst.slots, (0, 0.0))
+        self.by_slots[burst.slots] = (count + burst.steps, before + spent)
 
     def step_milliseconds(self, length: int) -> dict[str, Any]:
         """Return ms a step (bursts of 8, the host's share included) with every slot at about `length` tokens."""
-        live = self._filled(length)
-        self._burst(live, BURST, None)  # captures
+        burst = self._filled(length)
+        self.decode(burst)  # captures
         times = []
         for _ in range(5):
             started = time.perf_counter()
-            self._burst(live, BURST, None)
+            self.decode(burst)
             times.append((time.perf_counter() - started) / BURST * 1e3)
         times.sort()
         middle, fastest, slowest = (round(times[i], 3) for i in (2, 0, 4))
         found = {"ms_a_step": middle, "fastest": fastest, "slowest": slowest}
-        return {"slots_filled": len(live), "length": length, "captured": self.graphs.works} | found
+        return {"slots_filled": len(burst.sequences), "length": length, "captured": self.runner.graphs.works} | found
 
     def profile(self, length: int) -> str:
         """Return the kernels of one burst, those that take longest first."""
         import torch
 
-        live = self._filled(length)
-        self._burst(live, BURST, None)
+        burst = self._filled(length)
+        self.decode(burst)
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profiler:
-            self._burst(live, BURST, None)
+            self.decode(burst)
         return profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=22, max_name_column_width=70)
 
-    def _filled(self, length: int) -> list[Row]:
-        """As many rows as there are slots and pages for, with whatever the cache holds."""
-        self.cache.clear()
-        count = min(self.slots, self.cache.pages // pages_for(length + 8 * BURST))
-        live = [Row([1] * length, self.longest - length, key=index, tokens=[5]) for index in range(count)]
-        for row in live:
-            self._grow(row, length + 8 * BURST)
-        return live
+    def _filled(self, length: int) -> Burst:
+        """Return a burst of as many sequences as there are slots and pages for, with whatever the cache holds."""
+        blocks, config = self.scheduler.blocks, self.config
+        blocks.clear()
+        count = min(config.slots, blocks.pages // pages_for(length + 8 * BURST))
+        live = [Sequence([1] * length, config.longest - length, key=index, tokens=[5]) for index in range(count)]
+        for sequence in live:
+            blocks.grow(sequence, length + 8 * BURST)
+        return Burst(live, BURST, self.scheduler.shape_for(count))
 
 
 def step_bytes(shape: ModelShape) -> int:
@@ -96,7 +110,7 @@ def step_bytes(shape: ModelShape) -> int:
     return round(shape.weights_gib(load_in_4bit=True) * GIB) - shape.vocab_size * shape.hidden_size * 2
 
 
-def plain_generate(model: PreTrainedModel, ids: Sequence[Sequence[int]], limit: int, **values: Any) -> Tensor:
+def plain_generate(model: PreTrainedModel, ids: list[list[int]], limit: int, **values: Any) -> Tensor:
     """Answer a left-padded batch with transformers' generate, sampling, without an end: the yardstick."""
     import torch
     import transformers

@@ -28,7 +28,7 @@ from bench import machine, recipe_run
 from bench.clock import say
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
-from fast_ft.generate.engine.kv_cache import PAGE
+from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.hub import download
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe

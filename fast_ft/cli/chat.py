@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
@@ -15,28 +15,29 @@ from fast_ft.common.text_safety import harmless, whole
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import prepare
 from fast_ft.data.prompt_templates import Message
-from fast_ft.generate import answers
-from fast_ft.generate.engine.model_runner import Fused
-from fast_ft.generate.engine.prefill import Row
-from fast_ft.generate.engine.scheduler import Pool
-from fast_ft.pipeline.generate_phase import load
+from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.llm_engine import LLMEngine
+from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.generate.engine_setup import engine_over
+from fast_ft.pipeline.adapter_loading import load
 from fast_ft.pipeline.rerun import open_run
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe.schema import Generate
 
 _BURST = 4  #: tokens between two looks: few enough to read along
 
 
 def chat(
-    root: str | Path, overrides: Sequence[str], *, ask: Callable[[str], str] | None = None, out: TextIO = sys.stdout
+    root: str | Path, overrides: list[str], *, ask: Callable[[str], str] | None = None, out: TextIO = sys.stdout
 ) -> None:
     """Read prompts with `ask` (default: a line of stdin) until it raises EOFError, and write answers to `out`."""
     ask = ask or _stdin()
     folder, recipe = open_run(root, overrides)
     prepared = prepare(recipe)
-    loaded, settled, _ = load(folder, recipe, prepared, folder.adapter)
-    context = loaded.model.config.max_position_embeddings
-    fused = Fused(loaded.model, dequantise=settled["dequantise"], step_rows=(1,))
-    room = _Room(fused, prepared.encoder, recipe.generate, context)
+    ready = load(folder, recipe, prepared, folder.adapter)
+    context = ready.loaded.model.config.max_position_embeddings
+    model = FusedModel(ready.loaded.model, dequantise=ready.plan.dequantise, step_rows=(1,))
+    room = _Room(model, prepared.encoder, recipe.generate, context)
     note("An empty line forgets what was said; Ctrl-D leaves.")
     messages: list[Message] = []
     for turn in range(sys.maxsize):
@@ -60,26 +61,27 @@ def chat(
             note(f"That has {len(ids)} tokens; the model's context is {context}.")
             messages = []
             continue
-        row = Row(ids, min(most, context - len(ids)), seeds.derive(recipe.seed, "chat", turn))
-        answer = _answer(room.pool(len(ids) + row.limit), row, prepared.encoder, out)
+        row = Sequence(ids, min(most, context - len(ids)), seeds.derive(recipe.seed, "chat", turn))
+        answer = _answer(room.engine(len(ids) + row.limit), row, prepared.encoder, out)
         messages.append({"role": "assistant", "content": answer})
 
 
 class _Room:
-    """A pool of one row that grows with the talk: a long context's whole cache would not fit beside the model."""
+    """An engine for one answer, which grows with the talk: a long context's whole cache would not fit."""
 
-    def __init__(self, fused: Fused, encoder: Encoder, section: Generate, context: int) -> None:
-        self._fused, self._encoder, self._section, self._context = fused, encoder, section, context
-        self._pool: Pool | None = None
+    def __init__(self, model: FusedModel, encoder: Encoder, section: Generate, context: int) -> None:
+        self._model, self._encoder, self._section, self._context = model, encoder, section, context
+        self._engine: LLMEngine | None = None
 
-    def pool(self, tokens: int) -> Pool:
-        """Return a pool for so many tokens, at most the context's: the one that is there, or one twice as long."""
-        if self._pool is None or self._pool.longest < tokens:
-            longest = min(self._context, max(tokens, 2 * (self._pool.longest if self._pool is not None else 0)))
-            self._pool = None  # its memory is free for the next one
+    def engine(self, tokens: int) -> LLMEngine:
+        """Return an engine for `tokens` tokens, at most the context's: the former one, or one twice as long."""
+        longest = self._engine.config.longest if self._engine is not None else 0
+        if self._engine is None or longest < tokens:
+            longest = min(self._context, max(tokens, 2 * longest))
+            self._engine = None  # its memory is free for the next one
             with out_of_memory.explained(f"making room for {longest} tokens", out_of_memory.ANSWERING):
-                self._pool = answers.pool_over(self._fused, self._encoder, self._section, slots=1, longest=longest)
-        return self._pool
+                self._engine = engine_over(self._model, self._encoder, self._section, DecodePlan(slots=1), longest)
+        return self._engine
 
 
 def _stdin() -> Callable[[str], str]:
@@ -91,11 +93,11 @@ def _stdin() -> Callable[[str], str]:
     return input
 
 
-def _answer(pool: Pool, row: Row, encoder: Encoder, out: TextIO) -> str:
+def _answer(engine: LLMEngine, row: Sequence, encoder: Encoder, out: TextIO) -> str:
     """Write the row's answer as it grows, and return it."""
     shown = ""
 
-    def show(live: list[Row]) -> None:
+    def show(live: list[Sequence]) -> None:
         """Print what the answer has grown by."""
         nonlocal shown
         text = encoder.decode(row.tokens)
@@ -103,9 +105,9 @@ def _answer(pool: Pool, row: Row, encoder: Encoder, out: TextIO) -> str:
             print(harmless(text[len(shown) :]), end="", flush=True, file=out)
             shown = text
 
-    list(pool.run([row], burst=_BURST, on_look=show))
+    list(engine.run([row], burst=_BURST, on_look=show))
     text = encoder.decode(row.tokens)
     print(harmless(text[len(shown) :]) if text.startswith(shown) else "", file=out)
-    if row.tokens[-1] != pool.eos_id:
+    if row.tokens[-1] != encoder.eos_id:
         note(f"(cut off after {len(row.tokens)} tokens)")
     return text

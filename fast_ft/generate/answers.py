@@ -1,17 +1,16 @@
 """Answers: the adapter, loaded fresh by path, and the test prompts, to pred.json.
 
-generate/engine/scheduler.py does the work, in a pool of slots. Which prompts share the pool, and when one is admitted,
-follows from the
-test file and the settled plan alone; a run that was stopped is replayed up to where it stood, and goes on.
+generate/engine/ does the work, in a pool of slots. Which prompts share the pool, and when one is admitted, follows from
+the test file and the plan alone. A run that was stopped is replayed up to where it stood, and goes on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,14 +22,21 @@ from fast_ft.common.minutes import AnswerPace, longer
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
-from fast_ft.generate.engine.kv_cache import PAGE, Cache, pages_for
-from fast_ft.generate.engine.model_runner import Fused
-from fast_ft.generate.engine.prefill import Row
-from fast_ft.generate.engine.sampler import Sampler
-from fast_ft.generate.engine.scheduler import Pool, shapes
+from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.generate.engine_setup import make_engine
+from fast_ft.generate.pace import shortening
 from fast_ft.generate.parity import PARITY, parity
 from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from fast_ft.generate.engine.llm_engine import LLMEngine
+
+Name = tuple[str, int]  #: a prompt's id, and which of its answers
 
 
 @dataclass(frozen=True)
@@ -67,72 +73,137 @@ class Generation:
         return [answer for answers in self.answers.values() for answer in answers]
 
 
-def generate(
-    loaded: LoadedModel,
-    encoder: Encoder,
-    prompts: Sequence[Prompt],
-    section: schema.Generate,
-    *,
-    seed: int,
-    batch_size: int,
-    partial: Path,
-    cache_tokens: int | None = None,
-    dequantise: bool = False,
-    title: str = "answers",
-    pace: AnswerPace | None = None,
-    on_answer: Callable[[], object] = lambda: None,
-    watch: Stopwatch | None = None,
-) -> Generation:
-    """Answer every prompt, `batch_size` at a time at most, with a cache of `cache_tokens` (default: enough for all).
+@dataclass(frozen=True)
+class Task:
+    """How a set of prompts is answered, beside the recipe's section.
 
-    `pace` cuts answers where they would not all end in time; each prompt has one even so. `partial` keeps finished
-    answers, one JSON line each, and is read back on a second start; `on_answer` is called after each. Out of memory
-    takes an eighth of slots and cache; InputError where a single prompt does not fit. `watch` divides the seconds
-    into set_up, checks, captures, prefill and steps.
+    `partial` keeps finished answers, one JSON line each, and is read back on a second start; `on_answer` is called
+    after each. `pace` cuts answers where they would not all end in time; each prompt has one even so. `watch` divides
+    the seconds into set_up, checks, captures, prefill and steps.
+    """
+
+    seed: int
+    partial: Path
+    title: str = "answers"
+    pace: AnswerPace | None = None
+    on_answer: Callable[[], object] = lambda: None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    prompt_ids: list[list[int]] | None = None  #: the prompts' token ids, where they are known already
+
+
+def generate(
+    loaded: LoadedModel, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, plan: DecodePlan, task: Task
+) -> Generation:
+    """Answer every prompt, `plan.slots` at a time at most.
+
+    Out of memory takes an eighth of slots and cache. InputError where a prompt and its answer do not fit into the
+    model's context, or memory does not do for one prompt at a time.
     """
     import torch
 
-    ids = [encoder.prompt_ids(prompt.messages) for prompt in prompts]
-    check_room(loaded.model.config, prompts, ids, section.max_new_tokens)
-    candidates = range(section.num_return_sequences)
-    wanted = [(prompt.id, candidate) for prompt in prompts for candidate in candidates]
-    answers = _read_partial(partial, set(wanted))
-    if any(longer(pace.minutes if pace else None, answer.within) for answer in answers.values()):
-        note("note: there are more minutes: all prompts are answered again, at full length")
-        answers = {}
-        partial.unlink()
-    started = time.monotonic()
-    notes: list[str] = []
-    if pace is not None:
-        pace.resume(max((answer.at for answer in answers.values()), default=0.0))
-    watch, difference = watch or Stopwatch(), None
-    slots, new_tokens, cells, steps = min(batch_size, len(wanted)), 0, 0, 0
-    with Bar(title, len(wanted), done=len(answers)) as bar, Lines(partial) as file:
-        while len(answers) < len(wanted):
-            rows = {
-                Row(row, section.max_new_tokens, seeds.derive(seed, "draw", *name), _tokens(answers, name)): name
-                for name, row in zip(wanted, (row for row in ids for _ in candidates), strict=True)
-            }
+    started, work = time.monotonic(), _Work(loaded, encoder, prompts, section, task)
+    plan = replace(plan, slots=min(plan.slots, len(work.wanted)))
+    with Bar(task.title, len(work.wanted), done=len(work.answers)) as bar, Lines(task.partial) as file:
+
+        def done(answer: Answer) -> None:
+            file.add(asdict(answer))
+            task.on_answer()
+            bar.advance(1, f"{work.new_tokens / (time.monotonic() - started):,.0f} tokens/s")
+
+        while len(work.answers) < len(work.wanted):
             try:
-                pool, difference = _settle(loaded, encoder, ids, section, slots, cache_tokens, dequantise, notes, watch)
-                before = pool.made  # those of the check
-                for answer in _made(pool, rows, answers, encoder, pace, notes):
-                    file.add(asdict(answer))
-                    on_answer()
-                    new_tokens += answer.tokens
-                    bar.advance(1, f"{new_tokens / (time.monotonic() - started):,.0f} tokens/s")
-                slots, cells, steps = pool.slots, pool.cache.pages * PAGE, pool.made - before
+                plan = work.answer(plan, done)
+                continue
             except torch.OutOfMemoryError:
-                pool = None  # with the error's traceback it holds the cache
-            if pool is None:
-                slots = _fewer(slots, slots * 7 // 8, "out of memory", notes)
-                cache_tokens = cache_tokens and cache_tokens * 7 // 8
-                out_of_memory.release()
-    by_prompt = {prompt.id: [answers[prompt.id, candidate] for candidate in candidates] for prompt in prompts}
-    return Generation(by_prompt, time.monotonic() - started, slots, difference, notes, cells, steps)
+                pass  # its traceback holds the cache
+            fewer, cells = _fewer(plan.slots, plan.slots * 7 // 8, "out of memory", work.notes), plan.cache_tokens
+            plan = replace(plan, slots=fewer, cache_tokens=cells and cells * 7 // 8)
+            out_of_memory.release()
+    by_prompt = {
+        prompt.id: [work.answers[prompt.id, candidate] for candidate in range(section.num_return_sequences)]
+        for prompt in prompts
+    }
+    return Generation(
+        by_prompt, time.monotonic() - started, plan.slots, work.difference, work.notes, work.cache_tokens, work.steps
+    )
 
 
-def predictions(prompts: Sequence[Prompt], answers: dict[str, list[Answer]]) -> dict[str, Any]:
+class _Work:
+    """What one call of `generate` works at: the answers so far, and what is told of them."""
+
+    def __init__(
+        self, loaded: LoadedModel, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, task: Task
+    ) -> None:
+        self.loaded, self.encoder, self.section, self.task = loaded, encoder, section, task
+        self.ids = task.prompt_ids or [encoder.prompt_ids(prompt.messages) for prompt in prompts]
+        check_room(loaded.model.config, prompts, self.ids, section.max_new_tokens)  # before any file is touched
+        candidates = range(section.num_return_sequences)
+        self.wanted: list[Name] = [(prompt.id, candidate) for prompt in prompts for candidate in candidates]
+        self.answers = _read_partial(task.partial, set(self.wanted))
+        minutes = task.pace.minutes if task.pace else None
+        if any(longer(minutes, answer.within) for answer in self.answers.values()):
+            note("note: there are more minutes: all prompts are answered again, at full length")
+            self.answers = {}
+            task.partial.unlink()
+        if task.pace is not None:
+            task.pace.resume(max((answer.at for answer in self.answers.values()), default=0.0))
+        self.notes: list[str] = []
+        self.difference: float | None = None
+        self.new_tokens = self.cache_tokens = self.steps = 0
+
+    def answer(self, plan: DecodePlan, done: Callable[[Answer], None]) -> DecodePlan:
+        """Make the answers that are missing, and return the plan that was kept to. Raises torch.OutOfMemoryError."""
+        sequences = self._sequences()
+        engine, plan = self._engine(plan)
+        before = engine.runner.steps  # those of the check
+        for answer in self._made(engine, sequences):
+            self.new_tokens += answer.tokens
+            done(answer)
+        self.cache_tokens, self.steps = engine.scheduler.blocks.pages * PAGE, engine.runner.steps - before
+        return plan
+
+    def _sequences(self) -> dict[Sequence, Name]:
+        section, seed = self.section, self.task.seed
+        prompts = [ids for ids in self.ids for _ in range(section.num_return_sequences)]
+        return {
+            Sequence(ids, section.max_new_tokens, seeds.derive(seed, "draw", *name), self._known(name)): name
+            for name, ids in zip(self.wanted, prompts, strict=True)
+        }
+
+    def _known(self, name: Name) -> int | None:
+        return self.answers[name].tokens if name in self.answers else None
+
+    def _engine(self, plan: DecodePlan) -> tuple[LLMEngine, DecodePlan]:
+        """Return an engine in which batched and single decoding agree, and the plan, which may have fewer slots."""
+        longest, watch = max(map(len, self.ids)) + self.section.max_new_tokens, self.task.watch
+        while True:
+            with watch.during("set_up"):
+                engine = make_engine(self.loaded, self.encoder, self.section, plan, longest)
+            engine.runner.graphs.watch = watch
+            with watch.during("checks", covers=frozenset({"prefill", "steps"})):
+                difference = parity(engine, self.loaded, self.ids, self.section.max_new_tokens)
+            self.difference = difference
+            if difference <= PARITY[self.loaded.dtype] or plan.slots == 1:
+                return engine, plan
+            reason = f"batched and single decoding differ by {difference:.4f} nat"
+            plan = replace(plan, slots=_fewer(plan.slots, plan.slots // 2, reason, self.notes))
+
+    def _made(self, engine: LLMEngine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
+        """Yield each answer that was not there, as it ends, and put it among the answers."""
+        most, pace, eos_id = self.section.max_new_tokens, self.task.pace, self.encoder.eos_id
+        look = None if pace is None else shortening(pace, list(sequences), most, eos_id, self.notes)
+        for sequence in engine.run(list(sequences), on_look=look):
+            if (name := sequences[sequence]) in self.answers:
+                continue
+            ended, length = sequence.tokens[-1] == eos_id, len(sequence.tokens)
+            at = 0.0 if pace is None else pace.elapsed()
+            within = pace.minutes if pace and not ended and length < most else None
+            text = self.encoder.decode(sequence.tokens)
+            self.answers[name] = Answer(name[0], text, length, ended, name[1], round(at, 3), within)
+            yield self.answers[name]
+
+
+def predictions(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> dict[str, Any]:
     """Return pred.json's content, in the test file's order: {id: {"input": messages, "output": [text, ...]}}."""
     return {
         prompt.id: {"input": list(prompt.messages), "output": [answer.text for answer in answers[prompt.id]]}
@@ -140,43 +211,7 @@ def predictions(prompts: Sequence[Prompt], answers: dict[str, list[Answer]]) -> 
     }
 
 
-def make_pool(
-    loaded: LoadedModel,
-    encoder: Encoder,
-    section: schema.Generate,
-    *,
-    slots: int,
-    longest: int,
-    cache_tokens: int | None = None,
-    dequantise: bool = False,
-) -> Pool:
-    """Return a pool over the loaded model, for rows of at most `longest` tokens, prompt and answer together."""
-    import torch
-
-    fused = Fused(loaded.model, dequantise=dequantise, step_rows=shapes(slots, planes=True))
-    if loaded.device == "cuda":
-        torch.cuda.empty_cache()  # what was put side by side leaves holes
-    return pool_over(fused, encoder, section, slots=slots, longest=longest, cache_tokens=cache_tokens)
-
-
-def pool_over(
-    fused: Fused,
-    encoder: Encoder,
-    section: schema.Generate,
-    *,
-    slots: int,
-    longest: int,
-    cache_tokens: int | None = None,
-) -> Pool:
-    """Return a pool as `make_pool` does, over weights that are ready."""
-    pages = max(pages_for(longest), slots * pages_for(longest) if cache_tokens is None else cache_tokens // PAGE)
-    cache = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, pages, fused.dtype, fused.device)
-    return Pool(
-        fused, cache, Sampler.of(section), slots=slots, eos_id=encoder.eos_id, pad_id=encoder.pad_id, longest=longest
-    )
-
-
-def check_room(config: Any, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_room(config: PretrainedConfig, prompts: list[Prompt], ids: list[list[int]], max_new_tokens: int) -> None:
     """Raise InputError where a prompt and its longest answer do not fit into the model's context."""
     context = getattr(config, "max_position_embeddings", None)
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
@@ -188,67 +223,6 @@ def check_room(config: Any, prompts: Sequence[Prompt], ids: Sequence[Sequence[in
         )
 
 
-def _settle(
-    loaded: LoadedModel, encoder: Encoder, ids: Sequence[Sequence[int]], section: schema.Generate, slots: int,
-    cache_tokens: int | None, dequantise: bool, notes: list[str], watch: Stopwatch,
-) -> tuple[Pool, float]:  # fmt: skip
-    """Return a pool in which batched and single decoding agree, and by how many nats they differ."""
-    longest = max(map(len, ids)) + section.max_new_tokens
-    while True:
-        with watch.during("set_up"):
-            pool = make_pool(
-                loaded, encoder, section, slots=slots, longest=longest, cache_tokens=cache_tokens, dequantise=dequantise
-            )
-        pool.graphs.watch = watch
-        with watch.during("checks", covers=frozenset({"prefill", "steps"})):
-            difference = parity(pool, loaded, encoder, ids, section.max_new_tokens)
-        if difference <= PARITY[loaded.dtype] or slots == 1:
-            return pool, difference
-        slots = _fewer(slots, slots // 2, f"batched and single decoding differ by {difference:.4f} nat", notes)
-
-
-def _made(
-    pool: Pool, rows: dict[Row, tuple[str, int]], answers: dict[tuple[str, int], Answer], encoder: Encoder,
-    pace: AnswerPace | None, notes: list[str],
-) -> Iterator[Answer]:  # fmt: skip
-    """Yield each answer that was not there, as it ends, and put it among `answers`."""
-    most = max(row.limit for row in rows)
-    look = None if pace is None else _keep_pace(pace, list(rows), most, encoder.eos_id, notes)
-    for row in pool.run(list(rows), on_look=look):
-        if (name := rows[row]) in answers:
-            continue
-        ended, length = row.tokens[-1] == encoder.eos_id, len(row.tokens)
-        at = 0.0 if pace is None else pace.elapsed()
-        within = pace.minutes if pace and not ended and length < most else None
-        answers[name] = Answer(name[0], encoder.decode(row.tokens), length, ended, name[1], round(at, 3), within)
-        yield answers[name]
-
-
-def _keep_pace(
-    pace: AnswerPace, rows: Sequence[Row], most: int, eos_id: int, notes: list[str]
-) -> Callable[[list[Row]], None]:
-    """Return what looks at the pool's rows now and then, and shortens those that would not end in time."""
-
-    def look(live: list[Row]) -> None:
-        fresh = [row for row in rows if row.known is None]
-        open_ = [row for row in fresh if not ended(row)]
-        finished = [row.known or len(row.tokens) for row in rows if row.known is not None or ended(row)]
-        total = sum(len(row.tokens) for row in fresh)
-        limit = pace.limit([len(row.tokens) for row in open_], finished, total, most)
-        if limit < most and pace.cut_at is None:
-            notes.append(pace.forecast(limit, most))
-            note(f"warning: {notes[-1]}")
-        if limit < most:
-            pace.cut_at = limit
-        for row in open_:
-            row.limit = min(most, max(len(row.tokens), limit))
-
-    def ended(row: Row) -> bool:
-        return bool(row.tokens) and (len(row.tokens) >= row.limit or row.tokens[-1] == eos_id)
-
-    return look
-
-
 def _fewer(batch_size: int, smaller: int, reason: str, notes: list[str]) -> int:
     if batch_size == 1:
         raise InputError("out of memory with one prompt at a time. Lower generate.max_new_tokens, or free the card.")
@@ -257,11 +231,7 @@ def _fewer(batch_size: int, smaller: int, reason: str, notes: list[str]) -> int:
     return smaller
 
 
-def _tokens(answers: dict[tuple[str, int], Answer], name: tuple[str, int]) -> int | None:
-    return answers[name].tokens if name in answers else None
-
-
-def _read_partial(path: Path, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], Answer]:
+def _read_partial(path: Path, wanted: set[Name]) -> dict[Name, Answer]:
     """Return the finished answers of a stopped run. A last line that was cut off is left out, and cut from the file."""
     if not path.is_file():
         return {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fast_ft.data.encoding import Encoder
-from fast_ft.generate.engine.prefill import Row
-from fast_ft.generate.engine.scheduler import Pool
-from fast_ft.models.adapter_check import log_probabilities
+from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.models.adapter_check import log_probabilities_of
 from fast_ft.models.loaders.base import LoadedModel
+
+if TYPE_CHECKING:
+    from fast_ft.generate.engine.llm_engine import LLMEngine
 
 _PROBE_TOKENS = 8
 _PROBE_ROWS = 4
@@ -18,8 +19,8 @@ _PROBE_ROWS = 4
 PARITY = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
-def parity(pool: Pool, loaded: LoadedModel, encoder: Encoder, ids: Sequence[Sequence[int]], limit: int) -> float:
-    """Return the mean absolute difference, in nats a token, between the pool's decoding and its rows taken alone.
+def parity(engine: LLMEngine, loaded: LoadedModel, ids: list[list[int]], limit: int) -> float:
+    """Return the mean absolute difference, in nats a token, between the engine's decoding and its rows taken alone.
 
     Rows of all lengths are decoded for a few steps, in the pool's full shape; the log-probability of each chosen
     token is compared with the model's own pass over that row, teacher-forced. Prefill, pages, positions, LoRA and the
@@ -27,18 +28,22 @@ def parity(pool: Pool, loaded: LoadedModel, encoder: Encoder, ids: Sequence[Sequ
     """
     import torch
 
+    slots, pad_id = engine.config.slots, engine.config.pad_id
     by_length = sorted(ids, key=len)
-    spread = sorted({k * (len(ids) - 1) // max(1, _PROBE_ROWS - 1) for k in range(min(_PROBE_ROWS, pool.slots))})
-    rows = [Row(by_length[index], min(_PROBE_TOKENS, limit)) for index in spread]
-    batched: dict[Row, list[float]] = {row: [] for row in rows}
+    spread = sorted({k * (len(ids) - 1) // max(1, _PROBE_ROWS - 1) for k in range(min(_PROBE_ROWS, slots))})
+    rows = [Sequence(by_length[index], min(_PROBE_TOKENS, limit)) for index in spread]
+    batched: dict[Sequence, list[float]] = {row: [] for row in rows}
 
-    def record(live: list[Row]) -> None:
-        logits_SV = torch.log_softmax(pool.logits[: len(live)], dim=-1)
-        for value_V, row in zip(logits_SV, live, strict=True):
-            batched[row].append(value_V[row.tokens[-1]].item())
+    def record(live: list[Sequence]) -> None:
+        logits_SV = torch.log_softmax(engine.runner.logits[: len(live)], dim=-1)
+        token_S1 = torch.tensor([[row.tokens[-1]] for row in live], device=logits_SV.device)
+        for row, value in zip(live, logits_SV.gather(1, token_S1)[:, 0].tolist(), strict=True):
+            batched[row].append(value)
 
-    differences: list[float] = []
-    for row in pool.run(rows, burst=1, shape=pool.slots, on_look=record):
-        alone = log_probabilities(loaded.model, [[*row.prompt, *row.tokens]], [len(row.prompt)], encoder.pad_id)[0]
-        differences += [abs(a - b) for a, b in zip(batched[row], alone, strict=True)]
+    ended = list(engine.run(rows, burst=1, slots=slots, on_look=record))
+    whole = [[*row.prompt, *row.tokens] for row in ended]
+    alone = log_probabilities_of(loaded, whole, [len(row.prompt) for row in ended], pad_id)
+    differences = [
+        abs(a - b) for row, values in zip(ended, alone, strict=True) for a, b in zip(batched[row], values, strict=True)
+    ]
     return sum(differences) / len(differences)

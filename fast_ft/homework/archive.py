@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import RunPlan
 from fast_ft.recipe.loader import validated
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.manifest import Manifest
@@ -47,7 +47,7 @@ class Bundle:
 
     manifest: Manifest
     recipe: Recipe
-    plan: Plan
+    plan: RunPlan
     pred: dict[str, str]  #: prompt id -> answer
     pred_digest: str
     program: dict[str, bytes]  #: path below fast_ft/ -> content
@@ -69,7 +69,7 @@ def read(path: Path) -> Bundle:
     recipe = validated(manifest.recipe, {}, f"{path} (recipe)", consequences=False)
     digest = hashlib.sha256(files[f"{top}pred.json"]).hexdigest()
     program = {name.removeprefix(f"{top}fast_ft/"): content for name, content in files.items() if "/fast_ft/" in name}
-    return Bundle(manifest, recipe, Plan.from_json(manifest.plan, path), answers, digest, program)
+    return Bundle(manifest, recipe, RunPlan.from_json(manifest.plan, path), answers, digest, program)
 
 
 def _manifest(path: Path, content: dict[str, Any]) -> Manifest:

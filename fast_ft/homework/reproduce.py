@@ -117,9 +117,9 @@ def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
         base = fingerprint.model(recipe.model.name_or_path, recipe.model.revision)
         same = base["weights"] == recorded.weights
         yield "base model", "the same" if same else "its weights differ from those that were trained on"
-    if (size := theirs.plan.world_size) > 1:
+    if (size := theirs.plan.train.world_size) > 1:
         yield "processes", f"{size} trained it, one will train here: equal up to rounding only"
-    fewer = theirs.manifest.phase("generate").batch_size < min(theirs.plan.generation_batch, len(theirs.pred))
+    fewer = theirs.manifest.phase("generate").batch_size < min(theirs.plan.decode.slots, len(theirs.pred))
     if fewer or theirs.manifest.phase("train").out_of_memory:
         yield "plan", "on its way the run went over to smaller batches than planned; so may this one, elsewhere"
 

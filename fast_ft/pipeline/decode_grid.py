@@ -15,8 +15,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers
-from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.pipeline.generate_phase import load
+from fast_ft.generate.answers import Task
+from fast_ft.pipeline.adapter_loading import Ready, load
 from fast_ft.pipeline.rerun import open_run
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
@@ -47,10 +47,10 @@ def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
     with interruptible(), lock.hold(folder.root):
-        loaded, pool, _ = load(folder, recipe, prepared, folder.adapter)
+        ready = load(folder, recipe, prepared, folder.adapter)
         summary, partials = list[dict[str, Any]](), list[Path]()
         for point, each in zip(points, recipes, strict=True):
-            summary.append(_answer(folder, point, each, prepared, loaded, pool, partials))
+            summary.append(_answer(folder, point, each, prepared, ready, partials))
             atomic_files.write_json(folder.root / "grid.json", summary)
         for path in partials:  # until here a stopped grid goes on from them
             path.unlink(missing_ok=True)
@@ -80,24 +80,15 @@ def _name(point: dict[str, str]) -> str:
 
 
 def _answer(
-    folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: PreparedData, loaded: LoadedModel,
-    pool: dict[str, Any], partials: list[Path],
-) -> dict[str, Any]:  # fmt: skip
+    folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: PreparedData, ready: Ready, partials: list[Path]
+) -> dict[str, Any]:
     name = _name(point)
     settings = json.dumps([resolved(recipe)["generate"], recipe.data.test], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]  # a partial file of other settings is not gone on with
     partial = folder.root / f"pred-{name}-{digest}.partial.jsonl"
     partials.append(partial)
-    result = answers.generate(
-        loaded,
-        prepared.encoder,
-        prepared.prompts,
-        recipe.generate,
-        seed=recipe.seed,
-        partial=partial,
-        title=name,
-        **pool,
-    )
+    task = Task(recipe.seed, partial, title=name, prompt_ids=ready.prompt_ids)
+    result = answers.generate(ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, task)
     path = folder.root / f"pred-{name}.json"
     atomic_files.write_json(path, answers.predictions(prepared.prompts, result.answers))
     tokens = [answer.tokens for answer in result.flat]

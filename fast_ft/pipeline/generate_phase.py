@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,11 @@ from fast_ft.common.console import note
 from fast_ft.common.minutes import AnswerPace, Clock
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData
-from fast_ft.generate import answers as generate
-from fast_ft.generate.engine import kernel_checks
-from fast_ft.generate.engine.scheduler import shapes
-from fast_ft.hub.families import ModelShape
-from fast_ft.models import adapter_check
-from fast_ft.models.loaders import choose
-from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
-from fast_ft.pipeline import base_check, sanity_checks
-from fast_ft.pipeline.set_up import model_config, settle_plan
-from fast_ft.plan import plans
+from fast_ft.generate import answers
+from fast_ft.generate.answers import Generation, Task
+from fast_ft.models.loaders.base import Loader
+from fast_ft.pipeline import sanity_checks
+from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -108,57 +103,6 @@ def missed(folder: RunDir) -> str:
     return "\n".join(filter(None, [budget_missed(folder), worthless and f"error: {folder.root}: {worthless}"]))
 
 
-def load(
-    folder: RunDir,
-    recipe: Recipe,
-    prepared: PreparedData,
-    adapter: Path,
-    maker: Loader | None = None,
-    watch: Stopwatch | None = None,
-) -> tuple[LoadedModel, dict[str, Any], float]:
-    """Return a base model with the run's adapter, checked; the plan's pool; and the check's difference in nats.
-
-    The backend is the one that the adapter was trained with, where training is done.
-    """
-    base_check.refuse_another(folder, recipe, prepared)
-    trained = folder.done("train") or {}
-    maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
-    settled = settle_plan(folder, recipe, prepared, maker.name)
-    watch = watch or Stopwatch()
-    compiled = _compile_ahead(recipe, prepared, settled, maker)
-    with watch.during("loading"), out_of_memory.explained("loading the base model", out_of_memory.LOADING):
-        loaded = maker.for_generation(adapter)
-    if compiled is not None:
-        with watch.during("set_up"):
-            compiled.exception()  # waits; what went wrong is said where the pool is made
-            out_of_memory.clear_workspaces()  # the thread's own
-    with watch.during("checks"), out_of_memory.explained("checking the adapter", out_of_memory.ANSWERING):
-        difference = adapter_check.verify(adapter, loaded, prepared.encoder.pad_id)
-    return loaded, pool_settings(recipe, settled), difference
-
-
-def _compile_ahead(recipe: Recipe, prepared: PreparedData, settled: plans.Plan, maker: Loader) -> Future[None] | None:
-    """On a card, let decoding's kernels be compiled and checked while the base is being loaded."""
-    if not isinstance(maker, LoaderBase) or maker.device != "cuda":
-        return None
-    config = model_config(recipe)
-    shape = ModelShape.from_config(config)
-    is_nf4 = recipe.model.load_in_4bit or "quantization_config" in config
-    planes = is_nf4 and not settled.dequantise and all(inputs % 128 == 0 for inputs, _ in shape.linear_shapes)
-    slots = pool_settings(recipe, settled)["batch_size"]
-    rows = min(slots, len(prepared.prompts) * recipe.generate.num_return_sequences)
-    kind = kernel_checks.Kind(
-        shape.num_attention_heads,
-        shape.num_key_value_heads,
-        shape.head_dim,
-        maker.dtype,
-        "cuda:0",
-        steps=tuple(shapes(max(1, rows), planes=True)),
-        planes=planes,
-    )
-    return kernel_checks.ahead(kind)
-
-
 def keep_aside(pred: Path) -> Path:
     """Keep answers that others will replace beside them, under their digest: pred-1a2b3c4d.json. Return that."""
     kept = pred.with_name(f"{pred.stem}-{atomic_files.sha256_file(pred)[:8]}.json")
@@ -166,46 +110,16 @@ def keep_aside(pred: Path) -> Path:
     return kept
 
 
-def pool_settings(recipe: Recipe, settled: plans.Plan) -> dict[str, Any]:
-    """Return the plan's pool as generate's arguments; `generate RUN_DIR` may have been given another batch_size."""
-    fixed = recipe.generate.batch_size
-    return {
-        "batch_size": settled.generation_batch if fixed == "auto" else fixed,
-        "cache_tokens": settled.cache_tokens,
-        "dequantise": settled.dequantise,
-    }
-
-
-def base_answers(
-    loaded: LoadedModel,
-    folder: RunDir,
-    recipe: Recipe,
-    prepared: PreparedData,
-    pool: dict[str, Any],
-    pace: AnswerPace | None,
-    watch: Stopwatch,
-) -> generate.Generation | None:
+def base_answers(ready: Ready, recipe: Recipe, prepared: PreparedData, task: Task) -> Generation | None:
     """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
-    prompts = prepared.prompts[: recipe.judge.base_prompts]
+    prompts, pace = prepared.prompts[: recipe.judge.base_prompts], task.pace
     if not prompts:
         return None
     if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
         note("note: no answers of the base model: budget.generate_minutes is used up")
         return None
-    with loaded.model.disable_adapter():
-        return generate.generate(
-            loaded,
-            prepared.encoder,
-            prompts,
-            recipe.generate,
-            seed=recipe.seed,
-            partial=folder.base_partial,
-            title="answers of the base model",
-            pace=pace,
-            on_answer=folder.on_answer,
-            watch=watch,
-            **pool,
-        )
+    with ready.loaded.model.disable_adapter():
+        return answers.generate(ready.loaded, prepared.encoder, prompts, recipe.generate, ready.plan, task)
 
 
 def _answer(
@@ -220,56 +134,67 @@ def _answer(
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()
-    loaded, pool, difference = load(folder, recipe, prepared, folder.adapter, maker, watch)
-    result = generate.generate(
-        loaded,
-        prepared.encoder,
-        prepared.prompts,
-        recipe.generate,
-        seed=recipe.seed,
-        partial=folder.pred_partial,
-        pace=pace,
-        on_answer=folder.on_answer,
-        watch=watch,
-        **pool,
-    )
-    before = base_answers(loaded, folder, recipe, prepared, pool, pace, watch)
-    asked = bool(prepared.prompts[: recipe.judge.base_prompts])
-    fewer = asked and (before is None or any(answer.within is not None for answer in before.flat))
-    loaded.free()
-    answers, most = result.flat, recipe.generate.max_new_tokens
-    cut = sum(not answer.ended and answer.tokens < most for answer in answers)
-    warnings = sanity_checks.answer_warnings(answers, most)
+    task = Task(recipe.seed, folder.pred_partial, pace=pace, on_answer=folder.on_answer, watch=watch)
+    with contextlib.ExitStack() as stack:
+        if maker is None:  # a sweep's base stays, and is apart from collections already
+            with watch.during("loading"):
+                maker = maker_of(folder, recipe)
+                with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
+                    stack.enter_context(collects_new_objects_only())
+        ready = load(folder, recipe, prepared, folder.adapter, maker, watch)
+        tuned_task = replace(task, prompt_ids=ready.prompt_ids)
+        tuned = answers.generate(
+            ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, tuned_task
+        )
+        base_task = replace(
+            task,
+            partial=folder.base_partial,
+            title="answers of the base model",
+            prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
+        )
+        base = base_answers(ready, recipe, prepared, base_task)
+        ready.loaded.free()
+    warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)
     for text in warnings:
         note(f"warning: {text}")
-    facts = {
-        "answers": len(answers),
-        "base_answers": len(before.answers) if before is not None else 0,
-        **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in answers if not a.ended)} if cut else {}),
-        **({"minutes": minutes} if cut or fewer else {}),
-        "empty": sum(not answer.text for answer in answers),
-        "ended_at_eos": round(sum(answer.ended for answer in answers) / len(answers), 4),
-        "new_tokens": sum(answer.tokens for answer in answers),
-        "decoding_seconds": round(result.seconds, 3),
+    facts = _facts(recipe, prepared, tuned, base) | {
         "seconds_by": {name: round(seconds, 3) for name, seconds in watch.seconds().items()},
-        "batch_size": result.batch_size,
-        "cache_tokens": result.cache_tokens,
-        "decoding_steps": result.steps,
-        "adapter_difference_nats": round(difference, 6),
-        **({} if result.parity is None else {"batched_difference_nats": round(result.parity, 6)}),
+        "adapter_difference_nats": round(ready.difference, 6),
     }
-    files, ends = {folder.pred: _content(prepared, result)}, {"tuned": _ends(result)}
-    if before is not None:
-        files[folder.base_pred], ends["base"] = _content(prepared, before), _ends(before)
-    return Answered(files, ends, facts, [*result.notes, *warnings])
+    files, ends = {folder.pred: _content(prepared, tuned)}, {"tuned": _ends(tuned)}
+    if base is not None:
+        files[folder.base_pred], ends["base"] = _content(prepared, base), _ends(base)
+    return Answered(files, ends, facts, [*tuned.notes, *warnings])
 
 
-def _content(prepared: PreparedData, result: generate.Generation) -> bytes:
+def _facts(recipe: Recipe, prepared: PreparedData, tuned: Generation, base: Generation | None) -> dict[str, Any]:
+    """Return what the manifest says of answers."""
+    made, most, minutes = tuned.flat, recipe.generate.max_new_tokens, recipe.budget.generate_minutes
+    cut = sum(not answer.ended and answer.tokens < most for answer in made)
+    asked = bool(prepared.prompts[: recipe.judge.base_prompts])
+    fewer = asked and (base is None or any(answer.within is not None for answer in base.flat))
+    return {
+        "answers": len(made),
+        "base_answers": len(base.answers) if base is not None else 0,
+        **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in made if not a.ended)} if cut else {}),
+        **({"minutes": minutes} if cut or fewer else {}),
+        "empty": sum(not answer.text for answer in made),
+        "ended_at_eos": round(sum(answer.ended for answer in made) / len(made), 4),
+        "new_tokens": sum(answer.tokens for answer in made),
+        "decoding_seconds": round(tuned.seconds, 3),
+        "batch_size": tuned.batch_size,
+        "cache_tokens": tuned.cache_tokens,
+        "decoding_steps": tuned.steps,
+        **({} if tuned.parity is None else {"batched_difference_nats": round(tuned.parity, 6)}),
+    }
+
+
+def _content(prepared: PreparedData, result: Generation) -> bytes:
     prompts = [prompt for prompt in prepared.prompts if prompt.id in result.answers]
-    return atomic_files.json_bytes(generate.predictions(prompts, result.answers))
+    return atomic_files.json_bytes(answers.predictions(prompts, result.answers))
 
 
-def _ends(result: generate.Generation) -> dict[str, Any]:
+def _ends(result: Generation) -> dict[str, Any]:
     return {key: {"tokens": first.tokens, "ended": first.ended} for key, (first, *_) in result.answers.items()}
 
 

@@ -15,8 +15,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import plain
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
-from fast_ft.generate import answers as generate
-from fast_ft.pipeline.generate_phase import load
+from fast_ft.generate.answers import Task, generate
+from fast_ft.pipeline.adapter_loading import load
 from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe.schema import Recipe
@@ -55,7 +55,7 @@ def answers(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> list[dict
         return []
     encoder = prepared.encoder
     adapter = folder.adapter if folder.done("train") else folder.taste / "adapter"
-    loaded, pool, _ = load(folder, recipe, prepared, adapter)
+    ready = load(folder, recipe, prepared, adapter)
     section = recipe.generate.model_copy(
         update={"max_new_tokens": min(recipe.generate.max_new_tokens, MOST_TOKENS), "num_return_sequences": 1}
     )
@@ -65,15 +65,13 @@ def answers(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> list[dict
         partial = folder.taste / "partial.jsonl"
         partial.parent.mkdir(exist_ok=True)
         partial.unlink(missing_ok=True)
-        result = generate.generate(
-            loaded, encoder, prompts, section, seed=recipe.seed, partial=partial, title=title, **pool
-        )
+        result = generate(ready.loaded, encoder, prompts, section, ready.plan, Task(recipe.seed, partial, title))
         return {id_: given[0].text for id_, given in result.answers.items()}
 
     after = ask("answers so far")
-    with loaded.model.disable_adapter():
+    with ready.loaded.model.disable_adapter():
         before = ask("answers of the base model")
-    loaded.free()
+    ready.loaded.free()
     return [_entry(prompt, before, after) for prompt in prompts]
 
 

@@ -18,7 +18,7 @@ from fast_ft.run.folder import RunDir
 
 def settle_plan(
     folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int = 1
-) -> plans.Plan:
+) -> plans.RunPlan:
     """Return this run's plan: the one in plan.json if there is one, else a new one, written there.
 
     A budget.memory_gib of the recipe's binds this process from here on.
@@ -27,7 +27,7 @@ def settle_plan(
         gpu.cap_gpu_gib(float(recipe.budget.memory_gib))
     if folder.plan.is_file():
         content = untrusted_files.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
-        there = plans.Plan.from_json(content, folder.plan)
+        there = plans.RunPlan.from_json(content, folder.plan)
         if folder.manifest().get("plan") != content:  # a stop came between keep_plan's two writes
             folder.update(plan=content)
         return there
@@ -43,7 +43,7 @@ def settle_plan(
     return settled
 
 
-def keep_plan(folder: RunDir, settled: plans.Plan) -> None:
+def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:
     """Write a plan to plan.json, and to the manifest: that alone is then enough to do the run again."""
     atomic_files.write_json(folder.plan, settled.to_json())
     folder.update(plan=settled.to_json())

@@ -45,7 +45,7 @@ class SetUp:
     recipe: Recipe
     prepared: PreparedData
     loaded: LoadedModel
-    plan: plans.Plan
+    plan: plans.RunPlan
     task: TrainTask
     notes: list[str]
 
@@ -109,7 +109,7 @@ def _set_up(
     if together.size > 1:
         from fast_ft.train.worker import Order
 
-        together.share(Order(recipe, jobs, task.pad_id, plan, maker.name, stop_after).to_json())
+        together.share(Order(recipe, jobs, task.pad_id, plan.train, maker.name, stop_after).to_json())
     with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
         loaded = maker.for_training()
     together.agree()
@@ -126,13 +126,13 @@ def _set_up(
 
 def _settled(
     folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int
-) -> tuple[plans.Plan, list[str]]:
+) -> tuple[plans.RunPlan, list[str]]:
     """Return the run's plan, and what to note where it goes on in another number of processes."""
     settled = settle_plan(folder, recipe, prepared, backend_name, world_size)
-    before = settled.world_size
+    before = settled.train.world_size
     if before == world_size:
         return settled, []
-    settled = replace(settled, world_size=world_size)
+    settled = replace(settled, train=replace(settled.train, world_size=world_size))
     keep_plan(folder, settled)
     if checkpoints.newest(folder.checkpoints) is None:
         return settled, []
@@ -156,9 +156,9 @@ def _fit(setup: SetUp, clock: Clock, started: float) -> tuple[TrainSession, Line
             pace = TrainPace(minutes, task.step_tokens, clock, spent=spent, since=started)
         told = out_of_memory.explained("training", lambda: f"{out_of_memory.TRAINING} {_kept(folder, len(lines))}")
         with told, Bar("training", task.total, done=done) as bar:
-            callbacks = Recorder(folder, log, lines, bar).callbacks()
+            callbacks = Recorder(folder, setup.plan, log, lines, bar).callbacks()
             ranks = process_group.here()
-            session = TrainSession(setup.loaded, task, setup.plan, folder.checkpoints, callbacks, pace, ranks)
+            session = TrainSession(setup.loaded, task, setup.plan.train, folder.checkpoints, callbacks, pace, ranks)
             if start.folder is not None:
                 note(f"going on after step {done} of {task.total}")
                 session.resume(start.folder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fast_ft.common import atomic_files, out_of_memory
 from fast_ft.common.console import Bar, note
-from fast_ft.pipeline.phases import keep_plan
+from fast_ft.pipeline.set_up import keep_plan
+from fast_ft.plan.plans import RunPlan, TrainPlan
 from fast_ft.run.folder import RunDir
 from fast_ft.train import checkpoints
 from fast_ft.train.task import TrainCallbacks
@@ -18,18 +19,24 @@ from fast_ft.train.task import TrainCallbacks
 class Recorder:
     """Writes what a training session tells into the run folder, and shows it on the bar."""
 
-    def __init__(self, folder: RunDir, log: atomic_files.Lines, lines: list[dict[str, Any]], bar: Bar) -> None:
-        self.folder, self.log, self.lines, self.bar = folder, log, lines, bar
+    def __init__(
+        self, folder: RunDir, plan: RunPlan, log: atomic_files.Lines, lines: list[dict[str, Any]], bar: Bar
+    ) -> None:
+        self.folder, self.plan, self.log, self.lines, self.bar = folder, plan, log, lines, bar
 
     def callbacks(self) -> TrainCallbacks:
         """Return what to give to the session."""
         return TrainCallbacks(
             on_step=self.add_step,
             on_checkpoint=self.save_checkpoint,
-            on_plan=partial(keep_plan, self.folder),
+            on_plan=self.keep_plan,
             on_rewind=self.rewind,
             find_checkpoint=self.find_checkpoint,
         )
+
+    def keep_plan(self, plan: TrainPlan) -> None:
+        """Write the plan with which training goes on, beside the one for answers."""
+        keep_plan(self.folder, replace(self.plan, train=plan))
 
     def add_step(self, line: dict[str, Any]) -> None:
         """Add a step's line to the log."""

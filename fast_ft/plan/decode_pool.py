@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fast_ft.hub.families import GIB, ModelShape
 
@@ -12,6 +13,38 @@ PAGE = 16  #: tokens of a page of the cache, of which a row leaves half a one em
 _MOST_SLOTS = 160
 _TILE, _WORTH_TWO = 64, 112  #: products take rows 64 at a time: a step of 65 takes as long as one of 110 (measured)
 _MOST_WITHOUT_CARD = 64
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """How answers are decoded: `slots` side by side, over a KV cache of `cache_tokens` (None: enough for all).
+
+    `dequantise`: from weights turned to 16 bits, since there is memory for them. `gib` is the predicted peak, CUDA
+    context included; 0 on a CPU, where nothing is predicted.
+    """
+
+    slots: int = 1
+    cache_tokens: int | None = None
+    dequantise: bool = False
+    gib: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The prompts' token counts, and what each is answered with at most."""
+
+    prompt_tokens: Sequence[int]
+    max_new_tokens: int
+    candidates: int = 1
+
+
+@dataclass(frozen=True)
+class PoolMemory:
+    """What a pool may take: `budget_gib`, of which the base's weights and the CUDA context hold `fixed_gib`."""
+
+    fixed_gib: float
+    budget_gib: float
+    load_in_4bit: bool
 
 
 def slots_without_card(prompt_tokens: Sequence[int], candidates: int) -> int:
@@ -35,38 +68,28 @@ def pool_gib(shape: ModelShape, slots: int, cache_tokens: int) -> float:
     return (cache_tokens * shape.kv_bytes + logits + prefill + step + beside) / GIB + 0.1
 
 
-def settle_pool(
-    shape: ModelShape,
-    prompt_tokens: Sequence[int],
-    *,
-    candidates: int,
-    max_new_tokens: int,
-    wanted_slots: int | None,
-    load_in_4bit: bool,
-    fixed_gib: float,
-    budget_gib: float,
-) -> tuple[int, int, bool, float]:
-    """Return (slots, cache tokens, whether to dequantise, GiB) of a decoding pool that stays within the budget.
+def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, memory: PoolMemory) -> DecodePlan:
+    """Return a decoding pool that stays within the memory.
 
-    `fixed_gib` is what the base's weights and the CUDA context hold. As many slots as rows of a mean prompt and an
-    answer of 128 tokens fit the cache, 64 where a few more would; no more cache than the slots could ever fill.
-    Weights are dequantised where that cache fits beside them.
+    It has as many slots as rows of a mean prompt and an answer of 128 tokens fit the cache, 64 where a few more would,
+    and no more cache than the slots could ever fill. Weights are dequantised where that cache fits beside them.
     """
-    rows = max(1, len(prompt_tokens)) * candidates
-    whole = max(prompt_tokens, default=1) + max_new_tokens + 16
-    usual = sum(prompt_tokens) / max(1, len(prompt_tokens)) + min(max_new_tokens, _USUAL) + PAGE / 2
+    prompts, limit = answers.prompt_tokens, answers.max_new_tokens
+    rows = max(1, len(prompts)) * answers.candidates
+    whole = max(prompts, default=1) + limit + 16
+    usual = sum(prompts) / max(1, len(prompts)) + min(limit, _USUAL) + PAGE / 2
 
     def cache(slots: int, held: float) -> int:
-        return int((budget_gib - held - pool_gib(shape, slots, 0)) * GIB / shape.kv_bytes)
+        return int((memory.budget_gib - held - pool_gib(shape, slots, 0)) * GIB / shape.kv_bytes)
 
     def most_slots(held: float) -> int:
         counts = range(min(rows, _MOST_SLOTS), 0, -1)
         most = next((n for n in counts if max(n * usual, whole) <= cache(n, held)), 1)
         return _TILE if _TILE < most < _WORTH_TWO else most
 
-    both = fixed_gib + shape.linear_weights * 2 / GIB
-    slots = wanted_slots or most_slots(fixed_gib)
-    dequantise = load_in_4bit and slots * whole <= cache(slots, both)
-    held = both if dequantise else fixed_gib
+    both = memory.fixed_gib + shape.linear_weights * 2 / GIB
+    slots = wanted_slots or most_slots(memory.fixed_gib)
+    dequantise = memory.load_in_4bit and slots * whole <= cache(slots, both)
+    held = both if dequantise else memory.fixed_gib
     tokens = min(slots * whole, max(cache(slots, held), whole))
-    return slots, tokens, dequantise, held + pool_gib(shape, slots, tokens)
+    return DecodePlan(slots, tokens, dequantise, round(held + pool_gib(shape, slots, tokens), 2))

@@ -13,8 +13,9 @@ from fast_ft.hub.families import ModelShape
 from fast_ft.models.loaders.base import ALONE_ONLY
 from fast_ft.plan import cards, plans
 from fast_ft.plan.cost_model import CONTEXT_GIB, Training
+from fast_ft.plan.decode_pool import Answers
 from fast_ft.plan.micro_batches import share
-from fast_ft.plan.plans import Answers, Plan, Wanted
+from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, card_backend
 
@@ -29,7 +30,7 @@ def settle(
     backend: str,
     card: cards.Card | None,
     world_size: int = 1,
-) -> Plan:
+) -> RunPlan:
     """Return the plan of a recipe on a card, None being a CPU; see plan.settle. `config` is the base's config.json."""
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
@@ -44,9 +45,7 @@ def settle(
             recipe.generate.num_return_sequences,
         ),
         wanted(recipe),
-        memory_gib=memory,
-        rates=card.expected if card is not None else None,
-        world_size=world_size,
+        Machine(memory, card.expected if card is not None else None, world_size),
     )
 
 
@@ -117,7 +116,8 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
     ends: list[float] = []
     for rates in card.rates:
         by_stage = [
-            sum(plans.step_seconds(shape, work, settled, step, rates) for step in job.lengths) / 60 for job in jobs
+            sum(plans.step_seconds(shape, work, settled.train, step, rates) for step in job.lengths) / 60
+            for job in jobs
         ]
         for entry, minutes in zip(stages, by_stage, strict=True):
             entry.setdefault("projected_minutes", []).insert(0, round(minutes, 1))
@@ -128,9 +128,9 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
         "plan": settled.to_json(),
         "projected_minutes": ends,
         "budget_minutes": budget,
-        "answer_minutes": answer_minutes(recipe, prepared, settled.generation_batch, shape, card.tflops, card.gb_per_s),
+        "answer_minutes": answer_minutes(recipe, prepared, settled.decode.slots, shape, card),
         "answer_budget_minutes": policy_ntu_hw5.minutes(recipe, "generate_minutes"),
-        "verdict": _verdict(ends, budget, settled),
+        "verdict": _verdict(ends, budget, settled.train),
     }
     return content
 
@@ -140,8 +140,7 @@ def answer_minutes(
     prepared: PreparedData,
     slots: int,
     shape: ModelShape,
-    tflops: tuple[float, float],
-    gb_per_s: float,
+    card: cards.Card,
 ) -> list[float] | None:
     """Return projected minutes of the answers, `slots` at a time, on a card of these rates; None without prompts.
 
@@ -153,10 +152,10 @@ def answer_minutes(
     rows = len(prepared.prompts) * recipe.generate.num_return_sequences
     ends = []
     for tokens, bytes_a_weight, rate in (
-        (min(_MEAN_ANSWER, recipe.generate.max_new_tokens), 0.516, tflops[1]),
-        (recipe.generate.max_new_tokens, 4.5, tflops[0]),
+        (min(_MEAN_ANSWER, recipe.generate.max_new_tokens), 0.516, card.tflops[1]),
+        (recipe.generate.max_new_tokens, 4.5, card.tflops[0]),
     ):
-        step = shape.linear_weights * (bytes_a_weight / (gb_per_s * 1e9) + 2 * slots / (rate * 1e12))
+        step = shape.linear_weights * (bytes_a_weight / (card.gb_per_s * 1e9) + 2 * slots / (rate * 1e12))
         ends.append(round(rows * tokens / slots * step / 60, 1))
     return ends
 
@@ -190,7 +189,7 @@ def card_here() -> cards.Card | None:
     return cards.like(here["name"], memory + CONTEXT_GIB, rate)
 
 
-def _verdict(minutes: list[float], budget: float | None, settled: Plan) -> str:
+def _verdict(minutes: list[float], budget: float | None, settled: TrainPlan) -> str:
     if settled.train_gib > settled.memory_gib:
         return f"does not fit: {settled.train_gib:.1f} GiB predicted, {settled.memory_gib:.1f} are there"
     if budget is None:

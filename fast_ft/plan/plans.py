@@ -7,7 +7,7 @@ plan.json and obeyed when the run is resumed. The effective batch, the order of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +16,7 @@ from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cost_model
 from fast_ft.plan.cost_model import Rates, Training
-from fast_ft.plan.decode_pool import settle_pool, slots_without_card
+from fast_ft.plan.decode_pool import Answers, DecodePlan, PoolMemory, settle_pool, slots_without_card
 from fast_ft.plan.micro_batches import cut, share, width
 
 _SLACK = 0.96  #: of the memory may be planned for
@@ -24,47 +24,75 @@ _LOOKED_AT = 48  #: steps that a choice is judged by, evenly over the run
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was settled. GiB are predicted peaks, CUDA context included; 0 on a CPU, where nothing is predicted.
+class TrainPlan:
+    """How an effective batch is cut. GiB are predicted peaks, CUDA context included; 0 on a CPU, without predictions.
 
     A micro-batch has at most `micro_batch` rows and `most_tokens` tokens (None: no limit). The first
     `recompute_layers` layers' activations are computed again. `capture`: passes are replayed from CUDA graphs.
-    `generation_batch` answers are decoded side by side, over a KV cache of `cache_tokens` (None: enough for all);
-    `dequantise`: from weights turned to 16 bits, since there is memory for them. `step_seconds` is a mean.
-    `world_size` processes share each effective batch; limits and GiB are those of one. `backend`: whose costs they are.
+    `step_seconds` is a mean. `world_size` processes share each effective batch; limits and GiB are those of one.
+    `backend`: whose costs they are. `memory_gib` is what the plan may take.
     """
 
     micro_batch: int
     most_tokens: int | None = None
     recompute_layers: int = 0
     capture: bool = False
-    generation_batch: int = 1
     memory_gib: float = 0.0
     train_gib: float = 0.0
-    generate_gib: float = 0.0
-    cache_tokens: int | None = None
-    dequantise: bool = False
     step_seconds: float = 0.0
     world_size: int = 1
     backend: str = ""
 
+
+#: plan.json's keys, in its order, and what holds them: one flat object, as all versions write it.
+_KEYS = {
+    "micro_batch": ("train", "micro_batch"),
+    "most_tokens": ("train", "most_tokens"),
+    "recompute_layers": ("train", "recompute_layers"),
+    "capture": ("train", "capture"),
+    "generation_batch": ("decode", "slots"),
+    "memory_gib": ("train", "memory_gib"),
+    "train_gib": ("train", "train_gib"),
+    "generate_gib": ("decode", "gib"),
+    "cache_tokens": ("decode", "cache_tokens"),
+    "dequantise": ("decode", "dequantise"),
+    "step_seconds": ("train", "step_seconds"),
+    "world_size": ("train", "world_size"),
+    "backend": ("train", "backend"),
+}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run's two plans, which are settled together and written to one file."""
+
+    train: TrainPlan
+    decode: DecodePlan
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return plan.json's content."""
+        return {key: getattr(getattr(self, part), name) for key, (part, name) in _KEYS.items()}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], path: Path) -> Plan:
-        """Return the plan that a file holds; another version's keys, and values of another type, are refused."""
-        hints = get_type_hints(cls)
-        if unknown := sorted(content.keys() - hints.keys()):
+    def from_json(cls, content: dict[str, Any], path: Path) -> RunPlan:
+        """Return the plans that a file holds.
+
+        Raises InputError for keys of another version, values of another type, and a plan that is not whole.
+        """
+        hints = {"train": get_type_hints(TrainPlan), "decode": get_type_hints(DecodePlan)}
+        if unknown := sorted(content.keys() - _KEYS.keys()):
             raise InputError(f"{path}: the plan has {escaped(unknown[0])!r}, which this fast_ft does not know")
-        for name, value in content.items():
-            whole = int if isinstance(value, int) and not isinstance(value, bool) else type(value)
-            if not isinstance(value, hints[name]) and not (hints[name] is float and whole is int):
-                raise InputError(f"{path}: the plan's {name} is of type {type(value).__name__}")
+        parts: dict[str, dict[str, Any]] = {"train": {}, "decode": {}}
+        for key, value in content.items():
+            part, name = _KEYS[key]
+            hint, whole = hints[part][name], isinstance(value, int) and not isinstance(value, bool)
+            if not isinstance(value, hint) and not (hint is float and whole):
+                raise InputError(f"{path}: the plan's {key} is of type {type(value).__name__}")
             if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < 1e9:
-                raise InputError(f"{path}: the plan's {name} is {value}")
+                raise InputError(f"{path}: the plan's {key} is {value}")
+            parts[part][name] = value
         try:
-            return cls(**content)
+            return cls(TrainPlan(**parts["train"]), DecodePlan(**parts["decode"]))
         except TypeError as error:
             raise InputError(f"{path}: the plan is not whole ({error})") from None
 
@@ -80,12 +108,15 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The prompts' token counts, and what each is answered with at most."""
+class Machine:
+    """What a plan is made for: memory in GiB that a process may take, its CUDA context included, and a card's rates.
 
-    prompt_tokens: Sequence[int]
-    max_new_tokens: int
-    candidates: int = 1
+    None for both is a CPU. `world_size` processes train together, each on such a card.
+    """
+
+    memory_gib: float | None = None
+    rates: Rates | None = None
+    world_size: int = 1
 
 
 def settle(
@@ -94,46 +125,37 @@ def settle(
     steps: Sequence[Sequence[int]],
     answers: Answers,
     wanted: Wanted,
-    *,
-    memory_gib: float | None,
-    rates: Rates | None,
-    world_size: int = 1,
-) -> Plan:
+    machine: Machine,
+) -> RunPlan:
     """Return the plan for these steps, each given by its rows' token counts.
 
-    `memory_gib` is what this process may take, its CUDA context included; None is a CPU. Of all counts of recomputed
-    layers, with the largest pass that each leaves room for, the one that takes least time is chosen.
+    Of all counts of recomputed layers, with the largest pass that each leaves room for, the one that takes least time
+    is chosen.
     """
-    if memory_gib is None or rates is None:
-        again = shape.num_hidden_layers if wanted.recompute else 0
+    micro_batch = wanted.micro_batch or training.rows
+    plan = TrainPlan(micro_batch, world_size=machine.world_size, backend=training.backend)
+    if machine.memory_gib is None or machine.rates is None:
         slots = wanted.generation_batch or slots_without_card(answers.prompt_tokens, answers.candidates)
-        micro_batch = wanted.micro_batch or training.rows
-        return Plan(micro_batch, None, again, generation_batch=slots, world_size=world_size, backend=training.backend)
-    budget = memory_gib * _SLACK
-    slots, cache_tokens, dequantise, generate_gib = settle_pool(
-        shape,
-        answers.prompt_tokens,
-        candidates=answers.candidates,
-        max_new_tokens=answers.max_new_tokens,
-        wanted_slots=wanted.generation_batch,
-        load_in_4bit=training.load_in_4bit,
+        recomputed = shape.num_hidden_layers if wanted.recompute else 0
+        return RunPlan(replace(plan, recompute_layers=recomputed), DecodePlan(slots))
+    budget = machine.memory_gib * _SLACK
+    memory = PoolMemory(
         fixed_gib=shape.weights_gib(load_in_4bit=training.load_in_4bit) + cost_model.CONTEXT_GIB,
         budget_gib=budget,
+        load_in_4bit=training.load_in_4bit,
     )
-    pool = Plan(
-        wanted.micro_batch or training.rows, generation_batch=slots, memory_gib=memory_gib,
-        generate_gib=round(generate_gib, 2), cache_tokens=cache_tokens, dequantise=dequantise, world_size=world_size,
-        backend=training.backend,
-    )  # fmt: skip
+    decode = settle_pool(shape, answers, wanted.generation_batch, memory)
+    costs = _Costs(shape, training, steps, machine.rates, budget)
+    plan = replace(plan, memory_gib=machine.memory_gib)
     choices = [
-        _choice(shape, training, steps, pool, rates, budget, again, capture)
-        for again in _counts(shape, wanted.recompute)
-        for capture in ((True, False) if wanted.capture and not (training.draws and again) else (False,))
+        costs.choice(plan, recomputed, capture=capture)
+        for recomputed in _counts(shape, wanted.recompute)
+        for capture in ((True, False) if wanted.capture and not (training.draws and recomputed) else (False,))
     ]
     fitting = [each for each in choices if each[1].train_gib <= budget]
     # where nothing fits, the thriftiest is tried: the run itself will say so
     _, chosen = min(fitting, key=lambda c: c[0]) if fitting else min(choices, key=lambda c: c[1].train_gib)
-    return chosen
+    return RunPlan(chosen, decode)
 
 
 def _counts(shape: ModelShape, recompute: bool | None) -> range:
@@ -142,44 +164,53 @@ def _counts(shape: ModelShape, recompute: bool | None) -> range:
     return range(shape.num_hidden_layers, shape.num_hidden_layers + 1) if recompute else range(1)
 
 
-def _choice(
-    shape: ModelShape, training: Training, steps: Sequence[Sequence[int]], plan: Plan, rates: Rates, budget: float,
-    again: int, capture: bool,
-) -> tuple[float, Plan]:  # fmt: skip
-    """Return `plan` with this many layers recomputed and as many tokens in a pass as the budget then has room for.
+@dataclass(frozen=True)
+class _Costs:
+    """What choices of a training plan are judged by."""
 
-    Before it stand the seconds a step by which it is chosen: capturing, once for each width, is spread over the run.
-    """
-    fixed = cost_model.fixed_gib(shape, training)
+    shape: ModelShape
+    training: Training
+    steps: Sequence[Sequence[int]]
+    rates: Rates
+    budget: float  #: GiB
 
-    def gib(tokens: int) -> float:
-        return fixed + cost_model.pass_gib(shape, training, width(tokens, capture=capture), again, capture=capture)
+    def choice(self, plan: TrainPlan, recomputed: int, *, capture: bool) -> tuple[float, TrainPlan]:
+        """Return `plan` with this many layers recomputed, and as many tokens in a pass as the budget has room for.
 
-    shares = [each for step in steps for each in shares_of(plan, step)]
-    largest = max((sum(each) for each in shares), default=1)
-    room = next((n for n in range(largest, training.longest, -32) if gib(n) <= budget), training.longest)
-    looked = steps[:: max(1, len(steps) // _LOOKED_AT)]
-    made = Plan(**asdict(plan) | {"most_tokens": room, "recompute_layers": again, "capture": capture})
-    seconds = sum(step_seconds(shape, training, made, step, rates) for step in looked) / max(1, len(looked))
-    widths = {wide for each in shares for wide in widths_of(made, each)}
-    captures = len(widths) * cost_model.CAPTURE_SECONDS / max(1, len(steps)) if capture else 0.0
-    peak = fixed + cost_model.pass_gib(shape, training, max(widths, default=1), again, capture=capture)
-    settled = Plan(**asdict(made) | {"train_gib": round(peak, 2), "step_seconds": round(seconds, 4)})
-    return seconds + captures, settled
+        Before it stand the seconds a step by which it is chosen: capturing, once for each width, is spread over the
+        run.
+        """
+        fixed = cost_model.fixed_gib(self.shape, self.training)
+
+        def gib(wide: int) -> float:
+            return fixed + cost_model.pass_gib(self.shape, self.training, wide, recomputed, capture=capture)
+
+        shares = [each for step in self.steps for each in shares_of(plan, step)]
+        largest, longest = max((sum(each) for each in shares), default=1), self.training.longest
+        counts = range(largest, longest, -32)
+        room = next((n for n in counts if gib(width(n, capture=capture)) <= self.budget), longest)
+        made = replace(plan, most_tokens=room, recompute_layers=recomputed, capture=capture)
+        looked = self.steps[:: max(1, len(self.steps) // _LOOKED_AT)]
+        seconds = sum(step_seconds(self.shape, self.training, made, step, self.rates) for step in looked)
+        seconds /= max(1, len(looked))
+        widths = {wide for each in shares for wide in widths_of(made, each)}
+        captures = len(widths) * cost_model.CAPTURE_SECONDS / max(1, len(self.steps)) if capture else 0.0
+        peak = gib(max(widths, default=1))
+        return seconds + captures, replace(made, train_gib=round(peak, 2), step_seconds=round(seconds, 4))
 
 
-def shares_of(plan: Plan, lengths: Sequence[int]) -> list[list[int]]:
+def shares_of(plan: TrainPlan, lengths: Sequence[int]) -> list[list[int]]:
     """Return the token counts of each process's rows in one step over rows of these."""
     return [[lengths[i] for i in part] for part in share(lengths, plan.world_size)]
 
 
-def widths_of(plan: Plan, lengths: Sequence[int]) -> list[int]:
+def widths_of(plan: TrainPlan, lengths: Sequence[int]) -> list[int]:
     """Return the widths of the passes of one process over its rows, which have these token counts."""
     pieces = cut(lengths, most_rows=plan.micro_batch, most_tokens=plan.most_tokens)
     return [width(sum(lengths[i] for i in piece), capture=plan.capture) for piece in pieces]
 
 
-def step_seconds(shape: ModelShape, training: Training, plan: Plan, lengths: Sequence[int], rates: Rates) -> float:
+def step_seconds(shape: ModelShape, training: Training, plan: TrainPlan, lengths: Sequence[int], rates: Rates) -> float:
     """Return the predicted seconds of one optimizer step over rows of these token counts.
 
     The slowest process's passes count; adding up gradients does not: 160 MB for a 7B with r = 16.

@@ -19,6 +19,7 @@ from fast_ft.common.redaction import redacted
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, set_up, train_phase
+from fast_ft.pipeline.adapter_loading import decode_plan
 from fast_ft.pipeline.opening import opened
 from fast_ft.plan import planner
 from fast_ft.recipe.schema import Recipe
@@ -106,10 +107,9 @@ class TrialRunner:
             partial = folder.taste / "partial.jsonl"
             partial.unlink(missing_ok=True)
             settled = set_up.settle_plan(folder, recipe, prepared, self.kept.name)
-            result = answers.generate(
-                loaded, prepared.encoder, prompts, recipe.generate, seed=recipe.seed, partial=partial,
-                title="answers so far", **generate_phase.pool_settings(recipe, settled),
-            )  # fmt: skip
+            plan = decode_plan(recipe, settled)
+            answering = answers.Task(recipe.seed, partial, title="answers so far")
+            result = answers.generate(loaded, prepared.encoder, prompts, recipe.generate, plan, answering)
         path = stage_answers(folder, task.stop_after or 0)
         atomic_files.write_json(path, answers.predictions(prompts, result.answers))
         shutil.rmtree(folder.taste, ignore_errors=True)

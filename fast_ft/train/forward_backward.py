@@ -25,7 +25,7 @@ from fast_ft.models.activation_checkpointing import has_dropout, recompute
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.packed_attention import PackedRows
 from fast_ft.plan.micro_batches import width
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.train.loss import response_loss
 from fast_ft.train.micro_batch import MicroBatch, MicroBatchShape, blank, lay_out
 from fast_ft.train.neftune import Noise
@@ -49,7 +49,7 @@ class Passes:
         self,
         loaded: LoadedModel,
         flat: FlatWeights,
-        plan: Plan,
+        plan: TrainPlan,
         shape: MicroBatchShape,
         noise_alpha: float | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class Passes:
             self._patches.undo()
         self._open = False
 
-    def follow(self, plan: Plan) -> None:
+    def follow(self, plan: TrainPlan) -> None:
         """Let go of graphs and their memory, and follow this plan from here on.
 
         Graphs are for a card. A layer that draws random numbers and is computed again cannot be captured: it puts

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from fast_ft.plan.cost_model import STEP_SECONDS
 from fast_ft.plan.micro_batches import cut
-from fast_ft.plan.plans import Plan, shares_of, widths_of
+from fast_ft.plan.plans import TrainPlan, shares_of, widths_of
 
 
-def thriftier(plan: Plan, steps: Sequence[Sequence[int]], layers: int) -> Plan | None:
+def thriftier(plan: TrainPlan, steps: Sequence[Sequence[int]], layers: int) -> TrainPlan | None:
     """Return a plan that takes less memory, or None where there is none; `steps` are the token counts of their rows.
 
     Passes become smaller first, down to the longest row; then graphs go; then all `layers` are computed again in the
@@ -32,7 +32,7 @@ def thriftier(plan: Plan, steps: Sequence[Sequence[int]], layers: int) -> Plan |
     return None
 
 
-def widths_to_come(plan: Plan, steps: Sequence[Sequence[int]], rank: int) -> list[list[int]]:
+def widths_to_come(plan: TrainPlan, steps: Sequence[Sequence[int]], rank: int) -> list[list[int]]:
     """Return for each step the widths of this process's passes; `steps` are the token counts of their rows."""
     return [widths_of(plan, shares_of(plan, step)[rank]) for step in steps]
 

@@ -20,7 +20,7 @@ from fast_ft.common.console import note
 from fast_ft.common.minutes import TrainPace, longer
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.train import replicas, state
 from fast_ft.train.divergence import BadStepWatch, Rewind
 from fast_ft.train.optimizer import FlatWeights, make_optimizer
@@ -41,7 +41,7 @@ class TrainSession:
         self,
         loaded: LoadedModel,
         task: TrainTask,
-        plan: Plan,
+        plan: TrainPlan,
         work_folder: Path,
         callbacks: TrainCallbacks | None = None,
         pace: TrainPace | None = None,

@@ -17,7 +17,7 @@ from fast_ft.common.process_group import Ranks
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.micro_batches import cut, share
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.train import oom_recovery
 from fast_ft.train.forward_backward import CaptureFailed, Passes
 from fast_ft.train.micro_batch import MicroBatchShape
@@ -39,9 +39,9 @@ class StepRunner:
         loaded: LoadedModel,
         flat: FlatWeights,
         task: TrainTask,
-        plan: Plan,
+        plan: TrainPlan,
         ranks: Ranks,
-        on_plan: Callable[[Plan], None],
+        on_plan: Callable[[TrainPlan], None],
     ) -> None:
         self.loaded, self.flat, self.task, self.ranks, self.on_plan = loaded, flat, task, ranks, on_plan
         shape = MicroBatchShape(task.most_rows, task.longest, task.pad_id)
@@ -49,7 +49,7 @@ class StepRunner:
         self.out_of_memory = 0  #: times that memory ran out
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> TrainPlan:
         """The plan that is followed now."""
         return self.passes.plan
 
@@ -130,7 +130,7 @@ class StepRunner:
             f"{plan.recompute_layers} layers computed again, {'with' if plan.capture else 'without'} graphs"
         )
 
-    def _follow(self, plan: Plan) -> None:
+    def _follow(self, plan: TrainPlan) -> None:
         self.loaded.model.zero_grad()
         self.passes.follow(plan)
         if self.loaded.device == "cuda":

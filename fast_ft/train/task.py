@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.data.batches import StageJob
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
@@ -83,6 +83,6 @@ class TrainCallbacks:
 
     on_step: Callable[[dict[str, Any]], None] = ignore
     on_checkpoint: Callable[[int, Callable[[Path], None]], str | None] = ignore
-    on_plan: Callable[[Plan], None] = ignore
+    on_plan: Callable[[TrainPlan], None] = ignore
     on_rewind: Callable[[int], None] = ignore
     find_checkpoint: Callable[[int], Path | None] = ignore

@@ -21,7 +21,7 @@ from fast_ft.common.signals import interruptible
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders import choose
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe.schema import Recipe
 from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask
@@ -36,20 +36,20 @@ class Order:
     recipe: Recipe
     jobs: Sequence[StageJob]
     pad_id: int
-    plan: Plan
+    plan: TrainPlan
     backend: str
     stop_after: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads, as values that JSON can hold."""
-        return {**vars(self), "recipe": self.recipe.model_dump_json(), "plan": self.plan.to_json(),
+        return {**vars(self), "recipe": self.recipe.model_dump_json(), "plan": asdict(self.plan),
                 "jobs": [asdict(job) for job in self.jobs]}  # fmt: skip
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Order:
         """Return the order that process 0 shared."""
         jobs = [StageJob(**job | {"rows": [EncodedRow(**row) for row in job["rows"]]}) for job in content["jobs"]]
-        recipe, plan = Recipe.model_validate_json(content["recipe"]), Plan(**content["plan"])
+        recipe, plan = Recipe.model_validate_json(content["recipe"]), TrainPlan(**content["plan"])
         return cls(**content | {"recipe": recipe, "jobs": jobs, "plan": plan})
 
     def task(self) -> TrainTask:

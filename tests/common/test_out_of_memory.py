@@ -24,7 +24,8 @@ from fast_ft.common.out_of_memory import explained, is_short
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
-from fast_ft.generate.engine.scheduler import Pool
+from fast_ft.generate.engine.llm_engine import LLMEngine
+from fast_ft.generate.engine.model_runner import ModelRunner
 from fast_ft.models import adapter_check, lora_files, tensor_file
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.opening import opened
@@ -165,7 +166,7 @@ def test_out_of_memory_while_answering_goes_on_with_a_smaller_pool(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = recipe_file({"generate.batch_size": 4})
-    monkeypatch.setattr(answers, "make_pool", Full(answers.make_pool, {1}))
+    monkeypatch.setattr(answers, "make_engine", Full(answers.make_engine, {1}))
     folder = run(load_recipe(path), path)
     assert len(json.loads(folder.pred.read_text())) == 5 and (folder.done("generate") or {})["batch_size"] == 3
     assert any("out of memory in batches of 4: went on with 3" in text for text in folder.manifest()["notes"])
@@ -175,7 +176,7 @@ def test_out_of_memory_with_one_answer_says_what_to_change_and_keeps_the_adapter
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = recipe_file({"generate.batch_size": 1})
-    monkeypatch.setattr(answers, "make_pool", Full(answers.make_pool, {1}))
+    monkeypatch.setattr(answers, "make_engine", Full(answers.make_engine, {1}))
     with pytest.raises(InputError, match=r"one prompt at a time. Lower generate.max_new_tokens"):
         run(load_recipe(path), path)
     (root,) = (path.parent / "runs").iterdir()
@@ -241,9 +242,16 @@ class Traces:
         self._found: list[tuple[str, str, weakref.ref[Any]]] = []
         patch.setattr(gc, "freeze", lambda: None)  # conftest would put a live model out of collections' reach
         self._patch = patch
-        for owner, name in ((session.TrainSession, "__init__"), (Pool, "__init__"), (optimizer.FlatWeights, "__init__"),
-                            (forward_backward.Passes, "__init__"), (SFTTrainer, "__init__")):  # fmt: skip
-            self.follow(owner, name, lambda self, *_, **__: [self])
+        owners = (
+            session.TrainSession,
+            LLMEngine,
+            ModelRunner,
+            optimizer.FlatWeights,
+            forward_backward.Passes,
+            SFTTrainer,
+        )
+        for owner in owners:
+            self.follow(owner, "__init__", lambda self, *_, **__: [self])
 
     def follow(self, owner: Any, name: str, made: Callable[..., list[Any]]) -> None:
         """Note what a call made or returned, as `made` says from its arguments; tensors within it too."""

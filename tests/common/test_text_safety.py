@@ -89,15 +89,15 @@ def test_runs_and_chat_carry_no_codes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert RunDir.at(tmp_path / "two").root.name == "two"
 
     class Encoder:
+        eos_id = len(EVIL)
+
         def decode(self, tokens: Any) -> str:
             return EVIL[: tokens[0]]
 
     class Row:
         tokens = [len(EVIL)]  # noqa: RUF012
 
-    class Pool:
-        eos_id = len(EVIL)
-
+    class Engine:
         def run(self, rows: Any, burst: int, on_look: Any) -> Any:
             row = rows[0]
             for seen in range(0, len(EVIL), 7):
@@ -108,7 +108,7 @@ def test_runs_and_chat_carry_no_codes(tmp_path: Path, capsys: pytest.CaptureFixt
 
     out = io.StringIO()
     stub: Any = chat._answer
-    assert stub(Pool(), Row(), Encoder(), out) == EVIL
+    assert stub(Engine(), Row(), Encoder(), out) == EVIL
     assert not acts(out.getvalue()) and out.getvalue().count("\\u001b") == EVIL.count("\x1b")
 
 

@@ -20,7 +20,7 @@ from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder
 from fast_ft.data.examples import Example
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask
@@ -65,7 +65,7 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[LoadedModel]:
 def step(loaded: LoadedModel, rows: list[EncodedRow], folder: Path, micro_batch: int = 8) -> StepRecord:
     """The trainer's step; the adapter is put back as it was."""
     before = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
-    record = first_step(loaded, rows, pad_id=ENCODER.pad_id, plan=Plan(micro_batch), work_folder=folder)
+    record = first_step(loaded, rows, pad_id=ENCODER.pad_id, plan=TrainPlan(micro_batch), work_folder=folder)
     for name, weight in loaded.model.named_parameters():
         if name in before:
             assert not weight.detach().equal(before[name]), f"the step left {name} as it was"
@@ -189,7 +189,7 @@ def test_neftune_scales_noise_by_each_rows_own_length(
     assert len(pair[1].input_ids) > 2 * len(pair[0].input_ids)
     section = schema.Train(effective_batch_size=2, optim="adamw_torch", warmup_steps=0, neftune_noise_alpha=5)
     task = TrainTask([StageJob(0, "one", pair, [[0, 1]], 1e-9)], section, schema.Carry(), seed=1, pad_id=0)
-    session = TrainSession(loaded, task, Plan(2), tmp_path)
+    session = TrainSession(loaded, task, TrainPlan(2), tmp_path)
     embeddings = loaded.model.get_input_embeddings()
     seen: list[tuple[Any, Any]] = []
 

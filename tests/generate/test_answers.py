@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fast_ft.generate import answers as generate
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, save_random_llama
 
@@ -63,7 +65,7 @@ def prompts() -> list[Prompt]:
 
 def answer(loaded: LoadedModel, prompts: list[Prompt], partial: Path, batch_size: int = 4, **values: Any) -> Any:
     section = GREEDY.model_copy(update=values)
-    return generate.generate(loaded, ENCODER, prompts, section, seed=1, batch_size=batch_size, partial=partial)
+    return generate.generate(loaded, ENCODER, prompts, section, DecodePlan(batch_size), generate.Task(1, partial))
 
 
 # The same answers, however they are batched
@@ -96,9 +98,8 @@ def test_sampling_follows_the_seed(loaded: LoadedModel, prompts: list[Prompt], t
     hot = {"do_sample": True, "temperature": 1.5}
     first, second = (answer(loaded, prompts, tmp_path / name, **hot) for name in ("a", "b"))
     assert first.answers == second.answers
-    other = generate.generate(
-        loaded, ENCODER, prompts, GREEDY.model_copy(update=hot), seed=2, batch_size=4, partial=tmp_path / "c"
-    )
+    section = GREEDY.model_copy(update=hot)
+    other = generate.generate(loaded, ENCODER, prompts, section, DecodePlan(4), generate.Task(2, tmp_path / "c"))
     assert other.answers != first.answers
 
 
@@ -245,6 +246,35 @@ def test_rows_padded_to_one_width_have_the_log_probabilities_of_rows_alone(loade
     for row, start, values in zip(rows, [2, 1, 5], together, strict=True):
         assert len(values) == len(row) - start
         assert values == pytest.approx(adapter_check.log_probabilities(loaded.model, [row], [start], 0)[0], abs=1e-4)
+
+
+def test_a_card_takes_several_rows_in_one_pass_with_the_same_numbers(
+    adapter: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the rows' lengths; only the logits that are asked for are computed. A wrong adapter still shows."""
+    rows = [[1, *range(300, 300 + n), 2] for n in (5, 90, 17, 3, 60, 200)]
+    starts = [3, 40, 17, 1, 2, 150]
+    alone = [adapter_check.log_probabilities(loaded.model, [r], [s], 0)[0] for r, s in zip(rows, starts, strict=True)]
+    assert adapter_check.log_probabilities_of(loaded, rows, starts, 0) == alone, "on a CPU each has its own pass"
+    passes: list[int] = []
+    one_pass = adapter_check.log_probabilities
+
+    def counted(model: Any, ids: list[list[int]], *given: Any) -> list[list[float]]:
+        passes.append(len(ids))
+        return one_pass(model, ids, *given)
+
+    monkeypatch.setattr(adapter_check, "log_probabilities", counted)
+    monkeypatch.setattr(adapter_check, "_PASS_TOKENS", 400)
+    on_card = replace(loaded, device="cuda")
+    for values, expected in zip(adapter_check.log_probabilities_of(on_card, rows, starts, 0), alone, strict=True):
+        assert values == pytest.approx(expected, abs=1e-4)
+    assert sum(passes) == 6 and max(passes) > 2 and len(passes) > 1, "as many as have room, and no more"
+    passes.clear()
+    adapter_check.log_probabilities_of(replace(on_card, backend="unsloth"), rows, starts, 0)
+    assert passes == [1] * 6, "whose forward takes no list of logits to keep"
+    assert adapter_check.verify(adapter, on_card, ENCODER.pad_id) < 1e-5
+    with loaded.model.disable_adapter(), pytest.raises(InputError, match="this adapter is not what was trained"):
+        adapter_check.verify(adapter, on_card, ENCODER.pad_id)
 
 
 def changed(adapter: Path, folder: Path, scale: float = 1.0, **config: Any) -> Path:

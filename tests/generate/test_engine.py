@@ -16,12 +16,17 @@ from hypothesis import strategies as st
 
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch, prefill, scheduler
-from fast_ft.generate.engine.kv_cache import PAGE, Cache, pages_for
-from fast_ft.generate.engine.model_runner import Fused
-from fast_ft.generate.engine.prefill import Part, Row, passes
+from fast_ft.generate.engine.block_manager import PAGE, BlockManager, pages_for
+from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.llm_engine import LLMEngine
+from fast_ft.generate.engine.model_runner import EngineConfig
+from fast_ft.generate.engine.prefill import Part, passes
 from fast_ft.generate.engine.projections import Product, base_of, dense
 from fast_ft.generate.engine.sampler import Sampler
-from fast_ft.generate.engine.scheduler import Pool
+from fast_ft.generate.engine.scheduler import Burst
+from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.models import nf4
 from fast_ft.models.loaders import choose
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, save_random_llama
@@ -50,8 +55,8 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def fused(model: Any) -> Fused:
-    return Fused(model)
+def fused(model: Any) -> FusedModel:
+    return FusedModel(model)
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +66,19 @@ def prompts() -> list[list[int]]:
     return [[1, *(draw.randrange(3, 2048) for _ in range(n))] for n in [2, 69, 15, 16, 30, 31, 47, 8, *range(20, 28)]]
 
 
-def pool_of(fused: Fused, sampler: Sampler = GREEDY, *, slots: int = 4, pages: int = 60, **values: Any) -> Pool:
-    memory = Cache(len(fused.layers), fused.kv_heads, fused.head_dim, pages, fused.dtype, fused.device)
-    return Pool(fused, memory, sampler, slots=slots, eos_id=EOS, pad_id=0, **{"longest": 400} | values)
+def pool_of(
+    fused: FusedModel, sampler: Sampler = GREEDY, *, slots: int = 4, pages: int = 60, **values: Any
+) -> LLMEngine:
+    given = {"eos_id": EOS, "pad_id": 0, "longest": 400} | values
+    return LLMEngine(fused, KVCache(fused, pages), sampler, EngineConfig(slots, **given))
 
 
-def answers(pool: Pool, rows: list[Row], **options: Any) -> list[list[int]]:
+def answers(pool: LLMEngine, rows: list[Sequence], **options: Any) -> list[list[int]]:
     ended = list(pool.run(rows, **options))
     assert sorted(map(id, ended)) == sorted(map(id, rows)), "each row ends once"
-    assert sorted(pool.cache.free) == list(range(1, pool.cache.pages + 1)), "every page was given back"
+    assert sorted(pool.scheduler.blocks.free) == list(range(1, pool.scheduler.blocks.pages + 1)), (
+        "every page was given back"
+    )
     return [row.tokens for row in rows]
 
 
@@ -93,30 +102,30 @@ def expected(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("slots", "pages", "prefill_tokens"),
     [(4, 60, 2048), (3, 60, 7), (7, 11, 40), (1, 8, 16), (40, 200, 100), (16, 24, 2048)],
-    ids=["refills", "chunked prefill", "rows set aside", "one slot", "more slots than prompts", "scarce pages"],
+    ids=["refills", "chunked prefill", "rows preempted", "one slot", "more slots than prompts", "scarce pages"],
 )
 def test_greedy_equals_transformers_one_by_one(
-    fused: Fused, prompts: list[list[int]], expected: list[list[int]], slots: int, pages: int, prefill_tokens: int
+    fused: FusedModel, prompts: list[list[int]], expected: list[list[int]], slots: int, pages: int, prefill_tokens: int
 ) -> None:
     pool = pool_of(fused, slots=slots, pages=pages, prefill_tokens=prefill_tokens)
-    rows = [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
+    rows = [Sequence(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
     assert answers(pool, rows) == expected
 
 
-def test_rows_are_set_aside_and_taken_up_again(
-    fused: Fused, prompts: list[list[int]], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+def test_rows_are_preempted_and_taken_up_again(
+    fused: FusedModel, prompts: list[list[int]], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "AHEAD", 1)  # hopeful admission: rows run out of pages
     computed: list[int] = []
     original = prefill.passes
     monkeypatch.setattr(prefill, "passes", lambda rows, most: computed.append(len(rows)) or original(rows, most))
-    rows = [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
+    rows = [Sequence(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
     assert answers(pool_of(fused, slots=9, pages=14), rows) == expected
     assert sum(computed) > len(rows)
 
 
-def test_repetition_penalty_equals_transformers(model: Any, fused: Fused, prompts: list[list[int]]) -> None:
-    rows = [Row(prompt, 12) for prompt in prompts[:6]]
+def test_repetition_penalty_equals_transformers(model: Any, fused: FusedModel, prompts: list[list[int]]) -> None:
+    rows = [Sequence(prompt, 12) for prompt in prompts[:6]]
     made = answers(pool_of(fused, Sampler(False, repetition_penalty=1.4)), rows)
     assert made == [reference(model, prompt, 12, repetition_penalty=1.4) for prompt in prompts[:6]]
 
@@ -143,13 +152,13 @@ def test_grouped_heads_biases_and_other_ropes(tmp_path: Path, prompts: list[list
     base.save_pretrained(str(folder))
     assert json.loads((folder / "config.json").read_text())["attention_bias"]
     model = tuned(folder, target_modules=("q_proj", "v_proj", "down_proj"))
-    made = answers(pool_of(Fused(model), prefill_tokens=20), [Row(prompt, 20) for prompt in prompts[:8]])
+    made = answers(pool_of(FusedModel(model), prefill_tokens=20), [Sequence(prompt, 20) for prompt in prompts[:8]])
     assert made == [reference(model, prompt, 20) for prompt in prompts[:8]]
 
 
 def test_four_bits_on_a_cpu(prompts: list[list[int]]) -> None:
     model = tuned(POCKET, load_in_4bit=True)
-    made = answers(pool_of(Fused(model)), [Row(prompt, 8) for prompt in prompts[:6]])
+    made = answers(pool_of(FusedModel(model)), [Sequence(prompt, 8) for prompt in prompts[:6]])
     same = [a == reference(model, prompt, 8) for a, prompt in zip(made, prompts, strict=False)]
     assert sum(same) >= 5, "bitsandbytes' CPU kernel may round otherwise for one row than for many"
 
@@ -162,32 +171,32 @@ def test_another_kind_of_model_is_refused() -> None:
         num_key_value_heads=2, head_dim=16,
     )  # fmt: skip
     with pytest.raises(InputError, match=r"Llama's blocks only.*'qwen3'"):
-        Fused(transformers.Qwen3ForCausalLM(config))
+        FusedModel(transformers.Qwen3ForCausalLM(config))
 
 
 # Rows do not see one another
 
 
-def drawn(fused: Fused, prompts: list[list[int]], *, slots: int = 4, **values: Any) -> list[list[int]]:
-    rows = [Row(prompt, 12, key=1000 + i) for i, prompt in enumerate(prompts)]
+def drawn(fused: FusedModel, prompts: list[list[int]], *, slots: int = 4, **values: Any) -> list[list[int]]:
+    rows = [Sequence(prompt, 12, key=1000 + i) for i, prompt in enumerate(prompts)]
     return answers(pool_of(fused, HOT, slots=slots, **values), rows)
 
 
-def test_neighbours_slots_and_pages_do_not_change_what_a_row_draws(fused: Fused, prompts: list[list[int]]) -> None:
+def test_neighbours_slots_and_pages_do_not_change_what_a_row_draws(fused: FusedModel, prompts: list[list[int]]) -> None:
     together = drawn(fused, prompts)
     for slots, pages in ((16, 200), (5, 15)):
         assert drawn(fused, prompts, slots=slots, pages=pages) == together
-    alone = [answers(pool_of(fused, HOT), [Row(p, 12, key=1000 + i)])[0] for i, p in enumerate(prompts[:5])]
+    alone = [answers(pool_of(fused, HOT), [Sequence(p, 12, key=1000 + i)])[0] for i, p in enumerate(prompts[:5])]
     assert alone == together[:5]
     assert len({tuple(tokens) for tokens in together}) == len(prompts)
 
 
 def test_every_token_is_drawn_with_its_rows_key_and_its_place(
-    model: Any, fused: Fused, prompts: list[list[int]]
+    model: Any, fused: FusedModel, prompts: list[list[int]]
 ) -> None:
     """From the model's own logits the sampler draws the same again, the first token of each answer included."""
     flat = Sampler(True, temperature=6.0, top_k=200)  # under which no token is certain
-    rows = [Row(prompts[i % 2], 4, key=(7 << 40) + i) for i in range(12)]
+    rows = [Sequence(prompts[i % 2], 4, key=(7 << 40) + i) for i in range(12)]
     made = answers(pool_of(fused, flat, slots=5), rows)
     for row, tokens in zip(rows, made, strict=True):
         with torch.no_grad():
@@ -199,43 +208,42 @@ def test_every_token_is_drawn_with_its_rows_key_and_its_place(
 
 @pytest.mark.parametrize("poison", [float("nan"), 6e4])
 def test_a_page_keeps_nothing_of_the_row_before(
-    fused: Fused, prompts: list[list[int]], expected: list[list[int]], poison: float
+    fused: FusedModel, prompts: list[list[int]], expected: list[list[int]], poison: float
 ) -> None:
     pool = pool_of(fused, slots=3, pages=20)
-    pool.cache.keys.fill_(poison)
-    pool.cache.values.fill_(poison)
-    taken = Pool._release
+    cache, blocks = pool.runner.cache, pool.scheduler.blocks
+    cache.keys.fill_(poison)
+    cache.values.fill_(poison)
+    taken = BlockManager.release
 
-    def release(row: Row) -> None:
-        for page in row.pages:
-            pool.cache.keys[:, page * PAGE : (page + 1) * PAGE] = poison
-            pool.cache.values[:, page * PAGE : (page + 1) * PAGE] = poison
-        taken(pool, row)
+    def release(sequence: Sequence) -> None:
+        for page in sequence.block_table:
+            cache.keys[:, page * PAGE : (page + 1) * PAGE] = poison
+            cache.values[:, page * PAGE : (page + 1) * PAGE] = poison
+        taken(blocks, sequence)
 
-    pool._release = release  # type: ignore[method-assign]
-    assert answers(pool, [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]) == expected
+    blocks.release = release  # type: ignore[method-assign]
+    assert answers(pool, [Sequence(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]) == expected
 
 
-def test_the_caches_last_cell_is_usable(model: Any, fused: Fused) -> None:
+def test_the_caches_last_cell_is_usable(model: Any, fused: FusedModel) -> None:
     for length in (PAGE - 1, PAGE, PAGE + 1):
         prompt = [1, *range(100, 99 + length)]
         limit = 4 * PAGE - length  # prompt and answer fill the cache to its last cell
         model_says = reference(model, prompt, limit, eos_token_id=None)
-        pool = pool_of(fused, pages=4, longest=4 * PAGE, slots=1)
-        pool.eos_id = -1
-        assert answers(pool, [Row(prompt, limit)]) == [model_says]
+        pool = pool_of(fused, pages=4, longest=4 * PAGE, slots=1, eos_id=-1)
+        assert answers(pool, [Sequence(prompt, limit)]) == [model_says]
         assert len(model_says) == limit
         with pytest.raises(InputError, match=r"cache of 64 tokens\. Lower generate\.max_new_tokens"):
-            list(pool.run([Row(prompt, limit + 1)]))
+            list(pool.run([Sequence(prompt, limit + 1)]))
 
 
-def test_columns_grow_in_the_middle_of_an_answer(model: Any, fused: Fused) -> None:
-    rows = [Row([1, *range(50, 50 + n)], 40) for n in (230, 10)]
-    pool = pool_of(fused, longest=400)
-    pool.eos_id = -1
+def test_columns_grow_in_the_middle_of_an_answer(model: Any, fused: FusedModel) -> None:
+    rows = [Sequence([1, *range(50, 50 + n)], 40) for n in (230, 10)]
+    pool = pool_of(fused, longest=400, eos_id=-1)
     seen: set[tuple[int, int]] = set()
-    step = pool._step
-    pool._step = lambda slots, columns: seen.add((slots, columns)) or step(slots, columns)  # type: ignore[method-assign, func-returns-value]
+    step = pool.runner._step
+    pool.runner._step = lambda slots, columns: seen.add((slots, columns)) or step(slots, columns)  # type: ignore[method-assign, func-returns-value]
     made = answers(pool, rows)
     assert {columns for _, columns in seen} == {256, 400 // PAGE * PAGE + PAGE}
     assert made == [reference(model, list(row.prompt), 40, eos_token_id=None) for row in rows]
@@ -244,19 +252,18 @@ def test_columns_grow_in_the_middle_of_an_answer(model: Any, fused: Fused) -> No
 # Ends
 
 
-def test_eos_at_the_first_token_and_a_limit_of_one(model: Any, fused: Fused, prompts: list[list[int]]) -> None:
+def test_eos_at_the_first_token_and_a_limit_of_one(model: Any, fused: FusedModel, prompts: list[list[int]]) -> None:
     first = [reference(model, prompt, 1)[0] for prompt in prompts]
-    assert answers(pool_of(fused), [Row(prompt, 1) for prompt in prompts]) == [[token] for token in first]
-    pool = pool_of(fused, slots=2)
-    pool.eos_id = first[0]
-    made = answers(pool, [Row(prompt, 9) for prompt in prompts[:5]])
+    assert answers(pool_of(fused), [Sequence(prompt, 1) for prompt in prompts]) == [[token] for token in first]
+    pool = pool_of(fused, slots=2, eos_id=first[0])
+    made = answers(pool, [Sequence(prompt, 9) for prompt in prompts[:5]])
     assert made[0] == [first[0]]
     for tokens in made:
         assert first[0] not in tokens[:-1], "nothing follows EOS"
 
 
 @pytest.fixture(scope="module")
-def smallest() -> Fused:
+def smallest() -> FusedModel:
     """A random model of 16 tokens, so that EOS comes often."""
     import transformers
 
@@ -265,10 +272,10 @@ def smallest() -> Fused:
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, head_dim=16, max_position_embeddings=128,
     )  # fmt: skip
-    return Fused(transformers.LlamaForCausalLM(config).eval())
+    return FusedModel(transformers.LlamaForCausalLM(config).eval())
 
 
-def lowers_limits(rows: list[Row], draw: random.Random, share: float) -> None:
+def lowers_limits(rows: list[Sequence], draw: random.Random, share: float) -> None:
     """Lower some limits: to a row's own length, as a budget of minutes does, to less, or to a little more."""
     for row in rows:
         if draw.random() < share:
@@ -284,7 +291,7 @@ def lowers_limits(rows: list[Row], draw: random.Random, share: float) -> None:
     share=st.sampled_from([0.0, 0.05, 0.3]),
 )
 def test_a_run_ends_whatever_its_rows_and_limits(
-    smallest: Fused, seed: int, slots: int, spare: int, burst: int, share: float
+    smallest: FusedModel, seed: int, slots: int, spare: int, burst: int, share: float
 ) -> None:
     """With prompts, candidates, limits that fall at any time, and replays; in a cache that hardly holds one row."""
     draw = random.Random(seed)
@@ -294,38 +301,37 @@ def test_a_run_ends_whatever_its_rows_and_limits(
     pool = pool_of(smallest, Sampler(True), slots=slots, pages=pages, longest=96, prefill_tokens=32)
     known: dict[int, int] = {}
     for _ in range(2):
-        rows = [Row(prompt, limit, key=i, known=known.get(i)) for i, (prompt, limit) in enumerate(wanted)]
-        bursts, compute = 0, pool._burst
+        rows = [Sequence(prompt, limit, key=i, known=known.get(i)) for i, (prompt, limit) in enumerate(wanted)]
+        bursts, compute = 0, pool.decode
 
-        def counted(live: list[Row], steps: int, shape: int | None, compute: Any = compute) -> None:
+        def counted(burst: Burst, compute: Any = compute) -> None:
             nonlocal bursts
             bursts += 1
-            assert steps >= 1 and bursts <= sum(limit for _, limit in wanted), "a burst gives no row a token"
-            compute(live, steps, shape)
+            assert burst.steps >= 1 and bursts <= sum(limit for _, limit in wanted), "a burst gives no row a token"
+            compute(burst)
 
-        pool._burst = counted  # type: ignore[method-assign]
+        pool.decode = counted  # type: ignore[method-assign]
         ended = []
         for row in pool.run(rows, burst=burst, on_look=lambda _, rows=rows: lowers_limits(rows, draw, share)):
-            assert len(row.tokens) <= row.limit and not row.pages
+            assert len(row.tokens) <= row.limit and not row.block_table
             assert row.known is not None or len(row.tokens) == row.limit or row.tokens[-1] == EOS
             ended.append(row)
             lowers_limits([other for other in rows if other not in ended], draw, share)
         assert sorted(map(id, ended)) == sorted(map(id, rows)), "each row ends once"
-        assert sorted(pool.cache.free) == list(range(1, pages + 1))
-        pool._burst = compute  # type: ignore[method-assign]
+        assert sorted(pool.scheduler.blocks.free) == list(range(1, pages + 1))
+        pool.decode = compute  # type: ignore[method-assign]
         known = {i: len(row.tokens) for i, row in enumerate(rows) if draw.random() < 0.5}
 
 
-def test_a_row_that_was_set_aside_ends_at_a_limit_that_fell_to_its_length(
-    fused: Fused, prompts: list[list[int]]
+def test_a_row_that_was_preempted_ends_at_a_limit_that_fell_to_its_length(
+    fused: FusedModel, prompts: list[list[int]]
 ) -> None:
-    pool = pool_of(fused, slots=2, pages=6, longest=96)
-    pool.eos_id = -1
-    rows = [Row(prompts[0], 80, key=1), Row([8, 9, 10], 80, key=2)]
+    pool = pool_of(fused, slots=2, pages=6, longest=96, eos_id=-1)
+    rows = [Sequence(prompts[0], 80, key=1), Sequence([8, 9, 10], 80, key=2)]
     aside: list[int] = []
     looks = 0
 
-    def look(live: list[Row]) -> None:
+    def look(live: list[Sequence]) -> None:
         nonlocal looks
         looks += 1
         assert looks < 60, "the run does not end"
@@ -339,38 +345,36 @@ def test_a_row_that_was_set_aside_ends_at_a_limit_that_fell_to_its_length(
     assert [len(tokens) for tokens in made] == [row.limit for row in rows] and rows[1].limit == aside[0]
 
 
-def test_the_pool_shrinks_with_what_is_left(fused: Fused, prompts: list[list[int]]) -> None:
-    pool = pool_of(fused, slots=16, pages=200)
-    assert pool.shapes == [16, 8, 4]
+def test_the_pool_shrinks_with_what_is_left(fused: FusedModel, prompts: list[list[int]]) -> None:
+    pool = pool_of(fused, slots=16, pages=200, eos_id=-1)
+    assert pool.scheduler.shapes == [16, 8, 4]
     used: list[int] = []
-    step = pool._step
-    pool._step = lambda slots, columns: used.append(slots) or step(slots, columns)  # type: ignore[method-assign, func-returns-value]
-    pool.eos_id = -1
-    answers(pool, [Row(prompt, 2 + 2 * i) for i, prompt in enumerate(prompts)])
+    step = pool.runner._step
+    pool.runner._step = lambda slots, columns: used.append(slots) or step(slots, columns)  # type: ignore[method-assign, func-returns-value]
+    answers(pool, [Sequence(prompt, 2 + 2 * i) for i, prompt in enumerate(prompts)])
     assert used == sorted(used, reverse=True) and set(used) == {16, 8, 4}
 
 
-def test_rows_are_admitted_several_at_a_time(fused: Fused, prompts: list[list[int]]) -> None:
+def test_rows_are_admitted_several_at_a_time(fused: FusedModel, prompts: list[list[int]]) -> None:
     """Of 16 slots two must be free, and at the end enough for all that wait."""
-    pool = pool_of(fused, slots=16, pages=200)
-    pool.eos_id = -1
+    pool = pool_of(fused, slots=16, pages=200, eos_id=-1)
     admitted: list[int] = []
-    fill = pool._prefill
-    pool._prefill = lambda rows: admitted.append(len(rows)) or fill(rows)  # type: ignore[method-assign, func-returns-value]
-    answers(pool, [Row(prompts[i % 16], 1 + 7 * i % 41, key=i) for i in range(37)])
+    fill = pool.prefill
+    pool.prefill = lambda sequences: admitted.append(len(sequences)) or fill(sequences)  # type: ignore[method-assign, func-returns-value]
+    answers(pool, [Sequence(prompts[i % 16], 1 + 7 * i % 41, key=i) for i in range(37)])
     assert admitted[0] == 16 and sum(admitted) == 37
     assert all(count >= 2 for count in admitted[1:-1]) and len(admitted) < 12
 
 
-def test_looks_show_the_logits_of_each_new_token(fused: Fused, prompts: list[list[int]]) -> None:
+def test_looks_show_the_logits_of_each_new_token(fused: FusedModel, prompts: list[list[int]]) -> None:
     pool = pool_of(fused)
     looked: dict[int, list[int]] = {}
 
-    def look(live: list[Row]) -> None:
-        for logits_V, row in zip(pool.logits, live, strict=False):
+    def look(live: list[Sequence]) -> None:
+        for logits_V, row in zip(pool.runner.logits, live, strict=False):
             looked.setdefault(id(row), []).append(int(logits_V.argmax()))
 
-    rows = [Row(prompt, 9) for prompt in prompts]
+    rows = [Sequence(prompt, 9) for prompt in prompts]
     made = answers(pool, rows, burst=1, on_look=look)
     assert [looked[id(row)] for row in rows] == made
 
@@ -378,11 +382,11 @@ def test_looks_show_the_logits_of_each_new_token(fused: Fused, prompts: list[lis
 # Candidates
 
 
-def test_candidates_share_the_first_pass_and_differ(fused: Fused, prompts: list[list[int]]) -> None:
-    rows = [Row(prompt, 10, key=i * 100 + c) for i, prompt in enumerate(prompts[:4]) for c in range(5)]
+def test_candidates_share_the_first_pass_and_differ(fused: FusedModel, prompts: list[list[int]]) -> None:
+    rows = [Sequence(prompt, 10, key=i * 100 + c) for i, prompt in enumerate(prompts[:4]) for c in range(5)]
     assert passes(rows, 2048)[0][1] == Part((5, 6, 7, 8, 9), 0, len(prompts[1]))
     made = answers(pool_of(fused, HOT, slots=20, pages=150), rows)
-    singly = [answers(pool_of(fused, HOT), [Row(row.prompt, 10, key=row.key)])[0] for row in rows[::3]]
+    singly = [answers(pool_of(fused, HOT), [Sequence(row.prompt, 10, key=row.key)])[0] for row in rows[::3]]
     assert made[::3] == singly
     for i in range(4):
         assert len({tuple(tokens) for tokens in made[5 * i : 5 * i + 5]}) > 2
@@ -397,14 +401,18 @@ def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]],
         sizes.append((len(q), longest))
         return torch.cat([ops_torch.causal(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(starts.tolist()) if b > a])
 
-    fused = Fused(model)
+    fused = FusedModel(model)
     fused.ops = SimpleNamespace(**vars(ops_torch) | {"PACKED": True, "packed_attention": packed_attention})
-    rows = [Row(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
+    rows = [Sequence(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
     assert answers(pool_of(fused, slots=5, prefill_tokens=160), rows) == expected
     assert len(set(sizes)) > 2 and {size for size, _ in sizes} <= {20, 40, 80, 100, 120, 140, 160}
-    made = answers(pool_of(fused, HOT, slots=16, pages=150), [Row(p, 9, key=k) for p in prompts[:4] for k in range(4)])
+    made = answers(
+        pool_of(fused, HOT, slots=16, pages=150), [Sequence(p, 9, key=k) for p in prompts[:4] for k in range(4)]
+    )
     fused.ops = ops_torch
-    again = answers(pool_of(fused, HOT, slots=16, pages=150), [Row(p, 9, key=k) for p in prompts[:4] for k in range(4)])
+    again = answers(
+        pool_of(fused, HOT, slots=16, pages=150), [Sequence(p, 9, key=k) for p in prompts[:4] for k in range(4)]
+    )
     assert made == again
 
 
@@ -412,7 +420,7 @@ def test_passes_hold_every_token_once_and_no_more_than_fit() -> None:
     draw = random.Random(1)
     for _ in range(50):
         most = draw.choice([1, 5, 16, 100])
-        rows = [Row([index] * draw.randrange(1, 40), 9) for index in range(draw.randrange(1, 12))]
+        rows = [Sequence([index] * draw.randrange(1, 40), 9) for index in range(draw.randrange(1, 12))]
         for row in rows[::3]:
             row.tokens = [7] * draw.randrange(0, 5)
         found: dict[int, list[int]] = {index: [] for index in range(len(rows))}
@@ -428,27 +436,27 @@ def test_passes_hold_every_token_once_and_no_more_than_fit() -> None:
 
 
 def test_a_replay_makes_every_decision_again_and_computes_only_what_it_must(
-    fused: Fused, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    fused: FusedModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With rows known up to any point, the others come out the same to the last bit of their logits."""
-    monkeypatch.setattr(scheduler, "AHEAD", 4)  # so that rows are set aside, too
+    monkeypatch.setattr(scheduler, "AHEAD", 4)  # so that rows are preempted, too
     last: dict[int, torch.Tensor] = {}
 
     def run(known: dict[int, int]) -> tuple[list[list[int]], list[int], int]:
         pool = pool_of(fused, HOT, slots=5, pages=13)
         steps = 0
-        step = pool._step
+        step = pool.runner._step
 
         def count(slots: int, columns: int) -> None:
             nonlocal steps
             steps += 1
             step(slots, columns)
 
-        pool._step = count  # type: ignore[method-assign]
-        rows = [Row(prompt, 6 + 7 * i % 19, key=i, known=known.get(i)) for i, prompt in enumerate(prompts)]
+        pool.runner._step = count  # type: ignore[method-assign]
+        rows = [Sequence(prompt, 6 + 7 * i % 19, key=i, known=known.get(i)) for i, prompt in enumerate(prompts)]
 
-        def look(live: list[Row]) -> None:
-            for logits_V, row in zip(pool.logits, live, strict=False):
+        def look(live: list[Sequence]) -> None:
+            for logits_V, row in zip(pool.runner.logits, live, strict=False):
                 if row.known is None:
                     last[rows.index(row)] = logits_V.clone()
 
@@ -474,7 +482,7 @@ def test_a_replay_makes_every_decision_again_and_computes_only_what_it_must(
 # Parts
 
 
-def test_fused_products_equal_the_layers(model: Any, fused: Fused) -> None:
+def test_fused_products_equal_the_layers(model: Any, fused: FusedModel) -> None:
     x = torch.randn(3, 192, generator=torch.Generator().manual_seed(1))
     attention = model.get_base_model().model.layers[1].self_attn
     modules = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -526,19 +534,20 @@ def test_the_products_of_4_bit_weights_equal_their_dequantised_ones(rows: int, m
 
 def test_attention_over_pages_equals_attention_over_the_row() -> None:
     draw = torch.Generator().manual_seed(1)
-    pool = Cache(1, 2, 8, 9, torch.float32, torch.device("cpu"))
+    free = BlockManager(9).free
+    keys, values = torch.zeros(2, 10 * PAGE, 2, 8)
     lengths = [0, PAGE - 1, PAGE, 2 * PAGE + 3]
     table = torch.zeros(4, 5, dtype=torch.int64)
     q = torch.randn(4, 6, 8, generator=draw)
     expected = []
     for index, length in enumerate(lengths):
-        pages = [pool.free.pop() for _ in range(pages_for(length + 1))]
+        pages = [free.pop() for _ in range(pages_for(length + 1))]
         table[index, : len(pages)] = torch.tensor(pages)
         k, v = (torch.randn(length + 1, 2, 8, generator=draw) for _ in range(2))
         cells = torch.tensor([pages[t // PAGE] * PAGE + t % PAGE for t in range(length + 1)])
-        pool.keys[0, cells], pool.values[0, cells] = k, v
+        keys[cells], values[cells] = k, v
         expected.append(ops_torch.causal(q[index : index + 1], k, v)[0])
-    made = ops_torch.paged_attention(q, pool.keys[0], pool.values[0], table, torch.tensor(lengths), columns=3 * PAGE)
+    made = ops_torch.paged_attention(q, keys, values, table, torch.tensor(lengths), columns=3 * PAGE)
     torch.testing.assert_close(made, torch.stack(expected), atol=1e-5, rtol=1e-5)
     assert pages_for(0) == 0 and pages_for(PAGE) == 1 and pages_for(PAGE + 1) == 2
 
@@ -547,7 +556,16 @@ def test_attention_over_pages_equals_attention_over_the_row() -> None:
 
 
 def kind_of(**values: Any) -> kernel_checks.Kind:
-    given = {"heads": 4, "kv_heads": 2, "head_dim": 32, "dtype": "float32", "device": "cpu", "steps": (8, 4)}
+    given = {
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 32,
+        "hidden": 128,
+        "inner": 256,
+        "dtype": "float32",
+        "device": "cpu",
+        "steps": (8, 4),
+    }
     return kernel_checks.Kind(**{**given, "planes": False, **values})
 
 
@@ -585,18 +603,53 @@ def test_a_wrong_kernel_is_found_each_time(name: str) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fast_ft.decode
+    import fast_ft.generate.engine
 
     without_planes: Any = SimpleNamespace(**vars(ops_torch))  # for the card's kernels
     monkeypatch.setitem(sys.modules, "fast_ft.generate.engine.ops_triton", without_planes)
-    monkeypatch.setattr(fast_ft.decode, "kernels", without_planes, raising=False)
+    monkeypatch.setattr(fast_ft.generate.engine, "ops_triton", without_planes, raising=False)
     products: list[int] = []
-    monkeypatch.setattr(nf4_linear, "compare_planes", lambda dtype, device, steps: products.extend(steps))
+    monkeypatch.setattr(nf4_linear, "compare_planes", lambda dtype, device, rows, shapes: products.append(rows))
     wanted = kind_of(planes=True, steps=(24,))
     found = kernel_checks.ahead(wanted).exception(timeout=60)
-    assert products == [24] and isinstance(found, RuntimeError), "plain torch knows no plane order"
-    assert {name for name, _ in kernel_checks._passed} == {"products"}
+    assert sorted(products) == [24, 129] and isinstance(found, RuntimeError), "plain torch knows no plane order"
+    assert {name for name, _ in kernel_checks._passed} == {"products of 24 rows", "products of 129 rows"}
     assert kernel_checks.ahead(kind_of()).exception(timeout=60) is None
     kernel_checks.attention(kind_of(), None)  # it was done
     kernel_checks.products(wanted)
-    assert products == [24]
+    assert sorted(products) == [24, 129], "these were done, too"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order"])
+def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a card's kernels do, here in plain torch: right ones pass, and each fault is found."""
+    monkeypatch.setattr(kernel_checks, "_parts", lambda kind, shapes: [2, 4])
+
+    def whole(x: torch.Tensor) -> torch.Tensor:
+        lost = int(wrong == "parts" and len(x) == 4)
+        return x[lost:].sum(dim=0) if x.dim() == 3 else x
+
+    def ordered(x: torch.Tensor, planes: bool) -> torch.Tensor:
+        return nf4.to_planes(x) if planes and wrong != "order" else x
+
+    def add_norm(x: Any, delta: Any, weight: Any, eps: float, *, planes: bool = False) -> torch.Tensor:
+        made = ops_torch.add_norm(x, None if delta is None else whole(delta), weight, eps)
+        return ordered(made * (1.1 if wrong == "norm" and planes else 1.0), planes)
+
+    def gated(x: Any, dtype: Any, *, planes: bool = False) -> torch.Tensor:
+        return ordered(ops_torch.gated(whole(x), dtype) * (1.2 if wrong == "gate" and planes else 1.0), planes)
+
+    def paged_attention(*given: Any, planes: bool, **named: Any) -> torch.Tensor:
+        return ordered(ops_torch.paged_attention(*given, **named), planes)
+
+    def rotate_into_cache(qkv: Any, *given: Any) -> Any:
+        return ops_torch.rotate_into_cache(whole(qkv), *given)
+
+    made = {"add_norm": add_norm, "gated": gated, "paged_attention": paged_attention}
+    ops = SimpleNamespace(**vars(ops_torch) | made | {"rotate_into_cache": rotate_into_cache})
+    if not wrong:
+        kernel_checks.attention(kind_of(planes=True), ops)
+    else:
+        with pytest.raises(RuntimeError, match="differ from plain torch by"):
+            kernel_checks.attention(kind_of(planes=True), ops)

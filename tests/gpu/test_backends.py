@@ -32,7 +32,7 @@ from bench.agreement import first_step
 from fast_ft.models import lora_files as adapter_file
 from fast_ft.models.loaders import choose as backend
 from fast_ft.recipe import schema as recipe
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.data.encoding import EncodedRow
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)
@@ -42,7 +42,7 @@ loaded = maker.for_training(Path(job["adapter"]))
 records = {}
 for name, rows in job["rows"].items():
     for micro_batch in job["micro_batches"]:
-        plan = Plan(micro_batch, recompute_layers=job["recompute"], capture=job["capture"])
+        plan = TrainPlan(micro_batch, recompute_layers=job["recompute"], capture=job["capture"])
         batch = [EncodedRow(**row) for row in rows]
         record = first_step(loaded, batch, pad_id=0, plan=plan, work_folder=Path(job["work"]))
         records[f"{name}/{micro_batch}"] = record

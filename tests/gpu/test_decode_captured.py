@@ -70,19 +70,20 @@ def run(model: Any, prompts: list[list[int]], *, hot: bool = False, fused: dict[
 ) -> Any:  # fmt: skip
     """Return (answers, pool)."""
     from fast_ft.generate.engine import ops_torch
-    from fast_ft.generate.engine.kv_cache import Cache
-    from fast_ft.generate.engine.model_runner import Fused
-    from fast_ft.generate.engine.prefill import Row
+    from fast_ft.generate.engine.fused_model import FusedModel
+    from fast_ft.generate.engine.kv_cache import KVCache
+    from fast_ft.generate.engine.llm_engine import LLMEngine
+    from fast_ft.generate.engine.model_runner import EngineConfig
     from fast_ft.generate.engine.sampler import Sampler
-    from fast_ft.generate.engine.scheduler import Pool
+    from fast_ft.generate.engine.sequence import Sequence
 
     fused = fused or {}
-    parts = Fused(model, **fused)
+    parts = FusedModel(model, **fused)
     assert (parts.ops is ops_torch) == (fused.get("kernels") is False), "the Triton kernels do not work here"
-    cache = Cache(len(parts.layers), parts.kv_heads, parts.head_dim, 120, parts.dtype, parts.device)
     sampler = Sampler(hot, temperature=1.2, top_k=40, top_p=0.95)
-    pool = Pool(parts, cache, sampler, slots=16, eos_id=2, pad_id=0, longest=200, **values)
-    rows = [Row(prompt, 4 + index, key=index) for index, prompt in enumerate(prompts)]
+    config = EngineConfig(slots=16, longest=200, eos_id=2, pad_id=0, **values)
+    pool = LLMEngine(parts, KVCache(parts, 120), sampler, config)
+    rows = [Sequence(prompt, 4 + index, key=index) for index, prompt in enumerate(prompts)]
     list(pool.run(rows))
     return [row.tokens for row in rows], pool
 
@@ -90,7 +91,7 @@ def run(model: Any, prompts: list[list[int]], *, hot: bool = False, fused: dict[
 def test_captured_steps_are_the_uncaptured_ones(model: Any, prompts: list[list[int]]) -> None:
     for hot in (False, True):
         captured, pool = run(model, prompts, hot=hot)
-        assert pool.graphs.works and pool.graphs.count >= 4, "nothing was captured"
+        assert pool.runner.graphs.works and pool.runner.graphs.count >= 4, "nothing was captured"
         assert captured == run(model, prompts, hot=hot, captures=False)[0]
 
 
@@ -107,8 +108,8 @@ def test_the_model_says_the_same_teacher_forced(
 
     model = request.getfixturevalue(which)
     made, pool = run(model, prompts, fused=fused)
-    assert pool.graphs.works and pool.graphs.count
-    assert pool.fused.planes == (which == "four_bits" and "kernels" not in fused and "dequantise" not in fused)
+    assert pool.runner.graphs.works and pool.runner.graphs.count
+    assert pool.runner.model.planes == (which == "four_bits" and "kernels" not in fused and "dequantise" not in fused)
     found = teacher_forced(model, prompts, made)
     print(found)
     assert found["argmax_agrees"] >= 0.98
@@ -117,7 +118,7 @@ def test_the_model_says_the_same_teacher_forced(
 def test_candidates_and_captures_with_4_bit_weights(four_bits: Any, prompts: list[list[int]]) -> None:
     doubled = [prompt for prompt in prompts[:10] for _ in range(2)]
     captured, pool = run(four_bits, doubled, hot=True)
-    assert pool.fused.planes and pool.graphs.works
+    assert pool.runner.model.planes and pool.runner.graphs.works
     assert captured == run(four_bits, doubled, hot=True, captures=False)[0]
     assert captured[0] != captured[1][: len(captured[0])]
 
@@ -136,7 +137,7 @@ def test_attention_over_pages_equals_plain_torch() -> None:
     import torch
 
     from fast_ft.generate.engine import ops_torch, ops_triton
-    from fast_ft.generate.engine.kv_cache import PAGE
+    from fast_ft.generate.engine.block_manager import PAGE
 
     torch.manual_seed(0)
     for heads, kv_heads, dim, dtype in ((32, 32, 128, torch.float16), (8, 2, 64, torch.float32)):

@@ -25,7 +25,7 @@ RUN = """
 import json, sys
 from unittest import mock
 import torch, transformers
-from fast_ft.pipeline import generate_phase
+from fast_ft.pipeline import adapter_loading
 from fast_ft.recipe.loader import validated
 from fast_ft.pipeline.run import run
 before, load = [], transformers.AutoModelForCausalLM.from_pretrained

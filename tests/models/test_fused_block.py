@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
-from fast_ft.generate.engine.model_runner import Fused
+from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.models import weight_layout
 from fast_ft.models.fused_block import block, dispatch, ops_torch
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape, lay_out
@@ -32,7 +32,7 @@ def rows(seed: int = 0) -> list[EncodedRow]:
 
 def gradients(loaded: LoadedModel, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
     shape = MicroBatchShape(places=3, longest=17, pad_id=0)
-    passes = Passes(loaded, FlatWeights(loaded.model), Plan(3, recompute_layers=recompute_layers), shape)
+    passes = Passes(loaded, FlatWeights(loaded.model), TrainPlan(3, recompute_layers=recompute_layers), shape)
     loaded.model.zero_grad()
     loaded.model.train()
     passes.begin(25, None)
@@ -86,13 +86,13 @@ def test_training_and_decoding_share_one_copy_of_the_weights(tiny: Path, first: 
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
     made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
     if first == "decoding":
-        Fused(made.model)
+        FusedModel(made.model)
     assert block.install(made.model, made.patches) is None
     _, expected = gradients(made)
     layers = made.model.get_base_model().model.layers
     blocks = [layer.forward.block for layer in layers]
     for _ in range(2):
-        fused = Fused(made.model)
+        fused = FusedModel(made.model)
         for layer, each, (_, qkv, _, _, gate_up, _) in zip(layers, blocks, fused.layers, strict=True):
             q, gate = layer.self_attn.q_proj.get_base_layer().weight, layer.mlp.gate_proj.get_base_layer().weight
             for group, product, weight in ((each.groups[0], qkv, q), (each.groups[2], gate_up, gate)):

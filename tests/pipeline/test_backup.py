@@ -17,7 +17,7 @@ from fast_ft.cli.main import main
 from fast_ft.common import atomic_files, console, folders
 from fast_ft.common.errors import InputError
 from fast_ft.generate import answers
-from fast_ft.generate.engine import scheduler
+from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.judge import scoring
 from fast_ft.pipeline import backup, train_phase
 from fast_ft.pipeline.backup import COMPLETE, REPLIES, Backup
@@ -106,8 +106,8 @@ def test_a_fresh_machine_goes_on_from_the_answers_too(
 
     shutil.rmtree(tmp_path / "local")
     drawn = []
-    run_pool = scheduler.Pool.run
-    monkeypatch.setattr(scheduler.Pool, "run", lambda pool, rows, **o: drawn.append(rows) or run_pool(pool, rows, **o))
+    run_pool = LLMEngine.run
+    monkeypatch.setattr(LLMEngine, "run", lambda pool, rows, **o: drawn.append(rows) or run_pool(pool, rows, **o))
     folder = go(path, tmp_path)
     assert f"restored from {newer}" in capsys.readouterr().err
     assert sum(row.known is not None for row in drawn[-1]) == 3, "these are not answered again"

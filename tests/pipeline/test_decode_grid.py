@@ -13,7 +13,8 @@ import pytest
 from fast_ft.cli.chat import chat
 from fast_ft.cli.main import main
 from fast_ft.common.errors import InputError
-from fast_ft.generate.engine.kv_cache import PAGE, Cache
+from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.pipeline.decode_grid import grid
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
@@ -95,16 +96,16 @@ def test_a_talk_streams_remembers_and_forgets(folder: Path, capsys: pytest.Captu
 def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache grows with the talk, up to the context, and the former one is let go first."""
     made: list[int] = []
-    alive: list[weakref.ref[Cache]] = []
+    alive: list[weakref.ref[KVCache]] = []
 
-    class Counted(Cache):
-        def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: Any, device: Any) -> None:
+    class Counted(KVCache):
+        def __init__(self, model: Any, pages: int) -> None:
             assert not any(cache() is not None for cache in alive), "two caches at once"
-            super().__init__(layers, kv_heads, head_dim, pages, dtype, device)
+            super().__init__(model, pages)
             alive.append(weakref.ref(self))
             made.append(pages * PAGE)
 
-    monkeypatch.setattr("fast_ft.generate.answers.Cache", Counted)
+    monkeypatch.setattr("fast_ft.generate.engine.kv_cache.KVCache", Counted)
     said = iter(["Why?", "A cup?", *["What colour is the hat?"] * 30])
 
     def ask(prompt: str) -> str:

@@ -186,7 +186,7 @@ def test_a_stopped_run_remembers_its_minutes_and_its_annealing(
 def test_answers_keep_their_minutes_and_pred_json_is_complete(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fast_ft.generate.engine import scheduler
+    from fast_ft.generate.engine.llm_engine import LLMEngine
 
     path = recipe_file(
         {
@@ -197,13 +197,13 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
         }
     )
     clock = Clock()
-    burst = scheduler.Pool._burst
+    decode = LLMEngine.decode
 
-    def slow(self: Any, live: Any, steps: int, shape: Any) -> None:
-        burst(self, live, steps, shape)
-        clock.now += steps * 0.5  # 100 tokens: 50 s; five answers two by two: 150 s
+    def slow(self: Any, burst: Any) -> None:
+        decode(self, burst)
+        clock.now += burst.steps * 0.5  # 100 tokens: 50 s; five answers two by two: 150 s
 
-    monkeypatch.setattr(scheduler.Pool, "_burst", slow)
+    monkeypatch.setattr(LLMEngine, "decode", slow)
     with pytest.raises(BudgetMissed, match=r"answers were cut at \d+ new tokens"):
         run(load_recipe(path), path, clock=clock)
     assert "will not end within budget.generate_minutes=1" in capsys.readouterr().err
@@ -320,7 +320,7 @@ def test_less_time_than_before_changes_nothing_that_is_there(
 def test_with_more_minutes_answers_are_made_again_to_their_full_length(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
-    from fast_ft.generate.engine import scheduler
+    from fast_ft.generate.engine.llm_engine import LLMEngine
 
     path = recipe_file(
         {
@@ -328,15 +328,15 @@ def test_with_more_minutes_answers_are_made_again_to_their_full_length(
             "judge.base_prompts": 2,
         }
     )  # fmt: skip
-    wanted, clock, burst = Straight(path), Clock(), scheduler.Pool._burst
+    wanted, clock, decode = Straight(path), Clock(), LLMEngine.decode
 
-    def slow(self: Any, live: Any, steps: int, shape: Any) -> None:
-        burst(self, live, steps, shape)
-        clock.now += steps * 0.5
+    def slow(self: Any, burst: Any) -> None:
+        decode(self, burst)
+        clock.now += burst.steps * 0.5
         if stop and (only_run(path).pred_partial.read_text().count("\n") >= 3):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(scheduler.Pool, "_burst", slow)
+    monkeypatch.setattr(LLMEngine, "decode", slow)
     stop = stopped
     with pytest.raises(KeyboardInterrupt if stopped else BudgetMissed):
         run(load_recipe(path), path, clock=clock)

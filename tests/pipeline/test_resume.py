@@ -16,7 +16,7 @@ from fast_ft.common import atomic_files, console
 from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
-from fast_ft.generate.engine import scheduler
+from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.homework import package
 from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.rerun import generate_again, judge_again, renew_scores
@@ -239,7 +239,7 @@ def test_a_stop_beside_the_record_of_the_answers_makes_none_of_them_again(
     def answered_again(*given: Any, **options: Any) -> Any:
         raise AssertionError("an answer that was there is made again")
 
-    monkeypatch.setattr(scheduler.Pool, "run", answered_again)
+    monkeypatch.setattr(LLMEngine, "run", answered_again)
     folder = again("judge.base_prompts=2", "generate.max_new_tokens=3")
     assert {name: (root / name).read_bytes() for name in made} == made and not list(root.glob("*.partial.jsonl"))
     assert (folder.done("generate") or {})["base_answers"] == 2
@@ -263,8 +263,8 @@ def test_a_stopped_generate_goes_on_and_its_answers_never_mix_with_the_runs_own(
         generate_again(root, ["generate.max_new_tokens=3"])
     assert again().pred.read_bytes() == former, "the run's own answers are as they were"
     drawn = []
-    run_pool = scheduler.Pool.run
-    monkeypatch.setattr(scheduler.Pool, "run", lambda pool, rows, **o: drawn.append(rows) or run_pool(pool, rows, **o))
+    run_pool = LLMEngine.run
+    monkeypatch.setattr(LLMEngine, "run", lambda pool, rows, **o: drawn.append(rows) or run_pool(pool, rows, **o))
     generate_again(root, ["generate.max_new_tokens=3"])
     assert sum(row.known is not None for row in drawn[-1]) == 2
     assert (root / "pred.json").read_bytes() == (tmp_path / "whole" / "pred.json").read_bytes()

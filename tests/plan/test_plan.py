@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.hub.families import GIB, ModelShape
 from fast_ft.plan import cards
 from fast_ft.plan.cost_model import Rates, Training, fixed_gib, pass_gib, pass_seconds
-from fast_ft.plan.plans import Answers, Plan, Wanted, settle, shares_of, widths_of
+from fast_ft.plan.decode_pool import Answers, DecodePlan
+from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted, settle, shares_of, widths_of
 from tests.helpers.parts import POCKET
 
 CONFIG_7B = {
@@ -27,13 +29,21 @@ STEPS = [[200, 700, 350, 420, 260, 310, 500, 330], [150, 640, 330, 280, 220, 410
 T4, H200 = cards.card("t4").expected, cards.card("h200").expected
 
 
-def plan(memory_gib: float | None, rates: Rates = T4, **values: Any) -> Plan:
-    """The plan for rows of up to 700 tokens and 150 prompts of up to 470, on a 7B."""
+def plans(memory_gib: float | None, rates: Rates = T4, **values: Any) -> RunPlan:
+    """The plans for rows of up to 700 tokens and 150 prompts of up to 470, on a 7B."""
     answers = Answers([41, 470] * 75, values.pop("max_new_tokens", 1024))
     wanted = Wanted(**{key: values.pop(key) for key in list(values) if key in Wanted.__annotations__})
     world_size = values.pop("world_size", 1)
     training = replace(TRAINING, **values)
-    return settle(LLAMA, training, STEPS, answers, wanted, memory_gib=memory_gib, rates=rates, world_size=world_size)
+    return settle(LLAMA, training, STEPS, answers, wanted, Machine(memory_gib, rates, world_size))
+
+
+def plan(memory_gib: float | None, rates: Rates = T4, **values: Any) -> TrainPlan:
+    return plans(memory_gib, rates, **values).train
+
+
+def pool(memory_gib: float | None, rates: Rates = T4, **values: Any) -> DecodePlan:
+    return plans(memory_gib, rates, **values).decode
 
 
 def test_a_7bs_known_sizes() -> None:
@@ -83,21 +93,22 @@ def test_a_model_of_another_kind_is_refused() -> None:
 
 
 def test_more_memory_never_means_less_work_at_once() -> None:
-    plans = [plan(gib) for gib in (5.8, 6, 8, 11, 14.7, 24, 80, 141)]
-    for name in ("generation_batch", "generate_gib"):
-        values = [getattr(each, name) for each in plans]
+    both = [plans(gib) for gib in (5.8, 6, 8, 11, 14.7, 24, 80, 141)]
+    for name in ("slots", "gib"):
+        values = [getattr(each.decode, name) for each in both]
         assert values == sorted(values), name
-    speeds = [each.step_seconds for each in plans]
+    made = [each.train for each in both]
+    speeds = [each.step_seconds for each in made]
     assert speeds == sorted(speeds, reverse=True) and speeds[0] > 1.2 * speeds[-1]
-    assert [each.recompute_layers for each in plans] == sorted((e.recompute_layers for e in plans), reverse=True)
-    assert plans[-1].generation_batch == 150 and plans[-1].recompute_layers == 0
-    assert len(widths_of(plans[-1], STEPS[0])) == 1, "a step in one pass"
+    assert [each.recompute_layers for each in made] == sorted((e.recompute_layers for e in made), reverse=True)
+    assert both[-1].decode.slots == 150 and made[-1].recompute_layers == 0
+    assert len(widths_of(made[-1], STEPS[0])) == 1, "a step in one pass"
 
 
 def test_where_nothing_fits_the_thriftiest_is_tried() -> None:
     made = plan(4)
     assert made.recompute_layers == 32 and made.most_tokens == 700 and made.train_gib > 4
-    assert made.generation_batch == 1, "the run will say that it does not fit"
+    assert pool(4).slots == 1, "the run will say that it does not fit"
 
 
 def test_a_plan_stays_within_its_memory() -> None:
@@ -105,13 +116,13 @@ def test_a_plan_stays_within_its_memory() -> None:
         made = plan(gib)
         assert made.memory_gib == gib
         assert made.train_gib <= 0.96 * gib
-        assert made.generation_batch == 1 or made.generate_gib < 0.97 * gib
+        assert pool(gib).slots == 1 or pool(gib).gib < 0.97 * gib
 
 
 def test_what_the_recipe_fixes_stays() -> None:
     for gib in (None, 5.0, 80.0):
-        made = plan(gib, micro_batch=3, generation_batch=7)
-        assert (made.micro_batch, made.generation_batch) == (3, 7)
+        made = plans(gib, micro_batch=3, generation_batch=7)
+        assert (made.train.micro_batch, made.decode.slots) == (3, 7)
         assert plan(gib, recompute=True).recompute_layers == 32
         assert plan(gib, recompute=False).recompute_layers == 0
     assert not plan(14.7, H200, capture=False).capture
@@ -124,12 +135,12 @@ def test_thriftier_settings_take_less_memory() -> None:
     assert usual < plan(80, backend="unsloth", **one).train_gib
     assert usual < plan(80, optim="adamw_torch", **one).train_gib
     assert usual < plan(80, load_in_4bit=False, **one).train_gib
-    assert plan(8, max_new_tokens=64).generation_batch > plan(8).generation_batch
+    assert pool(8, max_new_tokens=64).slots > pool(8).slots
 
 
 def test_two_processes_share_each_step_and_take_half_its_time() -> None:
     alone, both = plan(14.7), plan(14.7, world_size=2)
-    assert both.world_size == 2 and both.generation_batch == alone.generation_batch
+    assert both.world_size == 2 and pool(14.7, world_size=2) == pool(14.7)
     assert alone.step_seconds / 2 < both.step_seconds < 0.56 * alone.step_seconds, "shares are not quite equal"
     assert both.train_gib <= 14.7 and both.most_tokens is not None
     for step in STEPS[:2]:
@@ -143,11 +154,11 @@ def test_two_processes_share_each_step_and_take_half_its_time() -> None:
 
 
 def test_a_cpu_predicts_nothing_and_never_exceeds_what_there_is_to_do() -> None:
-    made = plan(None)
-    assert made == Plan(8, generation_batch=64, backend="fused")
-    few = settle(LLAMA, TRAINING, STEPS, Answers([], 9), Wanted(), memory_gib=None, rates=None)
-    assert few.generation_batch == 1
-    assert Plan(**json.loads(json.dumps(made.to_json()))) == made
+    made = plans(None)
+    assert made == RunPlan(TrainPlan(8, backend="fused"), DecodePlan(64))
+    few = settle(LLAMA, TRAINING, STEPS, Answers([], 9), Wanted(), Machine())
+    assert few.decode.slots == 1
+    assert RunPlan.from_json(json.loads(json.dumps(made.to_json())), Path("plan.json")) == made
 
 
 def test_no_more_layers_are_computed_again_than_must_be() -> None:

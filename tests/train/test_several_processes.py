@@ -191,7 +191,7 @@ def session_of(rank: int, base: str, folder: str, variables: dict[str, str], tro
     from fast_ft.common.minutes import TrainPace
     from fast_ft.models import lora_files
     from fast_ft.models.loaders import choose
-    from fast_ft.plan.plans import Plan
+    from fast_ft.plan.plans import TrainPlan
     from fast_ft.recipe import schema
     from fast_ft.train.session import TrainSession
     from fast_ft.train.task import TrainCallbacks, TrainTask
@@ -213,7 +213,7 @@ def session_of(rank: int, base: str, folder: str, variables: dict[str, str], tro
     if "time" in trouble and rank == 0:
         pace = TrainPace(1.0, [1] * task.total, clock=lambda: 20.0 * len(lines))  # three steps a minute
     callbacks = TrainCallbacks(on_step=lines.append)
-    session = TrainSession(maker.for_training(), task, Plan(4, world_size=2), Path(folder), callbacks, pace, here)
+    session = TrainSession(maker.for_training(), task, TrainPlan(4, world_size=2), Path(folder), callbacks, pace, here)
     seen = [0]
 
     def full(module: Any, given: tuple[Any, ...]) -> None:

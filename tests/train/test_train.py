@@ -24,7 +24,7 @@ from fast_ft.models import lora_files, packed_attention
 from fast_ft.models.loaders import choose
 from fast_ft.models.packed_attention import PackedRows, attend
 from fast_ft.plan.micro_batches import cut
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train import state
 from fast_ft.train.loss import response_loss
@@ -225,7 +225,7 @@ def make_session(tiny: Path, tmp_path: Path) -> MakeSession:
         session = TrainSession(
             maker.for_training(),
             TrainTask(jobs or make_jobs(make_rows(12)), section, carry or schema.Carry(), 7, 0, stop_after),
-            Plan(micro_batch, recompute_layers=recompute_layers, world_size=ranks.size),
+            TrainPlan(micro_batch, recompute_layers=recompute_layers, world_size=ranks.size),
             tmp_path / "work",
             TrainCallbacks(**{"on_step": lines.append} | (callbacks or {})),
             pace(lines) if pace is not None else None,
@@ -539,7 +539,7 @@ def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
 ) -> None:
     plain, wanted = make_session()
     plain.run()
-    settled: list[Plan] = []
+    settled: list[TrainPlan] = []
     session, lines = make_session(callbacks={"on_plan": settled.append})
 
     def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:

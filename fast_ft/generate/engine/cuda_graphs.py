@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from fast_ft.common.console import note
 from fast_ft.common.stopwatch import Stopwatch
+
+Output = TypeVar("Output")
 
 
 class Graphs:
@@ -21,15 +25,13 @@ class Graphs:
         self.watch = Stopwatch()
         self._memory: Any = None
 
-    def capture(self, work: Callable[[], Any]) -> tuple[Any, Any] | None:
+    def capture(self, work: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output] | None:
         """Return (the graph, what `work` returned in it), or None where it cannot be captured. Nothing has run then.
 
         `work` must have run before, so that all that is made at a first use is there.
         """
         if not self.works:
             return None
-        import torch
-
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         aside = stream if stream != torch.cuda.default_stream() else None  # a stream of limited SMs stays the one
         try:

@@ -1,87 +1,144 @@
 """Do the Triton kernels work on this card, and say what plain torch says? Asked once in a process for each kind of use.
 
-The checks compile what decoding will run. `ahead` lets a thread do that while the base is being loaded.
+The checks compile what decoding will run. `ahead` lets threads do that while the base is being loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fast_ft.generate.engine import nf4_linear, ops_torch
-from fast_ft.generate.engine.kv_cache import PAGE
+from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.models import nf4
 
+#: that compile side by side: a kernel takes half a second of a CPU core. Few: each keeps a cuBLAS handle on the card.
+_THREADS = 3
+_MANY = nf4_linear.FEW + 1  #: rows for which weights are dequantised
 _passed: set[tuple[str, Kind]] = set()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """For which the kernels are compiled. `steps`: how many rows a step may have; `planes`: as Fused's."""
+    """What the kernels are compiled for. `steps`: how many rows a step may have; `planes`: as FusedModel's.
+
+    `hidden` and `inner` are the model's hidden size and its MLP's. `device` names the index of a card, as "cuda:0".
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
+    hidden: int
+    inner: int
     dtype: str
     device: str
     steps: tuple[int, ...]
     planes: bool
 
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of a layer's products: q, k and v side by side, o, gate and up side by side, down."""
+        mixed = self.heads * self.head_dim
+        qkv = mixed + 2 * self.kv_heads * self.head_dim
+        return [(qkv, self.hidden), (self.hidden, mixed), (2 * self.inner, self.hidden), (self.hidden, self.inner)]
+
 
 def products(kind: Kind) -> None:
-    """Raise where 4-bit products of few rows do not work here, or are wrong."""
-    _once("products", kind, lambda: nf4_linear.compare_planes(kind.dtype, kind.device, kind.steps))
+    """Raise where 4-bit products do not work here, or are wrong."""
+    _do(_product_checks(kind))
 
 
 def attention(kind: Kind, kernels: Any) -> None:
-    """Raise where a layer's kernels (the module decode.kernels) do not work here, or are wrong."""
-    _once("attention", kind, lambda: _compare(kind, kernels))
+    """Raise where a layer's other kernels (the module ops_triton) do not work here, or are wrong."""
+    _do(_layer_checks(kind, kernels))
 
 
 def ahead(kind: Kind) -> Future[None]:
-    """Do both checks in a thread. What fails there fails again where the kernels are wanted, and is said there."""
-
-    def both() -> None:
-        from fast_ft.generate.engine import ops_triton
-
-        if kind.planes:
-            products(kind)
-        attention(kind, ops_triton)
-
+    """Do all checks in threads. What fails there fails again where the kernels are wanted, and is said there."""
     with contextlib.suppress(Exception):  # libraries are imported by one thread, whatever becomes of it
         import bitsandbytes  # noqa: F401
 
         from fast_ft.generate.engine import nf4_triton, ops_triton  # noqa: F401
-    thread = ThreadPoolExecutor(1, thread_name_prefix="kernels")
-    done = thread.submit(both)
-    thread.shutdown(wait=False)
+    done: Future[None] = Future()
+    threading.Thread(target=_do_all, args=(kind, done), name="kernels", daemon=True).start()
     return done
 
 
-def _once(name: str, kind: Kind, check: Callable[[], None]) -> None:
-    if (name, kind) not in _passed:
-        check()
-        _passed.add((name, kind))
+def _do_all(kind: Kind, done: Future[None]) -> None:
+    """Do all checks, several at a time, and tell `done` of the first failure."""
+    try:
+        from fast_ft.generate.engine import ops_triton
+
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="kernels") as threads:
+            checks = [*(_product_checks(kind) if kind.planes else []), *_layer_checks(kind, ops_triton)]
+            made = [threads.submit(_do, [check]) for check in checks]
+        for each in made:
+            each.result()
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
-def _compare(kind: Kind, kernels: Any) -> None:
-    import torch
+Check = tuple[tuple[str, Kind], Callable[[], None]]  #: what is remembered once it has passed, and the check
 
-    dtype, device, width = getattr(torch, kind.dtype), torch.device(kind.device), kind.head_dim
-    draw = torch.Generator(device).manual_seed(0)
 
-    def normal(*shape: int) -> Any:
-        return torch.randn(*shape, generator=draw, device=device, dtype=torch.float32).to(dtype)
+def _product_checks(kind: Kind) -> list[Check]:
+    rows = [*(each for each in kind.steps if each <= nf4_linear.FEW), _MANY]
+    return [
+        (
+            (f"products of {each} rows", kind),
+            lambda each=each: nf4_linear.compare_planes(kind.dtype, kind.device, each, kind.products),  # type: ignore[misc]
+        )
+        for each in rows
+    ]
 
-    whole, count = kind.heads + 2 * kind.kv_heads, 18
+
+def _layer_checks(kind: Kind, kernels: Any) -> list[Check]:
+    return [
+        (("attention", kind), lambda: _compare_attention(kind, kernels)),
+        (("norms and gate", kind), lambda: _compare_between(kind, kernels)),
+    ]
+
+
+def _do(checks: list[Check]) -> None:
+    for name, check in checks:
+        if name not in _passed:
+            check()
+            _passed.add(name)
+
+
+class _Draw:
+    """Random tensors on the kind's device."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.dtype, self.device = getattr(torch, kind.dtype), torch.device(kind.device)
+        self.generator = torch.Generator(self.device).manual_seed(0)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return normally distributed numbers in the kind's dtype."""
+        return torch.randn(*shape, generator=self.generator, device=self.device, dtype=torch.float32).to(self.dtype)
+
+
+def _compare_attention(kind: Kind, kernels: Any) -> None:
+    """Compare rope and cache, attention over pages and attention over prompts."""
+    draw, width = _Draw(kind), kind.head_dim
+    device, whole, count = draw.device, kind.heads + 2 * kind.kv_heads, 18
     frequencies = 1e4 ** -(torch.arange(0, width, 2, device=device).float() / width)
-    qkv, weight = normal(count, whole * width), normal(whole * width)
-    memory = normal(2, (3 * count + 1) * PAGE, kind.kv_heads, width)
-    table = torch.randperm(3 * count, generator=draw, device=device).view(count, 3) + 1
-    length = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (count // 3), device=device)
+    qkv = draw.normal(count, whole * width)
+    memory = draw.normal(2, (3 * count + 1) * PAGE, kind.kv_heads, width)
+    # Lengths and table lie in one tensor, at places of odd alignment, as in a step: kernels are compiled for that.
+    state = torch.zeros(count, 7 + 3, dtype=torch.int64, device=device)
+    state[:, 7:] = torch.randperm(3 * count, generator=draw.generator, device=device).view(count, 3) + 1
+    state[:, 1] = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (count // 3), device=device)
+    length, table = state[:, 1], state[:, 7:]
     cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
     starts = torch.tensor([0, 1, count], dtype=torch.int32, device=device)
     # steps of few rows have an attention kernel of their own
@@ -89,9 +146,8 @@ def _compare(kind: Kind, kernels: Any) -> None:
     found = []
     for ops in (ops_torch, kernels):
         keys, values = memory.clone()
-        x = ops.add_norm(qkv.clone(), qkv, weight, 1e-5)
-        cos_sin = ops.rope(length, frequencies, 1.0, dtype)
-        q, k, v = ops.rotate_into_cache(x, kind.heads, cos_sin, cell, keys, values)
+        cos_sin = ops.rope(length, frequencies, 1.0, draw.dtype)
+        q, k, v = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, cell, keys, values)
         mixed = [
             ops.paged_attention(q[:n], keys, values, table[:n], length[:n], columns=3 * PAGE, planes=kind.planes)
             for n in sizes
@@ -102,7 +158,75 @@ def _compare(kind: Kind, kernels: Any) -> None:
             packed = ops.packed_attention(q, k, v, starts, count)
         else:
             packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, count))])
-        found.append([keys, values, *mixed, packed, ops.gated(packed, dtype)])
-    off = max((a.float() - b.float()).abs().max().item() for a, b in zip(*found, strict=True))
+        found.append([keys, values, *mixed, packed])
+    _refuse_difference(kind, *found)
+
+
+def _compare_between(kind: Kind, kernels: Any) -> None:
+    """Compare norms, gate and rope as prefill and steps call them: over whole products, or parts to be added."""
+    draw, count = _Draw(kind), 4
+    x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
+    qkv, out, gate_up, down = kind.products
+
+    def drawn(*shapes: tuple[int, int]) -> list[tuple[bool, Tensor]]:
+        """Return what each of these products may leave, and whether the next one wants plane order."""
+        cuts = [(1, False), *((parts, kind.planes) for parts in _parts(kind, shapes))]
+        return [(planes, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, planes in cuts]
+
+    deltas, gates, mixed = drawn(out, down), drawn(gate_up), drawn(qkv)
+    found: list[list[Tensor]] = []
+    for ops in (ops_torch, kernels):
+        taken = _whole if ops is ops_torch else _split
+        made = [_normed(ops, x, None, weight, planes=planes) for planes in (kind.planes, False)]
+        for planes, parts in deltas:
+            made += [_normed(ops, x, taken(parts), weight, planes=order) for order in (planes, False)]
+        for planes, parts in gates:
+            gated = ops.gated(taken(parts), draw.dtype, planes=planes)
+            made.append(nf4.to_planes(gated) if planes and ops is ops_torch else gated)
+        for _, parts in mixed:
+            made += _rotated(kind, ops, taken(parts))
+        found.append(made)
+    _refuse_difference(kind, *found)
+
+
+def _whole(parts: Tensor) -> Tensor:
+    """Return the sum of a product's parts, as plain torch takes it."""
+    return parts.float().sum(dim=0).to(parts.dtype)
+
+
+def _split(parts: Tensor) -> Tensor:
+    """Return a product's parts as the kernels take them: in fp32, if there are several."""
+    return parts.float() if len(parts) > 1 else parts[0]
+
+
+def _normed(ops: Any, x: Tensor, delta: Tensor | None, weight: Tensor, *, planes: bool) -> Tensor:
+    made = ops.add_norm(x.clone(), delta, weight, 1e-5, planes=planes)
+    return nf4.to_planes(made) if planes and ops is ops_torch else made
+
+
+def _parts(kind: Kind, shapes: Sequence[tuple[int, int]]) -> list[int]:
+    """Return into how many parts steps' products of these shapes are split: none where products are whole anyway."""
+    if not kind.planes or kind.device == "cpu":
+        return [1] if kind.planes else []
+    from fast_ft.generate.engine import nf4_triton
+
+    rows = [each for each in kind.steps if each <= nf4_linear.FEW]
+    return sorted({nf4_triton.settings_for(n, outputs, k // 8)["split"] for n in rows for outputs, k in shapes})
+
+
+def _rotated(kind: Kind, ops: Any, qkv: Tensor) -> list[Tensor]:
+    """Return q, and the cache's keys and values, after rope."""
+    count, device, width = qkv.shape[-2], qkv.device, kind.head_dim
+    dtype: torch.dtype = getattr(torch, kind.dtype)
+    keys, values = torch.zeros(2, (count + 1) * PAGE, kind.kv_heads, width, dtype=dtype, device=device)
+    place = torch.arange(count, device=device)
+    frequencies = 1e4 ** -(torch.arange(0, width, 2, device=device).float() / width)
+    cos_sin = ops.rope(place, frequencies, 1.0, dtype)
+    q, _, _ = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, place + PAGE, keys, values)
+    return [q, keys, values]
+
+
+def _refuse_difference(kind: Kind, expected: list[Tensor], found: list[Tensor]) -> None:
+    off = max((a.float() - b.float()).abs().max().item() for a, b in zip(expected, found, strict=True))
     if not off <= (0.02 if kind.dtype != "bfloat16" else 0.1):  # a NaN, too
         raise RuntimeError(f"they differ from plain torch by {off}")

@@ -1,168 +1,155 @@
-"""A Llama-like model's weights, in as few products as possible, and one pass over a flat row of tokens.
+"""What the device computes: prompts' passes, and one decoding step that is captured in a CUDA graph.
 
-transformers' own forward takes some 60 kernels a layer with PEFT's LoRA in fp32; here it is 13 on a GPU, of static
-shape, and fit for a CUDA graph. q, k, v are one product, gate and up another (generate/engine/projections.py); what
-lies between is in
-generate/engine/ops_triton.py or, in plain torch, in generate/engine/ops_torch.py. The weights are those of the loaded
-model, whichever backend loaded it.
-
-Shapes: T tokens, E hidden, H heads, D head dimension.
+Shapes: S slots, T tokens, V vocabulary, W pages in a row of the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from fast_ft.common.console import note
-from fast_ft.common.errors import InputError
-from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch
-from fast_ft.generate.engine.projections import Product, apart, base_of, dense
+import numpy as np
+import torch
+from torch import Tensor
 
-#: (layer, q, k and v side by side, rope) -> what attention gives, TE. It also writes k and v to the cache.
-Attend = Callable[[int, Any, Any], Any]
+from fast_ft.generate.engine import nf4_linear
+from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.prefill import Prefill
+from fast_ft.generate.engine.sampler import Sampler
+from fast_ft.generate.engine.scheduler import BURST, Burst
+from fast_ft.generate.engine.sequence import Sequence
 
-_STEADY_ROPE = ("default", "linear", "llama3", "yarn")  #: kinds whose frequencies do not move with the length
 
+@dataclass(frozen=True)
+class EngineConfig:
+    """`slots` sequences at a time, of at most `longest` tokens each, prompt and answer together.
 
-class Fused:
-    """The model as prefill and decoding see it. `dequantise` turns NF4 weights to 16 bits once and for all.
-
-    `kernels` false does without Triton; `step_rows` are how many rows a step may have, for which kernels are checked.
-    `ops` is generate/engine/ops_triton.py or generate/engine/ops_torch.py. `planes`: few rows are multiplied with
-    4-bit weights that are decoded in registers.
+    A pass over prompts has at most `prefill_tokens` tokens. `captures` false runs every step uncaptured, as on a CPU.
     """
 
-    def __init__(
-        self, model: Any, *, dequantise: bool = False, workspace_mib: int = 96, kernels: bool = True,
-        step_rows: Sequence[int] = (3, 64, nf4_linear.FEW),
-    ) -> None:  # fmt: skip
-        import torch
-
-        core = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = core.config
-        _check_structure(core)
-        self.embed, self.head = core.get_input_embeddings(), core.get_output_embeddings()
-        self.dtype, self.device = self.embed.weight.dtype, self.embed.weight.device
-        self.norm, self.eps = core.model.norm.weight, self.config.rms_norm_eps
-        self.head_dim = core.model.layers[0].self_attn.head_dim
-        self.heads = self.config.num_attention_heads
-        self.kv_heads = self.config.num_key_value_heads
-        self._frequencies, self._rope_scale = _rope(self.config, self.head_dim, self.device)
-        self.ops: Any = ops_torch
-        self.planes, self._space = self._is_nf4_on_gpu(core) and not dequantise, None
-        if self.planes:
-            # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
-            self._space = torch.empty(workspace_mib * 2**19, dtype=self.dtype, device=self.device)
-        self._take_kernels(core, tuple(step_rows), wanted=kernels and self.device.type == "cuda")
-        with torch.no_grad():
-            self.layers = [self._layer(layer) for layer in core.model.layers]
-
-    def forward(self, ids_T: Any, position_T: Any, attend: Attend, *, planes: bool = False) -> Any:
-        """Return the last hidden states, normalised, TE. With `planes`, attend's columns must be in plane order."""
-        ops, eps = self.ops, self.eps
-        cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
-        x_TE, delta = self.embed(ids_T), None
-        for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
-            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes)
-            mixed_TE = attend(index, qkv(hidden_TE, planes), cos_sin)
-            hidden_TE = ops.add_norm(x_TE, out(mixed_TE, planes), norm_2, eps, planes=planes)
-            delta = down(ops.gated(gate_up(hidden_TE, planes), self.dtype, planes=planes), planes)
-        return ops.add_norm(x_TE, delta, self.norm, eps)
-
-    def logits(self, hidden_TE: Any) -> Any:
-        """Return fp32 logits, TV."""
-        return self.head(hidden_TE).float()
-
-    def _layer(self, layer: Any) -> tuple[Any, ...]:
-        a, m = layer.self_attn, layer.mlp
-        return (
-            layer.input_layernorm.weight, self._product(a.q_proj, a.k_proj, a.v_proj), self._product(a.o_proj),
-            layer.post_attention_layernorm.weight, self._product(m.gate_proj, m.up_proj), self._product(m.down_proj),
-        )  # fmt: skip
-
-    def _product(self, *modules: Any) -> Callable[[Any, bool], Any]:
-        bases = [base_of(module) for module in modules]
-        if self.planes:
-            return nf4_linear.Planes(modules, bases, self.dtype, self._space)
-        if all(type(base).__name__ == "Linear" for base in bases):
-            base = dense(bases)
-        elif not all(base.weight.is_cuda and hasattr(base.weight, "quant_state") for base in bases):
-            base = apart(bases)
-        elif self._space is None:
-            base = nf4_linear.dequantised(bases, self.dtype)
-        else:
-            base = nf4_linear.pieces(bases, self.dtype, self._space)
-        return Product(modules, base, self.dtype)
-
-    def _take_kernels(self, core: Any, step_rows: tuple[int, ...], *, wanted: bool) -> None:
-        """Settle on Triton's kernels, all or but for products, where they work and are `wanted`."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        kind = kernel_checks.Kind(
-            self.heads, self.kv_heads, self.head_dim, dtype, str(self.device), step_rows, self.planes
-        )
-        self.planes = self.planes and wanted and self._can_decode_in_registers(core, kind)
-        if wanted:
-            self.ops = self._kernels(replace(kind, planes=self.planes))
-        self.planes = self.planes and self.ops is not ops_torch
-
-    @staticmethod
-    def _is_nf4_on_gpu(core: Any) -> bool:
-        weight = base_of(core.model.layers[0].mlp.down_proj).weight
-        return weight.is_cuda and hasattr(weight, "quant_state")
-
-    def _can_decode_in_registers(self, core: Any, kind: kernel_checks.Kind) -> bool:
-        """Whether the product's kernel works here; if not, a note says why."""
-        layer = core.model.layers[0]
-        try:
-            for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj):
-                nf4_linear.check_planes(base_of(module))
-            kernel_checks.products(kind)
-        except Exception as error:  # a compiler on a card that it does not know may fail in any way
-            note(f"note: 4-bit products by bitsandbytes, more slowly: {_first_words(error)}")
-            return False
-        return True
-
-    @staticmethod
-    def _kernels(kind: kernel_checks.Kind) -> Any:
-        """Return the module of Triton kernels if it works here and agrees with plain torch; else plain, and say why."""
-        try:
-            from fast_ft.generate.engine import ops_triton
-
-            kernel_checks.attention(kind, ops_triton)
-        except Exception as error:
-            note(f"note: decoding without the Triton kernels, more slowly: {_first_words(error)}")
-            return ops_torch
-        return ops_triton
+    slots: int
+    longest: int
+    eos_id: int
+    pad_id: int
+    prefill_tokens: int = 2048
+    captures: bool = True
 
 
-def _first_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:300]}"
+class SlotState(NamedTuple):
+    """A slot's numbers on the device: the first columns of the state. The slot's block table follows them."""
+
+    token: Any  #: the newest one
+    length: Any  #: tokens in the cache, which is where the newest one's keys and values go
+    made: Any  #: tokens of the answer so far
+    limit: Any
+    live: Any  #: 1 until the answer ends
+    key: Any  #: of the row's draws
+    stops: Any  #: whether EOS ends the answer; in a replay its known length does
 
 
-def _rope(config: Any, head_dim: int, device: Any) -> tuple[Any, float]:
-    """Return rotary frequencies, fp32, one for each pair, and the factor on cos and sin."""
-    import torch
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    kind = config.rope_parameters.get("rope_type", "default")
-    if kind not in _STEADY_ROPE:
-        raise InputError(
-            f"the base model's rope_type {kind!r} is not supported in decoding; {', '.join(_STEADY_ROPE)} are."
-        )
-    if kind != "default":
-        return ROPE_INIT_FUNCTIONS[kind](config, device)
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    return (1.0 / config.rope_parameters["rope_theta"] ** exponent).to(device), 1.0
+_COLUMNS = len(SlotState._fields)
+_TABLE = _COLUMNS  #: the column at which the block table begins
 
 
-def _check_structure(core: Any) -> None:
-    layer = core.model.layers[0]
-    named = {name for name, _ in layer.self_attn.named_children()}
-    plain = {"q_proj", "k_proj", "v_proj", "o_proj"} <= named and not any("norm" in name for name in named)
-    plain &= {"gate_proj", "up_proj", "down_proj"} <= {name for name, _ in layer.mlp.named_children()}
-    if not plain or core.config.hidden_act != "silu" or getattr(core.config, "sliding_window", None):
-        raise InputError(
-            f"decoding supports Llama's blocks only; the base model (model_type {core.config.model_type!r}) has others."
-        )
+class ModelRunner:
+    """Runs one model over one cache, for as many slots as the config says."""
+
+    def __init__(self, model: FusedModel, cache: KVCache, sampler: Sampler, config: EngineConfig) -> None:
+        self.model, self.cache, self.sampler, self.config = model, cache, sampler, config
+        self.graphs = Graphs(works=config.captures and model.device.type == "cuda")
+        self.steps = 0  #: that were made
+        self._prefill = Prefill(model, cache, self.graphs, most=config.prefill_tokens)
+        self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=model.device)
+
+        slots, vocabulary = config.slots, model.head.weight.shape[0]
+        self.state = zeros(slots, _TABLE + config.longest // PAGE + 1)
+        self.chunk, self.tick = zeros(slots, BURST), zeros(1)
+        self.logits = zeros(slots, vocabulary, dtype=torch.float32)  #: of which the newest tokens were chosen
+        self.seen = zeros(slots, vocabulary, dtype=torch.bool) if sampler.penalises else None
+
+    def prefill(self, sequences: list[Sequence]) -> list[int]:
+        """Fill the cache with the sequences' tokens, and return the next token of each."""
+        count, device = len(sequences), self.model.device
+        key_S = torch.tensor([each.key for each in sequences], device=device)
+        made_S = torch.tensor([len(each.tokens) for each in sequences], device=device)
+        with torch.inference_mode():
+            self._prefill.run(sequences, self.logits)
+            seen_SV = self._mark_seen(sequences)
+            return self.sampler.choose(self.logits[:count], key_S, made_S, seen_SV).tolist()
+
+    def decode(self, burst: Burst) -> list[list[int]]:
+        """Return the new tokens of each of the burst's sequences: as many as it has steps, or fewer where one ends."""
+        sequences, steps = burst.sequences, burst.steps
+        multiple = self.model.ops.COLUMNS  # 0: attention needs no number of columns
+        columns = multiple and -(-max(each.length(steps) for each in sequences) // multiple) * multiple
+        width = self.state.shape[1]
+        state = np.zeros((burst.slots, width), dtype=np.int64)  # torch takes ten times as long to fill rows
+        for slot, each in enumerate(sequences):
+            state[slot, :_COLUMNS] = SlotState(
+                token=each.tokens[-1], length=each.length() - 1, made=len(each.tokens), limit=each.end, live=1,
+                key=each.key, stops=each.known is None,
+            )  # fmt: skip
+            state[slot, _TABLE : _TABLE + len(each.block_table)] = each.block_table
+        with torch.inference_mode():
+            self.state[: burst.slots].copy_(torch.from_numpy(state))
+            self.tick.zero_()
+            self._mark_seen(sequences)
+            self._run_steps(burst.slots, min(columns, (width - _TABLE) * PAGE), steps)
+            self.steps += steps
+            chunk = self.chunk[: len(sequences), :steps].tolist()
+        return [[token for token in tokens if token >= 0] for tokens in chunk]
+
+    def _mark_seen(self, sequences: list[Sequence]) -> Tensor | None:
+        """Mark the tokens that each sequence holds, for the repetition penalty; None without one."""
+        if self.seen is None:
+            return None
+        self.seen.zero_()
+        for mark_V, each in zip(self.seen, sequences, strict=False):
+            mark_V[[*each.prompt, *each.tokens]] = True
+        return self.seen[: len(sequences)]
+
+    def _run_steps(self, slots: int, columns: int, count: int) -> None:
+        shape = (slots, columns)
+        if self.graphs.works and shape not in self._captured:
+            with self.graphs.watch.during("captures"):
+                self._step(*shape)  # warms up what the capture will record, and is one of the steps
+                if captured := self.graphs.capture(lambda: self._step(*shape)):
+                    self._captured[shape] = captured[0]
+            count -= 1
+        graph = self._captured.get(shape)
+        for _ in range(count):
+            graph.replay() if graph else self._step(*shape)
+
+    def _step(self, slots: int, columns: int) -> None:
+        """Make one token for each slot, from device state to device state. A slot that has ended stays where it is."""
+        model, state = self.model, self.state[:slots]
+        slot = SlotState(*state[:, :_COLUMNS].unbind(1))
+        table_SW = state[:, _TABLE:]
+        cell_S = table_SW.gather(1, (slot.length // PAGE)[:, None])[:, 0] * PAGE + slot.length % PAGE
+
+        def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values)
+            return model.ops.paged_attention(q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes)
+
+        planes = model.planes and slots <= nf4_linear.FEW
+        logits_SV = model.logits(model.forward(slot.token, slot.length, attend, planes=planes))
+        self.logits[:slots].copy_(logits_SV)
+        seen_SV = self.seen[:slots] if self.seen is not None else None
+        fresh_S = self.sampler.choose(logits_SV, slot.key, slot.made, seen_SV)
+        alive_S = slot.live.bool()
+        self.chunk[:slots].index_copy_(1, self.tick, torch.where(alive_S, fresh_S, -1)[:, None])
+        self.tick += 1
+        slot.token.copy_(torch.where(alive_S, fresh_S, slot.token))
+        slot.made.add_(slot.live)
+        slot.length.add_(slot.live)
+        ends_S = slot.stops.bool() & (slot.token == self.config.eos_id)
+        slot.live.mul_((slot.made < slot.limit) & ~ends_S)
+        if seen_SV is not None:
+            seen_SV.scatter_(1, slot.token[:, None], True)

@@ -1,7 +1,6 @@
 """Products with 4-bit weights on a GPU, in the way that suits the card and the number of rows.
 
-    Planes         few rows: decoded in registers (generate/engine/nf4_triton.py); many: dequantised in pieces, then
-    multiplied
+    Planes         few rows: decoded in registers (nf4_triton.py); many: dequantised in pieces, then multiplied
     pieces         bitsandbytes' fused product for few rows, else dequantised in pieces: where the kernel does not work
     dequantised    to 16 bits once and for all: where memory allows it
 
@@ -12,11 +11,15 @@ Shapes: T tokens, E inputs, N outputs, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from fast_ft.generate.engine.projections import bias_of, lora
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from fast_ft.generate.engine.projections import Linear, bias_of, lora
 from fast_ft.models import nf4
 from fast_ft.models.weight_layout import side_by_side
 
@@ -29,10 +32,7 @@ class Planes:
     Called with `planes`, x has at most FEW rows and its columns in plane order.
     """
 
-    def __init__(self, modules: Sequence[Any], bases: Sequence[Any], dtype: Any, space: Any) -> None:
-        import torch
-        from torch.nn.functional import pad
-
+    def __init__(self, modules: Sequence[nn.Module], bases: Sequence[Any], dtype: torch.dtype, space: Tensor) -> None:
         from fast_ft.generate.engine import nf4_triton
 
         self.kernel = nf4_triton
@@ -49,9 +49,8 @@ class Planes:
             self.planes_a_ER = self.a_ER[nf4.plane_order(inputs).to(self.a_ER.device)]
         self.pieces = _pieces(outputs, inputs, space)
 
-    def __call__(self, x_TE: Any, planes: bool = False) -> Any:
-        import torch
-
+    def __call__(self, x_TE: Tensor, planes: bool = False) -> Tensor:
+        """Return the product."""
         if planes:
             xa_TR = None if self.planes_a_ER is None else x_TE @ self.planes_a_ER
             return self.kernel.product(x_TE, self.words, self.scales, xa_TR, self.b_RN)
@@ -59,13 +58,11 @@ class Planes:
         for a, b, weight_NE in self.pieces:
             self.kernel.dequantise(self.words[a:b], self.scales[:, a:b], weight_NE)
             torch.mm(x_TE, weight_NE.T, out=y_TN[:, a:b])
-        return y_TN if self.a_ER is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
+        return y_TN if self.a_ER is None or self.b_RN is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
 
 
 def check_planes(base: Any) -> None:
     """Raise where `Planes` cannot take weights like these."""
-    import torch
-
     state = base.weight.quant_state
     if (state.quant_type, state.blocksize) != ("nf4", nf4.BLOCK) or base.bias is not None or state.shape[1] % 128:
         raise ValueError("the weights are not NF4 in blocks of 64, without bias, of a multiple of 128 inputs")
@@ -73,35 +70,53 @@ def check_planes(base: Any) -> None:
         raise ValueError("Triton's products use no tensor cores on this card")
 
 
-def compare_planes(dtype: str, device: str, steps: Sequence[int]) -> None:
-    """Raise where `Planes` does not say what bitsandbytes says, for steps of so many rows, and for many rows."""
-    import torch
+def compare_planes(dtype: str, device: str, rows: int, shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise where products of `rows` rows do not say what bitsandbytes says; more than FEW rows are dequantised for.
+
+    `shapes` are (outputs, inputs) of the products that will run: each is tried as it will be cut, on smaller weights,
+    so that what decoding runs is compiled here.
+    """
+    from fast_ft.generate.engine import nf4_triton
+
+    kind = getattr(torch, dtype)
+    layer, expected_NE = _small_layer(kind, device)
+    product = Planes([layer], [layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
+    x_TE = _normal(rows, 512, kind, device)
+    if rows > FEW:
+        made = {"dequantised": product(x_TE)}
+    else:
+        x_TP = nf4.to_planes(x_TE)
+        cuts = {tuple(nf4_triton.settings_for(rows, outputs, inputs // 8).items()) for outputs, inputs in shapes}
+        made = {
+            str(cut): nf4_triton.product(x_TP, product.words, product.scales, None, None, **dict(cut))
+            for cut in sorted(cuts)
+        }
+    expected_TN = x_TE.float() @ expected_NE.float().T
+    for way, y in made.items():
+        y_TN = y.sum(dim=0) if y.dim() == 3 else y
+        off = ((y_TN.float() - expected_TN).norm() / expected_TN.norm()).item()
+        if not off < (0.002 if dtype == "float16" else 0.02):  # a NaN, too
+            raise RuntimeError(f"the product of {rows} rows is off by {off:.4f} ({way})")
+
+
+def _small_layer(dtype: torch.dtype, device: str) -> tuple[Any, Tensor]:
+    """Return a linear layer of random 4-bit weights, 384 outputs by 512 inputs, and the weights in `dtype`."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    kind, draw = getattr(torch, dtype), torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Any:
-        return torch.randn(*shape, generator=draw, device=device, dtype=torch.float32).to(kind)
-
-    packed, state = quantize_4bit(normal(384, 512), quant_type="nf4", compress_statistics=True)
-    weight = torch.nn.Parameter(packed, requires_grad=False)
+    packed, state = quantize_4bit(_normal(384, 512, dtype, device), quant_type="nf4", compress_statistics=True)
+    weight: Any = nn.Parameter(packed, requires_grad=False)
     weight.quant_state = state
-    layer = SimpleNamespace(weight=weight, bias=None, out_features=384)
-    product = Planes([layer], [layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
-    for rows, planes in [*((rows, True) for rows in steps if rows <= FEW), (64, False)]:
-        x = normal(rows, 512)
-        made = product(nf4.to_planes(x) if planes else x, planes)
-        made = made.sum(dim=0) if made.dim() == 3 else made
-        expected = x.float() @ dequantize_4bit(packed, state).float().T
-        off = ((made.float() - expected).norm() / expected.norm()).item()
-        if not off < (0.002 if dtype == "float16" else 0.02):  # a NaN, too
-            raise RuntimeError(f"the product of {rows} rows is off by {off:.4f}")
+    return SimpleNamespace(weight=weight, bias=None, out_features=384), dequantize_4bit(packed, state)
 
 
-def pieces(bases: Sequence[Any], dtype: Any, space: Any) -> Callable[[Any], Any]:
-    """bitsandbytes' own ways; weights that are dequantised pass through `space`."""
+def _normal(rows: int, columns: int, dtype: torch.dtype, device: str) -> Tensor:
+    draw = torch.Generator(device).manual_seed(rows)
+    return torch.randn(rows, columns, generator=draw, device=device, dtype=torch.float32).to(dtype)
+
+
+def pieces(bases: Sequence[Any], dtype: torch.dtype, space: Tensor) -> Linear:
+    """Return bitsandbytes' own ways to multiply; weights that are dequantised pass through `space`."""
     import bitsandbytes as bnb
-    import torch
 
     states = [base.weight.quant_state for base in bases]
     packed, absmax = (
@@ -121,7 +136,7 @@ def pieces(bases: Sequence[Any], dtype: Any, space: Any) -> Callable[[Any], Any]
     ]
     whole, few = state(0, outputs), fused_rows(packed.device)
 
-    def product(x_TE: Any) -> Any:
+    def product(x_TE: Tensor) -> Tensor:
         if len(x_TE) <= few:
             y_TN = bnb.matmul_4bit(x_TE, packed, whole)
         else:
@@ -134,27 +149,23 @@ def pieces(bases: Sequence[Any], dtype: Any, space: Any) -> Callable[[Any], Any]
     return product
 
 
-def fused_rows(device: Any) -> int:
-    """Up to how many rows bitsandbytes' fused 4-bit product beats dequantising (its dispatch table, 0.50)."""
-    import torch
-
+def fused_rows(device: torch.device) -> int:
+    """Return up to how many rows bitsandbytes' fused 4-bit product beats dequantising (its dispatch table, 0.50)."""
     return {(7, 5): 64, (8, 0): 16, (8, 6): 64, (8, 9): 64, (9, 0): 16}.get(
         torch.cuda.get_device_capability(device), 16
     )
 
 
-def dequantised(bases: Sequence[Any], dtype: Any) -> Callable[[Any], Any]:
-    """The weights in 16 bits, held beside the 4-bit ones."""
-    import torch
+def dequantised(bases: Sequence[Any], dtype: torch.dtype) -> Linear:
+    """Return a product with the weights in 16 bits, which are held beside the 4-bit ones."""
     from bitsandbytes.functional import dequantize_4bit
-    from torch.nn.functional import linear
 
     parts = [dequantize_4bit(base.weight.data, base.weight.quant_state).to(dtype) for base in bases]
     weight_NE, bias_N = torch.cat(parts), bias_of(bases)
     return lambda x_TE: linear(x_TE, weight_NE, bias_N)
 
 
-def _scales(state: Any) -> Any:
+def _scales(state: Any) -> Tensor:
     """A quant_state's scales in fp32."""
     from bitsandbytes.functional import dequantize_blockwise
 
@@ -162,7 +173,7 @@ def _scales(state: Any) -> Any:
     return nested.float()
 
 
-def _pieces(outputs: int, inputs: int, space: Any) -> list[tuple[int, int, Any]]:
+def _pieces(outputs: int, inputs: int, space: Tensor) -> list[tuple[int, int, Tensor]]:
     """Even cuts of the outputs, and the part of `space` in which the dequantised weights of each find room."""
     count = -(-outputs // (space.numel() // inputs))
     rows = -(-outputs // count)

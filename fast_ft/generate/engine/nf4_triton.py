@@ -14,10 +14,10 @@ Shapes: M rows of x, K inputs, N outputs, R ranks of the LoRA.
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from fast_ft.models.fused_block.ops_triton import pairs
 from fast_ft.models.nf4 import code_bits, decoder
@@ -98,10 +98,8 @@ def _dequantise(  # type: ignore[no-untyped-def]
     tl.store(out + n.to(tl.int64) * 4 * J + i, made, mask=(n < N) & (i < 4 * J))
 
 
-def dequantise(words: Any, scales: Any, out_NK: Any) -> None:
+def dequantise(words: Tensor, scales: Tensor, out_NK: Tensor) -> None:
     """Write the weights to `out_NK`; words and scales as for `product`."""
-    import torch
-
     outputs, inside = words.shape
     _dequantise[(triton.cdiv(outputs, 16), triton.cdiv(inside, 128))](
         words, scales, out_NK.view(torch.int32), outputs, inside, scales.stride(0), N_BLOCK=16, J_BLOCK=128,
@@ -109,18 +107,18 @@ def dequantise(words: Any, scales: Any, out_NK: Any) -> None:
     )  # fmt: skip
 
 
-def product(x_MK: Any, words: Any, scales: Any, xa_MR: Any, b_RN: Any, **settings: int) -> Any:
+def product(
+    x_MK: Tensor, words: Tensor, scales: Tensor, xa_MR: Tensor | None, b_RN: Tensor | None, **settings: int
+) -> Tensor:
     """Return x times the weights, and xa times b, as MN; or that many fp32 parts of it as `settings` split it in.
 
     `x_MK` is in plane order. `words` is (N, K / 8) int32 as bitsandbytes packs, `scales` (K / 64, N) as nf4.pack_scales
     returns them. K is a multiple of 128, R of 16; `xa_MR` None is no LoRA.
     """
-    import torch
-
     rows, outputs = len(x_MK), len(words)
     n_block, split, warps, stages = (settings or settings_for(rows, outputs, words.shape[1])).values()
     out = x_MK.new_empty(rows, outputs) if split == 1 else x_MK.new_empty(split, rows, outputs, dtype=torch.float32)
-    xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None else (xa_MR, b_RN, xa_MR.shape[1])
+    xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_RN is None else (xa_MR, b_RN, xa_MR.shape[1])
     _product[(triton.cdiv(outputs, n_block), split)](
         x_MK, words, scales, xa, b, out, rows, outputs, words.shape[1], x_MK.stride(0), xa.stride(0), ranks,
         M_BLOCK=max(16, triton.next_power_of_2(rows)), N_BLOCK=n_block, BF16=_is_bf16(x_MK.dtype), num_warps=warps,
@@ -142,5 +140,5 @@ def settings_for(rows: int, outputs: int, inside: int) -> dict[str, int]:
     return {"n_block": 128, "split": split, "warps": 8 if many else 4, "stages": 3}
 
 
-def _is_bf16(dtype: Any) -> bool:
-    return str(dtype) == "torch.bfloat16"
+def _is_bf16(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16

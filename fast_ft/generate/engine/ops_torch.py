@@ -1,5 +1,4 @@
-"""What lies between a layer's products, in plain torch: on a CPU, and where the kernels of
-generate/engine/ops_triton.py do not work.
+"""What lies between a layer's products, in plain torch: on a CPU, and where the kernels of ops_triton.py do not work.
 
 Both modules have the same functions; `planes` means nothing here. Both round as transformers' Llama does.
 
@@ -8,18 +7,18 @@ Shapes: S rows, T tokens, H heads, G KV heads, D head dimension, E columns, C co
 
 from __future__ import annotations
 
-from typing import Any
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from fast_ft.generate.engine.kv_cache import PAGE
+from fast_ft.generate.engine.block_manager import PAGE
 
 COLUMNS = 256  #: `paged_attention` copies a multiple of so many cells of each row
 PACKED = False  #: whether `packed_attention` is here
 
 
-def rope(position_T: Any, frequencies: Any, scale: float, dtype: Any) -> tuple[Any, Any]:
+def rope(position_T: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cos and sin as `rotate_into_cache` takes them."""
-    import torch
-
     angle_TD = (position_T[:, None].float() * frequencies).repeat(1, 2)[:, None]
     cos, sin = (angle_TD.cos() * scale).to(dtype), angle_TD.sin() * scale
     half = len(frequencies)
@@ -27,11 +26,9 @@ def rope(position_T: Any, frequencies: Any, scale: float, dtype: Any) -> tuple[A
 
 
 def rotate_into_cache(
-    qkv: Any, heads: int, cos_sin: tuple[Any, Any], cell_T: Any, keys: Any, values: Any
-) -> tuple[Any, Any, Any]:
+    qkv: Tensor, heads: int, cos_sin: tuple[Tensor, Tensor], cell_T: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Turn q and k by rope, write k and v to their cells of (cells, G, D), and return q, k, v: THD, TGD, TGD."""
-    import torch
-
     cos, sin = cos_sin
     qkv_THD = qkv.view(len(qkv), -1, keys.shape[-1])
     rotated = heads + keys.shape[1]
@@ -44,14 +41,19 @@ def rotate_into_cache(
 
 
 def paged_attention(
-    q_SHD: Any, keys: Any, values: Any, table_SW: Any, length_S: Any, *, columns: int, planes: bool = False
-) -> Any:
+    q_SHD: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table_SW: Tensor,
+    length_S: Tensor,
+    *,
+    columns: int,
+    planes: bool = False,
+) -> Tensor:
     """Attention of one token of each row over its first `length_S` + 1 cells, its own included; SE.
 
     `columns`, a multiple of PAGE, is at least the longest row's. Each row's cells are copied side by side.
     """
-    import torch
-
     offset_P = torch.arange(PAGE, device=table_SW.device)
     cell_SC = (table_SW[:, : columns // PAGE, None] * PAGE + offset_P).flatten(1)
     hidden_SC = torch.arange(columns, device=table_SW.device) > length_S[:, None]
@@ -60,10 +62,8 @@ def paged_attention(
     return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
 
 
-def causal(q_THD: Any, keys_TGD: Any, values_TGD: Any) -> Any:
+def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
     """Attention of a row's last T tokens over all of it, each over those up to itself; TE."""
-    import torch
-
     count, whole = len(q_THD), len(keys_TGD)
     mask = None
     if 1 < count < whole:
@@ -72,27 +72,21 @@ def causal(q_THD: Any, keys_TGD: Any, values_TGD: Any) -> Any:
     return _sdpa(*parts, mask=mask, is_causal=1 < count == whole)[0].flatten(1)
 
 
-def add_norm(x_TE: Any, delta: Any, weight_E: Any, eps: float, *, planes: bool = False) -> Any:
+def add_norm(x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False) -> Tensor:
     """Add `delta` (TE or None) to x in place and return its RMS norm, TE."""
-    from torch.nn.functional import rms_norm
-
     if delta is not None:
         x_TE.add_(delta)
     return rms_norm(x_TE, weight_E.shape, weight_E, eps)
 
 
-def gated(x: Any, dtype: Any, *, planes: bool = False) -> Any:
+def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
     """Return silu of the first half of the columns times the second."""
-    from torch.nn.functional import silu
-
     gate, up = x.chunk(2, dim=-1)
     return silu(gate) * up
 
 
-def _sdpa(q: Any, k: Any, v: Any, *, mask: Any, is_causal: bool = False) -> Any:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, is_causal: bool = False) -> Tensor:
     """SDPA over (rows, tokens, heads, D). Grouped heads are repeated: not every kernel knows them."""
-    from torch.nn.functional import scaled_dot_product_attention
-
     group = q.shape[2] // k.shape[2]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)

@@ -1,6 +1,6 @@
 """What lies between a layer's products, in Triton: attention over pages, rope and cache, norms, gate. NVIDIA GPUs only.
 
-`PLANES` puts a row's columns into the order in which nf4_kernel reads them (`plane`). `PARTS` is the number of partial
+`PLANES` puts a row's columns into the order in which nf4_triton reads them (`plane`). `PARTS` is the number of partial
 sums, side by side in the first dimension, that a product left to be added here; 1 is the product itself.
 
 Shapes: T tokens or rows, H heads, G KV heads, D head dimension, E columns.
@@ -8,12 +8,12 @@ Shapes: T tokens or rows, H heads, G KV heads, D head dimension, E columns.
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fast_ft.generate.engine.kv_cache import PAGE
+from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.ops_torch import causal
 from fast_ft.models import packed_attention as attention
 
@@ -66,10 +66,10 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 def paged_attention(
-    q_SHD: Any, keys: Any, values: Any, table_SW: Any, length_S: Any, *, columns: int = 0, planes: bool = False,
-    block: int | None = None, warps: int | None = None, stages: int = 1,
-) -> Any:  # fmt: skip
-    """As plain.paged_attention; the columns come in plane order where `planes` says so."""
+    q_SHD: Tensor, keys: Tensor, values: Tensor, table_SW: Tensor, length_S: Tensor, *, columns: int = 0,
+    planes: bool = False, block: int | None = None, warps: int | None = None, stages: int = 1,
+) -> Tensor:  # fmt: skip
+    """As ops_torch.paged_attention; the columns come in plane order where `planes` says so."""
     rows, heads, head_dim = q_SHD.shape
     # one warp reaches the most of the memory's speed; of few rows, a long one waits for its cells in turn
     block, warps = block or (128 if rows <= FEW else 32), warps or (8 if rows <= FEW else 1)
@@ -84,14 +84,14 @@ def paged_attention(
     return out
 
 
-def packed_attention(q_THD: Any, k_TGD: Any, v_TGD: Any, starts: Any, longest: int) -> Any:
+def packed_attention(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, starts: Tensor, longest: int) -> Tensor:
     """Causal attention within each of the rows that lie side by side, TE; starts and longest: attention.PackedRows."""
     rows = attention.PackedRows(starts, longest)
     mixed_THD, *_ = attention.one_kernel(q_THD[None], k_TGD[None], v_TGD[None], rows, goes_backward=False)
     return mixed_THD[0].flatten(1)
 
 
-def rope(position_T: Any, frequencies: Any, scale: float, dtype: Any) -> tuple[Any, Any]:
+def rope(position_T: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cos and sin, fp32, one for each pair."""
     angle_TD = position_T[:, None].float() * frequencies
     return angle_TD.cos() * scale, angle_TD.sin() * scale
@@ -133,9 +133,9 @@ def _rotate(  # type: ignore[no-untyped-def]
 
 
 def rotate_into_cache(
-    qkv: Any, heads: int, cos_sin: tuple[Any, Any], cell_T: Any, keys: Any, values: Any
-) -> tuple[Any, Any, Any]:
-    """As plain.rotate_into_cache; `qkv` may be parts, (parts, T, columns)."""
+    qkv: Tensor, heads: int, cos_sin: tuple[Tensor, Tensor], cell_T: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ops_torch.rotate_into_cache; `qkv` may be parts, (parts, T, columns)."""
     cos, sin = cos_sin
     parts = len(qkv) if qkv.dim() == 3 else 1
     tokens, kv_heads, head_dim = qkv.shape[-2], keys.shape[1], keys.shape[2]
@@ -169,8 +169,8 @@ def _add_norm(  # type: ignore[no-untyped-def]
     tl.store(out + token * columns + place, y_E.to(out.dtype.element_ty), mask=real)
 
 
-def add_norm(x_TE: Any, delta: Any, weight_E: Any, eps: float, *, planes: bool = False) -> Any:
-    """As plain.add_norm; `delta` may be parts, (parts, T, E)."""
+def add_norm(x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False) -> Tensor:
+    """As ops_torch.add_norm; `delta` may be parts, (parts, T, E)."""
     tokens, columns = x_TE.shape
     parts = 0 if delta is None else len(delta) if delta.dim() == 3 else 1
     out = x_TE.new_empty(tokens, columns)
@@ -199,8 +199,8 @@ def _gate(  # type: ignore[no-untyped-def]
     tl.store(out + token * columns + place, y.to(out.dtype.element_ty), mask=real)
 
 
-def gated(x: Any, dtype: Any, *, planes: bool = False) -> Any:
-    """As plain.gated; `x` may be parts, (parts, T, 2E)."""
+def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
+    """As ops_torch.gated; `x` may be parts, (parts, T, 2E)."""
     parts = len(x) if x.dim() == 3 else 1
     tokens, columns = x.shape[-2], x.shape[-1] // 2
     out = x.new_empty(tokens, columns, dtype=dtype)

@@ -11,42 +11,21 @@ Shapes: T tokens, E hidden, H heads, G KV heads, D head dimension, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Any
 
+import torch
+from torch import Tensor
+
+from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.cuda_graphs import Graphs
-from fast_ft.generate.engine.kv_cache import PAGE, Cache
-from fast_ft.generate.engine.model_runner import Fused
+from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.sequence import Sequence
 
 _PARTS = 64  #: prompts in a pass of fixed size, at most
 _LONGEST = 512  #: tokens of the longest prompt for which such a pass is made; longer ones get passes of their own
 _PADDING = 256  #: tokens of padding that stand for one prompt
-
-
-@dataclass(eq=False)
-class Row:
-    """One answer to make: at most `limit` tokens after `prompt`, drawn by `key`. `known`: its length, in a replay.
-
-    `limit` may be lowered at any time; an answer that is longer by then is cut to it.
-    """
-
-    prompt: Sequence[int]
-    limit: int
-    key: int = 0
-    known: int | None = None
-    tokens: list[int] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
-
-    def length(self, more: int = 0) -> int:
-        """Tokens of prompt and answer, `more` answer tokens further on, up to the limit."""
-        return len(self.prompt) + min(len(self.tokens) + more, self.limit)
-
-    @property
-    def end(self) -> int:
-        """The length at which the answer ends, if EOS does not end it before."""
-        return self.limit if self.known is None else min(self.known, self.limit)
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,7 @@ class Part:
     stop: int
 
 
-def passes(rows: Sequence[Row], most: int) -> list[list[Part]]:
+def passes(rows: list[Sequence], most: int) -> list[list[Part]]:
     """Return which tokens are computed in which pass: the first with room for all of a row's; a longer row in several.
 
     Neighbouring rows that have the same fresh prompt are one.
@@ -92,21 +71,21 @@ class Prefill:
     card longer (44 ms for 1,536 tokens of a 7B on an H200) than the host needs to launch them (37 ms).
     """
 
-    def __init__(self, fused: Fused, cache: Cache, graphs: Graphs, *, most: int) -> None:
-        self.fused, self.cache, self.graphs, self.most = fused, cache, graphs, most
-        self.sizes = [most * eighths // 8 for eighths in (1, 2, 4, 5, 6, 7, 8)] if fused.ops.PACKED else []
+    def __init__(self, model: FusedModel, cache: KVCache, graphs: Graphs, *, most: int) -> None:
+        self.model, self.cache, self.graphs, self.most = model, cache, graphs, most
+        self.sizes = [most * eighths // 8 for eighths in (1, 2, 4, 5, 6, 7, 8)] if model.ops.PACKED else []
         self._sized: dict[tuple[int, int], _Sized] = {}
 
-    def run(self, rows: Sequence[Row], logits_SV: Any) -> None:
+    def run(self, rows: list[Sequence], logits_SV: Tensor) -> None:
         """Write keys and values of the rows' tokens, and the logits after the last one of row i to `logits_SV[i]`."""
-        device = self.fused.device
+        device = self.model.device
         # All of the host's work comes first: copying an index to a card waits for what runs there.
-        for one in [_Pass(self.fused, self.cache, rows, parts) for parts in passes(rows, self.most)]:
+        for one in [_Pass(self.model, self.cache, rows, parts) for parts in passes(rows, self.most)]:
             if self.sizes and one.whole and len(one.lengths) <= _PARTS:
                 logits = self._of_size(one).run(one)
             else:
-                hidden_TE = self.fused.forward(*one.tensors(), one.attend)
-                logits = self.fused.logits(hidden_TE[one.last])
+                hidden_TE = self.model.forward(*one.tensors(), one.attend)
+                logits = self.model.logits(hidden_TE[one.last])
             if one.target:
                 self.cache.copy(_tensor(one.source, device), _tensor(one.target, device))
             if one.row:
@@ -117,7 +96,7 @@ class Prefill:
         longest = min(tokens, _LONGEST) if max(one.lengths) <= _LONGEST else tokens
         if (tokens, longest) not in self._sized:
             is_small = 2 * tokens <= self.most
-            self._sized[tokens, longest] = _Sized(self.fused, self.cache, self.graphs, tokens, longest, is_small)
+            self._sized[tokens, longest] = _Sized(self.model, self.cache, self.graphs, tokens, longest, is_small)
         return self._sized[tokens, longest]
 
 
@@ -128,8 +107,8 @@ class _Pass:
     are copied to. `whole`: no part has tokens before it.
     """
 
-    def __init__(self, fused: Fused, cache: Cache, rows: Sequence[Row], parts: Sequence[Part]) -> None:
-        self.fused, self.cache = fused, cache
+    def __init__(self, model: FusedModel, cache: KVCache, rows: list[Sequence], parts: list[Part]) -> None:
+        self.model, self.cache = model, cache
         self.lengths = [part.stop - part.start for part in parts]
         self.whole = not any(part.start for part in parts)
         self.before: list[list[int] | None] = []  #: the cells of all tokens up to a part's, where some lie before it
@@ -156,19 +135,18 @@ class _Pass:
                 self.row += part.rows
                 self.last.append(len(self.ids) - 1)
 
-    def tensors(self) -> tuple[Any, Any]:
+    def tensors(self) -> tuple[Tensor, Tensor]:
         """Return ids and positions, on the device; the cells come along."""
         ids_T, position_T, self.cell_T = (
-            _tensor(each, self.fused.device) for each in (self.ids, self.position, self.cell)
+            _tensor(each, self.model.device) for each in (self.ids, self.position, self.cell)
         )
-        self.before_T = [cells and _tensor(cells, self.fused.device) for cells in self.before]
+        self.before_T = [cells and _tensor(cells, self.model.device) for cells in self.before]
         return ids_T, position_T
 
-    def attend(self, layer: int, qkv: Any, cos_sin: Any) -> Any:
-        import torch
-
-        ops, keys, values = self.fused.ops, self.cache.keys[layer], self.cache.values[layer]
-        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.fused.heads, cos_sin, self.cell_T, keys, values)
+    def attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+        """Return what attention gives, TE; keys and values go to the cache."""
+        ops, keys, values = self.model.ops, self.cache.keys[layer], self.cache.values[layer]
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, keys, values)
         mixed, at = [], 0
         for length, before in zip(self.lengths, self.before_T, strict=True):
             here = slice(at, at + length)
@@ -181,24 +159,22 @@ class _Pass:
 class _Sized:
     """Passes of one size, whose parts are whole prompts; one kernel attends to all of them."""
 
-    def __init__(self, fused: Fused, cache: Cache, graphs: Graphs, tokens: int, longest: int, is_small: bool) -> None:
-        import torch
+    def __init__(
+        self, model: FusedModel, cache: KVCache, graphs: Graphs, tokens: int, longest: int, is_small: bool
+    ) -> None:
+        def zeros(count: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(count, dtype=dtype, device=model.device)
 
-        def zeros(count: int, dtype: Any = torch.int64) -> Any:
-            return torch.zeros(count, dtype=dtype, device=fused.device)
-
-        self.fused, self.cache, self.graphs, self.tokens, self.longest = fused, cache, graphs, tokens, longest
+        self.model, self.cache, self.graphs, self.tokens, self.longest = model, cache, graphs, tokens, longest
         self.is_small = is_small
         self.ids_T, self.position_T, self.cell_T = (zeros(tokens) for _ in range(3))
         self.last_P = zeros(_PARTS)
         self.starts = zeros(_PARTS + tokens // _PADDING + 2, torch.int32)
-        self.captured: tuple[Any, Any] | None = None
+        self.captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
         self.used = False
 
-    def run(self, one: _Pass) -> Any:
+    def run(self, one: _Pass) -> Tensor:
         """Return logits after the prompts' last tokens, one row each, and some more."""
-        import torch
-
         padding = self.tokens - len(one.ids)
         zeros = [0] * padding
         starts = [0, *accumulate([*one.lengths, *(min(_PADDING, padding - at) for at in range(0, padding, _PADDING))])]
@@ -217,20 +193,18 @@ class _Sized:
         graph.replay()
         return logits
 
-    def _logits(self) -> Any:
-        return self.fused.logits(self.fused.forward(self.ids_T, self.position_T, self._attend)[self.last_P])
+    def _logits(self) -> Tensor:
+        return self.model.logits(self.model.forward(self.ids_T, self.position_T, self._attend)[self.last_P])
 
-    def _attend(self, layer: int, qkv: Any, cos_sin: Any) -> Any:
-        ops, keys, values = self.fused.ops, self.cache.keys[layer], self.cache.values[layer]
-        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.fused.heads, cos_sin, self.cell_T, keys, values)
+    def _attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+        ops, keys, values = self.model.ops, self.cache.keys[layer], self.cache.values[layer]
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, keys, values)
         return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest)
 
 
-def _cells(row: Row, length: int) -> list[int]:
-    return [page * PAGE + offset for page in row.pages for offset in range(PAGE)][:length]
+def _cells(row: Sequence, length: int) -> list[int]:
+    return [page * PAGE + offset for page in row.block_table for offset in range(PAGE)][:length]
 
 
-def _tensor(values: Sequence[int], device: Any) -> Any:
-    import torch
-
+def _tensor(values: list[int], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=device)

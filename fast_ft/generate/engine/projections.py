@@ -11,30 +11,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
 from fast_ft.models.weight_layout import side_by_side
+
+#: A base's product without LoRA: TE to TN.
+Linear = Callable[[Tensor], Tensor]
 
 
 class Product:
     """Call it with TE; it returns TN. `base` is how the base's weights are multiplied."""
 
-    def __init__(self, modules: Sequence[Any], base: Callable[[Any], Any], dtype: Any) -> None:
+    def __init__(self, modules: Sequence[nn.Module], base: Linear, dtype: torch.dtype) -> None:
         self.base = base
         self.a_ER, self.b_RN = lora(modules, dtype)
 
-    def __call__(self, x_TE: Any, planes: bool = False) -> Any:
+    def __call__(self, x_TE: Tensor, planes: bool = False) -> Tensor:
         y_TN = self.base(x_TE)
-        return y_TN if self.a_ER is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
+        return y_TN if self.a_ER is None or self.b_RN is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
 
 
-def base_of(module: Any) -> Any:
+def base_of(module: nn.Module) -> Any:
     """Return the linear layer below an adapter's."""
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
-def lora(modules: Sequence[Any], dtype: Any) -> tuple[Any, Any]:
+def lora(modules: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """Return (A stacked, ER; B block-diagonal and scaled, RN), or (None, None) where no adapter is active."""
-    import torch
-
     a_parts, b_parts, at = [], [], 0
     width = sum(base_of(module).out_features for module in modules)
     for module in modules:
@@ -50,23 +55,17 @@ def lora(modules: Sequence[Any], dtype: Any) -> tuple[Any, Any]:
     return (torch.cat(a_parts).T.contiguous(), torch.cat(b_parts)) if a_parts else (None, None)
 
 
-def bias_of(bases: Sequence[Any]) -> Any:
+def bias_of(bases: Sequence[Any]) -> Tensor | None:
     """Return the layers' biases side by side, or None."""
-    import torch
-
     return torch.cat([base.bias for base in bases]) if bases[0].bias is not None else None
 
 
-def dense(bases: Sequence[Any]) -> Callable[[Any], Any]:
-    """16 or 32-bit weights: one product."""
-    from torch.nn.functional import linear
-
+def dense(bases: Sequence[Any]) -> Linear:
+    """Return one product with 16 or 32-bit weights."""
     weight_NE, bias_N = side_by_side([base.weight for base in bases]), bias_of(bases)
     return lambda x_TE: linear(x_TE, weight_NE, bias_N)
 
 
-def apart(bases: Sequence[Any]) -> Callable[[Any], Any]:
-    """4 bits on a CPU, whose packing is bitsandbytes' own affair: the layers as they are."""
-    import torch
-
+def apart(bases: Sequence[nn.Module]) -> Linear:
+    """Return the layers as they are: for 4 bits on a CPU, whose packing is bitsandbytes' own affair."""
     return lambda x_TE: torch.cat([base(x_TE) for base in bases], dim=-1)

@@ -10,7 +10,9 @@ Shapes: S rows, V vocabulary, K candidates that top_k leaves.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+import torch
+from torch import Tensor
 
 from fast_ft.recipe import schema
 
@@ -42,11 +44,10 @@ class Sampler:
         """Whether `choose` wants to know which tokens a row holds already."""
         return self.repetition_penalty != 1.0
 
-    def choose(self, logits_SV: Any, key_S: Any, count_S: Any, seen_SV: Any = None) -> Any:
+    def choose(self, logits_SV: Tensor, key_S: Tensor, count_S: Tensor, seen_SV: Tensor | None = None) -> Tensor:
         """Return the next token of each row, int64. `seen_SV` is true for tokens of the prompt and the answer."""
-        import torch
-
         if self.penalises:
+            assert seen_SV is not None
             punished_SV = torch.where(
                 logits_SV < 0, logits_SV * self.repetition_penalty, logits_SV / self.repetition_penalty
             )
@@ -60,10 +61,8 @@ class Sampler:
         last_S1 = (weight_SK > 0).sum(dim=-1, keepdim=True) - 1  # u * sum may round up to the sum itself
         return token_SK.gather(1, torch.minimum(index_S1, last_S1))[:, 0]
 
-    def weights(self, logits_SV: Any) -> tuple[Any, Any]:
+    def weights(self, logits_SV: Tensor) -> tuple[Tensor, Tensor]:
         """Return (weights, tokens), the likeliest first; a token that is filtered out weighs 0."""
-        import torch
-
         vocabulary = logits_SV.shape[-1]
         limited = 0 < self.top_k < vocabulary
         width = min(vocabulary, self.top_k + _TIES) if limited else vocabulary
@@ -79,7 +78,7 @@ class Sampler:
         return weight_SK, token_SK
 
 
-def uniform(key_S: Any, count_S: Any) -> Any:
+def uniform(key_S: Tensor, count_S: Tensor) -> Tensor:
     """Return u in [0, 1), a multiple of 2**-24 in fp32, from 63-bit keys and counters (int64).
 
     Two rounds of a 32-bit mixer whose factors lie under 2**31, so that no product overflows int64.
@@ -88,7 +87,7 @@ def uniform(key_S: Any, count_S: Any) -> Any:
     return (_mix(mixed_S ^ (key_S & _MASK)) >> 8).float() * 2.0**-24
 
 
-def _mix(x: Any) -> Any:
+def _mix(x: Tensor) -> Tensor:
     """A bijection of 32-bit integers in which each input bit moves every output bit (C. Wellons' hash-prospector)."""
     x = (x ^ (x >> 16)) * 0x21F0AAAD & _MASK
     x = (x ^ (x >> 15)) * 0x735A2D97 & _MASK

@@ -1,0 +1,142 @@
+"""A fresh base model with a run's adapter, checked and ready to answer; what else must be done is done meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from fast_ft.common import out_of_memory
+from fast_ft.common.stopwatch import Stopwatch
+from fast_ft.data.prepare import PreparedData
+from fast_ft.generate.engine.scheduler import shapes
+from fast_ft.hub.families import ModelShape
+from fast_ft.models import adapter_check
+from fast_ft.models.loaders import choose
+from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
+from fast_ft.pipeline import base_check
+from fast_ft.pipeline.set_up import model_config, settle_plan
+from fast_ft.plan.decode_pool import DecodePlan
+from fast_ft.plan.plans import RunPlan
+from fast_ft.recipe.schema import Recipe
+from fast_ft.run.folder import RunDir
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model that is ready to answer: the base with the run's adapter, checked, and how answers are decoded.
+
+    `difference` is the check's, in nats a token. `prompt_ids` are the prompts' token ids.
+    """
+
+    loaded: LoadedModel
+    plan: DecodePlan
+    difference: float
+    prompt_ids: list[list[int]]
+
+
+def load(
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: PreparedData,
+    adapter: Path,
+    maker: Loader | None = None,
+    watch: Stopwatch | None = None,
+) -> Ready:
+    """Load a fresh base model with the run's adapter, and check that it is what was trained.
+
+    The loader is the one that the adapter was trained with, where training is done. Raises InputError where base,
+    tokenizer or adapter are not what they were.
+    """
+    watch = watch or Stopwatch()
+    with watch.during("loading"):  # libraries, too
+        maker = maker or maker_of(folder, recipe)
+    plan = decode_plan(recipe, settle_plan(folder, recipe, prepared, maker.name))
+    with watch.during("loading"):
+        compiled = _compile_ahead(recipe, prepared, plan, maker)
+        with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
+            loaded, prompt_ids = _load_and_encode(folder, recipe, prepared, partial(maker.for_generation, adapter))
+    if compiled is not None:
+        with watch.during("set_up"):
+            compiled.exception()  # waits; what went wrong is said where the engine is made
+            out_of_memory.clear_workspaces()  # the threads' own
+    with watch.during("checks"), out_of_memory.explained("checking the adapter", out_of_memory.ANSWERING):
+        difference = adapter_check.verify(adapter, loaded, prepared.encoder.pad_id)
+    return Ready(loaded, plan, difference, prompt_ids)
+
+
+def decode_plan(recipe: Recipe, settled: RunPlan) -> DecodePlan:
+    """Return how answers are decoded: as planned, in batches of the size that the recipe may have been given since."""
+    fixed = recipe.generate.batch_size
+    return settled.decode if fixed == "auto" else replace(settled.decode, slots=fixed)
+
+
+def maker_of(folder: RunDir, recipe: Recipe) -> Loader:
+    """Return the loader that the run's adapter was trained with; before that, the recipe's."""
+    trained = folder.done("train") or {}
+    return choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, name=trained.get("backend"))
+
+
+def _load_and_encode(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, load_model: Callable[[], LoadedModel]
+) -> tuple[LoadedModel, list[list[int]]]:
+    """Load the model; meanwhile a thread compares base and tokenizer with the run's, and encodes the prompts."""
+
+    def host_work() -> list[list[int]]:
+        base_check.refuse_another(folder, recipe, prepared)
+        return prepared.prompt_ids
+
+    with ThreadPoolExecutor(1, thread_name_prefix="host") as thread:
+        encoded = thread.submit(host_work)
+        try:
+            loaded = load_model()
+        except Exception:
+            encoded.result()  # another base, which that tells of, is the better explanation
+            raise
+        return loaded, encoded.result()
+
+
+def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, maker: Loader) -> Future[None] | None:
+    """On a card, let decoding's kernels be compiled and checked while the base is being loaded."""
+    if not isinstance(maker, LoaderBase) or maker.device != "cuda":
+        return None
+    from fast_ft.generate.engine import kernel_checks
+
+    config = model_config(recipe)
+    shape = ModelShape.from_config(config)
+    is_nf4 = recipe.model.load_in_4bit or "quantization_config" in config
+    planes = is_nf4 and not plan.dequantise and all(inputs % 128 == 0 for inputs, _ in shape.linear_shapes)
+    rows = min(plan.slots, len(prepared.prompts) * recipe.generate.num_return_sequences)
+    kind = kernel_checks.Kind(
+        heads=shape.num_attention_heads,
+        kv_heads=shape.num_key_value_heads,
+        head_dim=shape.head_dim,
+        hidden=shape.hidden_size,
+        inner=shape.intermediate_size,
+        dtype=maker.dtype,
+        device="cuda:0",
+        steps=tuple(shapes(max(1, rows), planes=True)),
+        planes=planes,
+    )
+    return kernel_checks.ahead(kind)
+
+
+@contextlib.contextmanager
+def collects_new_objects_only() -> Iterator[None]:
+    """Let collections within walk only what is made within: with all libraries loaded, each walk takes half a second.
+
+    What earlier phases left in reference cycles is collected first.
+    """
+    import peft  # noqa: F401
+    import transformers  # noqa: F401
+
+    out_of_memory.release()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
