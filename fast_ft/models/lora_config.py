@@ -48,7 +48,7 @@ def check(folder: Path) -> None:
             )
 
 
-def _number(path: Path, content: dict[str, Any], key: str, most: float, types: type | tuple[type, ...]) -> None:
+def _number(path: Path, content: dict[str, Any], key: str, most: float, types: Any) -> None:
     value = content.get(key)
     if not isinstance(value, types) or isinstance(value, bool) or not 0 < value <= most:
         raise InputError(f"{path}: {key} is {_shown(value)}; a number up to {most:g} was expected.")
