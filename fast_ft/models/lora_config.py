@@ -48,10 +48,9 @@ def check(folder: Path) -> None:
             )
 
 
-def _number(path: Path, content: dict[str, Any], key: str, most: float, types: type | tuple[type, ...]) -> None:
-    value: Any = content.get(key)
-    is_number = isinstance(value, types) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= most:
+def _number(path: Path, content: dict[str, Any], key: str, most: float, types: Any) -> None:
+    value = content.get(key)
+    if not isinstance(value, types) or isinstance(value, bool) or not 0 < value <= most:
         raise InputError(f"{path}: {key} is {_shown(value)}; a number up to {most:g} was expected.")
 
 

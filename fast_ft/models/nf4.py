@@ -2,7 +2,8 @@
 
 A 4-bit code stands for one of 16 numbers, times its block's scale. The kernels look the number up by permuting bytes
 and multiply by the scale in two 16-bit parts, so that only the product is rounded, as it is when bitsandbytes
-dequantises. For that the 16 numbers must lie close to 16-bit ones: they do, times FACTOR, and the scale over it.
+dequantises. For that the 16 numbers must lie close to 16-bit ones. Multiplied by FACTOR they do; the scale is
+divided by it.
 
 Shapes: T tokens, K inputs, B blocks of 64 weights.
 """
@@ -13,14 +14,15 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor, dtype
+    import torch
+    from torch import Tensor
 
 CODES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-#: found by trying 1.5 million: the codes then differ from 11 (8) bits by 3e-5 (3e-4) of the scale, root mean square
+#: Found by trying 1.5 million: the codes times it differ from numbers of 11 (8) bits by 3e-5 (3e-4) of the scale, RMS.
 FACTOR = {"float16": 1.6776893333333334, "bfloat16": 1.437006}
 BLOCK = 64  #: weights of a row that share a scale
 
@@ -44,6 +46,7 @@ def decoder(bits: list[int], kind: str, words: int) -> str:
     low, high = ([(code >> shift) & 0xFF for code in bits] for shift in (0, 8))
 
     def table(part: list[int], at: int) -> str:
+        """Return four of the codes' bytes as one word."""
         return f"0x{int.from_bytes(bytes(part[at : at + 4]), 'little'):08x}"
 
     scale = f"${5 * words}"
@@ -88,11 +91,11 @@ def to_planes(x_TK: Tensor) -> Tensor:
     return x_TK.view(len(x_TK), -1, 8, 8, 2).transpose(2, 3).reshape(len(x_TK), -1)
 
 
-def pack_scales(absmax_B: Tensor, kind: dtype) -> Tensor:
-    """Return fp32 scales over FACTOR as int32: a 16-bit number of `kind` and, in the upper half, what it lacks."""
+def pack_scales(absmax_B: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return fp32 scales over FACTOR as int32: a number of the 16-bit `dtype` and, in the upper half, what it lacks."""
     import torch
 
-    scale = absmax_B / FACTOR[str(kind).removeprefix("torch.")]
-    high = scale.to(kind)
-    low = (scale - high.float()).to(kind)
+    scale = absmax_B / FACTOR[str(dtype).removeprefix("torch.")]
+    high = scale.to(dtype)
+    low = (scale - high.float()).to(dtype)
     return torch.stack((high, low), dim=-1).view(torch.int32).squeeze(-1)

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from bitsandbytes.nn import Linear4bit
     from torch import nn
 
 _ABSENT = object()
@@ -66,15 +67,17 @@ class ModelPatches:
         data = weight.data
 
         def put_back() -> None:
+            """Point the weight at its memory again."""
             weight.data = data
 
         self._undo.append(put_back)
 
-    def keep_4bit(self, layer: Any) -> None:
+    def keep_4bit(self, layer: Linear4bit) -> None:
         """Remember the weights and scales of a layer of bitsandbytes, which replaces both when it packs them anew."""
         data, state = layer.weight.data, copy.copy(layer.weight.quant_state)
 
         def put_back() -> None:
+            """Let the layer have both again. bitsandbytes changes the scales in place, so they are copied."""
             layer.weight.data, layer.weight.quant_state = data, copy.copy(state)
             if getattr(layer, "quant_state", None) is not None:
                 layer.quant_state = layer.weight.quant_state

@@ -33,9 +33,11 @@ def check(like: Tensor, width: int, inner: int, head: int) -> str | None:
     draw = torch.Generator(like.device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
+        """Return random numbers like `like`."""
         return torch.randn(*shape, generator=draw, device=like.device).to(like.dtype)
 
     def results(ops: ModuleType) -> list[Tensor]:
+        """Return what each function of a module makes of the same random numbers."""
         draw.manual_seed(0)
         x, grad, residual, weight = normal(3, width), normal(3, width), normal(3, width), normal(width)
         norm, scale = ops.rms_norm(x, weight, 1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from fast_ft.models.patches import ModelPatches
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -106,7 +108,9 @@ def _attend_row_by_row() -> None:
         if getattr(theirs, "by_row", False):
             continue
 
-        def run_attention(*, Q: Any, K: Any, V: Any, theirs: Any = theirs, **values: Any) -> Any:
+        def run_attention(
+            *, Q: Tensor, K: Tensor, V: Tensor, theirs: Callable[..., Tensor] = theirs, **values: Any
+        ) -> Tensor:
             """Unsloth's signature of an attention function."""
             rows = packed_attention.current_rows()
             return theirs(Q=Q, K=K, V=V, **values) if rows is None else packed_attention.attend(Q, K, V, rows)
