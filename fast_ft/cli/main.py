@@ -96,7 +96,7 @@ def _status_alone(words: list[str], place: process_group.Ranks) -> int:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except (ImportError, OSError) as error:
-        said = _unloadable(error) or _refused(error)
+        said = _unloadable(error) or _no_name(error) or _refused(error)
         if said is None:
             raise  # a bug
         note(f"error: {said}")
@@ -117,6 +117,15 @@ def _unloadable(error: ImportError | OSError) -> str | None:
         f"a library cannot be loaded here: {plain(str(cause))}. `python -m fast_ft doctor` compares what is installed "
         "with requirements.txt; `make .venv/run-ready` installs it anew"
     )
+
+
+def _no_name(error: ImportError | OSError) -> str | None:
+    """Return the sentence for a name that no file can have; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _NO_NAMES:
+        return None
+    name = plain(str(error.filename))
+    why = "too long" if error.errno == errno.ENAMETOOLONG else "a circle of links"
+    return f"{name if len(name) < 80 else name[:77] + '...'}: this name is {why}. Check the spelling"
 
 
 def _refused(error: ImportError | OSError) -> str | None:

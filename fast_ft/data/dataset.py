@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 from fast_ft.data import regular_rows, sources
 from fast_ft.data.examples import Pool, Prompt
 from fast_ft.data.formats import RawRow, fail, is_number, parse_row, strip_lead, strip_leads
@@ -107,7 +108,7 @@ def _refuse(train: str, test: str) -> None:
 
 def _same_files(test: str, digest: str) -> bool:
     """Return whether the test set's files have this digest; load_prompts reports a test set that cannot be found."""
-    path = sources.Path(test).expanduser()
+    path = expanded(test)
     try:
         return path.exists() and sources.digest(sources.data_files(path, "test")) == digest
     except (InputError, OSError):

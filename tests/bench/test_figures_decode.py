@@ -14,8 +14,8 @@ import pytest
 from bench import decode, decode_figures, decode_measures
 from bench.__main__ import figures_of
 from bench.decode_subject import Subject
-from bench.timed import TimedPool
 from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.generate.engine.model_runner import ModelRunner
 from tests.helpers.parts import save_random_llama
 
 RUN = {
@@ -126,8 +126,8 @@ def test_a_run_on_a_small_model_becomes_figures(
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*", made["date"]) and made["cores"] >= 1
 
 
-def test_a_timed_pool_counts_captures_apart_and_takes_as_many_steps() -> None:
-    pool, made = object.__new__(TimedPool), list[str]()
+def test_a_runner_counts_captures_apart_and_takes_as_many_steps() -> None:
+    runner, made = object.__new__(ModelRunner), list[str]()
 
     def step(slots: int, columns: int) -> None:
         made.append("step")
@@ -135,17 +135,20 @@ def test_a_timed_pool_counts_captures_apart_and_takes_as_many_steps() -> None:
     def capture(work: Any) -> tuple[Any, None]:
         return SimpleNamespace(replay=lambda: made.append("replay")), None
 
+    def captures() -> float:
+        return graphs.watch.seconds()["captures"]
+
     graphs = Graphs(works=True)
     vars(graphs).update(capture=capture)
-    vars(pool).update(graphs=graphs, _captured={}, _step=step, capture_seconds=0.0)
+    vars(runner).update(graphs=graphs, _captured={}, _step=step)
     for count in (8, 5):
-        pool._steps(16, 256, count)
-    first = pool.capture_seconds
+        runner._run_steps(16, 256, count)
+    first = captures()
     assert made == ["step"] + ["replay"] * 12 and first > 0
-    pool._steps(16, 256, 3)
-    assert pool.capture_seconds == first, "a shape is captured once"
-    pool._steps(8, 256, 1)
-    assert made[-1] == "step" and pool.capture_seconds > first
+    runner._run_steps(16, 256, 3)
+    assert captures() == first, "a shape is captured once"
+    runner._run_steps(8, 256, 1)
+    assert made[-1] == "step" and captures() > first
 
 
 def test_out_of_memory_takes_an_eighth_of_the_cache_and_tries_again() -> None:

@@ -22,7 +22,7 @@ from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.run import run
-from fast_ft.plan.plans import Plan
+from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe.loader import load_recipe, resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -386,7 +386,7 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
     def first_step(loaded: LoadedModel) -> list[torch.Tensor]:
         loaded.model.train()
         shape = MicroBatchShape(places=3, longest=64, pad_id=0)
-        passes = Passes(loaded, FlatWeights(loaded.model), Plan(3, recompute_layers=1), shape)
+        passes = Passes(loaded, FlatWeights(loaded.model), TrainPlan(3, recompute_layers=1), shape)
         passes.begin(9.0, None)
         assert not loaded.notes, "the blocks are in"
         loss = passes(lay_out(rows, tokens=128, places=3, pad_id=0), seed=1)
