@@ -1,4 +1,4 @@
-"""python -m bench.quickstart: run the quickstart as a reader would; keep its output and scores for docs/quickstart.md."""
+"""python -m bench.quickstart: run the quickstart as a reader would; keep output and scores for docs/quickstart.md."""
 
 from __future__ import annotations
 
