@@ -13,7 +13,8 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
-	$(BIN)/python -m fast_ft recipes/quickstart.yaml
+	@$(BIN)/python -m fast_ft recipes/quickstart.yaml
+	@echo "Next: source .venv/bin/activate   (after that, every command of the README runs as it is written)"
 
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile

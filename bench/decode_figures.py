@@ -42,7 +42,7 @@ def _whole_card(
             round(share, 3), "of the steps' time, for reading weights and live cache once",
         )  # fmt: skip
     if "unsloth" in done:
-        found[f"{card}.vs_notebook"] = (round(fixed / _only(done["unsloth"]), 1), "times Unsloth one by one")
+        found[f"{card}.vs_notebook"] = (round(fixed / _only(done["unsloth"]), 1), "times Unsloth, prompt by prompt")
     if plain is not None:
         found[f"{card}.vs_generate"] = (round(fixed / plain, 2), "times generate at its best batch size")
     mixed = {(each["refill"], each["shrinks"]): each["tokens"] / each["seconds"] for each in done.get("mixed", [])}

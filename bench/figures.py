@@ -49,7 +49,7 @@ def record(values: dict[str, tuple[float, str]], result: dict[str, Any], source:
 
 
 def table(figures: dict[str, dict[str, Any]] | None = None, sent: Sent | None = None) -> str:
-    """Return the README's table of figures, in Markdown; its last column has what others sent from their cards."""
+    """Return the table of docs/measurements.md, in Markdown; its last column has what others sent from their cards."""
     lines = ["| figure | value | card | date | commit | received |", "|---|---|---|---|---|---|"]
     sent = received() if sent is None else sent
     for name, each in (read() if figures is None else figures).items():

@@ -201,10 +201,11 @@ def _blocks(text: str) -> list[str]:
 
 
 def rendered(path: Path) -> str:
-    """Return a document's text with every cited number, and in the README also what is rendered whole, made anew."""
+    """Return a document's text with every cited number, and the parts that are rendered whole, made anew."""
     text = render(path.read_text(encoding="utf-8"))
-    if path.name == "README.md":
+    if "<!-- figures -->" in text:
         text = figures.between(text, "figures", figures.table())
+    if "<!-- quickstart -->" in text:
         text = figures.between(text, "quickstart", quickstart.markdown(raw("quickstart.json")))
     return text
 

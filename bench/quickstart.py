@@ -1,4 +1,4 @@
-"""python -m bench.quickstart: run the quickstart as a reader would, and keep its output and scores for the README."""
+"""python -m bench.quickstart: run the quickstart as a reader would; keep output and scores for docs/quickstart.md."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ def output_lines(text: str, folder: Path) -> list[str]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Return the README's excerpt: what was run, when and how long it took, and most of the output."""
+    """Return the excerpt of docs/quickstart.md: what was run, when and how long it took, and most of the output."""
     about = f"{result['cores']} CPU cores, {result['date'][:10]}"
     if result["load_before"] > result["cores"]:
         about += ", beside other work that kept them busy"
     seconds = f"{result['wall_seconds']:.0f} s"
     lines = [f"`make quickstart`, some lines left out ({about}; {seconds} after installation):", ""]
-    return "\n".join(lines + [f"    {line}".rstrip() for line in excerpt(result["output"])])
+    text = "\n".join(lines + [f"    {line}".rstrip() for line in excerpt(result["output"])])
+    return re.sub(r"runs/quickstart-[0-9a-f]{8}", "runs/quickstart-xxxxxxxx", text)  # another one for each setting
 
 
 def excerpt(output: list[str]) -> list[str]:

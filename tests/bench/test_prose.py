@@ -19,6 +19,7 @@ ALLOWED = {
     "a version": ["Python 3.11 or 3.12", "on Python 3.11 (`pip check` clean) and 3.12", "torch 2.11"],
     "the size of a file or a data set": [
         "about 400 MB", "Alpaca's 1,000 longest rows", "13 GB are not hashed", "rows of 2,048 tokens",
+        "100 of 2,000 rows",
     ],
     "what the homework or its course says": ["| 2.4 |", "| 4.15 |", "| 4.4 |", "4.15 and 4.4", "score >= 4.5"],
     "a recipe's setting": ["all 13 times"],
