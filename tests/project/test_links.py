@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from fast_ft.cli.commands import COMMANDS
+from fast_ft.cli.main import COMMANDS
 from tests.helpers.parts import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "colab.ipynb"
