@@ -83,15 +83,15 @@ def log_probabilities_of(
     ids: Sequence[Sequence[int]],
     starts: Sequence[int],
     pad_id: int,
-    most_tokens: int = _PASS_TOKENS,
+    most_tokens: int | None = None,
 ) -> list[list[float]]:
     """Return what `log_probabilities` does, in as few passes as the model gives the same numbers in.
 
-    On a GPU, where a pass over one row takes about as long as one over four, rows of up to `most_tokens` share one. On a CPU
-    4-bit products depend on how many rows they take, and Unsloth's forward takes no list of logits to keep: there
+    On a GPU, where a pass over one row takes about as long as one over four, rows of up to `most_tokens` (default:
+    _PASS_TOKENS) share one. On a CPU 4-bit products depend on how many rows they take, and Unsloth's forward takes no list of logits to keep: there
     each row has a pass of its own.
     """
-    most = most_tokens if loaded.device == "cuda" and loaded.backend != "unsloth" else 0
+    most = (most_tokens or _PASS_TOKENS) if loaded.device == "cuda" and loaded.backend != "unsloth" else 0
     values: dict[int, list[float]] = {}
     for group in _groups([len(row) for row in ids], most):
         rows, begins = [ids[index] for index in group], [starts[index] for index in group]
