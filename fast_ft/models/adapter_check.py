@@ -87,9 +87,9 @@ def log_probabilities_of(
 ) -> list[list[float]]:
     """Return what `log_probabilities` does, in as few passes as the model gives the same numbers in.
 
-    On a GPU, where a pass over one row takes about as long as one over four, rows of up to `most_tokens` (default:
-    _PASS_TOKENS) share one. On a CPU 4-bit products depend on how many rows they take, and Unsloth's forward takes no list of logits to keep: there
-    each row has a pass of its own.
+    On a GPU a pass over one row takes about as long as one over four, so rows of up to `most_tokens` (default:
+    _PASS_TOKENS), padding included, share one. On a CPU 4-bit products depend on how many rows they take, and Unsloth's
+    forward takes no list of logits to keep: there each row has a pass of its own.
     """
     most = (most_tokens or _PASS_TOKENS) if loaded.device == "cuda" and loaded.backend != "unsloth" else 0
     values: dict[int, list[float]] = {}
