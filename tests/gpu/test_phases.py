@@ -35,7 +35,7 @@ def loads(*given, **named):
     before.append(torch.cuda.memory_allocated())
     return model
 transformers.AutoModelForCausalLM.from_pretrained = loads
-with mock.patch.object(generate_phase, "_compile_ahead", lambda *_: None):  # a thread that takes memory meanwhile
+with mock.patch.object(adapter_loading, "_compile_ahead", lambda *_: None):  # a thread that takes memory meanwhile
     folder = run(validated(json.loads(sys.argv[1]), {}, "test"), "test.yaml")
 torch._C._cuda_clearCublasWorkspaces()  # what is left besides is ours
 print(json.dumps({"allocated": before, "end": torch.cuda.memory_allocated()}))
