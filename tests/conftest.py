@@ -63,9 +63,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def cheap_collections() -> Iterator[None]:
     freeze = cheap.FreezeImports()
+    # Answering sets aside what is there and takes it back at its end; then each collection would walk it again.
+    unfreeze, gc.unfreeze = gc.unfreeze, lambda: None
     gc.callbacks.append(freeze)
     yield
     gc.callbacks.remove(freeze)
+    gc.unfreeze = unfreeze
 
 
 @pytest.fixture(scope="session")
