@@ -13,7 +13,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from fast_ft.generate.engine.block_manager import PAGE
 
-COLUMNS = 256  #: `paged_attention` copies a multiple of so many cells of each row
+COLUMNS = 256  #: in a captured step `paged_attention` copies a multiple of so many cells of each row, else of PAGE
 PACKED = False  #: whether `packed_attention` is here
 
 
@@ -52,13 +52,16 @@ def paged_attention(
 ) -> Tensor:
     """Attention of one token of each row over its first `length_S` + 1 cells, its own included; SE.
 
-    `columns`, a multiple of PAGE, is at least the longest row's. Each row's cells are copied side by side.
+    `columns`, a multiple of PAGE, is at least the longest row's. Each row's pages are copied side by side.
     """
-    offset_P = torch.arange(PAGE, device=table_SW.device)
-    cell_SC = (table_SW[:, : columns // PAGE, None] * PAGE + offset_P).flatten(1)
+    page_T = table_SW[:, : columns // PAGE].flatten()
     hidden_SC = torch.arange(columns, device=table_SW.device) > length_S[:, None]
-    # what a cell held before must not count, not even as 0 * NaN
-    k_SCGD, v_SCGD = (part[cell_SC].masked_fill(hidden_SC[..., None, None], 0.0) for part in (keys, values))
+    k_SCGD, v_SCGD = (
+        part.view(-1, PAGE, *part.shape[1:]).index_select(0, page_T).view(len(q_SHD), columns, *part.shape[1:])
+        # what a cell held before must not count, not even as 0 * NaN
+        .masked_fill_(hidden_SC[..., None, None], 0.0)
+        for part in (keys, values)
+    )
     return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
 
 
@@ -86,9 +89,11 @@ def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, is_causal: bool = False) -> Tensor:
-    """SDPA over (rows, tokens, heads, D). Grouped heads are repeated: not every kernel knows them."""
+    """SDPA over (rows, tokens, heads, D). On a card grouped heads are repeated: not every kernel there knows them."""
     group = q.shape[2] // k.shape[2]
-    if group > 1:
+    if group > 1 and q.is_cuda:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
+    is_grouped = q.shape[1] != k.shape[1]
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=is_grouped)
+    return mixed.transpose(1, 2)
