@@ -23,6 +23,7 @@ test: lint
 wheel-test: .venv/run-ready
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" .; \
+	rm -rf build fast_ft.egg-info; \
 	$(PYTHON) -m venv "$$place/environment"; \
 	"$$place/environment/bin/python" -m pip install --disable-pip-version-check --quiet $(TORCH) "$$place"/*.whl; \
 	cd "$$place"; env -u PYTHONPATH environment/bin/fast-ft quickstart train.max_steps=20; \
