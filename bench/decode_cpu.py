@@ -93,7 +93,12 @@ def measured(base: str) -> dict[str, Any]:
         task = Task(seed=1, partial=Path(folder) / "partial.jsonl", watch=watch)
         started, cpu = time.monotonic(), time.process_time()
         made = generate(
-            loaded, encoder, prompts, schema.Generate(do_sample=False, max_new_tokens=MOST), DecodePlan(len(prompts)), task
+            loaded,
+            encoder,
+            prompts,
+            schema.Generate(do_sample=False, max_new_tokens=MOST),
+            DecodePlan(len(prompts)),
+            task,
         )
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     return {

@@ -12,6 +12,7 @@ from typing import Any
 
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
+from fast_ft.hub import gguf_base
 
 GIB = 2**30
 #: Values of model_type that training and decoding know: plain attention, a gated MLP, logits straight from the head.
@@ -33,7 +34,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def context_length(name_or_path: str) -> int | None:
     """Return the most tokens that a model can attend to, as far as its folder's config.json or its name tells."""
     try:
-        length = read_config(Path(name_or_path).expanduser()).get("max_position_embeddings")
+        is_gguf = gguf_base.is_named(name_or_path)
+        folder = gguf_base.folder(name_or_path, convert=False) if is_gguf else Path(name_or_path).expanduser()
+        length = read_config(folder).get("max_position_embeddings")
     except (InputError, OSError, RuntimeError):  # RuntimeError: ~name of an unknown user
         length = 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
     return length if isinstance(length, int) else None

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common.atomic_files import check_space, refusal, replace_folder, sha256_file, write_json
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 from fast_ft.hub import gguf_tokenizer
 from fast_ft.hub.gguf_metadata import Metadata
 
 if TYPE_CHECKING:
     import numpy
 
+SMOLLM = "smollm2-135m-instruct.gguf"  #: the file that `make smollm` fetches, and recipes/smollm.yaml names
 _FORM = 1  #: of what is written; another number converts every file anew
 _SHARD = 2_000_000_000  #: bytes of weights that are in memory at once, and in one file
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-_TENSORS = {
+TENSORS = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -41,32 +43,38 @@ _SIZES = {
 _REMEDY = "Give the model as a folder with config.json and safetensors, or by its hub id."
 
 
-def is_file(name: str) -> bool:
-    """Return whether a model's name means a .gguf file: no folder and no hub id ends like this."""
+def is_named(name: str) -> bool:
+    """Return whether a model's name means a .gguf file: a hub id never ends like this."""
     return name.lower().endswith(".gguf")
 
 
-def folder(name: str) -> Path:
-    """Return the folder that the .gguf file `name` was converted to; the first time, convert it.
+def folder(name: str, *, convert: bool = True) -> Path:
+    """Return the folder that the .gguf file `name` was converted to; the first time, where `convert`, convert it.
 
     Raises InputError where there is no such file, the `gguf` package is missing, or the file holds a model or a tokenizer
     that cannot be converted faithfully.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         stat = path.stat()
     except OSError:
-        hint = " `make smollm` fetches it." if "smollm" in path.name.lower() else ""
-        raise InputError(f"there is no file {name} here (looked for {path.absolute()}): check the spelling.{hint}") from None
-    return _folder(path, stat.st_size, stat.st_mtime_ns)
+        hint = ", or fetch it: make smollm" if path.name == SMOLLM else ""
+        raise InputError(
+            f"there is no file {name} here (looked for {path.absolute()}): check the spelling{hint}"
+        ) from None
+    target = cache() / f"{path.stem}-{_digest(path.absolute(), stat.st_size, stat.st_mtime_ns)[:16]}-{_FORM}"
+    if (target / "config.json").is_file():
+        return target
+    if not convert:
+        raise InputError(f"{name} was not converted yet, and this command converts nothing")
+    write(path, target)
+    return target
 
 
 @functools.lru_cache(maxsize=4)  # a run asks for its model's folder many times
-def _folder(path: Path, size: int, changed: int) -> Path:
-    target = cache() / f"{path.stem}-{sha256_file(path)[:16]}-{_FORM}"
-    if not (target / "config.json").is_file():
-        convert(path, target)
-    return target
+def _digest(path: Path, size: int, changed: int) -> str:
+    with refusal(path):
+        return sha256_file(path)
 
 
 def cache() -> Path:
@@ -76,7 +84,7 @@ def cache() -> Path:
     return Path(constants.HF_HOME) / "fast_ft-gguf"
 
 
-def convert(path: Path, target: Path) -> None:
+def write(path: Path, target: Path) -> None:
     """Write the model of a .gguf file to the folder `target`, whole or not at all. Raises InputError as `folder` does."""
     source = Metadata.open(path, _REMEDY)
     config = config_of(source)
@@ -103,7 +111,9 @@ def config_of(source: Metadata) -> dict[str, Any]:
     tensors = {tensor.name for tensor in source.tensors}
     scaling = source.text(f"{kind}.rope.scaling.type")
     if "rope_freqs.weight" in tensors or scaling not in (None, "none"):
-        raise InputError(f"{source.path}: it scales its rotary positions, which is not read from .gguf files. {_REMEDY}")
+        raise InputError(
+            f"{source.path}: it scales its rotary positions, which is not read from .gguf files. {_REMEDY}"
+        )
     if source.number(f"{kind}.expert_count"):
         raise InputError(f"{source.path}: it is a mixture of experts, which is not supported. {_REMEDY}")
     config: dict[str, Any] = {"architectures": [_ARCHITECTURES[kind]], "model_type": kind, "hidden_act": "silu"}
@@ -126,10 +136,10 @@ def config_of(source: Metadata) -> dict[str, Any]:
 def _name(source: Metadata, name: str) -> str:
     """Return a tensor's name in transformers' layout."""
     found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if found is None or found[2] not in _TENSORS:
+    if found is None or found[2] not in TENSORS:
         raise InputError(f"{source.path}: it holds a tensor {name!r}, which no Llama-like model has. {_REMEDY}")
     block, inner, end = found.groups()
-    return f"{f'model.layers.{block}.' if block else ''}{_TENSORS[inner]}.{end}"
+    return f"{f'model.layers.{block}.' if block else ''}{TENSORS[inner]}.{end}"
 
 
 def _write_weights(source: Metadata, config: dict[str, Any], names: dict[str, str], folder: Path) -> None:

@@ -37,7 +37,9 @@ def write(source: Metadata, folder: Path) -> None:
     elif kind == "llama":
         write_bytes(folder / "tokenizer.model", _sentencepiece(source))
     else:
-        raise InputError(f"{source.path}: its tokenizer is of the kind {kind!r}; gpt2 and llama are read. {source.remedy}")
+        raise InputError(
+            f"{source.path}: its tokenizer is of the kind {kind!r}; gpt2 and llama are read. {source.remedy}"
+        )
     tokens = source.texts("tokenizer.ggml.tokens")
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast" if kind == "gpt2" else "LlamaTokenizer",

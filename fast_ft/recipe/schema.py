@@ -34,7 +34,7 @@ class Section(BaseModel):
 class Model(Section):
     """The base model, and how it is loaded."""
 
-    name_or_path: str = Field(description="A folder, or a model's id on the Hugging Face hub.")
+    name_or_path: str = Field(description="A folder, a .gguf file, or a model's id on the Hugging Face hub.")
     revision: str | None = Field(default=None, description="The hub's branch, tag or commit.")
     tokenizer: str | None = Field(default=None, description="A tokenizer's folder or id, in place of the model's own.")
     template: Literal["llama-2", "tokenizer"] = Field(

@@ -57,7 +57,9 @@ def paged_attention(
     page_T = table_SW[:, : columns // PAGE].flatten()
     hidden_SC = torch.arange(columns, device=table_SW.device) > length_S[:, None]
     k_SCGD, v_SCGD = (
-        part.view(-1, PAGE, *part.shape[1:]).index_select(0, page_T).view(len(q_SHD), columns, *part.shape[1:])
+        part.view(-1, PAGE, *part.shape[1:])
+        .index_select(0, page_T)
+        .view(len(q_SHD), columns, *part.shape[1:])
         # what a cell held before must not count, not even as 0 * NaN
         .masked_fill_(hidden_SC[..., None, None], 0.0)
         for part in (keys, values)
