@@ -71,6 +71,9 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
 
 def measured(base: str) -> dict[str, Any]:
     """Return one run of all prompts by the fast_ft that is imported."""
+    from fast_ft.common import environment
+
+    environment.at_start()  # as a command does, before torch is there
     import torch
 
     from fast_ft.common.stopwatch import Stopwatch
@@ -91,15 +94,9 @@ def measured(base: str) -> dict[str, Any]:
     load, watch = os.getloadavg()[0], Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         task = Task(seed=1, partial=Path(folder) / "partial.jsonl", watch=watch)
+        greedy = schema.Generate(do_sample=False, max_new_tokens=MOST)
         started, cpu = time.monotonic(), time.process_time()
-        made = generate(
-            loaded,
-            encoder,
-            prompts,
-            schema.Generate(do_sample=False, max_new_tokens=MOST),
-            DecodePlan(len(prompts)),
-            task,
-        )
+        made = generate(loaded, encoder, prompts, greedy, DecodePlan(len(prompts)), task)
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     return {
         "new_tokens": sum(answer.tokens for answer in made.flat), "seconds": round(seconds, 3),

@@ -1,8 +1,8 @@
 """A .gguf file as base model: converted once into a folder with config.json, safetensors weights and a tokenizer.
 
-The folder lies in the hub's cache (HF_HOME/fast_ft-gguf), and its name holds the file's SHA-256: another file, or the same
-one changed, is converted anew. Weights are written in float16. What the conversion does not know is refused: a model that
-is read wrongly trains and answers without an error.
+The folder lies beside the hub's cache (HF_HOME/fast_ft-gguf), and its name holds the file's SHA-256: another file, or
+the same one changed, is converted anew. Weights are written in float16. What the conversion does not know is refused: a
+model that is read wrongly trains and answers without an error.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package, by llama.cpp's authors, reads it.
 """
@@ -51,17 +51,15 @@ def is_named(name: str) -> bool:
 def folder(name: str, *, convert: bool = True) -> Path:
     """Return the folder that the .gguf file `name` was converted to; the first time, where `convert`, convert it.
 
-    Raises InputError where there is no such file, the `gguf` package is missing, or the file holds a model or a tokenizer
-    that cannot be converted faithfully.
+    Raises InputError where there is no such file, the `gguf` package is missing, or the file holds a model or a
+    tokenizer that cannot be converted faithfully.
     """
     path = expanded(name)
     try:
         stat = path.stat()
     except OSError:
-        hint = ", or fetch it: make smollm" if path.name == SMOLLM else ""
-        raise InputError(
-            f"there is no file {name} here (looked for {path.absolute()}): check the spelling{hint}"
-        ) from None
+        remedy = "check the spelling" + (", or fetch it: make smollm" if path.name == SMOLLM else "")
+        raise InputError(f"there is no file {name} here (looked for {path.absolute()}): {remedy}") from None
     target = cache() / f"{path.stem}-{_digest(path.absolute(), stat.st_size, stat.st_mtime_ns)[:16]}-{_FORM}"
     if (target / "config.json").is_file():
         return target
@@ -85,7 +83,7 @@ def cache() -> Path:
 
 
 def write(path: Path, target: Path) -> None:
-    """Write the model of a .gguf file to the folder `target`, whole or not at all. Raises InputError as `folder` does."""
+    """Write the model of a .gguf file to the folder `target`, whole or not at all. InputError as `folder` raises it."""
     source = Metadata.open(path, _REMEDY)
     config = config_of(source)
     names = {tensor.name: _name(source, tensor.name) for tensor in source.tensors}
@@ -102,18 +100,17 @@ def write(path: Path, target: Path) -> None:
 
 
 def config_of(source: Metadata) -> dict[str, Any]:
-    """Return config.json's content. Raises InputError for a model of another kind, or with a rope that it cannot say."""
+    """Return config.json's content. InputError for a model of another kind, or with a rope that it cannot say."""
     kind = source.architecture
     if kind not in _ARCHITECTURES:
         raise InputError(
-            f"{source.path}: its architecture is {kind!r}; .gguf files of {', '.join(_ARCHITECTURES)} are read. {_REMEDY}"
+            f"{source.path}: its architecture is {kind!r}; .gguf files of {', '.join(_ARCHITECTURES)} are read. "
+            f"{_REMEDY}"
         )
     tensors = {tensor.name for tensor in source.tensors}
     scaling = source.text(f"{kind}.rope.scaling.type")
     if "rope_freqs.weight" in tensors or scaling not in (None, "none"):
-        raise InputError(
-            f"{source.path}: it scales its rotary positions, which is not read from .gguf files. {_REMEDY}"
-        )
+        raise InputError(f"{source.path}: it scales its rotary positions, which is not read from it. {_REMEDY}")
     if source.number(f"{kind}.expert_count"):
         raise InputError(f"{source.path}: it is a mixture of experts, which is not supported. {_REMEDY}")
     config: dict[str, Any] = {"architectures": [_ARCHITECTURES[kind]], "model_type": kind, "hidden_act": "silu"}

@@ -1,4 +1,4 @@
-"""What a .gguf file says of itself, and its tensors, read through the `gguf` package. A file from elsewhere may say anything."""
+"""What a .gguf file says of itself, and its tensors, read through the `gguf` package. It may say anything."""
 
 from __future__ import annotations
 

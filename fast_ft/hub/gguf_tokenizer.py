@@ -57,8 +57,8 @@ def write(source: Metadata, folder: Path) -> None:
 def special_tokens(source: Metadata) -> dict[str, int | None]:
     """Return the ids of bos, eos, unk and pad, None where the file names none.
 
-    They are the file's own, but for an EOS with which its chat template never ends a turn: an answer would not end then,
-    so the file's end of turn takes its place. Raises InputError for an id outside the vocabulary, or without an EOS.
+    They are the file's own, but for an EOS that its chat template never writes: an answer would not end then, so the
+    file's end of turn takes its place. Raises InputError for an id outside the vocabulary, or without an EOS.
     """
     tokens = source.texts("tokenizer.ggml.tokens")
     ids: dict[str, int | None] = {}
@@ -79,8 +79,8 @@ def special_tokens(source: Metadata) -> dict[str, int | None]:
             ids["eos"] = eot
         else:
             note(
-                f"warning: {source.path}: its chat template never writes {tokens[ids['eos']]}, which the file says ends "
-                "an answer"
+                f"warning: {source.path}: its chat template never writes {tokens[ids['eos']]}, with which "
+                "an answer ends by what the file says"
             )
     return ids
 
@@ -93,7 +93,8 @@ def _byte_pairs(source: Metadata) -> str:
     pre = source.text("tokenizer.ggml.pre")
     if pre not in _PRE:
         raise InputError(
-            f"{source.path}: it cuts text into words in a way named {pre!r}; {', '.join(_PRE)} are read. {source.remedy}"
+            f"{source.path}: it cuts text into words in a way named {pre!r}; {', '.join(_PRE)} are read. "
+            f"{source.remedy}"
         )
     words, digits_alone = _PRE[pre]
     tokens, kinds = source.texts("tokenizer.ggml.tokens"), source.get("tokenizer.ggml.token_type") or []
