@@ -136,9 +136,9 @@ def loader(folder: Path, *, adapter: Path | None = None, gguf_file: Path | None 
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 str(folder), device_map={"": device}, use_safetensors=True, **source
             )
-        for module in model.modules():
-            if hasattr(module, "compute_dtype"):
-                module.compute_dtype = dtype
+        if getattr(config, "quantization_config", None) is not None:
+            # Products on 4-bit weights round in their own ways, on a CPU most of all; what was merged into is W itself.
+            model = model.dequantize().to(dtype)
         if adapter is not None:
             import peft
 

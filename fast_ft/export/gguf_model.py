@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def gguf_library() -> Any:
         import gguf
     except ImportError:
         raise InputError(
-            "GGUF files need the package gguf, which is not installed here. Run: python -m pip install gguf"
+            "GGUF files need the package gguf, which is not installed here. Run: python -m pip install -r requirements-gguf.txt"
         ) from None
     return gguf
 
@@ -123,7 +124,7 @@ def write_model(merged: Path, out: Path, outtype: str) -> list[str]:
             size = weights.shape(name)
             kind = "f32" if len(size) == 1 else outtype if outtype != "q8_0" or size[-1] % _BLOCK == 0 else "f16"
             _announce(library, writer, _renamed(names, name), size, kind)
-            makers.append(lambda name=name, kind=kind: _values(library, shape, weights, name, kind))
+            makers.append(partial(_values, library, shape, weights, name, kind))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

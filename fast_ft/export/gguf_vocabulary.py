@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
-from fast_ft.data.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     import gguf
@@ -72,13 +71,13 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     template = folder / "chat_template.jinja"
     text = untrusted_files.text(template) if template.is_file() else config.get("chat_template")
     found = _sentencepiece(folder) if (folder / "tokenizer.model").is_file() else _tokenizer_json(folder)
-    tokenizer = open_tokenizer(folder)
+    ids = {token: id_ for id_, token in enumerate(found.tokens)}
     for name in ("bos", "eos", "unk", "pad"):
         value = config.get(f"{name}_token")
         value = value.get("content") if isinstance(value, dict) else value
         value = value or {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}.get(name)
-        if value is not None and (id_ := tokenizer.token_id(value)) is not None:
-            found.special[name] = id_
+        if value in ids:
+            found.special[name] = ids[value]
     found.template = text if isinstance(text, str) else None
     found.add_bos = bool(config.get("add_bos_token", found.add_bos))
     return found

@@ -83,7 +83,7 @@ def test_the_wheel_names_its_dependencies_and_extras(wheel: Path) -> None:
     base = {line.partition(";")[0].strip() for line in wanted if "extra ==" not in line}
     assert "trl==1.14.2" in base and len(base) > 15
     extras = {line.partition("extra == ")[2].strip('"'): line for line in wanted if "extra ==" in line}
-    assert extras.keys() == {"gpu", "sweep", "ray"}
+    assert extras.keys() == {"gpu", "gguf", "sweep", "ray"}
     assert any(line.startswith("unsloth==") and 'extra == "gpu"' in line for line in wanted)
 
 
