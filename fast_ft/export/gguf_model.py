@@ -44,7 +44,7 @@ def gguf_library() -> Any:
         import gguf
     except ImportError:
         raise InputError(
-            "GGUF files need the package gguf, which is not installed here. Run: python -m pip install -r requirements-gguf.txt"
+            "GGUF files need the package gguf, which is not installed here. Run: python -m pip install gguf==0.19.0"
         ) from None
     return gguf
 
