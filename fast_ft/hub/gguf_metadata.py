@@ -25,7 +25,7 @@ class Metadata:
             import gguf
         except ModuleNotFoundError:
             raise InputError(
-                f"{path} needs the gguf package, which is not installed: python -m pip install gguf. {remedy}"
+                f"{path} needs the gguf package, which is not installed: python -m pip install gguf==0.19.0. {remedy}"
             ) from None
         try:
             return cls(path, gguf.GGUFReader(path), remedy)

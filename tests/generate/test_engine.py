@@ -552,6 +552,28 @@ def test_attention_over_pages_equals_attention_over_the_row() -> None:
     assert pages_for(0) == 0 and pages_for(PAGE) == 1 and pages_for(PAGE + 1) == 2
 
 
+def test_steps_that_are_not_captured_copy_no_more_pages_than_the_longest_row_has(
+    small_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[int] = set()
+
+    def noted(*given: Any, columns: int, **named: Any) -> torch.Tensor:
+        asked.add(columns)
+        return ops_torch.paged_attention(*given, columns=columns, **named)
+
+    engine = make(small_model, slots=2)
+    monkeypatch.setattr(engine.runner.model, "ops", SimpleNamespace(**vars(ops_torch) | {"paged_attention": noted}))
+    list(engine.run([Sequence([5, 6, 7], 20), Sequence([8, 9], 4)]))
+    assert asked == {PAGE, 2 * PAGE}, "a captured step asks for a multiple of 256, since each number is captured anew"
+
+
+def test_grouped_heads_give_what_repeated_ones_give() -> None:
+    draw = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(9, heads, 16, generator=draw) for heads in (6, 2, 2))
+    repeated = (part.repeat_interleave(3, dim=1) for part in (k, v))
+    assert torch.equal(ops_torch.causal(q, k, v), ops_torch.causal(q, *repeated))
+
+
 # Checks of the kernels
 
 
