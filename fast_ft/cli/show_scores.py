@@ -45,7 +45,7 @@ def _table(scores: Cells) -> Any:
 
     base = scores.get("base")
     judged = scores["kind"] == "openai"
-    cells, names = (_judged, ["mean", "95 %", "missing"]) if judged else (_matched, ["exact match", "ROUGE-L"])
+    cells, names = (_judged, ["mean", "95 %", "missing"]) if judged else (_matched, [_share(scores), "ROUGE-L"])
     headings = names if base is None else [f"base: {names[0]}", *names[1:], f"tuned: {names[0]}", *names[1:]]
     table = Table()
     for column in ("prompts", "count", *headings):
@@ -64,8 +64,13 @@ def _table(scores: Cells) -> Any:
     return table
 
 
+def _share(scores: Cells) -> str:
+    """Return what the reference judge's scores are the share of."""
+    return "in the manner" if "matches" in scores else "exact match"
+
+
 def _matched(each: Cells) -> list[str]:
-    return [f"{each['exact_match']:.0%}", f"{each['rouge_l']:.2f}"]
+    return [f"{each['mean']:.0%}", f"{each['rouge_l']:.2f}"]
 
 
 def _judged(each: Cells) -> list[str]:
@@ -90,7 +95,7 @@ def _remarks(scores: Cells) -> list[str]:
         low = scores["low"]
         between = "" if low is None else f" (95 % interval {low:.0%} to {scores['high']:.0%})"
         lines.append(
-            f"exact match {scores['mean']:.0%}{between}, chrF {scores['chrf']:.2f}, "
+            f"{_share(scores)} {scores['mean']:.0%}{between}, chrF {scores['chrf']:.2f}, "
             f"answers {scores['length_ratio']:.2f} times as long as their references"
         )
     lines += [scores[key]["sentence"] for key in ("gain", "against") if key in scores]

@@ -96,6 +96,12 @@ _RULES = (
         ("train.lr_scheduler_type=linear",),
     ),
     _Rule(
+        ("judge.pattern",),
+        "judge.kind is not reference",
+        lambda recipe: recipe.judge.kind != "reference",
+        ("judge.kind=reference",),
+    ),
+    _Rule(
         ("judge.references",),
         "judge.kind is none",
         lambda recipe: recipe.judge.kind == "none",

@@ -247,6 +247,11 @@ class Judge(Section):
         description="Reference answers: a file in any layout that data.train may have. openai without it: each answer "
         "alone.",
     )
+    pattern: str | None = Field(
+        default=None,
+        description="reference: a regular expression of the manner that answers should have. An answer scores 1 where "
+        "all of it matches, in place of an exact match.",
+    )
     model: str = Field(default="gpt-4o-mini", description="openai: the judge; gpt-4o-mini is the homework's.")
     swap: bool = Field(
         default=False, description="openai: ask a second time with the two answers swapped; the mean of both counts."

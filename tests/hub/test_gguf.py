@@ -246,7 +246,9 @@ def test_a_file_that_is_cut_short_or_is_no_gguf_is_refused(made: Make) -> None:
 def test_without_the_package_the_message_says_what_to_install(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     path = made()
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(InputError, match="needs the gguf package, which is not installed: python -m pip install gguf==0"):
+    with pytest.raises(
+        InputError, match="needs the gguf package, which is not installed: python -m pip install gguf==0"
+    ):
         download.model_folder(str(path))
 
 
