@@ -45,6 +45,7 @@ from bench import (
 )
 from fast_ft.common.atomic_files import write_json, write_text
 from fast_ft.common.errors import InputError
+from fast_ft.doctor import measured
 
 RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
 PARTS = (*training.WAYS, "train", "plan-checks", "budget", "recipe")
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.readme:
             for document in prose.documents():
                 write_text(document, prose.rendered(document))
+            write_json(measured.FILE, figures.measured())
         elif options.adopt:
             adopt(options.adopt)
         elif options.submit_file is not None:
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for results and logs")
     parser.add_argument("--backends", help="part recipe: through these; alone it asks for that part")
     parser.add_argument("--adopt", type=Path, metavar="JSON", help="take a result's figures into figures.json")
-    parser.add_argument("--readme", action="store_true", help="render what README.md and docs/ cite")
+    parser.add_argument("--readme", action="store_true", help="render what README.md, docs/ and the doctor cite")
     parser.add_argument(
         "--submit-file", nargs="?", const="", metavar="NAME", help="write one anonymous JSON of a result, to send back"
     )

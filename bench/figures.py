@@ -68,6 +68,17 @@ def _short(commits: str | None) -> str:
     return ", ".join("not recorded" if each == "None" else each for each in names)
 
 
+def measured() -> dict[str, dict[str, str]]:
+    """Return for the doctor {card's short name: {kind of figure: newest date}}; emulations are left out."""
+    found: dict[str, dict[str, str]] = {}
+    for name, entry in sorted(read().items()):
+        if ".t4class" not in name:
+            card = "cpu" if entry["card"].startswith("CPU") else machine.card_slug(entry["card"])
+            kinds, kind = found.setdefault(card, {}), name.partition(".")[0]
+            kinds[kind] = max(kinds.get(kind, ""), entry["date"])
+    return dict(sorted(found.items()))
+
+
 def received(folder: Path = RESULTS / "received") -> Sent:
     """Return (card, {figure's name without its card: value}) of each file that somebody sent (`--submit-file`)."""
     found = []
