@@ -230,3 +230,4 @@ def test_the_doctor_works_without_torch_and_says_what_to_install(
     assert "torch does not import" in done.stdout and "python -m pip install -r requirements.txt" in done.stdout
     assert "could not be checked" in done.stdout and "kernels" in done.stdout.splitlines()[-1]
     assert ("room           cannot be looked at" in done.stdout) == ("psutil" in missing)
+    assert ("GiB of host memory free" in done.stdout) == ("psutil" not in missing)
