@@ -176,8 +176,8 @@ USAGES = {
         "look at driver, card, kernels, versions, room and network, and try a small run here",
         Places("", "", least=0, most=0),
         _json_options,
-        "look at driver, card, kernels, versions, room and network, and try a small run here; status 3: something would "
-        "break a run",
+        "look at driver, card, kernels, versions, room and network, and try a small run here; status 3: a run would "
+        "break here",
     ),
     "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
 }
