@@ -64,7 +64,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     task = _task(recipe, prepared, job["stop_after"])
     session = TrainSession(loaded, task, settled.train, Path(job["work"]) / "stages")
     with limits.stream():
-        _train(session, watch)
+        train(session, watch)
     watch.stamp("trained")
     folder = Path(job["work"]) / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,12 +104,11 @@ def _task(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:
     return TrainTask(jobs, recipe.train, carry, recipe.seed, prepared.encoder.pad_id, stop_after)
 
 
-def _train(session: TrainSession, watch: Watch) -> None:
-    """Run the session's only stage as TrainSession.run does, watched."""
+def train(session: TrainSession, watch: Watch) -> None:
+    """Run the session's only stage as TrainSession.run does, watched, for as many steps as the task says."""
     from fast_ft.train.sft_trainer import StageTrainer  # unsloth, if it is used, was imported with the model
 
-    passes, stop_after = session.steps.passes, session.task.stop_after
-    assert stop_after is not None
+    passes, stop_after = session.steps.passes, session.task.stop_after or session.task.total
     lay_out, begin = passes.lay_out, passes.begin
 
     def seen(rows: Any) -> Any:
