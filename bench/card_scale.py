@@ -25,7 +25,7 @@ class Scale:
     matrix: int = 4096
     window: float = 1.0
     least: float = 60.0
-    most: float = 90.0
+    most: float = 80.0
     copied: int = 2**27
     launches: int = 20_000
     rows: int = 8

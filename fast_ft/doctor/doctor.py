@@ -31,15 +31,16 @@ MEMORY_FOR_7B, MEMORY_FOR_POCKET = 6.0, 1.5
 def examine() -> list[Finding]:
     """Look at everything, the slow parts at the same time, and return what was found."""
     card = gpu.gpu()
-    with ThreadPoolExecutor(2) as pool:
-        tried = pool.submit(lambda: [*self_test(), *kernels.examine(card)])  # one behind the other: they share the card
+    with ThreadPoolExecutor(3) as pool:
+        tested = pool.submit(lambda: list(self_test()))
+        checked = pool.submit(lambda: list(kernels.examine(card)))
         asked = pool.submit(lambda: _looked_at("network", network))
         here = [
             *_python(), *_card(card), *versions.against_pins(card is not None), *versions.known_pairs(card is not None),
             *_looked_at("room", lambda: _room(card)), *_looked_at("GPU memory", lambda: _room_on_card(card)),
             *measured.examine(card),
         ]  # fmt: skip
-        return [*here, *asked.result(), *tried.result()]
+        return [*here, *asked.result(), *tested.result(), *checked.result()]
 
 
 def _looked_at(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:

@@ -100,6 +100,16 @@ def test_every_part_is_measured_and_one_that_fails_does_not_stop_the_rest(conten
     assert [each["name"] for each in parts["doctor"]["findings"]] == ["GPU", "hub"] and parts["doctor"]["works"]
 
 
+def test_a_base_of_ones_own_takes_the_random_ones_place(tiny: Path, tmp_path: Path) -> None:
+    order = Order(tmp_path / "a.json", str(tiny), SMALL, parts=(PARTS[1],))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card_file, "run_process", here)
+        made = card_file.measure(order)
+    assert not made["partial"] and made["settings"]["random_weights"] is False
+    assert made["parts"]["whole"]["simple"]["steps"] == 3 and len(made["parts"]["whole"]["decode"]) == 2
+    assert str(tiny) not in json.dumps(made) and f"The 7B is read from {tiny}" in card_file.announcement(order, "T4")
+
+
 def test_the_file_names_nobody(content: dict[str, Any]) -> None:
     text = json.dumps(content)
     for private in (platform.node(), str(Path.cwd()), str(Path.home()), f'"{getpass.getuser()}"', "someone", "/tmp"):
@@ -225,6 +235,8 @@ def test_a_machine_without_a_card_or_disk_is_told_so(
     monkeypatch.setattr(gpu, "gpu", lambda: T4)
     monkeypatch.setattr(card_file, "_torch_sees_it", lambda: True)
     assert card_file.order(options()).path == Path("results/submit-t4.json")
+    base = machine.ROOT / "fast_ft" / "pocket" / "base"
+    assert card_file.order(options(overrides=[f"model.name_or_path={base}"])).base == str(base)
     monkeypatch.setattr(card_file, "DISK_GIB", 1e9)
     with pytest.raises(InputError, match="point TMPDIR at another disk"):
         card_file.order(options())
