@@ -10,10 +10,12 @@ from fast_ft.common.atomic_files import write_json
 from fast_ft.models import lora_files
 from fast_ft.models.loaders.base import LoadedModel, compute_dtype
 from fast_ft.models.random_base import random_model
+from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LORA = schema.Lora(r=16, lora_alpha=16)  #: of the adapter that `as_folder` writes
 _POCKET = Path(__file__).parents[1] / "fast_ft" / "pocket" / "base"
 
 
@@ -46,7 +48,7 @@ def as_folder(folder: Path, config: dict[str, Any]) -> None:
     from transformers import BitsAndBytesConfig
 
     dtype = compute_dtype("auto", device())
-    model = random_model(config, dtype)
+    model = random_model(config, dtype, r=LORA.r)
     adapter, base = folder / "adapter", folder / "base"
     adapter.mkdir(parents=True)
     lora_files.save(model, adapter, "random", "random")

@@ -24,7 +24,7 @@ def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend:
         card_base.as_folder(work, scale.config | {"num_hidden_layers": scale.layers})
         watch.stamp("written")
     model = schema.Model(name_or_path=str(work / "base"), max_length=max(512, scale.row_tokens))
-    maker = choose.make_loader(model, schema.Lora(), seed=1, name=backend)
+    maker = choose.make_loader(model, card_base.LORA, seed=1, name=backend)
     watch.stamp("imported")
     loaded = maker.for_training(work / "adapter")
     watch.stamp("loaded")

@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench
-from bench import card_file, card_parts, card_rates, card_table, figures, machine, prose, submit_file
+from bench import card_base, card_file, card_parts, card_rates, card_table, figures, machine, prose, submit_file
 from bench.card_file import PARTS, SECONDS, Order
 from bench.card_scale import Scale
 from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
 from fast_ft.doctor.findings import Finding, as_json
+from fast_ft.hub.families import TARGET_MODULES
 
 SMALL = Scale(
     config={
@@ -108,6 +109,17 @@ def test_a_base_of_ones_own_takes_the_random_ones_place(tiny: Path, tmp_path: Pa
     assert not made["partial"] and made["settings"]["random_weights"] is False
     assert made["parts"]["whole"]["simple"]["steps"] == 3 and len(made["parts"]["whole"]["decode"]) == 2
     assert str(tiny) not in json.dumps(made) and f"The 7B is read from {tiny}" in card_file.announcement(order, "T4")
+
+
+def test_the_written_adapter_is_what_every_loader_makes(tmp_path: Path) -> None:
+    """Unsloth's loader makes it from the recipe's numbers, PEFT's reads its file: another scale would be other work."""
+    card_base.as_folder(tmp_path, SMALL.config)
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (written["r"], written["lora_alpha"]) == (card_base.LORA.r, card_base.LORA.lora_alpha)
+    assert sorted(written["target_modules"]) == sorted(TARGET_MODULES) and written["lora_dropout"] == 0
+    assert card_base.LORA.target_modules == "all-linear" and card_base.LORA.lora_dropout == 0
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4" and config["num_hidden_layers"] == 2
 
 
 def test_the_file_names_nobody(content: dict[str, Any]) -> None:
