@@ -187,13 +187,13 @@ def _run(part: Part, order: Order, work: Path, limit: float) -> dict[str, Any]:
         file.write_text(json.dumps(job | {"started": time.monotonic()}), encoding="utf-8")
         status = run_process([sys.executable, "-m", "bench.card_parts", str(file)], log, limit)
         found = _kept(out)
-    return found if status == 0 else found | {"failed": _ended(status, log)}
+    return found if status == 0 else found | {"failed": _ended(status, limit, log)}
 
 
-def _ended(status: int | str, log: Path) -> str:
+def _ended(status: int | str, limit: float, log: Path) -> str:
     """Return in one line why a process did not come to its end."""
     if isinstance(status, str):
-        return f"stopped: {status}"
+        return f"not done after {limit:.0f} s"
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
