@@ -49,8 +49,8 @@ def _looked_at(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding
     try:
         found.extend(look())
     except ImportError as error:
-        remedy = versions.INSTALL.format("requirements-cpu.txt")
-        found.append(Finding(name, "broken", f"cannot be looked at: {redacted(str(error))}", remedy))
+        text = f"cannot be looked at: {redacted(str(error))}"
+        found.append(Finding(name, "broken", text, versions.install(gpu=False)))
     return found
 
 
@@ -72,7 +72,7 @@ def _card(card: dict[str, str] | None) -> Iterator[Finding]:
     try:
         import torch
     except ImportError as error:
-        yield Finding("CUDA", "broken", f"torch does not import: {error}", versions.INSTALL.format("requirements.txt"))
+        yield Finding("CUDA", "broken", f"torch does not import: {error}", versions.install(gpu=True))
         return
     if not torch.cuda.is_available():
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs only"

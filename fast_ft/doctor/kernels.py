@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from fast_ft.common.redaction import redacted
-from fast_ft.doctor import child
+from fast_ft.doctor import child, versions
 from fast_ft.doctor.findings import Finding
 from fast_ft.doctor.kernel_trial import ATTENTION, BLOCKS, DECODING, INSTALLED, PRODUCTS, UNPACKING, UNSLOTH
 
 MODULE = "fast_ft.doctor.kernel_trial"
 SECONDS = 400  #: each kernel is compiled, and unsloth is imported
+_INSTALL = f"{versions.install(gpu=True)}; if that does not mend it, report this output, please"
 _WITHOUT_OURS = "model.backend=peft needs none of our kernels; report this output, please"
 _REMEDIES = {
-    ATTENTION: "every way of training needs it: install the torch of requirements.txt, then report this output",
+    ATTENTION: f"every way of training needs it: {_INSTALL}",
     BLOCKS: f"model.backend=auto goes another way by itself; {_WITHOUT_OURS}",
     UNPACKING: _WITHOUT_OURS,
     INSTALLED: f"model.backend=auto goes another way by itself; {_WITHOUT_OURS}",
-    PRODUCTS: "install the bitsandbytes of requirements.txt, then report this output",
+    PRODUCTS: _INSTALL,
     DECODING: "see it whole: python -m fast_ft.doctor.kernel_trial; report this output, please",
 }
 #: Without these a run fails, or would go wrong unnoticed, since its start does not look at them.
@@ -87,7 +88,7 @@ def training(problems: dict[str, str | None]) -> Finding:
     text = (
         f"through PEFT, more slowly: our own blocks (fused) cannot be relied on ({ours}), and Unsloth fails ({other})"
     )
-    return Finding("training", "warning", text, "install what requirements.txt names, for Unsloth's kernels")
+    return Finding("training", "warning", text, f"for Unsloth's kernels: {versions.install(gpu=True)}")
 
 
 def decoding(facts: dict[str, Any]) -> Finding:
@@ -97,5 +98,4 @@ def decoding(facts: dict[str, Any]) -> Finding:
         return Finding("decoding", "fine", "4-bit weights are decoded in registers, all in Triton kernels of ours")
     if facts["triton"]:
         return Finding("decoding", "note", f"bitsandbytes multiplies, Triton kernels of ours do the rest: {why}")
-    remedy = "install the torch and triton of requirements.txt; report this output, please"
-    return Finding("decoding", "warning", f"bitsandbytes multiplies, plain torch does the rest: {why}", remedy)
+    return Finding("decoding", "warning", f"bitsandbytes multiplies, plain torch does the rest: {why}", _INSTALL)

@@ -18,7 +18,7 @@ WORDS = {
     "train": "training", "decode": "answering", "recipe": "a recipe through each backend", "run": "a whole command",
     "sweep": "a sweep", "pocket": "the quickstart",
 }  # fmt: skip
-PAGE = "docs/t4.md says how an owner measures one in ten minutes"
+PAGE = "docs/t4.md in the project's repository says how an owner measures one in ten minutes"
 
 Measured = dict[str, dict[str, str]]  #: {card's short name: {kind of figure: newest date}}
 
