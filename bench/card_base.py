@@ -49,7 +49,7 @@ def as_folder(folder: Path, config: dict[str, Any]) -> None:
 
     dtype = compute_dtype("auto", device())
     model = random_model(config, dtype, r=LORA.r)
-    adapter, base = folder / "adapter", folder / "base"
+    adapter, base = folder / "adapter", folder / "base.part"
     adapter.mkdir(parents=True)
     lora_files.save(model, adapter, "random", "random")
     state = {name: value.detach().contiguous().cpu() for name, value in model.unload().state_dict().items()}
@@ -63,3 +63,4 @@ def as_folder(folder: Path, config: dict[str, Any]) -> None:
     for path in _POCKET.glob("*token*"):
         shutil.copy(path, base)
     shutil.copy(_POCKET / "generation_config.json", base)
+    base.rename(folder / "base")  # a folder of that name is whole

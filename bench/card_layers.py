@@ -10,6 +10,8 @@ from typing import Any
 from bench import card_base, ours
 from bench.card_scale import Scale
 from bench.watch import Watch
+from fast_ft.common import environment
+from fast_ft.common.errors import InputError
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.loaders import choose
@@ -20,7 +22,10 @@ from fast_ft.train.task import TrainTask
 
 def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend: str, watch: Watch) -> None:
     """Train `scale.steps` steps through "fused" or "unsloth", and keep the steps and the first gradient's sketch."""
+    environment.for_libraries()  # before the card is touched
     if not (work / "base").is_dir():
+        if backend == "unsloth":  # which patches transformers, so that nothing may be made here before it
+            raise InputError("the part `ours` has left no base to load")
         card_base.as_folder(work, scale.config | {"num_hidden_layers": scale.layers})
         watch.stamp("written")
     model = schema.Model(name_or_path=str(work / "base"), max_length=max(512, scale.row_tokens))
@@ -40,7 +45,7 @@ def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend:
     watch.finish()
     keep("tokens_per_step", sum(len(row.input_ids) for row in rows))
     keep("steps", watch.steps)
-    keep("gradient", {key: watch.gradient.get(key) for key in ("step", "sketch")})
+    keep("gradient", {key: watch.gradient[key] for key in ("step", "sketch") if key in watch.gradient})
     keep("stamps", watch.stamps)
 
 

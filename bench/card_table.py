@@ -76,7 +76,7 @@ def markdown(sent: list[Facts]) -> str:
 def _row(of: Facts) -> str:
     training, decode = of["training"], of["decode"]
     speeds = ", ".join(_shown(training[way], "{:,.0f}") for way in ("ours", "unsloth"))
-    agrees = {True: " (they agree)", False: " (they differ: not compared)", None: ""}[training["agrees"]]
+    agrees = {True: " (they agree)", False: " (they differ: not compared)", None: " (not compared)"}[training["agrees"]]
     steps = ", ".join(_shown(decode.get(way), "{0[ms]:.0f} ms") for way in ("ours", "bitsandbytes"))
     slots = next((f" ({step['slots']:.0f} answers at once)" for step in decode.values() if step), "")
     cells = [
@@ -102,8 +102,8 @@ def _training(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     if found["ours"] is not None and found["unsloth"] is not None:
         first, other = (_number(part["steps"][0]["loss"]) for part in (ours, theirs))
         cosine = compare.cosine(ours, theirs)
-        near = first is not None and other is not None and abs(first - other) <= LOSS * abs(first)
-        found["agrees"] = near and cosine is not None and cosine >= compare.COSINE
+        if first is not None and other is not None and cosine is not None:
+            found["agrees"] = abs(first - other) <= LOSS * abs(first) and cosine >= compare.COSINE
     return found
 
 

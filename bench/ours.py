@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
@@ -19,8 +19,10 @@ from fast_ft.plan import cards, planner, plans
 from fast_ft.plan.plans import RunPlan
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train
-from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask
+
+if TYPE_CHECKING:
+    from fast_ft.train.session import TrainSession
 
 
 class InFileOrder(PreparedData):
@@ -51,6 +53,8 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     import peft  # noqa: F401  # with Unsloth all three are there by now
     import transformers  # noqa: F401
     import trl  # noqa: F401
+
+    from fast_ft.train.session import TrainSession
 
     watch.stamp("imported")
     limits.begin()

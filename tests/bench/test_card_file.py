@@ -319,11 +319,46 @@ def test_two_ways_that_did_other_work_are_not_compared(t4: dict[str, Any], spoil
     assert "(they differ: not compared)" in card_table.markdown([found])
 
 
+def test_without_a_finite_gradient_nothing_is_said_of_agreement(t4: dict[str, Any]) -> None:
+    t4["parts"]["ours"]["gradient"] = {}
+    assert card_table.facts(t4, "a.json")["training"]["agrees"] is None
+
+
+def test_unsloth_is_not_tried_behind_libraries_that_it_patches(tmp_path: Path) -> None:
+    order = Order(tmp_path / "a.json", scale=SMALL, parts=(PARTS[4],))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card_file, "run_process", here)
+        made = card_file.measure(order)
+    assert made["parts"]["unsloth"]["failed"] == "InputError: the part `ours` has left no base to load"
+
+
+WITHOUT_TORCH = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, Missing())
+from bench import card_file
+from bench.__main__ import main
+card_file.gpu.gpu = lambda: {"name": "Tesla T4", "memory": "15360 MiB", "driver": "580.1"}
+sys.exit(main(["--quick", "--submit-file"]))
+"""
+
+
+def test_without_torch_it_says_where_to_look() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, cwd=machine.ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "torch sees none. `python -m fast_ft doctor` says why" in done.stderr
+
+
 def test_a_file_that_is_not_whole_shows_what_it_has(content: dict[str, Any]) -> None:
     only = copy.deepcopy(content) | {"environment": {"gpu": T4}}
     only["parts"] = {"rates": {"failed": card_file.STOPPED, "tflops": [40.0, 38.0]}}
     row = card_table.markdown([card_table.facts(only, "a.json")]).splitlines()[2]
-    assert row == f"| Tesla T4, {content['date']}, not whole | 40.0, 38.0 | - | - | -, - | - | -, - | - |"
+    assert (
+        row == f"| Tesla T4, {content['date']}, not whole | 40.0, 38.0 | - | - | -, - (not compared) | - | -, - | - |"
+    )
     unfinished = copy.deepcopy(content) | {"environment": {"gpu": T4}}
     unfinished["parts"]["whole"]["simple"]["steps"] = 2
     assert card_table.facts(unfinished, "a.json")["simple_minutes"] is None
