@@ -52,7 +52,7 @@ PARTS = (
 )  # fmt: skip
 HOLDS = (
     "rates and seconds, losses, a sketch of one gradient (2,048 numbers), the doctor's findings, the card's name, "
-    "memory and driver, versions of packages, the date"
+    "memory, driver, clock, temperature and power, versions of packages, the date"
 )
 HOLDS_NOT = "your name, the machine's name, paths, addresses, keys, or any row or text of yours"
 
@@ -72,7 +72,8 @@ def order(options: Any) -> Order:
     """Return the order of the command line's options, checked before anything is measured.
 
     Raises:
-        InputError: there is no card that torch sees, an override that has no effect here, or too little disk.
+        InputError: there is no card that torch sees, an override has no effect here, disk is short, or the file could
+            not be written.
     """
     base, others = None, [each for each in options.overrides if not each.startswith("model.name_or_path=")]
     if options.recipe or others:
@@ -92,6 +93,12 @@ def order(options: Any) -> Order:
     if free < DISK_GIB:
         raise InputError(f"{tempfile.gettempdir()}: {free:.1f} GiB are free, and {DISK_GIB:g} GiB are needed for a "
                          "while. Free some, or point TMPDIR at another disk")  # fmt: skip
+    try:
+        options.results.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.results).close()
+    except OSError as error:
+        raise InputError(f"--results {options.results}: nothing can be written there ({error.strerror}). Name another "
+                         "folder") from None  # fmt: skip
     name = options.submit_file or machine.card_slug(card["name"])
     return Order(options.results / f"submit-{name}.json", base)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from bench.card_scale import Scale
 from bench.clock import clock
 
 _SETTLED = 0.01  #: a rate has stopped falling where two halves of the last windows are this close
+_STATE = ("clocks.sm", "temperature.gpu", "power.draw", "power.limit", "pstate")
 _LOOKED_AT = 20  #: windows
 
 
@@ -19,7 +21,20 @@ def measure(scale: Scale, keep: Callable[[str, Any], None]) -> None:
     keep("gb_per_s", round(copy_rate(scale.copied), 1))
     keep("launches_per_s", round(launch_rate(scale.launches)))
     keep("matrix", scale.matrix)
+    keep("before", state())
     sustained(scale, keep)
+    keep("after", state())
+
+
+def state() -> dict[str, str] | None:
+    """Return the card's clock, temperature and power as nvidia-smi has them: why it slows down. None without it."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(_STATE)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    first = (done.stdout.splitlines() or [""])[0]
+    return dict(zip(_STATE, (each.strip() for each in first.split(",")), strict=False))
 
 
 def copy_rate(numbers: int) -> float:

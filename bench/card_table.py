@@ -123,7 +123,7 @@ def _simple(part: dict[str, Any]) -> float | None:
 
 def _slowest(part: dict[str, Any]) -> dict[str, float] | None:
     """Return slots and milliseconds of the step with most slots; None without one."""
-    steps = [{"slots": _number(step["slots"]), "ms": _number(step["ms_a_step"])} for step in part.get("steps", [])]
+    steps = [{"slots": _number(step["slots"]), "ms": _number(step.get("ms_a_step"))} for step in part.get("steps", [])]
     known = [{key: value for key, value in step.items() if value is not None} for step in steps]
     return max((step for step in known if len(step) == 2), key=lambda step: step["slots"], default=None)
 

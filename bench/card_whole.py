@@ -11,7 +11,7 @@ from typing import Any
 from bench import card_base
 from bench.card_layers import random_rows, task_over
 from bench.card_scale import Scale
-from bench.clock import clock, empty_cache
+from bench.clock import clock, empty_cache, out_of_memory_is_a_result
 from bench.timed import TimedEngine
 from fast_ft.common import environment
 from fast_ft.generate.engine.block_manager import pages_for
@@ -103,12 +103,16 @@ def decode(scale: Scale, model: Any, *, kernels: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "planes": fused.planes, "triton": fused.ops is not ops_torch, "notes": fused.notes, "steps": [],
     }  # fmt: skip
-    for slots in scale.slots:
+
+    def step(slots: int) -> dict[str, Any]:
+        """Return a step's milliseconds with so many slots, each at about `scale.length` tokens."""
         cache = KVCache(fused, slots * pages_for(longest))
         config = EngineConfig(slots=slots, longest=longest, eos_id=-1, pad_id=0)
         engine = TimedEngine(fused, cache, Sampler(True, temperature=0.7, top_k=30, top_p=0.9), config)
-        found["steps"].append({"slots": slots, **engine.step_milliseconds(scale.length)})
-        del cache, engine
+        return engine.step_milliseconds(scale.length)
+
+    for slots in scale.slots:
+        found["steps"].append({"slots": slots} | out_of_memory_is_a_result(step, slots))
         empty_cache()
     return found
 

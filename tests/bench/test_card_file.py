@@ -239,16 +239,19 @@ def test_what_has_no_effect_is_refused_before_anything_is_measured(
 
 
 def test_a_machine_without_a_card_or_disk_is_told_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu, "gpu", lambda: None)
     assert bench.main(["--quick", "--submit-file"]) == 2
     assert "torch sees none. `python -m fast_ft doctor` says why" in capsys.readouterr().err
     monkeypatch.setattr(gpu, "gpu", lambda: T4)
     monkeypatch.setattr(card_file, "_torch_sees_it", lambda: True)
-    assert card_file.order(options()).path == Path("results/submit-t4.json")
+    assert card_file.order(options(results=tmp_path / "new")).path == tmp_path / "new" / "submit-t4.json"
     base = machine.ROOT / "fast_ft" / "pocket" / "base"
-    assert card_file.order(options(overrides=[f"model.name_or_path={base}"])).base == str(base)
+    assert card_file.order(options(overrides=[f"model.name_or_path={base}"], results=tmp_path)).base == str(base)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="nothing can be written there"):
+        card_file.order(options(results=tmp_path / "file" / "results"))
     monkeypatch.setattr(card_file, "DISK_GIB", 1e9)
     with pytest.raises(InputError, match="point TMPDIR at another disk"):
         card_file.order(options())
@@ -279,6 +282,16 @@ def test_it_says_what_it_will_do_before_it_does_it(
     ):
         assert words in before, words
     assert "/issues/new" in after and "docs/t4.md" in after and "not whole" not in after
+
+
+def test_why_a_card_slows_down_is_asked_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert card_rates.state() is None
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho '585 MHz, 76, 69.50 W, 70.00 W, P0'\n")
+    smi.chmod(0o755)
+    found = card_rates.state()
+    assert found is not None and found["clocks.sm"] == "585 MHz" and found["power.limit"] == "70.00 W"
 
 
 def test_a_rate_has_settled_when_it_falls_no_more() -> None:
