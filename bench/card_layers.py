@@ -20,8 +20,22 @@ from fast_ft.recipe import schema
 from fast_ft.train.task import TrainTask
 
 
-def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend: str, watch: Watch) -> None:
+class KeptWatch(Watch):
+    """A watch that keeps the steps as they end: a way that is stopped leaves those that it took."""
+
+    def __init__(self, started: float, keep: Callable[[str, Any], None]) -> None:
+        super().__init__(started)
+        self._keep = keep
+
+    def logged(self, loss: float, grad_norm: float) -> None:
+        """Add loss and gradient norm to the last step, and keep all steps; no step's seconds hold the writing."""
+        super().logged(loss, grad_norm)
+        self._pause(lambda: self._keep("steps", self.steps))
+
+
+def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend: str, started: float) -> None:
     """Train `scale.steps` steps through "fused" or "unsloth", and keep the steps and the first gradient's sketch."""
+    watch = KeptWatch(started, keep)
     environment.for_libraries()  # before the card is touched
     if not (work / "base").is_dir():
         if backend == "unsloth":  # which patches transformers, so that nothing may be made here before it
@@ -41,10 +55,9 @@ def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend:
     rows = random_rows(scale.rows, scale.row_tokens, scale.config["vocab_size"])
     task = task_over(rows, [list(range(len(rows)))] * scale.steps, schema.Train(effective_batch_size=len(rows)))
     session = TrainSession(loaded, task, TrainPlan(len(rows), backend=loaded.backend), work / f"stages-{backend}")
+    keep("tokens_per_step", sum(len(row.input_ids) for row in rows))
     ours.train(session, watch)
     watch.finish()
-    keep("tokens_per_step", sum(len(row.input_ids) for row in rows))
-    keep("steps", watch.steps)
     keep("gradient", {key: watch.gradient[key] for key in ("step", "sketch") if key in watch.gradient})
     keep("stamps", watch.stamps)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from bench import card_rates
 from bench.card_scale import Scale
-from bench.watch import Watch
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.redaction import redacted
 
@@ -59,7 +58,7 @@ def _layers(job: dict[str, Any], scale: Scale, keep: Keep) -> None:
     from bench import card_layers
 
     backend = "fused" if job["part"] == "ours" else "unsloth"
-    card_layers.measure(scale, keep, Path(job["work"]), backend, Watch(job["started"]))
+    card_layers.measure(scale, keep, Path(job["work"]), backend, job["started"])
 
 
 PARTS = {"rates": _rates, "whole": _whole, "ours": _layers, "unsloth": _layers}

@@ -20,7 +20,18 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench
-from bench import card_base, card_file, card_parts, card_rates, card_table, figures, machine, prose, submit_file
+from bench import (
+    card_base,
+    card_file,
+    card_layers,
+    card_parts,
+    card_rates,
+    card_table,
+    figures,
+    machine,
+    prose,
+    submit_file,
+)
 from bench.card_file import PARTS, SECONDS, Order
 from bench.card_scale import Scale
 from fast_ft.common import gpu
@@ -99,6 +110,20 @@ def test_every_part_is_measured_and_one_that_fails_does_not_stop_the_rest(conten
     assert len(ours["steps"]) == 8 and len(ours["gradient"]["sketch"]) == 2048 and ours["tokens_per_step"] == 64
     assert {step["supervised_tokens"] for step in ours["steps"]} == {32}
     assert [each["name"] for each in parts["doctor"]["findings"]] == ["GPU", "hub"] and parts["doctor"]["works"]
+
+
+def test_a_way_that_is_stopped_leaves_the_steps_that_it_took(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {}
+
+    def keep(name: str, value: Any) -> None:
+        kept[name] = copy.deepcopy(value)
+        if name == "steps" and len(value) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        card_layers.measure(SMALL, keep, tmp_path, "fused", time.monotonic())
+    assert len(kept["steps"]) == 3 and all(step["loss"] > 0 and step["seconds"] > 0 for step in kept["steps"])
+    assert kept["tokens_per_step"] == 64 and card_table._speed(kept) is None, "they are warm-up"
 
 
 def test_a_base_of_ones_own_takes_the_random_ones_place(tiny: Path, tmp_path: Path) -> None:
