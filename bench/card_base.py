@@ -33,21 +33,21 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return transformers.AutoTokenizer.from_pretrained(str(_POCKET), local_files_only=True)
 
 
-def in_memory(config: dict[str, Any], r: int) -> LoadedModel:
-    """Return a random base with an adapter to train, made on the device that is here."""
-    dtype = compute_dtype("auto", device())
+def in_memory(config: dict[str, Any], wanted: str, r: int) -> LoadedModel:
+    """Return a random base with an adapter to train, made on the device that is here. `wanted`: its dtype, or auto."""
+    dtype = compute_dtype(wanted, device())
     model = random_model(config, dtype, r=r)
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)
     return LoadedModel(model, tokenizer(), "peft", device(), dtype)
 
 
-def as_folder(folder: Path, config: dict[str, Any]) -> None:
+def as_folder(folder: Path, config: dict[str, Any], wanted: str) -> None:
     """Write folder/base, 4-bit as published bases are, and folder/adapter, whose B matrices are not zero."""
     from safetensors.torch import save_file
     from transformers import BitsAndBytesConfig
 
-    dtype = compute_dtype("auto", device())
+    dtype = compute_dtype(wanted, device())
     model = random_model(config, dtype, r=LORA.r)
     adapter, base = folder / "adapter", folder / "base.part"
     adapter.mkdir(parents=True)

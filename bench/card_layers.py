@@ -40,9 +40,9 @@ def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend:
     if not (work / "base").is_dir():
         if backend == "unsloth":  # which patches transformers, so that nothing may be made here before it
             raise InputError("the part `ours` has left no base to load")
-        card_base.as_folder(work, scale.config | {"num_hidden_layers": scale.layers})
+        card_base.as_folder(work, scale.config | {"num_hidden_layers": scale.layers}, scale.dtype)
         watch.stamp("written")
-    model = schema.Model(name_or_path=str(work / "base"), max_length=max(512, scale.row_tokens))
+    model = schema.Model(name_or_path=str(work / "base"), dtype=scale.dtype, max_length=max(512, scale.row_tokens))
     maker = choose.make_loader(model, card_base.LORA, seed=1, name=backend)
     watch.stamp("imported")
     loaded = maker.for_training(work / "adapter")

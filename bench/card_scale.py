@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fast_ft.recipe.policy_ntu_hw5 import LLAMA_2_7B
 
@@ -15,7 +15,7 @@ class Scale:
     `matrix`: the side of the square matrices whose products are timed in windows of `window` seconds, for `least` to
     `most` seconds. `copied`: 16-bit numbers that are copied. `launches`: tiny kernels that are launched one by one.
     `rows` of `row_tokens` are trained on for `steps` steps by both ways; `simple_tokens` is a row of simple.yaml's.
-    `slots`, `length`: sequences decoded side by side, and their tokens.
+    `slots`, `length`: sequences decoded side by side, and their tokens. `dtype`: as a recipe's model.dtype.
     """
 
     config: dict[str, Any] = field(
@@ -35,3 +35,4 @@ class Scale:
     simple_tokens: int = 48  #: the mean of the 100 shortest Alpaca rows in the recipe's template, counted
     slots: tuple[int, ...] = (16, 64)
     length: int = 128
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"

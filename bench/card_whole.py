@@ -35,7 +35,7 @@ def measure(scale: Scale, keep: Callable[[str, Any], None], base: str | None) ->
     plan = plan_here(scale, config)
     keep("plan", None if plan is None else plan.to_json())
     made: list[LoadedModel] = []
-    keep("seconds_to_load", round(clock(lambda: made.append(_load(config, base))), 2))
+    keep("seconds_to_load", round(clock(lambda: made.append(_load(scale, config, base))), 2))
     loaded = made[0]
     model = loaded.model
     keep("simple", simple(scale, loaded, config, plan))
@@ -123,8 +123,8 @@ def _steps(scale: Scale) -> list[list[int]]:
     return [sizes[at : at + 8] for at in range(0, len(sizes), 8)]
 
 
-def _load(config: dict[str, Any], base: str | None) -> LoadedModel:
+def _load(scale: Scale, config: dict[str, Any], base: str | None) -> LoadedModel:
     if base is None:
-        return card_base.in_memory(config, RANK)
-    section = schema.Model(name_or_path=base)
+        return card_base.in_memory(config, scale.dtype, RANK)
+    section = schema.Model(name_or_path=base, dtype=scale.dtype)
     return choose.make_loader(section, schema.Lora(r=RANK), seed=1, name="peft").for_training()

@@ -138,7 +138,7 @@ def test_a_base_of_ones_own_takes_the_random_ones_place(tiny: Path, tmp_path: Pa
 
 def test_the_written_adapter_is_what_every_loader_makes(tmp_path: Path) -> None:
     """Unsloth's loader makes it from the recipe's numbers, PEFT's reads its file: another scale would be other work."""
-    card_base.as_folder(tmp_path, SMALL.config)
+    card_base.as_folder(tmp_path, SMALL.config, "auto")
     written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (written["r"], written["lora_alpha"]) == (card_base.LORA.r, card_base.LORA.lora_alpha)
     assert sorted(written["target_modules"]) == sorted(TARGET_MODULES) and written["lora_dropout"] == 0
