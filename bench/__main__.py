@@ -12,7 +12,7 @@ Parts, for --only:
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
 
 Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep,
-bench.pocket, bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
+bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.real. Raw samples hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.
@@ -32,6 +32,7 @@ from bench import (
     budget,
     card_file,
     compare,
+    decode_cpu,
     decode_figures,
     emulation,
     figures,
@@ -39,7 +40,9 @@ from bench import (
     plan_checks,
     pocket,
     prose,
+    real,
     recipe_run,
+    smollm,
     submit_file,
     sweep,
     table,
@@ -202,7 +205,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     by_kind = {
         "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
-        "run": whole_run.figures,
+        "run": whole_run.figures, "decode-cpu": decode_cpu.headline, "real": real.headline, "smollm": smollm.headline,
     }  # fmt: skip
     return by_kind[kind](result)
 
