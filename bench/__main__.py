@@ -12,7 +12,8 @@ Parts, for --only:
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
 
 Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep,
-bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.real. Raw samples hold card, date and commit; --adopt makes figures of them.
+bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu,
+bench.real (three ways on a real model). Raw samples hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.

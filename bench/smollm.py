@@ -6,8 +6,11 @@ what it is the share of.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
+import shlex
 import statistics
 import tempfile
 import time
@@ -21,19 +24,28 @@ RECIPE = "recipes/smollm.yaml"
 
 
 def main() -> int:
-    """Run it and write bench/results/smollm.json."""
-    busy = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as name:
-        folder, log = Path(name) / "run", Path(name) / "log"
-        started = time.monotonic()
-        recipe_run.start("fast_ft", [RECIPE, f"output_dir={folder}"], log, {"COLUMNS": "80", "NO_COLOR": "1"})
-        result = {
-            "kind": "smollm", **machine.stamp("python -m bench.smollm"), "load_before": round(busy, 1),
-            "wall_seconds": round(time.monotonic() - started, 1), "answers": answers(folder),
-        }  # fmt: skip
+    """Run it, or read a finished run, and write bench/results/smollm.json."""
+    parser = argparse.ArgumentParser(prog="python -m bench.smollm", description=__doc__)
+    parser.add_argument("--run", type=Path, help="the folder of a finished run: nothing is run, and no time is kept")
+    options = parser.parse_args()
+    stamp = machine.stamp(shlex.join(["python", "-m", "bench.smollm", *(["--run", "RUN_DIR"] if options.run else [])]))
+    result = {"kind": "smollm", **stamp, **(_read(options.run) if options.run else _run())}
     write_json(figures.RESULTS / "smollm.json", result)
     print({key: value for key, (value, _) in headline(result).items()})
     return 0
+
+
+def _run() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        folder, log, busy = Path(name) / "run", Path(name) / "log", os.getloadavg()[0]
+        started = time.monotonic()
+        recipe_run.start("fast_ft", [RECIPE, f"output_dir={folder}"], log, {"COLUMNS": "80", "NO_COLOR": "1"})
+        seconds = time.monotonic() - started
+        return {"load_before": round(busy, 1), "wall_seconds": round(seconds, 1), "answers": answers(folder)}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return {"load_before": None, "wall_seconds": None, "answers": answers(folder)}
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
@@ -66,6 +78,24 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "smollm.cpu.base_chrf": (mean("base", "chrf"), "chrF to the references, 0 to 1"),
         "smollm.cpu.tuned_chrf": (mean("tuned", "chrf"), "chrF to the references, 0 to 1"),
     }
+
+
+def markdown(result: dict[str, Any], shown: int = 6) -> str:
+    """Return a table of the first answers, before and after; what a table cannot hold is written as in HTML."""
+    lines = ["| question | SmolLM2 | tuned |", "|---|---|---|"]
+    for each in result["answers"][:shown]:
+        cells = (each["question"], _cut(each["base"]), each["tuned"])
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _cut(text: str, most: int = 160) -> str:
+    """Return the words of a text that fit, and three dots where there are more."""
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " ..."
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s*\n+\s*", "<br>", text.strip().replace("|", "&#124;").replace("<", "&lt;"))
 
 
 if __name__ == "__main__":
