@@ -96,7 +96,7 @@ def measured(base: str) -> dict[str, Any]:
 
     encoder = Encoder(Path(base), "tokenizer")
     prompts = [
-        Prompt(id=str(index), messages=[{"role": "user", "content": text}]) for index, text in enumerate(PROMPTS)
+        Prompt(id=str(index), messages=({"role": "user", "content": text},)) for index, text in enumerate(PROMPTS)
     ]
     section = schema.Model(name_or_path=base, dtype="float32", load_in_4bit=False, template="tokenizer")
     loaded = choose.make_loader(section, schema.Lora(r=16), seed=1, name="peft").for_training()

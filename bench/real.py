@@ -21,10 +21,12 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 WAYS = ("peft", "fused", "unsloth")
-SETUPS = tuple((dtype, bits) for dtype in ("float16", "bfloat16") for bits in (4, 16))
+Dtype = Literal["float16", "bfloat16", "float32"]
+SETUPS: tuple[tuple[Dtype, int], ...] = (("float16", 4), ("float16", 16), ("bfloat16", 4), ("bfloat16", 16))
+EXACT: tuple[tuple[Dtype, int], ...] = (("float32", 4), ("float32", 16))
 STEPS, ROWS_A_STEP, PROMPTS, NEW_TOKENS = 10, 8, 24, 64
 COSINE, LOSS, ARGMAX = 0.999, 0.005, 0.99  #: least cosine, most difference of a step's loss, least share of tokens
 ROWS = "recipes/smollm"
@@ -172,7 +174,7 @@ def _child(way: str, base: str, out: Path) -> None:
     ids = [encoder.prompt_ids(prompt.messages) for prompt in prompts]
     found: dict[str, Any] = {"training": {}, "decoding": {}}
     gradients: dict[str, Any] = {}
-    for dtype, bits in [*SETUPS, *([("float32", 4), ("float32", 16)] if way == "peft" else [])]:
+    for dtype, bits in [*SETUPS, *(EXACT if way == "peft" else ())]:
         section = schema.Model(name_or_path=base, dtype=dtype, load_in_4bit=bits == 4, template="tokenizer")
         maker = choose.make_loader(section, schema.Lora(r=16), seed=1, name=way)
         assert maker.name == way, maker.notes

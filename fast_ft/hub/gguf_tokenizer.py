@@ -116,7 +116,9 @@ def _byte_pairs(source: Metadata) -> str:
 
 def _sentencepiece(source: Metadata) -> bytes:
     """Return tokenizer.model. Token types are numbered as in SentencePiece's own format."""
-    from sentencepiece import sentencepiece_model_pb2 as protobuf
+    from sentencepiece import sentencepiece_model_pb2
+
+    protobuf: Any = sentencepiece_model_pb2  # its classes are made when it is imported
 
     tokens = source.texts("tokenizer.ggml.tokens")
     scores, kinds = source.get("tokenizer.ggml.scores"), source.get("tokenizer.ggml.token_type")
