@@ -63,7 +63,9 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
     for note in prepared.notes:
         console.print(f"note: {plain(note)}", markup=False)
     if isinstance(prepared, PreparedData):
-        console.print(f"contract: holds for all {len(prepared.rows)} rows (one BOS, prompt masked, EOS trained)")
+        console.print(
+            f"contract: holds for all {len(prepared.rows)} rows (prompts masked, each answer trained to its end token)"
+        )
     hits = prepared.leakage["hits"]
     console.print(f"leakage: {len(hits)} rows equal or overlap one of {len(prepared.prompts)} test prompts")
     for hit in hits:
@@ -82,12 +84,10 @@ def print_row(prepared: SelectedData, row_id: str) -> None:
     text = Text(
         f"\nrow {plain(row_id)}: {len(row.input_ids) - row.supervised} masked, {row.supervised} trained tokens\n"
     )
-    controls = {prepared.encoder.bos_id: "<BOS>", prepared.encoder.eos_id: "<EOS>"}
-    pieces = prepared.encoder.pieces(row.input_ids)
-    for index, (token, label, piece) in enumerate(zip(row.input_ids, row.labels, pieces, strict=True)):
+    shown = prepared.encoder.shown(row.input_ids)
+    for index, ((piece, is_control), label) in enumerate(zip(shown, row.labels, strict=True)):
         style = "grey50" if label == IGNORE_INDEX else ("green", "green underline")[index % 2]
-        shown = controls.get(token) or harmless(piece)
-        text.append(shown, "bold " + style if token in controls else style)
+        text.append(harmless(piece), "bold " + style if is_control else style)
     new_console().print(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, curriculum, dataset, encoding, selection
 from fast_ft.data.batches import StageJob, batches
+from fast_ft.data.contract import contract_problems, lost_character
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
-from fast_ft.data.examples import Example, Prompt
+from fast_ft.data.examples import Example, Message, Prompt
+from fast_ft.data.prompt_templates import Llama2Template, as_message, turn_name
 from fast_ft.hub import download
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_CANNOT_HOLD = "the tokenizer cannot give back {}"
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,13 @@ class SelectedData:
 class PreparedData(SelectedData):
     """What a run trains on and answers: the selected data and its tokens.
 
-    rows: the selected examples, tokenised, by id; each keeps the contract of prompt and response. train, seed: the
-    recipe's, by which stages become steps.
+    rows: the selected examples, tokenised, by id; each keeps the contract of prompt and response. prompt_ids: the token
+    ids of each prompt, in the prompts' order. train, seed: the recipe's, by which stages become steps.
     """
 
     encoder: Encoder
     rows: dict[str, EncodedRow]
+    prompt_ids: list[list[int]]
     train: Train
     seed: int
 
@@ -79,11 +85,6 @@ class PreparedData(SelectedData):
             if steps:
                 jobs.append(StageJob(index, stage.name, rows, steps, stage.learning_rate))
         return jobs
-
-    @cached_property
-    def prompt_ids(self) -> list[list[int]]:
-        """The token ids of each prompt, in the prompts' order."""
-        return [self.encoder.prompt_ids(prompt.messages) for prompt in self.prompts]
 
     def restaged(self, recipe: Recipe) -> PreparedData:
         """Return the same rows under the stages and training settings of a recipe that selects the same rows."""
@@ -114,12 +115,13 @@ def select_data(recipe: Recipe) -> SelectedData:
 
 def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> SelectedData:
     pool, left_out = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
+    notes += pool.notes
     if left_out:
         notes.append(f"{left_out:,} rows left out by data.exclude.")
     prompts: list[Prompt] = []
     digests = {"train": pool.digest}
     if recipe.data.test is not None:
-        prompts, digests["test"] = dataset.load_prompts(recipe.data.test)
+        prompts, digests["test"] = dataset.load_prompts(recipe.data.test, notes)
         dataset.refuse_test_as_train(pool, prompts, digests["test"])
     limit = policy_ntu_hw5.max_train_rows(recipe)
     chosen = selection.select(
@@ -128,12 +130,14 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
         seed=recipe.seed,
         limit=limit,
         also_measure=[*curriculum.metrics_needed(recipe.curriculum), "score", "response_words"],
-        token_counter=encoder.count if encoder else None,
+        token_counter=encoder.count_pool if encoder else None,
     )
     notes += chosen.notes
     rows: dict[str, EncodedRow] = {}
+    prompt_ids: list[list[int]] = []
     if encoder is not None:
         rows, chosen = _tokenise(recipe, encoder, chosen, notes)
+        prompt_ids = _prompt_ids(encoder, prompts, recipe.data.test, notes)
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
     examples = _distinct(stages)
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
@@ -142,7 +146,7 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
     if encoder is None:
         return SelectedData(chosen, stages, prompts, leakage, digests, notes)
     return PreparedData(
-        chosen, stages, prompts, leakage, digests, notes, encoder, rows, train=recipe.train, seed=recipe.seed
+        chosen, stages, prompts, leakage, digests, notes, encoder, rows, prompt_ids, recipe.train, recipe.seed
     )
 
 
@@ -163,13 +167,15 @@ def compare_tokenizers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepa
     plain = [e for e in prepared.examples if not any(token in e.prompt + e.response for token in special)]
     differing = []
     for example in plain:
-        row = prepared.rows[example.id]
-        prompt = row.input_ids[: len(row.labels) - row.supervised]
+        first = next(index for index, each in enumerate(example.messages) if each.role == "user")
+        asked = example.messages[: first + 1]
+        ours = prepared.encoder.prompt_ids([each.turn for each in asked])[1:]
         if own is not None:
-            theirs = own.prompt_ids([{"role": "user", "content": example.prompt}])[1:]
+            theirs = own.prompt_ids([each.turn for each in asked])[1:]
         else:
-            theirs = tokenizer(f"[INST] {example.prompt} [/INST]", add_special_tokens=False)["input_ids"]
-        if theirs != prompt[1:]:
+            text = Llama2Template.instruction(asked[-1].content, asked[0].content if first else None)
+            theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if theirs != ours:
             differing.append(example.id)
     if plain and len(differing) == len(plain):
         raise InputError(
@@ -194,32 +200,77 @@ def _own_encoder(recipe: Recipe) -> Encoder | None:
 def _tokenise(
     recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
 ) -> tuple[dict[str, EncodedRow], selection.Selection]:
-    """Tokenise the selected rows and check each against the contract; data.overlong may drop rows that are too long."""
-    rows, kept, dropped, broken = {}, [], [], []
+    """Tokenise the selected rows and check each against the contract.
+
+    data.overlong and data.unencodable may drop rows that are too long, or that the tokenizer cannot hold.
+    """
+    rows, kept, long, lost, broken = {}, [], [], [], []
+    remarks: Counter[str] = Counter()
     for index, example in zip(chosen.indices, chosen.examples, strict=True):
-        row = encoder.row(example)
-        if len(row.input_ids) > recipe.model.max_length and recipe.data.overlong == "drop":
-            dropped.append(example.id)
+        if found := _lost(encoder, example.messages):
+            lost.append(f"row {example.id!r}, {found}")
             continue
-        problems = encoding.contract_problems(row, example, encoder, recipe.model.max_length)
+        try:
+            made = encoder.conversation(example)
+        except InputError as error:
+            broken.append(f"row {example.id!r}, {error}")
+            continue
+        row = encoding.labelled(example.id, made)
+        if len(row.input_ids) > recipe.model.max_length and recipe.data.overlong == "drop":
+            long.append(example.id)
+            continue
+        problems = contract_problems(row, example, encoder, recipe.model.max_length)
         broken += [f"row {example.id!r}: {problem}" for problem in problems]
+        remarks.update(made.remarks)
         rows[example.id] = row
         kept.append(index)
+    if lost and recipe.data.unencodable == "error":
+        broken = lost + broken
     if broken:
         raise InputError(_first(broken, "selected rows break the contract of prompt and response tokens", recipe))
-    if dropped:
-        notes.append(f"{len(dropped)} selected rows over model.max_length {recipe.model.max_length} were dropped")
-        chosen = replace(chosen, indices=kept)
+    notes += [f"{remark} ({count:,} rows)" for remark, count in sorted(remarks.items())]
+    if long:
+        notes.append(f"{len(long)} selected rows over model.max_length {recipe.model.max_length} were dropped")
+    if lost:
+        notes.append(f"{len(lost)} selected rows that the tokenizer cannot hold were dropped; the first: {lost[0]}")
     if not kept:
         raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
-    return rows, chosen
+    return rows, replace(chosen, indices=kept) if long or lost else chosen
+
+
+def _lost(encoder: Encoder, messages: Sequence[Message]) -> str | None:
+    """Return which turn holds a character that the tokenizer cannot give back, or None where none does."""
+    for index, message in enumerate(messages):
+        if character := lost_character(message.content, encoder):
+            return f"{turn_name(messages, index)}: {_CANNOT_HOLD.format(character)}"
+    return None
+
+
+def _prompt_ids(encoder: Encoder, prompts: Sequence[Prompt], source: str | None, notes: list[str]) -> list[list[int]]:
+    """Return each prompt's token ids; a note names one whose text the tokenizer changes. Raises InputError."""
+    ids, lost = [], []
+    for prompt in prompts:
+        try:
+            ids.append(encoder.prompt_ids(prompt.messages, prompt.tools))
+        except InputError as error:
+            raise InputError(f"{source}, prompt {prompt.id!r}, {error}") from None
+        if found := _lost(encoder, [as_message(turn) for turn in prompt.messages]):
+            lost.append(f"{prompt.id!r}, {found}")
+    if lost:
+        notes.append(f"{len(lost)} prompts are read with a changed character; the first: {lost[0]}")
+    return ids
 
 
 def _first(problems: Sequence[str], title: str, recipe: Recipe, most: int = 5) -> str:
     more = f"\n  and {len(problems) - most} more" if len(problems) > most else ""
     remedy = ""
-    if any("over model.max_length" in problem for problem in problems):
+    if any(_CANNOT_HOLD.format("") in problem for problem in problems):
         remedy = (
+            "\nWrite the character in another way (an accent and its letter as one character, as Unicode's NFC has "
+            "them), or set data.unencodable: drop to leave such rows out."
+        )
+    if any("over model.max_length" in problem for problem in problems):
+        remedy += (
             f"\nRaise model.max_length ({recipe.model.max_length}), or set data.overlong: drop to leave long rows out."
         )
     return f"{title}:\n  " + "\n  ".join(problems[:most]) + more + remedy
