@@ -116,10 +116,17 @@ def _parse(source: sources.Source) -> list[RawRow]:
     if isinstance(rows, pa.Table):
         try:
             rows.validate(full=True)  # finds text that is not UTF-8
-            rows = rows.to_pylist()
+            rows = [_without_nulls(row) for row in rows.to_pylist()]
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file anew.") from error
     return [parse_row(row, source.name, number) for number, row in enumerate(rows, 1)]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value of Arrow's without the keys that it filled with null because other rows have them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _table(source: sources.Source, train_on: str) -> tuple[pa.Table, Mapping[str, int]]:

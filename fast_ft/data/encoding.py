@@ -63,7 +63,7 @@ class Encoder:
         tokens = SpecialTokens.of(files, self.tokenizer)
         self.template = template
         self._form = _form(template, files, self.tokenizer, tokens)
-        if isinstance(self._form, ChatTemplate) and self._form.end_id not in self.tokenizer.controls:
+        if isinstance(self._form, ChatTemplate) and self._form.end_text not in self.tokenizer.controls.values():
             # A tokenizer's own files may not call it so, but what ends a turn is a control token.
             self.tokenizer = open_tokenizer(folder, files.added, [*files.controls, self._form.end_text])
             self._form = _form(template, files, self.tokenizer, tokens)

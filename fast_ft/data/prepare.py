@@ -232,7 +232,8 @@ def _tokenise(
     if long:
         notes.append(f"{len(long)} selected rows over model.max_length {recipe.model.max_length} were dropped")
     if lost:
-        notes.append(f"{len(lost)} selected rows that the tokenizer cannot hold were dropped; the first: {lost[0]}")
+        are = "row" if len(lost) == 1 else "rows"
+        notes.append(f"{len(lost):,} selected {are} dropped (data.unencodable), the first: {lost[0]}")
     if not kept:
         raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
     return rows, replace(chosen, indices=kept) if long or lost else chosen
@@ -255,9 +256,10 @@ def _prompt_ids(encoder: Encoder, prompts: Sequence[Prompt], source: str | None,
         except InputError as error:
             raise InputError(f"{source}, prompt {prompt.id!r}, {error}") from None
         if found := _lost(encoder, [as_message(turn) for turn in prompt.messages]):
-            lost.append(f"{prompt.id!r}, {found}")
+            lost.append(f"prompt {prompt.id!r}, {found}")
     if lost:
-        notes.append(f"{len(lost)} prompts are read with a changed character; the first: {lost[0]}")
+        more = f" ({len(lost) - 1:,} other prompts likewise)" if len(lost) > 1 else ""
+        notes.append(f"{lost[0]}; the model reads another text there{more}")
     return ids
 
 

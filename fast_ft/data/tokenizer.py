@@ -88,7 +88,7 @@ class _TokenizerJson:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens left out."""
-        return self._plain.decode(list(ids), skip_special_tokens=True)
+        return self._plain.decode([id_ for id_ in ids if id_ not in self.controls])
 
     def token_id(self, token: str) -> int | None:
         """Return the id of one token, or None."""

@@ -141,8 +141,8 @@ def _content(turn: Mapping[str, Any], key: str, name: str, number: int, field: s
         fail(name, number, field, "missing: the turn has no text", "Give it, or leave the row out.")
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         for part in value:
-            if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-                kind = part.get("type", "unknown")
+            kind = part.get("type") or ("text" if "text" in part else "unknown")
+            if kind != "text" or not isinstance(part.get("text"), str):
                 fail(
                     name, number, field, f"a part of the kind {kind!r}", "Only text is trained: give text parts alone."
                 )
