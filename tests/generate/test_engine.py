@@ -262,6 +262,15 @@ def test_eos_at_the_first_token_and_a_limit_of_one(model: Any, fused: FusedModel
         assert first[0] not in tokens[:-1], "nothing follows EOS"
 
 
+def test_each_end_token_ends_an_answer(model: Any, fused: FusedModel, prompts: list[list[int]]) -> None:
+    whole = [reference(model, prompt, 9, eos_token_id=None) for prompt in prompts[:4]]
+    ends = (whole[0][3], whole[1][5])
+    cut = [tokens[: next((i + 1 for i, each in enumerate(tokens) if each in ends), 9)] for tokens in whole]
+    assert len(cut[0]) <= 4 and len(cut[1]) <= 6
+    made = answers(pool_of(fused, end_ids=ends), [Sequence(prompt, 9) for prompt in prompts[:4]])
+    assert made == cut
+
+
 @pytest.fixture(scope="module")
 def smallest() -> FusedModel:
     """A random model of 16 tokens, so that EOS comes often."""
