@@ -1,4 +1,4 @@
-"""Any form that begins as text: a tokenizer's own chat template, or Llama 3.1's headers on another tokenizer.
+"""Any form that begins as text (data/renderers.py): a tokenizer's own chat template, or Llama 3.1's headers.
 
 The text is encoded as a whole, as transformers encodes it. Control tokens in the template's own text are marked
 (data/tokenizer.py), so that a row's text is never read as one. Where a token would reach over the border of a prompt
@@ -7,67 +7,19 @@ and its answer, both sides of that border are encoded apart: the model meets the
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.data import rendering
 from fast_ft.data.examples import Message
-from fast_ft.data.jinja_sandbox import SandboxedTemplate
 from fast_ft.data.prompt_templates import TokenisedConversation, turn_name
 from fast_ft.data.rendering import Renderer, Rendering
-from fast_ft.data.special_tokens import SpecialTokens, TokenizerFiles
+from fast_ft.data.special_tokens import SpecialTokens
 from fast_ft.data.tokenizer import Tokenizer, marked
-
-
-class TokenizersOwn:
-    """The chat templates in a tokenizer's folder, each rendered in a process of its own."""
-
-    def __init__(self, files: TokenizerFiles) -> None:
-        self._folder, self._named = files.folder, files.named
-        self._sources = _sources(files)
-        self._compiled = {"default": SandboxedTemplate(self._sources["default"], str(files.folder))}
-
-    def render(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, add_generation_prompt: bool) -> str:
-        """Return the text, by the template called tool_use where there are tools and such a template."""
-        name = "tool_use" if tools and "tool_use" in self._sources else "default"
-        if name not in self._compiled:
-            self._compiled[name] = SandboxedTemplate(self._sources[name], str(self._folder))
-        return self._compiled[name].render(
-            turns,
-            tools=list(tools) or None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self._named,
-        )
-
-
-class Llama31:
-    """Llama 3.1's form, with its date lines, for any tokenizer: headers are text where it has no such tokens.
-
-    A turn ends with <|eot_id|> where the tokenizer has that token, and with its own EOS elsewhere.
-    """
-
-    _DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 July 2024\n\n"
-
-    def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
-        self._begin = "" if tokens.bos_id is None else tokens.bos
-        self._end = "<|eot_id|>" if tokenizer.token_id("<|eot_id|>") is not None else tokens.eos
-
-    def render(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, add_generation_prompt: bool) -> str:
-        """Return the text. It always begins with a system turn; a tool's turn is headed ipython, as Meta has it."""
-        system, rest = (turns[0]["content"], turns[1:]) if turns[0]["role"] == "system" else ("", turns)
-        text = f"{self._begin}{self._header('system')}{self._DATES}{system}{self._end}"
-        for turn in rest:
-            text += self._header(turn["role"]) + turn["content"] + self._end
-        return text + (self._header("assistant") if add_generation_prompt else "")
-
-    @staticmethod
-    def _header(role: str) -> str:
-        return f"<|start_header_id|>{'ipython' if role == 'tool' else role}<|end_header_id|>\n\n"
 
 
 class _Answer(NamedTuple):
@@ -95,15 +47,15 @@ class ChatTemplate:
         made = self._rendered(messages, tools, add_generation_prompt=False)
         answers = self._answers(made, messages, tools)
         ids, places = self._tokenised(made, answers)
-        trained = [
-            (answer, place) for answer, place in zip(answers, places, strict=True) if messages[answer.turn].trained
-        ]
+        turned_on = [messages[answer.turn].trained for answer in answers]
+        trained = list(itertools.compress(answers, turned_on))
         return TokenisedConversation(
             ids,
-            [place for _, place in trained],
-            [self._spelled(made, answer) for answer, _ in trained],
+            list(itertools.compress(places, turned_on)),
+            [self._spelled(made, answer) for answer in trained],
+            [place for place, on in zip(places, turned_on, strict=True) if not on],
             [self._ids[found] for gap in made.gaps for found in self._controls.findall(gap)],
-            [answer.differs for answer, _ in trained],
+            [answer.differs for answer in trained],
             made.remarks,
         )
 
@@ -243,24 +195,3 @@ class ChatTemplate:
 def _any_of(texts: Any) -> re.Pattern[str]:
     """Return a pattern that finds any of the texts, the longest first; none where there are none."""
     return re.compile("|".join(map(re.escape, sorted(filter(None, texts), key=len, reverse=True))) or "(?!)")
-
-
-def _sources(files: TokenizerFiles) -> dict[str, str]:
-    """Return a folder's chat templates by name, "default" among them. Raises InputError where it has none."""
-    remedy = "Use model.template: llama-2."
-    path = files.folder / "chat_template.jinja"
-    if path.is_file():
-        sources: dict[str, Any] = {"default": untrusted_files.text(path)}
-        for other in sorted((files.folder / "additional_chat_templates").glob("*.jinja")):
-            sources[other.stem] = untrusted_files.text(other)
-        return sources
-    given = files.config.get("chat_template")
-    if isinstance(given, list):
-        given = {each.get("name"): each.get("template") for each in given if isinstance(each, dict)}
-    sources = given if isinstance(given, dict) else {"default": given}
-    sources = {name: source for name, source in sources.items() if isinstance(source, str)}
-    if not sources:
-        raise InputError(f"{files.folder}: this tokenizer has no chat template. {remedy}")
-    if "default" not in sources:
-        raise InputError(f"{files.folder}: its chat templates are {', '.join(sources)}, none called default. {remedy}")
-    return sources

@@ -19,9 +19,10 @@ from typing import Any, Literal
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import is_folder
 from fast_ft.data import special_tokens
-from fast_ft.data.chat_template import ChatTemplate, Llama31, TokenizersOwn
+from fast_ft.data.chat_template import ChatTemplate
 from fast_ft.data.examples import Example, Pool
 from fast_ft.data.prompt_templates import Llama2Template, PromptTemplate, TokenisedConversation, as_message
+from fast_ft.data.renderers import Llama31, TokenizersOwn
 from fast_ft.data.special_tokens import SpecialTokens, TokenizerFiles
 from fast_ft.data.tokenizer import Tokenizer, open_tokenizer
 from fast_ft.hub import download, families
@@ -145,9 +146,16 @@ class Encoder:
         return texts
 
 
-def labelled(id_: str, made: TokenisedConversation) -> EncodedRow:
-    """Return a conversation as a training row: every trained part is its own label."""
+def labelled(id_: str, made: TokenisedConversation, *, but_untrained: bool = False) -> EncodedRow:
+    """Return a conversation as a training row: trained answers are their own labels.
+
+    but_untrained: all tokens are, prompts too, but for the answers that are not trained.
+    """
     labels = [IGNORE_INDEX] * len(made.ids)
+    if but_untrained:
+        labels = list(made.ids)
+        for start, end in made.untrained:
+            labels[start:end] = [IGNORE_INDEX] * (end - start)
     for start, end in made.trained:
         labels[start:end] = made.ids[start:end]
     return EncodedRow(id_, made.ids, labels)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
-from fast_ft.data import contamination, curriculum, dataset, encoding, selection
+from fast_ft.data import contamination, curriculum, dataset, encoding, selection, tokenise
 from fast_ft.data.batches import StageJob, batches
-from fast_ft.data.contract import contract_problems, lost_character
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
-from fast_ft.data.examples import Example, Message, Prompt
-from fast_ft.data.prompt_templates import Llama2Template, as_message, turn_name
+from fast_ft.data.examples import Example, Prompt
+from fast_ft.data.prompt_templates import Llama2Template
 from fast_ft.hub import download
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_CANNOT_HOLD = "the tokenizer cannot give back {}"
 
 
 @dataclass(frozen=True)
@@ -81,10 +77,17 @@ class PreparedData(SelectedData):
             left = None if left is None else left - len(steps)
             rows = [self.rows[example.id] for example in stage.examples]
             if not self.train.completion_only_loss:
-                rows = [replace(row, labels=list(row.input_ids)) for row in rows]
+                rows = [self._all_trained(example) for example in stage.examples]
             if steps:
                 jobs.append(StageJob(index, stage.name, rows, steps, stage.learning_rate))
         return jobs
+
+    def _all_trained(self, example: Example) -> EncodedRow:
+        """Return a row that is trained on prompts too, but not on answers whose loss is off."""
+        row = self.rows[example.id]
+        if all(each.trained for each in example.messages if each.role == "assistant"):
+            return replace(row, labels=list(row.input_ids))
+        return encoding.labelled(example.id, self.encoder.conversation(example), but_untrained=True)
 
     def restaged(self, recipe: Recipe) -> PreparedData:
         """Return the same rows under the stages and training settings of a recipe that selects the same rows."""
@@ -136,8 +139,8 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
     rows: dict[str, EncodedRow] = {}
     prompt_ids: list[list[int]] = []
     if encoder is not None:
-        rows, chosen = _tokenise(recipe, encoder, chosen, notes)
-        prompt_ids = _prompt_ids(encoder, prompts, recipe.data.test, notes)
+        rows, chosen = tokenise.rows(recipe, encoder, chosen, notes)
+        prompt_ids = tokenise.prompts(encoder, prompts, recipe.data.test, notes)
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
     examples = _distinct(stages)
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
@@ -195,84 +198,3 @@ def _own_encoder(recipe: Recipe) -> Encoder | None:
         return Encoder(download.model_folder(recipe.model.name_or_path, recipe.model.revision))
     except InputError:  # a base without a tokenizer of its own is why recipes can name one
         return None
-
-
-def _tokenise(
-    recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
-) -> tuple[dict[str, EncodedRow], selection.Selection]:
-    """Tokenise the selected rows and check each against the contract.
-
-    data.overlong and data.unencodable may drop rows that are too long, or that the tokenizer cannot hold.
-    """
-    rows, kept, long, lost, broken = {}, [], [], [], []
-    remarks: Counter[str] = Counter()
-    for index, example in zip(chosen.indices, chosen.examples, strict=True):
-        if found := _lost(encoder, example.messages):
-            lost.append(f"row {example.id!r}, {found}")
-            continue
-        try:
-            made = encoder.conversation(example)
-        except InputError as error:
-            broken.append(f"row {example.id!r}, {error}")
-            continue
-        row = encoding.labelled(example.id, made)
-        if len(row.input_ids) > recipe.model.max_length and recipe.data.overlong == "drop":
-            long.append(example.id)
-            continue
-        problems = contract_problems(row, example, encoder, recipe.model.max_length)
-        broken += [f"row {example.id!r}: {problem}" for problem in problems]
-        remarks.update(made.remarks)
-        rows[example.id] = row
-        kept.append(index)
-    if lost and recipe.data.unencodable == "error":
-        broken = lost + broken
-    if broken:
-        raise InputError(_first(broken, "selected rows break the contract of prompt and response tokens", recipe))
-    notes += [f"{remark} ({count:,} rows)" for remark, count in sorted(remarks.items())]
-    if long:
-        notes.append(f"{len(long)} selected rows over model.max_length {recipe.model.max_length} were dropped")
-    if lost:
-        are = "row" if len(lost) == 1 else "rows"
-        notes.append(f"{len(lost):,} selected {are} dropped (data.unencodable), the first: {lost[0]}")
-    if not kept:
-        raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
-    return rows, replace(chosen, indices=kept) if long or lost else chosen
-
-
-def _lost(encoder: Encoder, messages: Sequence[Message]) -> str | None:
-    """Return which turn holds a character that the tokenizer cannot give back, or None where none does."""
-    for index, message in enumerate(messages):
-        if character := lost_character(message.content, encoder):
-            return f"{turn_name(messages, index)}: {_CANNOT_HOLD.format(character)}"
-    return None
-
-
-def _prompt_ids(encoder: Encoder, prompts: Sequence[Prompt], source: str | None, notes: list[str]) -> list[list[int]]:
-    """Return each prompt's token ids; a note names one whose text the tokenizer changes. Raises InputError."""
-    ids, lost = [], []
-    for prompt in prompts:
-        try:
-            ids.append(encoder.prompt_ids(prompt.messages, prompt.tools))
-        except InputError as error:
-            raise InputError(f"{source}, prompt {prompt.id!r}, {error}") from None
-        if found := _lost(encoder, [as_message(turn) for turn in prompt.messages]):
-            lost.append(f"prompt {prompt.id!r}, {found}")
-    if lost:
-        more = f" ({len(lost) - 1:,} other prompts likewise)" if len(lost) > 1 else ""
-        notes.append(f"{lost[0]}; the model reads another text there{more}")
-    return ids
-
-
-def _first(problems: Sequence[str], title: str, recipe: Recipe, most: int = 5) -> str:
-    more = f"\n  and {len(problems) - most} more" if len(problems) > most else ""
-    remedy = ""
-    if any(_CANNOT_HOLD.format("") in problem for problem in problems):
-        remedy = (
-            "\nWrite the character in another way (an accent and its letter as one character, as Unicode's NFC has "
-            "them), or set data.unencodable: drop to leave such rows out."
-        )
-    if any("over model.max_length" in problem for problem in problems):
-        remedy += (
-            f"\nRaise model.max_length ({recipe.model.max_length}), or set data.overlong: drop to leave long rows out."
-        )
-    return f"{title}:\n  " + "\n  ".join(problems[:most]) + more + remedy

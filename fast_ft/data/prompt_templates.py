@@ -19,14 +19,16 @@ from fast_ft.data.tokenizer import Tokenizer
 class TokenisedConversation:
     """The ids of a conversation.
 
-    trained: (start, end) of each trained turn's tokens, its end token included. texts: what each of these parts spells.
-    controls: the ids of the control tokens, all of them the form's own. context_differs: for each trained turn, whether
-    a later turn changes what stands before it, so that no prompt has these ids. remarks: what a user should know.
+    trained: (start, end) of each trained answer's tokens, its end token included. texts: what each of these parts
+    spells. untrained: (start, end) of the other answers. controls: the ids of the control tokens, all of them the
+    form's own. context_differs: for each trained answer, whether a later turn changes what stands before it, so that no
+    prompt has these ids. remarks: what a user should know.
     """
 
     ids: list[int]
     trained: list[tuple[int, int]]
     texts: list[str]
+    untrained: list[tuple[int, int]]
     controls: list[int]
     context_differs: list[bool]
     remarks: list[str]
@@ -75,14 +77,16 @@ class Llama2Template:
     def conversation(self, messages: Sequence[Message], tools: Sequence[Any]) -> TokenisedConversation:
         """Return the ids of a row. Raises InputError, beginning with the turn, where the form cannot hold it."""
         ids: list[int] = []
-        trained, texts, controls = [], [], []
+        trained, texts, untrained, controls = [], [], [], []
         for message, part in zip(self._turns(messages, tools), self._parts(messages, tools), strict=True):
             if message.trained:
                 trained.append((len(ids), len(ids) + len(part)))
                 texts.append(message.content)
+            elif message.role == "assistant":
+                untrained.append((len(ids), len(ids) + len(part)))
             ids += part
             controls.append(self.end_id if message.role == "assistant" else self._bos_id)
-        return TokenisedConversation(ids, trained, texts, controls, [False] * len(trained), [])
+        return TokenisedConversation(ids, trained, texts, untrained, controls, [False] * len(trained), [])
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[int]:
         """Return the ids up to where the answer to the last turn begins. Raises InputError likewise."""

@@ -79,16 +79,18 @@ def render(
     real = renderer.render([each.turn for each in messages], tools, add_generation_prompt=add_generation_prompt)
     found = _in_order(skeleton, pieces, messages, remarks)
     gaps = re.split("|".join(mark for mark, _, _ in found), skeleton) if found else [skeleton]
-    for way in (str, _as_json):
-        made = Rendering(gaps, [way(text) for _, text, _ in found], [turn for _, _, turn in found], remarks)
-        if made.text == real:
-            return made
-    changed = _changed(renderer, messages, turns, made, add_generation_prompt, tools)
-    raise InputError(f"{turn_name(messages, changed)}: the chat template changes its text. {_REMEDY}")
-
-
-def _as_json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    texts: list[str] = []
+    at = len(gaps[0])
+    for gap, (_, text, turn) in zip(gaps[1:], found, strict=True):
+        ways = (text, json.dumps(text, ensure_ascii=False)[1:-1])  # as it is, or by the filter `tojson`
+        written = next((way for way in ways if real.startswith(way + gap, at)), None)
+        if written is None:
+            raise InputError(f"{turn_name(messages, turn)}: the chat template changes its text. {_REMEDY}")
+        texts.append(written)
+        at += len(written + gap)
+    if not real.startswith(gaps[0]) or at != len(real):
+        raise InputError(f"the chat template writes something else around these turns' texts. {_REMEDY}")
+    return Rendering(gaps, texts, [turn for _, _, turn in found], remarks)
 
 
 def _in_order(
@@ -109,24 +111,6 @@ def _in_order(
             raise InputError(f"{turn_name(messages, moved[2])}: the chat template moves this turn. {_REMEDY}")
         remarks.append("the chat template puts the system turn into a later turn")
     return found
-
-
-def _changed(
-    renderer: Renderer,
-    messages: Sequence[Message],
-    marked: Sequence[Mapping[str, Any]],
-    made: Rendering,
-    add_generation_prompt: bool,
-    tools: Sequence[Any],
-) -> int:
-    """Return the first turn whose text alone makes the template give something else than the pieces together."""
-    for index, message in enumerate(messages):
-        turns = [*marked[:index], message.turn, *marked[index + 1 :]]
-        text = renderer.render(turns, tools, add_generation_prompt=add_generation_prompt)
-        alone = [piece for piece, turn in zip(made.texts, made.turns, strict=True) if turn == index]
-        if not all(piece in text or json.loads(f'"{piece}"') in text for piece in alone):
-            return index
-    return made.turns[-1] if made.turns else 0
 
 
 def _check_more(renderer: Renderer, messages: Sequence[Message], tools: Sequence[Any]) -> list[str]:

@@ -33,8 +33,9 @@ class TokenizerFiles:
     @property
     def controls(self) -> list[str]:
         """The texts of the tokens that are named as control tokens; one for unknown text is none."""
-        more = self.config.get("additional_special_tokens") or []
-        extra = [text for each in more if (text := _text(each))] if isinstance(more, list) else []
+        lists = [self.config.get(key) or [] for key in ("additional_special_tokens", "extra_special_tokens")]
+        items = [each for more in lists for each in (more.values() if isinstance(more, dict) else more)]
+        extra = [text for each in items if (text := _text(each))]
         return [text for key, text in self.named.items() if key != "unk_token"] + extra
 
 

@@ -56,25 +56,24 @@ class _TokenizerJson:
             self._marking = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
             raise InputError(f"{path}: not a readable tokenizer ({error}). Fetch the tokenizer again.") from None
-        missing = sorted((id_, token) for token, id_ in added.items() if self._plain.token_to_id(token) is None)
-        special = {token for token in named if self._plain.token_to_id(token) is not None}
         for each in (self._plain, self._marking):
-            each.add_special_tokens([token for _, token in missing])
-            each.add_special_tokens(sorted(special))
+            for token, id_ in sorted(added.items(), key=lambda item: item[1]):
+                if each.token_to_id(token) is None and id_ == each.get_vocab_size():  # else it would get another id
+                    each.add_special_tokens([token])
+            each.add_special_tokens(sorted({token for token in named if each.token_to_id(token) is not None}))
             each.encode_special_tokens = True  # "</s>" in a row is four characters, not the end
             each.no_padding()  # a tokenizer.json may carry its trainer's settings
             each.no_truncation()
-        if wrong := [token for id_, token in missing if self._plain.token_to_id(token) != id_]:
-            raise InputError(f"{path.parent}: the id of {wrong[0]!r} in added_tokens.json does not fit tokenizer.json.")
         known = self._plain.get_added_tokens_decoder()
         self.controls = {id_: token.content for id_, token in known.items() if token.special}
         self._added = [token.content for token in known.values() if not token.special]
-        for id_ in self.controls:  # as the control token itself is found in a text, but never in a row's
-            given = known[id_]
-            alias = tokenizers.AddedToken(
-                marked(given.content), lstrip=given.lstrip, rstrip=given.rstrip, normalized=False, special=False
+        aliases = [
+            tokenizers.AddedToken(
+                marked(token.content), lstrip=token.lstrip, rstrip=token.rstrip, normalized=False, special=False
             )
-            self._marking.add_tokens([alias])
+            for token in map(known.__getitem__, self.controls)
+        ]
+        self._marking.add_tokens(aliases)  # found in a text as the control tokens are, but never in a row's own
         self._meant = {self._marking.token_to_id(marked(token)): id_ for id_, token in self.controls.items()}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -110,9 +109,7 @@ class _SentencePiece:
         except (OSError, RuntimeError) as error:
             raise InputError(f"{path}: not a readable tokenizer ({error}). Fetch the tokenizer again.") from None
         own = {i: self._model.id_to_piece(i) for i in range(len(self._model)) if self._model.is_control(i)}
-        self._ids = {token: id_ for token, id_ in added.items() if self._piece_id(token) is None}
-        if wrong := [token for token, id_ in self._ids.items() if id_ < len(self._model)]:
-            raise InputError(f"{path.parent}: the id of {wrong[0]!r} in added_tokens.json is another token's.")
+        self._ids = {token: id_ for token, id_ in added.items() if id_ >= len(self._model)}
         self.controls = own | {id_: token for token, id_ in self._ids.items()}
         self.controls |= {id_: token for token in named if (id_ := self._piece_id(token)) is not None}
         self._meant = {marked(token): id_ for id_, token in self.controls.items()}
@@ -127,8 +124,8 @@ class _SentencePiece:
         return [[id_ for part in border.split(text) if part for id_ in self._ids_of(part)] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, control tokens left out."""
-        return self._model.decode([i for i in ids if i not in self.controls])
+        """Return the text of ids; control tokens are left out, and ids above the pieces, which a model may have."""
+        return self._model.decode([i for i in ids if i < len(self._model) and i not in self.controls])
 
     def token_id(self, token: str) -> int | None:
         """Return the id of one token, or None."""

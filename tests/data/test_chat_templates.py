@@ -11,7 +11,7 @@ import pytest
 from fast_ft.common.errors import InputError
 from fast_ft.data import prepare
 from fast_ft.data.contract import contract_problems, lost_character, trained_parts
-from fast_ft.data.encoding import Encoder
+from fast_ft.data.encoding import IGNORE_INDEX, Encoder
 from fast_ft.data.examples import Example, Message
 from fast_ft.recipe.loader import load_recipe
 from tests.helpers.chat_tokenizers import given, make_folder
@@ -55,6 +55,9 @@ AS_TRANSFORMERS: dict[str, Any] = {
     "strftime": "<|im_start|>system\nToday is {{ strftime_now('%d %b %Y') }}<|im_end|>\n" + chatml(),
     "tojson": chatml("{{ message['content'] | tojson }}"),
     "tojson of all": chatml("{{ message.content | tojson(ensure_ascii=False, indent=2, separators=(',', ':')) }}"),
+    "tojson of questions": chatml(
+        "{% if message.role == 'user' %}{{ message.content | tojson }}{% else %}{{ message.content }}{% endif %}"
+    ),
     "loop controls": chatml("{% if not message.content %}{% continue %}{% endif %}{{ message.content }}"),
     "undefined BOS": "{{ bos_token }}{% if bos_token is defined %}!{% endif %}" + chatml(),
     "no tools": chatml() + "{% if tools is none and documents is none %}{{ '' }}{% else %}{{ 1 / 0 }}{% endif %}",
@@ -94,7 +97,7 @@ def test_tokens_that_the_vocabulary_lacks_come_from_added_tokens(tmp_path: Path)
     (folder / "added_tokens.json").write_text(json.dumps(added))
     assert Encoder(folder, "tokenizer").row(row(*TALK)).input_ids == expected
     (folder / "added_tokens.json").write_text(json.dumps({each: id_ + 7 for each, id_ in added.items()}))
-    with pytest.raises(InputError, match=r"in added_tokens\.json does not fit"):
+    with pytest.raises(InputError, match=r"<\|im_end\|>' is not in its vocabulary"):
         Encoder(folder, "tokenizer")
 
 
@@ -319,6 +322,18 @@ def test_a_character_that_cannot_be_held_is_named_and_droppable(tmp_path: Path) 
     found = prepare.prepare(load_recipe(path, ["data.unencodable=drop"]))
     assert [each.id for each in found.examples] == ["r0", "r2"]
     assert any("1 selected row dropped (data.unencodable), the first: row 'r1'" in note for note in found.notes)
+
+
+def test_without_completion_only_loss_an_answer_whose_loss_is_off_has_none(tmp_path: Path) -> None:
+    bad = {"role": "assistant", "content": "BAD.", "weight": 0}
+    hi, hello = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}
+    train = tmp_path / "train.json"
+    train.write_text(json.dumps([{"messages": [hi, bad, hi, hello]}, {"messages": [hi, hello]}]))
+    changes = {"data.test": None, "select": {}, "curriculum": {}, "train.completion_only_loss": False}
+    found = prepare.prepare(load_recipe(write_recipe(tmp_path, POCKET, train, train, changes)))
+    first, second = found.jobs[0].rows
+    masked = [id_ for id_, label in zip(first.input_ids, first.labels, strict=True) if label == IGNORE_INDEX]
+    assert found.encoder.decode(masked) == "BAD." and second.labels == second.input_ids
 
 
 def test_an_nfc_tokenizer_cannot_hold_a_letter_and_its_accent_apart(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Selected rows and prompts as tokens, each checked; what cannot be trained is named, or dropped and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fast_ft.common.errors import InputError
+from fast_ft.data import encoding, selection
+from fast_ft.data.contract import contract_problems, lost_character
+from fast_ft.data.encoding import EncodedRow, Encoder
+from fast_ft.data.examples import Message, Prompt
+from fast_ft.data.prompt_templates import as_message, turn_name
+from fast_ft.recipe.schema import Recipe
+
+_CANNOT_HOLD = "the tokenizer cannot give back {}"
+
+
+def rows(
+    recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
+) -> tuple[dict[str, EncodedRow], selection.Selection]:
+    """Tokenise the selected rows and check each against the contract.
+
+    data.overlong and data.unencodable may drop rows that are too long, or that the tokenizer cannot hold.
+    """
+    made_rows, kept, long, lost, broken = {}, [], [], [], []
+    remarks: Counter[str] = Counter()
+    for index, example in zip(chosen.indices, chosen.examples, strict=True):
+        if found := _lost(encoder, example.messages):
+            lost.append(f"row {example.id!r}, {found}")
+            continue
+        try:
+            made = encoder.conversation(example)
+        except InputError as error:
+            broken.append(f"row {example.id!r}, {error}")
+            continue
+        row = encoding.labelled(example.id, made)
+        if len(row.input_ids) > recipe.model.max_length and recipe.data.overlong == "drop":
+            long.append(example.id)
+            continue
+        problems = contract_problems(row, example, encoder, recipe.model.max_length)
+        broken += [f"row {example.id!r}: {problem}" for problem in problems]
+        remarks.update(made.remarks)
+        made_rows[example.id] = row
+        kept.append(index)
+    if lost and recipe.data.unencodable == "error":
+        broken = lost + broken
+    if broken:
+        raise InputError(_first(broken, "selected rows cannot be trained as they are", recipe))
+    notes += [f"{remark} ({count:,} rows)" for remark, count in sorted(remarks.items())]
+    if long:
+        notes.append(f"{len(long)} selected rows over model.max_length {recipe.model.max_length} were dropped")
+    if lost:
+        are = "row" if len(lost) == 1 else "rows"
+        notes.append(f"{len(lost):,} selected {are} dropped (data.unencodable), the first: {lost[0]}")
+    if not kept:
+        raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
+    return made_rows, replace(chosen, indices=kept) if long or lost else chosen
+
+
+def _lost(encoder: Encoder, messages: Sequence[Message]) -> str | None:
+    """Return which turn holds a character that the tokenizer cannot give back, or None where none does."""
+    for index, message in enumerate(messages):
+        if character := lost_character(message.content, encoder):
+            return f"{turn_name(messages, index)}: {_CANNOT_HOLD.format(character)}"
+    return None
+
+
+def prompts(encoder: Encoder, asked: Sequence[Prompt], source: str | None, notes: list[str]) -> list[list[int]]:
+    """Return each prompt's token ids; a note names one whose text the tokenizer changes. Raises InputError."""
+    ids, lost = [], []
+    for prompt in asked:
+        try:
+            ids.append(encoder.prompt_ids(prompt.messages, prompt.tools))
+        except InputError as error:
+            raise InputError(f"{source}, prompt {prompt.id!r}, {error}") from None
+        if found := _lost(encoder, [as_message(turn) for turn in prompt.messages]):
+            lost.append(f"prompt {prompt.id!r}, {found}")
+    if lost:
+        more = f" ({len(lost) - 1:,} other prompts likewise)" if len(lost) > 1 else ""
+        notes.append(f"{lost[0]}; the model reads another text there{more}")
+    return ids
+
+
+def _first(problems: Sequence[str], title: str, recipe: Recipe, most: int = 5) -> str:
+    more = f"\n  and {len(problems) - most} more" if len(problems) > most else ""
+    remedy = ""
+    if any(_CANNOT_HOLD.format("") in problem for problem in problems):
+        remedy = (
+            "\nWrite the character in another way (an accent and its letter as one character, as Unicode's NFC has "
+            "them), or set data.unencodable: drop to leave such rows out."
+        )
+    if any("over model.max_length" in problem for problem in problems):
+        remedy += (
+            f"\nRaise model.max_length ({recipe.model.max_length}), or set data.overlong: drop to leave long rows out."
+        )
+    return f"{title}:\n  " + "\n  ".join(problems[:most]) + more + remedy
