@@ -171,7 +171,7 @@ def _example(row: RawRow, name: str, number: int, train_on: str) -> Example:
 def _unused_notes(counts: Mapping[str, int], name: str) -> list[str]:
     """Return a sentence for each field that holds text of which nothing is used."""
     return [
-        f"{name}: the text in the field {field!r} is not used ({count:,} row{'' if count == 1 else 's'})."
+        f"{name}: what the field {field!r} holds is not used ({count:,} row{'' if count == 1 else 's'})."
         for field, count in sorted(counts.items())
     ]
 

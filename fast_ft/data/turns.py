@@ -1,7 +1,7 @@
 """Turns of a conversation: a list of role and content, or of from and value, becomes Messages.
 
-The keys `weight`, `train` and `training` say whether an assistant turn is trained. What a chat template may render
-beside the text (MORE) goes along; any other field that holds text is named as unused.
+The keys `weight`, `train`, `training` and `loss` say whether an assistant turn is trained. What a chat template may
+render beside the text (MORE) goes along; any other field that is filled is named as unused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROLES = {
 CALL_ROLE = "function_call"
 #: Which role may follow which; a system turn may stand anywhere.
 FOLLOWS = {"": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("tool", "assistant")}
-LOSS_KEYS = ("weight", "train", "training")
+LOSS_KEYS = ("weight", "train", "training", "loss")
 MORE = (
     "name", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking",
 )  # fmt: skip
@@ -54,7 +54,7 @@ def holds_text(value: object) -> bool:
 
 
 def conversation(value: Any, name: str, number: int, key: str) -> tuple[list[Message], set[str]]:
-    """Return the turns of the row's field `key`, and the names of fields inside that hold text and are not used.
+    """Return the turns of the row's field `key`, and the names of filled fields inside that are not used.
 
     Turns go user, assistant, user, ...; an assistant turn may be followed by tool turns. An empty system turn is none.
     Raises InputError.
@@ -81,7 +81,7 @@ def conversation(value: Any, name: str, number: int, key: str) -> tuple[list[Mes
 
 
 def _message(turn: Any, name: str, number: int, field: str) -> tuple[Message, str, set[str]]:
-    """Return a turn, the key that says who speaks, and the fields that hold text and are not used."""
+    """Return a turn, the key that says who speaks, and the filled fields that are not used."""
     found = [pair for pair in TURN_KEYS if isinstance(turn, dict) and turn.get(pair[0]) is not None]
     if not found:
         fail(name, number, field, f"{str(turn)[:40]!r} is no turn", "A turn has role and content, or from and value.")
@@ -106,7 +106,8 @@ def _message(turn: Any, name: str, number: int, field: str) -> tuple[Message, st
     if word == CALL_ROLE:
         text, more = "", {**more, "tool_calls": _calls(text, name, number, f"{field}.{key}")}
     known = {said_by, key, *LOSS_KEYS, *MORE, *NOT_READ}
-    return Message(role, text, trained, more), said_by, {k for k in turn if k not in known and holds_text(turn[k])}
+    left = {each for each in turn if each not in known and turn[each] not in (None, "", [], {})}
+    return Message(role, text, trained, more), said_by, left
 
 
 def _trained(turn: Mapping[str, Any], role: str, name: str, number: int, field: str) -> bool:

@@ -158,7 +158,9 @@ def test_what_is_not_plain_is_refused_by_row_and_field(case: str, tmp_path: Path
         assert word in message, message
 
 
-@pytest.mark.parametrize("flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}])
+@pytest.mark.parametrize(
+    "flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}]
+)
 def test_a_turn_can_be_left_without_loss(flag: dict[str, Any], tmp_path: Path) -> None:
     bad, good = {**HELLO, "content": "BAD.", **flag}, {**HELLO, "weight": 1, "train": True}
     (row,) = load(tmp_path, {"messages": [HI, bad, HI, good]})
@@ -176,7 +178,7 @@ def test_text_that_is_not_used_is_named_once_with_its_count(tmp_path: Path) -> N
         for n in range(3)
     ]
     expected = [
-        "the text in the field 'source' is not used (3 rows).", "the text in the field 'topic' is not used (1 row).",
+        "what the field 'source' holds is not used (3 rows).", "what the field 'topic' holds is not used (1 row).",
     ]  # fmt: skip
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
@@ -187,9 +189,9 @@ def test_text_that_is_not_used_is_named_once_with_its_count(tmp_path: Path) -> N
     notes: list[str] = []
     load_prompts(str(path), notes)
     assert notes == [f"{path}: {text}" for text in expected]
-    path.write_text(json.dumps([{"messages": [{**HI, "mood": "glad"}, HELLO]}]))
+    path.write_text(json.dumps([{"messages": [{**HI, "mood": True}, HELLO]}]))
     assert load_pool(Data(train=str(path))).notes == (
-        f"{path}: the text in the field 'messages[].mood' is not used (1 row).",
+        f"{path}: what the field 'messages[].mood' holds is not used (1 row).",
     )
 
 
