@@ -25,6 +25,7 @@ from typing import Any, TypeGuard
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fast_ft.common.untrusted_files import MOST_LEVELS
 from fast_ft.data import turns
 from fast_ft.data.examples import BLANK_LINE, Message
 from fast_ft.data.fields import Fields
@@ -98,6 +99,10 @@ def parse_row(row: object, name: str, number: int) -> RawRow:
     """Read one row, a JSON object of any known layout. Raises InputError naming file, row and field."""
     if not isinstance(row, dict):
         turns.fail(name, number, "the row", f"not an object ({type(row).__name__})", f"Known layouts: {LAYOUTS}.")
+    if _is_too_deep(row):
+        turns.fail(
+            name, number, "the row", f"lists and objects within one another, over {MOST_LEVELS} levels", "Cut it."
+        )
     fields = Fields(row, name, number)
     id_ = _id(fields)
     skill, difficulty = (fields.get(key.title(), fields.get(key)) for key in ("skill", "difficulty"))
@@ -122,6 +127,17 @@ def parse_row(row: object, name: str, number: int) -> RawRow:
         _tools(fields),
         fields.unused(),
     )
+
+
+def _is_too_deep(row: dict[str, Any]) -> bool:
+    """Return whether a row has more levels of lists and objects than any row needs; what reads it calls itself."""
+    level: list[Any] = [row]
+    for _ in range(MOST_LEVELS):
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -170,7 +186,9 @@ def _turn_lists(fields: Fields, response: str | None) -> list[Message]:
     answered = fields.get(response, []) if response else []
     if not isinstance(answered, list):
         fields.fail(str(response), "text, where prompt is a list of turns", "Give a list of turns in both.")
-    messages, unused = turns.conversation(asked + answered, fields.name, fields.number, f"prompt + {response}")
+    messages, unused = turns.conversation(
+        asked + answered, fields.name, fields.number, f"prompt + {response}" if response else "prompt"
+    )
     if unused:
         fields.fail("prompt", f"fields that are not known: {', '.join(sorted(unused))}", "Take them out.")
     given = len(turns.conversation(asked, fields.name, fields.number, "prompt")[0])

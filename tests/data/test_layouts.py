@@ -143,6 +143,9 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": "look()"}]},
         ["conversations[1].value", "no JSON of a call"],
     ),
+    "too deep a field": (
+        {"messages": [HI, HELLO], "tools": json.loads("[" * 300 + "{}" + "]" * 300)}, ["the row", "over 50 levels"],
+    ),
     "lists and texts of turns": ({"prompt": [HI], "completion": "Hello."}, ["completion", "list of turns in both"]),
 }  # fmt: skip
 
