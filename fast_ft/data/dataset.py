@@ -38,7 +38,7 @@ def load_pool(section: Data) -> Pool:
     return Pool(table, source.name, source.digest, tuple(_unused_notes(unused, source.name)))
 
 
-def load_prompts(path: str, notes: list[str] | None = None) -> tuple[list[Prompt], str]:
+def load_prompts(path: str, *, notes: list[str] | None = None) -> tuple[list[Prompt], str]:
     """Return the prompts of a file in any layout, in file order, and the file's digest. A last answer is left out.
 
     `notes` gets a sentence for each field that holds text and is not used. Raises InputError.

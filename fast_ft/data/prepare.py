@@ -124,7 +124,7 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
     prompts: list[Prompt] = []
     digests = {"train": pool.digest}
     if recipe.data.test is not None:
-        prompts, digests["test"] = dataset.load_prompts(recipe.data.test, notes)
+        prompts, digests["test"] = dataset.load_prompts(recipe.data.test, notes=notes)
         dataset.refuse_test_as_train(pool, prompts, digests["test"])
     limit = policy_ntu_hw5.max_train_rows(recipe)
     chosen = selection.select(

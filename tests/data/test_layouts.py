@@ -190,7 +190,7 @@ def test_text_that_is_not_used_is_named_once_with_its_count(tmp_path: Path) -> N
     pq.write_table(pa.Table.from_pylist(rows), table)
     assert list(load_pool(Data(train=str(table))).notes) == [f"{table}: {text}" for text in expected]
     notes: list[str] = []
-    load_prompts(str(path), notes)
+    load_prompts(str(path), notes=notes)
     assert notes == [f"{path}: {text}" for text in expected]
     path.write_text(json.dumps([{"messages": [{**HI, "mood": True}, HELLO]}]))
     assert load_pool(Data(train=str(path))).notes == (
