@@ -38,6 +38,7 @@ class ChatTemplate:
         self._tokenizer, self._renderer = tokenizer, renderer
         self._ids = {text: id_ for id_, text in tokenizer.controls.items()}
         self._controls = _any_of(self._ids)
+        self._marks = _any_of(map(marked, self._ids))
         self._added = _any_of(tokenizer.added_tokens())
         self.end_text = self._end_text() or tokens.eos
         self.end_id = self._ids.get(self.end_text, tokens.eos_id)
@@ -158,19 +159,52 @@ class ChatTemplate:
 
     def _tokenised(self, made: Rendering, answers: Sequence[_Answer]) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids, and where each answer's begin and end."""
-        borders = [border for answer in answers for border in (answer.start, answer.end)]
+        chunks = self._chunks(made, [border for answer in answers for border in (answer.start, answer.end)])
+        ids = self._tokenizer.encode_marked(["".join(chunks)])[0]
+        places = self._places(ids, chunks)
+        if places is None:
+            ids, places = self._joined(chunks)
+        return ids, list(zip(places[0::2], places[1::2], strict=False))
+
+    def _chunks(self, made: Rendering, borders: Sequence[int]) -> list[str]:
+        """Return the text, its control tokens marked, cut at the borders, all of which lie in gaps."""
         chunks = [""]
         at = 0
         for gap, text in zip(made.gaps, [*made.texts, ""], strict=True):
-            inside = [border - at for border in borders if at < border <= at + len(gap)]
+            inside = [border - at for border in borders if at <= border <= at + len(gap)]
             for first, last in zip([0, *inside], [*inside, None], strict=True):
                 chunks[-1] += self._controls.sub(lambda found: marked(found[0]), gap[first:last])
                 if last is not None:
                     chunks.append("")
             chunks[-1] += text
             at += len(gap) + len(text)
-        ids, places = self._joined(chunks)
-        return ids, list(zip(places[0::2], places[1::2], strict=False))
+        return chunks
+
+    def _places(self, ids: list[int], chunks: Sequence[str]) -> list[int] | None:
+        """Return after which of the ids each chunk but the last ends, or None where a token reaches over a border.
+
+        An answer ends with a control token. It begins after the ids that the text since the last control token has
+        without the answer, as the model meets it.
+        """
+        stops = [place + 1 for place, id_ in enumerate(ids) if id_ in self._tokenizer.controls]
+        places: list[int] = []
+        passed, last = 0, ""
+        for number, chunk in enumerate(chunks):
+            found = list(self._marks.finditer(chunk))
+            passed, last = passed + len(found), found[-1][0] if found else last
+            if passed > len(stops) or number == len(chunks) - 1:
+                break
+            place = stops[passed - 1] if passed else 0
+            if number % 2 == 0:
+                opening = self._tokenizer.encode_marked([last + chunk[found[-1].end() if found else 0 :]])[0]
+                alone = opening[1:] if last else opening
+                if ids[place : place + len(alone)] != alone:
+                    return None
+                place += len(alone)
+            elif not found or found[-1].end() != len(chunk):
+                return None
+            places.append(place)
+        return places if passed == len(stops) else None
 
     def _joined(self, chunks: Sequence[str]) -> tuple[list[int], list[int]]:
         """Return the ids of the chunks' whole text, and after which of them each chunk ends.

@@ -32,10 +32,12 @@ def contract_problems(row: EncodedRow, example: Example, encoder: Encoder, max_l
     parts = trained_parts(row)
     if len(parts) != len(turns):
         return [*problems, f"{len(parts)} trained parts, where {len(turns)} turns are trained"]
-    for (start, end), index, text, differs in zip(parts, turns, made.texts, made.context_differs, strict=True):
-        asked = [message.turn for message in example.messages[:index]]
-        if not differs and ids[:start] != encoder.prompt_ids(asked, example.tools):
+    prompted = [number for number, differs in enumerate(made.context_differs) if not differs]
+    for number in {*prompted[:1], *prompted[-1:]}:  # the last one's prompt holds those of all before it
+        asked = [message.turn for message in example.messages[: turns[number]]]
+        if ids[: parts[number][0]] != encoder.prompt_ids(asked, example.tools):
             problems.append("the masked tokens are not the prompt that generation will give")
+    for (start, end), index, text in zip(parts, turns, made.texts, strict=True):
         if ids[end - 1] not in encoder.end_ids:
             problems.append("the token that ends the response is not trained on")
         if encoder.decode(ids[start:end]) != text or not _spells(text, example.messages[index].content):

@@ -360,6 +360,24 @@ def test_a_prompt_that_the_template_cannot_hold_is_named_before_anything_is_load
     assert "<<SYS>>\nFrench now.\n<</SYS>>\n\nHi" in found.encoder.decode(found.prompt_ids[0])
 
 
+def test_a_token_never_reaches_over_the_border_of_prompt_and_answer(tmp_path: Path) -> None:
+    """ "A: " ends with a space, which the tokenizer would join with the answer's first word."""
+    template = (
+        "{% for message in messages %}{{ ('Q: ' if message.role == 'user' else 'A: ') + message.content }}"
+        "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}"
+    )
+    made, example = encoder(tmp_path, template), row(*TALK[1:])
+    got = made.row(example)
+    assert contract_problems(got, example, made, 512) == []
+    for (start, _), index in zip(trained_parts(got), (1, 3), strict=True):
+        asked = [each.turn for each in example.messages[:index]]
+        assert got.input_ids[:start] == made.prompt_ids(asked)
+    turns = [each.turn for each in example.messages]
+    joined = theirs(tmp_path).apply_chat_template(turns, return_dict=True)["input_ids"]
+    assert got.input_ids != joined
+    assert made.decode(got.input_ids).split() == made.decode(joined).split()
+
+
 def test_the_published_forms_are_what_they_say(tmp_path: Path) -> None:
     """The helper's template of Llama 2 and our own form differ by the space before EOS alone."""
     folder = make_folder(tmp_path / "tokenizer", "pocket", "llama2")
