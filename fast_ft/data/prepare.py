@@ -140,7 +140,7 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
     prompt_ids: list[list[int]] = []
     if encoder is not None:
         rows, chosen = tokenise.rows(recipe, encoder, chosen, notes)
-        prompt_ids = tokenise.prompts(encoder, prompts, recipe.data.test, notes)
+        prompt_ids = tokenise.prompts(recipe, encoder, prompts, notes)
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
     examples = _distinct(stages)
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):

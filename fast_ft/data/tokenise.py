@@ -12,6 +12,7 @@ from fast_ft.data.contract import contract_problems, lost_character
 from fast_ft.data.encoding import EncodedRow, Encoder
 from fast_ft.data.examples import Message, Prompt
 from fast_ft.data.prompt_templates import as_message, turn_name
+from fast_ft.hub import families
 from fast_ft.recipe.schema import Recipe
 
 _CANNOT_HOLD = "the tokenizer cannot give back {}"
@@ -67,20 +68,41 @@ def _lost(encoder: Encoder, messages: Sequence[Message]) -> str | None:
     return None
 
 
-def prompts(encoder: Encoder, asked: Sequence[Prompt], source: str | None, notes: list[str]) -> list[list[int]]:
-    """Return each prompt's token ids; a note names one whose text the tokenizer changes. Raises InputError."""
+def prompts(recipe: Recipe, encoder: Encoder, asked: Sequence[Prompt], notes: list[str]) -> list[list[int]]:
+    """Return each prompt's token ids; a note names one whose text the tokenizer changes.
+
+    Raises InputError, also where a prompt and its answer do not fit into the model's context, as far as that is known.
+    """
+    context = families.context_length(recipe.model.name_or_path)
     ids, lost = [], []
     for prompt in asked:
         try:
             ids.append(encoder.prompt_ids(prompt.messages, prompt.tools))
         except InputError as error:
-            raise InputError(f"{source}, prompt {prompt.id!r}, {error}") from None
+            raise InputError(f"{recipe.data.test}, prompt {prompt.id!r}, {error}") from None
+        if problem := room_problem(prompt.id, len(ids[-1]), recipe.generate.max_new_tokens, context):
+            raise InputError(f"{recipe.data.test}: {problem}")
         if found := _lost(encoder, [as_message(turn) for turn in prompt.messages]):
             lost.append(f"prompt {prompt.id!r}, {found}")
     if lost:
         more = f" ({len(lost) - 1:,} other prompts likewise)" if len(lost) > 1 else ""
         notes.append(f"{lost[0]}; the model reads another text there{more}")
     return ids
+
+
+def room_problem(name: str, tokens: int, max_new_tokens: int, context: int | None) -> str | None:
+    """Return a sentence where a prompt of so many tokens and its longest answer do not fit into the model's context."""
+    if context is None or tokens + max_new_tokens <= context:
+        return None
+    if tokens >= context:
+        return (
+            f"prompt {name!r} has {tokens} tokens, over the model's context of {context}: no token is left for an "
+            "answer. Shorten the prompt, or leave it out."
+        )
+    return (
+        f"prompt {name!r} has {tokens} tokens; with generate.max_new_tokens {max_new_tokens} that is over the model's "
+        f"context of {context}. Use at most generate.max_new_tokens={context - tokens}, or shorten the prompt."
+    )
 
 
 def _first(problems: Sequence[str], title: str, recipe: Recipe, most: int = 5) -> str:

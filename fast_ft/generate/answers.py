@@ -22,6 +22,7 @@ from fast_ft.common.minutes import AnswerPace, longer
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
+from fast_ft.data.tokenise import room_problem
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
@@ -215,12 +216,8 @@ def check_room(config: PretrainedConfig, prompts: list[Prompt], ids: list[list[i
     """Raise InputError where a prompt and its longest answer do not fit into the model's context."""
     context = getattr(config, "max_position_embeddings", None)
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if context is not None and len(ids[longest]) + max_new_tokens > context:
-        raise InputError(
-            f"prompt {prompts[longest].id!r} has {len(ids[longest])} tokens; with generate.max_new_tokens "
-            f"{max_new_tokens} that is over the model's context of {context}. "
-            f"Use at most generate.max_new_tokens={max(0, context - len(ids[longest]))}, or shorten the prompt."
-        )
+    if problem := room_problem(prompts[longest].id, len(ids[longest]), max_new_tokens, context):
+        raise InputError(problem)
 
 
 def _fewer(batch_size: int, smaller: int, reason: str, notes: list[str]) -> int:

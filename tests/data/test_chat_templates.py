@@ -360,6 +360,24 @@ def test_a_prompt_that_the_template_cannot_hold_is_named_before_anything_is_load
     assert "<<SYS>>\nFrench now.\n<</SYS>>\n\nHi" in found.encoder.decode(found.prompt_ids[0])
 
 
+@pytest.mark.parametrize(
+    ("words", "new", "remedy"),
+    [
+        (600, 16, r"no token is left for an answer\. Shorten the prompt, or leave it out"),
+        (480, 100, r"Use at most generate\.max_new_tokens=\d\d, or shorten the prompt"),
+    ],
+)
+def test_a_prompt_without_room_for_its_answer_is_refused_before_training(
+    words: int, new: int, remedy: str, tmp_path: Path
+) -> None:
+    train, test = tmp_path / "train.json", tmp_path / "test.json"
+    train.write_text(json.dumps([{"prompt": f"Question {n}?", "response": f"Yes {n}."} for n in range(4)]))
+    test.write_text(json.dumps([{"id": "short", "prompt": "Hi"}, {"id": "long", "prompt": "word " * words}]))
+    changes = {"select": {}, "curriculum": {}, "generate.max_new_tokens": new}
+    with pytest.raises(InputError, match=rf"test\.json: prompt 'long' has \d+ tokens.* context of 512.*{remedy}"):
+        prepare.prepare(load_recipe(write_recipe(tmp_path, POCKET, train, test, changes)))
+
+
 def test_a_token_never_reaches_over_the_border_of_prompt_and_answer(tmp_path: Path) -> None:
     """ "A: " ends with a space, which the tokenizer would join with the answer's first word."""
     template = (
