@@ -107,6 +107,15 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", help="of several runs: the page (default: comparison.html)")
 
 
+def _runs_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(root=None)
+    add = parser.add_argument
+    add("--all", action="store_true", help="every run, with every setting that differs between runs of its recipe")
+    _json_options(parser)
+    add("--prune", action="store_true", help="delete the runs that failed or did not finish training, after a question")
+    add("--yes", action="store_true", help="with --prune: delete without the question")
+
+
 def _submit_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--student-id", metavar="ID", help="write ID_hw5.zip; without it the rules are checked only")
@@ -161,9 +170,9 @@ USAGES = {
         _report_options,
     ),
     "runs": Usage(
-        "list the run folders and what differs between them",
+        "list the runs in a folder (default: runs), one a line, and what differs between them",
         Places("[FOLDER]", "root", least=0),
-        lambda parser: parser.set_defaults(root="runs"),
+        _runs_options,
     ),
     "submit": Usage("check a run against the homework's rules, and pack it", Places("RUN_DIR", "run"), _submit_options),
     "reproduce": Usage(

@@ -1,8 +1,7 @@
-"""What `data`, `plan` and `runs` print: tables for people, one JSON object for programs."""
+"""What `data` and `plan` print: tables for people, one JSON object for programs."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any
 
@@ -10,7 +9,6 @@ from fast_ft.common.streams import new_console
 from fast_ft.common.text_safety import harmless, plain
 from fast_ft.data.encoding import IGNORE_INDEX
 from fast_ft.data.prepare import PreparedData, SelectedData
-from fast_ft.homework.ledger import Ledger
 from fast_ft.recipe.schema import Recipe
 
 
@@ -142,33 +140,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(f"{each:g}" for each in value)
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def print_runs(ledger: Ledger) -> None:
-    """Print the run folders, the recipe keys that differ among them, and what the ledger has to say of them."""
-    from rich.table import Table
-    from rich.text import Text
-
-    if not ledger.attempts:
-        print("no runs here yet")
-        return
-    keys = list(ledger.attempts[0].row["keys"])
-    public = ["public"] if any(attempt.submissions for attempt in ledger.attempts) else []
-    table = Table()
-    for name in ("folder", "started", "finished", "minutes", "score", *public):
-        table.add_column(name, overflow="fold")
-    table.add_column("what differs", overflow="fold", ratio=1)  # a column for each key would leave each two letters
-    for attempt in ledger.attempts:
-        row = attempt.row
-        score = "" if row["score"] is None else f"{row['score']:.3f}"
-        said = ["" if attempt.public is None else f"{attempt.public:g}"] if public else []
-        values = "\n".join(f"{key}={json.dumps(row['keys'][key])}" for key in keys)
-        phase, minutes = row["phase"] or "nothing", f"{row['minutes']}"
-        cells = (row["folder"], str(row["started"])[:16], phase, minutes, score, *said, values)
-        table.add_row(*(Text(harmless(cell)) for cell in cells))
-    new_console().print(table)
-    for sentence in ledger.sentences():
-        new_console().print(harmless(sentence), markup=False, soft_wrap=True)
 
 
 def _summary(values: list[Any]) -> dict[str, float] | None:

@@ -6,6 +6,7 @@ data.test, generate, judge.base_prompts              the adapter stays; the prom
 judge                                                the answers stay; they are judged again
 budget, output_dir, backup_dir, how often is saved   taken as they are now; with more minutes than those that ended
                                                      training, or shortened answers, that goes on or is done again
+run_name                                             taken as it is now
 package versions, GPU, the program itself            warned, and recorded in manifest.json (`resumed`)
 """
 
@@ -29,7 +30,7 @@ from fast_ft.train import checkpoints
 
 Diff = dict[str, tuple[Any, Any]]  #: {dotted key: (was, is)}
 
-_FREE = ("budget.", "search", "train.save_steps", "train.report_to")
+_FREE = ("run_name", "budget.", "search", "train.save_steps", "train.report_to")
 _ANSWERS = ("generate.", "data.test", "judge.base_prompts")
 _JUDGED = ("judge.",)
 

@@ -21,6 +21,9 @@ from fast_ft.recipe import effects, messages
 from fast_ft.recipe.schema import Recipe
 from fast_ft.recipe.yaml_source import Key, check_text, parse, read_yaml, scalar
 
+#: Keys that change nothing of what a run is.
+NO_PART = ("run_name", "output_dir", "backup_dir")
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at `path`, put `overrides` ("lora.r=32") over it, check it, and return it frozen.
@@ -82,13 +85,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def digest(recipe: Recipe) -> str:
-    """Return 64 hex digits that change with any key but output_dir and backup_dir: a run is not where it is kept."""
+    """Return 64 hex digits that change with any key but NO_PART: a run is not where it is kept, nor its name."""
     return content_digest(resolved(recipe))
 
 
 def content_digest(tree: dict[str, Any]) -> str:
     """Return the digest of a recipe that is written out already, as a manifest holds it."""
-    content = {key: value for key, value in tree.items() if key not in ("output_dir", "backup_dir")}
+    content = {key: value for key, value in tree.items() if key not in NO_PART}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

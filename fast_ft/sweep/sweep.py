@@ -100,7 +100,7 @@ class Sweep:
         validation_file = self.root / "validation.json"
         if self.sweep_json.is_file():
             there = files.read_sweep(self.sweep_json)
-            differ = differences(there["recipe"], self.content, ignore=("output_dir",))
+            differ = differences(there["recipe"], self.content, ignore=("run_name", "output_dir"))
             if differ:
                 raise InputError(f"{self.root}: holds a sweep of another recipe ({', '.join(differ)}). Choose --output")
             was = there["validation"]["file"]

@@ -25,7 +25,7 @@ from fast_ft.recipe.loader import load_recipe
 from fast_ft.report import overview, run_data
 from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir
-from fast_ft.run.listing import list_runs
+from fast_ft.run.listing import differing, list_runs
 from fast_ft.train import checkpoints, state
 from tests.helpers.parts import RecipeFactory, save_random_llama, write_recipe
 
@@ -277,9 +277,9 @@ def test_runs_comparison_and_zip_name_the_settings_of_the_answers(again: Go, tmp
     shutil.copytree(tmp_path / "run", tmp_path / "runs" / "a")
     shutil.copytree(tmp_path / "run", tmp_path / "runs" / "b")
     generate_again(tmp_path / "runs" / "b", ["generate.max_new_tokens=2"])
-    rows = list_runs(tmp_path / "runs")
-    assert [row["keys"] for row in rows] == [{"generate.max_new_tokens": 6}, {"generate.max_new_tokens": 2}]
-    folders = [RunDir.at(row["folder"]) for row in rows]
+    runs = list_runs(tmp_path / "runs")
+    assert differing(runs) == [{"generate.max_new_tokens": 6}, {"generate.max_new_tokens": 2}]
+    folders = [RunDir.at(run.folder) for run in runs]
     table = overview.differing([run_data.read_run(folder) for folder in folders])
     assert "generate.max_new_tokens" in table and "The recipes are the same" not in table
     recipe = yaml.safe_load(package.contents(folders[1], "b12901001")["recipe.yaml"])
