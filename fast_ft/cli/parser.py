@@ -6,10 +6,18 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fast_ft.cli.arguments import Places
+from fast_ft.cli.arguments import Parser, Places, whole
 
 _Raw = argparse.RawDescriptionHelpFormatter
 _RECIPE = Places("RECIPE [key=value ...]", "recipe")
+TOP = """\
+options of RECIPE alone, and of run:
+  --stop-after STEPS    a preview: train STEPS steps, answer 10 prompts, and stop;
+                        the command without it goes on from there
+  --force-resume        go on from the last checkpoint, although model, data or
+                        training keys have changed since
+
+"""
 EPILOG = """\
 key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
 Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130 interrupted;
@@ -25,17 +33,18 @@ class Usage(NamedTuple):
     description: str = ""
 
 
-def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """Return the parser, and that of each command in USAGES; `arguments.parse` reads with the latter."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fast_ft",
-        usage="python -m fast_ft RECIPE [key=value ...]\n       python -m fast_ft COMMAND ...",
+        usage="python -m fast_ft RECIPE [key=value ...] [--stop-after STEPS] [--force-resume]\n"
+        "       python -m fast_ft COMMAND ...",
         description="One recipe in; a LoRA adapter and answered prompts out. The same command again goes on.",
-        epilog=EPILOG,
+        epilog=TOP + EPILOG,
         formatter_class=_Raw,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND ...")
-    commands = {}
+    commands: dict[str, Parser] = {}
     for name, usage in USAGES.items():
         takes = usage.takes
         commands[name] = command = subparsers.add_parser(
@@ -52,7 +61,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--stop-after", type=int, metavar="STEPS",
+        "--stop-after", type=whole(1), metavar="STEPS",
         help="a preview: stop after STEPS training steps and answer 10 prompts; without it the command goes on",
     )  # fmt: skip
     _force_resume_options(parser)
@@ -72,7 +81,7 @@ def _json_options(parser: argparse.ArgumentParser) -> None:
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--show", type=int, default=0, metavar="N", help="print N rows, trained and masked tokens apart")
+    add("--show", type=whole(0), default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     add("--row", metavar="ID", help="print this selected row")
     _json_options(parser)
     add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
@@ -82,7 +91,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gpu", metavar="CARD", help="plan for this card, such as t4, without having it")
-    add("--num-processes", type=int, default=1, metavar="N", help="plan for N cards that train together (torchrun)")
+    add("--num-processes", type=whole(1), default=1, metavar="N", help="plan for N cards that train together")
     _json_options(parser)
 
 
@@ -91,7 +100,7 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--grid",
         action="store_true",
-        help="a pred file for each point, as in: --grid temperature=0.3,0.7 top_p=0.8,0.9",
+        help="a pred file for each point, in RUN_DIR/grid, as in: --grid temperature=0.3,0.7 top_p=0.8,0.9",
     )
 
 
@@ -136,7 +145,7 @@ def _reproduce_options(parser: argparse.ArgumentParser) -> None:
 def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--hours", type=float, metavar="H", help="all in all, earlier commands of this sweep included")
-    add("--workers", type=int, metavar="N", help="processes at a time (default: one for each GPU, or 1)")
+    add("--workers", type=whole(1), metavar="N", help="processes at a time (default: one for each GPU, or 1)")
     add("--ray", metavar="ADDRESS", help="workers on a Ray cluster: its address, auto, or local")
     add("--output", metavar="FOLDER", help="the sweep's folder (default: in runs/)")
     add("--resume", action="store_true", help="go on with a sweep; an error where none was begun")

@@ -22,7 +22,8 @@ def _generate(options: argparse.Namespace) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             points = grid(options.run, options.overrides)
         for point in points:
-            print(f"{point['file']}  ended at EOS {point['ended_at_eos']:.0%}  mean {point['mean_tokens']:g} tokens")
+            ended, tokens = point["ended_at_eos"], point["mean_tokens"]
+            print(f"{options.run}/{point['file']}  ended at EOS {ended:.0%}  mean {tokens:g} tokens")
         return 0
     with contextlib.redirect_stdout(sys.stderr):
         pred = generate_again(options.run, options.overrides)

@@ -23,6 +23,8 @@ from fast_ft.common.folders import expanded
 ROW_KEYS = ("data", "rows", "train", "test", "examples", "instances")
 KINDS = "JSON, JSONL, Parquet, Arrow, or a folder that datasets.save_to_disk wrote"
 HOMEWORK = "https://github.com/ericsunkuan/ML_Spring2025_HW5"
+#: What lies in it; recipes look for these below data/.
+HOMEWORK_FILES = ("fastchat_alpaca_52k", "test_set_evol_instruct_150.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 #: JSON files beside the rows of a hub's data set.
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
@@ -83,7 +85,7 @@ def locate(where: str) -> Path:
         from fast_ft.hub.download import fetch_dataset  # only a hub id needs the network's modules
 
         return Path(fetch_dataset(where))
-    hint = f' For the homework: "git clone {HOMEWORK} data".' if owner == "data" else ""
+    hint = f' For the homework: "git clone {HOMEWORK} data".' if path.name in HOMEWORK_FILES else ""
     raise InputError(
         f"{where}: no such file or folder (looked from {Path.cwd()}). Give {KINDS}, or a hub id (owner/name).{hint}"
     )
@@ -93,6 +95,8 @@ def data_files(path: Path, split: str) -> list[Path]:
     """Return the files that hold the rows of `path`, in order: itself, or a folder's shards."""
     if not path.is_dir():
         return [path]
+    if _is_run(path):
+        raise InputError(f"{path}: it is the folder of a run, which holds answers and no rows. Give {KINDS}.")
     if (path / "state.json").is_file():
         state = _json_object(path / "state.json")
         if state.get("_indices_data_files"):
@@ -118,6 +122,12 @@ def data_files(path: Path, split: str) -> list[Path]:
         if found:
             return found
     raise InputError(f"{path}: a folder without data. Give {KINDS}.")
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a run wrote this folder: its replies of a judge (verdicts.jsonl) and its log are no rows."""
+    manifest = path / "manifest.json"
+    return manifest.is_file() and "recipe_digest" in _json_object(manifest)
 
 
 def _read_file(path: Path) -> list[Any] | pa.Table:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.homework import public_scores
 from fast_ft.homework.public_scores import day, moment, submissions
 from fast_ft.recipe import policy_ntu_hw5
@@ -72,7 +73,9 @@ class Ledger:
         today = day(now or dt.datetime.now(dt.UTC))
         count = sum(day(moment(each["at"])) == today for a in self.attempts for each in a.submissions)
         if count == A_DAY - 1:
-            return [f"warning: {count} submissions today; the next is the last of {A_DAY} until 23:59 (UTC+8)"]
+            return [
+                f"warning: {counted(count, 'submission')} today; the next is the last of {A_DAY} until 23:59 (UTC+8)"
+            ]
         if count >= A_DAY:
             return [f"warning: {count} of {A_DAY} submissions today; JudgeBoi takes the next after 23:59 (UTC+8)"]
         return []

@@ -10,6 +10,7 @@ from pathlib import Path
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
+from fast_ft.common.wording import counted
 from fast_ft.data import dataset
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
@@ -72,7 +73,9 @@ def _answer_others(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Pa
         f"`judge {folder.root} data.test={recipe.data.test} judge.references=FILE` scores them"
     )
     if cut := facts.get("cut_by_budget"):
-        raise BudgetMissed(f"budget missed: {cut} answers in {others.pred} were cut at {facts['cut_at']} new tokens")
+        raise BudgetMissed(
+            f"budget missed: in {others.pred}, {counted(cut, 'answer')} ended early at {facts['cut_at']} new tokens"
+        )
     return others.pred
 
 

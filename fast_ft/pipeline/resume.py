@@ -19,6 +19,7 @@ from typing import Any
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
+from fast_ft.common.wording import counted, listed
 from fast_ft.data.prepare import PreparedData
 from fast_ft.pipeline import base_check, former_scores
 from fast_ft.recipe.loader import digest, resolved
@@ -235,10 +236,14 @@ def _compare_environment(folder: RunDir, recipe: Recipe, prepared: PreparedData)
 
 def _rows_differ(was: list[dict[str, str]], is_: list[dict[str, str]]) -> tuple[str, str]:
     old, new = ({row["id"]: row["digest"] for row in rows} for rows in (was, is_))
-    odd = [id_ for id_ in {**old, **new} if old.get(id_) != new.get(id_)]
-    named = ", ".join(map(repr, odd[:3])) + (", ..." if len(odd) > 3 else "")
-    what = f"{len(odd)} of them are new, gone or changed ({named})" if odd else "in another order or other stages"
-    return f"{len(was)} rows", f"{len(is_)} rows, {what}"
+    changes = {
+        "new": [id_ for id_ in new if id_ not in old],
+        "gone": [id_ for id_ in old if id_ not in new],
+        "changed": [id_ for id_ in new if id_ in old and old[id_] != new[id_]],
+    }
+    told = [f"{len(ids):,} {what} ({listed(list(map(repr, ids)))})" for what, ids in changes.items() if ids]
+    what = ", ".join(told) or "in another order or other stages"
+    return counted(len(was), "row"), f"{counted(len(is_), 'row')}: {what}"
 
 
 def _show(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common.wording import counted
 from fast_ft.recipe import schema
 
 _STEPS = 12  #: of one stage, before a loss can be said to stand still
@@ -29,7 +30,9 @@ def training_warnings(
     if outer and not any(bool(tensor.any()) for tensor in outer):  # LoRA's B is zero before the first step
         skipped = sum(line["skipped"] for line in lines)
         cause = (
-            f"{skipped} of {len(lines)} steps were skipped" if skipped else "was the learning rate above zero at all?"
+            f"{counted(skipped, 'step')} of {len(lines)} skipped"
+            if skipped
+            else "was the learning rate above zero at all?"
         )
         found.append(f"the adapter equals its start: the model answers as the base model does. Likely cause: {cause}")
     return found
@@ -65,7 +68,7 @@ def stands_still(lines: Sequence[Mapping[str, Any]], section: schema.Train, earl
         return None
     cause = f"train.learning_rate {section.learning_rate:g} is too low or too high for these rows"
     if section.warmup_steps >= len(lines) // 2:
-        cause = f"train.warmup_steps {section.warmup_steps} takes most of the {len(lines)} steps"
+        cause = f"train.warmup_steps {section.warmup_steps} takes most of {counted(len(lines), 'step')}"
     cause = early or cause
     return (
         f"the loss stood still: {first:.3f} at first, {last:.3f} at last (means of the first and the last third of the "

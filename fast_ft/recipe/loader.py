@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.recipe import effects, messages
 from fast_ft.recipe.schema import Recipe
 from fast_ft.recipe.yaml_source import Key, check_text, parse, read_yaml, scalar
@@ -112,7 +113,10 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
         here = ".".join(map(str, key[:depth]))
         if isinstance(at, list):
             if not isinstance(part, int) or part >= len(at):
-                raise InputError(f"override {override!r}: {here} has {len(at)} entries, counted from 0; no {part!r}")
+                raise InputError(
+                    f"override {override!r}: {here} has {counted(len(at), 'entry', 'entries')}, numbered from 0; "
+                    f"no {part!r}"
+                )
         elif isinstance(at, dict):
             part = str(part)
         else:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common.wording import counted
 from fast_ft.judge import statistics
 from fast_ft.judge.kinds import KINDS
 from fast_ft.recipe import policy_ntu_hw5
@@ -22,19 +23,19 @@ from fast_ft.run.manifest import Environment
 def sentence(run: Run, pool_rows: int | None) -> str:
     """Return what the run did, in words."""
     recipe, rows = run.recipe, run.manifest.rows
-    of = f" of {pool_rows:,}" if pool_rows else ""
+    size = f"{len(rows)} of {counted(pool_rows, 'row')}" if pool_rows else counted(len(rows), "row")
     name = recipe.get("run_name") or Path(run.manifest.recipe_file or run.name).stem
-    text = f"{name}: {recipe['model']['name_or_path']} with LoRA (rank {recipe['lora']['r']}) on {len(rows)}{of} rows"
+    text = f"{name}: {recipe['model']['name_or_path']} with LoRA (rank {recipe['lora']['r']}) on {size}"
     loss = epoch_loss.sentence(run.lines, run.manifest.staged(), _batch(run))
     if "train" not in run.manifest.phases or loss is None:
-        return f"{text}; training is not finished, after {len(run.lines)} steps."
+        return f"{text}; training is not finished, after {counted(len(run.lines), 'step')}."
     stages = [stage.name for stage in run.manifest.stages]
     over = f" over {len(stages)} stages ({', '.join(stages)})" if len(stages) > 1 else ""
-    text += f", in {len(run.lines)} steps{over}; {loss}."
+    text += f", in {counted(len(run.lines), 'step')}{over}; {loss}."
     if run.pred:
         ended = [answer.ended for answer in run.ended.get("tuned", {}).values()]
-        whole = f", {sum(ended)} of them ended by themselves" if ended else ""
-        text += f" It answered {len(run.pred)} prompts{whole}."
+        whole = f"; {counted(sum(ended), 'answer')} ended without being cut" if ended else ""
+        text += f" It answered {counted(len(run.pred), 'prompt')}{whole}."
     tuned, before = _means(run)
     if tuned is not None:
         was = f", where the base model had {_score(run, before)}" if before is not None else ""

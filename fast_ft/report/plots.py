@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.atomic_files import write_bytes
+from fast_ft.common.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +83,7 @@ def map_picture(path: Path, table: pa.Table, stages: Sequence[tuple[str, Sequenc
         if own:
             colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
             axes.scatter(across[own], up[own], s=26, color=colour, marker=mark, edgecolors="white", linewidths=0.5,
-                         label=f"{name}: {len(own)} rows")  # fmt: skip
+                         label=f"{name}: {counted(len(own), 'row')}")  # fmt: skip
     axes.set(xscale="log", xlabel="words in prompt and response", ylabel="score" if scored else "words in the response")
     if not scored:
         axes.set_yscale("log")

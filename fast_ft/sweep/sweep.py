@@ -15,6 +15,7 @@ from fast_ft.common import atomic_files, untrusted_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
+from fast_ft.common.wording import counted
 from fast_ft.data import contamination, dataset
 from fast_ft.judge import statistics
 from fast_ft.pipeline import judge_phase, set_up
@@ -150,7 +151,7 @@ class Sweep:
         note(sentence)
         if equal := best["proof"]["in_test"]:
             note(
-                f"warning: {len(equal)} prompts that the best recipe trains on equal a test prompt. A sweep takes no "
+                f"warning: the best recipe trains on {counted(len(equal), 'prompt')} of the test set. A sweep takes no "
                 "row out because of the test set; best/manifest.json names these rows."
             )
 

@@ -259,7 +259,7 @@ def test_a_bad_file_is_refused_in_one_message(tmp_path, case):
 
 def test_bad_paths(tmp_path):
     refused(tmp_path / "gone.json", "no such file or folder", "hub id")
-    refused("data/gone", "git clone")
+    refused("data/fastchat_alpaca_52k", "git clone")
     refused(tmp_path, "a folder without data")
     (tmp_path / "rows.bin").write_bytes(b"[]")
     refused(tmp_path / "rows.bin", "pickle")

@@ -30,21 +30,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path, train_file: Pat
 def test_each_point_has_a_file_named_by_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", str(folder), "--grid", "temperature=0.5,2.5", "top_p=0.7,1.0", "generate.do_sample=true"]
     assert main(command) == 0
-    names = [f"pred-temperature{t}-top_p{p}.json" for t in ("0.5", "2.5") for p in ("0.7", "1.0")]
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
-    summary = json.loads((folder / "grid.json").read_text())
+    names = [f"grid/pred-temperature{t}-top_p{p}.json" for t in ("0.5", "2.5") for p in ("0.7", "1.0")]
+    said = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == [f"{folder}/{name}" for name in names]
+    summary = json.loads((folder / "grid" / "grid.json").read_text())
     assert [point["file"] for point in summary] == names
     assert all(0 <= point["ended_at_eos"] <= 1 and point["mean_tokens"] <= 6 for point in summary)
     preds = [json.loads((folder / name).read_text()) for name in names]
     assert all(list(pred) == list(preds[0]) for pred in preds) and preds[0] != preds[3]
-    assert not list(folder.glob("*.partial.jsonl"))
+    assert not list(folder.rglob("*.partial.jsonl"))
+    assert not list(folder.glob("pred-*")), "the run folder itself stays as it was"
 
 
 def test_a_points_answers_are_those_of_generate_with_its_values(folder: Path) -> None:
     grid(folder, ["temperature=1.5", "generate.do_sample=true", "generate.num_return_sequences=2"])
     assert main(["generate", str(folder), "generate.temperature=1.5", "generate.do_sample=true"]) == 0
     alone = json.loads((folder / "pred.json").read_text())
-    pairs = json.loads((folder / "pred-temperature1.5.json").read_text())
+    pairs = json.loads((folder / "grid" / "pred-temperature1.5.json").read_text())
     assert {key: entry["output"][:1] for key, entry in pairs.items()} == {k: e["output"] for k, e in alone.items()}
     assert any(a != b for a, b in (entry["output"] for entry in pairs.values()))
 

@@ -53,7 +53,7 @@ def test_steps_are_those_of_the_issues_table() -> None:
             {"train": {"warmup_steps": 10}, "curriculum": {"stages": STAGES, "carry": {"schedule": False}}},
             "train.warmup_steps: 10 steps of warm-up, but a stage has at most 10",
         ),
-        ({"generate": {"max_new_tokens": 4096}}, "generate.max_new_tokens: 4096 leave no room"),
+        ({"generate": {"max_new_tokens": 4096}}, "generate.max_new_tokens: 4096 new tokens leave no room"),
         ({"model": {"max_length": 4097}}, "model.max_length: 4097 tokens"),
         ({"data": {"max_train_rows": 96}}, "select.take: 100 rows are asked for"),
         ({"lora": {"r": 0}}, "lora.r: rank 0"),
