@@ -24,6 +24,9 @@ Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130
 141 the reader of its output left."""
 
 
+RUNS = "runs"  #: where `runs` looks when no folder is named; it comes with the first run
+
+
 class Usage(NamedTuple):
     """How a command is called. text: one line of help. description: what its own help says, in place of `text`."""
 
@@ -117,7 +120,7 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _runs_options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(root=None)
+    parser.set_defaults(root=RUNS)
     add = parser.add_argument
     add("--all", action="store_true", help="every run, with every setting that differs between runs of its recipe")
     _json_options(parser)

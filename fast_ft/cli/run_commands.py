@@ -73,11 +73,12 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
+    from fast_ft.cli.parser import RUNS
     from fast_ft.cli.show_runs import as_json, print_runs, prune_runs
     from fast_ft.homework.ledger import read
 
-    root = Path(options.root or "runs")
-    if options.root is not None and not root.is_dir():
+    root = Path(options.root)
+    if options.root != RUNS and not root.is_dir():
         raise InputError(f"{root}: there is no such folder. Give a folder that holds run folders (default: runs)")
     if options.yes and not options.prune:
         raise InputError("--yes: it answers the question of --prune: give --prune too")

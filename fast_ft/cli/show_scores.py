@@ -61,7 +61,7 @@ def _table(scores: Cells) -> Any:
     def row(name: str, each: Cells, before: Cells | None) -> None:
         """Add a row, with the base model's scores where there are any."""
         beside = [] if base is None else [""] * len(names) if before is None else cells(before)
-        name += f" ({each['missing']} missing)" if each.get("missing") else ""
+        name += _missing(each, "") + _missing(before or {}, "base ")
         table.add_row(escape(plain(name)), str(each["count"]), *beside, *cells(each))
 
     for group, label in (("by_skill", ""), ("by_difficulty", "difficulty ")):
@@ -70,6 +70,10 @@ def _table(scores: Cells) -> Any:
         table.add_section()
     row("all", scores, base)
     return table
+
+
+def _missing(each: Cells, whose: str) -> str:
+    return f" ({whose}{each['missing']} missing)" if each.get("missing") else ""
 
 
 def _matched(each: Cells) -> list[str]:

@@ -68,7 +68,7 @@ def stands_still(lines: Sequence[Mapping[str, Any]], section: schema.Train, earl
         return None
     cause = f"train.learning_rate {section.learning_rate:g} is too low or too high for these rows"
     if section.warmup_steps >= len(lines) // 2:
-        cause = f"train.warmup_steps {section.warmup_steps} takes most of {counted(len(lines), 'step')}"
+        cause = f"train.warmup_steps {section.warmup_steps} takes most of the {len(lines)} steps"
     cause = early or cause
     return (
         f"the loss stood still: {first:.3f} at first, {last:.3f} at last (means of the first and the last third of the "

@@ -114,7 +114,7 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
         if isinstance(at, list):
             if not isinstance(part, int) or part >= len(at):
                 raise InputError(
-                    f"override {override!r}: {here} has {counted(len(at), 'entry', 'entries')}, numbered from 0; "
+                    f"override {override!r}: {here} has {counted(len(at), 'entry', 'entries')}, counted from 0; "
                     f"no {part!r}"
                 )
         elif isinstance(at, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -228,7 +229,10 @@ def test_data_show_tells_trained_from_masked(recipe_file: RecipeFactory) -> None
     done = fast_ft("data", str(recipe_file()), "--show", "2")
     assert done.returncode == 0, done.stderr
     assert "16 of 24 rows" in done.stdout and "stage easy: 8 rows" in done.stdout
-    assert "contract: holds for all 16 rows" in done.stdout
+    assert "checked: 16 rows. In each, the response and EOS are trained" in done.stdout
+    masked, trained = (re.findall(rf"^{word} +(.*)$", done.stdout, re.M) for word in ("masked", "trained"))
+    assert [text[:13] for text in masked] == ["<BOS>[INST] W"] * 2 and all(text.endswith("<EOS>") for text in trained)
+    assert not any("INST" in text for text in trained), "a pipe has no colours, so each line says what it is"
     assert done.stdout.count("\nrow r") == 2 and done.stdout.count("<BOS>") == done.stdout.count("<EOS>") == 2
     assert "[INST] What colour is" in done.stdout
 

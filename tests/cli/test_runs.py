@@ -118,7 +118,7 @@ def test_json_holds_every_difference_and_the_judge(nine: Path, capsys: pytest.Ca
 def test_settings_of_the_answers_are_differences(recipe_file: RecipeFactory, tmp_path: Path) -> None:
     path = recipe_file()
     first, second = make(path), make(path, "seed=1")
-    second.update(recipe=first.manifest()["recipe"], generated_with={"max_new_tokens": 2})
+    second.update(started="2999-01-01", recipe=first.manifest()["recipe"], generated_with={"max_new_tokens": 2})
     assert differing(list_runs(tmp_path / "runs")) == [{"generate.max_new_tokens": n} for n in (6, 2)]
 
 

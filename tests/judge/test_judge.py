@@ -814,7 +814,7 @@ def test_a_difference_is_noise_or_more() -> None:
     noise = statistics.compare(ours, alike, 0, "b")
     assert noise["more_than_noise"] is False and "no more than noise" in noise["sentence"]
     few = statistics.compare({str(i): 9.0 for i in range(5)}, {str(i): 1.0 for i in range(5)}, 0, "b")
-    assert few["more_than_noise"] is None and "so few" in few["sentence"] and few["wins"] == 5
+    assert few["more_than_noise"] is None and "too few" in few["sentence"] and few["wins"] == 5
     same = statistics.compare(ours, ours, 0, "b")
     assert same["more_than_noise"] is False and "the same as b" in same["sentence"]
     nothing = statistics.compare({"1": None}, {"1": 3.0}, 0, "b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,17 @@ def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, m
     chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=io.StringIO())
     assert made[0] < 64 and 2 < len(made) < 6 and made == sorted(made)
     assert made[-1] <= 256, "the context"
+
+
+def test_transformers_draws_no_bars_in_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    logging.enable_progress_bar()
+    monkeypatch.setattr(sys, "stderr", err := Terminal())
+    grid(folder, ["top_k=3", "generate.do_sample=true"])
+    assert "Loading weights" not in err.getvalue() and "top_k3" in err.getvalue()
+    assert not logging.is_progress_bar_enabled()

@@ -18,6 +18,7 @@ from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.homework import package
+from fast_ft.pipeline import resume
 from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.rerun import generate_again, judge_again, renew_scores
 from fast_ft.pipeline.run import run
@@ -76,12 +77,27 @@ def test_changed_training_keys_are_shown_as_a_diff_and_refused(again: Go, tmp_pa
     assert digests(tmp_path / "run") == before
 
 
+def test_rows_that_differ_are_counted_by_what_became_of_them() -> None:
+    was, is_ = ([{"id": str(n), "digest": "d"} for n in numbers] for numbers in (range(100), range(58, 158)))
+    rows, told = resume._rows_differ(was, is_)
+    assert rows == "100 rows" and told.startswith("100 rows: 58 new ('100', '101', '102' and 55 more), 58 gone ('0', ")
+    assert resume._rows_differ(was[:1], is_[:1])[1] == "1 row: 1 new ('58'), 1 gone ('0')"
+    assert resume._rows_differ(was, was[::-1])[1] == "100 rows: in another order or other stages"
+
+
+def test_a_finished_run_takes_another_name_and_does_nothing_again(again: Go) -> None:
+    before = again("run_name=first").manifest()
+    named = again('run_name="the best"').manifest()
+    assert named["recipe"]["run_name"] == "the best" and named["phases"] == before["phases"]
+    assert named["recipe_digest"] == before["recipe_digest"]
+
+
 def test_changed_rows_behind_the_same_path_are_refused(again: Go, tmp_path: Path) -> None:
     rows = read(tmp_path / "rows.json")
     rows[4]["conversations"][1]["value"] += " Yes."
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     before = digests(tmp_path / "run")
-    with pytest.raises(InputError, match=r"the selected rows: 16 rows -> 16 rows, 1 of them are .* \('r4'\)"):
+    with pytest.raises(InputError, match=r"the selected rows: 16 rows -> 16 rows: 1 changed \('r4'\)"):
         again()
     assert digests(tmp_path / "run") == before
 

@@ -55,7 +55,7 @@ def test_steps_are_those_of_the_issues_table() -> None:
         ),
         ({"generate": {"max_new_tokens": 4096}}, "generate.max_new_tokens: 4096 new tokens leave no room"),
         ({"model": {"max_length": 4097}}, "model.max_length: 4097 tokens"),
-        ({"data": {"max_train_rows": 96}}, "select.take: 100 rows are asked for"),
+        ({"data": {"max_train_rows": 96}}, "select.take: 100 rows, where data.max_train_rows allows 96"),
         ({"lora": {"r": 0}}, "lora.r: rank 0"),
         ({"lora": {"lora_alpha": 0}}, "lora.lora_alpha: 0"),
         ({"lora": {"target_modules": ()}}, "lora.target_modules"),
