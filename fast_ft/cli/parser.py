@@ -20,7 +20,7 @@ options of RECIPE alone, and of run:
 """
 EPILOG = """\
 key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
-Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130 interrupted;
+Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget is exceeded or a check failed; 130 interrupted;
 141 the reader of its output left."""
 
 
@@ -147,7 +147,7 @@ def _reproduce_options(parser: argparse.ArgumentParser) -> None:
 
 def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--hours", type=float, metavar="H", help="all in all, earlier commands of this sweep included")
+    add("--hours", type=float, metavar="H", help="hours of the whole sweep, its earlier commands included")
     add("--workers", type=whole(1), metavar="N", help="processes at a time (default: one for each GPU, or 1)")
     add("--ray", metavar="ADDRESS", help="workers on a Ray cluster: its address, auto, or local")
     add("--output", metavar="FOLDER", help="the sweep's folder (default: in runs/)")
@@ -188,17 +188,17 @@ USAGES = {
     ),
     "submit": Usage("check a run against the homework's rules, and pack it", Places("RUN_DIR", "run"), _submit_options),
     "reproduce": Usage(
-        "do a submitted run again, and tell what differs; status 3: something does",
+        "repeat a submitted run, and say what differs (then the status is 3)",
         Places("ZIP", "zip"),
         _reproduce_options,
     ),
     "sweep": Usage("try many recipes within some hours; the same command again goes on", _RECIPE, _sweep_options),
     "doctor": Usage(
-        "look at driver, card, versions, room and network, and try a small run here",
+        "check driver, card, package versions, disk and network, and try a small run",
         Places("", "", least=0, most=0),
         _json_options,
-        "look at driver, card, versions, room and network, and try a small run here; status 3: something would break a "
-        "run",
+        "check driver, card, package versions, disk and network, and try a small run; the status is 3 where something "
+        "would break a run",
     ),
     "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
 }

@@ -61,7 +61,7 @@ def read(where: str, split: str = "train") -> Source:
             raise InputError(f"{where}: it holds no rows. Give a data set with at least one row.")
         return Source(where, read_rows, digest(files))
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{where}: cannot be read: {_first_line(error)}. Get or write the file anew.") from error
+        raise InputError(f"{where}: cannot be read: {_first_line(error)}. Get or write the file again.") from error
 
 
 def digest(files: list[Path]) -> str:

@@ -2,7 +2,7 @@
 
 Every rule is checked for every run, but for `model`, which needs `rules: ntu-ml-2025-hw5` in the recipe: the
 quickstart's base is no LLaMA2-7B, and it can still be packed, to try how handing in works. The manifest is taken at
-its word where nothing else is left to compare it with; whoever edits it and pred.json alike is found by `reproduce`.
+its word where nothing else is left to compare it with; an edit of both files is found by `reproduce`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def test_shapes_nothing(recipe: Recipe, prompts: list[Prompt]) -> Verdict:
     if not named:
         return Verdict(rule, True, "data.exclude holds no digest of a test prompt")
     text = f"data.exclude holds the digests of {len(named)} test prompts, the first is {named[0]!r}; the test set may "
-    return Verdict(rule, False, text + "not change the training rows: take them out of data.exclude and train anew")
+    return Verdict(rule, False, text + "not change the training rows: take them out of data.exclude and train again")
 
 
 def _file(rule: str, path: str, now: str, then: str | None) -> Verdict:

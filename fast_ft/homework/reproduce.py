@@ -81,7 +81,7 @@ def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
     trained = theirs.manifest.phase("train")
     tree = key_owners.brought_here(resolved(theirs.recipe), own)
     tree["model"] |= {"backend": trained.backend, "dtype": trained.dtype} | _base(theirs, own)
-    again = theirs.manifest.generated_with  # answered anew after training, with other settings
+    again = theirs.manifest.generated_with  # answered again after training, with other settings
     if again:
         tree["generate"] = {key: value for key, value in again.items() if key != "test"}
     return validated(tree, {}, "the submission's recipe")

@@ -49,7 +49,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
 
 
 def _pieces(tensor: Tensor) -> Iterator[memoryview]:
-    """Yield a tensor's bytes, in pieces of PIECE; in smaller ones where memory does not suffice."""
+    """Yield a tensor's bytes, in pieces of PIECE; in smaller ones where there is not enough memory."""
     import torch
 
     flat = tensor.detach().reshape(-1).view(torch.uint8)

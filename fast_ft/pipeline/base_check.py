@@ -72,7 +72,7 @@ def refuse_another(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> No
         again = f" (on the hub it was commit {commit}: set model.revision)" if commit else ""
         raise InputError(
             f"{folder.root}: {recipe.model.name_or_path} is not what this run's adapter was trained with:{listed}\n"
-            f"Put back what was there{again}, or train anew into another output_dir"
+            f"Put back what was there{again}, or train again into another output_dir"
         )
 
 

@@ -32,7 +32,7 @@ def open_run(root: str | Path, overrides: Sequence[str]) -> tuple[RunDir, Recipe
     if folder.done("train") is None:
         raise InputError(f"{root}: this run has no adapter yet. Run its recipe first.")
     if wrong := [text for text in overrides if not text.startswith(("generate.", "data.test="))]:
-        raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train anew for other keys.")
+        raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train again for other keys.")
     return folder, with_overrides(folder.recipe(), overrides)
 
 
@@ -129,7 +129,7 @@ def judge_again(
     folder = RunDir.at(root)
     if wrong := [text for text in overrides if not text.startswith(("judge.", "data.test="))]:
         raise InputError(
-            f"{wrong[0]!r}: only judge.* and data.test can change here; generate or train anew for other keys."
+            f"{wrong[0]!r}: only judge.* and data.test can change here; generate or train again for other keys."
         )
     recipe = with_overrides(folder.recipe(), overrides)
     recipe = recipe.model_copy(update={"judge": pricing.bounded(recipe.judge, [o.split("=")[0] for o in overrides])})

@@ -58,7 +58,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
     manifest = folder.manifest()
     if "rows" not in manifest or not _begun(folder):
         if "rows" in manifest and compare(folder, recipe, prepared).training:
-            note(f"note: nothing was trained in {folder.root} yet: it begins anew with this recipe")
+            note(f"note: nothing was trained in {folder.root} yet: it begins again with this recipe")
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
         _record(folder, recipe, prepared, notes=prepared.notes, environment=provenance.describe())
@@ -165,13 +165,13 @@ def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData, **more: Any)
 def _say(prepared: PreparedData) -> None:
     for text in prepared.notes:
         note(f"note: {text}")
-    if prepared.leakage["hits"]:
-        note(f"warning: {len(prepared.leakage['hits'])} selected rows equal a test prompt; manifest.json names them")
+    if hits := prepared.leakage["hits"]:
+        note(f"warning: {counted(len(hits), 'selected row')} with a test prompt's text; manifest.json names them")
 
 
 def _force(folder: RunDir, diff: Diff) -> None:
     note(f"warning: --force-resume: this run goes on with other settings than it began with:\n{show(diff)}")
-    note("warning: its adapter will be what no single recipe makes; manifest.json says so")
+    note("warning: its adapter comes from two recipes, which manifest.json notes")
     folder.reopen("train")
     folder.update(
         resumed=[*folder.manifest().get("resumed", []), {"at": now(), "forced": {k: list(v) for k, v in diff.items()}}],
@@ -229,7 +229,7 @@ def _compare_environment(folder: RunDir, recipe: Recipe, prepared: PreparedData)
         return
     said = {key: pair for key, pair in diff.items() if key != "program"}
     if said:
-        note(f"warning: this run goes on in another environment, and may end a little otherwise:\n{show(said)}")
+        note(f"warning: this run goes on in another environment, and its result may differ a little:\n{show(said)}")
     entry = {"at": now(), "environment": here, "changed": {key: list(pair) for key, pair in diff.items()}}
     folder.update(resumed=[*earlier, entry])
 

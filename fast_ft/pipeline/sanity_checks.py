@@ -1,4 +1,4 @@
-"""Warnings about a run that looks finished but is worth nothing, each with a likely cause."""
+"""Warnings about a finished run whose result is useless, each with a likely cause."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rose(lines: Sequence[Mapping[str, Any]], section: schema.Train) -> str | Non
         return None
     return (
         f"the loss rose: {first:.3f} in the first step, {last:.3f} on average in the last third of the steps; the "
-        f"adapter is worth nothing. Likely cause: train.learning_rate {section.learning_rate:g} is too high; common "
+        f"adapter is useless. Likely cause: train.learning_rate {section.learning_rate:g} is too high; common "
         "are 1e-5 to 1e-3"
     )
 

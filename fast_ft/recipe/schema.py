@@ -136,7 +136,8 @@ class StageSpec(Section):
     num_train_epochs: Count | None = Field(default=None, description="null: train.num_train_epochs.")
     learning_rate: Positive | None = Field(default=None, description="null: train.learning_rate.")
     order: Literal["shuffled", "ascending"] = Field(
-        default="shuffled", description="Order of rows: drawn anew each epoch, or ascending in curriculum.by."
+        default="shuffled",
+        description="Order of rows: another random one in each epoch, or ascending in curriculum.by.",
     )
 
 

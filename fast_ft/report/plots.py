@@ -21,7 +21,7 @@ MARKS = ("o", "s", "^", "D", "o", "s")
 
 
 def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Draw loss (nats a token) and learning rate over steps from log.jsonl's lines, stages marked; writes a PNG."""
+    """Draw loss (nats per token) and learning rate over steps from log.jsonl's lines, stages marked; writes a PNG."""
     from matplotlib.figure import Figure  # no pyplot: it would look for a screen
 
     steps = [line["step"] for line in lines]
@@ -40,7 +40,7 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     if bad:
         axes.plot(bad, [0] * len(bad), "x", color="#b3261e", label="skipped or not finite", clip_on=False)
     axes.set(
-        xlabel="optimizer step", ylabel="loss on trained tokens, nats a token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
+        xlabel="optimizer step", ylabel="loss on trained tokens, nats per token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
     )
     # Room above the highest value: the stages' names stand there, and no curve lies on the frame.
     highest = max((line["loss"] for line in lines if math.isfinite(line["loss"])), default=1.0)

@@ -122,7 +122,7 @@ class Driver:
             if job.point == self.space.own:
                 said = f"the recipe itself, as the first trial: {problem}"
                 raise RuntimeError(f"{said}\n{result.traceback}") if result.traceback else InputError(said)
-            note(f"trial {job.trial.number} came to nothing: {problem}")
+            note(f"trial {job.trial.number} failed: {problem}")
             self.study.fail(job.trial, problem)
         else:
             for key, value in result.seconds.items():

@@ -106,7 +106,9 @@ class Sweep:
                 raise InputError(f"{self.root}: holds a sweep of another recipe ({', '.join(differ)}). Choose --output")
             was = there["validation"]["file"]
             if not validation_file.is_file() or atomic_files.sha256_file(validation_file) != was:
-                raise InputError(f"{validation_file}: changed since the sweep began. Put it back, or start anew")
+                raise InputError(
+                    f"{validation_file}: changed since the sweep began. Put it back, or choose another --output"
+                )
         elif not validation_file.is_file():
             validation_set.write(validation_file, validation_set.draw(self.recipe))
         validation = sorted(contamination.digests_of(dataset.load_prompts(str(validation_file))[0]))

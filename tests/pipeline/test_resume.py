@@ -409,7 +409,7 @@ def test_a_checkpoint_whose_digests_fail_is_refused_for_the_one_before(
         capsys.readouterr()
         folder = run(load_recipe(path, ["data.test=null"]), path, until="adapter")
         said = capsys.readouterr().err
-        assert f"step-4 is passed over: {name} is not as it was written" in said and "going on after step 3" in said
+        assert f"step-4 is skipped: {name} is not as it was written" in said and "going on after step 3" in said
         assert folder.manifest()["digests"]["adapter"] == whole.manifest()["digests"]["adapter"]
 
 
