@@ -42,7 +42,7 @@ def print_runs(ledger: Ledger, root: Path, *, all_runs: bool = False) -> None:
     if not all_runs and any(differing(_runs(attempts))[0] for attempts in groups.values()):
         lines += [
             "",
-            "Settings stand where most runs of the recipe have other values. --all shows all that differ.",
+            "A line shows settings that most runs of the recipe do not share. --all shows every one that differs.",
         ]
     for line in lines:
         print(escaped(line) if all_runs else _cut(escaped(line), width))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted
-from fast_ft.data import contamination, curriculum, dataset, encoding, selection
+from fast_ft.data import contamination, curriculum, dataset, encoding, selection, sources
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
@@ -96,6 +96,8 @@ class PreparedData(SelectedData):
 
 def prepare(recipe: Recipe) -> PreparedData:
     """Select, stage, check and tokenise. InputError says what is wrong with the data, the tokenizer or the recipe."""
+    for where in filter(None, (recipe.data.train, recipe.data.test)):
+        sources.check_named(where)  # before a tokenizer is fetched
     found = _select(recipe, encoding.load_encoder(recipe.model), [])
     assert isinstance(found, PreparedData)
     return found

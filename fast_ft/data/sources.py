@@ -26,8 +26,8 @@ HOMEWORK = "https://github.com/ericsunkuan/ML_Spring2025_HW5"
 #: What lies in it; recipes look for these below data/.
 HOMEWORK_FILES = ("fastchat_alpaca_52k", "test_set_evol_instruct_150.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-#: JSON files beside the rows of a hub's data set.
-NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
+#: JSON files that hold no rows: those beside the rows of a hub's data set, and a judge's replies beside run folders.
+NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json", "verdicts.jsonl")
 DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json")
 #: First bytes of files that are no text, and what such a file is.
 BINARY = ((b"\x80", "a pickle"), (b"PK", "a zip archive, as torch.save writes"), (b"\x1f\x8b", "gzip"))
@@ -76,15 +76,21 @@ def digest(files: list[Path]) -> str:
 
 def locate(where: str) -> Path:
     """Return the local path of `where`, fetching it when it is a hub id ("owner/name" that is no local path)."""
+    check_named(where)
     path = expanded(where)
     if path.exists():
         return path
-    owner = where.split("/")[0]
-    looks_local = path.suffix in DATA_SUFFIXES or owner in ("data", "runs", "shared") or Path(owner).exists()
-    if HUB_ID.fullmatch(where) and not looks_local:
-        from fast_ft.hub.download import fetch_dataset  # only a hub id needs the network's modules
+    from fast_ft.hub.download import fetch_dataset  # only a hub id needs the network's modules
 
-        return Path(fetch_dataset(where))
+    return Path(fetch_dataset(where))
+
+
+def check_named(where: str) -> None:
+    """Raise InputError where `where` is neither here nor a hub id; nothing is fetched."""
+    path, owner = expanded(where), where.split("/")[0]
+    looks_local = path.suffix in DATA_SUFFIXES or owner in ("data", "runs", "shared") or Path(owner).exists()
+    if path.exists() or (HUB_ID.fullmatch(where) and not looks_local):
+        return
     hint = f' For the homework: "git clone {HOMEWORK} data".' if path.name in HOMEWORK_FILES else ""
     raise InputError(
         f"{where}: no such file or folder (looked from {Path.cwd()}). Give {KINDS}, or a hub id (owner/name).{hint}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.common.wording import counted
+from fast_ft.common.wording import counted, listed
 from fast_ft.homework import public_scores
 from fast_ft.homework.public_scores import day, moment, submissions
 from fast_ft.recipe import policy_ntu_hw5
@@ -138,8 +138,8 @@ def _own(attempts: Sequence[Attempt]) -> list[str]:
         near = [attempt.name for attempt, _, (_, high) in group if attempt is not best and high >= low]
         name = " ".join(str(part) for part in judge[:2] if part)
         told = (
-            f"its 95 % interval overlaps with those of {', '.join(near)}, so the difference may be chance "
-            f"(`judge {best.run.folder} --against ...` compares prompt by prompt)"
+            f"its 95 % interval overlaps with that of {listed(near, 2)}, so the difference may be chance "
+            f"(`judge {best.run.folder} --against RUN_DIR` compares prompt by prompt)"
             if near
             else "its 95 % interval overlaps with no other run's"
         )

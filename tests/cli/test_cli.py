@@ -428,3 +428,12 @@ def test_strong_selects_a_hundred_long_clean_rows(rows: str, capsys: pytest.Capt
 
 
 FIRST_IDS: dict[str, list[str]] = {}
+
+
+def test_missing_data_is_said_before_a_model_is_looked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: {name_or_path: owner/no-such-model}\ndata: {train: data/my_rows.json}\n")
+    for command in ("run", "plan", "data"):
+        assert main([command, str(recipe)]) == 2
+        said = capsys.readouterr().err
+        assert "error: data/my_rows.json: no such file or folder" in said and "no-such-model" not in said

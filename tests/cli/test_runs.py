@@ -79,7 +79,7 @@ def test_a_wide_terminal_shows_three_settings_and_all_shows_each(
     shown = listed(capsys, str(nine), "--all")
     for override in MANY:
         assert shown.count(f"      {override}\n") >= 3, "in each recipe's third run"
-    assert "Settings stand" not in shown
+    assert "A line shows settings" not in shown
 
 
 def test_of_many_runs_the_newest_are_shown_and_all_shows_the_others(

@@ -272,6 +272,8 @@ def test_bad_paths(tmp_path):
     (tmp_path / "run" / "manifest.json").write_text('{"recipe_digest": "0"}')
     (tmp_path / "run" / "verdicts.jsonl").write_text('{"prompt": "What?", "response": "That."}\n')
     refused(tmp_path / "run", "the folder of a run, which holds answers and no rows")
+    (tmp_path / "run" / "manifest.json").unlink()
+    refused(tmp_path / "run", "a folder without data")
     saved = write(tmp_path / "saved", fastchat())
     (saved / "data-00001-of-00002.arrow").unlink()
     refused(saved, "data-00001-of-00002.arrow", "Copy the whole folder")

@@ -101,7 +101,7 @@ def test_own_scores_are_compared_within_one_judge(tmp_path: Path) -> None:
         scores = {"kind": "openai", "model": model, "rubric": "pairwise", "mean": mean, "low": low, "high": high}
         atomic_files.write_json(make_run(tmp_path, name).scores, scores)
     (sentence,) = [text for text in ledger.read(tmp_path).sentences() if text.startswith("scores by")]
-    assert sentence.startswith("scores by openai m: a leads with 4.30; its 95 % interval overlaps with those of bb, so")
+    assert sentence.startswith("scores by openai m: a leads with 4.30; its 95 % interval overlaps with that of bb, so")
 
 
 def test_answers_made_anew_keep_the_score_apart(tmp_path: Path) -> None:
