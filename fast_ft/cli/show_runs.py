@@ -129,7 +129,7 @@ def _group(recipe: str, attempts: Sequence[Attempt], all_runs: bool, width: int)
     older = len(attempts) - len(shown)
     lines = ["", recipe + (f" ({counted(older, 'older run')} left out; --all shows them)" if older else "")]
     for attempt, cells, values in zip(shown, table, settings, strict=True):
-        line = "  " + "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True))
+        line = "  " + "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True) if w)
         name = attempt.run.name
         if all_runs:
             lines.append(f"{line}  {name}".rstrip())
