@@ -151,7 +151,7 @@ With this folder unpacked, the rows and the test file at hand, and Python 3.11 o
     .venv/bin/python -m fast_ft reproduce ../{name}_hw5.zip --train TRAINING_FILE --test TEST_FILE{folders}
 
 The command takes the recipe and the plan from manifest.json, but no folder, budget, judge, tracker or backup. It trains
-anew into a folder of its own, answers the prompts, and says whether the rows and the adapter are equal, which share of
+again into a folder of its own, answers the prompts, and says whether the rows and the adapter are equal, which share of
 the answers is identical, and which answer is the first that differs. On the same card with the same versions all are
 equal. On another card numbers are rounded differently: the share is then below 1.
 

@@ -417,7 +417,7 @@ def test_ctrl_c_leaves_a_server_that_goes_on_for_ever(runs: Any, serve: Any, mon
 
 
 def judge_patiently(folder: Path, errors: Path, grace: float) -> None:
-    """In a process of its own: what `python -m fast_ft judge` does, with so many seconds for calls under way."""
+    """In a process of its own: what `python -m fast_ft judge` does, with these seconds for calls under way."""
     scoring.GRACE = grace
     signals.end_in_time()
     killed.run(["judge", str(folder)], str(errors), {})

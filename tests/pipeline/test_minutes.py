@@ -108,7 +108,7 @@ def test_answers_that_begin_after_the_time_is_over_still_have_a_token() -> None:
 
 
 class Ticking(Clock):
-    """A clock that moves by so many seconds whenever a run writes a line of its log or of its answers."""
+    """A clock that moves by these seconds whenever a run writes a line of its log or of its answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
         super().__init__()
