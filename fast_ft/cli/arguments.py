@@ -58,6 +58,8 @@ class Parser(argparse.ArgumentParser):
             return f"{match[1]}: its value is missing. Write {_written(action)}: {action.help}"
         if value := re.match("invalid float value: (.*)", said):
             return f"{match[1]} {value[1]}: it takes a number: {action.help}"
+        if value := re.match("invalid choice: (.*) \\(choose", said):
+            return f"{match[1]} {value[1]}: it takes {' or '.join(action.choices or ())}"
         if value := re.match("ignored explicit argument (.*)", said):
             return f"{match[1]}: it takes no value: leave {value[1]} out"
         return f"{match[1]} {said}"
@@ -170,7 +172,7 @@ def _is_key(head: str) -> bool:
 
 def _written(action: argparse.Action) -> str:
     """Return an option with its value, as it is typed."""
-    return f"{action.option_strings[0]} {action.metavar}"
+    return f"{action.option_strings[0]} {action.metavar or '|'.join(action.choices or ())}"
 
 
 def _too_many(paths: list[str], overrides: list[str], places: Places) -> str:

@@ -203,6 +203,8 @@ def test_a_word_may_be_longer_than_any_file_name(words: list[str], capsys: pytes
         ("reproduce", ["a.zip"], "--train DATA is missing: the training rows; --test FILE is missing: the prompts"),
         ("reproduce", ["a.zip", "--train", "t"], "--test FILE is missing: the prompts"),
         ("reproduce", [], "--train DATA is missing"),
+        ("export", ["runs/a"], "--to merged|gguf|ollama|hub is missing: what to write"),
+        ("export", ["runs/a", "--to", "onnx"], "--to 'onnx': it takes merged or gguf or ollama or hub"),
     ],
 )
 def test_an_option_without_its_value_gets_one_sentence(command: str, words: list[str], said: str) -> None:
