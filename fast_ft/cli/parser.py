@@ -235,11 +235,11 @@ USAGES = {
     ),
     "sweep": Usage("try many recipes within some hours; the same command again goes on", _RECIPE, _sweep_options),
     "doctor": Usage(
-        "check driver, card, package versions, disk and network, and try a small run",
+        "check driver, card, kernels, package versions, disk and network, and try a small run",
         Places("", "", least=0, most=0),
         _json_options,
-        "check driver, card, package versions, disk and network, and try a small run; the status is 3 where something "
-        "would break a run",
+        "check driver, card, kernels, package versions, disk and network, and try a small run; the status is 3 where "
+        "something would break a run",
     ),
     "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
 }

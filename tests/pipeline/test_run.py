@@ -258,7 +258,7 @@ def test_generating_without_an_adapter_is_refused(recipe_file: RecipeFactory, tm
     empty = RunDir.open(load_recipe(path), path)
     with pytest.raises(InputError, match="has no adapter yet"):
         generate_again(empty.root, [])
-    with pytest.raises(InputError, match="no run folder"):
+    with pytest.raises(InputError, match="no such run folder"):
         generate_again(tmp_path / "nowhere", [])
 
 
