@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded
+from fast_ft.common.wording import counted
 from fast_ft.data import regular_rows, sources
 from fast_ft.data.examples import Example, Pool, Prompt, packed
 from fast_ft.data.formats import RawRow, is_number, parse_row, strip_lead, strip_leads
@@ -118,7 +119,7 @@ def _parse(source: sources.Source) -> list[RawRow]:
             rows.validate(full=True)  # finds text that is not UTF-8
             rows = [_without_nulls(row) for row in rows.to_pylist()]
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file anew.") from error
+            raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file again.") from error
     return [parse_row(row, source.name, number) for number, row in enumerate(rows, 1)]
 
 
@@ -171,7 +172,7 @@ def _example(row: RawRow, name: str, number: int, train_on: str) -> Example:
 def _unused_notes(counts: Mapping[str, int], name: str) -> list[str]:
     """Return a sentence for each field that holds text of which nothing is used."""
     return [
-        f"{name}: what the field {field!r} holds is not used ({count:,} row{'' if count == 1 else 's'})."
+        f"{name}: what the field {field!r} holds is not used ({counted(count, 'row')})."
         for field, count in sorted(counts.items())
     ]
 

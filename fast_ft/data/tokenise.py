@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.data import encoding, selection
 from fast_ft.data.contract import contract_problems, lost_character
 from fast_ft.data.encoding import EncodedRow, Encoder
@@ -49,12 +50,13 @@ def rows(
         broken = lost + broken
     if broken:
         raise InputError(_first(broken, "selected rows cannot be trained as they are", recipe))
-    notes += [f"{remark} ({count:,} rows)" for remark, count in sorted(remarks.items())]
+    notes += [f"{remark} ({counted(count, 'row')})" for remark, count in sorted(remarks.items())]
     if long:
-        notes.append(f"{len(long)} selected rows over model.max_length {recipe.model.max_length} were dropped")
+        were = "was" if len(long) == 1 else "were"
+        limit = f"model.max_length {recipe.model.max_length}"
+        notes.append(f"{counted(len(long), 'selected row')} over {limit} {were} dropped")
     if lost:
-        are = "row" if len(lost) == 1 else "rows"
-        notes.append(f"{len(lost):,} selected {are} dropped (data.unencodable), the first: {lost[0]}")
+        notes.append(f"{counted(len(lost), 'selected row')} dropped (data.unencodable), the first: {lost[0]}")
     if not kept:
         raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
     return made_rows, replace(chosen, indices=kept) if long or lost else chosen
@@ -85,7 +87,7 @@ def prompts(recipe: Recipe, encoder: Encoder, asked: Sequence[Prompt], notes: li
         if found := _lost(encoder, [as_message(turn) for turn in prompt.messages]):
             lost.append(f"prompt {prompt.id!r}, {found}")
     if lost:
-        more = f" ({len(lost) - 1:,} other prompts likewise)" if len(lost) > 1 else ""
+        more = f" ({counted(len(lost) - 1, 'other prompt')} likewise)" if len(lost) > 1 else ""
         notes.append(f"{lost[0]}; the model reads another text there{more}")
     return ids
 
