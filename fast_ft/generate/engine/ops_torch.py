@@ -13,7 +13,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from fast_ft.generate.engine.block_manager import PAGE
 
-COLUMNS = 256  #: in a captured step `paged_attention` copies a multiple of so many cells of each row, else of PAGE
+COLUMNS = 256  #: a captured step of `paged_attention` copies a multiple of this number of cells of each row
 PACKED = False  #: whether `packed_attention` is here
 
 
