@@ -240,7 +240,7 @@ def test_a_file_that_is_cut_short_or_is_no_gguf_is_refused(made: Make) -> None:
     with pytest.raises(InputError, match=r"there is no file gone\.gguf here .* check the spelling$"):
         download.model_folder("gone.gguf")
     with pytest.raises(InputError, match="or fetch it: make smollm"):
-        download.model_folder(f"models/{gguf_base.SMOLLM}")
+        download.model_folder(f"gone/{gguf_base.SMOLLM}")
 
 
 def test_without_the_package_the_message_says_what_to_install(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
