@@ -9,11 +9,7 @@ REQUIREMENTS := $(if $(GPU),-r requirements.txt,--require-hashes -r requirements
 TORCH := $(if $(GPU),,"$(shell sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements-cpu.txt)")
 BIN := .venv/bin
 
-<<<<<<< HEAD
-.PHONY: quickstart smollm test wheel-test newest soak lint lock audit sbom clean
-=======
-.PHONY: quickstart test wheel-test newest llama-cpp soak lint lock audit sbom clean
->>>>>>> main
+.PHONY: quickstart smollm test wheel-test newest llama-cpp soak lint lock audit sbom clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
