@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import emulation, machine, ours, plan_checks
+from bench import machine, ours, plan_checks
 from bench.clock import say
 from bench.peers import PEERS
 from fast_ft.common import gpu as environment
@@ -24,6 +25,7 @@ from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
+from fast_ft.plan import cards
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import provenance
@@ -219,7 +221,8 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]:
     """Return the result at `path`, or a new one; InputError where it was measured on something else."""
     fresh = {
-        "kind": "train", **machine.stamp(command), "t4": emulation.T4_RATES, "settings": settings, "setups": {},
+        "kind": "train", **machine.stamp(command), "t4": dataclasses.asdict(cards.card("t4")), "settings": settings,
+        "setups": {},
     }  # fmt: skip
     if not path.is_file():
         return fresh
