@@ -19,7 +19,7 @@ import torch
 
 from fast_ft.hub.families import LINEARS, ModelShape
 from fast_ft.models import packed_attention
-from fast_ft.models.fused_block import dispatch
+from fast_ft.models.fused_block import attention_check, dispatch
 from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
 from fast_ft.models.packed_attention import PackedRows
 
@@ -164,7 +164,9 @@ class BlockPass(torch.autograd.Function):
 
 def check(like: Tensor, shape: ModelShape) -> str | None:
     """Return why the kernels cannot be relied on with tensors of `like`'s device and dtype, or None."""
-    return dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
+    return dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim) or attention_check.check(
+        like, shape.num_attention_heads // shape.num_key_value_heads, shape.head_dim
+    )
 
 
 def unknown(config: dict[str, Any]) -> str | None:
