@@ -214,6 +214,30 @@ def figures(content: dict[str, Any]) -> dict[str, tuple[float, str]]:
     }
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """Return the published runs as a table in Markdown: what each gives alone, and what the model says of it."""
+    lines = [
+        "| run, Unsloth's version | alone it gives, TFLOP/s | worst miss of the others | GiB published | predicted |",
+        "|---" * 5 + "|",
+    ]
+    for fold, peak in zip(found["folds"], found["peaks"], strict=True):
+        worst = max(fold["errors"], key=lambda name: abs(fold["errors"][name]))
+        lines.append(
+            f"| {fold['fitted']}, {peak['unsloth']} | {fold['tflops']:.1f} | {worst} {fold['errors'][worst]:+.0%} | "
+            f"{peak['published']:.2f} | {peak['predicted']:.2f} ({peak['error']:+.0%}) |"
+        )
+    lines += [
+        "",
+        "| decoding, Qwen2.5-3B | tokens/s at batch 8, published | predicted |",
+        "|---" * 3 + "|",
+        *(
+            f"| {e['what']} | {e['published']:.1f} | {e['predicted']:.1f} ({e['error']:+.0%}) |"
+            for e in found["decoding"]
+        ),
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print every prediction beside what was published."""
     found = summary()

@@ -54,7 +54,8 @@ def test_a_7bs_known_sizes() -> None:
     assert LLAMA.kv_bytes == 0.5 * 2**20
     assert LLAMA.lora_weights(16) == 39_976_960
     more = fixed_gib(LLAMA, TRAINING) - fixed_gib(LLAMA, replace(TRAINING, r=8))
-    assert more * GIB == pytest.approx(39_976_960 / 2 * 12), "weights, gradients, two states of a byte, casts"
+    # weights, gradients, two states of a byte, casts; and of one layer its gradients and casts before they are added
+    assert more * GIB == pytest.approx(39_976_960 / 2 * (12 + 10 / 32))
 
     def mib_a_token(again: int) -> float:
         few, many = (pass_gib(LLAMA, TRAINING, tokens, again) for tokens in (1024, 2048))
@@ -112,7 +113,7 @@ def test_where_nothing_fits_the_thriftiest_is_tried() -> None:
 
 
 def test_a_plan_stays_within_its_memory() -> None:
-    for gib in (5.8, 6.0, 7.2, 8.0, 11.0, 14.7, 24.0):
+    for gib in (6.2, 6.6, 7.2, 8.0, 11.0, 14.7, 24.0):
         made = plan(gib)
         assert made.memory_gib == gib
         assert made.train_gib <= 0.96 * gib
