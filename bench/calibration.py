@@ -241,17 +241,7 @@ def markdown(found: dict[str, Any]) -> str:
 def main() -> None:
     """Print every prediction beside what was published."""
     found = summary()
-    for fold in found["folds"]:
-        worst = max(fold["errors"], key=lambda name: abs(fold["errors"][name]))
-        error = fold["errors"][worst]
-        print(f"{fold['fitted']:22} alone gives {fold['tflops']:5.2f} TFLOP/s; worst: {worst} {error:+.1%}")
-    for each in found["peaks"]:
-        judged = "" if each["judged"] else ", not judged"
-        said = f"{each['predicted']:5.2f} GiB predicted, {each['published']:6.3f} published, {each['error']:+.1%}"
-        print(f"{each['what']:22} Unsloth {each['unsloth']:8} {said}{judged}")
-    for each in found["decoding"]:
-        said = f"{each['predicted']:5.1f} tokens/s predicted at batch 8, {each['published']:6.2f} published"
-        print(f"{each['what']:42} {said}, {each['error']:+.1%}")
+    print(markdown(found))
     print(json.dumps({key: value for key, value in found.items() if key not in ("folds", "peaks", "decoding")}))
 
 

@@ -64,6 +64,6 @@ def pretend_t4() -> None:
 
     bitsandbytes asks the driver itself, so its own kernels stay the card's.
     """
-    torch.cuda.get_device_capability = lambda *_: (7, 5)  # type: ignore[assignment]
+    torch.cuda.get_device_capability = lambda *_: (7, 5)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
