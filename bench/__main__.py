@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> None:
         table.write(result, order.path)
         print(table.markdown(result))
     if "plan-checks" in parts:
-        result = training.check_plans(replace(order, path=options.results / f"{name}-plans.json"))
+        result = plan_checks.measure(replace(order, path=options.results / f"{name}-plans.json"))
         print("\n".join(table.plan_table(result["cases"])))
     if "budget" in parts:
         found = budget.measure(overrides, options.results) | {"command": options.command}

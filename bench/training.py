@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine, ours, plan_checks
+from bench import machine, ours
 from bench.clock import say
 from bench.peers import PEERS
 from fast_ft.common import gpu as environment
@@ -120,33 +120,6 @@ def _job(order: Order, recipe: Recipe, settings: dict[str, Any]) -> dict[str, An
         "dtype": settings["dtype"],
         "max_length": model.max_length,
     }
-
-
-def check_plans(order: Order) -> dict[str, Any]:
-    """Run the five runs of plan_checks that the result does not hold yet; return the result, which is written."""
-    path = order.path
-    fresh: dict[str, Any] = {
-        "kind": "plans", **machine.stamp(order.command), "steps": plan_checks.STEPS, "warm_up": plan_checks.WARM_UP,
-        "process": "all runs in one, the model loaded anew for each", "cases": {},
-    }  # fmt: skip
-    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not order.again else fresh
-    if result["environment"]["program"] != fresh["environment"]["program"]:
-        result = fresh  # another planner: nothing is kept
-    only = [case for case in plan_checks.CASES if case not in result["cases"]]
-    if not only:
-        say("plan-checks: there already")
-        return result
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        job: dict[str, Any] = {
-            "way": "plan-checks", "work": name, "out": str(Path(name) / "cases.json"), "recipe": order.recipe,
-            "overrides": list(order.overrides), "cap_gib": order.where.cap_gib, "only": only,
-        }  # fmt: skip
-        run_way(job, path.parent / "logs" / f"{path.stem}.log", order.timeout, module="bench.plan_checks")
-        done = Path(job["out"])  # also where the process did not come to its end
-        result["cases"] |= json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
-    result["date"] = now()
-    write_json(path, result)
-    return result
 
 
 def run_way(job: dict[str, Any], log: Path, timeout: float, module: str = "bench.way") -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as bench
-from bench import budget, compare, figures, plan_checks, submit_file, table, training, watch
+from bench import budget, compare, figures, submit_file, table, training, watch
 from fast_ft.common.errors import InputError
 from fast_ft.recipe.loader import load_recipe
 
@@ -171,23 +171,6 @@ def test_trained_pairs_do_not_depend_on_how_rows_are_laid_out() -> None:
     unmasked = watch.trained_pairs(ids[:, :-1], ids[:, 1:])
     shifted = watch.trained_pairs(ids[:, :-1], labels[:, :-1])
     assert len({watch.digest(each) for each in (padded, unmasked, shifted)}) == 3
-
-
-def test_plan_errors_are_the_worst_of_five() -> None:
-    cases = {
-        name: {
-            "planned_gib": 10.0 + index / 10, "measured_gib": 10.0, "allocated_at_start_gib": 0.02,
-            "planned_step_seconds": [1.0, 1.0, 9.0], "measured_step_seconds": [1.1 - index / 10, 1.1 - index / 10, 7.0],
-        }
-        for index, name in enumerate(plan_checks.CASES)
-    }  # fmt: skip
-    found = plan_checks.figures({"cases": cases})
-    assert found["plan.peak_error"][0] == 0.04
-    assert found["plan.minutes_error"][0] == round(1 / 0.7 - 1, 4)
-    leaked = cases | {"r = 64": cases["r = 64"] | {"allocated_at_start_gib": 4.0}}
-    assert plan_checks.figures({"cases": leaked}) == {}
-    del cases["r = 64"]
-    assert plan_checks.figures({"cases": cases}) == {}
 
 
 def test_projected_minutes_carry_the_word_and_their_error() -> None:
