@@ -38,7 +38,7 @@ def test_a_part_is_called_by_the_kernel_that_covers_it(part: inventory.Kernel) -
 
 @pytest.mark.soak
 def test_kernels_compile_for_a_t4_without_a_card_and_spill_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton is pinned in requirements-soak.txt as it is on cards; ptxas comes with it."""
+    """Triton is pinned in the Makefile as it is on cards; ptxas comes with it."""
     pytest.importorskip("triton", reason="Triton is there on Linux only")
     from triton import knobs
 
