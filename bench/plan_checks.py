@@ -83,7 +83,7 @@ def measure(order: Order) -> dict[str, Any]:
         for number, name in enumerate(left):
             shape = CASES[name].base
             log = path.parent / "logs" / f"{path.stem}-{number}.log"
-            job = {
+            job: dict[str, Any] = {
                 "way": name, "case": name, "recipe": order.recipe, "overrides": list(order.overrides),
                 "base": str(Path(folder) / shape), "work": str(Path(folder) / str(number)),
                 "out": str(Path(folder) / f"{number}.json"),

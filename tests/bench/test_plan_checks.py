@@ -53,7 +53,8 @@ def test_the_five_runs_are_valid_recipes_and_differ_from_those_that_were_fitted_
     for name, each in plan_checks.CASES.items():
         loader.load_recipe(RECIPE, list(each.overrides))
         assert each.base in plan_checks.BASES and name not in fitted
-        assert list(each.overrides) not in [old["overrides"] for old in fitted.values()]
+        same = [old for old in fitted.values() if old["overrides"] == list(each.overrides)]
+        assert not same or each.base != "llama", "those were all of Llama-2-7B's shape"
     assert {each.base for each in plan_checks.CASES.values()} == set(plan_checks.BASES)
 
 
