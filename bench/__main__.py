@@ -39,6 +39,7 @@ from bench import (
     pocket,
     prose,
     recipe_run,
+    sm75,
     submit_file,
     sweep,
     table,
@@ -185,7 +186,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     by_kind = {
         "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
-        "run": whole_run.figures, "published-t4": calibration.figures,
+        "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
     }  # fmt: skip
     return by_kind[kind](result)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import budget, calibration, figures
+from bench import budget, calibration, figures, sm75
 from fast_ft.plan import cards
 
 CONTENT: dict[str, Any] = json.loads(calibration.PUBLISHED.read_text(encoding="utf-8"))
@@ -76,6 +76,12 @@ def test_every_run_says_where_it_is_from_and_what_is_derived() -> None:
 def test_the_figures_are_those_of_the_file() -> None:
     kept = {name: entry["value"] for name, entry in figures.read().items() if name.startswith("t4.")}
     assert kept == {name: value for name, (value, _) in calibration.figures(CONTENT).items()}
+
+
+def test_kernels_make_a_figure_only_where_all_ran_and_nothing_failed() -> None:
+    result = {"on_a_t4": ["a", "b"], "executed": ["a", "b", "c"], "failed": 0}
+    assert sm75.figures(result)["t4.kernels_executed"][0] == 2.0
+    assert sm75.figures(result | {"executed": ["a"]}) == sm75.figures(result | {"failed": 1}) == {}
 
 
 def test_verdicts_carry_the_word_projected_and_the_error() -> None:

@@ -2,12 +2,14 @@
 
     python -m pytest -m gpu tests/gpu/sm75/cases.py
 
-Speed here means nothing. The last test counts what was executed, so it wants all the others before it.
+With SM75_RESULT=FILE, what was executed is kept as a raw result. Speed here means nothing. The last test counts what was
+executed, so it wants all the others before it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +132,23 @@ def wide_base(folder: Path) -> Path:
     return folder / "base"
 
 
-def test_every_kernel_of_a_t4_was_executed() -> None:
+def test_every_kernel_of_a_t4_was_executed(request: pytest.FixtureRequest) -> None:
     missing = inventory.COVERED - hook.seen
     assert not missing, f"never launched as sm_75: {sorted(missing)}"
     assert not hook.seen & set(inventory.NOT_ON_A_T4), "a T4 ran what it is said never to run"
     print(f"executed as sm_75: {len(hook.seen)} kernels of {len(inventory.kernels())}")
+    if path := os.environ.get("SM75_RESULT"):
+        write_result(Path(path), failed=request.session.testsfailed, tests=request.session.testscollected)
+
+
+def write_result(path: Path, *, failed: int, tests: int) -> None:
+    """Keep what was executed, as a raw result that figures are made of."""
+    from bench import machine
+
+    content = {
+        "kind": "sm75", **machine.stamp("python -m pytest -m gpu tests/gpu/test_sm75.py"), "tests": tests,
+        "failed": failed, "executed": sorted(".".join(each) for each in hook.seen),
+        "on_a_t4": sorted(".".join(each) for each in inventory.COVERED),
+        "not_on_a_t4": {".".join(each): reason for each, reason in inventory.NOT_ON_A_T4.items()},
+    }  # fmt: skip
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
