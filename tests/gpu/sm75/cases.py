@@ -2,8 +2,8 @@
 
     python -m pytest -m gpu tests/gpu/sm75/cases.py
 
-With SM75_RESULT=FILE, what was executed is kept as a raw result. Speed here means nothing. The last test counts what was
-executed, so it wants all the others before it.
+With SM75_RESULT=FILE, what was executed is kept as a raw result. Speed here means nothing. The last test counts what
+was executed, so it wants all the others before it.
 """
 
 from __future__ import annotations
