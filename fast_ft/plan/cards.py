@@ -91,22 +91,22 @@ def _content() -> dict[str, Any]:
     return content
 
 
-def card(name: str) -> Card:
-    """Return a card of cards.json, or one of a bare memory size such as 8GiB.
+def card(name: str, key: str = "--gpu") -> Card:
+    """Return a card of cards.json, or one of a bare memory size such as 8GiB. `key` says where the name was given.
 
     Raises:
         InputError: No such card, or one that the installed libraries have no code for.
     """
     cards, wanted = known(), name.strip().lower()
     if bare := _BARE.fullmatch(wanted):
-        return _of_memory(float(bare[1]) * (1 if bare[2] == "gib" else 1e9 / 2**30), name)
+        return _of_memory(float(bare[1]) * (1 if bare[2] == "gib" else 1e9 / 2**30), f"{key} {name!r}")
     if wanted in cards:
         return _made(cards[wanted])
     for entry in _content()["refused"]:
         if wanted in entry["short"] or re.fullmatch(entry["match"], wanted):
-            raise InputError(f"--gpu {name!r} is {entry['name']}: {_NO_CODE}")
+            raise InputError(f"{key} {name!r} is {entry['name']}: {_NO_CODE}")
     raise InputError(
-        f"--gpu {name!r}: unknown{nearest(wanted, cards)}. Known: {', '.join(cards)}, or a memory size such as 8GiB."
+        f"{key} {name!r}: unknown{nearest(wanted, cards)}. Known: {', '.join(cards)}, or a memory size such as 8GiB."
     )
 
 
@@ -121,10 +121,10 @@ def _made(entry: dict[str, Any]) -> Card:
     return Card(**{**fields, "capability": tuple(entry["capability"]), "tflops": tuple(entry["tflops"])})
 
 
-def _of_memory(memory_gib: float, name: str) -> Card:
+def _of_memory(memory_gib: float, given: str) -> Card:
     """Return a card of which only the memory is known: it has the rates of the slowest card of the table."""
     if not 1 <= memory_gib <= _MOST_GIB:
-        raise InputError(f"--gpu {name!r}: a memory size is from 1GiB to {_MOST_GIB}GiB")
+        raise InputError(f"{given}: a memory size is from 1GiB to {_MOST_GIB}GiB")
     slowest = min((_made(entry) for entry in known().values()), key=lambda each: each.expected.tflops)
     source = f"no card is named, so the rates are those of the slowest one known, {slowest.name}"
     return replace(slowest, name=f"a card of {memory_gib:g} GiB", memory_gib=memory_gib, source=source)

@@ -79,8 +79,7 @@ def wanted(recipe: Recipe) -> Wanted:
 def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size: int = 1) -> dict[str, Any]:
     """Return what training will take, by stage and in all; with a card also its plan, GiB and projected minutes.
 
-    `gpu` is a name of cards.json; None: the card here, by its measured rate, or no card at all. `world_size`
-    processes train together, each on such a card.
+    `gpu` is a name that `cards.card` knows; see `card_for`. `world_size` processes train together, each on such a card.
     """
     jobs = prepared.jobs
     stages: list[dict[str, Any]] = []
@@ -100,7 +99,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
     content: dict[str, Any] = {"stages": stages}
     if world_size > 1:
         content["processes"] = {"world_size": world_size, "largest_share": largest_share(jobs, world_size), "note": why}
-    card = cards.card(gpu) if gpu is not None else card_here()
+    card = card_for(recipe, gpu)
     if card is None:
         return content
     config = base_config(recipe)
@@ -167,6 +166,15 @@ def base_config(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.name_or_path in policy_ntu_hw5.MODELS:
         return dict(policy_ntu_hw5.LLAMA_2_7B)
     return download.model_config(recipe.model.name_or_path, recipe.model.revision, weights=False)
+
+
+def card_for(recipe: Recipe, gpu_name: str | None) -> cards.Card | None:
+    """Return the card of this name; without one the card here; without that the one that the recipe names, or None."""
+    if gpu_name is not None:
+        return cards.card(gpu_name)
+    if (here := card_here()) is not None or recipe.budget.gpu is None:
+        return here
+    return cards.card(recipe.budget.gpu, "budget.gpu:")
 
 
 def card_here() -> cards.Card | None:

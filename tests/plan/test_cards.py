@@ -13,6 +13,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.gpu_rates import MeasuredRates
 from fast_ft.plan import cards, planner
 from fast_ft.plan.cards import at_hand, card, known, refuse_old, short_name
+from fast_ft.recipe.loader import load_recipe
+from tests.helpers.parts import ROOT
 
 
 def test_unknown_cards_are_named_with_the_nearest() -> None:
@@ -117,3 +119,14 @@ def test_a_gpu_that_is_too_old_is_refused_before_it_is_measured(monkeypatch: pyt
     here = planner.card_here()
     assert here is not None and here.tflops == cards.card("t4").tflops
     assert here.memory_gib == pytest.approx(15.73)
+
+
+def test_a_recipe_names_the_card_to_plan_for_where_none_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "gpu", lambda: None)
+    named = {name: load_recipe(ROOT / "recipes" / "simple.yaml", [f"budget.gpu={name}"]) for name in ("l4", "v100")}
+    for_it = planner.card_for(named["l4"], None)
+    assert for_it == cards.card("l4") and planner.card_for(named["l4"], "t4") == cards.card("t4")
+    with pytest.raises(InputError, match=r"budget\.gpu: 'v100' is a card of the Volta generation"):
+        planner.card_for(named["v100"], None)
+    unnamed = load_recipe(ROOT / "recipes" / "simple.yaml", ["budget.gpu=null"])
+    assert planner.card_for(unnamed, None) is None
