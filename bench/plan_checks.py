@@ -90,7 +90,7 @@ def measure(order: Order) -> dict[str, Any]:
             }  # fmt: skip
             if not Path(job["base"]).is_dir():
                 base = {"way": f"base {shape}", "config": dict(BASES[shape]), "tokenizer": str(tokenizer)}
-                run_way({**job, **base}, log, order.timeout, module="bench.random_base")
+                run_way({**job, **base}, log, order.timeout, module="bench.random_checkpoint")
             if (found := run_way(job, log, order.timeout, module="bench.plan_checks")) is not None:
                 result["cases"][name] = found
                 write_json(path, result | {"date": now()})  # at once: what follows may not end in time

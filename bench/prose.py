@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import budget, calibration, compare, figures, plan_checks, quickstart, sweep
+from bench import budget, calibration, card_table, compare, figures, plan_checks, quickstart, sweep
 from fast_ft.common.errors import InputError
 
 CITED = re.compile(
@@ -213,6 +213,8 @@ def rendered(path: Path) -> str:
     for name, table in (("minutes", _minutes), ("published", _published)):
         if f"<!-- {name} -->" in text:
             text = figures.between(text, name, table())
+    if "<!-- received -->" in text:
+        text = figures.between(text, "received", card_table.markdown(card_table.received()))
     if "<!-- quickstart -->" in text:
         text = figures.between(text, "quickstart", quickstart.markdown(raw("quickstart.json")))
     return text

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import plan_checks, random_base, training
+from bench import plan_checks, random_checkpoint, training
 from fast_ft.recipe import loader
 from tests.helpers.parts import POCKET
 
@@ -66,7 +66,7 @@ def test_bases_are_written_once_and_a_run_that_failed_is_run_again(
 
     def run_way(job: dict[str, Any], log: Path, timeout: float, module: str) -> dict[str, Any] | None:
         ran.append(job["way"])
-        if module == "bench.random_base":
+        if module == "bench.random_checkpoint":
             assert job["config"] == plan_checks.BASES[Path(job["base"]).name]
             Path(job["base"]).mkdir()
         else:
@@ -107,6 +107,7 @@ def test_a_written_base_is_loaded_with_the_weights_that_were_drawn(tmp_path: Pat
     from bitsandbytes.functional import dequantize_4bit
 
     from fast_ft.models.loaders import choose
+    from fast_ft.models.random_base import random_model
     from fast_ft.recipe import schema
 
     small = {
@@ -114,11 +115,11 @@ def test_a_written_base_is_loaded_with_the_weights_that_were_drawn(tmp_path: Pat
         "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 2048, "max_position_embeddings": 256,
     }  # fmt: skip
     config = dict(plan_checks.BASES["mistral"]) | small
-    random_base.write(tmp_path / "base", config, POCKET)
+    random_checkpoint.write(tmp_path / "base", config, POCKET)
     section = schema.Model(name_or_path=str(tmp_path / "base"), dtype="float16", load_in_4bit=True)
     loaded = choose.make_loader(section, schema.Lora(), seed=1, name="peft").for_training().model.get_base_model()
     assert type(loaded).__name__ == "MistralForCausalLM"
-    drawn = random_base._base(config, "float16")
+    drawn = random_model({**config, "model_type": "llama"}, "float16", r=1).unload()
     for made, expected in zip(loaded.model.layers, drawn.model.layers, strict=True):
         for name in ("q_proj", "k_proj"):
             weight, other = getattr(made.self_attn, name).base_layer.weight, getattr(expected.self_attn, name).weight

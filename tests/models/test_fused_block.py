@@ -180,9 +180,17 @@ def other_torch(*_: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "wrong", "reason"),
     [
-        ("backward", lambda *given: BACKWARD(*given).roll(1, dims=0), "torch's attention differs from plain torch by"),
-        ("attend", lambda q, k, v, *rest, **named: ATTEND(q * 2, k, v, *rest, **named), "differs from plain torch by"),
-        ("forward", other_torch, "torch's attention does not run here (TypeError: an argument)"),
+        (
+            "backward",
+            lambda *given: BACKWARD(*given).roll(1, dims=0),
+            "attention's gradient differs from each row's own",
+        ),
+        (
+            "attend",
+            lambda q, k, v, *rest, **named: ATTEND(q * 2, k, v, *rest, **named),
+            "attention's result differs from each row's own",
+        ),
+        ("forward", other_torch, "attention over packed rows does not run here (TypeError: an argument)"),
     ],
     ids=["gradients of other tokens", "another scale", "an operator of another torch"],
 )

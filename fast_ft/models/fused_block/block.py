@@ -19,7 +19,7 @@ import torch
 
 from fast_ft.hub.families import LINEARS, ModelShape
 from fast_ft.models import packed_attention
-from fast_ft.models.fused_block import attention_check, dispatch
+from fast_ft.models.fused_block import dispatch
 from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
 from fast_ft.models.packed_attention import PackedRows
 
@@ -163,10 +163,10 @@ class BlockPass(torch.autograd.Function):
 
 
 def check(like: Tensor, shape: ModelShape) -> str | None:
-    """Return why the kernels cannot be relied on with tensors of `like`'s device and dtype, or None."""
-    return dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim) or attention_check.check(
-        like, shape.num_attention_heads // shape.num_key_value_heads, shape.head_dim
-    )
+    """Return why the kernels, or attention, cannot be relied on with tensors of `like`'s device and dtype, or None."""
+    heads = (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
+    between = dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
+    return between or packed_attention.check(like, *heads)
 
 
 def unknown(config: dict[str, Any]) -> str | None:

@@ -58,10 +58,10 @@ def test_the_start_up_check_of_training_passes(kv_heads: int) -> None:
 
 
 def test_the_start_up_check_of_decoding_passes_and_products_are_bitsandbytes() -> None:
-    from bench.random_base import random_model
     from fast_ft.generate.engine import ops_torch
     from fast_ft.generate.engine.fused_model import FusedModel
     from fast_ft.generate.engine.nf4_linear import fused_rows
+    from fast_ft.models.random_base import random_model
 
     model = FusedModel(random_model(WIDE, "float16"))
     assert model.ops is not ops_torch, "Triton's kernels were refused"
@@ -70,13 +70,13 @@ def test_the_start_up_check_of_decoding_passes_and_products_are_bitsandbytes() -
 
 def test_a_pool_decodes_as_the_model_does_and_its_steps_are_captured() -> None:
     from bench.agreement_decode import teacher_forced
-    from bench.random_base import random_model
     from fast_ft.generate.engine.fused_model import FusedModel
     from fast_ft.generate.engine.kv_cache import KVCache
     from fast_ft.generate.engine.llm_engine import LLMEngine
     from fast_ft.generate.engine.model_runner import EngineConfig
     from fast_ft.generate.engine.sampler import Sampler
     from fast_ft.generate.engine.sequence import Sequence
+    from fast_ft.models.random_base import random_model
 
     model = random_model(WIDE, "float16")
     parts = FusedModel(model)
