@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace) -> None:
         result = plan_checks.measure(replace(order, path=options.results / f"{name}-plans.json"))
         print("\n".join(table.plan_table(result["cases"])))
     if "budget" in parts:
-        found = budget.measure(overrides, options.results) | {"command": options.command}
+        found = budget.measure(overrides, options.results) | {"command": budget.command_of(options.command)}
         write_json(options.results / f"{options.name or 't4'}-minutes.json", found)
         print(budget.markdown(found))
     if "recipe" in parts:

@@ -78,6 +78,10 @@ def test_the_figures_are_those_of_the_file() -> None:
     assert kept == {name: value for name, (value, _) in calibration.figures(CONTENT).items()}
 
 
+def test_the_doctor_does_not_take_published_runs_for_ours() -> None:
+    assert "t4" not in figures.measured()
+
+
 def test_kernels_make_a_figure_only_where_all_ran_and_nothing_failed() -> None:
     result = {"on_a_t4": ["a", "b"], "executed": ["a", "b", "c"], "failed": 0}
     assert sm75.figures(result)["t4.kernels_executed"][0] == 2.0

@@ -34,6 +34,14 @@ def test_a_header_follows_the_figures(tmp_path: Any) -> None:
     assert "projected, never run on a T4" in shown and "misses published T4 runs by up to" in shown
 
 
+def test_the_command_names_no_file_of_a_machine() -> None:
+    given = "python -m bench --only budget model.tokenizer=/home/me/llama data.train=/tmp/rows data.test=p.json"
+    assert budget.command_of(given) == (
+        "python -m bench --only budget model.tokenizer=TOKENIZER data.train=ROWS data.test=PROMPTS"
+    )
+    assert budget.command_of(FOUND["command"]) == FOUND["command"]
+
+
 def test_verdicts_are_those_of_the_minutes_and_the_published_runs() -> None:
     errors = calibration.summary()
     assert FOUND["errors"] == {"train": errors["seconds_error"]["worst"], "generate": errors["decode_error"]}
