@@ -42,7 +42,7 @@ BASES: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """What a run changes in the bench's recipe. `row_tokens`: rows of so many tokens, made of the recipe's rows."""
+    """What a run changes in the bench's recipe. `row_tokens`: the length of rows that are made of the recipe's."""
 
     overrides: tuple[str, ...]
     cap_gib: float

@@ -25,8 +25,8 @@ _ATTENTION_TOKENS = 160  #: that a row costs beside its own
 #: of other sizes. With graphs it is more, since their memory is a pool of its own; 0.08 of it are of the context.
 _RESERVED_GIB = {False: 0.41, True: 0.69}
 _HOLES = 32  #: hidden states a token that lie idle between others: what the allocator reserves and has no use for
-#: What a layer keeps of a token, in 16 bits: so many times the hidden size, q's width, k's width, the MLP's inner size
-#: and the LoRA's rank. A 7B's hidden size, q's and k's widths are one number; only their sum was measured.
+#: What a layer keeps of a token, in 16 bits, in multiples of the hidden size, q's width, k's width, the MLP's inner
+#: size and the LoRA's rank. A 7B's hidden size, q's and k's widths are one number; only their sum was measured.
 _KEPT = {"fused": (2, 2, 2, 2, 7), "unsloth": (1.8, 2, 2, 3, 0), "peft": (4.8, 2, 2, 5, 0)}
 
 
@@ -75,7 +75,7 @@ def pass_gib(
     shape: ModelShape, training: Training, tokens: int, recompute_layers: int, *, capture: bool = False,
     loss_positions: int = LOSS_POSITIONS, offloaded: bool = False,
 ) -> float:  # fmt: skip
-    """Memory of a pass over so many tokens in 16 bits, at its peak.
+    """Memory of a pass over `tokens` tokens in 16 bits, at its peak.
 
     A layer keeps 0.09 MiB a token in a 7B with our blocks, 0.12 with Unsloth's kernels, 0.18 without (measured); one
     that is computed again keeps its input, on the card unless that is `offloaded`. The peak is where the forward pass
@@ -110,7 +110,7 @@ def pass_seconds(
     shape: ModelShape, training: Training, rates: Rates, tokens: int, recompute_layers: int, *, row: float,
     capture: bool,
 ) -> float:  # fmt: skip
-    """Seconds of a pass over so many tokens, filling included: what the card takes, or Python's launches if longer.
+    """Seconds of a pass over `tokens` tokens, filling included: what the card takes, or Python's launches if longer.
 
     `row` is the length of the row that a token finds itself in, in the mean over the pass's tokens.
     """

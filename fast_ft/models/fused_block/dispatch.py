@@ -55,7 +55,7 @@ def check(like: Tensor, width: int, inner: int, head: int) -> str | None:
         return [*found, gate_up, back, *(each for count in _BLOCKS for each in unpacked(ops, count))]
 
     def unpacked(ops: ModuleType, count: int) -> list[Tensor]:
-        """Return so many blocks' weights, their scales plain and quantised themselves."""
+        """Return the weights of `count` blocks, their scales plain and quantised themselves."""
         number = torch.arange(count * 32, device=like.device)
         packed, scales = (number % 256).to(torch.uint8), number[:count] % 97 + 1
         half = torch.bfloat16 if like.dtype == torch.bfloat16 else torch.float16
