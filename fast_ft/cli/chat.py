@@ -15,7 +15,6 @@ from fast_ft.common.text_safety import harmless, whole
 from fast_ft.common.wording import counted
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import prepare
-from fast_ft.data.prompt_templates import Message
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.sequence import Sequence
@@ -40,7 +39,7 @@ def chat(
     model = FusedModel(ready.loaded.model, dequantise=ready.plan.dequantise, step_rows=(1,))
     room = _Room(model, prepared.encoder, recipe.generate, context)
     note("An empty line forgets what was said; Ctrl-D leaves.")
-    messages: list[Message] = []
+    messages: list[dict[str, str]] = []
     for turn in range(sys.maxsize):
         try:
             text = ask("> ").strip()
@@ -109,6 +108,6 @@ def _answer(engine: LLMEngine, row: Sequence, encoder: Encoder, out: TextIO) -> 
     list(engine.run([row], burst=_BURST, on_look=show))
     text = encoder.decode(row.tokens)
     print(harmless(text[len(shown) :]) if text.startswith(shown) else "", file=out)
-    if row.tokens[-1] != encoder.eos_id:
+    if row.tokens[-1] not in encoder.end_ids:
         note(f"(cut off after {counted(len(row.tokens), 'token')})")
     return text
