@@ -163,8 +163,10 @@ class BlockPass(torch.autograd.Function):
 
 
 def check(like: Tensor, shape: ModelShape) -> str | None:
-    """Return why the kernels cannot be relied on with tensors of `like`'s device and dtype, or None."""
-    return dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
+    """Return why the kernels, or attention, cannot be relied on with tensors of `like`'s device and dtype, or None."""
+    heads = (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
+    between = dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
+    return between or packed_attention.check(like, *heads)
 
 
 def unknown(config: dict[str, Any]) -> str | None:
