@@ -18,8 +18,9 @@ from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cards, cost_model, planner, plans
 from fast_ft.plan.cost_model import Rates, Training
+from fast_ft.plan.ways import ways
 from fast_ft.recipe import loader, policy_ntu_hw5
-from fast_ft.recipe.schema import Recipe, card_backend
+from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import now
 
 #: The homework's own figures: minutes of training (from, to) over all attempts, and of inference, on a T4.
@@ -97,11 +98,16 @@ def measure(overrides: Sequence[str], results: Path) -> dict[str, Any]:
     recipes = {}
     for name in ALLOWED:
         recipe = loader.load_recipe(f"recipes/{name}.yaml", overrides)
-        done = _measured(results / f"{name}-{card_backend(recipe.model, recipe.lora)}.json")
+        done = _measured(results / f"{name}-{_backend(recipe)}.json")
         if done is None:
             done = project(recipe, prepare(recipe), found)
         recipes[name] = done | {"verdict": verdict(name, done, trusted)}
     return {"kind": "budget", "date": now(), "calibration": found, "allowed": ALLOWED, "recipes": recipes}
+
+
+def _backend(recipe: Recipe) -> str:
+    """Return what trains a recipe on a T4."""
+    return ways(recipe, cards.card("t4").capability).names[0]
 
 
 def _measured(path: Path) -> dict[str, Any] | None:
@@ -123,7 +129,7 @@ def project(recipe: Recipe, prepared: PreparedData, calibration: dict[str, Any])
     card = cards.card("t4")
     config = planner.base_config(recipe)
     shape = ModelShape.from_config(config)
-    backend = card_backend(recipe.model, recipe.lora)
+    backend = _backend(recipe)
     settled = planner.settle(recipe, prepared, config, backend=backend, card=card)
     work, steps = planner.training(recipe, prepared, backend=backend), planner.step_lengths(recipe, prepared)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
-from fast_ft.data.batches import StageJob
+from fast_ft.common import gpu
+from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
@@ -17,6 +18,7 @@ from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.plan import cards, planner, plans
 from fast_ft.plan.plans import RunPlan
+from fast_ft.plan.ways import ways
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train
 from fast_ft.train.session import TrainSession
@@ -33,9 +35,8 @@ class InFileOrder(PreparedData):
 
 
 def _in_order(count: int, section: Train) -> list[list[int]]:
-    size = section.effective_batch_size
-    epoch = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
-    return (epoch * section.num_train_epochs)[: section.max_steps]
+    epochs, size = section.num_train_epochs, section.effective_batch_size
+    return batches(count, epochs, size, shuffled=False, seed=0, stage=0)[: section.max_steps]
 
 
 def prepared_rows(recipe: Recipe) -> InFileOrder:
@@ -47,7 +48,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; return plan and predictions. See bench.way for what a job holds."""
     recipe = loader.load_recipe(job["recipe"], job["overrides"])
     prepared = prepared_rows(recipe)
-    maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed)
+    maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=ways(recipe, gpu.capability()).names)
     import peft  # noqa: F401  # with Unsloth all three are there by now
     import transformers  # noqa: F401
     import trl  # noqa: F401

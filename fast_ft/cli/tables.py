@@ -57,7 +57,7 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
     console.print(table)
     for stage in prepared.stages:
         console.print(
-            f"stage {stage.name}: {len(stage.examples)} rows, {stage.num_train_epochs} epochs, "
+            f"stage {stage.name}: {len(stage.examples)} rows, {stage.num_train_epochs:g} epochs, "
             f"learning rate {stage.learning_rate:g}, {stage.order}"
         )
     for note in prepared.notes:
@@ -112,7 +112,7 @@ def print_plan(content: dict[str, Any]) -> None:
     if "card" not in content:
         console.print("no GPU here: minutes and memory are projected with --gpu t4 (or another card)", markup=False)
         return
-    card, plan = content["card"], content["plan"]
+    card, plan, why = content["card"], content["plan"], content["why"]
     pieces = f"at most {plan['micro_batch']} rows" + (
         f" or {plan['most_tokens']:,} tokens" if plan["most_tokens"] else ""
     )
@@ -122,7 +122,7 @@ def print_plan(content: dict[str, Any]) -> None:
     lines = [
         f"card         {card['name']}, {plan['memory_gib']:.1f} GiB, training at {_cell(card['tflops'])} TFLOP/s",
         f"             ({card['rates_from']})",
-        f"backend      {plan['backend']}",
+        f"backend      {plan['backend']}{', since ' * bool(why)}{why}",
         f"pass         {pieces}; activations {ways}{'; replayed from CUDA graphs' if plan['capture'] else ''}",
         f"memory       {plan['train_gib']:.1f} GiB predicted in training{each}, {plan['generate_gib']:.1f} in decoding",
         f"minutes      {_cell(content['projected_minutes'])} projected for training, not measured; "

@@ -22,6 +22,24 @@ def gpu() -> dict[str, str] | None:
     That is CUDA's first device: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are read as CUDA reads them. nvidia-smi
     alone lists every card, whatever these say.
     """
+    card = _card()
+    return {key: value for key, value in card.items() if key != "compute_cap"} if card is not None else None
+
+
+def capability() -> tuple[int, int] | None:
+    """Return the compute capability of the GPU that `gpu` names, or None without one. torch is asked only by need."""
+    card = _card()
+    if card is None:
+        return None
+    if match := re.fullmatch(r"(\d+)\.(\d+)", card["compute_cap"]):
+        return int(match[1]), int(match[2])
+    import torch  # a driver that does not know compute_cap
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def _card() -> dict[str, str] | None:
+    """Return what `gpu` does, and the card's compute capability as text; it is empty where the driver tells none."""
     cards = _cards()
     wanted = environment.cuda_devices()
     if wanted is None:
@@ -77,7 +95,8 @@ def _slice(uuid: str, cards: list[dict[str, str]]) -> dict[str, str] | None:
 
 
 def _facts(card: dict[str, str]) -> dict[str, str]:
-    return {"name": card["name"], "memory": card["memory.total"], "driver": card["driver_version"]}
+    known = {"name": card["name"], "memory": card["memory.total"], "driver": card["driver_version"]}
+    return known | {"compute_cap": card.get("compute_cap", "")}
 
 
 def _smi(*arguments: str) -> str | None:

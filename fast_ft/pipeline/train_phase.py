@@ -15,9 +15,8 @@ from fast_ft.common.minutes import Clock, TrainPace
 from fast_ft.data.prepare import PreparedData, compare_tokenizers
 from fast_ft.hub import fingerprint
 from fast_ft.models import adapter_check, lora_files
-from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader
-from fast_ft.pipeline import sanity_checks
+from fast_ft.pipeline import sanity_checks, way
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
 from fast_ft.pipeline.set_up import check_model, keep_plan, settle_plan
@@ -101,7 +100,7 @@ def _set_up(
     if recipe.train.deterministic:
         gpu.be_deterministic()
     together = process_group.here()
-    maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
+    maker = maker or way.training_loader(folder, recipe, together.size)
     together.begin()
     plan, changed = _settled(folder, recipe, prepared, maker.name, together.size)
     jobs = prepared.jobs

@@ -12,6 +12,7 @@ from fast_ft.common.errors import InputError, nearest
 from fast_ft.plan.cost_model import Rates
 
 _CARDS = Path(__file__).with_name("cards.json")
+_WAYS = "ways"  #: the key of cards.json that is no card: see `by_evidence`
 #: Shares of a large matrix product's measured rate that training's products reach, as on an H200.
 _REACHED = (0.93, 1.03)
 
@@ -53,9 +54,28 @@ class Card:
         return lacks
 
 
+def known() -> dict[str, dict[str, Any]]:
+    """Return the entries of cards.json by the cards' short names."""
+    return {name: entry for name, entry in _content().items() if name != _WAYS}
+
+
+def by_evidence(capability: tuple[int, int]) -> tuple[tuple[str, ...], str]:
+    """Return the ways of training on cards of a compute capability, the first choice first, and the evidence for it.
+
+    The table is a part of the program: a release that somebody reviewed changes it, never a file that was received.
+    """
+    entries: list[dict[str, Any]] = _content()[_WAYS]
+    entry = next(each for each in entries if each["capability"] in (list(capability), "others"))
+    return tuple(entry["order"]), entry["evidence"]
+
+
+def _content() -> dict[str, Any]:
+    return json.loads(_CARDS.read_text(encoding="utf-8"))
+
+
 def card(name: str) -> Card:
     """Return a card of cards.json; InputError where the name is not in it."""
-    cards: dict[str, dict[str, Any]] = json.loads(_CARDS.read_text(encoding="utf-8"))
+    cards = known()
     if name.lower() not in cards:
         raise InputError(f"--gpu {name!r}: unknown{nearest(name.lower(), cards)}. Known: {', '.join(cards)}.")
     entry = cards[name.lower()]
@@ -67,7 +87,7 @@ def like(name: str, memory_gib: float, tflops: float) -> Card:
 
     Bandwidth is that of the known card with the nearest rate: it decides little.
     """
-    cards = [card(key) for key in json.loads(_CARDS.read_text(encoding="utf-8"))]
+    cards = [card(key) for key in known()]
     nearest_card = min(cards, key=lambda each: abs(math.log(each.tflops[1] / tflops)))
     low, high = _REACHED
     source = f"{tflops:.0f} TFLOP/s measured here, of which training reaches {low:.0%} to {high:.0%} (as on an H200)"

@@ -10,14 +10,14 @@ from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
-from fast_ft.models.loaders.base import ALONE_ONLY
 from fast_ft.plan import cards, plans
 from fast_ft.plan.cost_model import CONTEXT_GIB, Training
 from fast_ft.plan.decode_pool import Answers
 from fast_ft.plan.micro_batches import share
 from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted
+from fast_ft.plan.ways import ways
 from fast_ft.recipe import policy_ntu_hw5
-from fast_ft.recipe.schema import Recipe, card_backend
+from fast_ft.recipe.schema import Recipe
 
 _MEAN_ANSWER = 250  #: tokens; answers end when they are done, long before max_new_tokens
 
@@ -103,11 +103,11 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
                 "longest_row": max(len(row.input_ids) for row in job.rows),
             }
         )
-    backend, why = backend_of(recipe, world_size)
+    card = cards.card(gpu) if gpu is not None else card_here()
+    (backend, *_), why = ways(recipe, card.capability if card is not None else None, world_size)
     content: dict[str, Any] = {"stages": stages}
     if world_size > 1:
         content["processes"] = {"world_size": world_size, "largest_share": largest_share(jobs, world_size), "note": why}
-    card = cards.card(gpu) if gpu is not None else card_here()
     if card is None:
         return content
     config = base_config(recipe)
@@ -126,6 +126,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
     content |= {
         "card": {"name": card.name, "tflops": list(card.tflops), "rates_from": card.source, "lacks": card.missing()},
         "plan": settled.to_json(),
+        "why": why,
         "projected_minutes": ends,
         "budget_minutes": budget,
         "answer_minutes": answer_minutes(recipe, prepared, settled.decode.slots, shape, card),
@@ -158,12 +159,6 @@ def answer_minutes(
         step = shape.linear_weights * (bytes_a_weight / (card.gb_per_s * 1e9) + 2 * slots / (rate * 1e12))
         ends.append(round(rows * tokens / slots * step / 60, 1))
     return ends
-
-
-def backend_of(recipe: Recipe, world_size: int) -> tuple[str, str]:
-    """Return the backend that trains the recipe on cards, and why it is another than the recipe's, or ""."""
-    name = card_backend(recipe.model, recipe.lora)
-    return ("peft", ALONE_ONLY) if world_size > 1 and name == "unsloth" else (name, "")
 
 
 def largest_share(jobs: Sequence[StageJob], world_size: int) -> float:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.folders import expanded
 from fast_ft.hub.families import LINEARS, TARGET_MODULES, context_length
-from fast_ft.recipe import effects, policy_ntu_hw5
+from fast_ft.recipe import effects, lora_kinds, policy_ntu_hw5
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Condition, Recipe
-from fast_ft.recipe.steps import epoch_steps, stage_steps
+from fast_ft.recipe.steps import epoch_steps, stage_steps, warmup_steps
 
 PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
 
@@ -32,7 +32,8 @@ class Problem(NamedTuple):
 def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
     """Return (errors, warnings): an error is a run that fails or does not do what the recipe says."""
     errors = [
-        *_selection(recipe), *_stages(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe), *_paths(recipe),
+        *_selection(recipe), *_stages(recipe), *_warmup(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe),
+        *_adapter(recipe), *_paths(recipe),
     ]  # fmt: skip
     return errors, list(_warnings(recipe))
 
@@ -75,10 +76,22 @@ def _stages(recipe: Recipe) -> Iterator[Problem]:
             before = stage.upto
 
 
+def _warmup(recipe: Recipe) -> Iterator[Problem]:
+    steps, ratio = recipe.train.warmup_steps, recipe.train.warmup_ratio
+    keys = ("train.warmup_ratio", "train.warmup_steps")
+    if steps is not None and ratio is not None:
+        text = f"train.warmup_ratio: {ratio:g} of all steps, but train.warmup_steps says {steps}: keep one of them, and"
+        yield Problem(f"{text} write null for the other", keys)
+    if steps is None and ratio is None:
+        yield Problem("train.warmup_steps: null, and no train.warmup_ratio; write 0 for no warm-up", keys[::-1])
+
+
 def _steps(recipe: Recipe) -> Iterator[Problem]:
     steps = stage_steps(recipe)
     train = recipe.train
     if steps is None:
+        return
+    if (train.warmup_steps is None) == (train.warmup_ratio is None):
         return
     depends_on = ("select.take", "data.max_train_rows", "train.num_train_epochs", "train.max_steps",
                 "train.effective_batch_size", "curriculum.stages", "curriculum.cumulative",
@@ -86,12 +99,13 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
     if train.lr_scheduler_type != "constant":
         one = recipe.curriculum.carry.schedule
         length = sum(steps) if one else min(steps)
-        if train.warmup_steps >= length:
+        key = "train.warmup_steps" if train.warmup_ratio is None else "train.warmup_ratio"
+        if (rising := warmup_steps(train, length)) >= length:
             text = (
-                f"train.warmup_steps: {train.warmup_steps} steps of warm-up, but {'the run' if one else 'a stage'} has "
-                f"at most {length}: the learning rate would not reach {train.learning_rate:g}; lower it or train longer"
+                f"{key}: {rising} steps of warm-up, but {'the run' if one else 'a stage'} has at most {length}: "
+                f"the learning rate would not reach {train.learning_rate:g}; lower it or train longer"
             )
-            yield Problem(text, ("train.warmup_steps", "train.lr_scheduler_type", *depends_on))
+            yield Problem(text, (key, "train.lr_scheduler_type", *depends_on))
 
 
 def _context(recipe: Recipe) -> Iterator[Problem]:
@@ -133,8 +147,23 @@ def _targets(names: tuple[str, ...]) -> Iterator[Problem]:
             hint = nearest(name, TARGET_MODULES)
             if name == "all-linear":
                 hint = "; write lora.target_modules: all-linear, without a list"
+            if name in ("lm_head", "embed_tokens"):
+                hint = f"; lora.modules_to_save=[{name}] trains it whole"
             text = f"lora.target_modules: {name!r} is not a layer that a LoRA can be put on{hint}; there are"
             yield Problem(f"{text} {', '.join(TARGET_MODULES)}", ("lora.target_modules",))
+
+
+def _adapter(recipe: Recipe) -> Iterator[Problem]:
+    """Find what the named way of training does not know of the LoRA, and an adapter to start from that is not there."""
+    model, lora = recipe.model, recipe.lora
+    if model.backend != "auto" and (kind := lora_kinds.unknown(model.backend, lora)):
+        text = f"model.backend: {model.backend} does not know {kind.name} ({kind.key}); write auto, which takes a way"
+        yield Problem(f"{text} that does, or peft", ("model.backend", kind.key))
+    if len(set(lora.modules_to_save)) < len(lora.modules_to_save):
+        yield Problem("lora.modules_to_save: a module is named twice", ("lora.modules_to_save",))
+    if model.adapter is not None and not (expanded(model.adapter) / "adapter_config.json").is_file():
+        text = f"model.adapter: {model.adapter!r} is no folder with an adapter_config.json; it takes a LoRA adapter in"
+        yield Problem(f"{text} PEFT's form, such as a run's adapter/", ("model.adapter",))
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:
@@ -166,9 +195,9 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 def _warnings(recipe: Recipe) -> Iterator[Problem]:
     select, stages, train = recipe.select, recipe.curriculum.stages, recipe.train
-    if recipe.lora.lora_dropout and recipe.model.backend != "peft":
-        text = "lora.lora_dropout: Unsloth's fused kernels need 0; with dropout it trains by slower ones"
-        yield Problem(text, ("lora.lora_dropout", "model.backend"))
+    if recipe.model.backend == "auto" and (kind := lora_kinds.unknown("fused", recipe.lora)):
+        text = f"{kind.key}: our own blocks do not know {kind.name}; Unsloth or PEFT trains it, more slowly"
+        yield Problem(text, (kind.key, "model.backend"))
     if not select.rank_by and select.method in ("middle", "stratified"):
         text = f"select.method: {select.method} of the file's order, since select.rank_by names no metric"
         yield Problem(text, ("select.method", "select.rank_by"))

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fast_ft.models import weight_layout
 from fast_ft.recipe import schema
+from fast_ft.recipe.steps import warmup_steps
 
 
 class FlatWeights:
@@ -65,7 +66,7 @@ def make_scheduler(
     shape = transformers.get_scheduler(
         section.lr_scheduler_type,
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0),
-        num_warmup_steps=min(section.warmup_steps, total),
+        num_warmup_steps=min(warmup_steps(section, total), total),
         num_training_steps=total,
     )
     factor = shape.lr_lambdas[0] if hasattr(shape, "lr_lambdas") else lambda _: 1.0

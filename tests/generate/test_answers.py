@@ -350,7 +350,7 @@ def test_unsloth_without_a_gpu_is_a_clear_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     model = schema.Model(name_or_path=str(POCKET))
-    with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*model\.backend=peft"):
+    with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*model\.backend=auto"):
         choose.make_loader(model, LORA, seed=1, name="unsloth")
     assert choose.make_loader(model, LORA, seed=1).name == "peft"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: Held while unsloth is imported, so that an import that fails is tried once, whichever thread asks.
+_importing = threading.Lock()
+
+
 def import_problem() -> str | None:
-    """Import unsloth; return why that cannot be, as "ErrorType: its first line", or None."""
+    """Import unsloth; return why that cannot be, as "ErrorType: its first line", or None. Waits for `begin_import`."""
+    with _importing:
+        return _import_problem()
+
+
+def begin_import() -> None:
+    """Import unsloth in a thread, which takes half a minute: meanwhile rows can be read and encoded."""
+    threading.Thread(target=import_problem, name="import unsloth").start()
+
+
+@functools.cache
+def _import_problem() -> str | None:
     try:
         import unsloth  # noqa: F401
     except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
