@@ -19,7 +19,7 @@ from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
 from fast_ft.pipeline import base_check
-from fast_ft.pipeline.set_up import model_config, settle_plan
+from fast_ft.pipeline.set_up import card_to_plan_for, model_config, settle_plan
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.plan.plans import RunPlan
 from fast_ft.recipe.schema import Recipe
@@ -55,7 +55,8 @@ def load(
     watch = watch or Stopwatch()
     with watch.during("loading"):  # libraries, too
         maker = maker or maker_of(folder, recipe)
-    plan = decode_plan(recipe, settle_plan(folder, recipe, prepared, maker.name))
+    card = card_to_plan_for(folder, recipe)
+    plan = decode_plan(recipe, settle_plan(folder, recipe, prepared, maker.name, card))
     with watch.during("loading"):
         compiled = _compile_ahead(recipe, prepared, plan, maker)
         with out_of_memory.explained("loading the base model", out_of_memory.LOADING):

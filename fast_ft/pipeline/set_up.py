@@ -5,26 +5,39 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from fast_ft.common import atomic_files, gpu, untrusted_files
+from fast_ft.common import atomic_files, environment, gpu, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
-from fast_ft.plan import planner, plans
+from fast_ft.plan import cards, planner, plans
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
 
 
-def settle_plan(
-    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int = 1
-) -> plans.RunPlan:
-    """Return this run's plan: the one in plan.json if there is one, else a new one, written there.
+def card_to_plan_for(folder: RunDir, recipe: Recipe) -> cards.Card | None:
+    """Return the card here, as a run without a plan is planned for; None on a CPU, and where there is a plan already.
 
     A budget.memory_gib of the recipe's binds this process from here on.
     """
+    if gpu.gpu() is None:
+        return None
+    environment.for_libraries()  # before the card is touched
     if recipe.budget.memory_gib != "auto":
         gpu.cap_gpu_gib(float(recipe.budget.memory_gib))
+    return None if folder.plan.is_file() else planner.card_here()
+
+
+def settle_plan(
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: PreparedData,
+    backend_name: str,
+    card: cards.Card | None,
+    world_size: int = 1,
+) -> plans.RunPlan:
+    """Return this run's plan: the one in plan.json if there is one, else a new one for `card`, written there."""
     if folder.plan.is_file():
         content = untrusted_files.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
         there = plans.RunPlan.from_json(content, folder.plan)
@@ -36,7 +49,7 @@ def settle_plan(
         prepared,
         model_config(recipe),
         backend=backend_name,
-        card=planner.card_here(),
+        card=card,
         world_size=world_size,
     )
     keep_plan(folder, settled)

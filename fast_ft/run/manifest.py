@@ -136,6 +136,7 @@ class Manifest(Part):
     model: BaseModelRecord | None = None
     tokens: TokenDigests = TokenDigests()
     plan: dict[str, Any] = {}
+    start_up: dict[str, Number] = {}  # seconds from the command to the last session's first step, by parts
     generated_with: dict[str, Any] = {}
     judged_with: dict[str, Any] = {}
     others: dict[str, dict[str, Any]] = {}

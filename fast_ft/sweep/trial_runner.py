@@ -106,7 +106,9 @@ class TrialRunner:
             loaded = self.kept.use(recipe).for_generation(folder.taste / "adapter")
             partial = folder.taste / "partial.jsonl"
             partial.unlink(missing_ok=True)
-            settled = set_up.settle_plan(folder, recipe, prepared, self.kept.name)
+            settled = set_up.settle_plan(
+                folder, recipe, prepared, self.kept.name, set_up.card_to_plan_for(folder, recipe)
+            )
             plan = decode_plan(recipe, settled)
             answering = answers.Task(recipe.seed, partial, title="answers so far")
             result = answers.generate(loaded, prepared.encoder, prompts, recipe.generate, plan, answering)

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: Unsloth's functions that a decoder layer runs through, with what of the layer each computes. Batching, the layout of
+#: attention (`_attend_row_by_row`), recomputed layers, CUDA graphs and the loss are ours.
+FUNCTIONS = {
+    "q, k, v with LoRA": "unsloth.kernels.fast_lora.apply_lora_qkv",
+    "o with LoRA": "unsloth.kernels.fast_lora.apply_lora_o",
+    "MLP with LoRA": "unsloth.kernels.fast_lora.apply_lora_mlp_swiglu",
+    "norms": "unsloth.kernels.rms_layernorm.fast_rms_layernorm",
+    "rope": "unsloth.kernels.rope_embedding.fast_rope_embedding",
+}
+
 #: Held while unsloth is imported, so that an import that fails is tried once, whichever thread asks.
 _importing = threading.Lock()
 
@@ -43,6 +53,36 @@ def _import_problem() -> str | None:
     except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     return None
+
+
+def not_through_unsloth(model: PeftModel) -> str | None:
+    """Return which parts of a model's layers do not run through Unsloth's functions, in a sentence, or None.
+
+    Unsloth leaves a part to PEFT where a layer of it has no LoRA, or has a bias.
+    """
+    layers = list(model.get_base_model().model.layers)
+    left: dict[str, int] = {}
+    for layer in layers:
+        runs = {
+            "q, k, v with LoRA": getattr(layer.self_attn, "apply_qkv", None),
+            "o with LoRA": getattr(layer.self_attn, "apply_o", None),
+            "MLP with LoRA": layer.mlp.forward,
+        }
+        for part, function in runs.items():
+            if name_of(function) != FUNCTIONS[part]:
+                left[part] = left.get(part, 0) + 1
+    if not left:
+        return None
+    counts = "; ".join(f"{part} of {count}" for part, count in left.items())
+    return f"of {len(layers)} layers, these run through PEFT and not through Unsloth's functions: {counts}"
+
+
+def name_of(function: Any) -> str:
+    """Return where a function was defined, as module.name; what a method or a partial call holds is looked at."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 
 class UnslothLoader(LoaderBase):
@@ -80,6 +120,8 @@ class UnslothLoader(LoaderBase):
         patches.replace(core, "_has_no_labels", False)  # else its forward takes labels' absence for inference
         # else it cuts a pass at max_length, whatever the rows' lengths
         patches.replace(core, "_unsloth_allow_packed_overlength", True)
+        if (left := not_through_unsloth(model)) and left not in self.notes:
+            self.notes.append(left)
         return model
 
     def for_generation(self, adapter: Path) -> LoadedModel:
