@@ -18,6 +18,7 @@ from fast_ft.hub import download, model_files
 from fast_ft.models.loaders import choose, unsloth
 from fast_ft.models.loaders.base import LoaderBase
 from fast_ft.plan.ways import Ways, ways
+from fast_ft.recipe import lora_kinds
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir, output_folder
 from fast_ft.train import checkpoints
@@ -63,7 +64,7 @@ def training_loader(folder: RunDir, recipe: Recipe, world_size: int) -> LoaderBa
     found: Ways = ways(recipe, gpu.capability(), world_size)
     maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=found.names)
     if found.why:
-        maker.notes.append(f"Trained through {maker.name}, since {found.why}.")
+        maker.notes.append(f"Trained through {lora_kinds.TITLES[maker.name]}: {found.why}.")
     if folder.plan.is_file() and folder.record().plan.get("backend", "") not in ("", maker.name):
         folder.plan.unlink()  # nothing was trained by it, and it counts another way's costs
     return maker

@@ -20,7 +20,7 @@ import torch
 from fast_ft.hub.families import LINEARS, ModelShape
 from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import dispatch
-from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
+from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer, base_of
 from fast_ft.models.packed_attention import PackedRows
 
 if TYPE_CHECKING:
@@ -188,14 +188,14 @@ def _obstacle(core: PreTrainedModel) -> str | None:
     for path in LINEARS:
         part, name = path.split(".")
         module = getattr(getattr(layer, part), name)
-        adapters = getattr(module, "active_adapters", [])
-        if list(adapters) != ["default"] or not hasattr(module, "lora_A"):
-            return f"{name} has no LoRA"
-        if type(module.lora_dropout["default"]).__name__ != "Identity":
-            return "the LoRA has dropout"
-        if module.use_dora.get("default") or module.lora_bias.get("default"):
-            return "the LoRA is of another kind"
-        weight = module.get_base_layer().weight
+        if hasattr(module, "lora_A"):
+            if list(module.active_adapters) != ["default"]:
+                return f"{name} has several adapters"
+            if type(module.lora_dropout["default"]).__name__ != "Identity":
+                return "the LoRA has dropout"
+            if module.use_dora.get("default") or module.lora_bias.get("default"):
+                return "the LoRA is of another kind"
+        weight = base_of(module).weight
         state = getattr(weight, "quant_state", None)
         if state is not None and not (weight.is_cuda and state.quant_type == "nf4" and state.blocksize == 64):
             return "the 4-bit weights are not NF4 in blocks of 64 on a card"

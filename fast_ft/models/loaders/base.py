@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Said where a recipe that means Unsloth is trained by several processes.
-ALONE_ONLY = "Unsloth trains in one process only: several train through our own blocks."
+ALONE_ONLY = "Unsloth trains in one process only, and several train through our own blocks"
 
 
 @dataclass

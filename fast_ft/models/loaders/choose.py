@@ -46,7 +46,7 @@ def make_loader(
     prepare_libraries()
     import torch
 
-    if not torch.cuda.is_available() and (name == "fused" or (name is None and model.backend == "auto")):
+    if not torch.cuda.is_available() and (name == "fused" or (name is ways is None and model.backend == "auto")):
         name = "peft"  # an adapter of our own blocks is PEFT's
     if name is not None:
         ways = (name,)
