@@ -89,6 +89,8 @@ def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
 def _base(theirs: Bundle, own: Mapping[str, str]) -> dict[str, Any]:
     """Return the recipe's keys of base model and tokenizer: our own, else what the zip names on the hub."""
     there, named = theirs.manifest.model, theirs.recipe.model
+    if named.adapter is not None:
+        raise InputError(f"the run started from the adapter {escaped(named.adapter)!r}, which no zip holds")
     found: dict[str, Any] = {"revision": (there.commit if there is not None else None) or named.revision}
     if "model.name_or_path" in own:
         found = {"name_or_path": own["model.name_or_path"], "revision": None}

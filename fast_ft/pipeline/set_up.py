@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from fast_ft.common import atomic_files, environment, gpu, untrusted_files
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import ModelShape
+from fast_ft.models import lora_files
 from fast_ft.plan import cards, planner, plans
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
+from fast_ft.train import checkpoints
 
 
 def card_to_plan_for(folder: RunDir, recipe: Recipe) -> cards.Card | None:
@@ -66,11 +70,34 @@ def check_model(recipe: Recipe) -> None:
     """Fetch the base model if need be; InputError where it is incomplete, of another kind, or against the rules."""
     config = model_config(recipe)
     ModelShape.from_config(config)
+    if "tie_word_embeddings" in config and ModelShape.from_config(config).tied and recipe.lora.modules_to_save:
+        raise InputError(
+            "lora.modules_to_save: this base has one matrix for its embeddings and its head, and neither can be "
+            "trained without the other: write []"
+        )
     tracker = recipe.train.report_to
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(f"train.report_to: {tracker} is not installed: `pip install {tracker}`, or write none")
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(config)):
         raise InputError("\n".join(broken))
+
+
+def adapter_to_start_from(folder: RunDir, recipe: Recipe) -> Path | None:
+    """Return the adapter's folder that training starts from, checked and noted in the manifest; None for a new one.
+
+    A run with a checkpoint goes on from that.
+
+    Raises:
+        InputError: there is no such adapter, or it is not what the recipe's `lora` describes.
+    """
+    if recipe.model.adapter is None or checkpoints.newest(folder.checkpoints) is not None:
+        return None
+    adapter = expanded(recipe.model.adapter)
+    base = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
+    lora_files.check_start(adapter, base, recipe.lora)
+    weights = atomic_files.sha256_file(adapter / "adapter_model.safetensors")
+    folder.update(starts_from={"adapter": str(adapter), "sha256": weights})
+    return adapter
 
 
 def model_config(recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fast_ft.pipeline import sanity_checks, way
 from fast_ft.pipeline.adapter_loading import collects_new_objects_only
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
-from fast_ft.pipeline.set_up import card_to_plan_for, check_model, keep_plan, settle_plan
+from fast_ft.pipeline.set_up import adapter_to_start_from, card_to_plan_for, check_model, keep_plan, settle_plan
 from fast_ft.pipeline.train_recorder import Recorder
 from fast_ft.plan import plans
 from fast_ft.plan.cards import Card
@@ -119,7 +119,7 @@ def _set_up(
     folder.update(model=fingerprint.model(recipe.model.name_or_path, recipe.model.revision))
     if recipe.train.deterministic:
         gpu.be_deterministic()
-    together = process_group.here()
+    together, start = process_group.here(), adapter_to_start_from(folder, recipe)
     with watch.during("plan"):  # while Unsloth is being imported
         card = card_to_plan_for(folder, recipe)
     with watch.during("libraries"):
@@ -136,7 +136,7 @@ def _set_up(
 
         together.share(Order(recipe, jobs, task.pad_id, plan.train, maker.name, stop_after).to_json())
     with watch.during("loading"), out_of_memory.explained("loading the base model", out_of_memory.LOADING):
-        loaded = maker.for_training()
+        loaded = maker.for_training(start)
     together.agree()
     found = [*changed, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
     for text in found:

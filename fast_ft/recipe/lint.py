@@ -154,16 +154,13 @@ def _targets(names: tuple[str, ...]) -> Iterator[Problem]:
 
 
 def _adapter(recipe: Recipe) -> Iterator[Problem]:
-    """Find what the named way of training does not know of the LoRA, and an adapter to start from that is not there."""
+    """Find what the way of training that the recipe names does not know of its LoRA."""
     model, lora = recipe.model, recipe.lora
     if model.backend != "auto" and (kind := lora_kinds.unknown(model.backend, lora)):
         text = f"model.backend: {model.backend} does not know {kind.name} ({kind.key}); write auto, which takes a way"
         yield Problem(f"{text} that does, or peft", ("model.backend", kind.key))
     if len(set(lora.modules_to_save)) < len(lora.modules_to_save):
         yield Problem("lora.modules_to_save: a module is named twice", ("lora.modules_to_save",))
-    if model.adapter is not None and not (expanded(model.adapter) / "adapter_config.json").is_file():
-        text = f"model.adapter: {model.adapter!r} is no folder with an adapter_config.json; it takes a LoRA adapter in"
-        yield Problem(f"{text} PEFT's form, such as a run's adapter/", ("model.adapter",))
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:

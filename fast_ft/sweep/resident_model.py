@@ -130,6 +130,7 @@ class ResidentLoader:
 
     def _renew_adapter(self, loaded: LoadedModel) -> None:
         """Take the adapter off the base and let the loader add another, as it does after loading."""
+        lora_files.put_whole_modules_back(loaded.model)
         base = loaded.model.unload()
         loaded.patches.undo()  # our blocks hold the adapter before
         loaded.model = self._loader.with_adapter(base, loaded.patches)

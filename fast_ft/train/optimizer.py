@@ -38,7 +38,7 @@ class FlatWeights:
 
 
 def make_optimizer(flat: FlatWeights, section: schema.Train) -> Optimizer:
-    """Return a new AdamW over the adapter's weights. LoRA's weights are all matrices, so all of them decay."""
+    """Return a new AdamW over the adapter's weights. All of them decay, as in Trainer: none is a bias or a norm."""
     weights = [flat.parameter]
     arguments: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     arguments |= {"betas": (0.9, 0.999), "eps": 1e-8}  # spelled out: libraries' defaults differ

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch
-from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense
+from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora
 
 #: (layer, q, k and v side by side, rope) -> what attention gives, TE. It also writes k and v to the cache.
 Attend = Callable[[int, Tensor, tuple[Tensor, Tensor]], Tensor]
@@ -43,14 +43,15 @@ class FusedModel:
         self.config = core.config
         _check_structure(core)
         self.embed, self.head = core.get_input_embeddings(), core.get_output_embeddings()
-        self.dtype, self.device = self.embed.weight.dtype, self.embed.weight.device
+        # an embedding or a head that a trainer still holds is in fp32
+        self.dtype, self.device = core.model.norm.weight.dtype, self.embed.weight.device
         self.norm, self.eps = core.model.norm.weight, self.config.rms_norm_eps
         self.head_dim = core.model.layers[0].self_attn.head_dim
         self.heads = self.config.num_attention_heads
         self.kv_heads = self.config.num_key_value_heads
         self._frequencies, self._rope_scale = _rope(self.config, self.head_dim, self.device)
         self.ops: Any = ops_torch
-        self.planes = self._is_nf4_on_gpu(core) and not dequantise
+        self.planes = self._is_nf4_on_gpu(core) and not dequantise and not has_dora(list(core.modules()))
         self._space: Tensor | None = None
         if self.planes:
             # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
@@ -63,7 +64,7 @@ class FusedModel:
         """Return the last hidden states, normalised, TE. With `planes`, attend's columns must be in plane order."""
         ops, eps = self.ops, self.eps
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
-        x_TE, delta = self.embed(ids_T), None
+        x_TE, delta = self.embed(ids_T).to(self.dtype), None
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
             hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes)
             mixed_TE = attend(index, qkv(hidden_TE, planes), cos_sin)
@@ -73,7 +74,7 @@ class FusedModel:
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Return fp32 logits, TV."""
-        return self.head(hidden_TE).float()
+        return self.head(hidden_TE.to(self.head.weight.dtype)).float()
 
     def _layer(self, layer: Any) -> tuple[Any, ...]:
         a, m = layer.self_attn, layer.mlp

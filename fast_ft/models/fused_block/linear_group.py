@@ -49,7 +49,7 @@ class LinearGroup:
             self._weights = lambda: whole_NE
 
     def lora(self) -> list[Tensor]:
-        """Return A and B of each layer: fp32 parameters (r, E) and (n, r); without LoRA r is 0, and neither is trained."""
+        """Return A and B of each layer: fp32 parameters (r, E) and (n, r); empty ones where it has no LoRA."""
         found: list[Tensor] = []
         for module, width in zip(self.modules, self.widths, strict=True):
             if hasattr(module, "lora_A"):

@@ -23,13 +23,12 @@ class PeftLoader(LoaderBase):
     name = "peft"
 
     def for_training(self, adapter: Path | None = None) -> LoadedModel:
-        """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
-        import peft
-
+        """Return the base model with a LoRA adapter to train: a new one, or one whose weights are those in a folder."""
         base, patches = self._base_model(), ModelPatches()
+        model = self.with_adapter(base, patches)
         if adapter is not None:
-            return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True), patches)
-        return self._loaded(self.with_adapter(base, patches), patches)
+            lora_files.load(model, adapter / "adapter_model.safetensors")
+        return self._loaded(model, patches)
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed."""
@@ -44,6 +43,9 @@ class PeftLoader(LoaderBase):
             lora_alpha=self.lora.lora_alpha,
             lora_dropout=self.lora.lora_dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
+            use_rslora=self.lora.use_rslora,
+            use_dora=self.lora.use_dora,
+            modules_to_save=list(self.lora.modules_to_save) or None,
             bias="none",
             task_type="CAUSAL_LM",
         )
@@ -111,13 +113,6 @@ class FusedLoader(PeftLoader):
         config = read_config(self.folder)
         like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
         return block.unknown(config) or block.check(like, ModelShape.from_config(config))
-
-    def for_training(self, adapter: Path | None = None) -> LoadedModel:
-        """Return the base model with a LoRA adapter to train through our blocks; `notes` say where PEFT's remain."""
-        loaded = super().for_training(adapter)
-        if adapter is not None:
-            self._install_blocks(loaded.model, loaded.patches)
-        return loaded
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed, and our blocks installed."""

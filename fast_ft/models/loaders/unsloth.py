@@ -112,6 +112,7 @@ class UnslothLoader(LoaderBase):
             lora_alpha=self.lora.lora_alpha,
             lora_dropout=self.lora.lora_dropout,
             target_modules=list(targets),
+            use_rslora=self.lora.use_rslora,
             bias="none",
             use_gradient_checkpointing=False,  # ours: models/activation_checkpointing.py
             random_state=self.seed,
