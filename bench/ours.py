@@ -24,6 +24,9 @@ from fast_ft.recipe.schema import Recipe, Train
 from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask
 
+#: Ways that are fast_ft, and the overrides that each puts over the recipe: Unsloth's layers run in the same passes.
+WAYS: dict[str, tuple[str, ...]] = {"fast_ft": (), "fast_ft-unsloth": ("model.backend=unsloth",)}
+
 
 class InFileOrder(PreparedData):
     """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
@@ -46,7 +49,7 @@ def prepared_rows(recipe: Recipe) -> InFileOrder:
 
 def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; return plan and predictions. See bench.way for what a job holds."""
-    recipe = loader.load_recipe(job["recipe"], job["overrides"])
+    recipe = loader.load_recipe(job["recipe"], [*job["overrides"], *WAYS[job["way"]]])
     prepared = prepared_rows(recipe)
     maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=ways(recipe, gpu.capability()).names)
     import peft  # noqa: F401  # with Unsloth all three are there by now

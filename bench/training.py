@@ -29,7 +29,7 @@ from fast_ft.recipe.schema import Recipe
 from fast_ft.run import provenance
 from fast_ft.run.folder import now
 
-WAYS = ("fast_ft", *PEERS)
+WAYS = (*ours.WAYS, *PEERS)
 JUDGED = ("fast_ft", "unsloth-notebook", "unsloth-budget", "trl-peft")
 
 
@@ -236,7 +236,7 @@ def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]
 
 def part_key(settings: dict[str, Any], way: str, where: Setup) -> str:
     """The digest of what a part depends on: kept while it is the same."""
-    program = provenance.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
+    program = provenance.describe()["program"] if way in ours.WAYS else repr(PEERS[way])
     text = json.dumps([settings, way, vars(where), program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
