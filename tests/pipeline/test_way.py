@@ -55,7 +55,7 @@ def test_what_is_not_installed_is_named(
     t4(tmp_path, monkeypatch)
     path = recipe_file({"model.backend": "unsloth"})
     recipe = load_recipe(path)
-    with pytest.raises(InputError, match=r"Unsloth is not installed; .*requirements\.txt.*Use model\.backend=auto"):
+    with pytest.raises(InputError, match=r"Unsloth is not installed; .*requirements-gpu\.txt.*Use model\.backend=auto"):
         way.begin(recipe, path)
     assert not (tmp_path / "runs").exists()
 

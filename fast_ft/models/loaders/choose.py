@@ -74,7 +74,7 @@ def refuse_absent(backend: str) -> None:
     if gpu.gpu() is None:
         raise Unavailable(backend, "it needs an NVIDIA GPU, and nvidia-smi shows none that this process may use")
     if backend == "unsloth" and importlib.util.find_spec("unsloth") is None:
-        raise Unavailable(backend, "Unsloth is not installed; `pip install -r requirements.txt` installs it")
+        raise Unavailable(backend, "Unsloth is not installed; requirements-gpu.txt, or fast_ft[gpu], brings it")
 
 
 def prepare_libraries() -> None:
@@ -93,7 +93,7 @@ def _loader(way: str, model: schema.Model, lora: schema.Lora, seed: int, *, answ
         return "it needs an NVIDIA GPU, and torch sees none; check the driver with nvidia-smi"
     if way == "unsloth":
         if reason := unsloth.import_problem():
-            return f"it does not import ({reason}); install the versions in requirements.txt"
+            return f"it does not import ({reason}); requirements-gpu.txt has the versions that do"
         return UnslothLoader(model, lora, seed)
     fused = FusedLoader(model, lora, seed)
     return fused if answers else fused.problem() or fused
