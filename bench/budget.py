@@ -121,10 +121,10 @@ def project(recipe: Recipe, prepared: PreparedData, calibration: dict[str, Any])
     The slow end is widened by the error on the held-out run.
     """
     card = cards.card("t4")
-    config = planner.base_config(recipe)
-    shape = ModelShape.from_config(config)
+    family = planner.base_family(recipe)
+    shape = family.shape
     backend = card_backend(recipe.model, recipe.lora)
-    settled = planner.settle(recipe, prepared, config, backend=backend, card=card)
+    settled = planner.settle(recipe, prepared, family, backend=backend, card=card)
     work, steps = planner.training(recipe, prepared, backend=backend), planner.step_lengths(recipe, prepared)
 
     def _minutes(tflops: float) -> float:

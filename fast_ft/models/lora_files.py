@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.hub.families import LINEARS, ModelShape, read_config
-from fast_ft.models import lora_config, tensor_file
+from fast_ft.hub.families import FamilySpec
+from fast_ft.models import base_layers, lora_config, tensor_file
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,11 +78,11 @@ def check(adapter: Path, base: Path) -> None:
         raise InputError(
             f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
         )
-    config = read_config(base)
+    layers = base_layers.linear_layers(base, FamilySpec.of(base))
     lora_config.check(adapter)
     settings = untrusted_files.json_object(adapter / "adapter_config.json")
     shapes = _shapes(path)
-    expected = _expected(ModelShape.from_config(config), settings["r"], settings["target_modules"])
+    expected = _expected(layers, settings["r"], settings["target_modules"])
     if wrong := sorted(name for name in {**expected, **shapes} if expected.get(name) != shapes.get(name)):
         found, wanted = (list(each[wrong[0]]) if wrong[0] in each else "absent" for each in (shapes, expected))
         raise InputError(
@@ -113,16 +113,11 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _expected(shape: ModelShape, r: int, targets: list[str]) -> dict[str, tuple[int, int]]:
+def _expected(layers: dict[str, tuple[int, int]], r: int, targets: list[str]) -> dict[str, tuple[int, int]]:
     """Return {tensor: (rows, columns)} of a LoRA on the layers whose names are, or end in, one of `targets`."""
-    linears = dict(zip(LINEARS, shape.linear_shapes, strict=True))
-    modules = {
-        f"model.layers.{i}.{name}": size for i in range(shape.num_hidden_layers) for name, size in linears.items()
-    }
-    modules["lm_head"] = (shape.hidden_size, shape.vocab_size)
     found = {}
-    for module, (inward, outward) in modules.items():
-        if any(module == target or module.endswith(f".{target}") for target in targets):
-            found[f"base_model.model.{module}.lora_A.weight"] = (r, inward)
-            found[f"base_model.model.{module}.lora_B.weight"] = (outward, r)
+    for layer, (inward, outward) in layers.items():
+        if any(base_layers.is_named(layer, target) for target in targets):
+            found[f"base_model.model.{layer}.lora_A.weight"] = (r, inward)
+            found[f"base_model.model.{layer}.lora_B.weight"] = (outward, r)
     return found

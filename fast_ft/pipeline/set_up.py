@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
 
 from fast_ft.common import atomic_files, gpu, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import PreparedData
-from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
-from fast_ft.plan import planner, plans
+from fast_ft.hub import download, families
+from fast_ft.hub.families import FamilySpec
+from fast_ft.models import base_layers
+from fast_ft.plan import base_fits, planner, plans
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -34,7 +34,7 @@ def settle_plan(
     settled = planner.settle(
         recipe,
         prepared,
-        model_config(recipe),
+        base_family(recipe),
         backend=backend_name,
         card=planner.card_here(),
         world_size=world_size,
@@ -49,17 +49,31 @@ def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:
     folder.update(plan=settled.to_json())
 
 
-def check_model(recipe: Recipe) -> None:
-    """Fetch the base model if need be; InputError where it is incomplete, of another kind, or against the rules."""
-    config = model_config(recipe)
-    ModelShape.from_config(config)
+def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers: bool = True) -> None:
+    """Fetch the base model if need be, its configuration first, and check it before its weights are fetched.
+
+    Raises:
+        InputError: the base is incomplete, unsupported or against the rules, or rows or prompts do not fit it.
+    """
+    name, revision = recipe.model.name_or_path, recipe.model.revision
+    folder = download.model_folder(name, revision, weights=False)
+    family = FamilySpec.of(folder)
+    base_fits.check(family, recipe, prepared, answers=answers)
     tracker = recipe.train.report_to
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(f"train.report_to: {tracker} is not installed: `pip install {tracker}`, or write none")
-    if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(config)):
+    if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(families.read_config(folder))):
         raise InputError("\n".join(broken))
+    base_layers.check(folder, family, recipe.lora)
+    download.model_folder(name, revision)
 
 
-def model_config(recipe: Recipe) -> dict[str, Any]:
-    """Return config.json's content of the base model."""
-    return download.model_config(recipe.model.name_or_path, recipe.model.revision)
+def check_prompts(recipe: Recipe, prepared: PreparedData) -> None:
+    """Raise InputError where a prompt and its longest answer do not fit the base's context. No weights are fetched."""
+    name, revision = recipe.model.name_or_path, recipe.model.revision
+    base_fits.check(download.family(name, revision, weights=False), recipe, prepared)
+
+
+def base_family(recipe: Recipe) -> FamilySpec:
+    """Return what the base model's configuration says."""
+    return download.family(recipe.model.name_or_path, recipe.model.revision)

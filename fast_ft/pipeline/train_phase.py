@@ -67,7 +67,7 @@ def train_phase(
         InputError: The model cannot be loaded or does not fit; or bad numbers ended the training, which leaves an
             adapter where it has had good steps.
     """
-    check_model(recipe)
+    check_model(recipe, prepared, answers=False)
     started = clock()
     setup = _set_up(folder, recipe, prepared, stop_after, maker)
     session, lines = _fit(setup, clock, started)

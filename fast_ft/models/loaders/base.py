@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fast_ft.common import out_of_memory
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
+from fast_ft.hub.families import FamilySpec
 from fast_ft.models.patches import ModelPatches
 from fast_ft.recipe import schema
 
@@ -28,6 +29,7 @@ class LoadedModel:
     `model` is a PeftModel; `tokenizer` is transformers' own, for whoever loads the adapter later (our own token ids
     come from data/encoding.py). `backend` is the loader's name, `dtype` what the base computes in. `notes` are
     sentences for the manifest. Whoever replaces a forward or hangs a hook on the model does so through `patches`.
+    `general` says why the model goes the general way (hub/families.py); None: our passes and our decoding take it.
     """
 
     model: Any  # a PeftModel, until `free`
@@ -37,6 +39,7 @@ class LoadedModel:
     dtype: str
     notes: list[str] = field(default_factory=list)
     patches: ModelPatches = field(default_factory=ModelPatches)
+    general: str | None = None
 
     def free(self) -> None:
         """Give the model's memory back, so that the next one fits where this one was."""
@@ -71,6 +74,7 @@ class LoaderBase(ABC):
         self.dtype = _dtype(model.dtype, self.device)
         self.notes: list[str] = []
         self.folder = download.model_folder(model.name_or_path, model.revision)
+        self.family = FamilySpec.of(self.folder)
 
     @abstractmethod
     def for_training(self, adapter: Path | None = None) -> LoadedModel:
@@ -96,7 +100,9 @@ class LoaderBase(ABC):
             others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
             tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
         changes = patches or ModelPatches()
-        return LoadedModel(model, tokenizer, self.name, self.device, self.dtype, self.notes, changes)
+        return LoadedModel(
+            model, tokenizer, self.name, self.device, self.dtype, self.notes, changes, self.family.general
+        )
 
 
 def _dtype(wanted: str, device: str) -> str:

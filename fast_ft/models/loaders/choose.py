@@ -13,6 +13,7 @@ import logging
 
 from fast_ft.common import environment
 from fast_ft.common.errors import InputError
+from fast_ft.hub import download
 from fast_ft.models.loaders import unsloth
 from fast_ft.models.loaders.base import ALONE_ONLY, LoaderBase
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
@@ -34,6 +35,11 @@ def make_loader(
     _prepare_libraries()
     arguments = (model, lora, seed)
     wanted = name or model.backend
+    family = download.family(model.name_or_path, model.revision)
+    if family.general is not None and wanted in ("fused", "unsloth") and name is None:
+        raise InputError(f"model.backend: {wanted!r} cannot train this: {family.general}. Use model.backend=auto.")
+    if family.general is not None:
+        return PeftLoader(*arguments)
     if wanted == "peft":
         return PeftLoader(*arguments)
     import torch

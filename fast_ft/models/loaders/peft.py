@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
-from fast_ft.hub.families import ModelShape, read_config
-from fast_ft.models import lora_files
+from fast_ft.common.errors import InputError
+from fast_ft.models import lora_files, own_pass
 from fast_ft.models.loaders.base import LoadedModel, LoaderBase
 from fast_ft.models.patches import ModelPatches
 
@@ -24,12 +25,31 @@ class PeftLoader(LoaderBase):
 
     def for_training(self, adapter: Path | None = None) -> LoadedModel:
         """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
+        base, patches = self._base_model(), ModelPatches()
+        made = self.with_adapter(base, patches) if adapter is None else self._with_saved(base, adapter, patches)
+        return self._checked(made, patches)
+
+    def _with_saved(self, base: PreTrainedModel, adapter: Path, patches: ModelPatches) -> PeftModel:
+        """Return the base with the adapter in a folder, to be trained on."""
         import peft
 
-        base, patches = self._base_model(), ModelPatches()
-        if adapter is not None:
-            return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True), patches)
-        return self._loaded(self.with_adapter(base, patches), patches)
+        return peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+
+    def _checked(self, model: PeftModel, patches: ModelPatches) -> LoadedModel:
+        """Return the model, sent the general way where config.json says so, or where our pass gives other numbers.
+
+        Raises:
+            InputError: the numbers differ, and the recipe names a backend that is ours.
+        """
+        loaded = self._loaded(model, patches)
+        if self.family.way is not None:
+            self.notes.append(self.family.way)
+        elif problem := own_pass.difference(model, self.dtype):
+            if self.section.backend == "fused":
+                raise InputError(f"model.backend: 'fused' cannot train this: {problem}. Use model.backend=auto.")
+            loaded.general = problem
+            self.notes.append(replace(self.family, general=problem).way or "")
+        return loaded
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed."""
@@ -72,6 +92,8 @@ class PeftLoader(LoaderBase):
         config = transformers.AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
         quantised = getattr(config, "quantization_config", None) is not None
         dtype = getattr(torch, self.dtype)
+        # of other families transformers chooses, but for one of the functions that do not know scores that are capped
+        attention = "sdpa" if self.family.general is None else "eager" if self.family.softcap else None
         extra: dict[str, Any] = {}
         if self.section.load_in_4bit and not quantised:
             extra["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -85,7 +107,7 @@ class PeftLoader(LoaderBase):
             config=config,
             dtype=dtype,
             device_map={"": self.device},
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -108,16 +130,14 @@ class FusedLoader(PeftLoader):
 
         from fast_ft.models.fused_block import block  # loads torch
 
-        config = read_config(self.folder)
         like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
-        return block.unknown(config) or block.check(like, ModelShape.from_config(config))
+        return block.unknown(self.family) or block.check(like, self.family.shape)
 
-    def for_training(self, adapter: Path | None = None) -> LoadedModel:
-        """Return the base model with a LoRA adapter to train through our blocks; `notes` say where PEFT's remain."""
-        loaded = super().for_training(adapter)
-        if adapter is not None:
-            self._install_blocks(loaded.model, loaded.patches)
-        return loaded
+    def _with_saved(self, base: PreTrainedModel, adapter: Path, patches: ModelPatches) -> PeftModel:
+        """Return the base with the adapter in a folder, and our blocks installed; `notes` say where PEFT's remain."""
+        model = super()._with_saved(base, adapter, patches)
+        self._install_blocks(model, patches)
+        return model
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed, and our blocks installed."""
