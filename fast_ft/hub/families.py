@@ -61,10 +61,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return untrusted_files.json_object(folder / "config.json", remedy="Copy or download the model again.")
 
 
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """Return generation_config.json's content, {} where there is none. Raises InputError where it is garbled."""
-    path = folder / "generation_config.json"
-    return untrusted_files.json_object(path, remedy="Copy or download the model again.") if path.is_file() else {}
+def end_token_ids(folder: Path) -> list[int]:
+    """Return the ids that end an answer by generation_config.json, or by config.json where that says nothing."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            given = untrusted_files.json_object(folder / name).get("eos_token_id")
+            ids = given if isinstance(given, list) else [given]
+            if found := [each for each in ids if isinstance(each, int) and not isinstance(each, bool)]:
+                return found
+    return []
+
+
+def has_llamas_layers(name_or_path: str) -> bool | None:
+    """Return whether a model in a folder has Llama's linear layers, by their names; None: there is no such folder."""
+    try:
+        return FamilySpec.from_config(read_config(Path(name_or_path).expanduser())).general is None
+    except (InputError, OSError, RuntimeError):
+        return None
 
 
 def context_length(name_or_path: str) -> int | None:
@@ -82,8 +95,7 @@ class FamilySpec:
     `general` says in a few words why the model goes the general way; None: blocks and decoding of ours take it.
     `windows` has for each layer the most tokens that one token attends to, itself included; None: all before it.
     `alone_beyond`: longer rows share no batch with others, since a batch's longest row turns all of its rows' ropes.
-    `softcap`: attention scores are capped, which torch's own attention function does not know. `end_ids` are the
-    tokens that end an answer by either file.
+    `softcap`: attention scores are capped, which torch's own attention function does not know.
     """
 
     model_type: str
@@ -97,16 +109,15 @@ class FamilySpec:
     quantised: bool = False
     softcap: bool = False
     alone_beyond: int | None = None
-    end_ids: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, folder: Path) -> FamilySpec:
         """Return what a model's folder says. Raises InputError as `from_config` does, and for a garbled file."""
-        return cls.from_config(read_config(folder), read_generation_config(folder))
+        return cls.from_config(read_config(folder))
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], generation: dict[str, Any] | None = None) -> FamilySpec:
-        """Return what the two files' contents say.
+    def from_config(cls, config: dict[str, Any]) -> FamilySpec:
+        """Return what config.json's content says.
 
         Raises InputError for a model that neither way takes, and for a value of a wrong kind.
         """
@@ -128,7 +139,6 @@ class FamilySpec:
             quantised=bool(config.get("quantization_config")),
             softcap=bool(config.get("attn_logit_softcapping")),
             alone_beyond=(rope_original or 0) if moving else None,
-            end_ids=_end_ids(config, generation or {}),
         )
 
     @property
@@ -225,11 +235,3 @@ def _number(config: dict[str, Any], key: str, default: float) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InputError(f"the base model's config.json has {key} {escaped(str(value))}; a number was expected")
     return float(value)
-
-
-def _end_ids(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
-    found: list[int] = []
-    for content in (config, generation):
-        ids = content.get("eos_token_id")
-        found += [each for each in (ids if isinstance(ids, list) else [ids]) if isinstance(each, int)]
-    return tuple(dict.fromkeys(found))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fast_ft.common import out_of_memory
+from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
 from fast_ft.hub.families import FamilySpec
@@ -16,7 +16,7 @@ from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Said where a recipe that means Unsloth is trained by several processes.
 ALONE_ONLY = "Unsloth trains in one process only: several train through PEFT, more slowly each."
@@ -89,13 +89,8 @@ class LoaderBase(ABC):
         """Return a fresh base model with the adapter in a folder, ready to answer."""
 
     def _loaded(self, model: PeftModel, patches: ModelPatches | None = None) -> LoadedModel:
-        import transformers
-
         source = self.section.tokenizer or self.section.name_or_path
-        folder = download.tokenizer_folder(source, self.section.revision)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=False, local_files_only=True, padding_side="right"
-        )
+        tokenizer = _tokenizer(download.tokenizer_folder(source, self.section.revision))
         if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
             others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
             tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
@@ -103,6 +98,21 @@ class LoaderBase(ABC):
         return LoadedModel(
             model, tokenizer, self.name, self.device, self.dtype, self.notes, changes, self.family.general
         )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return transformers' tokenizer of a folder.
+
+    AutoTokenizer goes by the model_type of some families, whatever the folder's files say; where these ask for the
+    plain tokenizer over tokenizer.json, it is that.
+    """
+    import transformers
+
+    path = folder / "tokenizer_config.json"
+    named = untrusted_files.json_object(path).get("tokenizer_class") if path.is_file() else None
+    plain = named in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
+    kind: Any = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    return kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, padding_side="right")
 
 
 def _dtype(wanted: str, device: str) -> str:
