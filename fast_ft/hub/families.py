@@ -124,9 +124,8 @@ class FamilySpec:
         kind = str(config.get("model_type", "llama"))
         _refuse_others(config, kind)
         shape = ModelShape.from_config(config)
-        rope, rope_original = _rope(config)
+        rope, alone_beyond = _rope(config)
         windows = _windows(config, kind, shape.num_hidden_layers)
-        moving = rope not in STEADY_ROPE
         return cls(
             model_type=kind,
             shape=shape,
@@ -138,7 +137,7 @@ class FamilySpec:
             qk_norms=kind == "qwen3",
             quantised=bool(config.get("quantization_config")),
             softcap=bool(config.get("attn_logit_softcapping")),
-            alone_beyond=(rope_original or 0) if moving else None,
+            alone_beyond=alone_beyond,
         )
 
     @property
@@ -185,20 +184,23 @@ def _why_general(config: dict[str, Any], kind: str, rope: str) -> str | None:
 
 
 def _rope(config: dict[str, Any]) -> tuple[str, int | None]:
-    """Return the kind of rope, and the context that the model was first trained with where the kind knows it.
+    """Return the kind of rope, and the length beyond which a row's rope moves with it (None: it never does).
 
     A rope that turns a part of each head only, or that differs between layers, is a kind of its own here.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise InputError("the base model's config.json has a rope that is no object: get it from its publisher")
-    if any(isinstance(value, dict) for value in rope.values()):
-        return "different in each kind of layer", None
+    parts = [part for part in rope.values() if isinstance(part, dict)] or [rope]
+    kinds = [str(part.get("rope_type") or part.get("type") or "default") for part in parts]
+    firsts = [each.get("original_max_position_embeddings") for each in (*parts, config)]
+    known = [first for first in firsts if isinstance(first, int) and "dynamic" not in kinds]
+    beyond = min(known, default=0) if {"dynamic", "longrope"} & {*kinds} else None
+    if parts != [rope]:
+        return "different in each kind of layer", beyond
     if any(part.get("partial_rotary_factor", 1) != 1 for part in (config, rope)):
-        return "of a part of each head", None
-    kind = str(rope.get("rope_type") or rope.get("type") or "default")
-    original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-    return kind, original if isinstance(original, int) else None
+        return "of a part of each head", beyond
+    return kinds[0], beyond
 
 
 def _windows(config: dict[str, Any], kind: str, layers: int) -> tuple[int | None, ...]:
