@@ -127,10 +127,9 @@ def project(recipe: Recipe, prepared: PreparedData, calibration: dict[str, Any])
     The slow end is widened by the error on the held-out run.
     """
     card = cards.card("t4")
-    config = planner.base_config(recipe)
-    shape = ModelShape.from_config(config)
-    backend = _backend(recipe)
-    settled = planner.settle(recipe, prepared, config, backend=backend, card=card)
+    family = planner.base_family(recipe)
+    shape, backend = family.shape, _backend(recipe)
+    settled = planner.settle(recipe, prepared, family, backend=backend, card=card)
     work, steps = planner.training(recipe, prepared, backend=backend), planner.step_lengths(recipe, prepared)
 
     def _minutes(tflops: float) -> float:

@@ -13,7 +13,7 @@ from fast_ft.common import gpu
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
+from fast_ft.hub.families import FamilySpec
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.plan import cards, planner, plans
@@ -60,7 +60,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     limits.begin()
     with limits.stream():
         card = planner.card_here()
-    settled = planner.settle(recipe, prepared, model_config(recipe), backend=maker.name, card=card)
+    settled = planner.settle(recipe, prepared, family(recipe), backend=maker.name, card=card)
     loaded = maker.for_training()
     if job["adapter"]:
         lora_files.load(loaded.model, Path(job["adapter"]))
@@ -91,16 +91,16 @@ def predicted(
     """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
     if card is None:
         return {"peak_gib": None, "step_seconds": None}
-    shape = ModelShape.from_config(model_config(recipe))
+    shape = family(recipe).shape
     work = planner.training(recipe, prepared, backend=backend_name)
     steps = planner.step_lengths(recipe, prepared)
     seconds = [round(plans.step_seconds(shape, work, settled.train, step, card.expected), 5) for step in steps]
     return {"peak_gib": settled.train.train_gib, "step_seconds": seconds}
 
 
-def model_config(recipe: Recipe) -> dict[str, Any]:
-    """Return config.json's content of the base model."""
-    return download.model_config(recipe.model.name_or_path, recipe.model.revision)
+def family(recipe: Recipe) -> FamilySpec:
+    """Return what the base model's configuration says."""
+    return download.family(recipe.model.name_or_path, recipe.model.revision)
 
 
 def _task(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:

@@ -102,6 +102,8 @@ def print_plan(content: dict[str, Any]) -> None:
     for entry in stages:
         table.add_row(*(_cell(value) for value in entry.values()))
     console.print(table)
+    if "way" in content:
+        console.print(content["way"], markup=False)
     if "processes" in content:
         given = content["processes"]
         count, largest = given["world_size"], given["largest_share"]

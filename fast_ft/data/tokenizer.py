@@ -83,8 +83,8 @@ class _SentencePiece:
         return self._model.encode(list(texts))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, control tokens left out."""
-        return self._model.decode([i for i in ids if not self._model.is_control(i)])
+        """Return the text of ids; control tokens are left out, and ids above the pieces, which a model may have."""
+        return self._model.decode([i for i in ids if i < len(self._model) and not self._model.is_control(i)])
 
     def token_id(self, token: str) -> int | None:
         """Return the id of one token, or None."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
+from fast_ft.hub import families
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 #: The largest numbers that a config.json may hold: far over any model that one GPU trains, far under what harms.
@@ -41,13 +42,8 @@ def check_config(folder: Path) -> None:
         if (folder / "adapter_config.json").is_file():
             raise InputError(f"{folder} is an adapter, not a base model: give the model that it was trained on")
         raise InputError(f"{folder} has no config.json, so it is no model folder in transformers' layout")
-    try:
-        content = json.loads(untrusted_files.text(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is garbled ({error}): copy or download the model again") from None
-    if not isinstance(content, dict) or "model_type" not in content:
+    content = families.read_config(folder)
+    if "model_type" not in content:
         raise InputError(f"{path} has no model_type, so it describes no model: copy or download the model again")
     for key, most in MOST.items():
         value = content.get(key)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.hub.families import LINEARS, TARGET_MODULES, ModelShape, read_config
-from fast_ft.models import lora_config, tensor_file
+from fast_ft.hub.families import FamilySpec
+from fast_ft.models import base_layers, lora_config, tensor_file
 from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
@@ -52,11 +52,10 @@ def load(model: PeftModel, path: Path) -> None:
 def put_whole_modules_back(model: PeftModel) -> None:
     """Give a model its own embeddings and head again where an adapter trained copies of them, which PEFT would keep."""
     core = model.get_base_model()
-    for path in lora_config.WHOLE.values():
+    trained = [(path, module) for path, module in core.named_modules() if hasattr(module, "modules_to_save")]
+    for path, module in trained:
         above, _, name = path.rpartition(".")
-        module = core.get_submodule(path)
-        if hasattr(module, "modules_to_save"):
-            setattr(core.get_submodule(above), name, module.original_module)
+        setattr(core.get_submodule(above), name, module.original_module)
 
 
 def save(model: PeftModel, folder: Path, base_name: str, card: str) -> None:
@@ -90,11 +89,11 @@ def check(adapter: Path, base: Path) -> None:
         raise InputError(
             f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
         )
-    config = read_config(base)
+    layers = base_layers.linear_layers(base, FamilySpec.of(base))
     lora_config.check(adapter)
     settings = untrusted_files.json_object(adapter / "adapter_config.json")
     shapes = _shapes(path)
-    expected = _expected(ModelShape.from_config(config), settings)
+    expected = _expected(layers, FamilySpec.of(base), settings)
     if wrong := sorted(name for name in {**expected, **shapes} if expected.get(name) != shapes.get(name)):
         found, wanted = (list(each[wrong[0]]) if wrong[0] in each else "absent" for each in (shapes, expected))
         raise InputError(
@@ -118,12 +117,15 @@ def check_start(adapter: Path, base: Path, lora: schema.Lora) -> None:
     wanted = {name: there.get(name) or getattr(schema.Lora(), name) for name in _SHARED}
     wanted["modules_to_save"] = sorted(there.get("modules_to_save") or [])
     targets = {name.rpartition(".")[2] for name in there["target_modules"]}
-    is_all = targets == set(TARGET_MODULES)
+    all_linear = {name.rpartition(".")[2] for name in base_layers.linear_layers(base, FamilySpec.of(base))} - {
+        "lm_head"
+    }
+    is_all = targets == all_linear
     wanted["target_modules"] = "all-linear" if is_all else sorted(there["target_modules"])
     asked = lora.model_dump(include={*wanted})
     for name in ("modules_to_save", "target_modules"):
         asked[name] = asked[name] if isinstance(asked[name], str) else sorted(asked[name])
-    if is_all and set(lora.target_modules) == set(TARGET_MODULES):
+    if is_all and set(lora.target_modules) == all_linear:
         asked["target_modules"] = "all-linear"
     if odd := [name for name in wanted if wanted[name] != asked[name]]:
         values = " ".join(f"lora.{name}={_as_override(wanted[name])}" for name in odd)
@@ -163,24 +165,22 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _expected(shape: ModelShape, settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _expected(
+    layers: dict[str, tuple[int, int]], family: FamilySpec, settings: dict[str, Any]
+) -> dict[str, tuple[int, ...]]:
     """Return {tensor: shape} of an adapter by its adapter_config.json's content.
 
     A LoRA is on the layers whose names are, or end in, one of the target modules.
     """
-    linears = dict(zip(LINEARS, shape.linear_shapes, strict=True))
-    modules = {
-        f"model.layers.{i}.{name}": size for i in range(shape.num_hidden_layers) for name, size in linears.items()
-    }
-    modules["lm_head"] = (shape.hidden_size, shape.vocab_size)
     found: dict[str, tuple[int, ...]] = {}
     r, targets = settings["r"], settings["target_modules"]
     for name in settings.get("modules_to_save") or []:
-        found[f"base_model.model.{lora_config.WHOLE[name]}.weight"] = (shape.vocab_size, shape.hidden_size)
-    for module, (inward, outward) in modules.items():
-        if any(module == target or module.endswith(f".{target}") for target in targets):
-            found[f"base_model.model.{module}.lora_A.weight"] = (r, inward)
-            found[f"base_model.model.{module}.lora_B.weight"] = (outward, r)
+        size = (family.shape.vocab_size, family.shape.hidden_size)
+        found[f"base_model.model.{lora_config.WHOLE[name]}.weight"] = size
+    for layer, (inward, outward) in layers.items():
+        if any(base_layers.is_named(layer, target) for target in targets):
+            found[f"base_model.model.{layer}.lora_A.weight"] = (r, inward)
+            found[f"base_model.model.{layer}.lora_B.weight"] = (outward, r)
             if settings.get("use_dora"):
-                found[f"base_model.model.{module}.lora_magnitude_vector"] = (outward,)
+                found[f"base_model.model.{layer}.lora_magnitude_vector"] = (outward,)
     return found

@@ -18,6 +18,7 @@ from fast_ft.generate.answers import Generation, Task
 from fast_ft.models.loaders.base import Loader
 from fast_ft.pipeline import sanity_checks
 from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
+from fast_ft.pipeline.set_up import check_prompts
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -131,6 +132,7 @@ def _answer(
     started: float,
 ) -> Answered:
     """Make the adapter's answers and the base model's. Only partial files are written."""
+    check_prompts(recipe, prepared)
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()

@@ -11,6 +11,7 @@ from fast_ft.data.prepare import prepare
 from fast_ft.pipeline import judge_phase, way
 from fast_ft.pipeline.generate_phase import generate_phase, missed
 from fast_ft.pipeline.opening import opened
+from fast_ft.pipeline.set_up import check_prompts
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report import write
@@ -37,6 +38,8 @@ def run(
     judged = answered and recipe.judge.kind != "none"
     with opened(recipe, recipe_path, prepared, judged=until == "pred", force_resume=force_resume) as folder:
         before = folder.record().phases
+        if answered and folder.done("generate") is None:
+            check_prompts(recipe, prepared)
         if folder.done("train") is None:
             train_phase(folder, recipe, prepared, clock=clock)
         if answered and folder.done("generate") is None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 from fast_ft.common import atomic_files, environment, gpu, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded
 from fast_ft.data.prepare import PreparedData
-from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
-from fast_ft.models import lora_files
-from fast_ft.plan import cards, planner, plans
+from fast_ft.hub import download, families
+from fast_ft.hub.families import FamilySpec
+from fast_ft.models import base_layers, lora_files
+from fast_ft.plan import base_fits, cards, planner, plans
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -51,7 +50,7 @@ def settle_plan(
     settled = planner.settle(
         recipe,
         prepared,
-        model_config(recipe),
+        base_family(recipe),
         backend=backend_name,
         card=card,
         world_size=world_size,
@@ -66,11 +65,17 @@ def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:
     folder.update(plan=settled.to_json())
 
 
-def check_model(recipe: Recipe) -> None:
-    """Fetch the base model if need be; InputError where it is incomplete, of another kind, or against the rules."""
-    config = model_config(recipe)
-    ModelShape.from_config(config)
-    if "tie_word_embeddings" in config and ModelShape.from_config(config).tied and recipe.lora.modules_to_save:
+def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers: bool = True) -> None:
+    """Fetch the base model if need be, its configuration first, and check it before its weights are fetched.
+
+    Raises:
+        InputError: the base is incomplete, unsupported or against the rules, or rows or prompts do not fit it.
+    """
+    name, revision = recipe.model.name_or_path, recipe.model.revision
+    folder = download.model_folder(name, revision, weights=False)
+    family = FamilySpec.of(folder)
+    base_fits.check(family, recipe, prepared, answers=answers)
+    if family.shape.tied and recipe.lora.modules_to_save:
         raise InputError(
             "lora.modules_to_save: this base has one matrix for its embeddings and its head, and neither can be "
             "trained without the other: write []"
@@ -78,8 +83,16 @@ def check_model(recipe: Recipe) -> None:
     tracker = recipe.train.report_to
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(f"train.report_to: {tracker} is not installed: `pip install {tracker}`, or write none")
-    if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(config)):
+    if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(families.read_config(folder))):
         raise InputError("\n".join(broken))
+    base_layers.check(folder, family, recipe.lora)
+    download.model_folder(name, revision)
+
+
+def check_prompts(recipe: Recipe, prepared: PreparedData) -> None:
+    """Raise InputError where a prompt and its longest answer do not fit the base's context. No weights are fetched."""
+    name, revision = recipe.model.name_or_path, recipe.model.revision
+    base_fits.check(download.family(name, revision, weights=False), recipe, prepared)
 
 
 def adapter_to_start_from(folder: RunDir, recipe: Recipe) -> Path | None:
@@ -100,6 +113,6 @@ def adapter_to_start_from(folder: RunDir, recipe: Recipe) -> Path | None:
     return adapter
 
 
-def model_config(recipe: Recipe) -> dict[str, Any]:
-    """Return config.json's content of the base model."""
-    return download.model_config(recipe.model.name_or_path, recipe.model.revision)
+def base_family(recipe: Recipe) -> FamilySpec:
+    """Return what the base model's configuration says."""
+    return download.family(recipe.model.name_or_path, recipe.model.revision)

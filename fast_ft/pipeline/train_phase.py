@@ -70,7 +70,7 @@ def train_phase(
         InputError: The model cannot be loaded or does not fit; or bad numbers ended the training, which leaves an
             adapter where it has had good steps.
     """
-    check_model(recipe)
+    check_model(recipe, prepared, answers=False)
     started, watch = clock(), Stopwatch()
     with contextlib.ExitStack() as stack:
         setup = _set_up(folder, recipe, prepared, stop_after, maker, watch, stack)

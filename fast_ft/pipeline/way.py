@@ -17,6 +17,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.hub import download, model_files
 from fast_ft.models.loaders import choose, unsloth
 from fast_ft.models.loaders.base import LoaderBase
+from fast_ft.pipeline import set_up
 from fast_ft.plan.ways import Ways, ways
 from fast_ft.recipe import lora_kinds
 from fast_ft.recipe.schema import Recipe
@@ -42,6 +43,8 @@ def begin(recipe: Recipe, recipe_path: str | Path) -> None:
         choose.refuse_absent(recipe.model.backend)
         first = ways(recipe, gpu.capability(), process_group.here().size).names[0]
     is_here = _is_here(recipe)
+    if is_here and set_up.base_family(recipe).general is not None:
+        return  # PEFT trains it
     if first == "unsloth" and gpu.gpu() is not None:
         choose.prepare_libraries()
         unsloth.begin_import()
@@ -63,7 +66,7 @@ def training_loader(folder: RunDir, recipe: Recipe, world_size: int) -> LoaderBa
         return _same_again(folder, recipe, fixed, world_size)
     found: Ways = ways(recipe, gpu.capability(), world_size)
     maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=found.names)
-    if found.why:
+    if found.why and maker.name == found.names[0]:
         maker.notes.append(f"Trained through {lora_kinds.TITLES[maker.name]}: {found.why}.")
     if folder.plan.is_file() and folder.record().plan.get("backend", "") not in ("", maker.name):
         folder.plan.unlink()  # nothing was trained by it, and it counts another way's costs

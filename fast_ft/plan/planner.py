@@ -9,8 +9,8 @@ from fast_ft.common import gpu
 from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
-from fast_ft.plan import cards, plans
+from fast_ft.hub.families import FamilySpec, ModelShape
+from fast_ft.plan import base_fits, cards, plans
 from fast_ft.plan.cost_model import CONTEXT_GIB, Training
 from fast_ft.plan.decode_pool import Answers
 from fast_ft.plan.micro_batches import share
@@ -25,26 +25,28 @@ _MEAN_ANSWER = 250  #: tokens; answers end when they are done, long before max_n
 def settle(
     recipe: Recipe,
     prepared: PreparedData,
-    config: dict[str, Any],
+    family: FamilySpec,
     *,
     backend: str,
     card: cards.Card | None,
     world_size: int = 1,
 ) -> RunPlan:
-    """Return the plan of a recipe on a card, None being a CPU; see plan.settle. `config` is the base's config.json."""
+    """Return the plan of a recipe over a base on a card, None being a CPU; see plans.settle."""
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
+    answers = Answers(
+        [len(ids) for ids in prepared.prompt_ids],
+        recipe.generate.max_new_tokens,
+        recipe.generate.num_return_sequences,
+        pooled=family.general is None,
+    )
     return plans.settle(
-        ModelShape.from_config(config),
+        family.shape,
         training(recipe, prepared, backend=backend),
         step_lengths(recipe, prepared),
-        Answers(
-            [len(ids) for ids in prepared.prompt_ids],
-            recipe.generate.max_new_tokens,
-            recipe.generate.num_return_sequences,
-        ),
-        wanted(recipe),
+        answers,
+        wanted(recipe, family),
         Machine(memory, card.expected if card is not None else None, world_size),
     )
 
@@ -69,17 +71,17 @@ def step_lengths(recipe: Recipe, prepared: PreparedData) -> list[list[int]]:
     return [step for job in prepared.jobs for step in job.lengths]
 
 
-def wanted(recipe: Recipe) -> Wanted:
-    """Return what the recipe fixes of its plan."""
+def wanted(recipe: Recipe, family: FamilySpec) -> Wanted:
+    """Return what the recipe and the base fix of the plan: on the general way each row has a pass of its own."""
 
     def fixed(value: Any) -> Any:
         return None if value == "auto" else value
 
     return Wanted(
-        micro_batch=fixed(recipe.train.per_device_train_batch_size),
+        micro_batch=fixed(recipe.train.per_device_train_batch_size) if family.general is None else 1,
         generation_batch=fixed(recipe.generate.batch_size),
         recompute=fixed(recipe.train.gradient_checkpointing),
-        capture=recipe.train.capture,
+        capture=recipe.train.capture and family.general is None,
     )
 
 
@@ -103,16 +105,19 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
                 "longest_row": max(len(row.input_ids) for row in job.rows),
             }
         )
+    family = base_family(recipe)
+    base_fits.check(family, recipe, prepared)
     card = cards.card(gpu) if gpu is not None else card_here()
     (backend, *_), why = ways(recipe, card.capability if card is not None else None, world_size)
-    content: dict[str, Any] = {"stages": stages}
+    if family.general is not None:
+        backend, why = "peft", family.general
+    content: dict[str, Any] = {"stages": stages, **({"way": family.way} if family.way else {})}
     if world_size > 1:
         content["processes"] = {"world_size": world_size, "largest_share": largest_share(jobs, world_size), "note": why}
     if card is None:
         return content
-    config = base_config(recipe)
-    settled = settle(recipe, prepared, config, backend=backend, card=card, world_size=world_size)
-    shape, work = ModelShape.from_config(config), training(recipe, prepared, backend=backend)
+    settled = settle(recipe, prepared, family, backend=backend, card=card, world_size=world_size)
+    shape, work = family.shape, training(recipe, prepared, backend=backend)
     ends: list[float] = []
     for rates in card.rates:
         by_stage = [
@@ -168,11 +173,11 @@ def largest_share(jobs: Sequence[StageJob], world_size: int) -> float:
     return round(fullest / sum(map(sum, steps)), 4)
 
 
-def base_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the base model's config.json; Llama-2-7B's is known without a network."""
+def base_family(recipe: Recipe) -> FamilySpec:
+    """Return what the base model's configuration says; Llama-2-7B's is known without a network."""
     if recipe.model.name_or_path in policy_ntu_hw5.MODELS:
-        return dict(policy_ntu_hw5.LLAMA_2_7B)
-    return download.model_config(recipe.model.name_or_path, recipe.model.revision, weights=False)
+        return FamilySpec.from_config(policy_ntu_hw5.LLAMA_2_7B | {"max_position_embeddings": 4096})
+    return download.family(recipe.model.name_or_path, recipe.model.revision, weights=False)
 
 
 def card_here() -> cards.Card | None:

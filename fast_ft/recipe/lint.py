@@ -10,12 +10,15 @@ from typing import NamedTuple
 
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.folders import expanded
-from fast_ft.hub.families import LINEARS, TARGET_MODULES, context_length
+from fast_ft.hub.families import LINEARS, TARGET_MODULES, context_length, has_llamas_layers
 from fast_ft.recipe import effects, lora_kinds, policy_ntu_hw5
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Condition, Recipe
 from fast_ft.recipe.steps import epoch_steps, stage_steps, warmup_steps
 
+#: Linear layers of families without Llama's: Phi-3, GPT-NeoX, Phi, Falcon, StarCoder2.
+OTHER_LINEARS = ("qkv_proj", "gate_up_proj", "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2",
+                "c_fc", "c_proj")  # fmt: skip
 PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
 
 
@@ -128,7 +131,7 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
     if lora.lora_alpha == 0:
         yield Problem("lora.lora_alpha: 0 switches the adapter off; common are r and twice r", ("lora.lora_alpha",))
     if lora.target_modules != "all-linear":
-        yield from _targets(lora.target_modules)
+        yield from _targets(lora.target_modules, has_llamas_layers(recipe.model.name_or_path))
     one, all_ = train.per_device_train_batch_size, train.effective_batch_size
     if isinstance(one, int) and all_ % one:
         text = f"train.per_device_train_batch_size: {one} does not divide effective_batch_size {all_}: one step is"
@@ -136,13 +139,21 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"{text} a whole number of forward passes; write a divisor, or auto", keys)
 
 
-def _targets(names: tuple[str, ...]) -> Iterator[Problem]:
-    """Find what is no linear layer of a block. PEFT takes a name's end too: self_attn.q_proj, layers.3.mlp.up_proj."""
+def _targets(names: tuple[str, ...], known: bool | None) -> Iterator[Problem]:
+    """Find what is no linear layer of a block. PEFT takes a name's end too: self_attn.q_proj, layers.3.mlp.up_proj.
+
+    `known`: whether the base has Llama's layers. Another base's layers are looked at before it is loaded
+    (models/base_layers.py). Of a base whose files are not here (None), what may be such a layer is left to that.
+    """
     if not names:
         yield Problem("lora.target_modules: the list is empty; all-linear takes all", ("lora.target_modules",))
+    if known is False:
+        return
     paths = [f".model.layers.0.{path}" for path in LINEARS]
     for name in dict.fromkeys(names):
         numberless = re.sub(r"(^|layers\.)[0-9]+\.", r"\g<1>0.", name)
+        if known is None and name in OTHER_LINEARS:
+            continue
         if not name or not any(path.endswith(f".{numberless}") for path in paths):
             hint = nearest(name, TARGET_MODULES)
             if name == "all-linear":

@@ -117,7 +117,14 @@ class ResidentLoader:
         for layer in _repacked_layers(loaded):
             self._trial.keep_4bit(layer)
         return ResidentModel(
-            model, loaded.tokenizer, loaded.backend, loaded.device, loaded.dtype, loaded.notes, self._trial
+            model,
+            loaded.tokenizer,
+            loaded.backend,
+            loaded.device,
+            loaded.dtype,
+            loaded.notes,
+            self._trial,
+            loaded.general,
         )
 
     def _load(self) -> LoadedModel:

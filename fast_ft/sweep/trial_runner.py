@@ -96,8 +96,8 @@ class TrialRunner:
             return
         if not self._card:
             self._card = [planner.card_here()]
-        config = set_up.model_config(recipe)
-        set_up.keep_plan(folder, planner.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
+        family = set_up.base_family(recipe)
+        set_up.keep_plan(folder, planner.settle(recipe, prepared, family, backend=maker.name, card=self._card[0]))
 
     def _answer_some(self, folder: RunDir, task: TrialTask, prepared: PreparedData) -> int:
         """Answer the first prompts with the adapter so far."""

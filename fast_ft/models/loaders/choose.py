@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from fast_ft.common import environment, gpu
 from fast_ft.common.errors import InputError
+from fast_ft.hub import download
 from fast_ft.models.loaders import unsloth
 from fast_ft.models.loaders.base import LoaderBase
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
@@ -44,6 +45,11 @@ def make_loader(
         Unavailable: no loader that was asked for can load this model here.
     """
     prepare_libraries()
+    family = download.family(model.name_or_path, model.revision)
+    if family.general is not None:
+        if name is None and model.backend in ("fused", "unsloth"):
+            raise Unavailable(model.backend, family.general)
+        return PeftLoader(model, lora, seed)
     import torch
 
     if not torch.cuda.is_available() and (name == "fused" or (name is ways is None and model.backend == "auto")):
@@ -54,7 +60,10 @@ def make_loader(
         ways = ("fused", "unsloth", "peft") if model.backend == "auto" else (model.backend,)
     notes: list[str] = []
     for way in ways:
-        loader = _loader(way, model, lora, seed, answers=name is not None)
+        loader: LoaderBase | str | None = None
+        if way == "unsloth" and name is None:
+            loader = unsloth.unknown(family, model.max_length)
+        loader = loader or _loader(way, model, lora, seed, answers=name is not None)
         if isinstance(loader, LoaderBase):
             loader.notes += notes
             return loader

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
-from fast_ft.hub.families import ModelShape, read_config
-from fast_ft.models import lora_files
+from fast_ft.common.errors import InputError
+from fast_ft.models import lora_files, own_pass
 from fast_ft.models.loaders.base import LoadedModel, LoaderBase
 from fast_ft.models.patches import ModelPatches
 
@@ -28,7 +29,23 @@ class PeftLoader(LoaderBase):
         model = self.with_adapter(base, patches)
         if adapter is not None:
             lora_files.load(model, adapter / "adapter_model.safetensors")
-        return self._loaded(model, patches)
+        return self._checked(model, patches)
+
+    def _checked(self, model: PeftModel, patches: ModelPatches) -> LoadedModel:
+        """Return the model, sent the general way where config.json says so, or where our pass gives other numbers.
+
+        Raises:
+            InputError: the numbers differ, and the recipe names a backend that is ours.
+        """
+        loaded = self._loaded(model, patches)
+        if self.family.way is not None:
+            self.notes.append(self.family.way)
+        elif problem := own_pass.difference(model, self.dtype):
+            if self.section.backend == "fused":
+                raise InputError(f"model.backend: 'fused' cannot train this: {problem}. Use model.backend=auto.")
+            loaded.general = problem
+            self.notes.append(replace(self.family, general=problem).way or "")
+        return loaded
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed."""
@@ -74,6 +91,8 @@ class PeftLoader(LoaderBase):
         config = transformers.AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
         quantised = getattr(config, "quantization_config", None) is not None
         dtype = getattr(torch, self.dtype)
+        # of other families transformers chooses, but for one of the functions that do not know scores that are capped
+        attention = "sdpa" if self.family.general is None else "eager" if self.family.softcap else None
         extra: dict[str, Any] = {}
         if self.section.load_in_4bit and not quantised:
             extra["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -87,7 +106,7 @@ class PeftLoader(LoaderBase):
             config=config,
             dtype=dtype,
             device_map={"": self.device},
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -110,9 +129,8 @@ class FusedLoader(PeftLoader):
 
         from fast_ft.models.fused_block import block  # loads torch
 
-        config = read_config(self.folder)
         like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
-        return block.unknown(config) or block.check(like, ModelShape.from_config(config))
+        return block.unknown(self.family) or block.check(like, self.family.shape)
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed, and our blocks installed."""
