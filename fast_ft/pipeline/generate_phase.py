@@ -159,6 +159,7 @@ def _answer(
             prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
         )
         base = base_answers(ready, recipe, prepared, base_task)
+        general = ready.loaded.general
         ready.loaded.free()
     warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)
     for text in warnings:
@@ -166,6 +167,7 @@ def _answer(
     facts = _facts(recipe, prepared, tuned, base) | {
         "seconds_by": {name: round(seconds, 3) for name, seconds in watch.seconds().items()},
         "adapter_difference_nats": round(ready.difference, 6),
+        **({"general_way": general} if general else {}),
     }
     if moved:
         warnings.append(

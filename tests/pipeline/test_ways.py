@@ -62,6 +62,8 @@ def test_a_run_equals_transformers_and_peft(name: str, recipe_file: RecipeFactor
         ]
     said = [text for text in folder.manifest()["notes"] if text.startswith("general way")]
     assert bool(said) == (name in bases.GENERAL)
+    for phase in ("train", "generate"):
+        assert bool(folder.done(phase).get("general_way")) == (name in bases.GENERAL)
 
 
 def test_plan_and_chat_know_the_general_way(

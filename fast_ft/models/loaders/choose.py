@@ -14,6 +14,7 @@ import logging
 from fast_ft.common import environment
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
+from fast_ft.hub.families import FamilySpec
 from fast_ft.models.loaders import unsloth
 from fast_ft.models.loaders.base import ALONE_ONLY, LoaderBase
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
@@ -36,8 +37,8 @@ def make_loader(
     arguments = (model, lora, seed)
     wanted = name or model.backend
     family = download.family(model.name_or_path, model.revision)
-    if family.general is not None and wanted in ("fused", "unsloth") and name is None:
-        raise InputError(f"model.backend: {wanted!r} cannot train this: {family.general}. Use model.backend=auto.")
+    if name is None and (problem := unfit(wanted, family, model.max_length)):
+        raise InputError(f"model.backend: {wanted!r} cannot train this: {problem}. Use model.backend=auto.")
     if family.general is not None:
         return PeftLoader(*arguments)
     if wanted == "peft":
@@ -61,7 +62,11 @@ def make_loader(
             raise InputError(f"model.backend: 'fused' cannot train this: {problem}. Use model.backend=auto.")
         notes.append(f"Not trained through our own blocks: {problem}.")
     loader: LoaderBase
-    if world_size > 1:
+    windowed = unfit("unsloth", family, model.max_length) if name is None else None
+    if windowed:
+        loader = PeftLoader(*arguments)
+        notes.append(f"Not trained through Unsloth: {windowed}. PEFT trains it, more slowly.")
+    elif world_size > 1:
         loader = PeftLoader(*arguments)
         notes.append(ALONE_ONLY)
     elif reason := unsloth.import_problem():
@@ -76,6 +81,18 @@ def make_loader(
         loader = UnslothLoader(*arguments)
     loader.notes += notes
     return loader
+
+
+def unfit(way: str, family: FamilySpec, max_length: int) -> str | None:
+    """Return what of a base a way of training ("fused", "unsloth" or "peft") does not know, or None.
+
+    `max_length` is that of the rows: a window makes a difference to longer ones only.
+    """
+    if way not in ("fused", "unsloth"):
+        return None
+    if family.general is None and way == "unsloth" and (window := family.window_below(max_length)):
+        return f"rows of up to {max_length} tokens are longer than the window of {window}, which its passes do not know"
+    return family.general
 
 
 def _prepare_libraries() -> None:
