@@ -39,6 +39,9 @@ def test_the_remedy_is_the_activation_where_make_has_installed(tmp_path: Path, m
     assert start.what_to_install() is None, "this Python has the packages"
     monkeypatch.setattr(start, "NEEDED", ("yaml", "no_such_package"))
     message = start.what_to_install() or ""
+    assert "needs: no_such_package. Run `" in message and "-m pip install --force-reinstall fast_ft`" in message
+    (tmp_path / "Makefile").touch()
+    message = start.what_to_install() or ""
     assert "needs: no_such_package. Run `make .venv/run-ready`" in message
     assert "python -m pip install -r requirements-cpu.txt" in message
     (tmp_path / ".venv").mkdir()

@@ -33,7 +33,7 @@ def make_loader(
     Raises:
         InputError: the recipe asks for a loader that cannot load this model here.
     """
-    _prepare_libraries()
+    prepare_libraries()
     arguments = (model, lora, seed)
     wanted = name or model.backend
     family = download.family(model.name_or_path, model.revision)
@@ -95,7 +95,7 @@ def unfit(way: str, family: FamilySpec, max_length: int) -> str | None:
     return family.general
 
 
-def _prepare_libraries() -> None:
+def prepare_libraries() -> None:
     """Set what torch, transformers and Unsloth read when they are imported. What the user has set stays."""
     environment.for_libraries()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a CPU kernel that it would fetch
