@@ -51,7 +51,7 @@ lint: .venv/test-ready
 	$(BIN)/python -m pip install --disable-pip-version-check $(REQUIREMENTS)
 	touch $@
 
-.venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt
+.venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt requirements-gguf.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

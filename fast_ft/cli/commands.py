@@ -197,7 +197,7 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 #: Those that load a model, and torch for it.
-LOADING = frozenset({"run", "quickstart", "train", "generate", "chat", "reproduce", "sweep"})
+LOADING = frozenset({"run", "quickstart", "train", "generate", "chat", "export", "reproduce", "sweep"})
 #: Those that several processes can do together (common/process_group.py).
 TOGETHER = ("run", "train")
 

@@ -118,6 +118,18 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", help="of several runs: the page (default: comparison.html)")
 
 
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--to", required=True, choices=("merged", "gguf", "ollama", "hub"), help="what to write")
+    add("--output", metavar="FOLDER", help="where it goes (default: RUN_DIR/export)")
+    add("--base", metavar="MODEL", help="merge into this copy of the base, such as its 16-bit one")
+    add("--dtype", default="float16", metavar="DTYPE", help="merged weights: float16, bfloat16 or float32")
+    add("--outtype", default="q8_0", metavar="TYPE", help="GGUF's weights: f16, q8_0 (default) or q4_k_m")
+    add("--repo", metavar="OWNER/NAME", help="hub: the repository")
+    add("--merged", action="store_true", help="hub: the merged model, in place of the adapter")
+    add("--push", action="store_true", help="hub: upload; without it the files are listed only")
+
+
 def _submit_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--student-id", metavar="ID", help="write ID_hw5.zip; without it the rules are checked only")
@@ -187,6 +199,13 @@ USAGES = {
         "list the run folders and what differs between them",
         Places("[FOLDER]", "root", least=0),
         lambda parser: parser.set_defaults(root="runs"),
+    ),
+    "export": Usage(
+        "write a run as a merged model, as GGUF, for Ollama or for the hub",
+        Places("RUN_DIR", "run"),
+        _export_options,
+        "Write a finished run as a model that other programs load. Each file is loaded afresh and compared with the "
+        "adapter on its base before it is kept. docs/serving.md has the commands of vLLM, llama.cpp and Ollama.",
     ),
     "submit": Usage("check a run against the homework's rules, and pack it", Places("RUN_DIR", "run"), _submit_options),
     "reproduce": Usage(

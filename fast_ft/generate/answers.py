@@ -134,7 +134,7 @@ class _Work:
     ) -> None:
         self.loaded, self.encoder, self.section, self.task = loaded, encoder, section, task
         self.ids = task.prompt_ids or [encoder.prompt_ids(prompt.messages) for prompt in prompts]
-        context = loaded.model.config.max_position_embeddings
+        context = getattr(loaded.model.config, "max_position_embeddings", None)
         base_fits.check_room(context, prompts, self.ids, section.max_new_tokens)  # before any file is touched
         candidates = range(section.num_return_sequences)
         self.wanted: list[Name] = [(prompt.id, candidate) for prompt in prompts for candidate in candidates]

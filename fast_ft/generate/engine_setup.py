@@ -59,17 +59,24 @@ def make_engine(
     """Return an engine over the loaded model, for sequences of at most `longest` tokens, prompt and answer together."""
     import torch
 
-    from fast_ft.generate.engine.fused_model import FusedModel, unknown
+    from fast_ft.generate.engine.fused_model import FusedModel
 
-    if loaded.general is None and (problem := unknown(loaded.model)):
-        loaded.general = problem
-        note(f"note: {problem}: transformers' generate answers, more slowly")
-    if loaded.general is not None:
+    if goes_general_way(loaded):
         return library_engine(loaded, encoder, section, plan.slots, longest)
     model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=shapes(plan.slots, planes=True))
     if loaded.device == "cuda":
         torch.cuda.empty_cache()  # what was put side by side leaves holes
     return engine_over(model, encoder, section, plan, longest)
+
+
+def goes_general_way(loaded: LoadedModel) -> bool:
+    """Return whether transformers' `generate` answers for a model; its loaded blocks are looked at, too."""
+    from fast_ft.generate.engine.fused_model import unknown
+
+    if loaded.general is None and (problem := unknown(loaded.model)):
+        loaded.general = problem
+        note(f"note: {problem}: transformers' generate answers, more slowly")
+    return loaded.general is not None
 
 
 def library_engine(

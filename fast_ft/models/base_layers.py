@@ -71,6 +71,27 @@ def check(folder: Path, family: FamilySpec, lora: schema.Lora) -> None:
             )
 
 
+def check_4bit_on_cpu(folder: Path, family: FamilySpec) -> None:
+    """Check that a base's layers have sizes in which bitsandbytes can hold 4-bit weights on this CPU.
+
+    Where the CPU multiplies bfloat16, bitsandbytes packs such weights anew at the first pass in evaluation mode, in
+    blocks of 64 inputs and 32 outputs.
+
+    Raises:
+        InputError: a layer has other sizes.
+    """
+    import bitsandbytes
+
+    if not bitsandbytes.functional.has_avx512bf16():
+        return
+    for name, (inputs, outputs) in linear_layers(folder, family).items():
+        if name != "lm_head" and (inputs % 64 or outputs % 32):
+            raise InputError(
+                f"model.load_in_4bit: bitsandbytes cannot hold {name} ({inputs} x {outputs}) in 4 bits on this CPU, "
+                "which takes multiples of 64 inputs and 32 outputs: use model.load_in_4bit=false"
+            )
+
+
 def is_named(layer: str, target: str) -> bool:
     """Return whether PEFT finds this layer, by its dotted name, under a name of target_modules."""
     return layer == target or layer.endswith(f".{target}")

@@ -38,7 +38,8 @@ def difference(model: PeftModel, dtype: str) -> str | None:
     draw = torch.Generator().manual_seed(0)
     ids_1T = torch.randint(0, size, (1, sum(_LENGTHS)), generator=draw).to(device)
     try:
-        with torch.no_grad():
+        half = dtype != "float32"  # as training's passes have it
+        with torch.no_grad(), torch.autocast(device.type, getattr(torch, dtype) if half else None, enabled=half):
             ours_TV = torch.log_softmax(_packed(core, ids_1T), dim=-1)
             theirs = [core(input_ids=row_1T, use_cache=False).logits[0] for row_1T in ids_1T.split(_LENGTHS, dim=1)]
             theirs_TV = torch.log_softmax(torch.cat(theirs).float(), dim=-1)

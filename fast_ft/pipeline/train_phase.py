@@ -224,6 +224,7 @@ def _facts(setup: SetUp, session: TrainSession, lines: Lines) -> dict[str, Any]:
     means = epoch_loss.first_and_last(lines, setup.prepared.staged(), recipe.train.effective_batch_size)
     facts: dict[str, Any] = {
         "backend": setup.loaded.backend,
+        **({"general_way": setup.loaded.general} if setup.loaded.general else {}),
         "dtype": setup.loaded.dtype,
         **({"world_size": world_size} if world_size > 1 else {}),
         "steps": len(lines),

@@ -3,14 +3,13 @@
 Nothing of how the model attends, turns positions or scales its logits is assumed. Rows share no pass, so nothing is
 padded and no mask can be wrong; that is slower than rows side by side, and cannot be captured in a graph.
 
-Shapes: T tokens of a micro-batch, t of one row, S places for rows, V vocabulary.
+Shapes: T tokens of a micro-batch, t of one row, K places of a row, S places for rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,14 +38,14 @@ class RowPasses(Passes):
         return total
 
     def _row(self, tokens_4t: Tensor) -> Tensor:
-        ids_1t, targets_1t, positions_1t, lengths_1t = tokens_4t[:, None].unbind(0)
+        ids_1t, targets_1t, _, lengths_1t = tokens_4t[:, None].unbind(0)
         if self._noise is not None:
             self._noise.row_lengths_1T = lengths_1t
         kept = (targets_1t[0] != IGNORE_INDEX).nonzero()[:, 0]
         if not len(kept):  # a rehearsal's row trains nothing, and takes the memory of one that trains
             kept = torch.arange(ids_1t.shape[1], device=ids_1t.device)
         with self._autocast():
-            logits_KV = logits_at(self._causal, ids_1t, positions_1t, kept)
+            logits_KV = logits_at(self._causal, ids_1t, kept)
             loss = cross_entropy(
                 logits_KV.float(), targets_1t[0][kept], ignore_index=IGNORE_INDEX, reduction="sum"
             ) / self._supervised  # fmt: skip
@@ -54,10 +53,9 @@ class RowPasses(Passes):
         return loss.detach()
 
 
-def logits_at(model: Any, ids_1t: Tensor, positions_1t: Tensor, places: Tensor | Sequence[int]) -> Tensor:
-    """Return a row's logits at some of its places, (places, V), by the model's own forward pass."""
+def logits_at(model: Any, ids_1t: Tensor, places_K: Tensor) -> Tensor:
+    """Return a row's logits at some of its places, KV, by the model's own forward pass."""
     few = "logits_to_keep" in inspect.signature(model.forward).parameters
-    places = torch.as_tensor(places, device=ids_1t.device)
-    kept = {"logits_to_keep": places} if few else {}
-    logits_KV = model(input_ids=ids_1t, position_ids=positions_1t, use_cache=False, **kept).logits[0]
-    return logits_KV if few else logits_KV[places]
+    kept = {"logits_to_keep": places_K} if few else {}
+    logits_KV = model(input_ids=ids_1t, use_cache=False, **kept).logits[0]
+    return logits_KV if few else logits_KV[places_K]

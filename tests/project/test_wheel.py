@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 import zipfile
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_the_wheel_names_its_dependencies_and_extras(wheel: Path) -> None:
     base = {line.partition(";")[0].strip() for line in wanted if "extra ==" not in line}
     assert "trl==1.14.2" in base and len(base) > 15
     extras = {line.partition("extra == ")[2].strip('"'): line for line in wanted if "extra ==" in line}
-    assert extras.keys() == {"gpu", "sweep", "ray"}
+    assert extras.keys() == {"gpu", "gguf", "sweep", "ray"}
     assert any(line.startswith("unsloth==") and 'extra == "gpu"' in line for line in wanted)
 
 
@@ -100,9 +100,10 @@ def test_the_quickstart_runs_from_the_wheel_to_pred_json(installed: Path, tmp_pa
 def test_the_help_of_the_wheel_is_there_at_once(installed: Path, tmp_path: Path) -> None:
     seconds = []
     for _ in range(5):
-        begun = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = run(installed, tmp_path, "--help")
-        seconds.append(time.monotonic() - begun)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the processor's time, whatever else runs here
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.stdout.startswith("usage: fast-ft RECIPE") and "init" in done.stdout
     assert min(seconds) < 0.3
 

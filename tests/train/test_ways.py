@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from fast_ft.common.errors import InputError
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
+from fast_ft.hub.families import FamilySpec
 from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import block
 from fast_ft.models.loaders import choose
@@ -121,6 +122,13 @@ def test_a_base_whose_numbers_differ_in_our_pass_goes_the_general_way(
     assert "differs from the model's own" in (loaded.general or "")
     assert [note for note in loaded.notes if note.startswith("general way: our pass differs")]
     assert_equal(ours(loaded), theirs(loaded))
+
+
+def test_unsloths_passes_take_a_window_that_no_row_is_longer_than(tmp_path: Path) -> None:
+    family = FamilySpec.of(bases.save_base(tmp_path, "qwen2 window"))
+    assert choose.unfit("unsloth", family, bases.WINDOW) is None
+    assert "longer than the window of 12" in (choose.unfit("unsloth", family, bases.WINDOW + 1) or "")
+    assert choose.unfit("fused", family, 64) is None and choose.unfit("peft", family, 64) is None
 
 
 @pytest.mark.parametrize("backend", ["fused", "unsloth"])

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from fast_ft.common import environment, gpu
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
+from fast_ft.hub.families import FamilySpec
 from fast_ft.models.loaders import unsloth
 from fast_ft.models.loaders.base import LoaderBase
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
@@ -60,16 +61,14 @@ def make_loader(
         ways = ("fused", "unsloth", "peft") if model.backend == "auto" else (model.backend,)
     notes: list[str] = []
     for way in ways:
-        loader: LoaderBase | str | None = None
-        if way == "unsloth" and name is None:
-            loader = unsloth.unknown(family, model.max_length)
-        loader = loader or _loader(way, model, lora, seed, answers=name is not None)
+        problem = unfit(way, family, model.max_length) if name is None else None
+        loader = problem or _loader(way, model, lora, seed, answers=name is not None)
         if isinstance(loader, LoaderBase):
             loader.notes += notes
             return loader
         notes.append(f"Not trained through {way}: {loader}.")
-        problem = loader
-    raise Unavailable(ways[-1], problem)
+        last = loader
+    raise Unavailable(ways[-1], last)
 
 
 def refuse_absent(backend: str) -> None:
@@ -84,6 +83,18 @@ def refuse_absent(backend: str) -> None:
         raise Unavailable(backend, "it needs an NVIDIA GPU, and nvidia-smi shows none that this process may use")
     if backend == "unsloth" and importlib.util.find_spec("unsloth") is None:
         raise Unavailable(backend, "Unsloth is not installed; requirements-gpu.txt, or fast_ft[gpu], brings it")
+
+
+def unfit(way: str, family: FamilySpec, max_length: int) -> str | None:
+    """Return what of a base a way of training ("fused", "unsloth" or "peft") does not know, or None.
+
+    `max_length` is that of the rows: a window makes a difference to longer ones only.
+    """
+    if way not in ("fused", "unsloth"):
+        return None
+    if family.general is None and way == "unsloth" and (window := family.window_below(max_length)):
+        return f"rows of up to {max_length} tokens are longer than the window of {window}, which its passes do not know"
+    return family.general
 
 
 def prepare_libraries() -> None:

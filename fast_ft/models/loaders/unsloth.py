@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
-from fast_ft.hub.families import TARGET_MODULES, FamilySpec
+from fast_ft.hub.families import TARGET_MODULES
 from fast_ft.models import lora_files, packed_attention
 from fast_ft.models.loaders.base import LoadedModel, LoaderBase
 from fast_ft.models.patches import ModelPatches
@@ -53,17 +53,6 @@ def _import_problem() -> str | None:
     except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     return None
-
-
-def unknown(family: FamilySpec, longest: int) -> str | None:
-    """Return what of a base Unsloth's functions do not know in rows of up to `longest` tokens, or None.
-
-    Its attention is told of a window by Mistral's layers alone.
-    """
-    window = family.window_below(longest)
-    if window is None or family.model_type == "mistral":
-        return None
-    return f"its layers do not know this base's window of {window} tokens, which rows of {longest} tokens go beyond"
 
 
 def not_through_unsloth(model: PeftModel) -> str | None:
@@ -180,13 +169,11 @@ def _attend_row_by_row() -> None:
             continue
 
         def run_attention(
-            *, Q: Tensor, K: Tensor, V: Tensor, context: Any, theirs: Callable[..., Tensor] = theirs, **values: Any
+            *, Q: Tensor, K: Tensor, V: Tensor, theirs: Callable[..., Tensor] = theirs, **values: Any
         ) -> Tensor:
-            """Unsloth's signature of an attention function. Mistral's window is in `context`."""
-            rows, window = packed_attention.current_rows(), getattr(context, "sliding_window", None)
-            if rows is None:
-                return theirs(Q=Q, K=K, V=V, context=context, **values)
-            return packed_attention.attend(Q, K, V, rows, window=window)
+            """Unsloth's signature of an attention function. No row is longer than a window (choose.unfit)."""
+            rows = packed_attention.current_rows()
+            return theirs(Q=Q, K=K, V=V, **values) if rows is None else packed_attention.attend(Q, K, V, rows)
 
         run_attention.by_row = True  # type: ignore[attr-defined]
         module.run_attention = run_attention
