@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
-from fast_ft.common import atomic_files, environment, gpu, untrusted_files
+from fast_ft.common import atomic_files, environment, gpu, process_group, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded
 from fast_ft.data.prepare import PreparedData
@@ -57,6 +58,23 @@ def settle_plan(
     )
     keep_plan(folder, settled)
     return settled
+
+
+def settle_for_training(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, card: cards.Card | None
+) -> tuple[plans.RunPlan, list[str]]:
+    """Return the run's plan, and what to note where it goes on in another number of processes."""
+    world_size = process_group.here().size
+    settled = settle_plan(folder, recipe, prepared, backend_name, card, world_size)
+    before = settled.train.world_size
+    if before == world_size:
+        return settled, []
+    settled = replace(settled, train=replace(settled.train, world_size=world_size))
+    keep_plan(folder, settled)
+    if checkpoints.newest(folder.checkpoints) is None:
+        return settled, []
+    text = f"training goes on in {world_size} processes, after {before}: equal but for rounding, and what noise draws"
+    return settled, [text]
 
 
 def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,9 @@ from fast_ft.pipeline import sanity_checks, way
 from fast_ft.pipeline.adapter_loading import collects_new_objects_only
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
-from fast_ft.pipeline.set_up import adapter_to_start_from, card_to_plan_for, check_model, keep_plan, settle_plan
+from fast_ft.pipeline.set_up import adapter_to_start_from, card_to_plan_for, check_model, settle_for_training
 from fast_ft.pipeline.train_recorder import Recorder
 from fast_ft.plan import plans
-from fast_ft.plan.cards import Card
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report.plots import loss_picture
 from fast_ft.run import epoch_loss
@@ -128,7 +127,7 @@ def _set_up(
             stack.enter_context(collects_new_objects_only())
     together.begin()
     with watch.during("plan"):
-        plan, changed = _settled(folder, recipe, prepared, maker.name, card)
+        plan, changed = settle_for_training(folder, recipe, prepared, maker.name, card)
     jobs = prepared.jobs
     task = TrainTask(jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after)
     if together.size > 1:
@@ -147,23 +146,6 @@ def _set_up(
     if recipe.backup_dir is not None:
         Backup(folder.root, recipe.backup_dir).say_needed(checkpoints.size(loaded.model, recipe.train))
     return SetUp(folder, recipe, prepared, loaded, plan, task, [*prepared.notes, *found])
-
-
-def _settled(
-    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, card: Card | None
-) -> tuple[plans.RunPlan, list[str]]:
-    """Return the run's plan, and what to note where it goes on in another number of processes."""
-    world_size = process_group.here().size
-    settled = settle_plan(folder, recipe, prepared, backend_name, card, world_size)
-    before = settled.train.world_size
-    if before == world_size:
-        return settled, []
-    settled = replace(settled, train=replace(settled.train, world_size=world_size))
-    keep_plan(folder, settled)
-    if checkpoints.newest(folder.checkpoints) is None:
-        return settled, []
-    text = f"training goes on in {world_size} processes, after {before}: equal but for rounding, and what noise draws"
-    return settled, [text]
 
 
 def _fit(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> tuple[TrainSession, Lines]:

@@ -40,8 +40,12 @@ def begin(recipe: Recipe, recipe_path: str | Path) -> None:
         return
     first = _fixed(folder) if folder is not None else None
     if first is None:
-        choose.refuse_absent(recipe.model.backend)
-        first = ways(recipe, gpu.capability(), process_group.here().size).names[0]
+        names = ways(recipe, gpu.capability(), process_group.here().size).names
+        if len(names) == 1:  # else there is another one
+            choose.refuse_absent(names[0])
+        first = names[0]
+    if first == "peft":
+        return
     is_here = _is_here(recipe)
     if is_here and set_up.base_family(recipe).general is not None:
         return  # PEFT trains it
@@ -50,7 +54,7 @@ def begin(recipe: Recipe, recipe_path: str | Path) -> None:
         unsloth.begin_import()
         if not is_here and recipe.model.backend == "unsloth" and (problem := unsloth.import_problem()):
             raise choose.Unavailable("unsloth", f"it does not import ({problem})")
-    if is_here and first != "peft":
+    if is_here:
         folder_of_base = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
         threading.Thread(target=model_files.read_ahead, args=(folder_of_base,), name="read ahead").start()
 

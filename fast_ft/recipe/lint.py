@@ -10,15 +10,12 @@ from typing import NamedTuple
 
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.folders import expanded
-from fast_ft.hub.families import LINEARS, TARGET_MODULES, context_length, has_llamas_layers
-from fast_ft.recipe import effects, lora_kinds, policy_ntu_hw5
+from fast_ft.hub.families import context_length
+from fast_ft.recipe import effects, lint_adapter, lora_kinds, policy_ntu_hw5
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Condition, Recipe
 from fast_ft.recipe.steps import epoch_steps, stage_steps, warmup_steps
 
-#: Linear layers of families without Llama's: Phi-3, GPT-NeoX, Phi, Falcon, StarCoder2.
-OTHER_LINEARS = ("qkv_proj", "gate_up_proj", "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2",
-                "c_fc", "c_proj")  # fmt: skip
 PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
 
 
@@ -36,7 +33,7 @@ def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
     """Return (errors, warnings): an error is a run that fails or does not do what the recipe says."""
     errors = [
         *_selection(recipe), *_stages(recipe), *_warmup(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe),
-        *_adapter(recipe), *_paths(recipe),
+        *(Problem(*each) for each in lint_adapter.problems(recipe)), *_paths(recipe),
     ]  # fmt: skip
     return errors, list(_warnings(recipe))
 
@@ -125,53 +122,12 @@ def _context(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
-    lora, train = recipe.lora, recipe.train
-    if lora.r == 0:
-        yield Problem("lora.r: rank 0 trains nothing; common are 8 to 64", ("lora.r",))
-    if lora.lora_alpha == 0:
-        yield Problem("lora.lora_alpha: 0 switches the adapter off; common are r and twice r", ("lora.lora_alpha",))
-    if lora.target_modules != "all-linear":
-        yield from _targets(lora.target_modules, has_llamas_layers(recipe.model.name_or_path))
+    train = recipe.train
     one, all_ = train.per_device_train_batch_size, train.effective_batch_size
     if isinstance(one, int) and all_ % one:
         text = f"train.per_device_train_batch_size: {one} does not divide effective_batch_size {all_}: one step is"
         keys = ("train.per_device_train_batch_size", "train.effective_batch_size")
         yield Problem(f"{text} a whole number of forward passes; write a divisor, or auto", keys)
-
-
-def _targets(names: tuple[str, ...], known: bool | None) -> Iterator[Problem]:
-    """Find what is no linear layer of a block. PEFT takes a name's end too: self_attn.q_proj, layers.3.mlp.up_proj.
-
-    `known`: whether the base has Llama's layers. Another base's layers are looked at before it is loaded
-    (models/base_layers.py). Of a base whose files are not here (None), what may be such a layer is left to that.
-    """
-    if not names:
-        yield Problem("lora.target_modules: the list is empty; all-linear takes all", ("lora.target_modules",))
-    if known is False:
-        return
-    paths = [f".model.layers.0.{path}" for path in LINEARS]
-    for name in dict.fromkeys(names):
-        numberless = re.sub(r"(^|layers\.)[0-9]+\.", r"\g<1>0.", name)
-        if known is None and name in OTHER_LINEARS:
-            continue
-        if not name or not any(path.endswith(f".{numberless}") for path in paths):
-            hint = nearest(name, TARGET_MODULES)
-            if name == "all-linear":
-                hint = "; write lora.target_modules: all-linear, without a list"
-            if name in ("lm_head", "embed_tokens"):
-                hint = f"; lora.modules_to_save=[{name}] trains it whole"
-            text = f"lora.target_modules: {name!r} is not a layer that a LoRA can be put on{hint}; there are"
-            yield Problem(f"{text} {', '.join(TARGET_MODULES)}", ("lora.target_modules",))
-
-
-def _adapter(recipe: Recipe) -> Iterator[Problem]:
-    """Find what the way of training that the recipe names does not know of its LoRA."""
-    model, lora = recipe.model, recipe.lora
-    if model.backend != "auto" and (kind := lora_kinds.unknown(model.backend, lora)):
-        text = f"model.backend: {model.backend} does not know {kind.name} ({kind.key}); write auto, which takes a way"
-        yield Problem(f"{text} that does, or peft", ("model.backend", kind.key))
-    if len(set(lora.modules_to_save)) < len(lora.modules_to_save):
-        yield Problem("lora.modules_to_save: a module is named twice", ("lora.modules_to_save",))
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:
