@@ -28,7 +28,8 @@ def test_every_part_of_every_layer_is_unsloths(recipe: str) -> None:
     for part, function in FUNCTIONS.items():
         calls = forward.get(function, 0)
         assert calls == (2 * layers + 1 if part == "norms" else layers), (part, calls, forward)
-    assert not any("fused_block" in name or name.startswith("peft.") for name in forward), forward
+    theirs = [name for name in forward if name.startswith("peft.") and name.endswith(".forward")]
+    assert not any("fused_block" in name for name in forward) and not theirs, forward
     for node in NODES:
         assert any(name.startswith(node) for name in found["backward"]), (node, found["backward"])
     assert not any("BlockPass" in name for name in found["backward"])

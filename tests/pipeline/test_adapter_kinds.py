@@ -17,7 +17,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.data.prepare import prepare
 from fast_ft.generate.engine.fused_model import FusedModel
-from fast_ft.models import lora_files
+from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.fused_block import block
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
@@ -193,6 +193,28 @@ def test_decoding_sizes_doras_outputs_as_peft_does(four_bits: bool, tmp_path: Pa
             bases = [module.base_layer if hasattr(module, "base_layer") else module
                      for module in (attn.q_proj, attn.k_proj, attn.v_proj)]  # fmt: skip
             torch.testing.assert_close(plain, torch.cat([base(x) for base in bases], dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_modules_that_are_trained_whole_are_in_fp32_between_16_bit_layers(tiny: Path) -> None:
+    """Gradients and the optimizer need fp32; passes, the adapter's check and decoding go through them all the same."""
+    section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64, dtype="bfloat16")
+    lora = schema.Lora(r=4, modules_to_save=("embed_tokens", "lm_head"))
+    made = choose.make_loader(section, lora, seed=1, name="peft").for_training()
+    _, found = gradients(made)
+    core = made.model.get_base_model()
+    assert core.lm_head.weight.dtype == core.model.embed_tokens.weight.dtype == torch.float32
+    assert core.model.norm.weight.dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 and gradient.abs().max() > 0 for name, gradient in found.items()
+               if "modules_to_save" in name or "lora_B" in name)  # fmt: skip
+    made.model.eval()
+    ids = rows()[1].input_ids
+    (values,) = adapter_check.log_probabilities(made.model, [ids], [3], 0)
+    assert len(values) == len(ids) - 3
+    with torch.no_grad():
+        model = FusedModel(made.model)
+        attend = lambda layer, qkv, rope: qkv[:, : model.heads * model.head_dim]  # noqa: E731
+        hidden = model.forward(torch.tensor(ids), torch.arange(len(ids)), attend)
+    assert model.dtype == torch.bfloat16 and model.logits(hidden).dtype == torch.float32
 
 
 def test_training_starts_from_an_adapter_that_is_there(recipe_file: RecipeFactory, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class FusedModel:
         """Return the last hidden states, normalised, TE. With `planes`, attend's columns must be in plane order."""
         ops, eps = self.ops, self.eps
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
-        x_TE, delta = self.embed(ids_T).to(self.dtype), None
+        x_TE, delta = self.embed(ids_T), None
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
             hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes)
             mixed_TE = attend(index, self._normed(index, qkv(hidden_TE, planes)), cos_sin)
@@ -79,7 +79,7 @@ class FusedModel:
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Return fp32 logits, TV."""
-        return self.head(hidden_TE.to(self.head.weight.dtype)).float()
+        return self.head(hidden_TE).float()
 
     def _normed(self, index: int, qkv: Tensor) -> Tensor:
         """Return a layer's q, k and v with the norms over q's and k's heads, where the family has them.

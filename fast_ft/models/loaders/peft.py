@@ -15,6 +15,7 @@ from fast_ft.models.patches import ModelPatches
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -66,7 +67,22 @@ class PeftLoader(LoaderBase):
             bias="none",
             task_type="CAUSAL_LM",
         )
-        return peft.get_peft_model(base, config)
+        model = peft.get_peft_model(base, config)
+        self._fit_whole_modules(model, patches)
+        return model
+
+    def _fit_whole_modules(self, model: PeftModel, patches: ModelPatches) -> None:
+        """Let embeddings and a head that are trained in fp32 stand between layers of the base's dtype."""
+        import torch
+
+        core, dtype = model.get_base_model(), getattr(torch, self.dtype)
+        for module in (core.get_input_embeddings(), core.get_output_embeddings()):
+            if not hasattr(module, "modules_to_save"):
+                continue
+            trained = module.modules_to_save["default"]
+            trained.float()
+            patches.hook(trained.register_forward_pre_hook(_in_the_dtype_of_its_weight))
+            patches.hook(trained.register_forward_hook(lambda _, __, output: output.to(dtype)))
 
     def for_generation(self, adapter: Path) -> LoadedModel:
         """Return a fresh base model with the adapter in a folder, ready to answer.
@@ -116,6 +132,12 @@ class PeftLoader(LoaderBase):
             if hasattr(module, "compute_dtype"):  # a stored checkpoint may ask for bf16, which a T4 has not
                 module.compute_dtype = dtype
         return model
+
+
+def _in_the_dtype_of_its_weight(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return a head's input in its weight's dtype; token ids stay as they are."""
+    first = arguments[0]
+    return (first.to(module.weight.dtype) if first.is_floating_point() else first, *arguments[1:])
 
 
 class FusedLoader(PeftLoader):
