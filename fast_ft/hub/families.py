@@ -83,7 +83,7 @@ def has_llamas_layers(name_or_path: str) -> bool | None:
 def context_length(name_or_path: str) -> int | None:
     """Return the most tokens that a model can attend to, as far as its folder or its name tells."""
     try:
-        return FamilySpec.from_config(read_config(Path(name_or_path).expanduser())).context
+        return _context(read_config(Path(name_or_path).expanduser()))
     except (InputError, OSError, RuntimeError):  # RuntimeError: ~name of an unknown user
         return 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
 
@@ -129,7 +129,7 @@ class FamilySpec:
         return cls(
             model_type=kind,
             shape=shape,
-            context=_whole(config, "max_position_embeddings") or OWN.get(kind),
+            context=_context(config),
             general=_why_general(config, kind, rope),
             windows=windows,
             eps=_number(config, "rms_norm_eps", 1e-6),
@@ -150,6 +150,10 @@ class FamilySpec:
     def window_below(self, tokens: int) -> int | None:
         """Return the smallest window that hides anything in a row of so many tokens, or None."""
         return min((window for window in self.windows if window is not None and window < tokens), default=None)
+
+
+def _context(config: dict[str, Any]) -> int | None:
+    return _whole(config, "max_position_embeddings") or OWN.get(str(config.get("model_type", "llama")))
 
 
 def _refuse_others(config: dict[str, Any], kind: str) -> None:
