@@ -14,6 +14,7 @@ from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.homework import archive, checks
 from fast_ft.homework.archive import Bundle
 from fast_ft.hub import fingerprint
+from fast_ft.models.loaders import choose
 from fast_ft.pipeline.run import run
 from fast_ft.recipe import key_owners
 from fast_ft.recipe.loader import resolved, validated
@@ -52,6 +53,13 @@ def reproduce(
         "output_dir": str(root).replace("{", "(").replace("}", ")"),
     }  # fmt: skip
     recipe = replayed(theirs, {key: value for key, value in given.items() if value is not None})
+    try:
+        choose.refuse_absent(recipe.model.backend)
+    except choose.Unavailable as error:
+        raise InputError(
+            f"{path}: the run was trained through {recipe.model.backend!r} and is repeated through nothing else: "
+            f"{error.reason}"
+        ) from None
     file = f"{path.stem}.yaml"
     _say("zip", str(path))
     for label, text in beforehand(theirs, recipe):

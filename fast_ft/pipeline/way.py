@@ -38,9 +38,9 @@ def begin(recipe: Recipe, recipe_path: str | Path) -> None:
     folder = RunDir.at(root) if known else None
     if folder is not None and _is_done(folder, recipe):
         return
-    first = _fixed(folder) if folder is not None else None
+    first, capability = _fixed(folder) if folder is not None else None, gpu.capability()
     if first is None:
-        names = ways(recipe, gpu.capability(), process_group.here().size).names
+        names = ways(recipe, capability, process_group.here().size).names
         if len(names) == 1:  # else there is another one
             choose.refuse_absent(names[0])
         first = names[0]
@@ -49,10 +49,11 @@ def begin(recipe: Recipe, recipe_path: str | Path) -> None:
     is_here = _is_here(recipe)
     if is_here and set_up.base_family(recipe).general is not None:
         return  # PEFT trains it
-    if first == "unsloth" and gpu.gpu() is not None:
+    is_named = recipe.model.backend == "unsloth"  # of a base that is not here nobody knows yet whether auto comes to it
+    if first == "unsloth" and capability is not None and (is_here or is_named):
         choose.prepare_libraries()
         unsloth.begin_import()
-        if not is_here and recipe.model.backend == "unsloth" and (problem := unsloth.import_problem()):
+        if not is_here and (problem := unsloth.import_problem()):
             raise choose.Unavailable("unsloth", f"it does not import ({problem})")
     if is_here:
         folder_of_base = download.model_folder(recipe.model.name_or_path, recipe.model.revision)

@@ -79,8 +79,8 @@ def refuse_absent(backend: str) -> None:
     """
     if backend not in ("unsloth", "fused"):
         return
-    if gpu.gpu() is None:
-        raise Unavailable(backend, "it needs an NVIDIA GPU, and nvidia-smi shows none that this process may use")
+    if gpu.capability() is None:
+        raise Unavailable(backend, "it needs an NVIDIA GPU, and there is none that this process may use")
     if backend == "unsloth" and importlib.util.find_spec("unsloth") is None:
         raise Unavailable(backend, "Unsloth is not installed; requirements-gpu.txt, or fast_ft[gpu], brings it")
 
