@@ -6,6 +6,7 @@ setup(
     packages=[*find_packages(include=["fast_ft", "fast_ft.*"]), "fast_ft.recipes"],
     package_dir={"fast_ft.recipes": "recipes"},
     package_data={
+        "fast_ft.doctor": ["measured.json"],
         "fast_ft.plan": ["cards.json"],
         "fast_ft.pocket": ["*.json", "README.md", "base/*"],
         "fast_ft.report": ["static/*"],

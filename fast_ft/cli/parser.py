@@ -215,11 +215,11 @@ USAGES = {
     ),
     "sweep": Usage("try many recipes within some hours; the same command again goes on", _RECIPE, _sweep_options),
     "doctor": Usage(
-        "look at driver, card, versions, room and network, and try a small run here",
+        "look at driver, card, kernels, versions, room and network, and try a small run here",
         Places("", "", least=0, most=0),
         _json_options,
-        "look at driver, card, versions, room and network, and try a small run here; status 3: something would break a "
-        "run",
+        "look at driver, card, kernels, versions, room and network, and try a small run here; status 3: a run would "
+        "break here",
     ),
     "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
 }

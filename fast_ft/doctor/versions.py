@@ -15,7 +15,6 @@ from fast_ft.doctor.findings import Finding
 ROOT = Path(__file__).parents[2]
 #: Without these a run goes through other kernels.
 OPTIONAL = ("unsloth", "unsloth_zoo", "xformers")
-INSTALL = "python -m pip install -r {}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,12 @@ def pins(gpu: bool) -> tuple[str, list[Requirement]] | None:
     extra = {"extra": "gpu" if gpu else ""}
     found = [each for each in map(Requirement, listed) if each.marker is None or each.marker.evaluate(extra)]
     return f"--force-reinstall {'fast_ft[gpu]' if gpu else 'fast_ft'}", found
+
+
+def install(gpu: bool) -> str:
+    """Return the command that installs what this machine wants, from a checkout or for an installed package."""
+    found = pins(gpu)
+    return f"python -m pip install {found[0] if found else 'fast_ft[gpu]' if gpu else 'fast_ft'}"
 
 
 def against_pins(gpu: bool) -> Iterator[Finding]:

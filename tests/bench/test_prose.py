@@ -15,9 +15,11 @@ from fast_ft.common.errors import InputError
 ALLOWED = {
     "a limit of memory or time that a command is given": [
         "14.7 GiB", "a cap of 10 GiB", "at most 6 trials and 5 minutes", "held to a T4's memory (14.7 GiB)",
+        "2.5 GiB of disk",
     ],
     "a version": ["Python 3.11 or 3.12", "on Python 3.11 (`pip check` clean) and 3.12", "torch 2.11"],
     "the size of a file or a data set": [
+        "a sketch of one gradient (2,048 numbers)",
         "about 400 MB", "Alpaca's 1,000 longest rows", "13 GB are not read", "rows of 2,048 tokens",
         "100 of 2,000 rows",
     ],

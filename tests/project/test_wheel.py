@@ -63,7 +63,8 @@ def run(bin_: Path, folder: Path, *words: str, status: int = 0) -> subprocess.Co
 
 def test_the_wheel_holds_what_a_run_needs_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for path in [*(ROOT / "recipes").rglob("*"), *(ROOT / "fast_ft" / "pocket").rglob("*")]:
+    data = (ROOT / "fast_ft" / "doctor" / "measured.json", ROOT / "fast_ft" / "plan" / "cards.json")
+    for path in [*(ROOT / "recipes").rglob("*"), *(ROOT / "fast_ft" / "pocket").rglob("*"), *data]:
         if path.is_file() and "__pycache__" not in path.parts:
             place = path.relative_to(ROOT).as_posix()
             assert (place if place.startswith("fast_ft/") else f"fast_ft/{place}") in names

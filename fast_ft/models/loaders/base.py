@@ -71,7 +71,7 @@ class LoaderBase(ABC):
 
         self.section, self.lora, self.seed = model, lora, seed
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.dtype = _dtype(model.dtype, self.device)
+        self.dtype = compute_dtype(model.dtype, self.device)
         self.notes: list[str] = []
         self.folder = download.model_folder(model.name_or_path, model.revision)
         self.family = FamilySpec.of(self.folder)
@@ -115,7 +115,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, padding_side="right")
 
 
-def _dtype(wanted: str, device: str) -> str:
+def compute_dtype(wanted: str, device: str) -> str:
     """Return the dtype to compute in. For auto: bfloat16 from compute capability 8.0 on, float32 on a CPU.
 
     torch claims bfloat16 for a T4 too, where it is emulated, so it is not asked.
