@@ -160,10 +160,16 @@ def test_packed_attention_is_held_to_each_rows_own(kv_heads: int, monkeypatch: p
     assert packed_attention.check(like, 4, kv_heads, 16) is None
     right, backward = packed_attention.attend, packed_attention.backward
 
-    def forgets_the_rows(q: Any, k: Any, v: Any, rows: Any, scale: Any = None) -> Any:
+    def forgets_the_rows(q: Any, k: Any, v: Any, rows: Any, scale: Any = None, window: Any = None) -> Any:
         whole = packed_attention.PackedRows(torch.tensor([0, 100], dtype=torch.int32), 100)
-        return right(q, k, v, whole, scale)
+        return right(q, k, v, whole, scale, window)
 
+    def forgets_the_window(q: Any, k: Any, v: Any, rows: Any, scale: Any = None, window: Any = None) -> Any:
+        return right(q, k, v, rows, scale)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_attention, "attend", forgets_the_window)
+        assert "attention's result differs" in str(packed_attention.check(like, 4, kv_heads, 16))
     with monkeypatch.context() as patch:
         patch.setattr(packed_attention, "attend", forgets_the_rows)
         assert "attention's result differs" in str(packed_attention.check(like, 4, kv_heads, 16))
