@@ -21,7 +21,13 @@ def main(arguments: Sequence[str]) -> int:
         bnb_4bit_compute_dtype=torch.float16,
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(base), dtype=torch.float16, device_map={"": 0}, quantization_config=quantisation
+        str(base),
+        dtype=torch.float16,
+        device_map={"": 0},
+        quantization_config=quantisation,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
     )
     model.save_pretrained(str(out))
     for file in [*base.glob("tokenizer*"), *base.glob("special_tokens*")]:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-_TENSOR = re.compile(r"base_model\.model\.([\w.]+\.(lora_[AB]\.weight|lora_magnitude_vector)|[\w.]+\.weight)")
+#: Names of an adapter's tensors, by dimensions: A and B, embeddings and a head that are saved whole; DoRA's sizes.
+_TENSORS = {
+    2: re.compile(r"base_model\.model\.([\w.]+\.lora_[AB]|model\.embed_tokens|lm_head)\.weight"),
+    1: re.compile(r"base_model\.model\.[\w.]+\.lora_magnitude_vector"),
+}
 _FLOATS = ("F32", "F16", "BF16")
 _SHARED = ("r", "lora_alpha", "use_rslora", "use_dora")  #: keys of adapter_config.json that a recipe has, too
 
@@ -157,10 +161,11 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
     for name, shape in shapes.items():
-        if not _TENSOR.fullmatch(name) or len(shape) not in (1, 2) or dtypes[name] not in _FLOATS:
+        allowed = _TENSORS.get(len(shape))
+        if allowed is None or not allowed.fullmatch(name) or dtypes[name] not in _FLOATS:
             raise InputError(
-                f"{path}: holds {escaped(name[:120])!r}, {dtypes[name]} of shape {list(shape)}; only the tensors of "
-                "LoRA, DoRA and modules that are saved whole are read. Remove all other tensors from it."
+                f"{path}: holds {escaped(name[:120])!r}, {dtypes[name]} of shape {list(shape)}; only the matrices A "
+                "and B of LoRA are read, DoRA's sizes, embeddings and a head that are saved whole. Remove all others."
             )
     return shapes
 
