@@ -33,8 +33,8 @@ class StageJob:
 def batches(rows: int, epochs: float, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:
     """Return the row indices of every step of a stage: `ceil(rows / size)` steps an epoch.
 
-    Shuffled epochs are drawn anew, each from (seed, stage, epoch). Of an epoch that is begun, as in 1.5 epochs, the
-    first steps are taken.
+    Each shuffled epoch has an order of its own, drawn from (seed, stage, epoch). Of an epoch that is begun, as in 1.5
+    epochs, the first steps are taken.
     """
     steps = []
     for epoch in range(math.ceil(epochs)):

@@ -148,7 +148,7 @@ class FamilySpec:
         return f"general way: {self.general}. PEFT's own layers train, transformers' generate answers, more slowly"
 
     def window_below(self, tokens: int) -> int | None:
-        """Return the smallest window that hides anything in a row of so many tokens, or None."""
+        """Return the smallest window that hides anything in a row of this number of tokens, or None."""
         return min((window for window in self.windows if window is not None and window < tokens), default=None)
 
 

@@ -74,7 +74,7 @@ def check(folder: Path, family: FamilySpec, lora: schema.Lora) -> None:
 def check_4bit_on_cpu(folder: Path, family: FamilySpec) -> None:
     """Check that a base's layers have sizes in which bitsandbytes can hold 4-bit weights on this CPU.
 
-    Where the CPU multiplies bfloat16, bitsandbytes packs such weights anew at the first pass in evaluation mode, in
+    Where the CPU multiplies bfloat16, bitsandbytes packs such weights again at the first pass in evaluation mode, in
     blocks of 64 inputs and 32 outputs.
 
     Raises:

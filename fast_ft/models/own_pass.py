@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LENGTHS = (6, 10)  #: tokens of the rows
-#: Mean difference that rounding explains, in nats a token: a 4-bit product on a CPU differs by some 1e-4 with the rows
-#: in it, in fp32 too. A wrong mask, position or scale shows as a tenth of a nat or more.
+#: Mean difference that rounding explains, in nats per token: a 4-bit product on a CPU differs by some 1e-4 with the
+#: rows in it, in fp32 too. A wrong mask, position or scale shows as a tenth of a nat or more.
 _ROUNDING = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
@@ -30,7 +30,7 @@ def difference(model: PeftModel, dtype: str) -> str | None:
 
     core, device = model.get_base_model(), next(model.parameters()).device
     was_training = model.training
-    model.train()  # in evaluation mode bitsandbytes packs 4-bit weights anew on a CPU
+    model.train()  # in evaluation mode bitsandbytes packs 4-bit weights again on a CPU
     for module in model.modules():
         if type(module).__name__ == "Dropout":
             module.eval()
@@ -50,7 +50,7 @@ def difference(model: PeftModel, dtype: str) -> str | None:
     finally:
         model.train(was_training)
     if not off <= _ROUNDING[dtype]:  # a NaN, too
-        return f"our pass differs from the model's own by {off:.4f} nat a token; {_ROUNDING[dtype]} is rounding"
+        return f"our pass differs from the model's own by {off:.4f} nat per token; {_ROUNDING[dtype]} is rounding"
     return None
 
 

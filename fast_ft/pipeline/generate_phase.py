@@ -99,7 +99,7 @@ def budget_missed(folder: RunDir) -> str:
 
 
 def missed(folder: RunDir) -> str:
-    """Return what a budget of minutes cut short in a run that is complete, and why it is worth nothing; or ""."""
+    """Return what a budget of minutes cut short in a run that is complete, and why its result is useless; or ""."""
     worthless = (folder.done("train") or {}).get("worthless", "")
     return "\n".join(filter(None, [budget_missed(folder), worthless and f"error: {folder.root}: {worthless}"]))
 
@@ -172,7 +172,7 @@ def _answer(
     if moved:
         warnings.append(
             f"the base was {recipe.model.name_or_path}, not the path that the adapter was trained with; on the rows "
-            f"that training stored it differs by {ready.difference:.4f} nat a token, which rounding explains"
+            f"that training stored it differs by {ready.difference:.4f} nat per token, which rounding explains"
         )
     files, ends = {folder.pred: _content(prepared, tuned)}, {"tuned": _ends(tuned)}
     if base is not None:

@@ -34,7 +34,7 @@ def check(family: FamilySpec, recipe: Recipe, prepared: PreparedData | None = No
 
 
 def check_room(context: int | None, prompts: Sequence[Prompt], ids: Sequence[list[int]], max_new_tokens: int) -> None:
-    """Raise InputError where a prompt and its longest answer do not fit into a context of so many tokens."""
+    """Raise InputError where a prompt and its longest answer do not fit into a context of this size."""
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     tokens = len(ids[longest])
     if context is None or tokens + max_new_tokens <= context:

@@ -54,7 +54,7 @@ class FusedModel:
         self.head_dim, self.heads, self.kv_heads = shape.head_dim, shape.num_attention_heads, shape.num_key_value_heads
         self._frequencies, self._rope_scale = _rope(core.config, self.family, self.device)
         self.ops: Any = ops_torch
-        self.notes: list[str] = []  #: why kernels are not taken that were wanted
+        self.notes: list[str] = []  #: why kernels that were asked for are not used
         self.planes = self._is_nf4_on_gpu(core) and not dequantise and not has_dora(list(core.modules()))
         self._space: Tensor | None = None
         if self.planes:
