@@ -104,7 +104,8 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
         if (rising := warmup_steps(train, length)) >= length:
             text = (
                 f"{key}: {counted(rising, 'step')} of warm-up, but "
-                f"{'the run' if one else 'a stage'} has at most {length}: the learning rate would not reach {train.learning_rate:g}; lower it or train longer"
+                f"{'the run' if one else 'a stage'} has at most {length}: the learning rate would not reach "
+                f"{train.learning_rate:g}; lower it or train longer"
             )
             yield Problem(text, (key, "train.lr_scheduler_type", *depends_on))
 
