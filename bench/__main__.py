@@ -2,8 +2,9 @@
 
 Parts, for --only:
 
-    fast_ft, unsloth-notebook, unsloth-notebook-as-is, unsloth-budget, unsloth-budget-kept, trl-peft
-                 training the recipe's rows this way, in a process of its own
+    fast_ft, fast_ft-unsloth, unsloth-notebook, unsloth-notebook-as-is, unsloth-budget, unsloth-budget-kept, trl-peft
+                 training the recipe's rows this way, in a process of its own; fast_ft-unsloth: Unsloth's layers in
+                 our passes
     train        fast_ft and the ways that it is compared with: unsloth-notebook, unsloth-budget, trl-peft
     plan-checks  five short runs, which compare planned memory and time with what is measured
     budget       minutes of the homework's three recipes on a T4, beside what the homework allows
@@ -11,8 +12,9 @@ Parts, for --only:
 
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
 
-Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep,
-bench.pocket, bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
+Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
+step), bench.host_memory, bench.step_trace (the functions of one pass), bench.decode, bench.sweep, bench.pocket,
+bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.
@@ -37,12 +39,14 @@ from bench import (
     emulation,
     figures,
     headers,
+    host_memory,
     machine,
     plan_checks,
     pocket,
     prose,
     recipe_run,
     sm75,
+    start_up,
     submit_file,
     sweep,
     table,
@@ -208,6 +212,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
         "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
+        "start": start_up.figures, "host": host_memory.figures,
     }  # fmt: skip
     return by_kind[kind](result)
 

@@ -20,8 +20,9 @@ from fast_ft.plan import cards, decode_time, planner, plans
 from fast_ft.plan.cost_model import Training
 from fast_ft.plan.decode_pool import Answers
 from fast_ft.plan.plans import Machine, RunPlan
+from fast_ft.plan.ways import ways
 from fast_ft.recipe import loader, policy_ntu_hw5
-from fast_ft.recipe.schema import Recipe, card_backend
+from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import now
 
 #: The homework's own figures: minutes of training (from, to) over all attempts, and of inference, on a T4.
@@ -65,7 +66,7 @@ def measure(overrides: Sequence[str], results: Path) -> dict[str, Any]:
 
 def _backend(recipe: Recipe) -> str:
     """Return what trains a recipe on a T4."""
-    return card_backend(recipe.model, recipe.lora)
+    return ways(recipe, cards.card("t4").capability).names[0]
 
 
 def _measured(path: Path) -> dict[str, Any] | None:
@@ -116,11 +117,12 @@ def settled(recipe: Recipe, done: dict[str, Any]) -> RunPlan:
     memory = card.memory_gib if budget_gib == "auto" else min(card.memory_gib, float(budget_gib))
     training, answers = _work(recipe, done)
     machine = Machine(memory, card.expected)
-    return plans.settle(_shape(recipe), training, done["step_lengths"], answers, planner.wanted(recipe), machine)
+    wanted = planner.wanted(recipe, planner.base_family(recipe))
+    return plans.settle(_shape(recipe), training, done["step_lengths"], answers, wanted, machine)
 
 
 def _shape(recipe: Recipe) -> ModelShape:
-    return ModelShape.from_config(planner.base_config(recipe))
+    return planner.base_family(recipe).shape
 
 
 def _work(recipe: Recipe, done: dict[str, Any]) -> tuple[Training, Answers]:

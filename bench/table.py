@@ -13,7 +13,7 @@ _RATES = ("way", "tokens/s (quartiles)", "over all steps", "fast_ft is", "peak G
 _TIMES = ("first step", "first epoch", "import to first step", "command to adapter")
 _COLOURS = {
     "fast_ft": "#d1495b", "unsloth-notebook": "#30638e", "unsloth-notebook-as-is": "#8fb8de", "trl-peft": "#777777",
-    "unsloth-budget": "#edae49", "unsloth-budget-kept": "#66a182",
+    "unsloth-budget": "#edae49", "unsloth-budget-kept": "#66a182", "fast_ft-unsloth": "#a23b72",
 }  # fmt: skip
 
 

@@ -21,15 +21,14 @@ from bench.process import run_process
 from fast_ft.common import gpu as environment
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
-from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
+from fast_ft.hub import download, families
 from fast_ft.plan import cards
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import provenance
 from fast_ft.run.folder import now
 
-WAYS = ("fast_ft", *PEERS)
+WAYS = (*ours.WAYS, *PEERS)
 JUDGED = ("fast_ft", "unsloth-notebook", "unsloth-budget", "trl-peft")
 
 
@@ -141,13 +140,13 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise InputError(f"curriculum.stages: {len(jobs)} stages; the ways are compared over one. Leave stages out.")
     (job,) = jobs
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in job.rows]
-    config = ours.model_config(recipe)
+    config = families.read_config(download.model_folder(recipe.model.name_or_path, recipe.model.revision))
     size = recipe.train.effective_batch_size
     if size != 8:
         raise InputError(f"train.effective_batch_size: {size}; the ways are compared at 8, as the notebook has it.")
     if recipe.train.neftune_noise_alpha is not None:
         raise InputError("train.neftune_noise_alpha: noise differs by library. Set it to null for the bench.")
-    shape = ModelShape.from_config(config)
+    shape = families.ModelShape.from_config(config)
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     gpu = environment.gpu()
     settings = {
@@ -197,7 +196,7 @@ def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]
 
 def part_key(settings: dict[str, Any], way: str, where: Setup) -> str:
     """The digest of what a part depends on: kept while it is the same."""
-    program = provenance.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
+    program = provenance.describe()["program"] if way in ours.WAYS else repr(PEERS[way])
     text = json.dumps([settings, way, vars(where), program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -207,7 +206,7 @@ def initial_adapter(folder: Path, recipe: Recipe) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    shape = ModelShape.from_config(ours.model_config(recipe))
+    shape = ours.family(recipe).shape
     blocks = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
     draw = np.random.default_rng(recipe.seed)
     tensors = {}

@@ -81,6 +81,16 @@ class Card:
         )  # fmt: skip
 
 
+def by_evidence(capability: tuple[int, int]) -> tuple[tuple[str, ...], str]:
+    """Return the ways of training on cards of a compute capability, the first choice first, and the evidence for it.
+
+    The table is a part of the program: a release that somebody reviewed changes it, never a file that was received.
+    """
+    entries: list[dict[str, Any]] = _content()["ways"]
+    entry = next(each for each in entries if each["capability"] in (list(capability), "others"))
+    return tuple(entry["order"]), entry["evidence"]
+
+
 def known() -> dict[str, dict[str, Any]]:
     """Return the entries of cards.json by the cards' short names."""
     return {name: entry for name, entry in _content().items() if "product" in entry}

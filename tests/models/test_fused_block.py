@@ -114,7 +114,7 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
     for lora, reason in (
         (schema.Lora(r=4, lora_dropout=0.1), "dropout"),
-        (schema.Lora(r=4, target_modules=["q_proj"]), "no LoRA"),
+        (schema.Lora(r=4, use_dora=True), "another kind"),
     ):
         made = choose.make_loader(section, lora, seed=1, name="peft").for_training()
         assert reason in (block.install(made.model, made.patches) or "")

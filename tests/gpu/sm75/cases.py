@@ -80,7 +80,7 @@ def test_a_pool_decodes_as_the_model_does_and_its_steps_are_captured() -> None:
 
     model = random_model(WIDE, "float16")
     parts = FusedModel(model)
-    config = EngineConfig(slots=16, longest=200, eos_id=2, pad_id=0)
+    config = EngineConfig(slots=16, longest=200, end_ids=(2,), pad_id=0)
     engine = LLMEngine(parts, KVCache(parts, 120), Sampler(False), config)
     prompts = [[1, *(3 + (7 * i + j) % 300 for j in range(5 + 3 * i))] for i in range(24)]
     rows = [Sequence(prompt, 4 + index, key=index) for index, prompt in enumerate(prompts)]
