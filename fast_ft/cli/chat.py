@@ -15,7 +15,6 @@ from fast_ft.common.text_safety import harmless, whole
 from fast_ft.common.wording import counted
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import prepare
-from fast_ft.data.prompt_templates import Message
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import Engine, engine_over, goes_general_way, library_engine
@@ -38,7 +37,7 @@ def chat(
     context = ready.loaded.model.config.max_position_embeddings
     room = _Room(ready, prepared.encoder, recipe.generate, context)
     note("An empty line forgets what was said; Ctrl-D leaves.")
-    messages: list[Message] = []
+    messages: list[dict[str, str]] = []
     for turn in range(sys.maxsize):
         try:
             text = ask("> ").strip()
@@ -113,6 +112,6 @@ def _answer(engine: Engine, row: Sequence, encoder: Encoder, out: TextIO) -> str
     list(engine.run([row], burst=_BURST, on_look=show))
     text = encoder.decode(row.tokens)
     print(harmless(text[len(shown) :]) if text.startswith(shown) else "", file=out)
-    if row.tokens[-1] != encoder.eos_id:
+    if row.tokens[-1] not in encoder.end_ids:
         note(f"(cut off after {counted(len(row.tokens), 'token')})")
     return text

@@ -96,18 +96,17 @@ def print_row(prepared: SelectedData, row_id: str) -> None:
     text = Text(
         f"\nrow {plain(row_id)}: {len(row.input_ids) - row.supervised} masked, {row.supervised} trained tokens\n"
     )
-    controls = {prepared.encoder.bos_id: "<BOS>", prepared.encoder.eos_id: "<EOS>"}
-    pieces = prepared.encoder.pieces(row.input_ids)
-    for index, (token, label, piece) in enumerate(zip(row.input_ids, row.labels, pieces, strict=True)):
+    shown = prepared.encoder.shown(row.input_ids)
+    for index, ((piece, is_control), label) in enumerate(zip(shown, row.labels, strict=True)):
         masked = label == IGNORE_INDEX
         if plain_text and masked != before:
             text.append(("" if before is None else "\n") + ("masked   " if masked else "trained  "))
         before = masked
         style = "grey50" if masked else ("green", "green underline")[index % 2]
-        shown = controls.get(token) or harmless(piece)
+        piece = harmless(piece)
         if plain_text:
-            shown = shown.replace("\n", f"\n{' ' * 9}")
-        text.append(shown, "bold " + style if token in controls else style)
+            piece = piece.replace("\n", f"\n{' ' * 9}")
+        text.append(piece, "bold " + style if is_control else style)
     console.print(text, soft_wrap=plain_text)
 
 

@@ -39,7 +39,7 @@ Name = tuple[str, int]  #: a prompt's id, and which of its answers
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `tokens` counts new tokens, EOS included; `ended` says whether EOS came before the limit.
+    """One answer. `tokens` counts new tokens, the end token included; `ended` says whether that came before the limit.
 
     `candidate` counts the answers to one prompt, from 0.
     """
@@ -194,12 +194,12 @@ class _Work:
 
     def _made(self, engine: Engine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
-        most, pace, eos_id = self.section.max_new_tokens, self.task.pace, self.encoder.eos_id
-        look = None if pace is None else shortening(pace, list(sequences), most, eos_id, self.notes)
+        most, pace, end_ids = self.section.max_new_tokens, self.task.pace, self.encoder.end_ids
+        look = None if pace is None else shortening(pace, list(sequences), most, end_ids, self.notes)
         for sequence in engine.run(list(sequences), on_look=look):
             if (name := sequences[sequence]) in self.answers:
                 continue
-            ended, length = sequence.tokens[-1] == eos_id, len(sequence.tokens)
+            ended, length = sequence.tokens[-1] in end_ids, len(sequence.tokens)
             at = 0.0 if pace is None else pace.elapsed()
             within = pace.minutes if pace and not ended and length < most else None
             text = self.encoder.decode(sequence.tokens)

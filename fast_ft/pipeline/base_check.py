@@ -26,7 +26,7 @@ def tokens(prepared: PreparedData) -> dict[str, Any]:
     """Return what the manifest says of token ids: {"rows": {id: digest}, "prompts": one digest for all}."""
     encoder = prepared.encoder
     rows = {name: _digest([row.input_ids, row.labels]) for name, row in prepared.rows.items()}
-    return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prepared.prompt_ids])}
+    return {"rows": rows, "prompts": _digest([encoder.end_ids, *prepared.prompt_ids])}
 
 
 def token_changes(manifest: Manifest, prepared: PreparedData) -> Diff:

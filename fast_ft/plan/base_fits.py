@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from fast_ft.common.errors import InputError
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData
+from fast_ft.data.tokenise import room_problem
 from fast_ft.hub.families import FamilySpec
 from fast_ft.recipe.schema import Recipe
 
@@ -36,19 +37,8 @@ def check(family: FamilySpec, recipe: Recipe, prepared: PreparedData | None = No
 def check_room(context: int | None, prompts: Sequence[Prompt], ids: Sequence[list[int]], max_new_tokens: int) -> None:
     """Raise InputError where a prompt and its longest answer do not fit into a context of this size."""
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    tokens = len(ids[longest])
-    if context is None or tokens + max_new_tokens <= context:
-        return
-    room = context - tokens
-    remedy = (
-        f"Use at most generate.max_new_tokens={room}, or shorten the prompt."
-        if room > 0
-        else "There is no room for an answer: shorten the prompt, or take it out of data.test."
-    )
-    raise InputError(
-        f"prompt {prompts[longest].id!r} has {tokens} tokens; with generate.max_new_tokens {max_new_tokens} that is "
-        f"over the model's context of {context}. {remedy}"
-    )
+    if problem := room_problem(prompts[longest].id, len(ids[longest]), max_new_tokens, context):
+        raise InputError(problem)
 
 
 def _check_vocabulary(size: int, named: Iterable[tuple[str, Sequence[int]]]) -> None:

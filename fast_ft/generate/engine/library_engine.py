@@ -134,7 +134,7 @@ class _Batch:
 
     def ended(self, row: Sequence) -> bool:
         """Return whether a row has ended, by an end token or at its limit."""
-        is_over = row.known is None and row.tokens and row.tokens[-1] == self.engine.config.eos_id
+        is_over = row.known is None and row.tokens and row.tokens[-1] in self.engine.config.end_ids
         return bool(is_over) or len(row.tokens) >= row.end
 
     def _seen(self, logits_SV: Tensor) -> Tensor | None:
