@@ -21,7 +21,7 @@ from fast_ft.recipe import schema
 from tests.helpers import bases
 
 EOS, LIMIT = 2, 12
-ENCODER: Any = SimpleNamespace(eos_id=EOS, end_ids=(EOS,), pad_id=0)
+ENCODER: Any = SimpleNamespace(end_ids=(EOS,), pad_id=0)
 GREEDY = schema.Generate(do_sample=False, max_new_tokens=LIMIT)
 HOT = schema.Generate(temperature=1.3, top_k=50, top_p=0.95, max_new_tokens=LIMIT)
 

@@ -97,7 +97,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_training(
 ) -> None:
     """The remedy is one that the schema allows; of the refused run there is no folder."""
     test = tmp_path / "long.json"
-    for words, remedy in ((225, "Use at most generate.max_new_tokens="), (900, "shorten the prompt, or take it out")):
+    for words, remedy in ((225, "Use at most generate.max_new_tokens="), (900, "Shorten the prompt, or leave it out")):
         rows = [{"id": "long", "conversations": [{"from": "human", "value": "red " * words}]}]
         test.write_text(json.dumps(rows))
         file = recipe_file({"data.test": str(test), "generate.max_new_tokens": 100})
