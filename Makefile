@@ -39,9 +39,10 @@ wheel-test: .venv/run-ready
 newest: .venv/run-ready
 	@-$(BIN)/python -m tools.newest
 
-# Hours: kill tests at 40 moments and of the quickstart, then an hour of fuzzing.
+# Hours: kill tests at 40 moments and of the quickstart, kernels compiled for a T4, then an hour of fuzzing. With a GPU
+# torch brings its own Triton; without one it is that of torch 2.11 for GPUs.
 soak: .venv/test-ready .venv/llama.cpp/ready
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-soak.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-soak.txt $(if $(GPU),,'triton==3.6.0; sys_platform == "linux"')
 	$(BIN)/python -m pytest -m soak --timeout 0
 	$(BIN)/python -m tests.fuzz --minutes 60
 

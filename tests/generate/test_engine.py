@@ -166,12 +166,12 @@ def test_four_bits_on_a_cpu(prompts: list[list[int]]) -> None:
 def test_another_kind_of_model_is_refused() -> None:
     import transformers
 
-    config = transformers.Qwen3Config(
+    config = transformers.GraniteConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=16,
+        num_key_value_heads=2,
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"Llama's blocks only.*'qwen3'"):
-        FusedModel(transformers.Qwen3ForCausalLM(config))
+    with pytest.raises(InputError, match=r"decoding by our engine.*'granite' has no blocks of ours"):
+        FusedModel(transformers.GraniteForCausalLM(config))
 
 
 # Rows do not see one another
@@ -405,7 +405,10 @@ def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]],
     """The way of a GPU, on the CPU: prompts fill a pass up with padding, and one call attends to all of them."""
     sizes: list[tuple[int, int]] = []
 
-    def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int) -> Any:
+    def packed_attention(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int, window: int | None
+    ) -> Any:
+        assert window is None
         assert starts[-1] == len(q) and starts.diff().max() <= longest
         sizes.append((len(q), longest))
         return torch.cat([ops_torch.causal(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(starts.tolist()) if b > a])
@@ -615,9 +618,9 @@ def test_kernels_are_compared_once_for_each_kind_of_use() -> None:
     ops = SimpleNamespace(**vars(ops_torch) | {"paged_attention": counted})
     for _ in range(2):
         kernel_checks.attention(kind_of(), ops)
-    assert calls == [18, 3], "many rows and few, once"
+    assert calls == [18, 18, 3, 3], "many rows and few, with a window and without, once"
     kernel_checks.attention(kind_of(head_dim=16), ops)
-    assert len(calls) == 4
+    assert len(calls) == 8
 
 
 @pytest.mark.usefixtures("unchecked")
