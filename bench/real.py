@@ -235,6 +235,7 @@ def _decoded(loaded: Any, ids: list[list[int]], encoder: Any) -> dict[str, Any]:
     import torch
 
     from bench.agreement_decode import teacher_forced
+    from fast_ft.generate.engine.llm_engine import LLMEngine
     from fast_ft.generate.engine.sequence import Sequence
     from fast_ft.generate.engine_setup import make_engine
     from fast_ft.plan.decode_pool import DecodePlan
@@ -243,6 +244,7 @@ def _decoded(loaded: Any, ids: list[list[int]], encoder: Any) -> dict[str, Any]:
     loaded.model.eval()
     greedy = schema.Generate(do_sample=False, max_new_tokens=NEW_TOKENS)
     engine = make_engine(loaded, encoder, greedy, DecodePlan(len(ids)), max(map(len, ids)) + NEW_TOKENS)
+    assert isinstance(engine, LLMEngine), "our own engine is what is measured"
     rows = [Sequence(prompt, NEW_TOKENS) for prompt in ids]
     with torch.inference_mode():
         list(engine.run(rows))
