@@ -14,7 +14,8 @@ Parts, for --only:
 
 Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
 step), bench.host_memory, bench.step_trace (the functions of one pass), bench.decode, bench.sweep, bench.pocket,
-bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
+bench.quickstart, bench.smollm, bench.decode_cpu, bench.real (three ways on a real model). Raw samples hold card, date
+and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.
@@ -35,6 +36,7 @@ from bench import (
     calibration,
     card_file,
     compare,
+    decode_cpu,
     decode_figures,
     emulation,
     figures,
@@ -44,8 +46,10 @@ from bench import (
     plan_checks,
     pocket,
     prose,
+    real,
     recipe_run,
     sm75,
+    smollm,
     start_up,
     submit_file,
     sweep,
@@ -212,7 +216,8 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
         "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
-        "start": start_up.figures, "host": host_memory.figures,
+        "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
+        "real": real.headline, "smollm": smollm.headline,
     }  # fmt: skip
     return by_kind[kind](result)
 

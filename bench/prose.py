@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import budget, calibration, card_table, compare, figures, plan_checks, quickstart, sweep
+from bench import budget, calibration, card_table, compare, figures, plan_checks, quickstart, smollm, sweep
 from fast_ft.common.errors import InputError
 
 CITED = re.compile(
@@ -217,6 +217,8 @@ def rendered(path: Path) -> str:
         text = figures.between(text, "received", card_table.markdown(card_table.received()))
     if "<!-- quickstart -->" in text:
         text = figures.between(text, "quickstart", quickstart.markdown(raw("quickstart.json")))
+    if "<!-- smollm -->" in text:
+        text = figures.between(text, "smollm", smollm.markdown(raw("smollm.json")))
     return text
 
 

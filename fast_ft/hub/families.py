@@ -15,6 +15,7 @@ from typing import Any
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
+from fast_ft.hub import gguf_base
 from fast_ft.hub.model_shape import GIB, LINEARS, TARGET_MODULES, ModelShape
 
 __all__ = ["GIB", "LINEARS", "OWN", "TARGET_MODULES", "FamilySpec", "ModelShape", "context_length", "read_config"]
@@ -75,15 +76,22 @@ def end_token_ids(folder: Path) -> list[int]:
 def has_llamas_layers(name_or_path: str) -> bool | None:
     """Return whether a model in a folder has Llama's linear layers, by their names; None: there is no such folder."""
     try:
-        return FamilySpec.from_config(read_config(Path(name_or_path).expanduser())).general is None
+        return FamilySpec.from_config(read_config(_folder(name_or_path))).general is None
     except (InputError, OSError, RuntimeError):
         return None
+
+
+def _folder(name_or_path: str) -> Path:
+    """Return the folder that a model's name means here; of a .gguf file, the one that it was converted to before."""
+    if gguf_base.is_named(name_or_path):
+        return gguf_base.folder(name_or_path, convert=False)
+    return Path(name_or_path).expanduser()
 
 
 def context_length(name_or_path: str) -> int | None:
     """Return the most tokens that a model can attend to, as far as its folder or its name tells."""
     try:
-        return _context(read_config(Path(name_or_path).expanduser()))
+        return _context(read_config(_folder(name_or_path)))
     except (InputError, OSError, RuntimeError):  # RuntimeError: ~name of an unknown user
         return 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from pydantic.fields import FieldInfo
 
+from fast_ft.hub import gguf_base
 from fast_ft.recipe.schema import Recipe, Section
 
 Owner = Literal["run", "machine", "hub"]
@@ -25,7 +26,7 @@ _MACHINE = """
 run_name output_dir backup_dir
 data.train data.test
 train.report_to
-judge.kind judge.base_prompts judge.references judge.model judge.swap judge.concurrency judge.max_retries
+judge.kind judge.base_prompts judge.references judge.pattern judge.model judge.swap judge.concurrency judge.max_retries
 judge.timeout_seconds judge.max_requests judge.max_dollars judge.dollars_per_million_tokens
 budget.gpu budget.memory_gib budget.train_minutes budget.generate_minutes
 """
@@ -72,8 +73,11 @@ def brought_here(tree: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a model's name can be an id on the hub; any other name is a folder's."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
+    """Return whether a model's name can be an id on the hub; any other name is a folder's or a file's."""
+    return (
+        not gguf_base.is_named(name)
+        and re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
+    )
 
 
 def _below(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

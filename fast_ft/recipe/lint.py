@@ -153,6 +153,12 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
     if judge.kind == "reference" and not judge.references:
         text = "judge.references: missing; judge.kind: reference compares answers with a file of reference answers"
         yield Problem(text, ("judge.references", "judge.kind"))
+    if judge.pattern is not None:
+        try:
+            re.compile(judge.pattern)
+        except re.error as error:
+            text = f"judge.pattern: {judge.pattern!r} is no regular expression ({error}); for example: 'Yes, .+'"
+            yield Problem(text, ("judge.pattern",))
     if judge.kind != "none" and not data.test:
         text = f"judge.kind: {judge.kind} has nothing to judge, since data.test names no prompts: give some, or kind:"
         yield Problem(f"{text} none", ("judge.kind", "data.test"))

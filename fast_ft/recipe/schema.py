@@ -36,7 +36,7 @@ class Section(BaseModel):
 class Model(Section):
     """The base model, and how it is loaded."""
 
-    name_or_path: str = Field(description="A folder, or a model's id on the Hugging Face hub.")
+    name_or_path: str = Field(description="A folder, a .gguf file, or a model's id on the Hugging Face hub.")
     revision: str | None = Field(default=None, description="The hub's branch, tag or commit.")
     tokenizer: str | None = Field(default=None, description="A tokenizer's folder or id, in place of the model's own.")
     template: Literal["llama-2", "llama-3.1", "tokenizer"] = Field(
@@ -281,6 +281,11 @@ class Judge(Section):
         default=None,
         description="Reference answers: a file in any layout that data.train may have. openai without it: each answer "
         "alone.",
+    )
+    pattern: str | None = Field(
+        default=None,
+        description="reference: a regular expression of the manner that answers should have. An answer scores 1 where "
+        "all of it matches, in place of an exact match.",
     )
     model: str = Field(default="gpt-4o-mini", description="openai: the judge; gpt-4o-mini is the homework's.")
     swap: bool = Field(

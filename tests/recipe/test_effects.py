@@ -45,6 +45,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("train.num_train_epochs=2", {"curriculum": {"stages": STAGES}}),
     ("train.learning_rate=1e-3", {"curriculum": {"stages": OWN_RATES}}),
     ("judge.references=answers.json", {}),
+    ("judge.pattern=Yes.*", {"judge": {"references": "r"}}),
+    ("judge.pattern=Yes.*", {"judge": {"references": "r", "kind": "openai"}}),
     *((f"{key}=1", {"judge": {"references": "r", "kind": "reference"}}) for key in (
         "judge.concurrency", "judge.max_retries", "judge.timeout_seconds", "judge.max_requests", "judge.max_dollars")),
     ("judge.model=gpt-4o", {"judge": {"references": "r", "kind": "reference"}}),

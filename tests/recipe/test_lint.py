@@ -103,6 +103,10 @@ def test_steps_are_those_of_the_issues_table() -> None:
         ),
         ({"curriculum": {"stages": [{"name": "a", "where": {"len": 4}}]}}, "curriculum.stages.0.where.len: unknown"),
         ({"judge": {"kind": "reference"}}, "judge.references: missing"),
+        (
+            {"judge": {"kind": "reference", "references": "r", "pattern": "Yes("}},
+            "judge.pattern: 'Yes(' is no regular expression (missing )",
+        ),
         ({"judge": {"kind": "reference", "references": "r"}, "data": {"test": None}}, "judge.kind: reference has"),
         ({"judge": {"kind": "openai"}, "data": {"test": None}}, "judge.kind: openai has"),
         ({"judge": {"kind": "openai", "swap": True}}, "judge.swap: without judge.references"),

@@ -88,6 +88,8 @@ class ModelRunner:
         """Return the new tokens of each of the burst's sequences: as many as it has steps, or fewer where one ends."""
         sequences, steps = burst.sequences, burst.steps
         multiple = self.model.ops.COLUMNS  # 0: attention needs no number of columns
+        if multiple and not self.graphs.works:
+            multiple = PAGE  # each number of columns is a captured step of its own; without captures the fewest serve
         columns = multiple and -(-max(each.length(steps) for each in sequences) // multiple) * multiple
         width = self.state.shape[1]
         state = np.zeros((burst.slots, width), dtype=np.int64)  # torch takes ten times as long to fill rows

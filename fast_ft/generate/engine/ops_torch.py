@@ -14,7 +14,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.models.packed_attention import window_mask
 
-COLUMNS = 256  #: `paged_attention` copies a multiple of this number of cells of each row
+COLUMNS = 256  #: a captured step of `paged_attention` copies a multiple of this number of cells of each row
 PACKED = False  #: whether `packed_attention` is here
 
 
@@ -55,16 +55,21 @@ def paged_attention(
     """Attention of one token of each row over its first `length_S` + 1 cells, its own included; SE.
 
     Of these it sees the last `window`; None: all. `columns`, a multiple of PAGE, is at least the longest row's. Each
-    row's cells are copied side by side.
+    row's pages are copied side by side.
     """
-    offset_P = torch.arange(PAGE, device=table_SW.device)
-    cell_SC = (table_SW[:, : columns // PAGE, None] * PAGE + offset_P).flatten(1)
+    page_T = table_SW[:, : columns // PAGE].flatten()
     column_C = torch.arange(columns, device=table_SW.device)
     hidden_SC = column_C > length_S[:, None]
     if window is not None:
         hidden_SC |= column_C <= length_S[:, None] - window
-    # what a cell held before must not count, not even as 0 * NaN
-    k_SCGD, v_SCGD = (part[cell_SC].masked_fill(hidden_SC[..., None, None], 0.0) for part in (keys, values))
+    k_SCGD, v_SCGD = (
+        part.view(-1, PAGE, *part.shape[1:])
+        .index_select(0, page_T)
+        .view(len(q_SHD), columns, *part.shape[1:])
+        # what a cell held before must not count, not even as 0 * NaN
+        .masked_fill_(hidden_SC[..., None, None], 0.0)
+        for part in (keys, values)
+    )
     return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
 
 
@@ -91,9 +96,11 @@ def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, is_causal: bool = False) -> Tensor:
-    """SDPA over (rows, tokens, heads, D). Grouped heads are repeated: not every kernel knows them."""
+    """SDPA over (rows, tokens, heads, D). On a card grouped heads are repeated: not every kernel there knows them."""
     group = q.shape[2] // k.shape[2]
-    if group > 1:
+    if group > 1 and q.is_cuda:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
+    is_grouped = q.shape[1] != k.shape[1]
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=is_grouped)
+    return mixed.transpose(1, 2)
