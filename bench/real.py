@@ -244,7 +244,7 @@ def _decoded(loaded: Any, ids: list[list[int]], encoder: Any) -> dict[str, Any]:
     loaded.model.eval()
     greedy = schema.Generate(do_sample=False, max_new_tokens=NEW_TOKENS)
     engine = make_engine(loaded, encoder, greedy, DecodePlan(len(ids)), max(map(len, ids)) + NEW_TOKENS)
-    assert isinstance(engine, LLMEngine), "our own engine is what is measured"
+    assert isinstance(engine, LLMEngine), "SmolLM2 is of a family with our own decoding"
     rows = [Sequence(prompt, NEW_TOKENS) for prompt in ids]
     with torch.inference_mode():
         list(engine.run(rows))

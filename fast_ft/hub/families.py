@@ -76,13 +76,13 @@ def end_token_ids(folder: Path) -> list[int]:
 def has_llamas_layers(name_or_path: str) -> bool | None:
     """Return whether a model in a folder has Llama's linear layers, by their names; None: there is no such folder."""
     try:
-        return FamilySpec.from_config(read_config(_here(name_or_path))).general is None
+        return FamilySpec.from_config(read_config(_folder(name_or_path))).general is None
     except (InputError, OSError, RuntimeError):
         return None
 
 
-def _here(name_or_path: str) -> Path:
-    """Return the folder that a model's name means: its own, or the one that its .gguf file was converted to."""
+def _folder(name_or_path: str) -> Path:
+    """Return the folder that a model's name means here; of a .gguf file, the one that it was converted to before."""
     if gguf_base.is_named(name_or_path):
         return gguf_base.folder(name_or_path, convert=False)
     return Path(name_or_path).expanduser()
@@ -91,7 +91,7 @@ def _here(name_or_path: str) -> Path:
 def context_length(name_or_path: str) -> int | None:
     """Return the most tokens that a model can attend to, as far as its folder or its name tells."""
     try:
-        return _context(read_config(_here(name_or_path)))
+        return _context(read_config(_folder(name_or_path)))
     except (InputError, OSError, RuntimeError):  # RuntimeError: ~name of an unknown user
         return 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
 

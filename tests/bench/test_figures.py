@@ -61,7 +61,7 @@ def test_every_figure_says_where_when_and_by_what_it_was_measured() -> None:
         assert ("| not recorded |" in line) == (entry["commit"] is None), "a missing commit is said"
         card = "cpu" if entry["card"].startswith("CPU") else machine.card_slug(entry["card"])
         carried = re.split(r"[._-]", name)
-        # what a plan or the model of a T4 is off by, or how far two ways agree, says nothing of a card's speed
+        # how far a plan, the model of a T4, or one way from another is off says nothing of a card's speed
         of_no_card = carried[0] in ("plan", "t4", "real") or "t4class" in carried
         assert card in carried or of_no_card or (card == "cpu" and "pocket" in name + entry["source"]), name
 
