@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fast_ft.common import seeds
+from fast_ft.data import mixing
 from fast_ft.data.encoding import EncodedRow
 
 
@@ -28,15 +29,17 @@ class StageJob:
         return [[len(self.rows[index].input_ids) for index in batch] for batch in self.batches]
 
 
-def batches(rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:
-    """Return the row indices of every step of a stage: `ceil(rows / size)` steps an epoch.
+def batches(
+    weights: Sequence[float], epochs: int, size: int, *, shuffled: bool, seed: int, stage: int
+) -> list[list[int]]:
+    """Return the row indices of every step of a stage: `ceil(rows of an epoch / size)` steps an epoch.
 
-    Shuffled epochs are drawn anew, each from (seed, stage, epoch).
+    weights: how often an epoch sees each row. Shuffled epochs are drawn anew, each from (seed, stage, epoch).
     """
     steps = []
     for epoch in range(epochs):
-        order = list(range(rows))
+        order = mixing.epoch(weights, seed, stage, epoch)
         if shuffled:
             seeds.generator(seed, stage, epoch).shuffle(order)
-        steps += [order[start : start + size] for start in range(0, rows, size)]
+        steps += [order[start : start + size] for start in range(0, len(order), size)]
     return steps

@@ -17,7 +17,7 @@ from fast_ft.common.folders import expanded
 from fast_ft.data import regular_rows, sources
 from fast_ft.data.examples import Pool, Prompt
 from fast_ft.data.formats import RawRow, fail, is_number, parse_row, strip_lead, strip_leads
-from fast_ft.recipe.schema import Data
+from fast_ft.recipe.schema import Columns, Data
 
 
 def load_pool(section: Data) -> Pool:
@@ -25,7 +25,8 @@ def load_pool(section: Data) -> Pool:
 
     A row without an id gets "row-<n>", its number counted from 1, in every layout.
     """
-    source = sources.read(section.train)
+    assert isinstance(section.train, str), "data/mixing.py loads several sources one by one"
+    source = sources.read(section.train, split=section.split, columns=section.columns.given)
     if section.test is not None and _same_files(section.test, source.digest):
         _refuse(source.name, section.test)
     table = None
@@ -46,12 +47,12 @@ def load_pool(section: Data) -> Pool:
     return Pool(table, source.name, source.digest)
 
 
-def load_prompts(path: str) -> tuple[list[Prompt], str]:
+def load_prompts(path: str, columns: Columns | None = None) -> tuple[list[Prompt], str]:
     """Return the prompts of a file in any layout, in file order, and the file's digest. A last answer is left out.
 
-    Raises InputError.
+    columns: the training rows' own names of keys, which count here where the rows have them. Raises InputError.
     """
-    source = sources.read(path, "test")
+    source = sources.read(path, "test", columns=columns.given if columns else None, loosely=True)
     prompts = []
     for number, row in enumerate(_parse(source), 1):
         turns = row.turns[:-1] if row.turns and row.turns[-1][0] == "assistant" else row.turns

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from fast_ft.recipe.schema import SourceFile
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -48,14 +50,23 @@ class Pool:
 
     table: columns id, prompt, response (strings), score (float64, null where absent), then metrics. A response may be
     "" (Alpaca has such rows); selection leaves those out. source: as the user gave it. digest: sha256 over the files.
+    sources: where the rows come from; the column "source" says of each row, which of them. Both are data/mixing.py's.
     """
 
     table: pa.Table
     source: str
     digest: str
+    sources: tuple[SourceFile, ...] = ()
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    def weights(self, indices: Sequence[int]) -> list[float]:
+        """Return how often an epoch sees the rows at these positions."""
+        if "source" not in self.table.column_names:
+            return [1.0] * len(indices)
+        found = self.table["source"].take(pa.array(indices, pa.int64())).to_pylist()
+        return [self.sources[index].weight for index in found]
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """Return the rows at these positions (from 0), in the given order."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
-from fast_ft.data import contamination, curriculum, dataset, encoding, selection
+from fast_ft.data import contamination, curriculum, dataset, encoding, mixing, selection
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
@@ -41,9 +41,20 @@ class SelectedData:
         """The distinct training rows, in the order in which stages first use them."""
         return _distinct(self.stages)
 
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """How often an epoch sees each selected row, by id."""
+        chosen = self.selection
+        return dict(zip((e.id for e in chosen.examples), chosen.pool.weights(chosen.indices), strict=True))
+
     def staged(self) -> list[dict[str, Any]]:
-        """Return what the manifest says of the stages."""
-        return [{"name": s.name, "ids": [e.id for e in s.examples]} for s in self.stages]
+        """Return what the manifest says of the stages; `epoch_rows` where weights are not 1."""
+        staged: list[dict[str, Any]] = []
+        for stage in self.stages:
+            weights = [self.weights[example.id] for example in stage.examples]
+            entry = {"name": stage.name, "ids": [example.id for example in stage.examples]}
+            staged.append(entry if set(weights) == {1.0} else entry | {"epoch_rows": mixing.epoch_rows(weights)})
+        return staged
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class PreparedData(SelectedData):
         jobs, left = [], self.train.max_steps
         for index, stage in enumerate(self.stages):
             steps = batches(
-                len(stage.examples),
+                [self.weights[example.id] for example in stage.examples],
                 stage.num_train_epochs,
                 self.train.effective_batch_size,
                 shuffled=stage.order == "shuffled",
@@ -113,13 +124,13 @@ def select_data(recipe: Recipe) -> SelectedData:
 
 
 def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> SelectedData:
-    pool, left_out = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
+    pool, left_out = contamination.without_excluded(mixing.load_pool(recipe.data), recipe.data.exclude)
     if left_out:
         notes.append(f"{left_out:,} rows left out by data.exclude.")
     prompts: list[Prompt] = []
     digests = {"train": pool.digest}
     if recipe.data.test is not None:
-        prompts, digests["test"] = dataset.load_prompts(recipe.data.test)
+        prompts, digests["test"] = dataset.load_prompts(recipe.data.test, recipe.data.columns)
         dataset.refuse_test_as_train(pool, prompts, digests["test"])
     limit = policy_ntu_hw5.max_train_rows(recipe)
     chosen = selection.select(
@@ -129,6 +140,7 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
         limit=limit,
         also_measure=[*curriculum.metrics_needed(recipe.curriculum), "score", "response_words"],
         token_counter=encoder.count if encoder else None,
+        typed=recipe.typed("select.deduplicate"),
     )
     notes += chosen.notes
     rows: dict[str, EncodedRow] = {}

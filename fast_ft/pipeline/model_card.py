@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fast_ft.data.prepare import PreparedData
@@ -23,7 +22,7 @@ tags: [lora, sft, fast_ft]
 ---
 # LoRA adapter for {base}
 
-Trained with fast_ft on {len(prepared.examples)} rows of `{Path(recipe.data.train).name}`, {trained}, in
+Trained with fast_ft on {len(prepared.examples)} rows of `{recipe.data.short_name}`, {trained}, in
 {len(lines)} steps of {section.effective_batch_size} rows: r {recipe.lora.r}, alpha {recipe.lora.lora_alpha:g},
 learning rate {section.learning_rate:g} ({section.lr_scheduler_type}), seed {recipe.seed}.
 On the training rows {said or "no loss was finite"}; that is no measure of the answers' quality.

@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
@@ -146,6 +147,10 @@ def _begun(folder: RunDir) -> bool:
 
 def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData, **more: Any) -> None:
     """Write into the manifest what is run: the recipe, its rows, and what was found about them."""
+    if prepared.selection.duplicates:
+        atomic_files.write_json(folder.duplicates, [pair._asdict() for pair in prepared.selection.duplicates])
+    else:
+        folder.duplicates.unlink(missing_ok=True)
     kept = {name: value for name, value in folder.manifest().get("digests", {}).items() if name in ("adapter", "pred")}
     folder.update(
         recipe=resolved(recipe),

@@ -15,8 +15,7 @@ from rouge_score import tokenize
 from fast_ft.common import words as text_words
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import load_pool
-from fast_ft.data.duplicates import Duplicates, ngrams, normalise
-from fast_ft.data.examples import Example, Pool
+from fast_ft.data.examples import Pool
 from fast_ft.data.metrics import measure
 from fast_ft.data.selection import mask_of, select
 from fast_ft.recipe.conditions import parse_condition
@@ -247,47 +246,20 @@ def test_exact_duplicates_but_for_case_and_punctuation():
     rows = pool([f"{TEXT}.", TEXT.upper() + "!", f"{TEXT} more."], ["Go?", "go", "Go?"])
     found = chosen(rows, take=2)
     assert found.indices == [0, 2]
-    assert found.notes == ["1 duplicate skipped: 1."]
+    assert found.notes == ["1 duplicate skipped: 1 (like 0)."]
+    assert found.duplicates == [("1", "0")]
     assert chosen(rows, deduplicate="none").indices == [0, 1, 2]
 
 
 def test_near_duplicates_give_way_to_the_next_in_rank():
     lead = "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
     rows = pool(
-        [f"{TEXT}.", f"{TEXT} more.", "Something else.", "Other words here.", "Yes."],
-        ["Go", "Run", "GO!", f"{lead}### Instruction: Stay", "stay."],
+        [f"{TEXT}.", f"{TEXT} more.", "Something else.", f"{TEXT} more and more.", "Yes."],
+        ["Go", "GO!", "Go", f"{lead}### Instruction: Stay", "stay."],
     )
-    assert chosen(rows, deduplicate="near").indices == [0, 3]
-    assert chosen(rows, deduplicate="near", near_duplicate_similarity=0.99).indices == [0, 1, 3]
-    assert chosen(rows, deduplicate="near", take=1, rank_by={"response_words": 1.0}).indices == [1]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), max_size=8), st.sampled_from([0.3, 0.6, 1.0])
-)
-def test_the_gram_index_finds_what_comparing_all_pairs_finds(texts, threshold):
-    rows = [Example(str(n), f"p{n}", " ".join(text), None) for n, text in enumerate(texts)]
-    kept = []
-    for row in rows:
-        grams = ngrams(f"{row.prompt} {row.response}".split(), 5)
-        if all(len(grams & other) / len(grams | other) < threshold for other in kept):
-            kept.append(grams)
-    duplicates = Duplicates("near", threshold)
-    assert sum(duplicates.add(row) for row in rows) == len(kept)
-
-
-def test_near_duplicates_in_a_script_without_spaces():
-    text = "月亮的引力使海水涨落，太阳也有影响，每天两次涨潮，两次退潮"
-    rows = pool(
-        [f"{text}。", f"{text}了。", "河流从山里流到海里，带来泥沙和养分。"], ["海潮是什么？", "说说海潮。", "河流呢？"]
-    )
-    assert chosen(rows, deduplicate="near").indices == [0, 2]
-
-
-def test_normalise():
-    assert normalise("  Hello,  WORLD! _x_ ") == "hello world x"
-    assert normalise("!?") == "!?" and normalise("你好。") == "你好"
+    assert chosen(rows, deduplicate="near").indices == [0, 2, 3, 4]
+    assert chosen(rows, deduplicate="near", near_duplicate_similarity=0.99).indices == [0, 1, 2, 3, 4]
+    assert chosen(rows, deduplicate="near", take=1, rank_by={"response_words": 1.0}).indices == [3]
 
 
 MEASURED = """
