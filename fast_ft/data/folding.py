@@ -6,6 +6,7 @@ not: C, C++ and C# stay three words, -5 is not 5, 1.23 is not 123, and 5! is not
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def _without_marks(run: re.Match[str]) -> str:
     last = text[start - 1]
     if not last.isascii() or (last.isalnum() and _TWO_LETTERS.search(text[max(0, start - 40) : start].split()[-1])):
         return ""
-    return "".join(mark for mark in run[0] if mark in _LOUD)
+    return "".join(itertools.takewhile(lambda mark: mark in _LOUD, run[0]))
 
 
 def _plain(text: str) -> str:
