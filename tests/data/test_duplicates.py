@@ -48,7 +48,7 @@ SAME = [
     ["Bonjour\u00a0!", "Bonjour!", "bonjour"],
     ["هل هذا صحيح؟", "هل هذا صحيح"],
     ["वह घर गया।", "वह घर गया"],
-    ["It is 5.", "it is 5", "It is 5?!", "\"It is 5.\""],
+    ["It is 5.", "it is 5", "It is 5?!", '"It is 5."'],
     ["Compute 5!", "compute 5!.", "Compute 5!?"],
     ["a\u200bb", "a b"],
 ]

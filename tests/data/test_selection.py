@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,12 +74,12 @@ CLEAN = [
     "It ends.", "Does it?", "Yes!", "He said so.”", '"All of it."', "(See above.)", "**Done.**", "And so on…", "好的。",
     "Use `x = 1.`", "Code:\n```python\nx = 1\n```", "[They leave.]", "16.", "Pi is about 3.14.", "1. One.\n2. Two.",
     "（好的。）", "他说：「好。」", "هل هذا صحيح؟", "वह घर गया।", "یہ ہے۔", "Have fun! 😊", "Have fun 👍🏽",
-    "Love ❤️", "„Ja.“", "Go 🇹🇼",
+    "Love ❤️", "„Ja.“", "Go 🇹🇼", "ฉันกินข้าวแล้ว", "ຂ້ອຍກິນເຂົ້າ", "ደህና ነህ፧", "ཡིན།", "ᱟᱢ ᱪᱮᱫ᱾",
 ]  # fmt: skip
 NOT_CLEAN = [
     "After a few years,", "and then", "such as:", "Sincerely,\n[Your Name]", "1. One.\n2.", "", "x = 1;", "(490 words)",
     "Code:\n```python\nx = 1.", "```\nx\n``` and", "Whole.\n```python\n# A comment.", "wait -", "price: 3.5",
-    "好的，", "（四百字）", "هل،", "他说：「好", "😊 and",
+    "好的，", "ฉันกินข้าว และ -", "（四百字）", "هل،", "他说：「好", "😊 and",
 ]  # fmt: skip
 
 
@@ -111,6 +112,15 @@ def test_rows_of_any_script_have_as_many_words_as_their_texts():
     assert rows["response_words"].to_pylist() == counts
     assert rows["conversation_words"].to_pylist() == [2 * count for count in counts]
     assert rows["type_token_ratio"].to_pylist()[texts.index("コーヒーを")] == 4 / 5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("好你の（）「」。， ab\n\u3000\u0e01\u0e34\u0301“”é👍ー\u0f0b", max_size=14))
+def test_words_without_spaces_are_found_as_by_a_pattern(text):
+    """The pattern says what a word of a script without spaces is; the program looks at all characters side by side."""
+    word = rf"([\p{{Ps}}\p{{Pi}}]*{text_words._UNSPACED}[\pM\pP]*)"
+    apart = pc.replace_substring_regex(pa.scalar(text), pattern=word, replacement=r" \1 ").as_py()
+    assert text_words.words(text) == apart.split()
 
 
 @settings(max_examples=200, deadline=None)
@@ -283,14 +293,18 @@ print(json.dumps({
 """
 
 
-def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path):
+@pytest.mark.parametrize("spaces", [True, False], ids=["words", "letters without spaces"])
+def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path, spaces):
     """The bar is 1.5 s and 600 MB; where others keep the cores busy, processor time counts, and there are three tries.
 
     The text is as long as Alpaca's: 48 words a response, 3 % of them over 150.
     """
     draw = random.Random(0)
-    vocabulary = [f"word{n}" for n in range(5000)]
-    texts = [" ".join(draw.choices(vocabulary, k=int(draw.lognormvariate(3.6, 0.75)) + 3)) + "." for _ in range(52002)]
+    vocabulary = [f"word{n}" if spaces else chr(0x4E00 + n) for n in range(5000)]
+    texts = [
+        (" " if spaces else "").join(draw.choices(vocabulary, k=int(draw.lognormvariate(3.6, 0.75)) + 3)) + "."
+        for _ in range(52002)
+    ]
     rows = {
         "id": [f"made_{n}" for n in range(len(texts))],
         "conversations": [
