@@ -1,4 +1,4 @@
-# make quickstart | make test | make lint | make soak. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
+# make quickstart | make test | make wheel-test | make newest | make lint | make soak. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
 # PYTHON=... chooses the interpreter. pip's own settings (PIP_INDEX_URL and others) are obeyed.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -9,7 +9,7 @@ REQUIREMENTS := $(if $(GPU),-r requirements.txt,--require-hashes -r requirements
 TORCH := $(if $(GPU),,"$(shell sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements-cpu.txt)")
 BIN := .venv/bin
 
-.PHONY: quickstart test soak lint lock audit sbom clean
+.PHONY: quickstart test wheel-test newest soak lint lock audit sbom clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
@@ -18,6 +18,20 @@ quickstart: .venv/run-ready
 
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+# The wheel with all it depends on, installed into a fresh environment outside of the repository; the quickstart from there.
+wheel-test: .venv/run-ready
+	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" .; \
+	rm -rf build fast_ft.egg-info; \
+	$(PYTHON) -m venv "$$place/environment"; \
+	"$$place/environment/bin/python" -m pip install --disable-pip-version-check --quiet $(TORCH) "$$place"/*.whl; \
+	cd "$$place"; env -u PYTHONPATH environment/bin/fast-ft quickstart train.max_steps=20; \
+	test -s runs/*/pred.json; echo "the wheel's quickstart wrote $$(ls runs/*/pred.json)"
+
+# A report, never a verdict: do the newest Unsloth, TRL and Colab's torch still go together with the rest?
+newest: .venv/run-ready
+	@-$(BIN)/python -m tools.newest
 
 # Hours: kill tests at 40 moments and of the quickstart, then an hour of fuzzing.
 soak: .venv/test-ready
@@ -37,7 +51,7 @@ lint: .venv/test-ready
 	$(BIN)/python -m pip install --disable-pip-version-check $(REQUIREMENTS)
 	touch $@
 
-.venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt
+.venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt requirements-gguf.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

@@ -9,6 +9,8 @@ Parts, for --only:
     budget       minutes of the homework's three recipes on a T4, beside what the homework allows
     recipe       the whole recipe from command to pred.json, through each backend
 
+--quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
+
 Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep,
 bench.pocket, bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
 
@@ -28,6 +30,7 @@ from typing import Any
 
 from bench import (
     budget,
+    card_file,
     compare,
     decode_figures,
     emulation,
@@ -43,8 +46,10 @@ from bench import (
     training,
     whole_run,
 )
+from fast_ft.common import gpu
 from fast_ft.common.atomic_files import write_json, write_text
 from fast_ft.common.errors import InputError
+from fast_ft.doctor import measured
 
 RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
 PARTS = (*training.WAYS, "train", "plan-checks", "budget", "recipe")
@@ -65,8 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.readme:
             for document in prose.documents():
                 write_text(document, prose.rendered(document))
+            write_json(measured.FILE, figures.measured())
         elif options.adopt:
             adopt(options.adopt)
+        elif options.submit_file is not None and options.quick:
+            return measure_card(card_file.order(options))
         elif options.submit_file is not None:
             print(submit_file.write(options.submit_file or None, options.results))
         elif options.recipe or options.only or options.quick or options.emulate:
@@ -80,6 +88,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; finished parts are kept, the same command goes on", file=sys.stderr)
         return 130
     return 0
+
+
+def measure_card(order: card_file.Order) -> int:
+    """Say what will be measured, measure it, and say where its file goes; return the exit status."""
+    card = gpu.gpu()
+    print(card_file.announcement(order, card["name"] if card else "this machine"), flush=True)
+    content = card_file.measure(order)
+    print(card_file.how_to_send(order, content))
+    return 130 if content["stopped"] else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,9 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for results and logs")
     parser.add_argument("--backends", help="part recipe: through these; alone it asks for that part")
     parser.add_argument("--adopt", type=Path, metavar="JSON", help="take a result's figures into figures.json")
-    parser.add_argument("--readme", action="store_true", help="render what README.md and docs/ cite")
+    parser.add_argument("--readme", action="store_true", help="render what README.md, docs/ and the doctor cite")
     parser.add_argument(
-        "--submit-file", nargs="?", const="", metavar="NAME", help="write one anonymous JSON of a result, to send back"
+        "--submit-file",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="one anonymous JSON to send back: of a result, or with --quick of ten minutes on this card",
     )
     return parser
 

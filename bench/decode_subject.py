@@ -13,7 +13,6 @@ from typing import Any
 
 from bench.clock import empty_cache, out_of_memory_is_a_result, say
 from bench.emulation import measured_rates
-from bench.random_base import random_model
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedEngine
 from fast_ft.common import environment, gpu
@@ -28,6 +27,7 @@ from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import Loader
+from fast_ft.models.random_base import random_model
 from fast_ft.plan.decode_pool import Answers, PoolMemory, settle_pool
 from fast_ft.recipe import schema
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common.gpu import card_slug
 from fast_ft.run import provenance
 from fast_ft.run.folder import now
 
 ROOT = Path(__file__).parents[1]
 _PROGRAM = ("fast_ft", "bench/*.py", "bench/recipes", "recipes")  #: what a measurement depends on
-_VENDOR = {"nvidia", "tesla", "geforce", "graphics", "device", "generation"}
-_FORM = re.compile(r"sxm\d*|pcie|hbm\w*|\d+gb")  #: the board's form and memory, which no name of a figure carries
 
 
 def stamp(command: str) -> dict[str, Any]:
@@ -60,13 +58,3 @@ def card_of(result: dict[str, Any]) -> str:
 def slug_of(result: dict[str, Any]) -> str:
     """Return the card's short name for the names of figures: h200, h100, t4, rtx-4090; cpu without a card."""
     return card_slug(result["environment"]["gpu"]["name"]) if result["environment"]["gpu"] else "cpu"
-
-
-def card_slug(card: str) -> str:
-    """Return h200 for NVIDIA H200, h100 for NVIDIA H100 80GB HBM3, t4 for Tesla T4.
-
-    A part of a card (MIG) keeps its profile.
-    """
-    whole, mig, profile = card.lower().partition(" mig ")
-    words = [word for word in re.split(r"[\s-]+", whole) if word not in _VENDOR and not _FORM.fullmatch(word)]
-    return "-".join([*words, *(["mig", profile.replace(".", "-")] if mig else [])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
@@ -19,8 +19,10 @@ from fast_ft.plan import cards, planner, plans
 from fast_ft.plan.plans import RunPlan
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train
-from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask
+
+if TYPE_CHECKING:
+    from fast_ft.train.session import TrainSession
 
 
 class InFileOrder(PreparedData):
@@ -52,6 +54,8 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     import transformers  # noqa: F401
     import trl  # noqa: F401
 
+    from fast_ft.train.session import TrainSession
+
     watch.stamp("imported")
     limits.begin()
     with limits.stream():
@@ -64,7 +68,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     task = _task(recipe, prepared, job["stop_after"])
     session = TrainSession(loaded, task, settled.train, Path(job["work"]) / "stages")
     with limits.stream():
-        _train(session, watch)
+        train(session, watch)
     watch.stamp("trained")
     folder = Path(job["work"]) / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,12 +108,11 @@ def _task(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:
     return TrainTask(jobs, recipe.train, carry, recipe.seed, prepared.encoder.pad_id, stop_after)
 
 
-def _train(session: TrainSession, watch: Watch) -> None:
-    """Run the session's only stage as TrainSession.run does, watched."""
+def train(session: TrainSession, watch: Watch) -> None:
+    """Run the session's only stage as TrainSession.run does, watched, for as many steps as the task says."""
     from fast_ft.train.sft_trainer import StageTrainer  # unsloth, if it is used, was imported with the model
 
-    passes, stop_after = session.steps.passes, session.task.stop_after
-    assert stop_after is not None
+    passes, stop_after = session.steps.passes, session.task.stop_after or session.task.total
     lay_out, begin = passes.lay_out, passes.begin
 
     def seen(rows: Any) -> Any:

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import compare, figures, plan_checks, quickstart, sweep
+from bench import card_table, compare, figures, plan_checks, quickstart, sweep
 from fast_ft.common.errors import InputError
 
 CITED = re.compile(
@@ -205,6 +205,8 @@ def rendered(path: Path) -> str:
     text = render(path.read_text(encoding="utf-8"))
     if "<!-- figures -->" in text:
         text = figures.between(text, "figures", figures.table())
+    if "<!-- received -->" in text:
+        text = figures.between(text, "received", card_table.markdown(card_table.received()))
     if "<!-- quickstart -->" in text:
         text = figures.between(text, "quickstart", quickstart.markdown(raw("quickstart.json")))
     return text

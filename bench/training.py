@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +16,7 @@ from typing import Any
 from bench import emulation, machine, ours, plan_checks
 from bench.clock import say
 from bench.peers import PEERS
+from bench.process import run_process
 from fast_ft.common import gpu as environment
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
@@ -153,20 +151,7 @@ def run_way(job: dict[str, Any], log: Path, timeout: float, module: str = "bench
     file = Path(job["out"]).with_suffix(".job.json")
     Path(job["work"]).mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(job | {"started": time.monotonic()}), encoding="utf-8")
-    offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, str(file)], stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **offline},
-        )  # fmt: skip
-        try:
-            status: int | str = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            status = f"nothing after {timeout:.0f} s"
-        finally:
-            if process.poll() is None:  # too slow, or Ctrl-C: with what it started, compilers above all
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    status = run_process([sys.executable, "-m", module, str(file)], log, timeout)
     if status != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
         say(f"{job['way']} failed ({status}); {log} ends with:\n  " + "\n  ".join(lines))

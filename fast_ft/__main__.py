@@ -19,6 +19,8 @@ def what_to_install(prefix: str = sys.prefix) -> str | None:
     ready = ROOT / ".venv" / "run-ready"  # `make` writes it behind the last package
     if ready.is_file() and Path(prefix).resolve() != ready.parent.resolve():
         remedy = f"They are installed in {ready.parent}. Run `source {ready.parent}/bin/activate` first."
+    elif not (ROOT / "Makefile").is_file():
+        remedy = f"Run `{sys.executable} -m pip install --force-reinstall fast_ft`."
     else:
         remedy = (
             "Run `make .venv/run-ready`, then `source .venv/bin/activate`. Without make, run "

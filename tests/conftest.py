@@ -30,7 +30,8 @@ LONG = (
     "test_sweep", "test_several_processes", "test_minutes", "test_cli", "test_out_of_memory", "test_resume",
     "test_walk", "test_backup", "test_train", "test_disk", "test_kill", "test_sweep_workers", "test_report_browser",
     "test_run", "test_answers", "test_engine", "test_bench", "test_judge_served", "test_judge", "test_notebook",
-    "test_reproduce", "test_submit", "test_doctor", "test_hub", "test_decode_grid", "test_secrets", "test_hostile",
+    "test_reproduce", "test_submit", "test_doctor", "test_card_file", "test_kernels", "test_hub",
+    "test_decode_grid", "test_secrets", "test_hostile",
     "test_encoding",
 )  # fmt: skip
 

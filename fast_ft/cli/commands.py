@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
 def _recipe(options: argparse.Namespace) -> Recipe:
     from fast_ft.common.console import note
+    from fast_ft.common.folders import expanded
     from fast_ft.recipe.lint import lint
     from fast_ft.recipe.loader import load_recipe
 
     if options.command != "sweep" and (words := [word for word in options.overrides if word.startswith("search")]):
         raise InputError(f"override {words[0]}: only `sweep` reads search, and this command is another: leave it out")
+    options.recipe = str(expanded(options.recipe))  # recipes/NAME.yaml that came with the program is found anywhere
     recipe = load_recipe(options.recipe, options.overrides)
     for warning in lint(recipe)[1]:
         note(f"warning: {warning}")
@@ -72,6 +75,21 @@ def _preview(options: argparse.Namespace, recipe: Recipe) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     return _run(options, until="adapter")
+
+
+def _quickstart(options: argparse.Namespace) -> int:
+    options.recipe = "recipes/quickstart.yaml"
+    return _run(options)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from fast_ft.cli.new_recipe import write_recipe
+    from fast_ft.common.console import note
+
+    path = write_recipe(options.rows, options.output, model=options.model, test=options.test)
+    note(f"written: {path}")
+    print(f"python -m fast_ft data {shlex.quote(str(path))}")
+    return 0
 
 
 def _data(options: argparse.Namespace) -> int:
@@ -179,13 +197,15 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 #: Those that load a model, and torch for it.
-LOADING = frozenset({"run", "train", "generate", "chat", "reproduce", "sweep"})
+LOADING = frozenset({"run", "quickstart", "train", "generate", "chat", "export", "reproduce", "sweep"})
 #: Those that several processes can do together (common/process_group.py).
 TOGETHER = ("run", "train")
 
 COMMANDS = {
     "run": _run,
     "train": _train,
+    "quickstart": _quickstart,
+    "init": _init,
     "data": _data,
     "plan": _plan,
     "sweep": _sweep,

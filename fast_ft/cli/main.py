@@ -18,6 +18,7 @@ from fast_ft.cli.parser import build_parser
 from fast_ft.common import environment, out_of_memory, process_group, signals, streams
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
+from fast_ft.common.folders import PACKAGE
 from fast_ft.common.redaction import redact_tracebacks
 from fast_ft.common.text_safety import plain
 
@@ -26,6 +27,7 @@ COMMANDS = commands.COMMANDS | run_commands.COMMANDS
 _SHORT = "End other programs, raise the limit that `ulimit -v` shows, or ask for less at a time."
 _SHARED = re.compile(r"\.so\b|\.dylib|\.dll", re.IGNORECASE)
 _NO_NAMES = {errno.ENAMETOOLONG, errno.ELOOP}  #: of a file that a user named
+SEPARATE = ("doctor", "export", "sweep")  #: rooms that a zip which was handed in has not
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}  #: by the disk or its owner
 
 
@@ -106,7 +108,11 @@ def _status_alone(words: list[str], place: process_group.Ranks) -> int:
 def _unloadable(error: ImportError | OSError) -> str | None:
     """Return the sentence for a library that is not installed, or does not load here; None for any other error."""
     if isinstance(error, ImportError):
-        if (error.name or "").startswith("fast_ft"):
+        name = error.name or ""
+        room = name.removeprefix("fast_ft.").split(".")[0]
+        if room in SEPARATE and not (PACKAGE / room).exists():
+            return f"this copy of the program has no {room}, only what a run needs: install fast_ft"
+        if name.startswith("fast_ft"):
             return None
     elif error.errno is not None or not _SHARED.search(str(error)):  # ctypes: a library that a library needs
         return None

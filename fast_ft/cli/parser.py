@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from fast_ft.cli.arguments import Places
@@ -27,20 +29,21 @@ class Usage(NamedTuple):
 
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser, and that of each command in USAGES; `arguments.parse` reads with the latter."""
+    program = "fast-ft" if Path(sys.argv[0]).stem == "fast-ft" else "python -m fast_ft"  # as it was typed
     parser = argparse.ArgumentParser(
-        prog="python -m fast_ft",
-        usage="python -m fast_ft RECIPE [key=value ...]\n       python -m fast_ft COMMAND ...",
+        prog=program,
+        usage=f"{program} RECIPE [key=value ...]\n       {program} COMMAND ...",
         description="One recipe in; a LoRA adapter and answered prompts out. The same command again goes on.",
         epilog=EPILOG,
         formatter_class=_Raw,
     )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND ...")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND [WORD ...]")
     commands = {}
     for name, usage in USAGES.items():
         takes = usage.takes
         commands[name] = command = subparsers.add_parser(
             name, help=usage.text, description=usage.description or usage.text, epilog=EPILOG, formatter_class=_Raw,
-            usage=f"python -m fast_ft {name} {takes.usage} [options]".replace("  ", " "),
+            usage=f"{program} {name} {takes.usage} [options]".replace("  ", " "),
         )  # fmt: skip
         about = "a YAML file, such as recipes/quickstart.yaml" if takes is _RECIPE else None
         command.add_argument("words", nargs="*", metavar=takes.name, help=about if takes.most else argparse.SUPPRESS)
@@ -56,6 +59,14 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="a preview: stop after STEPS training steps and answer 10 prompts; without it the command goes on",
     )  # fmt: skip
     _force_resume_options(parser)
+
+
+def _init_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="MODEL", help="the base model: a folder, or an id on the Hugging Face hub")
+    add("--test", metavar="FILE", help="questions to answer after training")
+    add("--output", metavar="FILE", help="the recipe (default: ROWS' name with .yaml, here)")
+    parser.set_defaults(rows=None)
 
 
 def _force_resume_options(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +118,18 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", help="of several runs: the page (default: comparison.html)")
 
 
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--to", required=True, choices=("merged", "gguf", "ollama", "hub"), help="what to write")
+    add("--output", metavar="FOLDER", help="where it goes (default: RUN_DIR/export)")
+    add("--base", metavar="MODEL", help="merge into this copy of the base, such as its 16-bit one")
+    add("--dtype", default="float16", metavar="DTYPE", help="merged weights: float16, bfloat16 or float32")
+    add("--outtype", default="q8_0", metavar="TYPE", help="GGUF's weights: f16, q8_0 (default) or q4_k_m")
+    add("--repo", metavar="OWNER/NAME", help="hub: the repository")
+    add("--merged", action="store_true", help="hub: the merged model, in place of the adapter")
+    add("--push", action="store_true", help="hub: upload; without it the files are listed only")
+
+
 def _submit_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--student-id", metavar="ID", help="write ID_hw5.zip; without it the rules are checked only")
@@ -137,6 +160,18 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
 USAGES = {
     "run": Usage("run a recipe: train, then answer the prompts", _RECIPE, _run_options),
     "train": Usage("run a recipe up to its adapter", _RECIPE, _force_resume_options),
+    "quickstart": Usage(
+        "run recipes/quickstart.yaml: all of it on a CPU, with a small base model that is included",
+        Places("[key=value ...]", "", least=0, most=0),
+        _run_options,
+    ),
+    "init": Usage(
+        "write a recipe for your own rows, its paths filled in",
+        Places("[ROWS]", "rows", least=0),
+        _init_options,
+        "Write a recipe for your own rows: recipes/own-data.yaml with the paths filled in, each key explained. What is "
+        "wrong with the rows is said first. A file that exists is never written over.",
+    ),
     "data": Usage("show which rows are selected, and why", _RECIPE, _data_options),
     "plan": Usage("show what training will take: steps, tokens, memory, minutes", _RECIPE, _plan_options),
     "generate": Usage(
@@ -165,6 +200,13 @@ USAGES = {
         Places("[FOLDER]", "root", least=0),
         lambda parser: parser.set_defaults(root="runs"),
     ),
+    "export": Usage(
+        "write a run as a merged model, as GGUF, for Ollama or for the hub",
+        Places("RUN_DIR", "run"),
+        _export_options,
+        "Write a finished run as a model that other programs load. Each file is loaded afresh and compared with the "
+        "adapter on its base before it is kept. docs/serving.md has the commands of vLLM, llama.cpp and Ollama.",
+    ),
     "submit": Usage("check a run against the homework's rules, and pack it", Places("RUN_DIR", "run"), _submit_options),
     "reproduce": Usage(
         "do a submitted run again, and tell what differs; status 3: something does",
@@ -173,11 +215,11 @@ USAGES = {
     ),
     "sweep": Usage("try many recipes within some hours; the same command again goes on", _RECIPE, _sweep_options),
     "doctor": Usage(
-        "look at driver, card, versions, room and network, and try a small run here",
+        "look at driver, card, kernels, versions, room and network, and try a small run here",
         Places("", "", least=0, most=0),
         _json_options,
-        "look at driver, card, versions, room and network, and try a small run here; status 3: something would break a "
-        "run",
+        "look at driver, card, kernels, versions, room and network, and try a small run here; status 3: a run would "
+        "break here",
     ),
     "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
 }

@@ -77,6 +77,28 @@ def _runs(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from fast_ft.common.console import note
+    from fast_ft.export.export import Export
+    from fast_ft.models.loaders.choose import prepare_libraries
+
+    if (options.to == "hub") != (options.repo is not None):
+        raise InputError("--repo OWNER/NAME names the repository, and goes with --to hub")
+    if options.to != "hub" and (options.push or options.merged):
+        raise InputError("--push and --merged go with --to hub")
+    prepare_libraries()
+    with contextlib.redirect_stdout(sys.stderr):
+        export = Export.of(options.run, base=options.base, output=options.output, dtype=options.dtype)
+        if options.to == "hub":
+            done = export.hub(options.repo, whole=options.merged, push=options.push)
+        elif options.to == "merged":
+            done = str(export.merged_model())
+        else:
+            done = str(export.gguf(options.outtype) if options.to == "gguf" else export.ollama(options.outtype))
+    note(f"done: {done}")
+    return 0
+
+
 def _submit(options: argparse.Namespace) -> int:
     from fast_ft.common.console import note
     from fast_ft.homework import checks
@@ -121,6 +143,7 @@ COMMANDS = {
     "judge": _judge,
     "report": _report,
     "runs": _runs,
+    "export": _export,
     "submit": _submit,
     "reproduce": _reproduce,
 }

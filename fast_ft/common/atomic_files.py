@@ -70,6 +70,29 @@ def json_bytes(value: object) -> bytes:
 
 
 @contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a path to write a large file to, piece by piece; on leaving the file takes the place of `path`, whole.
+
+    If the body raises, `path` stays as it was. Raises InputError for a full or read-only disk, whoever reports it.
+    """
+    path = Path(path)
+    beside = path.parent / f".{path.name}.{os.getpid()}.new"
+    with refusal(path):
+        make_folder(path.parent)
+        touch("write", path)
+        try:
+            yield beside
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            touch("rename", path)
+            beside.replace(path)
+        except BaseException:
+            _remove(beside)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; on leaving it takes the place of `path`, whole.
 

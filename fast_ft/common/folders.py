@@ -13,6 +13,9 @@ DRIVE = Path("/content/drive")  #: where Colab mounts Google Drive; its own file
 MOUNT_DRIVE = 'from google.colab import drive; drive.mount("/content/drive")'
 #: Each folder in one of these is where a disk is mounted.
 PLACES = (Path("/mnt"), Path("/media"), Path("/Volumes"))
+PACKAGE = Path(__file__).resolve().parents[1]
+#: What comes with the program: the recipes, and the small base model with its rows.
+SHIPPED = ("recipes/", "fast_ft/pocket/")
 #: Of the folders that this process holds. It is the module's, since writes come from everywhere; see `guarded`.
 _guards: dict[Path, Callable[[], object]] = {}
 
@@ -35,8 +38,25 @@ def guard(path: Path) -> None:
 
 
 def expanded(name: str) -> Path:
-    """Return the path that `name` stands for, ~ replaced; ~name stays as it is where there is no such user."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises there
+    """Return the path that `name` stands for, ~ replaced; ~name stays as it is where there is no such user.
+
+    A name below SHIPPED that is not here means the file that came with the program, so that the shipped recipes run in
+    any folder, with the same names in them.
+    """
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises there
+    own = shipped(name) if not os.path.lexists(path) else None  # lexists is False for a name that no file can have
+    return own or path
+
+
+def shipped(name: str) -> Path | None:
+    """Return the file or folder that came with the program under this name, such as recipes/strong.yaml, or None.
+
+    In a checkout the recipes lie beside the package, and in an installed copy they lie in it.
+    """
+    if not name.startswith(SHIPPED) or ".." in name:
+        return None
+    places = (PACKAGE.parent / name, PACKAGE / name)
+    return next((place for place in places if os.path.lexists(place)), None)
 
 
 def is_folder(name: str) -> bool:

@@ -11,6 +11,8 @@ PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers",
     "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
 )  # fmt: skip
+_VENDOR = {"nvidia", "tesla", "geforce", "graphics", "device", "generation"}
+_FORM = re.compile(r"sxm\d*|pcie|hbm\w*|\d+gb")  #: the board's form and memory, which no name of a figure carries
 _CONTEXT_GROWS_GIB = 0.15  #: 0.60 GiB became 0.74 in training and 0.67 in decoding (H200)
 #: Of this process, when its memory was first limited. It is the module's, since a process has one CUDA context.
 _first_context_gib: float | None = None
@@ -32,6 +34,16 @@ def gpu() -> dict[str, str] | None:
     if first.startswith("MIG-"):
         return _slice(first, cards)
     return _facts(card) if (card := _named(first, cards)) is not None else None
+
+
+def card_slug(card: str) -> str:
+    """Return h200 for NVIDIA H200, h100 for NVIDIA H100 80GB HBM3, t4 for Tesla T4.
+
+    A part of a card (MIG) keeps its profile.
+    """
+    whole, mig, profile = card.lower().partition(" mig ")
+    words = [word for word in re.split(r"[\s-]+", whole) if word not in _VENDOR and not _FORM.fullmatch(word)]
+    return "-".join([*words, *(["mig", profile.replace(".", "-")] if mig else [])])
 
 
 def visible_gpus() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m fast_ft doctor`: driver, card, versions, room, network, and a whole run in small; each with its remedy."""
+"""`python -m fast_ft doctor`: driver, card, versions, room, network, kernels, a run in small; each with its remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 from fast_ft.common import environment, gpu
 from fast_ft.common.redaction import redacted
-from fast_ft.doctor import versions
+from fast_ft.doctor import child, kernels, measured, versions
 from fast_ft.doctor.findings import Finding
 from fast_ft.hub.families import GIB
 
@@ -33,13 +32,26 @@ def examine() -> list[Finding]:
     """Look at everything, the slow parts at the same time, and return what was found."""
     card = gpu.gpu()
     with ThreadPoolExecutor(3) as pool:
-        tested = pool.submit(self_test)
-        asked = pool.submit(lambda: list(network()))
+        tested = pool.submit(lambda: list(self_test()))
+        checked = pool.submit(lambda: list(kernels.examine(card)))
+        asked = pool.submit(lambda: _looked_at("network", network))
         here = [
             *_python(), *_card(card), *versions.against_pins(card is not None), *versions.known_pairs(card is not None),
-            *_room(card),
+            *_looked_at("room", lambda: _room(card)), *_looked_at("GPU memory", lambda: _room_on_card(card)),
+            *measured.examine(card),
         ]  # fmt: skip
-        return [*here, *asked.result(), *tested.result()]
+        return [*here, *asked.result(), *tested.result(), *checked.result()]
+
+
+def _looked_at(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Return what a look finds; where a package is not installed that it needs, what to install."""
+    found: list[Finding] = []
+    try:
+        found.extend(look())
+    except ImportError as error:
+        text = f"cannot be looked at: {redacted(str(error))}"
+        found.append(Finding(name, "broken", text, versions.install(gpu=False)))
+    return found
 
 
 def _python() -> Iterator[Finding]:
@@ -60,7 +72,7 @@ def _card(card: dict[str, str] | None) -> Iterator[Finding]:
     try:
         import torch
     except ImportError as error:
-        yield Finding("CUDA", "broken", f"torch does not import: {error}", versions.INSTALL.format("requirements.txt"))
+        yield Finding("CUDA", "broken", f"torch does not import: {error}", versions.install(gpu=True))
         return
     if not torch.cuda.is_available():
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs only"
@@ -77,16 +89,13 @@ def _card(card: dict[str, str] | None) -> Iterator[Finding]:
 
 
 def _room(card: dict[str, str] | None) -> Iterator[Finding]:
-    """Yield free memory of host and card, and free disk here and where models are kept."""
+    """Yield free memory of the host, and free disk here and where models are kept."""
     import psutil
     from huggingface_hub import constants
 
     free = psutil.virtual_memory().available / GIB
     needed = MEMORY_FOR_7B if card else MEMORY_FOR_POCKET
     yield _amount("memory", f"{free:.1f} GiB of host memory free", free, needed, "end what else runs here")
-    if card and (on_card := gpu.free_gpu_gib()) is not None:
-        remedy = "end what else uses the card (nvidia-smi lists it)"
-        yield _amount("GPU memory", f"{on_card:.1f} GiB free", on_card, 6.0, remedy)
     cache = Path(constants.HF_HUB_CACHE).absolute()
     places = {"disk": (Path.cwd(), DISK_FOR_RUN, "free some, or choose another output_dir")}
     if card:
@@ -96,6 +105,13 @@ def _room(card: dict[str, str] | None) -> Iterator[Finding]:
         room = shutil.disk_usage(there).free / GIB
         text = f"{room:.0f} GiB free" if os.access(there, os.W_OK) else f"{there} cannot be written"
         yield _amount(name, text, room if os.access(there, os.W_OK) else 0.0, least, remedy)
+
+
+def _room_on_card(card: dict[str, str] | None) -> Iterator[Finding]:
+    """Yield free memory of the card, where torch sees it."""
+    if card and (free := gpu.free_gpu_gib()) is not None:
+        remedy = "end what else uses the card (nvidia-smi lists it)"
+        yield _amount("GPU memory", f"{free:.1f} GiB free", free, 6.0, remedy)
 
 
 def _amount(name: str, text: str, value: float, least: float, remedy: str) -> Finding:
@@ -154,24 +170,19 @@ def _index() -> str:
 
 def self_test() -> Iterator[Finding]:
     """Train and decode a little in a process of its own, and yield what came of it."""
-    command = [sys.executable, "-m", "fast_ft.doctor.smoke_run"]
     started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=TRIAL_SECONDS,
-            env=environment.for_child(str(versions.ROOT), HF_HUB_OFFLINE="1"),
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+    done = child.run("fast_ft.doctor.smoke_run", TRIAL_SECONDS)
+    if done.status is None:
         yield Finding("self-test", "broken", f"not done after {TRIAL_SECONDS} s", "try again while nothing else runs")
         return
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"no message, status {done.returncode}"])[-1]
+    if done.status:
+        text = redacted(f"status {done.status}: {done.last_line}")
         remedy = "mend what is broken above; else see it whole: python -m fast_ft.doctor.smoke_run"
-        yield Finding("self-test", "broken", redacted(last[:500]), remedy)
+        yield Finding("self-test", "broken", text, remedy)
         return
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.out.splitlines()[-1])
     yield from judged(result, time.monotonic() - started)
-    slower = [line for line in done.stderr.splitlines() if "more slowly" in line]
+    slower = [line for line in done.errors.splitlines() if "more slowly" in line]
     yield from (Finding("self-test", "warning", redacted(line), "see Versions above") for line in slower)
 
 

@@ -15,7 +15,6 @@ from fast_ft.doctor.findings import Finding
 ROOT = Path(__file__).parents[2]
 #: Without these a run goes through other kernels.
 OPTIONAL = ("unsloth", "unsloth_zoo", "xformers")
-INSTALL = "python -m pip install -r {}"
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,31 @@ def installed(name: str) -> str | None:
         return None
 
 
-def pins(gpu: bool) -> tuple[Path, list[Requirement]] | None:
-    """Return the requirements that this machine wants, and their file; None where the project came without them."""
-    names = ("requirements-cpu.txt", "requirements.txt") if gpu else ("requirements-cpu.txt",)
-    if not all((ROOT / name).is_file() for name in names):
+def pins(gpu: bool) -> tuple[str, list[Requirement]] | None:
+    """Return what this machine wants, behind what `pip install` takes to install it.
+
+    It stands in the requirements files of a checkout, and in the metadata of an installed package. None where the
+    project came without either.
+    """
+    names = ("requirements-cpu.txt", "requirements-gpu.txt") if gpu else ("requirements-cpu.txt",)
+    if all((ROOT / name).is_file() for name in names):
+        texts = [
+            line.partition("#")[0].strip() for name in names for line in (ROOT / name).read_text("utf-8").splitlines()
+        ]
+        return f"-r {'requirements.txt' if gpu else names[0]}", [Requirement(text) for text in texts if text]
+    try:
+        listed = importlib.metadata.requires("fast_ft") or []
+    except importlib.metadata.PackageNotFoundError:
         return None
-    lines = [line.partition("#")[0].strip() for name in names for line in (ROOT / name).read_text("utf-8").splitlines()]
-    return ROOT / names[-1], [Requirement(line) for line in lines if line and not line.startswith("-")]
+    extra = {"extra": "gpu" if gpu else ""}
+    found = [each for each in map(Requirement, listed) if each.marker is None or each.marker.evaluate(extra)]
+    return f"--force-reinstall {'fast_ft[gpu]' if gpu else 'fast_ft'}", found
+
+
+def install(gpu: bool) -> str:
+    """Return the command that installs what this machine wants, from a checkout or for an installed package."""
+    found = pins(gpu)
+    return f"python -m pip install {found[0] if found else 'fast_ft[gpu]' if gpu else 'fast_ft'}"
 
 
 def against_pins(gpu: bool) -> Iterator[Finding]:
@@ -74,7 +91,7 @@ def against_pins(gpu: bool) -> Iterator[Finding]:
     if found is None:
         yield Finding("versions", "note", "this copy of the project has no requirements files to compare with")
         return
-    path, wanted = found
+    source, wanted = found
     have = {each.name: installed(each.name) for each in wanted}
     absent = [each for each in wanted if have[each.name] is None]
     missing = [str(each) for each in absent if each.name not in OPTIONAL]
@@ -84,7 +101,7 @@ def against_pins(gpu: bool) -> Iterator[Finding]:
         for each in wanted
         if (version := have[each.name]) is not None and not each.specifier.contains(version, prereleases=True)
     ]
-    remedy = INSTALL.format(path.name)
+    remedy = f"python -m pip install {source}"
     if missing:
         yield Finding("packages", "broken", f"missing: {', '.join(missing)}", remedy)
     if without:
@@ -94,7 +111,7 @@ def against_pins(gpu: bool) -> Iterator[Finding]:
         text = f"not the versions that were tested: {', '.join(other)}"
         yield Finding("versions", "warning", text, f"{remedy}, should something fail")
     if not absent and not other:
-        yield Finding("versions", "fine", f"all {len(wanted)} packages of {path.name} are as pinned")
+        yield Finding("versions", "fine", f"all {len(wanted)} packages are as pinned")
 
 
 def known_pairs(gpu: bool, have: dict[str, str | None] | None = None) -> Iterator[Finding]:

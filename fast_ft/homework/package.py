@@ -29,7 +29,7 @@ ROOT = provenance.PACKAGE.parent
 #: A letter, the year, a department of three (its first may be a letter, as in r12k41005), a number of three.
 STUDENT_ID = re.compile(r"[a-z][0-9]{2}[0-9a-z][0-9]{5}")
 #: Beside the package: what stands in the repository's root, where there is one.
-BESIDE = ("requirements*.txt", "pyproject.toml", "LICENSE", "README.md", "recipes/*.yaml", "bench/*.py")
+BESIDE = ("requirements*.txt", "pyproject.toml", "setup.py", "LICENSE", "README.md", "recipes/*.yaml")
 _DATE = (2025, 1, 1, 0, 0, 0)
 
 

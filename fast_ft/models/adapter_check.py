@@ -30,23 +30,25 @@ _PASS_TOKENS = 2048
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 
 
-class _StoredRow(BaseModel):
+class StoredRow(BaseModel):
+    """One training row, and what the trained model said of its trained tokens."""
+
     input_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=1_000_000)]
     start: Annotated[int, Field(ge=1)]
     log_probabilities: list[float]
 
     @model_validator(mode="after")
-    def _fits(self) -> _StoredRow:
+    def _fits(self) -> StoredRow:
         if len(self.input_ids) - self.start != len(self.log_probabilities):
             raise ValueError("there is not one log-probability for each trained token")
         return self
 
 
-class _StoredCheck(BaseModel):
+class StoredCheck(BaseModel):
     """The content of selfcheck.json, which may come from outside, as the adapter may."""
 
     dtype: Literal["float32", "float16", "bfloat16"]
-    rows: Annotated[list[_StoredRow], Field(min_length=1, max_length=ROWS)]
+    rows: Annotated[list[StoredRow], Field(min_length=1, max_length=ROWS)]
 
 
 def log_probabilities(
@@ -123,6 +125,14 @@ def store(folder: Path, loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id:
     (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
+def read(folder: Path) -> StoredCheck:
+    """Return selfcheck.json of an adapter's folder. Raises InputError where it cannot be read."""
+    try:
+        return StoredCheck.model_validate(untrusted_files.json_object(folder / FILE))
+    except (OSError, ValueError) as error:  # ValidationError and InputError are ValueErrors
+        raise InputError(f"{folder / FILE}: cannot be read ({error}). Train again, or restore the file.") from None
+
+
 def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
     """Compare a loaded adapter with what training stored in its folder; return the mean absolute difference.
 
@@ -132,10 +142,7 @@ def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
     Raises:
         InputError: the difference is over the tolerance, or selfcheck.json cannot be read or is another model's.
     """
-    try:
-        stored = _StoredCheck.model_validate(untrusted_files.json_object(folder / FILE)).model_dump()
-    except (OSError, ValueError) as error:  # ValidationError and InputError are ValueErrors
-        raise InputError(f"{folder / FILE}: cannot be read ({error}). Train again, or restore the file.") from None
+    stored = read(folder).model_dump()
     if max(max(entry["input_ids"]) for entry in stored["rows"]) >= loaded.model.config.vocab_size:
         raise InputError(f"{folder / FILE}: holds tokens that the base model has not: this adapter is another model's.")
     differences: list[float] = []

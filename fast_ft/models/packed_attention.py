@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 NAME = "fast_ft_rows"  #: among transformers' attention implementations
+_TOLERANCE = 0.02  #: of the largest value: 16-bit rounding is a fifth of it, a wrong kernel is far outside
 _CAUSAL = 1  #: the kernel's custom_mask_type: causal from the top left, row by row
 
 
@@ -133,6 +134,51 @@ def one_kernel(
         q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, rows.starts, rows.starts, rows.longest, rows.longest, 0.0,
         _CAUSAL, goes_backward, scale=scale,
     )  # fmt: skip
+
+
+def check(like: Tensor, heads: int, kv_heads: int, size: int) -> str | None:
+    """Return why attention over packed rows cannot be relied on, forward or backward, or None.
+
+    `like` is a tensor of the device and dtype to check, `size` a head's dimension. Rows of 1, 37 and 62 tokens are
+    compared with each row's own attention, written out in fp32.
+    """
+    import torch
+
+    starts = torch.tensor([0, 1, 38, 38, 100], dtype=torch.int32, device=like.device)
+    rows, draw = PackedRows(starts, longest=62), torch.Generator(like.device).manual_seed(0)
+
+    def normal(count: int) -> Tensor:
+        """Return random numbers like `like`, (1, T, count, D)."""
+        return torch.randn(1, 100, count, size, generator=draw, device=like.device).to(like.dtype)
+
+    try:
+        q, k, v, grad = normal(heads), normal(kv_heads), normal(kv_heads), normal(heads)
+        out, kept = forward(q, k, v, rows)
+        found = (out, backward(grad, q, k, v, out, kept, rows))
+        for name, made, expected in zip(("result", "gradient"), found, _written_out(q, k, v, grad, rows), strict=True):
+            difference = ((made.float() - expected).abs().max() / expected.abs().max()).item()
+            if not difference <= _TOLERANCE:  # a NaN, too
+                return f"attention's {name} differs from each row's own attention by {difference:.3g}"
+    except Exception as error:  # a kernel on a card that it was not built for may fail in any way
+        return f"attention over packed rows does not run here ({type(error).__name__}: {str(error)[:200]})"
+    return None
+
+
+def _written_out(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, grad_THD: Tensor, rows: PackedRows) -> list[Tensor]:
+    """Return each row's own attention in fp32, (1, T, H, D), and the gradients as `backward` returns them."""
+    import torch
+
+    with torch.enable_grad():
+        leaves = [part.detach().float().requires_grad_() for part in (q_THD, k_TGD, v_TGD)]
+        q_HTD, k_HTD, v_HTD = (part[0].transpose(0, 1) for part in (leaves[0], *_repeated(q_THD, *leaves[1:])))
+        mixed = []
+        for a, b in itertools.pairwise(rows.starts.tolist()):
+            scores_HTT = q_HTD[:, a:b] @ k_HTD[:, a:b].transpose(1, 2) / q_HTD.shape[2] ** 0.5
+            later_TT = torch.ones(b - a, b - a, dtype=torch.bool, device=q_HTD.device).triu(1)
+            mixed.append(scores_HTT.masked_fill(later_TT, float("-inf")).softmax(dim=-1) @ v_HTD[:, a:b])
+        out_THD = torch.cat(mixed, dim=1).transpose(0, 1)[None]
+        grads = torch.autograd.grad(out_THD, leaves, grad_THD.float())
+    return [out_THD.detach(), torch.cat(grads, dim=2)[0]]
 
 
 def _repeated(q_THD: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:

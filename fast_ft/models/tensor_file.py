@@ -7,13 +7,16 @@ need not leave room for. What is written is the same, byte for byte.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 PIECE = 16 << 20  #: bytes that come from the card at a time
@@ -24,27 +27,50 @@ _NAMES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a tensor will be, before it is made."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors of any shapes, from whatever device they are on, by their names. The format: safetensors' README.
 
     Raises:
         MemoryError, torch.OutOfMemoryError: not even pieces of 4 KiB find room.
     """
+    entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    save_each(path, entries, tensors.__getitem__, metadata)
+
+
+def save_each(
+    path: Path, entries: Sequence[Entry], make: Callable[[str], Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the tensors that `make` returns for the entries' names, one at a time. Raises what `save` does."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     # The widest types first, as the library has them: each tensor is then aligned in a mapped file.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    for name in names:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        kind = _NAMES[str(tensor.dtype).removeprefix("torch.")]
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    ordered = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
+    for entry in ordered:
+        begin, end = end, end + entry.size
+        kind = _NAMES[str(entry.dtype).removeprefix("torch.")]
+        header[entry.name] = {"dtype": kind, "shape": list(entry.shape), "data_offsets": [begin, end]}
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
-        for name in names:
-            for piece in _pieces(tensors[name]):
+        for entry in ordered:
+            tensor = make(entry.name)
+            assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape), entry.name
+            for piece in _pieces(tensor):
                 file.write(piece)
 
 

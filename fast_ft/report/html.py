@@ -35,7 +35,8 @@ def page(
     facts: JSON for the script. blocks: gzip'd bytes for the script, by name.
     """
     sections = list(sections)
-    script = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = [name for name in SCRIPTS if name != "explore.js" or "explore" in facts]
+    script = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in scripts)
     style = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in STYLES)
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "

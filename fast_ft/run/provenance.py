@@ -11,6 +11,12 @@ from typing import Any
 from fast_ft.common import gpu
 
 PACKAGE = Path(__file__).parents[1]
+#: Rooms and files that no run of a recipe executes: a zip that is handed in leaves them out.
+ELSEWHERE = (
+    "doctor/", "export/", "pocket/", "recipes/", "sweep/", "cli/new_recipe.py", "report/server.py",
+    "report/static/explore.js",
+)  # fmt: skip
+_NO_PROGRAM = (".md", ".safetensors", ".gguf", ".pyc")
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers",
     "datasets", "tokenizers", "sentencepiece", "safetensors", "pyarrow",
@@ -35,9 +41,16 @@ def describe() -> dict[str, Any]:
 
 
 def source_files() -> list[Path]:
-    """Return the package's own program files, in order of name: Python, the cards' table, the report's page."""
-    found = [*PACKAGE.rglob("*.py"), PACKAGE / "plan" / "cards.json", *(PACKAGE / "report" / "static").glob("*")]
-    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
+    """Return the program files that a run may execute, in order of name: Python, kernels, the cards' table, the page.
+
+    The pocket's rows and base model are no program, and what is in ELSEWHERE is done before or after a run.
+    """
+    names = ((path, path.relative_to(PACKAGE).as_posix()) for path in PACKAGE.rglob("*") if path.is_file())
+    return sorted(
+        path
+        for path, name in names
+        if path.suffix not in _NO_PROGRAM and "__pycache__" not in path.parts and not name.startswith(ELSEWHERE)
+    )
 
 
 def source_digest() -> str:

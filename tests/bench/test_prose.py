@@ -15,9 +15,11 @@ from fast_ft.common.errors import InputError
 ALLOWED = {
     "a limit of memory or time that a command is given": [
         "14.7 GiB", "a cap of 10 GiB", "at most 6 trials and 5 minutes", "held to a T4's memory (14.7 GiB)",
+        "2.5 GiB of disk",
     ],
     "a version": ["Python 3.11 or 3.12", "on Python 3.11 (`pip check` clean) and 3.12", "torch 2.11"],
     "the size of a file or a data set": [
+        "a sketch of one gradient (2,048 numbers)",
         "about 400 MB", "Alpaca's 1,000 longest rows", "13 GB are not read", "rows of 2,048 tokens",
         "100 of 2,000 rows",
     ],
@@ -26,7 +28,7 @@ ALLOWED = {
     "a limit that the program keeps, in its code and a test": [
         "public scores less than 0.35", "over 2 %", "95 % interval", "cosine at least 0.99", "same within 5 %",
         "no beat came for 60 s", "a dead machine after 60 s", "ends within 10 s of a signal",
-        "pieces of 16 MiB down to 4 KiB",
+        "more than 0.01 nat a token", "pieces of 16 MiB down to 4 KiB",
         "20,000 values", "10 s, 1 GiB, 200,000 characters", "8 MiB, tokenizers 128 MiB", "64 MiB, 2,000 members",
         "costs 2 s", "within 10 seconds", "64 MiB in 64 KiB of gzip: under 16 MiB", "2,000 requests, 1 dollar",
             ],

@@ -62,7 +62,7 @@ def test_no_words_at_all_show_the_help() -> None:
 
 def test_an_unknown_command_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'generate'?" in refused(capsys, "genrate", "runs/x")
-    assert "'quickstart' is no recipe (.yaml) and no command" in refused(capsys, "quickstart")
+    assert "'strong' is no recipe (.yaml) and no command" in refused(capsys, "strong")
     done = fast_ft("genrate")
     assert done.returncode == 2 and "Traceback" not in done.stderr
 

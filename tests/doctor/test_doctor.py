@@ -116,7 +116,7 @@ def test_too_little_room_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(gpu, "free_gpu_gib", lambda: 3.0)
     usage = type("Usage", (), {"free": 2**29})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    found = by_name(doctor._room(CARD))
+    found = by_name([*doctor._room(CARD), *doctor._room_on_card(CARD)])
     assert found["disk"].level == found["hub cache"].level == found["GPU memory"].level == "warning"
     assert "HF_HOME" in found["hub cache"].remedy and "nvidia-smi" in found["GPU memory"].remedy
 

@@ -6,7 +6,10 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import stat
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,6 +68,27 @@ def test_in_another_folder_all_is_identical(
     (folder,) = tmp_path.glob("runs/reproduced/b12901001_hw5-*")
     assert RunDir.at(folder).manifest()["reproduction_of"] == handed_in.name
     assert json.loads((folder / "reproduction.json").read_text())["share"] == 1.0
+
+
+def test_the_program_in_the_zip_reproduces_the_run(
+    handed_in: Path, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path
+) -> None:
+    """Unpacked into an empty folder, with this environment's packages and nothing else of the project."""
+    with zipfile.ZipFile(handed_in) as archive:
+        archive.extractall(tmp_path)
+    command = [sys.executable, "-m", "fast_ft", "reproduce", str(handed_in), "--train", str(train_file),
+               "--test", str(test_file), "--model", str(tiny)]  # fmt: skip
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run_there(words: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, cwd=tmp_path / TOP, env=environment, capture_output=True, text=True)
+
+    done = run_there(command)
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert lines["answers"] == "5 of 5 identical (100.0%)" and lines["program"] == "the same"
+    done = run_there([*command[:3], "doctor"])
+    assert done.returncode == 2 and "this copy of the program has no doctor" in done.stderr
 
 
 def test_an_edited_answer_is_found_even_where_the_digest_was_edited_too(

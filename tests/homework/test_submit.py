@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,13 +73,22 @@ def test_a_run_passes_and_its_zip_holds_what_is_promised(
     assert "--    model" in captured.out and "not handed in" in captured.err
     with zipfile.ZipFile(tmp_path / "b12901001_hw5.zip") as archive:
         files = {name.removeprefix("b12901001_hw5/"): archive.read(name) for name in archive.namelist()}
-    expected = {"manifest.json", "pred.json", "recipe.yaml", "REPRODUCE.md", "LICENSE", "README.md", "pyproject.toml"}
-    expected |= {"fast_ft/plan/cards.json", *(path.name for path in ROOT.glob("requirements*.txt"))}
-    for folder in ("fast_ft", "bench"):
-        expected |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")}
+    expected = {
+        "manifest.json",
+        "pred.json",
+        "recipe.yaml",
+        "REPRODUCE.md",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "setup.py",
+    }
+    expected |= {path.name for path in ROOT.glob("requirements*.txt")}
+    expected |= {str(path.relative_to(ROOT)) for path in provenance.source_files()}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").glob("*.yaml")}
-    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "fast_ft" / "report" / "static").iterdir()}
     assert files.keys() == expected
+    rooms = {name.split("/")[1] for name in files if name.startswith("fast_ft/")}
+    assert {"train", "generate", "plan", "homework"} < rooms and not rooms & {"sweep", "doctor", "export", "pocket"}
     assert files["pred.json"] == finished.pred.read_bytes()
     assert json.loads(files["manifest.json"]) == finished.manifest()
     everything = b"\n".join(files.values())
@@ -88,12 +100,29 @@ def test_a_run_passes_and_its_zip_holds_what_is_promised(
     assert finished.manifest()["digests"]["pred"] in files["REPRODUCE.md"].decode()
 
 
-def test_no_file_of_the_program_is_left_out_of_the_zip() -> None:
-    """The pocket's rows and base model are no program; a new file of another kind goes into identity.source_files."""
-    there = {path for path in provenance.PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    left_out = there - {*provenance.source_files()}
-    assert {path.relative_to(provenance.PACKAGE).parts[0] for path in left_out} == {"pocket"}
-    assert not [path for path in left_out if path.suffix not in (".json", ".safetensors", ".md")]
+WATCHED_RUN = """
+import json, sys
+from pathlib import Path
+import fast_ft.__main__ as program
+read = set()
+sys.addaudithook(lambda event, values: read.add(str(values[0])) if event == "open" else None)
+status = program.own_process()
+files = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("fast_ft")}
+Path("executed.json").write_text(json.dumps([status, sorted(map(str, files)), sorted(read)]))
+"""
+
+
+def test_every_file_that_a_run_executes_is_in_the_zip(recipe_file: RecipeFactory, tmp_path: Path) -> None:
+    """A run, its report and its scores in a process of their own, whose modules and opened files are noted."""
+    command = [sys.executable, "-c", WATCHED_RUN, str(recipe_file())]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    status, modules, opened = json.loads((tmp_path / "executed.json").read_text())
+    package_ = str(provenance.PACKAGE)
+    used = {name for name in (*modules, *opened) if name.startswith(package_) and "__pycache__" not in name}
+    assert status == 0 and len(used) > 80
+    assert used - {str(path) for path in provenance.source_files()} == set()
 
 
 def test_the_same_run_gives_the_same_bytes(finished: RunDir, tmp_path: Path) -> None:

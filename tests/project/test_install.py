@@ -26,7 +26,7 @@ def test_without_packages_every_command_says_what_to_install(words: list[str]) -
     assert (found.returncode, found.stdout) == (2, "")
     (line,) = found.stderr.splitlines()
     assert line.startswith("error: ") and "lacks packages that fast_ft needs: packaging, pyarrow, pydantic" in line
-    assert "bin/activate" in line and "doctor" not in line
+    assert "bin/activate" in line and "fast_ft doctor" not in line
 
 
 def test_the_help_needs_no_packages() -> None:
@@ -38,6 +38,9 @@ def test_the_remedy_is_the_activation_where_make_has_installed(tmp_path: Path, m
     monkeypatch.setattr(start, "ROOT", tmp_path)
     assert start.what_to_install() is None, "this Python has the packages"
     monkeypatch.setattr(start, "NEEDED", ("yaml", "no_such_package"))
+    message = start.what_to_install() or ""
+    assert "needs: no_such_package. Run `" in message and "-m pip install --force-reinstall fast_ft`" in message
+    (tmp_path / "Makefile").touch()
     message = start.what_to_install() or ""
     assert "needs: no_such_package. Run `make .venv/run-ready`" in message
     assert "python -m pip install -r requirements-cpu.txt" in message

@@ -71,12 +71,15 @@ def test_the_projects_address_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     address = project["urls"]["Repository"]
     readme, notebook = text_of(ROOT / "README.md"), NOTEBOOK.read_text(encoding="utf-8")
+    page = text_of(ROOT / "docs" / "t4.md")
     owner, name = address.removeprefix("https://github.com/").split("/")
     badge = f"(https://colab.research.google.com/github/{owner}/{name}/blob/main/notebooks/colab.ipynb)"
     assert readme.count(badge) == 1 and notebook.count(badge) == 1
     assert re.findall(r"git clone (\S+fast_ft)", readme) == [address]
     assert f'REPOSITORY = \\"{address}\\"' in notebook
-    everywhere = re.findall(r"github\.com/([\w-]+)/fast_ft", readme + notebook)
+    assert f"{address}/issues/new" in page and f"git clone {address}\n" in page
+    assert f"{address}/blob/main/docs/t4.md" in notebook, "the last cell leads to the page"
+    everywhere = re.findall(r"github\.com/([\w-]+)/fast_ft", readme + notebook + page)
     assert set(everywhere) == {owner}
 
 

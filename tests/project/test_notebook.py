@@ -237,7 +237,7 @@ def test_the_runtimes_own_torch_is_kept(
 
 
 def test_the_notebook_knows_what_the_requirements_ask() -> None:
-    requirements = "".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-cpu.txt"))
+    requirements = "".join((ROOT / name).read_text() for name in ("requirements-gpu.txt", "requirements-cpu.txt"))
     text = NOTEBOOK.read_text(encoding="utf-8")
     (pinned,) = re.findall(r"^xformers==(\S+)", requirements, re.MULTILINE)
     assert set(re.findall(r'xformers\\": \\"([^"\\]+)', text)) == {pinned}

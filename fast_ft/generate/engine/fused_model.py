@@ -50,6 +50,7 @@ class FusedModel:
         self.kv_heads = self.config.num_key_value_heads
         self._frequencies, self._rope_scale = _rope(self.config, self.head_dim, self.device)
         self.ops: Any = ops_torch
+        self.notes: list[str] = []  #: why kernels are not taken that were wanted
         self.planes = self._is_nf4_on_gpu(core) and not dequantise
         self._space: Tensor | None = None
         if self.planes:
@@ -123,21 +124,24 @@ class FusedModel:
                 nf4_linear.check_planes(base_of(module))
             kernel_checks.products(kind)
         except Exception as error:  # a compiler on a card that it does not know may fail in any way
-            note(f"note: 4-bit products by bitsandbytes, more slowly: {_first_words(error)}")
+            self._note(f"4-bit products by bitsandbytes, more slowly: {_first_words(error)}")
             return False
         return True
 
-    @staticmethod
-    def _kernels(kind: kernel_checks.Kind) -> Any:
+    def _kernels(self, kind: kernel_checks.Kind) -> Any:
         """Return the module of Triton kernels if it works here and agrees with plain torch; else plain, and say why."""
         try:
             from fast_ft.generate.engine import ops_triton
 
             kernel_checks.attention(kind, ops_triton)
         except Exception as error:
-            note(f"note: decoding without the Triton kernels, more slowly: {_first_words(error)}")
+            self._note(f"decoding without the Triton kernels, more slowly: {_first_words(error)}")
             return ops_torch
         return ops_triton
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        note(f"note: {text}")
 
 
 def _first_words(error: Exception) -> str:

@@ -99,6 +99,20 @@ def compare_planes(dtype: str, device: str, rows: int, shapes: Sequence[tuple[in
             raise RuntimeError(f"the product of {rows} rows is off by {off:.4f} ({way})")
 
 
+def compare_pieces(dtype: str, device: str) -> None:
+    """Raise where bitsandbytes' own products, fused and dequantised in pieces, do not say what its weights say."""
+    kind = getattr(torch, dtype)
+    layer, expected_NE = _small_layer(kind, device)
+    product = pieces([layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
+    few = fused_rows(torch.device(device))
+    for rows in (1, few, few + 1):
+        x_TE = _normal(rows, 512, kind, device)
+        expected_TN = x_TE.float() @ expected_NE.float().T
+        off = ((product(x_TE).float() - expected_TN).norm() / expected_TN.norm()).item()
+        if not off < (0.002 if dtype == "float16" else 0.02):  # a NaN, too
+            raise RuntimeError(f"bitsandbytes' 4-bit product of {rows} rows is off by {off:.4f}")
+
+
 def _small_layer(dtype: torch.dtype, device: str) -> tuple[Any, Tensor]:
     """Return a linear layer of random 4-bit weights, 384 outputs by 512 inputs, and the weights in `dtype`."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit

@@ -21,6 +21,8 @@ from fast_ft.models.weight_layout import side_by_side
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_TOLERANCE = 0.01  #: of the largest weight: both round to 16 bits
+
 
 class LinearGroup:
     """A group of PEFT's LoRA layers: their base weights, and where their LoRA's matrices are.
@@ -128,6 +130,21 @@ class FourBitWeights:
         out = self._buffer.take(*self.shape, self.dtype, self.packed.device)
         self.unpack(self.packed, self.scale, self.nested, out)
         return out
+
+
+def check_unpacking(base: Any, dtype: torch.dtype) -> str | None:
+    """Return why a 4-bit layer's weights are not unpacked as bitsandbytes unpacks them, or None."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    try:
+        expected_NE = dequantize_4bit(base.weight.data, base.weight.quant_state).float()
+        made_NE = FourBitWeights([base], dtype, WeightBuffer())().float()
+        difference = ((made_NE - expected_NE).abs().max() / expected_NE.abs().max()).item()
+    except Exception as error:  # a compiler on a card that it does not know may fail in any way
+        return f"4-bit weights are not unpacked here ({type(error).__name__}: {str(error)[:200]})"
+    if not difference <= _TOLERANCE:  # a NaN, too
+        return f"unpacked 4-bit weights differ from bitsandbytes' by {difference:.3g} of the largest"
+    return None
 
 
 def _ranks(bs: Sequence[Tensor]) -> list[int]:

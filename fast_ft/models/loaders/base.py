@@ -68,7 +68,7 @@ class LoaderBase(ABC):
 
         self.section, self.lora, self.seed = model, lora, seed
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.dtype = _dtype(model.dtype, self.device)
+        self.dtype = compute_dtype(model.dtype, self.device)
         self.notes: list[str] = []
         self.folder = download.model_folder(model.name_or_path, model.revision)
 
@@ -99,7 +99,7 @@ class LoaderBase(ABC):
         return LoadedModel(model, tokenizer, self.name, self.device, self.dtype, self.notes, changes)
 
 
-def _dtype(wanted: str, device: str) -> str:
+def compute_dtype(wanted: str, device: str) -> str:
     """Return the dtype to compute in. For auto: bfloat16 from compute capability 8.0 on, float32 on a CPU.
 
     torch claims bfloat16 for a T4 too, where it is emulated, so it is not asked.

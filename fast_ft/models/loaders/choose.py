@@ -31,7 +31,7 @@ def make_loader(
     Raises:
         InputError: the recipe asks for a loader that cannot load this model here.
     """
-    _prepare_libraries()
+    prepare_libraries()
     arguments = (model, lora, seed)
     wanted = name or model.backend
     if wanted == "peft":
@@ -72,7 +72,7 @@ def make_loader(
     return loader
 
 
-def _prepare_libraries() -> None:
+def prepare_libraries() -> None:
     """Set what torch, transformers and Unsloth read when they are imported. What the user has set stays."""
     environment.for_libraries()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a CPU kernel that it would fetch

@@ -1,0 +1,33 @@
+"""A command in a process of its own, within a limit of time, ended with all that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run_process(command: Sequence[str], log: Path, timeout: float, out: Path | None = None) -> int | str:
+    """Run a command without the hub; return its exit status, or that nothing came within `timeout` seconds.
+
+    What it prints goes into `log`, what goes to stdout into `out` if that is given. It is ended with all processes
+    that it started where it takes too long, or where this one is interrupted.
+    """
+    offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with contextlib.ExitStack() as files:
+        errors = files.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            list(command), stdout=files.enter_context(out.open("wb")) if out else errors,
+            stderr=errors if out else subprocess.STDOUT, start_new_session=True, env={**os.environ, **offline},
+        )  # fmt: skip
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return f"nothing after {timeout:.0f} s"
+        finally:
+            if process.poll() is None:  # too slow, or Ctrl-C: with what it started, compilers above all
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
