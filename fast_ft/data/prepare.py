@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
-from fast_ft.data import contamination, curriculum, dataset, encoding, mixing, selection
+from fast_ft.data import contamination, curriculum, dataset, encoding, mixing, selection, validation
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
@@ -26,7 +26,7 @@ class SelectedData:
     """Rows chosen and staged, and the prompts: all that can be known without a tokenizer.
 
     leakage: contamination.certificate's value. digests: sha256 of the "train" and, where there is one, the "test" file.
-    notes: what was left out and why, in sentences.
+    notes: what was left out and why, in sentences. held_out: the validation rows, on which nothing is trained.
     """
 
     selection: selection.Selection
@@ -35,6 +35,7 @@ class SelectedData:
     leakage: dict[str, Any]
     digests: dict[str, str]
     notes: list[str]
+    held_out: list[Example] = field(default_factory=list, kw_only=True)
 
     @property
     def examples(self) -> list[Example]:
@@ -62,13 +63,14 @@ class PreparedData(SelectedData):
     """What a run trains on and answers: the selected data and its tokens.
 
     rows: the selected examples, tokenised, by id; each keeps the contract of prompt and response. train, seed: the
-    recipe's, by which stages become steps.
+    recipe's, by which stages become steps. validation: the rows of `held_out`, tokenised.
     """
 
     encoder: Encoder
     rows: dict[str, EncodedRow]
     train: Train
     seed: int
+    validation: list[EncodedRow] = field(default_factory=list, kw_only=True)
 
     @cached_property
     def jobs(self) -> list[StageJob]:
@@ -133,29 +135,40 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
         prompts, digests["test"] = dataset.load_prompts(recipe.data.test, recipe.data.columns)
         dataset.refuse_test_as_train(pool, prompts, digests["test"])
     limit = policy_ntu_hw5.max_train_rows(recipe)
+    counter = encoder.count if encoder else None
+    held_out: selection.Selection | None = None
+    if recipe.data.validation is not None:
+        pool, held_out, said = validation.hold_out(pool, recipe.data, recipe.select, recipe.seed, counter)
+        notes.append(said)
     chosen = selection.select(
         pool,
         recipe.select,
         seed=recipe.seed,
         limit=limit,
         also_measure=[*curriculum.metrics_needed(recipe.curriculum), "score", "response_words"],
-        token_counter=encoder.count if encoder else None,
+        token_counter=counter,
         typed=recipe.typed("select.deduplicate"),
     )
     notes += chosen.notes
     rows: dict[str, EncodedRow] = {}
     if encoder is not None:
         rows, chosen = _tokenise(recipe, encoder, chosen, notes)
+    measured: list[EncodedRow] = []
+    if encoder is not None and held_out is not None:
+        found, held_out = _tokenise(recipe, encoder, held_out, notes)
+        measured = list(found.values())
+    examples_held_out = held_out.examples if held_out is not None else []
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
     examples = _distinct(stages)
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
         raise InputError("\n".join(broken))
     leakage = contamination.certificate(examples, prompts)
     if encoder is None:
-        return SelectedData(chosen, stages, prompts, leakage, digests, notes)
+        return SelectedData(chosen, stages, prompts, leakage, digests, notes, held_out=examples_held_out)
     return PreparedData(
-        chosen, stages, prompts, leakage, digests, notes, encoder, rows, train=recipe.train, seed=recipe.seed
-    )
+        chosen, stages, prompts, leakage, digests, notes, encoder, rows, train=recipe.train, seed=recipe.seed,
+        held_out=examples_held_out, validation=measured,
+    )  # fmt: skip
 
 
 def _distinct(stages: Sequence[Stage]) -> list[Example]:

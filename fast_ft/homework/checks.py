@@ -64,7 +64,14 @@ def by_manifest(recipe: Recipe, manifest: Manifest) -> list[Verdict]:
         Verdict("at-most-100-rows", few, f"{distinct} distinct training rows over all stages"),
         _trackers(recipe),
         _clock(manifest),
+        *_validation(distinct, manifest),
     ]
+
+
+def _validation(trained: int, manifest: Manifest) -> Iterator[Verdict]:
+    if manifest.validation:
+        text = f"{trained} rows were trained on; {len(manifest.validation)} more were validation rows, which gave no "
+        yield Verdict("validation-rows", None, text + "gradient: the rules do not speak of such rows, so ask the TAs")
 
 
 def broken(verdicts: list[Verdict]) -> list[Verdict]:

@@ -114,6 +114,9 @@ def compare(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Changes:
     was, is_ = manifest["digests"].get("test"), prepared.digests.get("test")
     if was != is_ and "data.test" not in changes.answers:
         changes.answers[f"{recipe.data.test}'s digest"] = (was, is_)
+    held_out = [{"id": e.id, "digest": e.digest} for e in prepared.held_out]
+    if manifest.get("validation", []) != held_out:
+        changes.training["the validation rows"] = _rows_differ(manifest.get("validation", []), held_out)
     record = folder.record()
     changes.training.update(base_check.token_changes(record, prepared))
     if not changes.answers and not changes.training:
@@ -157,6 +160,7 @@ def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData, **more: Any)
         recipe_digest=digest(recipe),
         rows=selected(prepared),
         stages=staged(prepared),
+        validation=[{"id": e.id, "digest": e.digest} for e in prepared.held_out],
         tokens=base_check.tokens(prepared),
         leakage=prepared.leakage,
         digests=prepared.digests | kept,

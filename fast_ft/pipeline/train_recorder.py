@@ -23,6 +23,7 @@ class Recorder:
         self, folder: RunDir, plan: RunPlan, log: atomic_files.Lines, lines: list[dict[str, Any]], bar: Bar
     ) -> None:
         self.folder, self.plan, self.log, self.lines, self.bar = folder, plan, log, lines, bar
+        self.validation = ""  #: what the bar shows of the last validation loss
 
     def callbacks(self) -> TrainCallbacks:
         """Return what to give to the session."""
@@ -30,6 +31,7 @@ class Recorder:
             on_step=self.add_step,
             on_checkpoint=self.save_checkpoint,
             on_plan=self.keep_plan,
+            on_best=self.save_best,
             on_rewind=self.rewind,
             find_checkpoint=self.find_checkpoint,
         )
@@ -44,7 +46,9 @@ class Recorder:
         self.lines.append(line)
         speed = line["tokens"] / max(line["seconds"], 1e-9)
         memory = f"  {line['gib']:.1f} GiB" if line["gib"] else ""
-        self.bar.advance(1, f"{line['stage']}  loss {line['loss']:.3f}  {speed:,.0f} tokens/s{memory}")
+        if "validation_loss" in line:
+            self.validation = f"  validation {line['validation_loss']:.3f}"
+        self.bar.advance(1, f"{line['stage']}  loss {line['loss']:.3f}{self.validation}  {speed:,.0f} tokens/s{memory}")
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> str | None:
         """Let `write` fill the checkpoint of this step. Return what to note where there is no memory for it."""
@@ -59,6 +63,10 @@ class Recorder:
             return text
         self.folder.on_saved()
         return None
+
+    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` fill the folder of the weights of the least validation loss."""
+        checkpoints.save_best(self.folder.checkpoints, step, write)
 
     def find_checkpoint(self, before: int) -> Path | None:
         """Return the newest whole checkpoint of a step below `before`, or None."""

@@ -95,6 +95,12 @@ _RULES = (
         ("train.lr_scheduler_type=linear",),
     ),
     _Rule(
+        ("train.eval_steps", "train.load_best"),
+        "data.validation names no rows",
+        lambda recipe: recipe.data.validation is None,
+        ("data.validation={take: 50}",),
+    ),
+    _Rule(
         ("judge.references",),
         "judge.kind is none",
         lambda recipe: recipe.judge.kind == "none",

@@ -34,8 +34,8 @@ rules seed
 model.revision model.template model.max_length model.load_in_4bit model.dtype model.backend
 lora.r lora.lora_alpha lora.lora_dropout lora.target_modules
 data.max_train_rows data.multi_turn data.overlong data.exclude
-data.split data.columns.messages data.columns.prompt data.columns.response data.columns.system data.columns.context
-data.columns.id data.columns.score
+data.split data.validation data.columns.messages data.columns.prompt data.columns.response data.columns.system
+data.columns.context data.columns.id data.columns.score train.eval_steps train.load_best
 select.where select.rank_by select.method select.take select.deduplicate select.near_duplicate_similarity
 curriculum.by curriculum.cumulative curriculum.carry.optimizer curriculum.carry.schedule
 curriculum.stages.name curriculum.stages.upto curriculum.stages.where curriculum.stages.num_train_epochs

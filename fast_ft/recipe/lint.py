@@ -163,6 +163,12 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 def _sources(data: Data) -> Iterator[Problem]:
     """Find sources of training rows that are empty, that stand twice, or that are the prompts to answer."""
+    held_out = data.held_out
+    if held_out is not None and held_out.path is None and held_out.take is None:
+        yield Problem("data.validation: neither take nor path; write {take: 50}, or a file", ("data.validation",))
+    if held_out is not None and held_out.path is not None and held_out.path == data.test:
+        text = f"data.validation: {held_out.path} is the test set, which may shape nothing: give other rows"
+        yield Problem(text, ("data.validation", "data.test"))
     seen: set[tuple[Path, str | None]] = set()
     for index, source in enumerate(data.sources):
         key = "data.train" if isinstance(data.train, str) else f"data.train.{index}"

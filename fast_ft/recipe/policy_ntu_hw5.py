@@ -49,6 +49,10 @@ def check_recipe(recipe: Recipe) -> list[str]:
             problems.append(f"{key}: {rows} is not allowed {why}; the homework allows at most {MAX_ROWS} rows")
     if not isinstance(recipe.data.train, str):
         problems.append(f"data.train: a list is not allowed {why}; the homework gives one set of rows: write its path")
+    if recipe.train.load_best:
+        problems.append(
+            f"train.load_best: true is not allowed {why}; validation rows may not choose what is handed in: write false"
+        )
     for name, allowed in MINUTES.items():
         if (minutes := getattr(recipe.budget, name)) is not None:
             problems.append(

@@ -112,6 +112,14 @@ class SourceFile(Section):
     split: str | None = Field(default=None, description="null: data.split.")
 
 
+class Validation(Section):
+    """Rows whose loss is measured, and on which nothing is trained: drawn from the training rows, or of a file."""
+
+    take: Count | None = Field(default=None, description="How many rows are drawn; of a file, null: all.")
+    path: str | None = Field(default=None, description="A file, a folder or a hub id; null: drawn from data.train.")
+    split: str | None = Field(default=None, description="The file's split, where it holds several.")
+
+
 class Data(Section):
     """Where rows come from. The layout is found by looking at the content."""
 
@@ -123,6 +131,10 @@ class Data(Section):
         default=None, description="The split of data.train, where it holds several; null: train, where there is one."
     )
     columns: Columns = Columns()
+    validation: str | Validation | None = Field(
+        default=None,
+        description="Rows kept out of training, whose loss is measured: a file, or {take: 50} of data.train.",
+    )
     max_train_rows: Count | None = Field(
         default=None, description="Most distinct rows over all stages; null: no limit."
     )
@@ -147,6 +159,11 @@ class Data(Section):
             each.model_copy(update={"columns": each.columns or self.columns, "split": each.split or self.split})
             for each in entries
         )
+
+    @property
+    def held_out(self) -> Validation | None:
+        """`validation` as a section."""
+        return Validation(path=self.validation) if isinstance(self.validation, str) else self.validation
 
     @property
     def train_name(self) -> str:
@@ -265,6 +282,13 @@ class Train(Section):
     )
     save_steps: Count | None = Field(
         default=None, description="Number of steps between two checkpoints; null: checkpoints at stage ends only."
+    )
+    eval_steps: Count | None = Field(
+        default=None,
+        description="Number of steps between two measurements of the validation loss; null: at stage ends only.",
+    )
+    load_best: bool = Field(
+        default=False, description="End with the weights of the least validation loss, in place of the last ones."
     )
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         default="none",

@@ -39,6 +39,8 @@ class Phase(Part):
     peak_gib: Number = 0
     first_loss: Number = 0
     last_loss: Number = 0
+    best_step: int = 0
+    best_validation_loss: Number = 0
     why: str = ""
     worthless: str = ""
     stopped_at_step: int = 0
@@ -127,6 +129,7 @@ class Manifest(Part):
     started: str = ""
     phases: dict[str, Phase] = {}
     rows: list[RowDigest] = []
+    validation: list[RowDigest] = []
     stages: list[StageRows] = []
     digests: dict[str, str] = {}
     leakage: Leakage = Leakage()
