@@ -146,18 +146,23 @@ class Passes:
     def measure(self, rows: Sequence[EncodedRow]) -> float:
         """Return the loss of some rows in nats, summed over their trained tokens; nothing is trained or drawn.
 
-        There is no dropout and no noise. The pass runs kernel by kernel, and keeps no activations.
+        There is no dropout and no noise. The pass runs kernel by kernel, and keeps no activations. All other modules
+        stay in training: bitsandbytes packs a 4-bit weight anew for a module that does not train, and rounds otherwise.
         """
         tokens = width(sum(len(row.input_ids) for row in rows), capture=False)
         micro = lay_out(rows, tokens=tokens, places=len(rows), pad_id=self.shape.pad_id)
-        was_training = self.model.training
-        self.model.eval()
+        longest = max(128, *(len(row.input_ids) for row in rows))
+        drawing = [each for each in self.model.modules() if isinstance(each, torch.nn.Dropout)]
+        drawing.append(self._causal.get_input_embeddings())
+        modes = [each.training for each in drawing]
         try:
+            for each in drawing:
+                each.training = False
             with torch.no_grad():
-                longest = max(128, *(len(row.input_ids) for row in rows))
                 return self._loss(micro.tokens_4T.to(self.device), micro.starts_S.to(self.device), longest).item()
         finally:
-            self.model.train(was_training)
+            for each, mode in zip(drawing, modes, strict=True):
+                each.training = mode
 
     def lay_out(self, rows: Sequence[EncodedRow]) -> MicroBatch:
         """Return these rows as a micro-batch, as wide as a pass over them is."""

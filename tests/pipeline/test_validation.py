@@ -17,9 +17,10 @@ from fast_ft.run.folder import RunDir
 from tests.helpers.parts import RecipeFactory
 from tests.pipeline.test_walk import Stop, disk
 
-#: Three stages' worth of steps at a rate at which the validation loss does not fall throughout.
+#: Six steps of two stages, measured after every second one.
 MEASURED = {
     "data.test": None, "select.take": 12, "train.learning_rate": 0.05, "train.effective_batch_size": 3,
+    "train.per_device_train_batch_size": 3,
     "train.warmup_steps": 0, "train.eval_steps": 2, "train.save_steps": 3,
 }  # fmt: skip
 
@@ -91,7 +92,6 @@ def test_measuring_leaves_no_trace_in_the_adapter(recipe_file: RecipeFactory, tr
     assert sorted(steps) == [2, 4, 6] and len(lines(measured)) == 6 and steps[2] != steps[6]
     assert all("validation_loss" not in line for line in lines(plain))
     assert [each.id for each in measured.record().validation] == [f"r{n}" for n in range(18, 24)]
-    assert "validation_loss" in measured.report.read_text(encoding="utf-8") or measured.report.is_file()
 
 
 def test_the_loss_is_that_of_the_saved_adapter(recipe_file: RecipeFactory) -> None:
@@ -112,15 +112,11 @@ def test_the_loss_is_that_of_the_saved_adapter(recipe_file: RecipeFactory) -> No
     assert lines(folder)[-1]["validation_loss"] == pytest.approx(total / count, abs=1e-4)
 
 
-@pytest.fixture(scope="module")
-def best(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {}
-
-
 def test_the_best_weights_are_the_adapter_and_survive_a_stop_at_any_write(
     recipe_file: RecipeFactory, tmp_path: Path
 ) -> None:
-    changes = {**MEASURED, "data.validation": {"take": 8}, "train.load_best": True}
+    changes = {**MEASURED, "train.learning_rate": 3.0, "train.lr_scheduler_type": "constant",
+               "data.validation": {"take": 8}, "train.load_best": True}  # fmt: skip
 
     def start(name: str) -> RunDir:
         path = recipe_file({**changes, "output_dir": str(tmp_path / name)})
@@ -133,13 +129,13 @@ def test_the_best_weights_are_the_adapter_and_survive_a_stop_at_any_write(
     assert step != max(measured), "else this test shows nothing: choose another learning rate"
     facts = straight.record().phase("train")
     assert (facts.best_step, facts.best_validation_loss) == (step, measured[step])
-    assert any(f"the adapter is that of this step" in text for text in straight.record().notes)
+    assert any("the adapter is that of this step" in text for text in straight.record().notes)
     last = run(
         load_recipe(recipe_file({**changes, "train.load_best": False, "output_dir": str(tmp_path / "last")})),
         "small.yaml", until="adapter",
     )  # fmt: skip
     assert weights(last) != weights(straight)
-    for stop in range(4, whole.count, 5):
+    for stop in range(whole.count // 4, whole.count, whole.count // 5):
         try:
             with disk(stop):
                 start(f"stopped-{stop}")
