@@ -30,15 +30,15 @@ class StageJob:
 
 
 def batches(
-    weights: Sequence[float], epochs: int, size: int, *, shuffled: bool, seed: int, stage: int
+    rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, stage: int, weights: Sequence[float] | None = None
 ) -> list[list[int]]:
     """Return the row indices of every step of a stage: `ceil(rows of an epoch / size)` steps an epoch.
 
-    weights: how often an epoch sees each row. Shuffled epochs are drawn anew, each from (seed, stage, epoch).
+    weights: how often an epoch sees each row; None: once. Shuffled epochs are drawn anew, each from (seed, stage, epoch).
     """
     steps = []
     for epoch in range(epochs):
-        order = mixing.epoch(weights, seed, stage, epoch)
+        order = list(range(rows)) if weights is None else mixing.epoch(weights, seed, stage, epoch)
         if shuffled:
             seeds.generator(seed, stage, epoch).shuffle(order)
         steps += [order[start : start + size] for start in range(0, len(order), size)]

@@ -78,12 +78,13 @@ class PreparedData(SelectedData):
         jobs, left = [], self.train.max_steps
         for index, stage in enumerate(self.stages):
             steps = batches(
-                [self.weights[example.id] for example in stage.examples],
+                len(stage.examples),
                 stage.num_train_epochs,
                 self.train.effective_batch_size,
                 shuffled=stage.order == "shuffled",
                 seed=self.seed,
                 stage=index,
+                weights=[self.weights[example.id] for example in stage.examples],
             )[:left]
             left = None if left is None else left - len(steps)
             rows = [self.rows[example.id] for example in stage.examples]

@@ -68,10 +68,11 @@ def test_a_weight_is_how_often_an_epoch_sees_a_row():
 
 
 def test_rows_of_weight_one_have_the_batches_that_they_had():
-    steps = batches([1.0] * 5, 2, 2, shuffled=True, seed=3407, stage=0)
+    steps = batches(5, 2, 2, shuffled=True, seed=3407, stage=0, weights=[1.0] * 5)
     assert [sorted(row for step in steps[at : at + 3] for row in step) for at in (0, 3)] == [[0, 1, 2, 3, 4]] * 2
+    assert steps == batches(5, 2, 2, shuffled=True, seed=3407, stage=0)
     assert steps == [[4, 0], [1, 3], [2], [3, 4], [2, 1], [0]]
-    assert batches([1.0, 2.0], 1, 2, shuffled=False, seed=1, stage=0) == [[0, 1], [1]]
+    assert batches(2, 1, 2, shuffled=False, seed=1, stage=0, weights=[1.0, 2.0]) == [[0, 1], [1]]
 
 
 def test_a_recipe_of_two_sources(tmp_path, recipe_file: RecipeFactory):

@@ -43,6 +43,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("train.warmup_steps=3", {"train": {"lr_scheduler_type": "constant"}}),
     ("train.num_train_epochs=2", {"curriculum": {"stages": STAGES}}),
     ("train.learning_rate=1e-3", {"curriculum": {"stages": OWN_RATES}}),
+    ("train.eval_steps=5", {}),
+    ("train.load_best=true", {}),
     ("judge.references=answers.json", {}),
     *((f"{key}=1", {"judge": {"references": "r", "kind": "reference"}}) for key in (
         "judge.concurrency", "judge.max_retries", "judge.timeout_seconds", "judge.max_requests", "judge.max_dollars")),
