@@ -55,7 +55,7 @@ lint: .venv/test-ready
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# Write requirements-cpu.lock anew, for Python 3.11 and 3.12 on any system; torch and what its CUDA build brings stay out.
+# Write requirements-cpu.lock again, for Python 3.11 and 3.12 on any system; torch and what its CUDA build brings stay out.
 lock: .venv/tools/ready
 	.venv/tools/bin/uv pip compile requirements-cpu.txt --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-header --quiet | awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-|cuda-)/} keep' > .venv/lock

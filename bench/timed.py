@@ -34,7 +34,7 @@ class ForcedScheduler(Scheduler):
 
 
 class TimedEngine(LLMEngine):
-    """An engine with clocks. `forced`: sequences that end after so many tokens, which is not known beforehand."""
+    """An engine with clocks. `forced`: sequences with the number of tokens after which each ends."""
 
     def __init__(self, model: FusedModel, cache: KVCache, sampler: Sampler, config: EngineConfig) -> None:
         super().__init__(model, cache, sampler, config)

@@ -12,6 +12,7 @@ from fast_ft.common import out_of_memory, seeds
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import harmless, whole
+from fast_ft.common.wording import counted
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import prepare
 from fast_ft.data.prompt_templates import Message
@@ -58,7 +59,7 @@ def chat(
             messages = messages[2:]  # the oldest exchange gives way
         ids = prepared.encoder.prompt_ids(messages)
         if len(ids) >= context:
-            note(f"That has {len(ids)} tokens; the model's context is {context}.")
+            note(f"That has {counted(len(ids), 'token')}; the model's context is {context}.")
             messages = []
             continue
         row = Sequence(ids, min(most, context - len(ids)), seeds.derive(recipe.seed, "chat", turn))
@@ -109,5 +110,5 @@ def _answer(engine: LLMEngine, row: Sequence, encoder: Encoder, out: TextIO) -> 
     text = encoder.decode(row.tokens)
     print(harmless(text[len(shown) :]) if text.startswith(shown) else "", file=out)
     if row.tokens[-1] != encoder.eos_id:
-        note(f"(cut off after {len(row.tokens)} tokens)")
+        note(f"(cut off after {counted(len(row.tokens), 'token')})")
     return text

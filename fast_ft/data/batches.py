@@ -34,7 +34,8 @@ def batches(
 ) -> list[list[int]]:
     """Return the row indices of every step of a stage: `ceil(rows of an epoch / size)` steps an epoch.
 
-    weights: how often an epoch sees each row; None: once. Shuffled epochs are drawn anew, each from (seed, stage, epoch).
+    weights: how often an epoch sees each row; None: once. Each shuffled epoch has an order of its own, drawn from
+    (seed, stage, epoch).
     """
     steps = []
     for epoch in range(epochs):

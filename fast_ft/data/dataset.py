@@ -123,7 +123,7 @@ def _parse(source: sources.Source) -> list[RawRow]:
             rows.validate(full=True)  # finds text that is not UTF-8
             rows = rows.to_pylist()
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file anew.") from error
+            raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file again.") from error
     return [parse_row(row, source.name, number) for number, row in enumerate(rows, 1)]
 
 

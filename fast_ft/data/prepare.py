@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
-from fast_ft.data import contamination, curriculum, dataset, encoding, mixing, selection, validation
+from fast_ft.common.wording import counted
+from fast_ft.data import contamination, curriculum, dataset, encoding, mixing, selection, sources, validation
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
@@ -109,6 +110,10 @@ class PreparedData(SelectedData):
 
 def prepare(recipe: Recipe) -> PreparedData:
     """Select, stage, check and tokenise. InputError says what is wrong with the data, the tokenizer or the recipe."""
+    held_out = recipe.data.held_out
+    places = [*(source.path for source in recipe.data.sources), recipe.data.test, held_out.path if held_out else None]
+    for where in filter(None, places):
+        sources.check_named(where)  # before a tokenizer is fetched
     found = _select(recipe, encoding.load_encoder(recipe.model), [])
     assert isinstance(found, PreparedData)
     return found
@@ -129,7 +134,7 @@ def select_data(recipe: Recipe) -> SelectedData:
 def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> SelectedData:
     pool, left_out = contamination.without_excluded(mixing.load_pool(recipe.data), recipe.data.exclude)
     if left_out:
-        notes.append(f"{left_out:,} rows left out by data.exclude.")
+        notes.append(f"{counted(left_out, 'row')} left out by data.exclude.")
     prompts: list[Prompt] = []
     digests = {"train": pool.digest}
     if recipe.data.test is not None:
@@ -204,8 +209,8 @@ def compare_tokenizers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepa
         )
     if differing:
         return [
-            f"{len(differing)} of {len(plain)} rows' prompts are split differently by the model's own tokenizer in "
-            f"transformers (first: {differing[0]!r}); training and answers both use ours"
+            f"the model's own tokenizer in transformers splits the prompts of {counted(len(differing), 'row')} of "
+            f"{len(plain)} differently (first: {differing[0]!r}); training and answers both use ours"
         ]
     return []
 

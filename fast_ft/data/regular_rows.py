@@ -32,7 +32,7 @@ def regular_table(table: pa.Table, name: str) -> pa.Table | None:
             if not pc.all(pc.fill_null(pc.is_finite(numbers), True)).as_py():
                 return None
     except pa.ArrowException as error:
-        raise InputError(f"{name}: not valid Arrow data: {error}. Write the file anew.") from error
+        raise InputError(f"{name}: not valid Arrow data: {error}. Write the file again.") from error
     if ids.null_count or not (pa.types.is_string(ids.type) or pa.types.is_integer(ids.type)):
         return None
     ids = ids.cast(pa.string())

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from fast_ft.common import seeds
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.data.duplicates import ExactDuplicates, Exchange, NearDuplicates
 from fast_ft.data.examples import Example, Pool
 from fast_ft.data.metrics import TokenCounter, measure
@@ -81,7 +82,9 @@ def select(
     Raises InputError where no row is left, more than `limit` rows, or most rows went as near-duplicates untyped.
     """
     if section.take and limit and section.take > limit:
-        raise InputError(f"select.take: {section.take} rows, where data.max_train_rows allows {limit}. Take fewer.")
+        raise InputError(
+            f"select.take: {counted(section.take, 'row')}, where data.max_train_rows allows {limit}. Take fewer."
+        )
     conditions = {name: parse_condition(condition, name) for name, condition in section.where.items()}
     for name, weight in section.rank_by.items():
         check_metric(name, "select.rank_by")
@@ -95,10 +98,10 @@ def select(
     indices, skipped, near = _take(pool, ranked, section, seed)
     notes += _duplicate_notes(section, len(indices), skipped, near, typed)
     if section.take and len(indices) < section.take:
-        notes.append(f"select.take: only {_rows(len(indices))} of the {section.take} asked for.")
+        notes.append(f"select.take: only {counted(len(indices), 'row')} of the {section.take} asked for.")
     if limit and len(indices) > limit:
         raise InputError(
-            f"select: {len(indices)} rows are left, where data.max_train_rows allows {limit}. Set select.take."
+            f"select leaves {counted(len(indices), 'row')}, where data.max_train_rows allows {limit}. Set select.take."
         )
     return Selection(pool, indices, notes, skipped)
 
@@ -108,14 +111,14 @@ def _filter(pool: Pool, conditions: dict[str, ParsedCondition], notes: list[str]
     mask = pc.not_equal(pool.table["response"], "")
     left = pc.sum(mask).as_py() or 0
     if left < len(pool):
-        notes.append(f"{_rows(len(pool) - left)} with an empty response left out.")
+        notes.append(f"{counted(len(pool) - left, 'row')} with an empty response left out.")
     for name, condition in conditions.items():
         column, before = pool.table[name], left
         absent = pc.sum(pc.and_(mask, pc.is_null(column))).as_py() or 0
         mask = pc.and_(mask, mask_of(column, condition))
         left = pc.sum(mask).as_py() or 0
-        unscored = f" ({_rows(absent)} without {name} dropped)" if absent else ""
-        notes.append(f"{name} {condition.text}: {left:,} of {_rows(before)} left{unscored}.")
+        unscored = f" ({counted(absent, 'row')} without {name} dropped)" if absent else ""
+        notes.append(f"{name} {condition.text}: {left:,} of {counted(before, 'row')} left{unscored}.")
     if not left:
         raise InputError(f"select.where leaves no row of {pool.source}. {' '.join(notes)} Loosen a condition.")
     return pc.indices_nonzero(mask).to_pylist()
@@ -142,7 +145,7 @@ def _rank(table: pa.Table, rows: list[int], weights: dict[str, float], notes: li
         elif len(weights) > 1:
             values = pc.divide(pc.subtract(values, pc.mean(values)), pc.stddev(values, ddof=0))
         if values.null_count:
-            notes.append(f"select.rank_by: {_rows(values.null_count)} without {name} ranked last.")
+            notes.append(f"select.rank_by: {counted(values.null_count, 'row')} without {name} ranked last.")
         part = pc.multiply(values, weight)
         total = part if total is None else pc.add(total, part)
     order = pc.sort_indices(pa.table({"rank": total}), sort_keys=[("rank", "descending")])  # Arrow's sort is stable
@@ -207,7 +210,7 @@ def _duplicate_notes(section: Select, taken: int, skipped: list[Duplicate], near
         return
     kind = "near-duplicate" if section.deduplicate == "near" else "duplicate"
     shown = "; ".join(f"{each.skipped} (like {each.kept})" for each in skipped[:5])
-    yield f"{len(skipped):,} {kind}{'' if len(skipped) == 1 else 's'} skipped: {shown}{'; ...' if skipped[5:] else '.'}"
+    yield f"{counted(len(skipped), kind)} skipped: {shown}{'; ...' if skipped[5:] else '.'}"
     part = near / (taken + len(skipped))
     if part <= MANY_NEAR:
         return
@@ -251,7 +254,3 @@ def _lazily(pool: Pool, ranked: list[int], places: Iterable[int]) -> Iterator[tu
 def _exchanges(pool: Pool, rows: list[int]) -> list[Exchange]:
     table = pool.table.select(["prompt", "response"]).take(pa.array(rows, pa.int64()))
     return [Exchange(*row) for row in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)]
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'' if count == 1 else 's'}"

@@ -22,9 +22,11 @@ from fast_ft.data import delimited
 from fast_ft.data.file_formats import KINDS, read_file
 
 HOMEWORK = "https://github.com/ericsunkuan/ML_Spring2025_HW5"
+#: What lies in it; recipes look for these below data/.
+HOMEWORK_FILES = ("fastchat_alpaca_52k", "test_set_evol_instruct_150.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-#: JSON files beside the rows of a hub's data set.
-NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
+#: JSON files that hold no rows: those beside the rows of a hub's data set, and a judge's replies beside run folders.
+NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json", "verdicts.jsonl")
 _PLAIN = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv")
 DATA_SUFFIXES = tuple(f"{suffix}{packed}" for suffix in _PLAIN for packed in ("", ".gz", ".zst"))
 #: Other names of splits, as the hub's libraries know them.
@@ -78,7 +80,7 @@ def read(
             read_rows = [_numbered(row) for row in read_rows]
         return Source(where, read_rows, digest(files))
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{where}: cannot be read: {_first_line(error)}. Get or write the file anew.") from error
+        raise InputError(f"{where}: cannot be read: {_first_line(error)}. Get or write the file again.") from error
 
 
 def digest(files: list[Path]) -> str:
@@ -93,16 +95,22 @@ def digest(files: list[Path]) -> str:
 
 def locate(where: str) -> Path:
     """Return the local path of `where`, fetching it when it is a hub id ("owner/name" that is no local path)."""
+    check_named(where)
     path = expanded(where)
     if path.exists():
         return path
-    owner = where.split("/")[0]
-    looks_local = path.name.endswith(DATA_SUFFIXES) or owner in ("data", "runs", "shared") or Path(owner).exists()
-    if HUB_ID.fullmatch(where) and not looks_local:
-        from fast_ft.hub.download import fetch_dataset  # only a hub id needs the network's modules
+    from fast_ft.hub.download import fetch_dataset  # only a hub id needs the network's modules
 
-        return Path(fetch_dataset(where))
-    hint = f' For the homework: "git clone {HOMEWORK} data".' if owner == "data" else ""
+    return Path(fetch_dataset(where))
+
+
+def check_named(where: str) -> None:
+    """Raise InputError where `where` is neither here nor a hub id; nothing is fetched."""
+    path, owner = expanded(where), where.split("/")[0]
+    looks_local = path.name.endswith(DATA_SUFFIXES) or owner in ("data", "runs", "shared") or Path(owner).exists()
+    if path.exists() or (HUB_ID.fullmatch(where) and not looks_local):
+        return
+    hint = f' For the homework: "git clone {HOMEWORK} data".' if path.name in HOMEWORK_FILES else ""
     raise InputError(
         f"{where}: no such file or folder (looked from {Path.cwd()}). Give {KINDS}, or a hub id (owner/name).{hint}"
     )
@@ -115,6 +123,8 @@ def data_files(path: Path, default: str, split: str | None = None) -> list[Path]
     """
     if not path.is_dir():
         return [path]
+    if _is_run(path):
+        raise InputError(f"{path}: it is the folder of a run, which holds answers and no rows. Give {KINDS}.")
     if (path / "state.json").is_file():
         return _saved(path, split)
     if (path / "dataset_dict.json").is_file():
@@ -134,6 +144,12 @@ def data_files(path: Path, default: str, split: str | None = None) -> list[Path]
         if files:
             return _of_split(path, files, default, split)
     raise InputError(f"{path}: a folder without data. Give {KINDS}.")
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a run wrote this folder: its replies of a judge (verdicts.jsonl) and its log are no rows."""
+    manifest = path / "manifest.json"
+    return manifest.is_file() and "recipe_digest" in _json_object(manifest)
 
 
 def _saved(path: Path, split: str | None) -> list[Path]:

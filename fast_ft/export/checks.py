@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-ALLOWED = 0.01  #: nats a token, mean over the stored rows: what rounding to 16 bits may change
+ALLOWED = 0.01  #: nats per token, mean over the stored rows: what rounding to 16 bits may change
 NEW_TOKENS = 32  #: of each greedy answer
 #: Greedy answers may part where the two likeliest tokens are nearer to each other than this, in nats.
 TIE = 0.02
@@ -98,7 +98,7 @@ def refuse_wrong(finding: Finding, allowed: float = ALLOWED) -> None:
 
 
 def distance(stored: StoredCheck, found: Answers) -> float:
-    """Return the mean absolute difference, in nats a token, to what training stored: the run's own model."""
+    """Return the mean absolute difference, in nats per token, to what training stored: the run's own model."""
     pairs = [
         abs(a - b)
         for row, values in zip(stored.rows, found.log_probabilities, strict=True)

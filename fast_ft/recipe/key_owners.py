@@ -22,7 +22,7 @@ Owner = Literal["run", "machine", "hub"]
 
 _HUB = "model.name_or_path model.tokenizer"
 _MACHINE = """
-output_dir backup_dir
+run_name output_dir backup_dir
 data.train data.test
 train.report_to
 judge.kind judge.base_prompts judge.references judge.model judge.swap judge.concurrency judge.max_retries

@@ -214,7 +214,8 @@ class StageSpec(Section):
     num_train_epochs: Count | None = Field(default=None, description="null: train.num_train_epochs.")
     learning_rate: Positive | None = Field(default=None, description="null: train.learning_rate.")
     order: Literal["shuffled", "ascending"] = Field(
-        default="shuffled", description="Order of rows: drawn anew each epoch, or ascending in curriculum.by."
+        default="shuffled",
+        description="Order of rows: another random one in each epoch, or ascending in curriculum.by.",
     )
 
 
@@ -407,6 +408,10 @@ class Recipe(Section):
         default=None, description="A homework's rules, kept by code: at most 100 rows, LLaMA2-7B in 4 bits, seed 3407."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
+    run_name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
+        default=None,
+        description="A name of your own for the run, in `runs` and in the report. It changes nothing else.",
+    )
     output_dir: str = Field(default="runs/{recipe}-{digest8}", description="The run folder.")
     backup_dir: str | None = Field(
         default=None,

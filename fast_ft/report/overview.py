@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common.wording import counted
 from fast_ft.judge import statistics
 from fast_ft.judge.kinds import KINDS
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Train
 from fast_ft.report.html import bullets, details, paragraph, table
 from fast_ft.report.run_data import Run, memory_cap, prompt_scores
-from fast_ft.run import epoch_loss
+from fast_ft.run import epoch_loss, time_spent
 from fast_ft.run.folder import differences
 from fast_ft.run.manifest import Environment
 
@@ -22,19 +23,19 @@ from fast_ft.run.manifest import Environment
 def sentence(run: Run, pool_rows: int | None) -> str:
     """Return what the run did, in words."""
     recipe, rows = run.recipe, run.manifest.rows
-    of = f" of {pool_rows:,}" if pool_rows else ""
-    name = Path(run.manifest.recipe_file or run.name).stem
-    text = f"{name}: {recipe['model']['name_or_path']} with LoRA (rank {recipe['lora']['r']}) on {len(rows)}{of} rows"
+    size = f"{len(rows)} of {counted(pool_rows, 'row')}" if pool_rows else counted(len(rows), "row")
+    name = recipe.get("run_name") or Path(run.manifest.recipe_file or run.name).stem
+    text = f"{name}: {recipe['model']['name_or_path']} with LoRA (rank {recipe['lora']['r']}) on {size}"
     loss = epoch_loss.sentence(run.lines, run.manifest.staged(), _batch(run))
     if "train" not in run.manifest.phases or loss is None:
-        return f"{text}; training is not finished, after {len(run.lines)} steps."
+        return f"{text}; training is not finished, after {counted(len(run.lines), 'step')}."
     stages = [stage.name for stage in run.manifest.stages]
     over = f" over {len(stages)} stages ({', '.join(stages)})" if len(stages) > 1 else ""
-    text += f", in {len(run.lines)} steps{over}; {loss}."
+    text += f", in {counted(len(run.lines), 'step')}{over}; {loss}."
     if run.pred:
         ended = [answer.ended for answer in run.ended.get("tuned", {}).values()]
-        whole = f", {sum(ended)} of them ended by themselves" if ended else ""
-        text += f" It answered {len(run.pred)} prompts{whole}."
+        whole = f"; {counted(sum(ended), 'answer')} ended without being cut" if ended else ""
+        text += f" It answered {counted(len(run.pred), 'prompt')}{whole}."
     tuned, before = _means(run)
     if tuned is not None:
         was = f", where the base model had {_score(run, before)}" if before is not None else ""
@@ -75,8 +76,8 @@ def differing(runs: Sequence[Run]) -> str:
     rows = [[key, *(_show(values[key]) for values in flat)] for key in keys]
     parts = [f"<h3>Recipes</h3>{table(('key', *names), rows) if rows else paragraph('The recipes are the same.')}"]
     results = [
-        ("training minutes", *(f"{_training_minutes(run):.1f}" for run in runs)),
-        ("all minutes", *(f"{run.minutes:.1f}" for run in runs)),
+        ("training minutes", *(time_spent.shown(time_spent.step_minutes(run.lines)) for run in runs)),
+        ("all minutes", *(time_spent.shown(run.minutes) for run in runs)),
         ("peak GiB", *(_number(run.manifest.phase("train").peak_gib or None) for run in runs)),
         ("loss, mean of the last epoch", *(_number(_last_loss(run)) for run in runs)),
         ("mean score", *(_score(run, _means(run)[0]) for run in runs)),
@@ -104,7 +105,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     peak, (tuned, before) = run.manifest.phase("train").peak_gib, _means(run)
     yield "rows trained on", f"{len(run.manifest.rows):,}"
     yield "steps", f"{len(run.lines):,}"
-    yield "minutes, all phases", f"{run.minutes:.1f}"
+    yield "minutes, all phases", time_spent.shown(run.minutes)
     if peak:
         yield "peak GiB", f"{peak:.2f}"
     if before is not None:
@@ -115,7 +116,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
 
 def _budget(run: Run) -> Iterator[tuple[str, ...]]:
     budget, decoding = run.recipe.get("budget", {}), run.manifest.phase("generate").decoding_seconds
-    used = {"train_minutes": _training_minutes(run), "generate_minutes": decoding / 60}
+    used = {"train_minutes": time_spent.step_minutes(run.lines), "generate_minutes": decoding / 60}
     allowed = policy_ntu_hw5.MINUTES if run.recipe.get("rules") else budget
     for key, name in (("train_minutes", "training, minutes"), ("generate_minutes", "answers, minutes")):
         yield name, _number(allowed.get(key)), _number(used[key]), _share(used[key], allowed.get(key))
@@ -131,10 +132,6 @@ def _batch(run: Run) -> int:
 def _last_loss(run: Run) -> float | None:
     found = epoch_loss.first_and_last(run.lines, run.manifest.staged(), _batch(run))
     return found[1] if found is not None else None
-
-
-def _training_minutes(run: Run) -> float:
-    return sum(line.get("seconds") or 0.0 for line in run.lines) / 60
 
 
 def _environment(environment: Environment) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.atomic_files import write_bytes
+from fast_ft.common.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +21,7 @@ MARKS = ("o", "s", "^", "D", "o", "s")
 
 
 def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Draw loss (nats a token) and learning rate over steps from log.jsonl's lines, stages marked; writes a PNG."""
+    """Draw loss (nats per token) and learning rate over steps from log.jsonl's lines, stages marked; writes a PNG."""
     from matplotlib.figure import Figure  # no pyplot: it would look for a screen
 
     steps = [line["step"] for line in lines]
@@ -43,7 +44,7 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     if bad:
         axes.plot(bad, [0] * len(bad), "x", color="#b3261e", label="skipped or not finite", clip_on=False)
     axes.set(
-        xlabel="optimizer step", ylabel="loss on trained tokens, nats a token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
+        xlabel="optimizer step", ylabel="loss on trained tokens, nats per token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
     )
     # Room above the highest value: the stages' names stand there, and no curve lies on the frame.
     losses = [line[name] for line in lines for name in ("loss", "validation_loss") if name in line]
@@ -87,7 +88,7 @@ def map_picture(path: Path, table: pa.Table, stages: Sequence[tuple[str, Sequenc
         if own:
             colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
             axes.scatter(across[own], up[own], s=26, color=colour, marker=mark, edgecolors="white", linewidths=0.5,
-                         label=f"{name}: {len(own)} rows")  # fmt: skip
+                         label=f"{name}: {counted(len(own), 'row')}")  # fmt: skip
     axes.set(xscale="log", xlabel="words in prompt and response", ylabel="score" if scored else "words in the response")
     if not scored:
         axes.set_yscale("log")

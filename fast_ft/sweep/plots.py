@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from fast_ft.common.wording import counted
 from fast_ft.report.html import paragraph
 
 
@@ -95,7 +96,7 @@ def importance(shares: dict[str, float] | None, scored: int) -> str:
         parts.append(_text(250, y + 17, name, anchor="end"))
         parts.append(f'<rect x="260" y="{y}" width="{max(1.0, 500 * share):.1f}" height="24" rx="3" fill="var(--g0)"/>')
         parts.append(_text(268 + 500 * share, y + 17, f"{share:.0%}"))
-    hint = f"Share of each key in what sets the better half apart (Optuna's PED-ANOVA), from {scored} trials"
+    hint = f"Share of each key in what sets the better half apart (Optuna's PED-ANOVA), from {counted(scored, 'trial')}"
     hint += ": so few point at best." if scored < 30 else "."
     return paragraph(hint, "hint") + _svg(860, 20 + 34 * len(ordered), "Importance of each key", parts)
 

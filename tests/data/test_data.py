@@ -259,12 +259,21 @@ def test_a_bad_file_is_refused_in_one_message(tmp_path, case):
 
 def test_bad_paths(tmp_path):
     refused(tmp_path / "gone.json", "no such file or folder", "hub id")
-    refused("data/gone", "git clone")
+    refused("data/fastchat_alpaca_52k", "git clone")
+    with pytest.raises(InputError) as caught:
+        load_pool(Data(train="data/my_rows.json"))
+    assert "no such file" in str(caught.value) and "homework" not in str(caught.value)
     refused(tmp_path, "a folder without data")
     (tmp_path / "rows.bin").write_bytes(b"[]")
     refused(tmp_path / "rows.bin", "pickle")
     write(tmp_path / "a.json", fastchat()), write(tmp_path / "b.json", fastchat())
     refused(tmp_path, "several data files")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text('{"recipe_digest": "0"}')
+    (tmp_path / "run" / "verdicts.jsonl").write_text('{"prompt": "What?", "response": "That."}\n')
+    refused(tmp_path / "run", "the folder of a run, which holds answers and no rows")
+    (tmp_path / "run" / "manifest.json").unlink()
+    refused(tmp_path / "run", "a folder without data")
     saved = write(tmp_path / "saved", fastchat())
     (saved / "data-00001-of-00002.arrow").unlink()
     refused(saved, "data-00001-of-00002.arrow", "Copy the whole folder")

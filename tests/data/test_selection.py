@@ -245,7 +245,7 @@ def test_taking_more_than_there_is_or_than_allowed():
     assert chosen(rows, take=9).notes == ["select.take: only 3 rows of the 9 asked for."]
     with pytest.raises(InputError, match=r"9 rows, where data\.max_train_rows allows 2"):
         chosen(rows, take=9, limit=2)
-    with pytest.raises(InputError, match=r"3 rows are left, where data\.max_train_rows allows 2"):
+    with pytest.raises(InputError, match=r"select leaves 3 rows, where data\.max_train_rows allows 2"):
         chosen(rows, limit=2)
 
 

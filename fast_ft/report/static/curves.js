@@ -2,8 +2,8 @@
 // Training curves: one small chart for each quantity, over the steps of all stages; several runs over each other.
 
 const CURVES = [
-  { key: "loss", title: "Loss", unit: "nats a trained token", smooth: true, wide: true, zero: true },
-  { key: "validation_loss", title: "Validation loss", unit: "nats a trained token, of rows that are not trained on", points: true, zero: true },
+  { key: "loss", title: "Loss", unit: "nats per trained token", smooth: true, wide: true, zero: true },
+  { key: "validation_loss", title: "Validation loss", unit: "nats per trained token, of rows that are not trained on", points: true, zero: true },
   { key: "grad_norm", title: "Gradient norm", unit: "before clipping", zero: true },
   { key: "learning_rate", title: "Learning rate", unit: "", zero: true },
   { key: "tokens_per_s", title: "Speed", unit: "tokens a second, padding left out", zero: true },
