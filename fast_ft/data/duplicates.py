@@ -39,15 +39,16 @@ class ExactDuplicates:
 class NearDuplicates:
     """The rows accepted so far, by their 5-grams of words; a row that is an exact duplicate is a near one too.
 
-    A row is a near-duplicate where its prompt and its response are both as alike as `threshold` (Jaccard similarity,
-    computed exactly). All candidates are known beforehand, so that a gram of many rows does not count
-    (data/shingles.py). An index from gram to accepted rows keeps the work near-linear.
+    A row is a near-duplicate where its response, and its prompt and response together, are as alike as `threshold`
+    (Jaccard similarity, computed exactly): the same prompt with another answer is another row. All candidates are known
+    beforehand, so that a gram of many rows does not count (data/shingles.py). An index from gram to accepted rows keeps
+    the work near-linear.
     """
 
     def __init__(self, rows: Sequence[Exchange], threshold: float) -> None:
-        from fast_ft.data.shingles import Shingles  # numpy, which only this method needs
+        from fast_ft.data.shingles import Shingles, similarity  # numpy, which only this method needs
 
-        self._threshold, self._exact = threshold, ExactDuplicates()
+        self._threshold, self._exact, self._similarity = threshold, ExactDuplicates(), similarity
         texts = folded([strip_lead(row.prompt) for row in rows]), folded([row.response for row in rows])
         self._keys = [Exchange(*pair) for pair in zip(*texts, strict=True)]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(self._keys))}
@@ -81,9 +82,8 @@ class NearDuplicates:
             for grams, holders in zip(shared, self._holders, strict=True)
         ]
         for other in sorted(common[0].keys() | common[1].keys()):
-            alike = (
-                side.similarity(number, other, each[other]) for side, each in zip(self._sides, common, strict=True)
-            )
+            sides = [(grams, shared[other]) for grams, shared in zip(self._sides, common, strict=True)]
+            alike = (self._similarity(part, number, other) for part in (sides[1:], sides))
             if other != number and all(each >= self._threshold for each in alike):
                 return self._accepted[other]
         return None

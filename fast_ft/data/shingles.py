@@ -33,17 +33,14 @@ class Shingles:
         place = self._place(row)
         return self._grams[place][self._shared[place]].tolist()
 
-    def similarity(self, one: int, other: int, common: int) -> float:
-        """Return the Jaccard similarity of two rows' own grams, `common` of which they share.
+    def own(self, row: int) -> int:
+        """Return the number of a row's own grams."""
+        return int(np.count_nonzero(self._own[self._place(row)]))
 
-        Where one of them has none, all grams count: a text that many rows have is still the same text.
-        """
-        places = self._place(one), self._place(other)
-        sizes = [int(np.count_nonzero(self._own[place])) for place in places]
-        if not all(sizes):
-            full = [self._grams[place] for place in places]
-            common, sizes = len(np.intersect1d(full[0], full[1], assume_unique=True)), [len(grams) for grams in full]
-        return common / (sum(sizes) - common)
+    def all(self, one: int, other: int) -> tuple[int, int, int]:
+        """Return how many grams two rows share, and how many each has, those of many rows among them."""
+        grams = [self._grams[self._place(row)] for row in (one, other)]
+        return len(np.intersect1d(grams[0], grams[1], assume_unique=True)), len(grams[0]), len(grams[1])
 
     def _place(self, row: int) -> slice:
         return slice(self._ends[row], self._ends[row + 1])
@@ -74,3 +71,16 @@ def _hashed(texts: Sequence[str]) -> tuple[NDArray[np.uint64], list[int]]:
         ends.append(ends[-1] + len(distinct[-1]))
         start += len(row)
     return np.concatenate(distinct), ends
+
+
+def similarity(sides: Sequence[tuple[Shingles, int]], one: int, other: int) -> float:
+    """Return the Jaccard similarity of two rows' own grams over some texts of theirs.
+
+    sides: each text's grams, and how many own ones the rows share. Where one row has no own gram, all grams count: a
+    text that many rows have is still the same text.
+    """
+    common = sum(shared for _, shared in sides)
+    sizes = [sum(grams.own(row) for grams, _ in sides) for row in (one, other)]
+    if not all(sizes):
+        common, *sizes = (sum(each) for each in zip(*(grams.all(one, other) for grams, _ in sides), strict=True))
+    return common / (sum(sizes) - common)

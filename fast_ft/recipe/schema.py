@@ -196,7 +196,7 @@ class Select(Section):
     deduplicate: Literal["none", "exact", "near"] = Field(
         default="exact",
         description="exact: same prompt and response but for case, spaces and the punctuation of sentences; near: also "
-        "rows whose prompts and whose responses both are as alike as near_duplicate_similarity.",
+        "rows whose response, and prompt and response together, are as alike as near_duplicate_similarity.",
     )
     near_duplicate_similarity: Share = Field(
         default=0.6, description="Jaccard similarity of word 5-gram sets; a gram that many rows hold does not count."

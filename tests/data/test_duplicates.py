@@ -137,8 +137,8 @@ def test_near_compares_prompt_and_response():
 def test_near_duplicates_in_a_script_without_spaces():
     text = "月亮的引力使海水涨落，太阳也有影响，每天两次涨潮，两次退潮"
     rows = [
-        ("海潮是什么呢？请说说", f"{text}。"),
-        ("海潮是什么呢，请说说吧", f"{text}了。"),
+        ("海潮是什么？", f"{text}。"),
+        ("说说海潮。", f"{text}了。"),
         ("河流呢？", "带来泥沙和养分。"),
     ]
     assert taken(rows, "near").indices == [0, 2]
@@ -177,16 +177,17 @@ def test_the_gram_index_finds_what_comparing_all_pairs_finds(texts, threshold):
     sides = [[ngrams(text.split(), 5) for text in side] for side in zip(*dict.fromkeys(rows), strict=True)]
     held = [Counter(gram for grams in side for gram in grams) for side in sides]
 
-    def alike(side, one, other):
-        own = [{gram for gram in sides[side][row] if held[side][gram] <= 3} for row in (one, other)]
-        a, b = own if all(own) else (sides[side][one], sides[side][other])
+    def alike(which, one, other):
+        own = [{(s, g) for s in which for g in sides[s][row] if held[s][g] <= 3} for row in (one, other)]
+        full = [{(s, g) for s in which for g in sides[s][row]} for row in (one, other)]
+        a, b = own if all(own) else full
         return len(a & b) / len(a | b)
 
     kept: list[int] = []
     for row in range(len(dict.fromkeys(rows))):
         # A pair without a gram of their own in common is not compared: only texts of many rows could make it alike.
         linked = [k for k in kept if any(g for s in (0, 1) for g in sides[s][row] & sides[s][k] if held[s][g] <= 3)]
-        if not any(alike(0, row, k) >= threshold and alike(1, row, k) >= threshold for k in linked):
+        if not any(alike((1,), row, k) >= threshold and alike((0, 1), row, k) >= threshold for k in linked):
             kept.append(row)
     near = NearDuplicates(rows, threshold)
     assert sum(near.add(place, row) is None for place, row in enumerate(rows)) == len(kept)

@@ -264,12 +264,12 @@ def test_exact_duplicates_but_for_case_and_punctuation():
 def test_near_duplicates_give_way_to_the_next_in_rank():
     lead = "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
     rows = pool(
-        [f"{TEXT}.", f"{TEXT} more.", "Something else.", f"{TEXT} more and more.", "Yes."],
-        ["Go", "GO!", "Go", f"{lead}### Instruction: Stay", "stay."],
+        [f"{TEXT}.", f"{TEXT} more.", "Something else.", "Other words here.", "Yes."],
+        ["Go", "Run", "GO!", f"{lead}### Instruction: Stay", "stay."],
     )
     assert chosen(rows, deduplicate="near").indices == [0, 2, 3, 4]
     assert chosen(rows, deduplicate="near", near_duplicate_similarity=0.99).indices == [0, 1, 2, 3, 4]
-    assert chosen(rows, deduplicate="near", take=1, rank_by={"response_words": 1.0}).indices == [3]
+    assert chosen(rows, deduplicate="near", take=1, rank_by={"response_words": 1.0}).indices == [1]
 
 
 MEASURED = """
