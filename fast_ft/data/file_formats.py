@@ -86,7 +86,9 @@ def _unpacked(buffer: pa.Buffer, how: str, path: Path) -> pa.Buffer:
                         "Unpack it yourself, and name the file that is in it."
                     )
     except OSError as error:
-        raise InputError(f"{path}: {how}, damaged or cut off: {str(error).rstrip('. ')}. Get the file anew.") from error
+        raise InputError(
+            f"{path}: {how}, damaged or cut off: {str(error).rstrip('. ')}. Get the file again."
+        ) from error
     if not out.tell():
         raise InputError(f"{path}: {how} with an empty file in it. Give {KINDS}.")
     return out.getvalue()

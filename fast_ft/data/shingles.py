@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GRAM_WORDS = 5
-#: A gram counts in at most so many rows, or in so small a part of all rows, whichever is more.
+#: A gram counts where at most this number of rows hold it, or this part of all rows, whichever is more.
 FEW_ROWS, FEW_PART = 3, 1e-3
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, and its bits look random: 2**64 over the golden ratio
 

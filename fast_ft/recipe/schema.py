@@ -106,7 +106,7 @@ class SourceFile(Section):
     )
     weight: Positive = Field(
         default=1.0,
-        description="How often an epoch sees each of its rows. 2: twice; 0.5: half of them, drawn anew for each epoch.",
+        description="How often an epoch sees each of its rows. 2: twice; 0.5: half of them, others in each epoch.",
     )
     columns: Columns | None = Field(default=None, description="null: data.columns.")
     split: str | None = Field(default=None, description="null: data.split.")

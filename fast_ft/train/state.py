@@ -45,7 +45,7 @@ class TrainState:
     anneal_from: int = 0  #: the step after which the learning rate goes down, over all stages
     stop_at: int | None = None  #: the step at which it is down, and training ends early
     best_step: int | None = None  #: the step after which the validation loss was least
-    best_loss: float | None = None  #: that loss, in nats a trained token
+    best_loss: float | None = None  #: that loss, in nats per trained token
 
     @property
     def begins_to_anneal(self) -> bool:

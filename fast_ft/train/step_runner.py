@@ -68,7 +68,7 @@ class StepRunner:
         return facts
 
     def validation_loss(self) -> float:
-        """Return the mean loss of the task's validation rows, in nats a trained token, by the weights as they are.
+        """Return the mean loss of the task's validation rows, in nats per trained token, by the weights as they are.
 
         Rows share a pass as the plan says; where memory runs out, each row goes alone. Random states stay as they are.
 

@@ -61,7 +61,7 @@ def test_a_weight_is_how_often_an_epoch_sees_a_row():
     seen = [Counter(mixing.epoch(weights, 7, epoch)) for epoch in range(40)]
     assert all(each[0] == 1 and each[1] == 2 and each[6] == 3 for each in seen)
     assert {sum(each[row] for row in (2, 3, 4, 5)) for each in seen} == {2}, "as many in each epoch"
-    assert len({tuple(sorted(each.items())) for each in seen}) > 1, "the part is drawn anew"
+    assert len({tuple(sorted(each.items())) for each in seen}) > 1, "each epoch draws its part"
     assert mixing.epoch(weights, 7, 3) == mixing.epoch(weights, 7, 3) == sorted(mixing.epoch(weights, 7, 3))
     assert mixing.epoch_rows(weights) == len(mixing.epoch(weights, 7, 0)) == 8
     assert mixing.epoch_rows([0.1, 0.1]) == 1
