@@ -147,7 +147,7 @@ class Passes:
         """Return the loss of some rows in nats, summed over their trained tokens; nothing is trained or drawn.
 
         There is no dropout and no noise. The pass runs kernel by kernel, and keeps no activations. All other modules
-        stay in training: bitsandbytes packs a 4-bit weight again for a module that does not train, and rounds otherwise.
+        stay in training, since bitsandbytes packs the 4-bit weight of a module that does not train, and rounds it then.
         """
         tokens = width(sum(len(row.input_ids) for row in rows), capture=False)
         micro = lay_out(rows, tokens=tokens, places=len(rows), pad_id=self.shape.pad_id)
