@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fast_ft.common import seeds
 from fast_ft.data import mixing
 from fast_ft.data.encoding import EncodedRow
+from fast_ft.recipe.steps import steps_of
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,25 @@ class StageJob:
 
 
 def batches(
-    rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, stage: int, weights: Sequence[float] | None = None
+    rows: int,
+    epochs: float,
+    size: int,
+    *,
+    shuffled: bool,
+    seed: int,
+    stage: int,
+    weights: Sequence[float] | None = None,
 ) -> list[list[int]]:
     """Return the row indices of every step of a stage: `ceil(rows of an epoch / size)` steps an epoch.
 
     weights: how often an epoch sees each row; None: once. Each shuffled epoch has an order of its own, drawn from
-    (seed, stage, epoch).
+    (seed, stage, epoch). Of an epoch that is begun, as in 1.5 epochs, the first steps are taken.
     """
     steps = []
-    for epoch in range(epochs):
+    an_epoch = rows if weights is None else mixing.epoch_rows(weights)
+    for epoch in range(math.ceil(epochs)):
         order = list(range(rows)) if weights is None else mixing.epoch(weights, seed, stage, epoch)
         if shuffled:
             seeds.generator(seed, stage, epoch).shuffle(order)
         steps += [order[start : start + size] for start in range(0, len(order), size)]
-    return steps
+    return steps[: steps_of(an_epoch, size, epochs)]

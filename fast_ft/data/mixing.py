@@ -34,7 +34,8 @@ def load_pool(section: Data) -> Pool:
             ids = pc.binary_join_element_wise(pa.scalar(name), table["id"], ":")
             table = table.set_column(table.column_names.index("id"), "id", ids)
         tables.append(table)
-    return Pool(pa.concat_tables(tables), section.train_name, _joined([pool.digest for pool in pools]), sources=files)
+    notes = tuple(note for pool in pools for note in pool.notes)
+    return Pool(pa.concat_tables(tables), section.train_name, _joined([pool.digest for pool in pools]), notes, files)
 
 
 def digest(section: Data) -> str:

@@ -64,9 +64,9 @@ def model_folder(name_or_path: str, revision: str | None = None, *, weights: boo
     return folder
 
 
-def model_config(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> dict[str, Any]:
-    """Return the content of a model's config.json; its files are fetched and checked as by model_folder."""
-    return families.read_config(model_folder(name_or_path, revision, weights=weights))
+def family(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> families.FamilySpec:
+    """Return what a model's configuration says; its files are fetched and checked as by model_folder."""
+    return families.FamilySpec.of(model_folder(name_or_path, revision, weights=weights))
 
 
 def tokenizer_folder(name_or_path: str, revision: str | None = None) -> Path:

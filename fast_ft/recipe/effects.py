@@ -89,7 +89,7 @@ _RULES = (
         (_TWO_STAGES,),
     ),
     _Rule(
-        ("curriculum.carry.schedule", "train.warmup_steps"),
+        ("curriculum.carry.schedule", "train.warmup_steps", "train.warmup_ratio"),
         "train.lr_scheduler_type is constant",
         lambda recipe: recipe.train.lr_scheduler_type == "constant",
         ("train.lr_scheduler_type=linear",),

@@ -20,7 +20,7 @@ from fast_ft.recipe.schema import Recipe, Section
 
 Owner = Literal["run", "machine", "hub"]
 
-_HUB = "model.name_or_path model.tokenizer"
+_HUB = "model.name_or_path model.tokenizer model.adapter"
 _MACHINE = """
 run_name output_dir backup_dir
 data.train data.test
@@ -32,8 +32,8 @@ budget.gpu budget.memory_gib budget.train_minutes budget.generate_minutes
 _RUN = """
 rules seed
 model.revision model.template model.max_length model.load_in_4bit model.dtype model.backend
-lora.r lora.lora_alpha lora.lora_dropout lora.target_modules
-data.max_train_rows data.multi_turn data.overlong data.exclude
+lora.r lora.lora_alpha lora.lora_dropout lora.target_modules lora.use_rslora lora.use_dora lora.modules_to_save
+data.max_train_rows data.train_on data.overlong data.unencodable data.exclude
 data.split data.validation data.columns.messages data.columns.prompt data.columns.response data.columns.system
 data.columns.context data.columns.id data.columns.score train.eval_steps train.load_best
 select.where select.rank_by select.method select.take select.deduplicate select.near_duplicate_similarity
@@ -41,7 +41,8 @@ curriculum.by curriculum.cumulative curriculum.carry.optimizer curriculum.carry.
 curriculum.stages.name curriculum.stages.upto curriculum.stages.where curriculum.stages.num_train_epochs
 curriculum.stages.learning_rate curriculum.stages.order
 train.effective_batch_size train.per_device_train_batch_size train.num_train_epochs train.max_steps
-train.learning_rate train.lr_scheduler_type train.warmup_steps train.weight_decay train.max_grad_norm train.optim
+train.learning_rate train.lr_scheduler_type train.warmup_steps train.warmup_ratio
+train.weight_decay train.max_grad_norm train.optim
 train.neftune_noise_alpha train.completion_only_loss train.gradient_checkpointing train.capture train.max_bad_steps
 train.deterministic train.save_steps
 generate.do_sample generate.temperature generate.top_p generate.top_k generate.min_p generate.repetition_penalty

@@ -193,15 +193,15 @@ class Passes:
     def _total(self, tokens_4T: Tensor) -> Tensor:
         """Return the loss (0-d) of the micro-batch whose rows are laid out for attention, summed over its tokens."""
         ids_1T, targets_1T, positions_1T, _ = tokens_4T[:, None].unbind(0)
-        # Under capture autocast must not cache casts: they would be made outside of the next graph.
-        autocast = (
-            torch.autocast(self.device, dtype=self._dtype, cache_enabled=not self.plan.capture)
-            if self._dtype is not None
-            else contextlib.nullcontext()
-        )
-        with autocast:
+        with self._autocast():
             hidden_1TD = self._causal.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0]
             return response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0])
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        # Under capture autocast must not cache casts: they would be made outside of the next graph.
+        return torch.autocast(self.device, dtype=self._dtype, cache_enabled=not self.plan.capture)
 
     def _capture(self, tokens: int) -> None:
         try:

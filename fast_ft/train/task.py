@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.plan.plans import TrainPlan
@@ -84,6 +85,7 @@ class TrainCallbacks:
         `write` fills a folder with them.
     on_rewind(step): training goes back to the state after `step`; what came later is trained again.
     find_checkpoint(step): returns the newest whole checkpoint of a step below `step`, or None.
+    watch: counts the seconds of making a session, of its trainers and of rehearsing passes, before the first step.
     """
 
     on_step: Callable[[dict[str, Any]], None] = ignore
@@ -92,3 +94,4 @@ class TrainCallbacks:
     on_best: Callable[[int, Callable[[Path], None]], None] = ignore
     on_rewind: Callable[[int], None] = ignore
     find_checkpoint: Callable[[int], Path | None] = ignore
+    watch: Stopwatch = field(default_factory=Stopwatch)

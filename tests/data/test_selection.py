@@ -139,9 +139,9 @@ def test_a_clean_end_is_told_from_a_cut_one():
 def test_tokens_are_counted_once_and_only_with_a_counter():
     calls = []
 
-    def counter(prompts, responses):
-        calls.append(len(prompts))
-        return [len(text) for text in prompts], [len(text) for text in responses]
+    def counter(pool):
+        calls.append(len(pool))
+        return [[len(text) for text in pool.table[name].to_pylist()] for name in ("prompt", "response")]
 
     section = Select(where={"response_tokens": ">= 2"}, rank_by={"conversation_tokens": 1.0})
     found = select(pool(["a", "bb", "ccc"]), section, seed=0, limit=None, token_counter=counter)

@@ -41,6 +41,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("curriculum.carry.optimizer=true", {"curriculum": {"stages": STAGES[1:]}}),
     ("curriculum.carry.schedule=true", {"curriculum": {"stages": STAGES}, "train": {"lr_scheduler_type": "constant"}}),
     ("train.warmup_steps=3", {"train": {"lr_scheduler_type": "constant"}}),
+    ("train.warmup_ratio=0.1", {"train": {"lr_scheduler_type": "constant"}}),
     ("train.num_train_epochs=2", {"curriculum": {"stages": STAGES}}),
     ("train.learning_rate=1e-3", {"curriculum": {"stages": OWN_RATES}}),
     ("train.eval_steps=5", {}),

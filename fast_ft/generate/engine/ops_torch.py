@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.models.packed_attention import window_mask
 
 COLUMNS = 256  #: `paged_attention` copies a multiple of this number of cells of each row
 PACKED = False  #: whether `packed_attention` is here
@@ -49,27 +50,31 @@ def paged_attention(
     *,
     columns: int,
     planes: bool = False,
+    window: int | None = None,
 ) -> Tensor:
     """Attention of one token of each row over its first `length_S` + 1 cells, its own included; SE.
 
-    `columns`, a multiple of PAGE, is at least the longest row's. Each row's cells are copied side by side.
+    Of these it sees the last `window`; None: all. `columns`, a multiple of PAGE, is at least the longest row's. Each
+    row's cells are copied side by side.
     """
     offset_P = torch.arange(PAGE, device=table_SW.device)
     cell_SC = (table_SW[:, : columns // PAGE, None] * PAGE + offset_P).flatten(1)
-    hidden_SC = torch.arange(columns, device=table_SW.device) > length_S[:, None]
+    column_C = torch.arange(columns, device=table_SW.device)
+    hidden_SC = column_C > length_S[:, None]
+    if window is not None:
+        hidden_SC |= column_C <= length_S[:, None] - window
     # what a cell held before must not count, not even as 0 * NaN
     k_SCGD, v_SCGD = (part[cell_SC].masked_fill(hidden_SC[..., None, None], 0.0) for part in (keys, values))
     return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
 
 
-def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
-    """Attention of a row's last T tokens over all of it, each over those up to itself; TE."""
+def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor, window: int | None = None) -> Tensor:
+    """Attention of a row's last T tokens over all of it, each over the last `window` up to itself (None: all); TE."""
     count, whole = len(q_THD), len(keys_TGD)
-    mask = None
-    if 1 < count < whole:
-        mask = torch.ones(count, whole, dtype=torch.bool, device=q_THD.device).tril(whole - count)
+    hides = window is not None and window < whole
+    mask = window_mask(count, whole, window, q_THD.device) if hides or 1 < count < whole else None
     parts = (q_THD[None], keys_TGD[None], values_TGD[None])
-    return _sdpa(*parts, mask=mask, is_causal=1 < count == whole)[0].flatten(1)
+    return _sdpa(*parts, mask=mask, is_causal=mask is None and count > 1)[0].flatten(1)
 
 
 def add_norm(x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False) -> Tensor:
