@@ -13,7 +13,7 @@ import pyarrow as pa
 from fast_ft.recipe.schema import SourceFile
 
 #: Columns of Pool.table that are no metrics.
-TEXT_COLUMNS = ("id", "messages", "prompt", "response", "source")
+TEXT_COLUMNS = ("id", "messages", "prompt", "response")
 BLANK_LINE = "\n\n"  #: between turns, where several of them are shown or measured as one text
 
 
@@ -136,7 +136,7 @@ class Pool:
     @property
     def metrics(self) -> list[str]:
         """The names of the columns that are metrics, `score` among them."""
-        return [name for name in self.table.column_names if name not in TEXT_COLUMNS]
+        return [name for name in self.table.column_names if name not in (*TEXT_COLUMNS, "source")]
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """Return the rows at these positions (from 0), in the given order."""
