@@ -15,7 +15,7 @@ from fast_ft.recipe.schema import Recipe
 
 
 def selection_json(prepared: SelectedData) -> dict[str, Any]:
-    """Return `data --json`: selected (ids in training order, with stages), rows, metrics, contract, leakage."""
+    """Return `data --json`: selected (ids in training order, with stages), rows, metrics, contract, ..."""
     stages_of: dict[str, list[str]] = {}
     for stage in prepared.stages:
         for example in stage.examples:
@@ -34,6 +34,7 @@ def selection_json(prepared: SelectedData) -> dict[str, Any]:
             "prompt_tokens": _summary([len(r.labels) - r.supervised for r in rows.values()]),
             "supervised_tokens": _summary([r.supervised for r in rows.values()]),
         },
+        "duplicates": [pair._asdict() for pair in prepared.selection.duplicates],
         "leakage": prepared.leakage,
         "notes": prepared.notes,
     }
@@ -45,7 +46,7 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
 
     console = new_console()
     content = selection_json(prepared)
-    title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {plain(recipe.data.train)}"
+    title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {plain(recipe.data.train_name)}"
     console.print(title, markup=False)
     table = Table()
     for column in ("metric", "least", "median", "most"):
