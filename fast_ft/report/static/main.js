@@ -19,7 +19,7 @@ const fastFt = { ready: false };
     const view = new RowView(rows, map);
     root.append(rowTable(rows, map, (i) => view.open(i)));
     Object.assign(fastFt, { rows, map, view });
-    if (facts.explore) fastFt.explorer = new Explorer($("#explorer"), rows, map, facts.explore);
+    if (facts.explore) fastFt.explorer = new Explorer($("#explorer"), rows, view, facts.explore, facts.live);
   }
   fastFt.ready = true;
   fastFt.milliseconds = performance.now() - began;

@@ -1,0 +1,62 @@
+"""What several runs are called side by side: by the names that a person gave, else by the settings that differ."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fast_ft.report.run_data import Run
+from fast_ft.run.folder import flattened
+
+MOST_SETTINGS = 3  #: in a name
+#: Settings that make no run another one.
+_NO_DIFFERENCE = ("output_dir", "backup_dir", "run_name", "data.exclude")
+#: How output_dir's default ends a folder's name: with the recipe's digest. Nobody typed such a name.
+_DIGEST = re.compile(r"-[0-9a-f]{8}$")
+
+
+def named(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with names that differ.
+
+    A run's name is its recipe's run_name; else its folder's, where a person chose it; else the recipe's file with the
+    settings that differ among the runs. Where two names are still the same, the folders follow, and then numbers.
+    """
+    settings = [dict(flattened(run.recipe)) for run in runs]
+    keys = _differing(settings)
+    names = [given(run) or _by_settings(run, keys, own) for run, own in zip(runs, settings, strict=True)]
+    for tell in (lambda place: runs[place].name, lambda place: str(place + 1)):
+        names = [f"{name} ({tell(at)})" if names.count(name) > 1 else name for at, name in enumerate(names)]
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def given(run: Run) -> str:
+    """Return the name that a person gave the run: run_name, or the folder's; "" where there is none."""
+    name = run.recipe.get("run_name")
+    if isinstance(name, str) and name:
+        return name
+    return "" if _DIGEST.search(run.name) else run.name
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys whose values are not the same in all runs."""
+    keys = dict.fromkeys(key for each in settings for key in each if not key.startswith(_NO_DIFFERENCE))
+    return [key for key in keys if len({_text(each.get(key)) for each in settings}) > 1]
+
+
+def _by_settings(run: Run, keys: Sequence[str], settings: Mapping[str, Any]) -> str:
+    stem = Path(run.manifest.recipe_file).stem or _DIGEST.sub("", run.name)
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+    told = [f"{short[key]} {_text(settings.get(key))}" for key in keys[:MOST_SETTINGS]]
+    more = [f"{len(keys) - MOST_SETTINGS} more"] if len(keys) > MOST_SETTINGS else []
+    return ", ".join([stem, *told, *more])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
