@@ -69,6 +69,16 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _watch(options: argparse.Namespace) -> int:
+    from fast_ft.report.server import serve
+    from fast_ft.report.watch import watch_page, watcher
+    from fast_ft.run.folder import RunDir
+
+    folder = RunDir.at(options.run)
+    serve(watch_page(folder), watcher(folder))
+    return 0
+
+
 def _runs(options: argparse.Namespace) -> int:
     from fast_ft.cli.tables import print_runs
     from fast_ft.homework.ledger import read
@@ -142,6 +152,7 @@ COMMANDS = {
     "chat": _chat,
     "judge": _judge,
     "report": _report,
+    "watch": _watch,
     "runs": _runs,
     "export": _export,
     "submit": _submit,

@@ -1,13 +1,12 @@
 "use strict";
 // Training curves: one small chart for each quantity, over the steps of all stages; several runs over each other.
 
-const CURVES = [
-  { key: "loss", title: "Loss", wide: true, smooth: true,
-    words: (s) => `Nats a trained token, the mean of ${s.width} steps: ${brief(s.first)} at first, ${brief(s.last)} at last` },
-  { key: "grad_norm", title: "Gradient norm", smooth: true, words: (s) => `Before clipping: ${brief(s.median)} in the median step, ${brief(s.high)} at most` },
-  { key: "learning_rate", title: "Learning rate", words: (s) => `${brief(s.high)} at most, ${brief(s.last)} at last` },
-  { key: "tokens_per_s", title: "Speed", smooth: true, words: (s) => `${brief(s.median)} tokens a second in the median step, padding left out` },
-  { key: "gib", title: "GPU memory", cap: true, words: (s) => `${brief(s.high)} GiB reserved at most` },
+const CURVES = [ // what: the quantity; says: one run's numbers
+  { key: "loss", title: "Loss", wide: true, smooth: true, what: "Nats a trained token", says: (s) => `${brief(s.first)} at first, ${brief(s.last)} at last` },
+  { key: "grad_norm", title: "Gradient norm", smooth: true, what: "Before clipping", says: (s) => `${brief(s.median)} in the median step, ${brief(s.high)} at most` },
+  { key: "learning_rate", title: "Learning rate", what: "", says: (s) => `${brief(s.high)} at most, ${brief(s.last)} at last` },
+  { key: "tokens_per_s", title: "Speed", smooth: true, what: "Tokens a second, padding left out", says: (s) => `${brief(s.median)} in the median step` },
+  { key: "gib", title: "GPU memory", cap: true, what: "GiB reserved", says: (s) => `${brief(s.high)} at most` },
 ];
 
 /** How many steps a smoothed value is the mean of. */
@@ -27,10 +26,25 @@ function smoothed(values, width, weights) {
 
 class Curves {
   constructor(root, runs) {
+    this.root = el("div", { class: "curves" });
+    this.hint = el("p", { class: "hint" });
+    this.charts = [];
+    root.append(this.root, this.hint);
+    this.fill(runs);
+    redraw(this.root, () => this.draw());
+  }
+
+  /** Show other runs, or more of the same. */
+  set(runs) {
+    for (const chart of this.charts) chart.plot?.destroy();
+    this.fill(runs);
+    this.draw();
+  }
+
+  fill(runs) {
     this.runs = runs.filter((run) => run.step.length);
     this.charts = [];
-    this.root = el("div", { class: "curves" });
-    root.append(this.root);
+    this.root.replaceChildren();
     const last = Math.max(...this.runs.map((run) => run.step.at(-1)));
     this.steps = Array.from({ length: last }, (_, i) => i + 1);
     this.width = smoothWidth(last);
@@ -38,11 +52,10 @@ class Curves {
     const shown = CURVES.map((spec) => [spec, this.columns(spec.key)])
       .filter(([spec, columns]) => columns.some((values) => values.some((v) => v != null && (spec.key !== "gib" || v > 0))));
     for (const [spec, columns] of shown) this.figure(spec, columns);
-    if (shown.length === 5) this.root.classList.add("four"); // below the loss, in two columns
+    this.root.classList.toggle("four", shown.length === 5); // below the loss, in two columns
     const skipped = this.runs.map((run) => run.skipped.filter(Boolean).length);
     const words = this.runs.map((run, i) => (skipped[i] ? `${run.name}: ${count(skipped[i], "step")} skipped by fp16's loss scale.` : ""));
-    if (words.some(Boolean)) root.append(el("p", { class: "hint" }, words.filter(Boolean).join(" ")));
-    redraw(this.root, () => this.draw());
+    this.hint.textContent = words.filter(Boolean).join(" ");
   }
 
   /** One array for each run, by step; null where a run has no value. */
@@ -61,26 +74,26 @@ class Curves {
   figure(spec, columns) {
     const holder = el("div"), key = el("ul", { class: "key" }), reading = el("p", { class: "reading soft", "aria-hidden": "true" });
     const means = spec.smooth ? this.smooth(spec, columns) : columns;
-    const words = columns.map((values, i) => {
+    const says = columns.map((values, i) => {
       const there = values.filter((v) => v != null), line = means[i].filter((v) => v != null);
-      if (!there.length) return "";
       const sorted = [...there].sort((a, b) => a - b);
-      const said = spec.words({ width: this.width, first: line[Math.min(this.width, line.length) - 1], last: line.at(-1), median: sorted[sorted.length >> 1], high: sorted.at(-1) });
-      return this.runs.length > 1 ? `${this.runs[i].name}: ${said[0].toLowerCase()}${said.slice(1)}` : said;
-    }).filter(Boolean);
-    const caption = words.length > 1 ? el("ul", { class: "by-run" }, ...words.map((text) => el("li", {}, text + "."))) : el("small", {}, words[0] + ".");
-    this.root.append(el("figure", { class: spec.wide ? "wide" : null }, el("figcaption", {}, spec.title, caption), holder, key, reading));
-    this.charts.push({ spec, columns, means, holder, key, reading, plot: null });
+      return there.length ? spec.says({ first: line[Math.min(this.width, line.length) - 1], last: line.at(-1), median: sorted[sorted.length >> 1], high: sorted.at(-1) }) : "";
+    });
+    const several = this.runs.length > 1, smoothing = spec.smooth && several ? `mean of ${this.width} steps` : "";
+    const words = [[spec.what, smoothing].filter(Boolean).join(", "), several ? "" : says[0]].filter(Boolean).join(": ");
+    const caption = words && el("small", {}, `${words[0].toUpperCase()}${words.slice(1)}.`);
+    this.root.append(el("figure", { class: spec.wide ? "wide" : null }, el("figcaption", {}, spec.title, caption || null), holder, key, reading));
+    this.charts.push({ spec, columns, means, says, holder, key, reading, plot: null });
   }
 
-  /** The lines of a chart: {name, values, stroke, width, dash, faint}. */
-  lines({ spec, columns, means }) {
+  /** The lines of a chart: {name, said, values, stroke, width, dash, faint}. */
+  lines({ spec, columns, means, says }) {
     const several = this.runs.length > 1, lines = [];
     columns.forEach((values, i) => {
       const stroke = paint(i), dash = several && i ? [8, 3 + 2 * i] : undefined; // runs differ by more than colour
       if (spec.smooth && !several) lines.push({ name: "each step", values, stroke, width: 1, faint: true });
       const name = several ? this.runs[i].name : spec.smooth ? `mean of ${this.width} steps` : label(spec.key);
-      lines.push({ name, values: spec.smooth ? means[i] : values, stroke, width: spec.smooth ? 2.5 : 1.8, dash });
+      lines.push({ name, said: several ? says[i] : "", values: spec.smooth ? means[i] : values, stroke, width: spec.smooth ? 2.5 : 1.8, dash });
     });
     return lines;
   }
@@ -99,7 +112,7 @@ class Curves {
         axes: [{ ...axis, size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] }, { ...axis, size: 58, values: (u, ticks) => ticks.map(short) }],
         series: [{ label: "step" }, ...series], hooks: { draw: [(u) => this.borders(u), (u) => caps.forEach((cap) => this.cap(u, cap))], setCursor: [(u) => this.read(chart, lines, u.cursor.idx)] },
       }, [this.steps, ...lines.map((line) => line.values)], holder);
-      chart.key.replaceChildren(...(lines.length > 1 ? lines.map((line) => el("li", {}, this.swatch(line), line.name)) : []));
+      chart.key.replaceChildren(...(lines.length > 1 ? lines.map((line) => el("li", {}, this.swatch(line), line.said ? `${line.name}: ${line.said}` : line.name)) : []));
     }
   }
 
