@@ -89,7 +89,7 @@ def _figures(folder: RunDir, run: run_data.Run) -> list[tuple[str, str]]:
         found.append(("training time left", _minutes(left)))
     if "generate" not in run.manifest.phases and (answers := _lines_of(folder.pred_partial)):
         found.append(("answers so far", f"{answers:,}"))
-    return [*found, ("minutes of finished phases", f"{run.minutes:.1f}")]
+    return [*found, ("minutes of finished phases", f"{run.minutes:.1f}")] if run.manifest.phases else found
 
 
 def _says(folder: RunDir, run: run_data.Run) -> str:

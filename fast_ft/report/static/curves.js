@@ -79,7 +79,7 @@ class Curves {
       const sorted = [...there].sort((a, b) => a - b);
       return there.length ? spec.says({ first: line[Math.min(this.width, line.length) - 1], last: line.at(-1), median: sorted[sorted.length >> 1], high: sorted.at(-1) }) : "";
     });
-    const several = this.runs.length > 1, smoothing = spec.smooth && several ? `mean of ${this.width} steps` : "";
+    const several = this.runs.length > 1, smoothing = spec.smooth && (several || spec.key === "loss") ? `mean of ${this.width} steps` : "";
     const words = [[spec.what, smoothing].filter(Boolean).join(", "), several ? "" : says[0]].filter(Boolean).join(": ");
     const caption = words && el("small", {}, `${words[0].toUpperCase()}${words.slice(1)}.`);
     this.root.append(el("figure", { class: spec.wide ? "wide" : null }, el("figcaption", {}, spec.title, caption || null), holder, key, reading));
@@ -137,7 +137,7 @@ class Curves {
     const { ctx, bbox: { left, top, width, height } } = u, ratio = devicePixelRatio;
     let free = -Infinity;
     ctx.save();
-    ctx.strokeStyle = css("--edge"); ctx.fillStyle = css("--soft"); ctx.lineWidth = ratio; ctx.font = `${12 * ratio}px system-ui, sans-serif`;
+    ctx.strokeStyle = css("--edge"); ctx.fillStyle = css("--soft"); ctx.lineWidth = ratio; ctx.font = `${12 * ratio}px system-ui, sans-serif`; ctx.textAlign = "left";
     for (const { name, step } of stages) {
       const x = u.valToPos(step - 0.5, "x", true);
       if (x < left - 1 || x > left + width) continue;
