@@ -13,6 +13,7 @@ from fast_ft.report.run_data import Run
 from fast_ft.run.folder import flattened
 
 MOST_SETTINGS = 3  #: in a name
+MOST_LETTERS = 24  #: of a setting's value
 #: Settings that make no run another one.
 _NO_DIFFERENCE = ("output_dir", "backup_dir", "run_name", "data.exclude")
 #: How output_dir's default ends a folder's name: with the recipe's digest. Nobody typed such a name.
@@ -23,13 +24,17 @@ def named(runs: Sequence[Run]) -> list[Run]:
     """Return the runs with names that differ.
 
     A run's name is its recipe's run_name; else its folder's, where a person chose it; else the recipe's file with the
-    settings that differ among the runs. Where two names are still the same, the folders follow, and then numbers.
+    settings that differ among the runs. Where two given names are the same, these settings follow, and then numbers.
     """
     settings = [dict(flattened(run.recipe)) for run in runs]
     keys = _differing(settings)
-    names = [given(run) or _by_settings(run, keys, own) for run, own in zip(runs, settings, strict=True)]
-    for tell in (lambda place: runs[place].name, lambda place: str(place + 1)):
-        names = [f"{name} ({tell(at)})" if names.count(name) > 1 else name for at, name in enumerate(names)]
+    told = [_told(keys, own) for own in settings]
+    names = [given(run) or ", ".join([_stem(run), *more]) for run, more in zip(runs, told, strict=True)]
+    names = [
+        ", ".join([name, *more]) if names.count(name) > 1 and given(run) else name
+        for run, name, more in zip(runs, names, told, strict=True)
+    ]
+    names = [f"{name} ({at})" if names.count(name) > 1 else name for at, name in enumerate(names, 1)]
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
@@ -47,16 +52,21 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({_text(each.get(key)) for each in settings}) > 1]
 
 
-def _by_settings(run: Run, keys: Sequence[str], settings: Mapping[str, Any]) -> str:
-    stem = Path(run.manifest.recipe_file).stem or _DIGEST.sub("", run.name)
+def _stem(run: Run) -> str:
+    return Path(run.manifest.recipe_file).stem or _DIGEST.sub("", run.name)
+
+
+def _told(keys: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """Return a run's own values of the first few keys, such as "learning_rate 0.0003"."""
     last = [key.rpartition(".")[2] for key in keys]
     short = {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
-    told = [f"{short[key]} {_text(settings.get(key))}" for key in keys[:MOST_SETTINGS]]
     more = [f"{len(keys) - MOST_SETTINGS} more"] if len(keys) > MOST_SETTINGS else []
-    return ", ".join([stem, *told, *more])
+    return [*(f"{short[key]} {_text(settings.get(key))}" for key in keys[:MOST_SETTINGS]), *more]
 
 
 def _text(value: Any) -> str:
+    """Return a setting as a name has room for it: a path's last part, and few letters."""
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
