@@ -37,7 +37,7 @@ def explore_page(recipe: Recipe, prepared: SelectedData, live: bool = False) -> 
     }
     sections = [
         ("map", "The data map", '<div id="data-map"></div>'),
-        ("take", "Rows to take", '<div id="take-view"></div>'),
+        ("wanted", "Rows to take", '<div id="take-view"></div>'),
         ("choose", "Limits and weights", '<div id="explorer"></div>'),
         ("chosen", "The rows taken", '<div id="chosen-view"></div>'),
     ]

@@ -51,7 +51,7 @@ def page(
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
         f"base-uri 'none'; form-action 'none'{'; connect-src ' + SELF if 'live' in facts else ''}"
     )
-    packed = gzip.compress(json.dumps(_finite(facts), ensure_ascii=False).encode(), 6, mtime=0)
+    packed = gzip.compress(json.dumps(finite(facts), ensure_ascii=False).encode(), 6, mtime=0)
     data = "\n".join(
         f'<script type="application/octet-stream" id="block-{name}">{base64.b64encode(block).decode()}</script>'
         for name, block in {"facts": packed, **blocks}.items()
@@ -126,10 +126,10 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN: a loss that was none becomes null."""
+def finite(value: Any) -> Any:
+    """Return JSON's values with null for what it does not know: a loss that was NaN."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from fast_ft.common.console import note
+from fast_ft.report.html import finite
 
 #: Takes the JSON that the page sends, and gives the JSON that goes back.
 Answer = Callable[[Any], Any]
@@ -61,7 +62,7 @@ def make_server(page: str, answer: Answer | None = None) -> tuple[ThreadingHTTPS
             elif (question := _read(self.rfile.read(int(length)))) is None:
                 self.send_error(400, "no JSON")
             else:
-                told = json.dumps(answer(question), ensure_ascii=False).encode()
+                told = json.dumps(finite(answer(question)), allow_nan=False).encode()
                 self.send("application/json", gzip.compress(told, 1))
 
         def allowed(self) -> bool:
