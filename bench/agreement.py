@@ -22,7 +22,7 @@ from fast_ft.train.task import TrainCallbacks, TrainTask
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step: trained tokens, loss in nats a token, the adapter's gradients (fp32, on the CPU) by name."""
+    """One step: trained tokens, loss in nats per token, the adapter's gradients (fp32, on the CPU) by name."""
 
     supervised_tokens: int
     loss: float

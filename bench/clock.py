@@ -34,7 +34,7 @@ def out_of_memory_is_a_result(work: Callable[..., dict[str, Any]], *given: Any) 
 
 
 def reset_peak() -> None:
-    """Begin to count the card's peak memory anew, with the allocator's cache emptied."""
+    """Begin to count the card's peak memory again, with the allocator's cache emptied."""
     import torch
 
     if torch.cuda.is_available():

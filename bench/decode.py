@@ -8,7 +8,7 @@ With --results FILE the raw samples are kept there; `python -m bench --adopt FIL
     plain    transformers' generate on one batch of each size, of prompts of like length
     mixed    answers as long as Alpaca's long ones (mean 250, up to 1,024): refill; and the pool in batches, each to
              its end, in steps that stay as wide and in steps that shrink with what is left
-    unsloth  Unsloth one by one on every tenth prompt, in a process of its own
+    unsloth  Unsloth, prompt by prompt, on every tenth prompt, in a process of its own
 
 The adapter is r = 16 on all linear layers with random B unless --adapter names one. No answer ends at EOS, so that all
 ways do the same work. Memory is capped at --cap GiB, the CUDA context included. With --sms N the measurements run on N

@@ -31,8 +31,6 @@ from fast_ft.models.random_base import random_model
 from fast_ft.plan.decode_pool import Answers, PoolMemory, settle_pool
 from fast_ft.recipe import schema
 
-NO_EOS = -1
-
 
 class Subject:
     """The prompts' tokens and, loaded at first use, the model. `keep` takes what is found out about limits."""
@@ -109,7 +107,7 @@ class Subject:
         empty_cache()
         cache = KVCache(fused, cells // PAGE)
         sampler = sampling.Sampler(not greedy, temperature=0.7, top_k=30, top_p=0.9)
-        config = EngineConfig(plan.slots, max(map(len, self.ids)) + new_tokens, NO_EOS, 0, self.options.prefill)
+        config = EngineConfig(plan.slots, max(map(len, self.ids)) + new_tokens, (), 0, self.options.prefill)
         pool = TimedEngine(fused, cache, sampler, config)
         say(
             f"pool: {plan.slots} slots, {cells} cells, {plan.gib:.1f} GiB predicted, workspace {workspace} MiB, "

@@ -1,6 +1,6 @@
 """Plans against measurements: five runs, on none of which a constant of the planner was fitted.
 
-Each run goes through fast_ft itself, with its model loaded anew. All run in one process, since importing the libraries
+Each run goes through fast_ft itself, with its model loaded again. All run in one process, since importing the libraries
 takes as long as any of them. Between two runs the allocator's cache is emptied and its peak reset, and the memory that
 is still allocated is recorded.
 `python -m bench.plan_checks JOB.json`.

@@ -49,7 +49,7 @@ _JOIN: dict[str, Callable[[float, float], float]] = {
 
 
 def render(text: str) -> str:
-    """Return the text with each cited number written anew from its source; InputError where there is none."""
+    """Return the text with each cited number written again from its source; InputError where there is none."""
     return CITED.sub(_rendered, text)
 
 
@@ -201,7 +201,7 @@ def _blocks(text: str) -> list[str]:
 
 
 def rendered(path: Path) -> str:
-    """Return a document's text with every cited number, and the parts that are rendered whole, made anew."""
+    """Return a document's text with every cited number, and the parts that are rendered whole, made again."""
     text = render(path.read_text(encoding="utf-8"))
     if "<!-- figures -->" in text:
         text = figures.between(text, "figures", figures.table())

@@ -16,7 +16,7 @@ from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import output_folder
 
 RECIPE = "recipes/quickstart.yaml"
-SHOWN = ("crop_by_capit", "difference", "land", "sort", "story", "sum", "all")  #: rows of the table that are shown
+SHOWN = ("crop_by_capital", "difference", "land", "sort", "story", "sum", "all")  #: rows of the table that are shown
 
 
 def main() -> int:

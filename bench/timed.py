@@ -34,12 +34,12 @@ class ForcedScheduler(Scheduler):
 
 
 class TimedEngine(LLMEngine):
-    """An engine with clocks. `forced`: sequences that end after so many tokens, which is not known beforehand."""
+    """An engine with clocks. `forced`: sequences with the number of tokens after which each ends."""
 
     def __init__(self, model: FusedModel, cache: KVCache, sampler: Sampler, config: EngineConfig) -> None:
         super().__init__(model, cache, sampler, config)
         plain = self.scheduler
-        scheduler = ForcedScheduler(plain.blocks, plain.shapes, longest=plain.longest, eos_id=plain.eos_id)
+        scheduler = ForcedScheduler(plain.blocks, plain.shapes, longest=plain.longest, end_ids=plain.end_ids)
         self.forced: dict[Sequence, int] = {}
         scheduler.forced = self.forced
         self.scheduler = scheduler

@@ -123,7 +123,7 @@ def check_plans(order: Order) -> dict[str, Any]:
     path = order.path
     fresh: dict[str, Any] = {
         "kind": "plans", **machine.stamp(order.command), "steps": plan_checks.STEPS, "warm_up": plan_checks.WARM_UP,
-        "process": "all runs in one, the model loaded anew for each", "cases": {},
+        "process": "all runs in one, the model loaded again for each", "cases": {},
     }  # fmt: skip
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not order.again else fresh
     if result["environment"]["program"] != fresh["environment"]["program"]:

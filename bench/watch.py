@@ -83,7 +83,7 @@ class Watch:
         self._pause(self._describe_inputs)
 
     def logged(self, loss: float, grad_norm: float) -> None:
-        """Add loss (nats a token) and gradient norm to the last step."""
+        """Add loss (nats per token) and gradient norm to the last step."""
         self.steps[-1] |= {"loss": _number(loss), "grad_norm": _number(grad_norm)}
 
     def finish(self) -> None:

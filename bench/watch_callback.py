@@ -29,7 +29,7 @@ class Observer(Protocol):
         """An optimizer step has ended."""
 
     def logged(self, loss: float, grad_norm: float) -> None:
-        """The trainer logged the last step's loss, in nats a token, and gradient norm."""
+        """The trainer logged the last step's loss, in nats per token, and gradient norm."""
 
 
 class WatchCallback(TrainerCallback):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError, nearest
@@ -37,10 +37,53 @@ class Places(NamedTuple):
         return "key=value" in self.usage
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose refusals are InputErrors that say the option, its value and the remedy."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError for what argparse says; its own `error` prints the usage and ends the process."""
+        raise InputError(self._in_words(message))
+
+    def _in_words(self, message: str) -> str:
+        if match := re.match(r"the following arguments are required: (.*)", message):
+            missing = [self._option(name) for name in match[1].split(", ")]
+            return "; ".join(f"{_written(action)} is missing: {action.help}" for action in missing)
+        if match := re.match(r"ambiguous option: (\S+) could match (.*)", message):
+            return f"{match[1]}: it may be {match[2].replace(', ', ' or ')}: write the whole option"
+        match = re.match(r"argument (?:-\w/)?(--[\w-]+): (.*)", message, re.S)
+        if match is None:
+            return message
+        action, said = self._option(match[1]), match[2]
+        if said == "expected one argument":
+            return f"{match[1]}: its value is missing. Write {_written(action)}: {action.help}"
+        if value := re.match("invalid float value: (.*)", said):
+            return f"{match[1]} {value[1]}: it takes a number: {action.help}"
+        if value := re.match("invalid choice: (.*) \\(choose", said):
+            return f"{match[1]} {value[1]}: it takes {' or '.join(action.choices or ())}"
+        if value := re.match("ignored explicit argument (.*)", said):
+            return f"{match[1]}: it takes no value: leave {value[1]} out"
+        return f"{match[1]} {said}"
+
+    def _option(self, name: str) -> argparse.Action:
+        return next(action for action in self._actions if name in action.option_strings)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return what reads an option's whole number, at least `least`."""
+
+    def read(text: str) -> int:
+        """Return the number. Raises ArgumentTypeError."""
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: it takes a whole number, at least {least}")
+        return int(text)
+
+    return read
+
+
 def parse(command: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Return a command's options, its paths and `overrides` among them; say which override another one replaces.
 
-    Raises InputError where a word is wrong. argparse itself ends the process for -h and for an option's wrong value.
+    Raises InputError where a word is wrong. argparse itself ends the process for -h.
     """
     if "" in words:
         raise InputError("a word is empty (an unset variable of the shell?): leave it out, or fill it")
@@ -125,6 +168,11 @@ def _is_key(head: str) -> bool:
     from fast_ft.recipe.schema import Recipe  # late: --help need not wait for it
 
     return head.strip().split(".")[0] in Recipe.model_fields
+
+
+def _written(action: argparse.Action) -> str:
+    """Return an option with its value, as it is typed."""
+    return f"{action.option_strings[0]} {action.metavar or '|'.join(action.choices or ())}"
 
 
 def _too_many(paths: list[str], overrides: list[str], places: Places) -> str:

@@ -12,9 +12,9 @@ from fast_ft.common import out_of_memory, seeds
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import harmless, whole
+from fast_ft.common.wording import counted
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import prepare
-from fast_ft.data.prompt_templates import Message
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.sequence import Sequence
@@ -39,7 +39,7 @@ def chat(
     model = FusedModel(ready.loaded.model, dequantise=ready.plan.dequantise, step_rows=(1,))
     room = _Room(model, prepared.encoder, recipe.generate, context)
     note("An empty line forgets what was said; Ctrl-D leaves.")
-    messages: list[Message] = []
+    messages: list[dict[str, str]] = []
     for turn in range(sys.maxsize):
         try:
             text = ask("> ").strip()
@@ -58,7 +58,7 @@ def chat(
             messages = messages[2:]  # the oldest exchange gives way
         ids = prepared.encoder.prompt_ids(messages)
         if len(ids) >= context:
-            note(f"That has {len(ids)} tokens; the model's context is {context}.")
+            note(f"That has {counted(len(ids), 'token')}; the model's context is {context}.")
             messages = []
             continue
         row = Sequence(ids, min(most, context - len(ids)), seeds.derive(recipe.seed, "chat", turn))
@@ -108,6 +108,6 @@ def _answer(engine: LLMEngine, row: Sequence, encoder: Encoder, out: TextIO) -> 
     list(engine.run([row], burst=_BURST, on_look=show))
     text = encoder.decode(row.tokens)
     print(harmless(text[len(shown) :]) if text.startswith(shown) else "", file=out)
-    if row.tokens[-1] != encoder.eos_id:
-        note(f"(cut off after {len(row.tokens)} tokens)")
+    if row.tokens[-1] not in encoder.end_ids:
+        note(f"(cut off after {counted(len(row.tokens), 'token')})")
     return text

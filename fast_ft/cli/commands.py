@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace, until: str = "pred") -> int:
         from fast_ft.cli.show_scores import print_scores
 
         print_scores(folder)
-    note(f"done: {folder.root if until == 'pred' else folder.adapter}")
+    note(f"done: {folder.root if until == 'pred' and folder.pred.is_file() else folder.adapter}")
     note(f"look at it: {folder.report} (it holds training rows: not to be shared)")
     if missed is not None:
         raise missed
@@ -136,8 +136,6 @@ def _plan(options: argparse.Namespace) -> int:
     from fast_ft.data.prepare import prepare
     from fast_ft.plan.planner import describe
 
-    if options.num_processes < 1:
-        raise InputError(f"--num-processes {options.num_processes}: give at least 1")
     content = describe(recipe, prepare(recipe), options.gpu, options.num_processes)
     if options.json:
         print(json.dumps(content, indent=2))
@@ -151,8 +149,6 @@ def _sweep(options: argparse.Namespace) -> int:
     from fast_ft.common.console import note
     from fast_ft.sweep.sweep import Sweep
 
-    if options.workers is not None and options.workers < 1:
-        raise InputError(f"--workers {options.workers}: give at least 1")
     output = Path(options.output) if options.output else None
     sweep = Sweep(recipe, options.recipe, hours=options.hours, output=output)
     if options.resume and not sweep.sweep_json.is_file():

@@ -121,7 +121,7 @@ def _unloadable(error: ImportError | OSError) -> str | None:
         cause = cause.__cause__
     return (
         f"a library cannot be loaded here: {plain(str(cause))}. `python -m fast_ft doctor` compares what is installed "
-        "with requirements.txt; `make .venv/run-ready` installs it anew"
+        "with requirements.txt; `make .venv/run-ready` installs it again"
     )
 
 

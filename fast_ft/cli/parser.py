@@ -8,14 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fast_ft.cli.arguments import Places
+from fast_ft.cli.arguments import Parser, Places, whole
 
 _Raw = argparse.RawDescriptionHelpFormatter
 _RECIPE = Places("RECIPE [key=value ...]", "recipe")
+TOP = """\
+options of RECIPE, run and quickstart:
+  --stop-after STEPS    a preview: train STEPS steps, answer 10 prompts, and stop;
+                        the command without it goes on from there
+  --force-resume        go on from the last checkpoint, although model, data or
+                        training keys have changed since
+
+"""
 EPILOG = """\
 key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
-Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget or a bar was missed; 130 interrupted;
+Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget is exceeded or a check failed; 130 interrupted;
 141 the reader of its output left."""
+
+
+RUNS = "runs"  #: where `runs` looks when no folder is named; it comes with the first run
 
 
 class Usage(NamedTuple):
@@ -27,18 +38,18 @@ class Usage(NamedTuple):
     description: str = ""
 
 
-def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """Return the parser, and that of each command in USAGES; `arguments.parse` reads with the latter."""
     program = "fast-ft" if Path(sys.argv[0]).stem == "fast-ft" else "python -m fast_ft"  # as it was typed
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
-        usage=f"{program} RECIPE [key=value ...]\n       {program} COMMAND ...",
+        usage=f"{program} RECIPE [key=value ...] [--stop-after STEPS] [--force-resume]\n       {program} COMMAND ...",
         description="One recipe in; a LoRA adapter and answered prompts out. The same command again goes on.",
-        epilog=EPILOG,
+        epilog=TOP + EPILOG,
         formatter_class=_Raw,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND [WORD ...]")
-    commands = {}
+    commands: dict[str, Parser] = {}
     for name, usage in USAGES.items():
         takes = usage.takes
         commands[name] = command = subparsers.add_parser(
@@ -55,7 +66,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 def _run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--stop-after", type=int, metavar="STEPS",
+        "--stop-after", type=whole(1), metavar="STEPS",
         help="a preview: stop after STEPS training steps and answer 10 prompts; without it the command goes on",
     )  # fmt: skip
     _force_resume_options(parser)
@@ -83,7 +94,7 @@ def _json_options(parser: argparse.ArgumentParser) -> None:
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--show", type=int, default=0, metavar="N", help="print N rows, trained and masked tokens apart")
+    add("--show", type=whole(0), default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     add("--row", metavar="ID", help="print this selected row")
     _json_options(parser)
     add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
@@ -93,7 +104,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gpu", metavar="CARD", help="plan for this card, such as t4, without having it")
-    add("--num-processes", type=int, default=1, metavar="N", help="plan for N cards that train together (torchrun)")
+    add("--num-processes", type=whole(1), default=1, metavar="N", help="plan for N cards that train together")
     _json_options(parser)
 
 
@@ -102,7 +113,7 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--grid",
         action="store_true",
-        help="a pred file for each point, as in: --grid temperature=0.3,0.7 top_p=0.8,0.9",
+        help="a pred file for each point, in RUN_DIR/grid, as in: --grid temperature=0.3,0.7 top_p=0.8,0.9",
     )
 
 
@@ -116,6 +127,15 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
 def _report_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", metavar="FILE", help="of several runs: the page (default: comparison.html)")
+
+
+def _runs_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(root=RUNS)
+    add = parser.add_argument
+    add("--all", action="store_true", help="every run, with every setting that differs between runs of its recipe")
+    _json_options(parser)
+    add("--prune", action="store_true", help="delete the runs that failed or did not finish training, after a question")
+    add("--yes", action="store_true", help="with --prune: delete without the question")
 
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
@@ -149,8 +169,8 @@ def _reproduce_options(parser: argparse.ArgumentParser) -> None:
 
 def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--hours", type=float, metavar="H", help="all in all, earlier commands of this sweep included")
-    add("--workers", type=int, metavar="N", help="processes at a time (default: one for each GPU, or 1)")
+    add("--hours", type=float, metavar="H", help="hours of the whole sweep, its earlier commands included")
+    add("--workers", type=whole(1), metavar="N", help="processes at a time (default: one for each GPU, or 1)")
     add("--ray", metavar="ADDRESS", help="workers on a Ray cluster: its address, auto, or local")
     add("--output", metavar="FOLDER", help="the sweep's folder (default: in runs/)")
     add("--resume", action="store_true", help="go on with a sweep; an error where none was begun")
@@ -202,9 +222,9 @@ USAGES = {
         "folder. It is served on this machine's loopback only, until Ctrl-C.",
     ),
     "runs": Usage(
-        "list the run folders and what differs between them",
+        "list the runs in a folder (default: runs), one a line, and what differs between them",
         Places("[FOLDER]", "root", least=0),
-        lambda parser: parser.set_defaults(root="runs"),
+        _runs_options,
     ),
     "export": Usage(
         "write a run as a merged model, as GGUF, for Ollama or for the hub",
@@ -215,17 +235,17 @@ USAGES = {
     ),
     "submit": Usage("check a run against the homework's rules, and pack it", Places("RUN_DIR", "run"), _submit_options),
     "reproduce": Usage(
-        "do a submitted run again, and tell what differs; status 3: something does",
+        "repeat a submitted run, and say what differs (then the status is 3)",
         Places("ZIP", "zip"),
         _reproduce_options,
     ),
     "sweep": Usage("try many recipes within some hours; the same command again goes on", _RECIPE, _sweep_options),
     "doctor": Usage(
-        "look at driver, card, kernels, versions, room and network, and try a small run here",
+        "check driver, card, kernels, package versions, disk and network, and try a small run",
         Places("", "", least=0, most=0),
         _json_options,
-        "look at driver, card, kernels, versions, room and network, and try a small run here; status 3: a run would "
-        "break here",
+        "check driver, card, kernels, package versions, disk and network, and try a small run; the status is 3 where "
+        "something would break a run",
     ),
     "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from pathlib import Path
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.text_safety import harmless
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -20,7 +22,8 @@ def _generate(options: argparse.Namespace) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             points = grid(options.run, options.overrides)
         for point in points:
-            print(f"{point['file']}  ended at EOS {point['ended_at_eos']:.0%}  mean {point['mean_tokens']:g} tokens")
+            ended, tokens = point["ended_at_eos"], point["mean_tokens"]
+            print(f"{options.run}/{point['file']}  ended at EOS {ended:.0%}  mean {tokens:g} tokens")
         return 0
     with contextlib.redirect_stdout(sys.stderr):
         pred = generate_again(options.run, options.overrides)
@@ -80,10 +83,26 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _runs(options: argparse.Namespace) -> int:
-    from fast_ft.cli.tables import print_runs
+    from fast_ft.cli.parser import RUNS
+    from fast_ft.cli.show_runs import as_json, print_runs, prune_runs
     from fast_ft.homework.ledger import read
 
-    print_runs(read(options.root))
+    root = Path(options.root)
+    if options.root != RUNS and not root.is_dir():
+        raise InputError(f"{root}: there is no such folder. Give a folder that holds run folders (default: runs)")
+    if options.yes and not options.prune:
+        raise InputError("--yes: it answers the question of --prune: give --prune too")
+    if options.prune and (options.json or options.all):
+        raise InputError(
+            f"--prune: it deletes runs, and lists nothing: leave --{'json' if options.json else 'all'} out"
+        )
+    ledger = read(root)
+    if options.prune:
+        prune_runs([attempt.run for attempt in ledger.attempts], root, unasked=options.yes)
+    elif options.json:
+        print(harmless(json.dumps(as_json(ledger), indent=2, ensure_ascii=False)))
+    else:
+        print_runs(ledger, root, all_runs=options.all)
     return 0
 
 

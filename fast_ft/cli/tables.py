@@ -1,16 +1,16 @@
-"""What `data`, `plan` and `runs` print: tables for people, one JSON object for programs."""
+"""What `data` and `plan` print: tables for people, one JSON object for programs."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any
 
 from fast_ft.common.streams import new_console
 from fast_ft.common.text_safety import harmless, plain
+from fast_ft.common.wording import counted, minutes_between
+from fast_ft.data.contamination import GRAM_WORDS
 from fast_ft.data.encoding import IGNORE_INDEX
 from fast_ft.data.prepare import PreparedData, SelectedData
-from fast_ft.homework.ledger import Ledger
 from fast_ft.recipe.schema import Recipe
 
 
@@ -42,12 +42,12 @@ def selection_json(prepared: SelectedData) -> dict[str, Any]:
 def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
     """Print what was selected and why; then `show` rows, each with trained and masked tokens told apart."""
     from rich.table import Table
-    from rich.text import Text
 
     console = new_console()
     content = selection_json(prepared)
     title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {plain(recipe.data.train)}"
-    table = Table(title=Text(title), title_justify="left")
+    console.print(title, markup=False)
+    table = Table()
     for column in ("metric", "least", "median", "most"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     tokens = {name: content["contract"][name] for name in ("prompt_tokens", "supervised_tokens")}
@@ -57,38 +57,57 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
     console.print(table)
     for stage in prepared.stages:
         console.print(
-            f"stage {stage.name}: {len(stage.examples)} rows, {stage.num_train_epochs} epochs, "
+            f"stage {stage.name}: {counted(len(stage.examples), 'row')}, {counted(stage.num_train_epochs, 'epoch')}, "
             f"learning rate {stage.learning_rate:g}, {stage.order}"
         )
     for note in prepared.notes:
         console.print(f"note: {plain(note)}", markup=False)
     if isinstance(prepared, PreparedData):
-        console.print(f"contract: holds for all {len(prepared.rows)} rows (one BOS, prompt masked, EOS trained)")
+        checked = counted(len(prepared.rows), "row")
+        console.print(f"checked: {checked}. In each, the response and EOS are trained, and the prompt is masked.")
     hits = prepared.leakage["hits"]
-    console.print(f"leakage: {len(hits)} rows equal or overlap one of {len(prepared.prompts)} test prompts")
+    console.print(_contamination(len(hits), len(prepared.prompts)))
     for hit in hits:
         console.print(f"  {plain(hit['example'])} ~ {plain(hit['prompt'])} ({hit['kind']})", markup=False)
     for example in prepared.examples[:show]:
         print_row(prepared, example.id)
 
 
+def _contamination(hits: int, prompts: int) -> str:
+    """Return what comparing the selected rows with the test prompts found."""
+    if not prompts:
+        return "test prompts: there are none to compare the rows with"
+    rows = "no row equals one or shares" if hits == 0 else f"{counted(hits, 'row')} equal one or share"
+    return f"test prompts: {counted(prompts, 'prompt')} compared with the rows; {rows} {GRAM_WORDS} words in sequence"
+
+
 def print_row(prepared: SelectedData, row_id: str) -> None:
-    """Print one row: masked tokens grey, trained tokens green on alternating ground, so that borders show."""
+    """Print one row: masked tokens grey, trained tokens green and every other one underlined, so that borders show.
+
+    Without colours, as in a pipe, masked and trained tokens stand in lines of their own, which say which they are.
+    """
     from rich.text import Text
 
     if not isinstance(prepared, PreparedData):
         return
     row = prepared.rows[row_id]
+    console, before = new_console(), None
+    plain_text = console.no_color or console.color_system is None
     text = Text(
         f"\nrow {plain(row_id)}: {len(row.input_ids) - row.supervised} masked, {row.supervised} trained tokens\n"
     )
-    controls = {prepared.encoder.bos_id: "<BOS>", prepared.encoder.eos_id: "<EOS>"}
-    pieces = prepared.encoder.pieces(row.input_ids)
-    for index, (token, label, piece) in enumerate(zip(row.input_ids, row.labels, pieces, strict=True)):
-        style = "grey50" if label == IGNORE_INDEX else ("green", "green underline")[index % 2]
-        shown = controls.get(token) or harmless(piece)
-        text.append(shown, "bold " + style if token in controls else style)
-    new_console().print(text)
+    shown = prepared.encoder.shown(row.input_ids)
+    for index, ((piece, is_control), label) in enumerate(zip(shown, row.labels, strict=True)):
+        masked = label == IGNORE_INDEX
+        if plain_text and masked != before:
+            text.append(("" if before is None else "\n") + ("masked   " if masked else "trained  "))
+        before = masked
+        style = "grey50" if masked else ("green", "green underline")[index % 2]
+        piece = harmless(piece)
+        if plain_text:
+            piece = piece.replace("\n", f"\n{' ' * 9}")
+        text.append(piece, "bold " + style if is_control else style)
+    console.print(text, soft_wrap=plain_text)
 
 
 def print_plan(content: dict[str, Any]) -> None:
@@ -100,7 +119,10 @@ def print_plan(content: dict[str, Any]) -> None:
     for name in stages[0]:
         table.add_column(name.replace("_", " "), justify="left" if name == "stage" else "right")
     for entry in stages:
-        table.add_row(*(_cell(value) for value in entry.values()))
+        cells = (
+            minutes_between(*value) if key == "projected_minutes" else _cell(value) for key, value in entry.items()
+        )
+        table.add_row(*cells)
     console.print(table)
     if "processes" in content:
         given = content["processes"]
@@ -110,10 +132,10 @@ def print_plan(content: dict[str, Any]) -> None:
         if given["note"]:
             console.print(f"             {given['note']}", markup=False)
     if "card" not in content:
-        console.print("no GPU here: minutes and memory are projected with --gpu t4 (or another card)", markup=False)
+        console.print("There is no GPU here. --gpu t4, or another card's name, projects minutes and memory for a card.")
         return
     card, plan = content["card"], content["plan"]
-    pieces = f"at most {plan['micro_batch']} rows" + (
+    pieces = f"at most {counted(plan['micro_batch'], 'row')}" + (
         f" or {plan['most_tokens']:,} tokens" if plan["most_tokens"] else ""
     )
     again = plan["recompute_layers"]
@@ -125,14 +147,15 @@ def print_plan(content: dict[str, Any]) -> None:
         f"backend      {plan['backend']}",
         f"pass         {pieces}; activations {ways}{'; replayed from CUDA graphs' if plan['capture'] else ''}",
         f"memory       {plan['train_gib']:.1f} GiB predicted in training{each}, {plan['generate_gib']:.1f} in decoding",
-        f"minutes      {_cell(content['projected_minutes'])} projected for training, not measured; "
-        f"{plan['step_seconds']:.2g} s a step in between",
-        f"verdict      {content['verdict']}",
+        f"minutes      {minutes_between(*content['projected_minutes'])} projected for training, not measured; "
+        f"about {plan['step_seconds']:.2g} s a step",
+        f"conclusion   {content['verdict']}",
     ]
     if content["answer_minutes"]:
         allowed = content["answer_budget_minutes"]
         of = f", {allowed:g} allowed" if allowed is not None else ""
-        lines.insert(-1, f"answers      {_cell(content['answer_minutes'])} minutes projected, not measured{of}")
+        minutes = minutes_between(*content["answer_minutes"])
+        lines.insert(-1, f"answers      {minutes} minutes projected, not measured{of}")
     lines += [f"without      {text}" for text in card["lacks"]]
     for line in lines:
         console.print(harmless(line), markup=False)
@@ -142,33 +165,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(f"{each:g}" for each in value)
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def print_runs(ledger: Ledger) -> None:
-    """Print the run folders, the recipe keys that differ among them, and what the ledger has to say of them."""
-    from rich.table import Table
-    from rich.text import Text
-
-    if not ledger.attempts:
-        print("no runs here yet")
-        return
-    keys = list(ledger.attempts[0].row["keys"])
-    public = ["public"] if any(attempt.submissions for attempt in ledger.attempts) else []
-    table = Table()
-    for name in ("folder", "started", "finished", "minutes", "score", *public):
-        table.add_column(name, overflow="fold")
-    table.add_column("what differs", overflow="fold", ratio=1)  # a column for each key would leave each two letters
-    for attempt in ledger.attempts:
-        row = attempt.row
-        score = "" if row["score"] is None else f"{row['score']:.3f}"
-        said = ["" if attempt.public is None else f"{attempt.public:g}"] if public else []
-        values = "\n".join(f"{key}={json.dumps(row['keys'][key])}" for key in keys)
-        phase, minutes = row["phase"] or "nothing", f"{row['minutes']}"
-        cells = (row["folder"], str(row["started"])[:16], phase, minutes, score, *said, values)
-        table.add_row(*(Text(harmless(cell)) for cell in cells))
-    new_console().print(table)
-    for sentence in ledger.sentences():
-        new_console().print(harmless(sentence), markup=False, soft_wrap=True)
 
 
 def _summary(values: list[Any]) -> dict[str, float] | None:

@@ -36,7 +36,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises InputError if the disk refuses; the old file is then untouched."""
     path = Path(path)
     with refusal(path):
-        guard(path)  # before a folder that was moved away is made anew
+        guard(path)  # before a folder that was moved away is made again
         make_folder(path.parent)
         beside = path.parent / f".{path.name}.{os.getpid()}.new"
         try:

@@ -68,7 +68,7 @@ class Bar:
         if now - self._printed >= _EVERY or self.done >= self.total:
             self._printed = now
             left = (now - self._started) / max(1, self.done - self._first) * (self.total - self.done)
-            note(f"{self.title}  {self.done}/{self.total}  {facts}  {left:.0f} s left")
+            note("  ".join(filter(None, [self.title, f"{self.done}/{self.total}", facts, f"{left:.0f} s left"])))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -16,7 +16,7 @@ class InputError(ValueError):
 
 
 class BudgetMissed(Exception):
-    """A budget or a bar was missed: what there is was saved; exit status 3.
+    """A budget is exceeded or a check failed; what there is was saved; exit status 3.
 
     `complete`: the folder of a run that lacks nothing all the same.
     """

@@ -31,7 +31,7 @@ class StageJob:
 def batches(rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:
     """Return the row indices of every step of a stage: `ceil(rows / size)` steps an epoch.
 
-    Shuffled epochs are drawn anew, each from (seed, stage, epoch).
+    Each shuffled epoch has an order of its own, drawn from (seed, stage, epoch).
     """
     steps = []
     for epoch in range(epochs):

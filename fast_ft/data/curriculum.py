@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.data.examples import Example
 from fast_ft.data.selection import Selection
 from fast_ft.recipe.conditions import parse_condition
@@ -47,7 +48,9 @@ def build_stages(section: Curriculum, train: Train, selection: Selection, limit:
         stages = _build(section, train, selection)
     distinct = len({example.id for stage in stages for example in stage.examples})
     if limit is not None and distinct > limit:
-        raise InputError(f"curriculum: {distinct} rows over all stages, where data.max_train_rows allows {limit}.")
+        raise InputError(
+            f"curriculum: {counted(distinct, 'row')} over all stages, where data.max_train_rows allows {limit}."
+        )
     return stages
 
 

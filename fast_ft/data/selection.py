@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from fast_ft.common import seeds
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted, listed
 from fast_ft.data.duplicates import Duplicates
 from fast_ft.data.examples import Example, Pool
 from fast_ft.data.metrics import TokenCounter, measure
@@ -42,8 +43,7 @@ class Selection:
 
     def metrics(self, index: int) -> dict[str, Any]:
         """Return {name: value} of all metrics that were measured of the pool's row `index`, score included."""
-        columns = [name for name in self.pool.table.column_names if name not in ("id", "prompt", "response")]
-        return {name: self.pool.table[name][index].as_py() for name in columns}
+        return {name: self.pool.table[name][index].as_py() for name in self.pool.metrics}
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -69,7 +69,9 @@ def select(
     more than `limit` rows.
     """
     if section.take and limit and section.take > limit:
-        raise InputError(f"select.take: {section.take} rows, where data.max_train_rows allows {limit}. Take fewer.")
+        raise InputError(
+            f"select.take: {counted(section.take, 'row')}, where data.max_train_rows allows {limit}. Take fewer."
+        )
     conditions = {name: parse_condition(condition, name) for name, condition in section.where.items()}
     for name, weight in section.rank_by.items():
         check_metric(name, "select.rank_by")
@@ -83,7 +85,7 @@ def select(
     indices = _take(pool, ranked, section, seed, notes)
     if limit and len(indices) > limit:
         raise InputError(
-            f"select: {len(indices)} rows are left, where data.max_train_rows allows {limit}. Set select.take."
+            f"select leaves {counted(len(indices), 'row')}, where data.max_train_rows allows {limit}. Set select.take."
         )
     return Selection(pool, indices, notes)
 
@@ -93,14 +95,14 @@ def _filter(pool: Pool, conditions: dict[str, ParsedCondition], notes: list[str]
     mask = pc.not_equal(pool.table["response"], "")
     left = pc.sum(mask).as_py() or 0
     if left < len(pool):
-        notes.append(f"{_rows(len(pool) - left)} with an empty response left out.")
+        notes.append(f"{counted(len(pool) - left, 'row')} with an empty response left out.")
     for name, condition in conditions.items():
         column, before = pool.table[name], left
         absent = pc.sum(pc.and_(mask, pc.is_null(column))).as_py() or 0
         mask = pc.and_(mask, mask_of(column, condition))
         left = pc.sum(mask).as_py() or 0
-        unscored = f" ({_rows(absent)} without {name} dropped)" if absent else ""
-        notes.append(f"{name} {condition.text}: {left:,} of {_rows(before)} left{unscored}.")
+        unscored = f" ({counted(absent, 'row')} without {name} dropped)" if absent else ""
+        notes.append(f"{name} {condition.text}: {left:,} of {counted(before, 'row')} left{unscored}.")
     if not left:
         raise InputError(f"select.where leaves no row of {pool.source}. {' '.join(notes)} Loosen a condition.")
     return pc.indices_nonzero(mask).to_pylist()
@@ -127,7 +129,7 @@ def _rank(table: pa.Table, rows: list[int], weights: dict[str, float], notes: li
         elif len(weights) > 1:
             values = pc.divide(pc.subtract(values, pc.mean(values)), pc.stddev(values, ddof=0))
         if values.null_count:
-            notes.append(f"select.rank_by: {_rows(values.null_count)} without {name} ranked last.")
+            notes.append(f"select.rank_by: {counted(values.null_count, 'row')} without {name} ranked last.")
         part = pc.multiply(values, weight)
         total = part if total is None else pc.add(total, part)
     order = pc.sort_indices(pa.table({"rank": total}), sort_keys=[("rank", "descending")])  # Arrow's sort is stable
@@ -153,12 +155,10 @@ def _take(pool: Pool, ranked: list[int], section: Select, seed: int, notes: list
             else:
                 dropped.append(example.id)
     if dropped:
-        shown = ", ".join(dropped[:5]) + (", ..." if len(dropped) > 5 else "")
         kind = "near-duplicate" if section.deduplicate == "near" else "duplicate"
-        plural = "" if len(dropped) == 1 else "s"
-        notes.append(f"{len(dropped):,} {kind}{plural} skipped: {shown}".rstrip(".") + ".")
+        notes.append(f"{counted(len(dropped), kind)} skipped: {listed(dropped, 5)}".rstrip(".") + ".")
     if section.take and len(taken) < section.take:
-        notes.append(f"select.take: only {_rows(len(taken))} of the {section.take} asked for.")
+        notes.append(f"select.take: only {counted(len(taken), 'row')} of the {section.take} asked for.")
     return [ranked[place] for place in sorted(taken)]
 
 
@@ -186,7 +186,3 @@ def _lazily(pool: Pool, ranked: list[int], places: Iterable[int]) -> Iterator[tu
             yield from zip(block, pool.examples([ranked[p] for p in block]), strict=True)
             block = []
     yield from zip(block, pool.examples([ranked[p] for p in block]), strict=True)
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'' if count == 1 else 's'}"

@@ -23,9 +23,11 @@ from fast_ft.common.folders import expanded
 ROW_KEYS = ("data", "rows", "train", "test", "examples", "instances")
 KINDS = "JSON, JSONL, Parquet, Arrow, or a folder that datasets.save_to_disk wrote"
 HOMEWORK = "https://github.com/ericsunkuan/ML_Spring2025_HW5"
+#: What lies in it; recipes look for these below data/.
+HOMEWORK_FILES = ("fastchat_alpaca_52k", "test_set_evol_instruct_150.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-#: JSON files beside the rows of a hub's data set.
-NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
+#: JSON files that hold no rows: those beside the rows of a hub's data set, and a judge's replies beside run folders.
+NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json", "verdicts.jsonl")
 DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json")
 #: First bytes of files that are no text, and what such a file is.
 BINARY = ((b"\x80", "a pickle"), (b"PK", "a zip archive, as torch.save writes"), (b"\x1f\x8b", "gzip"))
@@ -59,7 +61,7 @@ def read(where: str, split: str = "train") -> Source:
             raise InputError(f"{where}: it holds no rows. Give a data set with at least one row.")
         return Source(where, read_rows, digest(files))
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{where}: cannot be read: {_first_line(error)}. Get or write the file anew.") from error
+        raise InputError(f"{where}: cannot be read: {_first_line(error)}. Get or write the file again.") from error
 
 
 def digest(files: list[Path]) -> str:
@@ -74,16 +76,22 @@ def digest(files: list[Path]) -> str:
 
 def locate(where: str) -> Path:
     """Return the local path of `where`, fetching it when it is a hub id ("owner/name" that is no local path)."""
+    check_named(where)
     path = expanded(where)
     if path.exists():
         return path
-    owner = where.split("/")[0]
-    looks_local = path.suffix in DATA_SUFFIXES or owner in ("data", "runs", "shared") or Path(owner).exists()
-    if HUB_ID.fullmatch(where) and not looks_local:
-        from fast_ft.hub.download import fetch_dataset  # only a hub id needs the network's modules
+    from fast_ft.hub.download import fetch_dataset  # only a hub id needs the network's modules
 
-        return Path(fetch_dataset(where))
-    hint = f' For the homework: "git clone {HOMEWORK} data".' if owner == "data" else ""
+    return Path(fetch_dataset(where))
+
+
+def check_named(where: str) -> None:
+    """Raise InputError where `where` is neither here nor a hub id; nothing is fetched."""
+    path, owner = expanded(where), where.split("/")[0]
+    looks_local = path.suffix in DATA_SUFFIXES or owner in ("data", "runs", "shared") or Path(owner).exists()
+    if path.exists() or (HUB_ID.fullmatch(where) and not looks_local):
+        return
+    hint = f' For the homework: "git clone {HOMEWORK} data".' if path.name in HOMEWORK_FILES else ""
     raise InputError(
         f"{where}: no such file or folder (looked from {Path.cwd()}). Give {KINDS}, or a hub id (owner/name).{hint}"
     )
@@ -93,6 +101,8 @@ def data_files(path: Path, split: str) -> list[Path]:
     """Return the files that hold the rows of `path`, in order: itself, or a folder's shards."""
     if not path.is_dir():
         return [path]
+    if _is_run(path):
+        raise InputError(f"{path}: it is the folder of a run, which holds answers and no rows. Give {KINDS}.")
     if (path / "state.json").is_file():
         state = _json_object(path / "state.json")
         if state.get("_indices_data_files"):
@@ -118,6 +128,12 @@ def data_files(path: Path, split: str) -> list[Path]:
         if found:
             return found
     raise InputError(f"{path}: a folder without data. Give {KINDS}.")
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a run wrote this folder: its replies of a judge (verdicts.jsonl) and its log are no rows."""
+    manifest = path / "manifest.json"
+    return manifest.is_file() and "recipe_digest" in _json_object(manifest)
 
 
 def _read_file(path: Path) -> list[Any] | pa.Table:

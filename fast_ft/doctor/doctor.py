@@ -1,4 +1,4 @@
-"""`python -m fast_ft doctor`: driver, card, versions, room, network, kernels, a run in small; each with its remedy."""
+"""`python -m fast_ft doctor`: driver, card, versions, room, network, kernels, a small run; each with its remedy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _python() -> Iterator[Finding]:
     if (3, 11) <= sys.version_info[:2] <= (3, 12):
         yield Finding("Python", "fine", f"{version}, {system}, {os.cpu_count()} CPU threads")
     else:
-        yield Finding("Python", "broken", f"{version}; 3.11 or 3.12 is needed", "install one of them, and make anew")
+        yield Finding("Python", "broken", f"{version}; 3.11 or 3.12 is needed", "install one, and run make again")
 
 
 def _card(card: dict[str, str] | None) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def _card(card: dict[str, str] | None) -> Iterator[Finding]:
         return
     if not torch.cuda.is_available():
         build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs only"
-        remedy = "update the driver" if torch.version.cuda else "pip install torch anew, its CUDA build"
+        remedy = "update the driver" if torch.version.cuda else "install the CUDA build of torch with pip"
         yield Finding("CUDA", "broken", f"torch {torch.__version__}, built {build}, does not see the GPU", remedy)
         return
     capability = torch.cuda.get_device_capability()

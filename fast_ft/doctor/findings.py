@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fast_ft.common.text_safety import plain
+from fast_ft.common.wording import counted
 
 Level = Literal["fine", "note", "warning", "broken"]
 
@@ -35,7 +36,7 @@ def print_findings(findings: list[Finding]) -> None:
     broken = list(dict.fromkeys(each.name for each in findings if each.level == "broken"))
     warned = sum(each.level == "warning" for each in findings)
     end = f"broken: {', '.join(broken)}: a run would fail" if broken else "a run will work here"
-    print(f"\n{plain(end)}{f'; {warned} warnings' if warned > 1 else '; 1 warning' if warned else ''}")
+    print(f"\n{plain(end)}" + (f"; {counted(warned, 'warning')}" if warned else ""))
 
 
 def as_json(findings: list[Finding]) -> dict[str, Any]:

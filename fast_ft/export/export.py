@@ -80,7 +80,7 @@ class Export:
             checks.refuse_wrong(finding)
             far = checks.distance(stored, found)
             note(finding.sentence)
-            note(f"merged, against the run's own model in {stored.dtype}: {far:.4f} nat a trained token")
+            note(f"merged, against the run's own model in {stored.dtype}: {far:.4f} nats per trained token")
             content = {"made_of": made_of, "against_adapter": vars(finding), "against_run_nats": far}
             atomic_files.write_json(folder / _RECORD, content)
         return target

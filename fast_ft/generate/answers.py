@@ -22,6 +22,7 @@ from fast_ft.common.minutes import AnswerPace, longer
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
+from fast_ft.data.tokenise import room_problem
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
@@ -41,7 +42,7 @@ Name = tuple[str, int]  #: a prompt's id, and which of its answers
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `tokens` counts new tokens, EOS included; `ended` says whether EOS came before the limit.
+    """One answer. `tokens` counts new tokens, the end token included; `ended` says whether that came before the limit.
 
     `candidate` counts the answers to one prompt, from 0.
     """
@@ -190,12 +191,12 @@ class _Work:
 
     def _made(self, engine: LLMEngine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
-        most, pace, eos_id = self.section.max_new_tokens, self.task.pace, self.encoder.eos_id
-        look = None if pace is None else shortening(pace, list(sequences), most, eos_id, self.notes)
+        most, pace, end_ids = self.section.max_new_tokens, self.task.pace, self.encoder.end_ids
+        look = None if pace is None else shortening(pace, list(sequences), most, end_ids, self.notes)
         for sequence in engine.run(list(sequences), on_look=look):
             if (name := sequences[sequence]) in self.answers:
                 continue
-            ended, length = sequence.tokens[-1] == eos_id, len(sequence.tokens)
+            ended, length = sequence.tokens[-1] in end_ids, len(sequence.tokens)
             at = 0.0 if pace is None else pace.elapsed()
             within = pace.minutes if pace and not ended and length < most else None
             text = self.encoder.decode(sequence.tokens)
@@ -215,12 +216,8 @@ def check_room(config: PretrainedConfig, prompts: list[Prompt], ids: list[list[i
     """Raise InputError where a prompt and its longest answer do not fit into the model's context."""
     context = getattr(config, "max_position_embeddings", None)
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if context is not None and len(ids[longest]) + max_new_tokens > context:
-        raise InputError(
-            f"prompt {prompts[longest].id!r} has {len(ids[longest])} tokens; with generate.max_new_tokens "
-            f"{max_new_tokens} that is over the model's context of {context}. "
-            f"Use at most generate.max_new_tokens={max(0, context - len(ids[longest]))}, or shorten the prompt."
-        )
+    if problem := room_problem(prompts[longest].id, len(ids[longest]), max_new_tokens, context):
+        raise InputError(problem)
 
 
 def _fewer(batch_size: int, smaller: int, reason: str, notes: list[str]) -> int:

@@ -41,5 +41,5 @@ def engine_over(
 
     enough = plan.slots * pages_for(longest) if plan.cache_tokens is None else plan.cache_tokens // PAGE
     cache = KVCache(model, max(pages_for(longest), enough))
-    config = EngineConfig(slots=plan.slots, longest=longest, eos_id=encoder.eos_id, pad_id=encoder.pad_id)
+    config = EngineConfig(slots=plan.slots, longest=longest, end_ids=encoder.end_ids, pad_id=encoder.pad_id)
     return LLMEngine(model, cache, Sampler.of(section), config)

@@ -15,14 +15,14 @@ _PROBE_TOKENS = 8
 _PROBE_ROWS = 4
 #: Tokens of a pass of the model's own. The cache is there by now, and what is left holds a pass over one prompt.
 _PASS_TOKENS = 512
-#: Mean difference allowed between the pool and a row alone, in nats a token. Wider than selfcheck's in fp32, where both
-#: sides run the same kernels: a 4-bit product on a CPU differs by some 1e-4 with the rows in it. A wrong mask or a
+#: Mean difference allowed between the pool and a row alone, in nats per token. Wider than selfcheck's in fp32, where
+#: both sides run the same kernels: a 4-bit product on a CPU differs by some 1e-4 with the rows in it. A wrong mask or a
 #: wrong position shows as a tenth of a nat or more.
 PARITY = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
 def parity(engine: LLMEngine, loaded: LoadedModel, ids: list[list[int]], limit: int) -> float:
-    """Return the mean absolute difference, in nats a token, between the engine's decoding and its rows taken alone.
+    """Return the mean absolute difference, in nats per token, between the engine's decoding and its rows taken alone.
 
     Rows of all lengths are decoded for a few steps, in the pool's full shape; the log-probability of each chosen
     token is compared with the model's own pass over that row, teacher-forced. Prefill, pages, positions, LoRA and the

@@ -130,7 +130,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         if entry.compress_type not in _PACKED:
             raise InputError(
                 f"{path}: the member {escaped(name)!r} is compressed by zip's method {entry.compress_type}. Only "
-                "deflate is read, as `submit` writes it: pack the folder anew"
+                "deflate is read, as `submit` writes it: pack the folder again"
             )
         if name in seen:
             raise InputError(f"{path}: two members are called {escaped(name)!r}")

@@ -2,7 +2,7 @@
 
 Every rule is checked for every run, but for `model`, which needs `rules: ntu-ml-2025-hw5` in the recipe: the
 quickstart's base is no LLaMA2-7B, and it can still be packed, to try how handing in works. The manifest is taken at
-its word where nothing else is left to compare it with; whoever edits it and pred.json alike is found by `reproduce`.
+its word where nothing else is left to compare it with; an edit of both files is found by `reproduce`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.data import contamination, dataset
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import SelectedData, select_data
@@ -137,7 +138,7 @@ def test_shapes_nothing(recipe: Recipe, prompts: list[Prompt]) -> Verdict:
     if not named:
         return Verdict(rule, True, "data.exclude holds no digest of a test prompt")
     text = f"data.exclude holds the digests of {len(named)} test prompts, the first is {named[0]!r}; the test set may "
-    return Verdict(rule, False, text + "not change the training rows: take them out of data.exclude and train anew")
+    return Verdict(rule, False, text + "not change the training rows: take them out of data.exclude and train again")
 
 
 def _file(rule: str, path: str, now: str, then: str | None) -> Verdict:
@@ -151,7 +152,7 @@ def rows_verdict(manifest: Manifest, prepared: SelectedData) -> Verdict:
     recorded = [(row.id, row.digest) for row in manifest.rows]
     selected = [(example.id, example.digest) for example in prepared.examples]
     if recorded == selected and manifest.staged() == prepared.staged():
-        return Verdict("rows", True, f"the {len(recorded)} rows are those that the recipe selects, unchanged")
+        return Verdict("rows", True, f"as the recipe selects them, unchanged: {counted(len(recorded), 'row')}")
     ours, theirs = dict(recorded), dict(selected)
     odd = [id_ for id_ in {**ours, **theirs} if ours.get(id_) != theirs.get(id_)]
     what = f"{len(odd)} differ, the first is {odd[0]!r}" if odd else "their order or stages differ"
@@ -164,7 +165,8 @@ def _leakage(recorded: Leakage, again: dict[str, Any]) -> Verdict:
     if recorded.model_dump() != {key: again[key] for key in ("examples", "prompts", "hits")}:
         return Verdict("leakage-certificate", False, "the manifest's certificate is not what the check finds now")
     hits = len(recorded.hits)
-    text = f"{recorded.examples} rows against {recorded.prompts} prompts: {hits} in common, all reported"
+    compared = f"{counted(recorded.examples or 0, 'row')} compared with {counted(recorded.prompts or 0, 'prompt')}"
+    text = f"{compared}: {hits} in common, all reported"
     return Verdict("leakage-certificate", True, text)
 
 

@@ -6,51 +6,56 @@ JudgeBoi takes 5 submissions a day; its day ends at 23:59 in Taipei (UTC+8).
 from __future__ import annotations
 
 import datetime as dt
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted, listed
 from fast_ft.homework import public_scores
 from fast_ft.homework.public_scores import day, moment, submissions
 from fast_ft.recipe import policy_ntu_hw5
-from fast_ft.run import artifacts
 from fast_ft.run.artifacts import Scores
 from fast_ft.run.folder import RunDir
-from fast_ft.run.listing import list_runs
-from fast_ft.run.manifest import Manifest
+from fast_ft.run.listing import ListedRun, list_runs
 
 A_DAY = 5
-T = TypeVar("T")
 #: Twice the standard error of a mean of 150 scores with deviation 2.1: closer means may be equal.
 NOISE = 0.35
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One run. `row` is list_runs'; public scores are oldest first; `judge` tells which judge gave `row["score"]`."""
+    """One run, and the public scores noted for it, oldest first."""
 
-    row: dict[str, Any]
-    submissions: list[dict[str, Any]]
-    train_minutes: float
-    budget_minutes: float | None
-    rules: str | None
-    pred: str | None
-    judge: tuple[str | None, str | None, str | None] = (None, None, None)
-    interval: tuple[float, float] | None = None
+    run: ListedRun
+    submissions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """The run folder's name."""
-        return Path(self.row["folder"]).name
+        """The run folder's name: two runs may have one run_name."""
+        return self.run.folder.name
 
     @property
     def public(self) -> float | None:
         """The newest public score."""
         return self.submissions[-1]["score"] if self.submissions else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The confidence interval of the run's own score; None where there is none."""
+        scores = self.run.scores
+        if scores is None or scores.mean is None or scores.low is None or scores.high is None:
+            return None
+        return scores.low, scores.high
+
+    @property
+    def budget_minutes(self) -> float | None:
+        """The minutes that training may take: the homework's, or the recipe's own."""
+        recipe = self.run.manifest.recipe
+        return (policy_ntu_hw5.MINUTES if recipe.get("rules") else recipe.get("budget", {})).get("train_minutes")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ class Ledger:
         today = day(now or dt.datetime.now(dt.UTC))
         count = sum(day(moment(each["at"])) == today for a in self.attempts for each in a.submissions)
         if count == A_DAY - 1:
-            return [f"warning: {count} submissions today; the next is the last of {A_DAY} until 23:59 (UTC+8)"]
+            return [
+                f"warning: {counted(count, 'submission')} today; the next is the last of {A_DAY} until 23:59 (UTC+8)"
+            ]
         if count >= A_DAY:
             return [f"warning: {count} of {A_DAY} submissions today; JudgeBoi takes the next after 23:59 (UTC+8)"]
         return []
@@ -76,31 +83,8 @@ class Ledger:
 
 def read(root: str | Path) -> Ledger:
     """Read the run folders below `root`."""
-    attempts = []
-    for row in list_runs(root):
-        folder = RunDir(Path(row["folder"]))
-        try:
-            manifest = folder.record()
-        except InputError:  # list_runs says so in its row
-            manifest = Manifest()
-        if manifest.reproduction_of is not None:
-            continue
-        recipe = manifest.recipe
-        scores = _tried(_scores, folder, None)
-        budget = policy_ntu_hw5.MINUTES if recipe.get("rules") else recipe.get("budget", {})
-        attempts.append(
-            Attempt(
-                row,
-                _tried(submissions, folder, []),
-                train_minutes(folder),
-                budget.get("train_minutes"),
-                recipe.get("rules"),
-                manifest.digests.get("pred"),
-                scores.judge if scores is not None else (None, None, None),
-                _interval(scores),
-            )
-        )
-    return Ledger(attempts)
+    runs = [run for run in list_runs(root) if run.manifest.reproduction_of is None]
+    return Ledger([Attempt(run, _submissions(run)) for run in runs])
 
 
 def record(folder: RunDir, score: float, at: str | None = None) -> list[str]:
@@ -109,40 +93,21 @@ def record(folder: RunDir, score: float, at: str | None = None) -> list[str]:
     return read(folder.root.parent).today()
 
 
-def train_minutes(folder: RunDir) -> float:
-    """Return the minutes of all training steps in a run's log, of stopped runs too."""
+def _submissions(run: ListedRun) -> list[dict[str, Any]]:
+    """Return a run's public scores, or none with a warning: one damaged file must not hide the other runs."""
     try:
-        lines = folder.log.read_text(encoding="utf-8").splitlines()
-        return sum(json.loads(line)["seconds"] for line in lines) / 60
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, OverflowError):
-        return 0.0
-
-
-def _scores(folder: RunDir) -> Scores | None:
-    return artifacts.read_scores(folder.scores) if folder.scores.is_file() else None
-
-
-def _interval(scores: Scores | None) -> tuple[float, float] | None:
-    if scores is None or scores.low is None or scores.high is None:
-        return None
-    return scores.low, scores.high
-
-
-def _tried(read: Callable[[RunDir], T], folder: RunDir, otherwise: T) -> T:
-    """Return what `read` reads, or `otherwise` with a warning: one damaged file must not hide the other runs."""
-    try:
-        return read(folder)
+        return submissions(RunDir(run.folder))
     except InputError as error:
         note(f"warning: {error}")
-        return otherwise
+        return []
 
 
 def _public(attempts: Sequence[Attempt]) -> list[str]:
     scored = [(a.public, a.name) for a in attempts if a.public is not None]
     sentences = [
-        f"note: {a.name} was answered anew after its public score: the score is the former answers'"
+        f"note: {a.name} was answered again after its public score, which is the former answers' score"
         for a in attempts
-        if a.submissions and a.pred is not None and a.submissions[-1].get("pred") != a.pred
+        if a.submissions and (now := a.run.manifest.digests.get("pred")) and a.submissions[-1].get("pred") != now
     ]
     if len(scored) < 2:
         return sentences
@@ -159,28 +124,36 @@ def _public(attempts: Sequence[Attempt]) -> list[str]:
 
 
 def _own(attempts: Sequence[Attempt]) -> list[str]:
-    """Say of each judge's best run which others' intervals meet its own. Paired comparison, finer, is the judge's."""
+    """Say of each judge's best run which other intervals overlap its own. `judge --against` compares more finely."""
     sentences = []
-    for judge in dict.fromkeys(a.judge for a in attempts if a.interval is not None):
-        group = [a for a in attempts if a.judge == judge and a.interval is not None and a.row["score"] is not None]
+    groups: dict[Any, list[tuple[Attempt, Scores, tuple[float, float]]]] = {}
+    for attempt in attempts:
+        if attempt.run.scores is not None and attempt.interval is not None:
+            entry = (attempt, attempt.run.scores, attempt.interval)
+            groups.setdefault(attempt.run.scores.judge, []).append(entry)
+    for judge, group in groups.items():
         if len(group) < 2:
             continue
-        best = max(group, key=lambda a: a.row["score"])
-        assert best.interval is not None
-        near = [a.name for a in group if a is not best and a.interval and a.interval[1] >= best.interval[0]]
+        best, scores, (low, _) = max(group, key=lambda entry: entry[1].mean or 0.0)
+        near = [attempt.name for attempt, _, (_, high) in group if attempt is not best and high >= low]
         name = " ".join(str(part) for part in judge[:2] if part)
-        meets = f"intervals of these meet its own: {', '.join(near)}" if near else "no other's interval meets its own"
-        text = f"scores by {name}: {best.name} leads with {best.row['score']:.2f}; {meets}"
-        sentences.append(text + (f" (judge {best.row['folder']} --against ... compares pairwise)" if near else ""))
+        told = (
+            f"its 95 % interval overlaps with that of {listed(near, 2)}, so the difference may be chance "
+            f"(`judge {best.run.folder} --against RUN_DIR` compares prompt by prompt)"
+            if near
+            else "its 95 % interval overlaps with no other run's"
+        )
+        sentences.append(f"scores by {name}: {best.name} leads with {scores.mean:.2f}; {told}")
     return sentences
 
 
 def _minutes(attempts: Sequence[Attempt]) -> list[str]:
-    counted = [a for a in attempts if a.rules] or list(attempts)  # a trial run is no attempt at the homework
+    # a trial run is no attempt at the homework
+    counted = [a for a in attempts if a.run.manifest.recipe.get("rules")]
     budgets = [a.budget_minutes for a in counted if a.budget_minutes]
-    if not budgets or not counted[0].rules:
+    if not budgets:
         return []
-    spent, budget = sum(a.train_minutes for a in counted), max(budgets)
+    spent, budget = sum(a.run.train_minutes for a in counted), max(budgets)
     over = "warning: " if spent > budget else ""
     runs = "attempt" if len(counted) == 1 else f"all {len(counted)} attempts"
     return [f"{over}training over {runs}: {spent:.1f} of {budget:g} minutes"]

@@ -19,6 +19,7 @@ from fast_ft.common import atomic_files, redaction
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
+from fast_ft.common.wording import counted
 from fast_ft.homework import checks, secret_scan
 from fast_ft.recipe import key_owners
 from fast_ft.run import provenance
@@ -43,7 +44,9 @@ def submit(folder: RunDir, student_id: str, target: Path) -> Path:
     if folder.recipe().rules is None:
         note("note: the recipe does not name the homework's rules: this can be packed and done again, not handed in")
     if hits := folder.manifest()["leakage"]["hits"]:
-        note(f"note: {len(hits)} rows hold a test prompt's text; the certificate in manifest.json names them")
+        note(
+            f"note: a test prompt's text is in {counted(len(hits), 'row')}; the certificate in manifest.json names them"
+        )
     files = contents(folder, name)
     refuse_secrets(files)
     path = target / f"{name}_hw5.zip"
@@ -148,7 +151,7 @@ With this folder unpacked, the rows and the test file at hand, and Python 3.11 o
     .venv/bin/python -m fast_ft reproduce ../{name}_hw5.zip --train TRAINING_FILE --test TEST_FILE{folders}
 
 The command takes the recipe and the plan from manifest.json, but no folder, budget, judge, tracker or backup. It trains
-anew into a folder of its own, answers the prompts, and says whether the rows and the adapter are equal, which share of
+again into a folder of its own, answers the prompts, and says whether the rows and the adapter are equal, which share of
 the answers is identical, and which answer is the first that differs. On the same card with the same versions all are
 equal. On another card numbers are rounded differently: the share is then below 1.
 

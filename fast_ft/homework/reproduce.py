@@ -10,6 +10,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
+from fast_ft.common.wording import counted
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.homework import archive, checks
 from fast_ft.homework.archive import Bundle
@@ -80,7 +81,7 @@ def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
     trained = theirs.manifest.phase("train")
     tree = key_owners.brought_here(resolved(theirs.recipe), own)
     tree["model"] |= {"backend": trained.backend, "dtype": trained.dtype} | _base(theirs, own)
-    again = theirs.manifest.generated_with  # answered anew after training, with other settings
+    again = theirs.manifest.generated_with  # answered again after training, with other settings
     if again:
         tree["generate"] = {key: value for key, value in again.items() if key != "test"}
     return validated(tree, {}, "the submission's recipe")
@@ -112,7 +113,10 @@ def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield "card", f"the same ({cards[0]})" if cards[0] == cards[1] else f"{cards[0]} there, {cards[1]} here"
     ours = {path.relative_to(provenance.PACKAGE).as_posix(): path.read_bytes() for path in provenance.source_files()}
     files = sorted(name for name in {*ours, *theirs.program} if ours.get(name) != theirs.program.get(name))
-    yield "program", f"{len(files)} files differ, such as {files[0]}; this one is run" if files else "the same"
+    yield (
+        "program",
+        f"other in {counted(len(files), 'file')}, such as {files[0]}; this one is run" if files else "the same",
+    )
     if recorded := theirs.manifest.model:
         base = fingerprint.model(recipe.model.name_or_path, recipe.model.revision)
         same = base["weights"] == recorded.weights

@@ -30,6 +30,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return untrusted_files.json_object(folder / "config.json", remedy="Copy or download the model again.")
 
 
+def end_token_ids(folder: Path) -> list[int]:
+    """Return the ids that end an answer by generation_config.json, or by config.json where that says nothing."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            given = untrusted_files.json_object(folder / name).get("eos_token_id")
+            ids = given if isinstance(given, list) else [given]
+            if found := [each for each in ids if isinstance(each, int) and not isinstance(each, bool)]:
+                return found
+    return []
+
+
 def context_length(name_or_path: str) -> int | None:
     """Return the most tokens that a model can attend to, as far as its folder's config.json or its name tells."""
     try:

@@ -30,7 +30,7 @@ def read() -> tuple[str, str | None]:
         raise InputError(f"OPENAI_BASE_URL: {url!r} is no address. Write it like http://127.0.0.1:8080/v1")
     key = os.environ.get("OPENAI_API_KEY", "").strip() or None
     if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise InputError("OPENAI_API_KEY: it holds spaces, line breaks or letters outside ASCII; set it anew")
+        raise InputError("OPENAI_API_KEY: it holds spaces, line breaks or letters outside ASCII; set it again")
     return url, key
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.text_safety import whole
+from fast_ft.common.wording import counted
 from fast_ft.judge import address, post, pricing
 from fast_ft.judge.client_errors import REFUSALS, Failure, NoReply, Stopped, retry_after
 from fast_ft.recipe.schema import Judge as Section
@@ -201,7 +202,7 @@ class Endpoint:
         over = None
         with self._lock:
             if self.sent >= self._section.max_requests:
-                over = f"judge.max_requests: {self.sent} requests are sent, retries included"
+                over = f"judge.max_requests: {counted(self.sent, 'request')} sent, retries included"
             elif self.spent + most > self._section.max_dollars:
                 over = f"judge.max_dollars: {self.spent:.4f} dollars may be spent, retries included"
             else:

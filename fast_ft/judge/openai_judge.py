@@ -12,6 +12,7 @@ from typing import Any
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import whole
+from fast_ft.common.wording import counted
 from fast_ft.judge import address, client, client_errors, pricing, rubric, statistics
 from fast_ft.judge.reply_cache import KeptReply, ReplyCache, content_key
 from fast_ft.judge.scoring import Item, Judgment
@@ -47,8 +48,12 @@ class Estimate:
     def __str__(self) -> str:
         money = "at a price that is not known" if self.dollars is None else f"at most {self.dollars:.2f} dollars"
         tokens = f"about {self.prompt_tokens:,} tokens to read and up to {self.reply_tokens:,} to write"
-        there = f"; {self.cached} replies are there already" if self.cached else ""
-        return f"{self.requests} requests, {tokens}, {money}{there}" if self.requests else f"nothing to ask{there}"
+        there = f"; {counted(self.cached, 'reply', 'replies')} kept from before" if self.cached else ""
+        return (
+            f"{counted(self.requests, 'request')}, {tokens}, {money}{there}"
+            if self.requests
+            else f"nothing to ask{there}"
+        )
 
 
 class OpenAIJudge:
@@ -114,8 +119,8 @@ class OpenAIJudge:
         section = self._section
         if estimate.requests > section.max_requests:
             raise InputError(
-                f"judge.max_requests: {section.max_requests}, but this takes {estimate.requests} requests. Raise it, "
-                "or judge fewer answers. Nothing was asked."
+                f"judge.max_requests: {section.max_requests}, but this takes "
+                f"{counted(estimate.requests, 'request')}. Raise it, or judge fewer answers. Nothing was asked."
             )
         if estimate.dollars is not None and estimate.dollars > section.max_dollars:
             raise InputError(

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from fast_ft.common import words
+from fast_ft.common.wording import counted
 from fast_ft.judge.scoring import Item, Judgment
 
 NOTES = [
@@ -47,7 +48,7 @@ class ReferenceJudge:
 
     def print_forecast(self, items: Sequence[Item], *, ask_again: bool = False) -> None:
         """Print what judging would take."""
-        print(f"{len(items)} answers to compare with their references; no network, no cost")
+        print(f"{counted(len(items), 'answer')} to compare with references; no network, no cost")
 
     def asking(
         self, items: Sequence[Item], *, ask_again: bool = False, backoff: float = 1.0

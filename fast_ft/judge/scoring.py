@@ -99,7 +99,7 @@ def judge_all(
     """Judge every item, equal ones once. An error ends it when the calls under way have ended.
 
     Ctrl-C waits GRACE seconds for them: what a server is about to answer is paid for. A second Ctrl-C waits no longer.
-    `stop` is called first, so that a judge does not begin anew in them; `on_judgment` after each, in this thread.
+    `stop` is called first, so that a judge begins nothing new in them; `on_judgment` after each, in this thread.
     """
     different = list(dict.fromkeys(items))
     waiting, ended = deque(different), queue.SimpleQueue[tuple[Item, Judgment | BaseException]]()

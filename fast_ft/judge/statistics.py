@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fast_ft.common.wording import counted
+
 LEAST = 10  #: scores; with fewer ones a percentile interval is too narrow to mean what it says, so there is none
 RESAMPLES = 10_000
 _AT_ONCE = 1_000_000  # draws held in memory
@@ -87,9 +89,9 @@ def _sentence(content: Mapping[str, Any]) -> str:
         return f"No prompt has a score both here and in {name}: nothing to compare."
     more = round(content["difference"], 2)
     said = f"{abs(more):.2f} {'more' if more > 0 else 'less'} than" if more else "the same as"
-    said = f"This run scores {said} {name} on {count} prompts"
+    said = f"This run scores {said} {name} on {counted(count, 'prompt')}"
     if content["more_than_noise"] is None:
-        return f"{said}; so few cannot tell a difference from noise."
+        return f"{said}; this is too few to tell a difference from noise."
     between = f"95 % interval of the difference {content['low']:+.2f} to {content['high']:+.2f}"
     verdict = "more than noise" if content["more_than_noise"] else "no more than noise"
     return f"{said} ({between}): {verdict}."

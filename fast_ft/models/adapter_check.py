@@ -26,7 +26,7 @@ FILE = "selfcheck.json"
 ROWS = 3
 #: Tokens of a pass over several rows, padding included: as many as decoding's own passes over prompts hold.
 _PASS_TOKENS = 2048
-#: Mean absolute difference allowed, in nats a token, by the dtype that the base computes in.
+#: Mean absolute difference allowed, in nats per token, by the dtype that the base computes in.
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 
 
@@ -136,7 +136,7 @@ def read(folder: Path) -> StoredCheck:
 def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
     """Compare a loaded adapter with what training stored in its folder; return the mean absolute difference.
 
-    It is in nats a token. The tolerance is the coarser one of the two dtypes, since an adapter may be trained on one
+    It is in nats per token. The tolerance is the coarser one of the two dtypes, since an adapter may be trained on one
     card and used on another.
 
     Raises:

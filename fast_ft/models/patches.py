@@ -2,7 +2,7 @@
 
 Training replaces the forward pass of layers (our blocks, recomputed activations), hangs hooks on the embeddings, and
 lets other libraries do the same: accelerate wraps the model's forward, TRL casts the adapter's weights, bitsandbytes
-packs 4-bit weights anew on a CPU. A sweep trains many adapters over one model, so each trial must find the model as
+packs 4-bit weights again on a CPU. A sweep trains many adapters over one model, so each trial must find the model as
 the first one did. Whoever changes a model tells its `LoadedModel.patches`:
 
     patches = loaded.patches.group()                 # the changes of one owner, which can be taken back alone
@@ -73,7 +73,7 @@ class ModelPatches:
         self._undo.append(put_back)
 
     def keep_4bit(self, layer: Linear4bit) -> None:
-        """Remember the weights and scales of a layer of bitsandbytes, which replaces both when it packs them anew."""
+        """Remember the weights and scales of a layer of bitsandbytes, which replaces both when it packs them again."""
         data, state = layer.weight.data, copy.copy(layer.weight.quant_state)
 
         def put_back() -> None:

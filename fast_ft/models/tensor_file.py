@@ -75,7 +75,7 @@ def save_each(
 
 
 def _pieces(tensor: Tensor) -> Iterator[memoryview]:
-    """Yield a tensor's bytes, in pieces of PIECE; in smaller ones where memory does not suffice."""
+    """Yield a tensor's bytes, in pieces of PIECE; in smaller ones where there is not enough memory."""
     import torch
 
     flat = tensor.detach().reshape(-1).view(torch.uint8)

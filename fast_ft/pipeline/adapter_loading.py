@@ -30,7 +30,7 @@ from fast_ft.run.folder import RunDir
 class Ready:
     """A model that is ready to answer: the base with the run's adapter, checked, and how answers are decoded.
 
-    `difference` is the check's, in nats a token. `prompt_ids` are the prompts' token ids.
+    `difference` is the check's, in nats per token. `prompt_ids` are the prompts' token ids.
     """
 
     loaded: LoadedModel

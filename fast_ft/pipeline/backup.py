@@ -122,7 +122,7 @@ class Backup:
                     if atomic_files.sha256_file(found[name]) != digest:
                         raise ValueError(f"{name} is not as it was written")
             except (OSError, ValueError) as error:  # an InputError is one
-                note(f"warning: {snapshot} is passed over: {error}")
+                note(f"warning: {snapshot} is skipped: {error}")
                 continue
             for name in sorted(files, key=lambda name: name == "manifest.json"):
                 with atomic_files.refusal(self.root / name):

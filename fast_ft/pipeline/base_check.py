@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted, listed
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import fingerprint
 from fast_ft.recipe.schema import Recipe
@@ -25,7 +26,7 @@ def tokens(prepared: PreparedData) -> dict[str, Any]:
     """Return what the manifest says of token ids: {"rows": {id: digest}, "prompts": one digest for all}."""
     encoder = prepared.encoder
     rows = {name: _digest([row.input_ids, row.labels]) for name, row in prepared.rows.items()}
-    return {"rows": rows, "prompts": _digest([[encoder.eos_id], *prepared.prompt_ids])}
+    return {"rows": rows, "prompts": _digest([encoder.end_ids, *prepared.prompt_ids])}
 
 
 def token_changes(manifest: Manifest, prepared: PreparedData) -> Diff:
@@ -36,8 +37,8 @@ def token_changes(manifest: Manifest, prepared: PreparedData) -> Diff:
     odd = [name for name in same if name in was and was[name] != is_[name]]
     if not odd:
         return {}
-    named = ", ".join(map(repr, odd[:3])) + (", ..." if len(odd) > 3 else "")
-    return {"the rows' token ids": ("as trained", f"another tokenizer or chat template: {len(odd)} differ ({named})")}
+    told = f"another tokenizer or chat template: those of {counted(len(odd), 'row')} ({listed(list(map(repr, odd)))})"
+    return {"the rows' token ids": ("as trained", told)}
 
 
 def prompt_changes(manifest: Manifest, prepared: PreparedData) -> Diff:
@@ -71,7 +72,7 @@ def refuse_another(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> No
         again = f" (on the hub it was commit {commit}: set model.revision)" if commit else ""
         raise InputError(
             f"{folder.root}: {recipe.model.name_or_path} is not what this run's adapter was trained with:{listed}\n"
-            f"Put back what was there{again}, or train anew into another output_dir"
+            f"Put back what was there{again}, or train again into another output_dir"
         )
 
 

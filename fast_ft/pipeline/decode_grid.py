@@ -1,4 +1,4 @@
-"""One adapter, many ways to decode: a pred file for each point of a grid, the model loaded once."""
+"""One adapter, many ways to decode: a pred file for each point of a grid, in RUN_DIR/grid, the model loaded once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from fast_ft.run import lock
 from fast_ft.run.folder import RunDir
 
 MOST_POINTS = 200  #: each of them answers all prompts
+FOLDER = "grid"  #: in the run folder: the pred files, and grid.json
 
 
 def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
-    """Answer a run's prompts at each point and return a summary of each; grid.json keeps it beside the pred files.
+    """Answer a run's prompts at each point and return a summary of each, which grid/grid.json keeps.
 
     `words`: axes such as "temperature=0.3,0.7" (keys of generate), and overrides such as "generate.max_new_tokens=64".
     """
@@ -51,7 +52,7 @@ def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
         summary, partials = list[dict[str, Any]](), list[Path]()
         for point, each in zip(points, recipes, strict=True):
             summary.append(_answer(folder, point, each, prepared, ready, partials))
-            atomic_files.write_json(folder.root / "grid.json", summary)
+            atomic_files.write_json(folder.root / FOLDER / "grid.json", summary)
         for path in partials:  # until here a stopped grid goes on from them
             path.unlink(missing_ok=True)
     return summary
@@ -85,16 +86,17 @@ def _answer(
     name = _name(point)
     settings = json.dumps([resolved(recipe)["generate"], recipe.data.test], sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]  # a partial file of other settings is not gone on with
-    partial = folder.root / f"pred-{name}-{digest}.partial.jsonl"
+    partial = folder.root / FOLDER / f"pred-{name}-{digest}.partial.jsonl"
+    partial.parent.mkdir(exist_ok=True)
     partials.append(partial)
     task = Task(recipe.seed, partial, title=name, prompt_ids=ready.prompt_ids)
     result = answers.generate(ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, task)
-    path = folder.root / f"pred-{name}.json"
+    path = folder.root / FOLDER / f"pred-{name}.json"
     atomic_files.write_json(path, answers.predictions(prepared.prompts, result.answers))
     tokens = [answer.tokens for answer in result.flat]
     return {
         **point,
-        "file": path.name,
+        "file": f"{FOLDER}/{path.name}",
         "ended_at_eos": round(sum(answer.ended for answer in result.flat) / len(tokens), 4),
         "mean_tokens": round(sum(tokens) / len(tokens), 1),
         "seconds": round(result.seconds, 1),

@@ -98,7 +98,7 @@ def budget_missed(folder: RunDir) -> str:
 
 
 def missed(folder: RunDir) -> str:
-    """Return what a budget of minutes cut short in a run that is complete, and why it is worth nothing; or ""."""
+    """Return what a budget of minutes cut short in a run that is complete, and why its result is useless; or ""."""
     worthless = (folder.done("train") or {}).get("worthless", "")
     return "\n".join(filter(None, [budget_missed(folder), worthless and f"error: {folder.root}: {worthless}"]))
 

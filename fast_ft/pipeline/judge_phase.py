@@ -11,6 +11,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
+from fast_ft.common.wording import counted
 from fast_ft.data import dataset
 from fast_ft.data.examples import Prompt
 from fast_ft.judge import statistics
@@ -179,6 +180,6 @@ def _refuse_missing(ids: list[str], references: Mapping[str, str]) -> None:
     missing = [key for key in ids if key not in references]
     if missing:
         raise InputError(
-            f"judge.references: no reference answer for {len(missing)} of {len(ids)} prompts, such as "
+            f"judge.references: no reference answer for {len(missing)} of {counted(len(ids), 'prompt')}, such as "
             f"{missing[0]!r}. References are matched by id."
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common.wording import counted
 from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import epoch_loss
@@ -23,8 +24,9 @@ tags: [lora, sft, fast_ft]
 ---
 # LoRA adapter for {base}
 
-Trained with fast_ft on {len(prepared.examples)} rows of `{Path(recipe.data.train).name}`, {trained}, in
-{len(lines)} steps of {section.effective_batch_size} rows: r {recipe.lora.r}, alpha {recipe.lora.lora_alpha:g},
+Trained with fast_ft on {counted(len(prepared.examples), "row")} of `{Path(recipe.data.train).name}`, {trained}, in
+{counted(len(lines), "step")} of {counted(section.effective_batch_size, "row")}:
+r {recipe.lora.r}, alpha {recipe.lora.lora_alpha:g},
 learning rate {section.learning_rate:g} ({section.lr_scheduler_type}), seed {recipe.seed}.
 On the training rows {said or "no loss was finite"}; that is no measure of the answers' quality.
 

@@ -13,6 +13,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import plain
+from fast_ft.common.wording import counted
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate.answers import Task, generate
@@ -87,5 +88,5 @@ def print_preview(content: dict[str, Any]) -> None:
         print(f"  after   {plain(entry['after'])[:300]}")
     done = content["steps"] >= content["of"]
     more = "all are done" if done else "the same command without --stop-after goes on from there"
-    print(f"\n{content['steps']} of {content['of']} steps in {content['folder']}; {more}. taste.json "
+    print(f"\n{content['steps']} of {counted(content['of'], 'step')} in {content['folder']}; {more}. taste.json "
           "there holds these answers.")  # fmt: skip

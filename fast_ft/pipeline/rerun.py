@@ -10,6 +10,7 @@ from pathlib import Path
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
+from fast_ft.common.wording import counted
 from fast_ft.data import dataset
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
@@ -31,7 +32,7 @@ def open_run(root: str | Path, overrides: Sequence[str]) -> tuple[RunDir, Recipe
     if folder.done("train") is None:
         raise InputError(f"{root}: this run has no adapter yet. Run its recipe first.")
     if wrong := [text for text in overrides if not text.startswith(("generate.", "data.test="))]:
-        raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train anew for other keys.")
+        raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train again for other keys.")
     return folder, with_overrides(folder.recipe(), overrides)
 
 
@@ -72,7 +73,9 @@ def _answer_others(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Pa
         f"`judge {folder.root} data.test={recipe.data.test} judge.references=FILE` scores them"
     )
     if cut := facts.get("cut_by_budget"):
-        raise BudgetMissed(f"budget missed: {cut} answers in {others.pred} were cut at {facts['cut_at']} new tokens")
+        raise BudgetMissed(
+            f"budget missed: in {others.pred}, {counted(cut, 'answer')} ended early at {facts['cut_at']} new tokens"
+        )
     return others.pred
 
 
@@ -126,7 +129,7 @@ def judge_again(
     folder = RunDir.at(root)
     if wrong := [text for text in overrides if not text.startswith(("judge.", "data.test="))]:
         raise InputError(
-            f"{wrong[0]!r}: only judge.* and data.test can change here; generate or train anew for other keys."
+            f"{wrong[0]!r}: only judge.* and data.test can change here; generate or train again for other keys."
         )
     recipe = with_overrides(folder.recipe(), overrides)
     recipe = recipe.model_copy(update={"judge": pricing.bounded(recipe.judge, [o.split("=")[0] for o in overrides])})

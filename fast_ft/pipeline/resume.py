@@ -6,6 +6,7 @@ data.test, generate, judge.base_prompts              the adapter stays; the prom
 judge                                                the answers stay; they are judged again
 budget, output_dir, backup_dir, how often is saved   taken as they are now; with more minutes than those that ended
                                                      training, or shortened answers, that goes on or is done again
+run_name                                             taken as it is now
 package versions, GPU, the program itself            warned, and recorded in manifest.json (`resumed`)
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
+from fast_ft.common.wording import counted, listed
 from fast_ft.data.prepare import PreparedData
 from fast_ft.pipeline import base_check, former_scores
 from fast_ft.recipe.loader import digest, resolved
@@ -29,7 +31,7 @@ from fast_ft.train import checkpoints
 
 Diff = dict[str, tuple[Any, Any]]  #: {dotted key: (was, is)}
 
-_FREE = ("budget.", "search", "train.save_steps", "train.report_to")
+_FREE = ("run_name", "budget.", "search", "train.save_steps", "train.report_to")
 _ANSWERS = ("generate.", "data.test", "judge.base_prompts")
 _JUDGED = ("judge.",)
 
@@ -56,7 +58,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
     manifest = folder.manifest()
     if "rows" not in manifest or not _begun(folder):
         if "rows" in manifest and compare(folder, recipe, prepared).training:
-            note(f"note: nothing was trained in {folder.root} yet: it begins anew with this recipe")
+            note(f"note: nothing was trained in {folder.root} yet: it begins again with this recipe")
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
         _record(folder, recipe, prepared, notes=prepared.notes, environment=provenance.describe())
@@ -163,13 +165,13 @@ def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData, **more: Any)
 def _say(prepared: PreparedData) -> None:
     for text in prepared.notes:
         note(f"note: {text}")
-    if prepared.leakage["hits"]:
-        note(f"warning: {len(prepared.leakage['hits'])} selected rows equal a test prompt; manifest.json names them")
+    if hits := prepared.leakage["hits"]:
+        note(f"warning: {counted(len(hits), 'selected row')} with a test prompt's text; manifest.json names them")
 
 
 def _force(folder: RunDir, diff: Diff) -> None:
     note(f"warning: --force-resume: this run goes on with other settings than it began with:\n{show(diff)}")
-    note("warning: its adapter will be what no single recipe makes; manifest.json says so")
+    note("warning: its adapter comes from two recipes, which manifest.json notes")
     folder.reopen("train")
     folder.update(
         resumed=[*folder.manifest().get("resumed", []), {"at": now(), "forced": {k: list(v) for k, v in diff.items()}}],
@@ -227,17 +229,21 @@ def _compare_environment(folder: RunDir, recipe: Recipe, prepared: PreparedData)
         return
     said = {key: pair for key, pair in diff.items() if key != "program"}
     if said:
-        note(f"warning: this run goes on in another environment, and may end a little otherwise:\n{show(said)}")
+        note(f"warning: this run goes on in another environment, and its result may differ a little:\n{show(said)}")
     entry = {"at": now(), "environment": here, "changed": {key: list(pair) for key, pair in diff.items()}}
     folder.update(resumed=[*earlier, entry])
 
 
 def _rows_differ(was: list[dict[str, str]], is_: list[dict[str, str]]) -> tuple[str, str]:
     old, new = ({row["id"]: row["digest"] for row in rows} for rows in (was, is_))
-    odd = [id_ for id_ in {**old, **new} if old.get(id_) != new.get(id_)]
-    named = ", ".join(map(repr, odd[:3])) + (", ..." if len(odd) > 3 else "")
-    what = f"{len(odd)} of them are new, gone or changed ({named})" if odd else "in another order or other stages"
-    return f"{len(was)} rows", f"{len(is_)} rows, {what}"
+    changes = {
+        "new": [id_ for id_ in new if id_ not in old],
+        "gone": [id_ for id_ in old if id_ not in new],
+        "changed": [id_ for id_ in new if id_ in old and old[id_] != new[id_]],
+    }
+    told = [f"{len(ids):,} {what} ({listed(list(map(repr, ids)))})" for what, ids in changes.items() if ids]
+    what = ", ".join(told) or "in another order or other stages"
+    return counted(len(was), "row"), f"{counted(len(is_), 'row')}: {what}"
 
 
 def _show(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Warnings about a run that looks finished but is worth nothing, each with a likely cause."""
+"""Warnings about a finished run whose result is useless, each with a likely cause."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common.wording import counted
 from fast_ft.recipe import schema
 
 _STEPS = 12  #: of one stage, before a loss can be said to stand still
@@ -29,7 +30,9 @@ def training_warnings(
     if outer and not any(bool(tensor.any()) for tensor in outer):  # LoRA's B is zero before the first step
         skipped = sum(line["skipped"] for line in lines)
         cause = (
-            f"{skipped} of {len(lines)} steps were skipped" if skipped else "was the learning rate above zero at all?"
+            f"{counted(skipped, 'step')} of {len(lines)} skipped"
+            if skipped
+            else "was the learning rate above zero at all?"
         )
         found.append(f"the adapter equals its start: the model answers as the base model does. Likely cause: {cause}")
     return found
@@ -46,7 +49,7 @@ def rose(lines: Sequence[Mapping[str, Any]], section: schema.Train) -> str | Non
         return None
     return (
         f"the loss rose: {first:.3f} in the first step, {last:.3f} on average in the last third of the steps; the "
-        f"adapter is worth nothing. Likely cause: train.learning_rate {section.learning_rate:g} is too high; common "
+        f"adapter is useless. Likely cause: train.learning_rate {section.learning_rate:g} is too high; common "
         "are 1e-5 to 1e-3"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from fast_ft.plan.plans import RunPlan, TrainPlan
 from fast_ft.run.folder import RunDir
 from fast_ft.train import checkpoints
 from fast_ft.train.task import TrainCallbacks
+
+SMOOTHED = 10  #: steps over which the bar's loss is a mean, as the picture's is
 
 
 class Recorder:
@@ -44,7 +47,12 @@ class Recorder:
         self.lines.append(line)
         speed = line["tokens"] / max(line["seconds"], 1e-9)
         memory = f"  {line['gib']:.1f} GiB" if line["gib"] else ""
-        self.bar.advance(1, f"{line['stage']}  loss {line['loss']:.3f}  {speed:,.0f} tokens/s{memory}")
+        self.bar.advance(1, f"{line['stage']}  mean loss {self._mean_loss():.3f}  {speed:,.0f} tokens/s{memory}")
+
+    def _mean_loss(self) -> float:
+        """Return the mean loss of the last steps: one step's depends on which rows it saw."""
+        finite = [line["loss"] for line in self.lines[-SMOOTHED:] if math.isfinite(line["loss"])]
+        return sum(finite) / len(finite) if finite else math.nan
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> str | None:
         """Let `write` fill the checkpoint of this step. Return what to note where there is no memory for it."""

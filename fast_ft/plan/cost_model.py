@@ -22,7 +22,7 @@ _LORA_RATE = 0.15  #: of a large product's rate is what LoRA's thin ones reach
 _ATTENTION_TOKENS = 150  #: that a row costs beside its own
 _GRAPH_GIB = 0.55  #: more with graphs: their memory is a pool of its own, and 0.08 of the context
 _HOLES = 38  #: hidden states a token that lie idle between others: what the allocator reserves and has no use for
-#: What a layer keeps of a token, in 16 bits: so many times the hidden size and the MLP's inner size.
+#: What a layer keeps of a token, in 16 bits, in multiples of the hidden size and of the MLP's inner size.
 _KEPT = {"fused": (6.1, 2), "unsloth": (5.8, 3), "peft": (8.8, 5)}
 
 
@@ -67,7 +67,7 @@ def fixed_gib(shape: ModelShape, training: Training) -> float:
 def pass_gib(
     shape: ModelShape, training: Training, tokens: int, recompute_layers: int, *, capture: bool = False
 ) -> float:
-    """Memory of a pass over so many tokens in 16 bits, at its peak.
+    """Memory of a pass over `tokens` tokens in 16 bits, at its peak.
 
     A layer keeps 0.09 MiB a token in a 7B with our blocks, 0.12 with Unsloth's kernels, 0.18 without (measured); one
     that is computed again keeps its input. The peak is at the end of the forward pass, beside the loss's logits of
@@ -93,7 +93,7 @@ def train_flops(shape: ModelShape, tokens: int) -> float:
 def pass_seconds(
     shape: ModelShape, training: Training, rates: Rates, tokens: int, recompute_layers: int, *, capture: bool
 ) -> float:
-    """Seconds of a pass over so many tokens, filling included: what the card takes, or Python's launches if longer."""
+    """Seconds of a pass over `tokens` tokens, filling included: what the card takes, or Python's launches if longer."""
     layers, again = shape.num_hidden_layers, recompute_layers / shape.num_hidden_layers
     flops = train_flops(shape, tokens) + again * 1.8 * tokens * shape.linear_weights  # forward alone runs faster
     attended = 2.0 * tokens * (training.typical + _ATTENTION_TOKENS) * shape.hidden_size * layers

@@ -52,6 +52,6 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def width(tokens: int, *, capture: bool) -> int:
-    """Return the tokens of a pass over so many, its filling included."""
+    """Return the tokens of a pass over `tokens`, its filling included."""
     multiple = GRAPH_MULTIPLE if capture else EAGER_MULTIPLE
     return math.ceil(tokens / multiple) * multiple

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from fast_ft.common import gpu
+from fast_ft.common.wording import minutes_between
 from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
@@ -195,7 +197,7 @@ def _verdict(minutes: list[float], budget: float | None, settled: TrainPlan) -> 
     if budget is None:
         return "fits into memory; no budget of minutes is set"
     if minutes[1] <= budget:
-        return f"fits: at most {minutes[1]:.0f} of {budget:g} minutes projected"
+        return f"fits: at most {max(1, math.ceil(minutes[1]))} of {budget:g} minutes projected"
     if minutes[0] > budget:
-        return f"does not fit: at least {minutes[0]:.0f} minutes projected, {budget:g} allowed"
-    return f"unsure: {minutes[0]:.0f} to {minutes[1]:.0f} minutes projected, {budget:g} allowed"
+        return f"does not fit: at least {minutes[0]:g} minutes projected, {budget:g} allowed"
+    return f"unsure: {minutes_between(*minutes)} minutes projected, {budget:g} allowed"

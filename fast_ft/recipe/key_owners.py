@@ -22,7 +22,7 @@ Owner = Literal["run", "machine", "hub"]
 
 _HUB = "model.name_or_path model.tokenizer"
 _MACHINE = """
-output_dir backup_dir
+run_name output_dir backup_dir
 data.train data.test
 train.report_to
 judge.kind judge.base_prompts judge.references judge.model judge.swap judge.concurrency judge.max_retries
@@ -33,7 +33,7 @@ _RUN = """
 rules seed
 model.revision model.template model.max_length model.load_in_4bit model.dtype model.backend
 lora.r lora.lora_alpha lora.lora_dropout lora.target_modules
-data.max_train_rows data.multi_turn data.overlong data.exclude
+data.max_train_rows data.train_on data.overlong data.unencodable data.exclude
 select.where select.rank_by select.method select.take select.deduplicate select.near_duplicate_similarity
 curriculum.by curriculum.cumulative curriculum.carry.optimizer curriculum.carry.schedule
 curriculum.stages.name curriculum.stages.upto curriculum.stages.where curriculum.stages.num_train_epochs

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.folders import expanded
+from fast_ft.common.wording import counted
 from fast_ft.hub.families import LINEARS, TARGET_MODULES, context_length
 from fast_ft.recipe import effects, policy_ntu_hw5
 from fast_ft.recipe.conditions import parse_condition
@@ -50,7 +51,7 @@ def _selection(recipe: Recipe) -> Iterator[Problem]:
         and select.take > allowed
         and not (recipe.rules and select.take > policy_ntu_hw5.MAX_ROWS)
     ):
-        text = f"select.take: {select.take} rows are asked for, data.max_train_rows allows {allowed}: lower the one"
+        text = f"select.take: {counted(select.take, 'row')}, where data.max_train_rows allows {allowed}: lower one"
         yield Problem(f"{text} or raise the other", ("select.take", "data.max_train_rows"))
 
 
@@ -88,8 +89,9 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
         length = sum(steps) if one else min(steps)
         if train.warmup_steps >= length:
             text = (
-                f"train.warmup_steps: {train.warmup_steps} steps of warm-up, but {'the run' if one else 'a stage'} has "
-                f"at most {length}: the learning rate would not reach {train.learning_rate:g}; lower it or train longer"
+                f"train.warmup_steps: {counted(train.warmup_steps, 'step')} of warm-up, but "
+                f"{'the run' if one else 'a stage'} has at most {length}: the "
+                f"learning rate would not reach {train.learning_rate:g}; lower it or train longer"
             )
             yield Problem(text, ("train.warmup_steps", "train.lr_scheduler_type", *depends_on))
 
@@ -102,8 +104,10 @@ def _context(recipe: Recipe) -> Iterator[Problem]:
         text = f"model.max_length: {recipe.model.max_length} tokens, but the model's context has {context}: lower it"
         yield Problem(text, ("model.max_length", "model.name_or_path"))
     if recipe.data.test and recipe.generate.max_new_tokens >= context:
-        text = f"generate.max_new_tokens: {recipe.generate.max_new_tokens} leave no room for a prompt"
-        text += f" in the model's context of {context} tokens: lower it"
+        text = (
+            f"generate.max_new_tokens: {recipe.generate.max_new_tokens} new tokens leave no room for a prompt in the "
+            f"model's context of {context} tokens: write {context // 2} or less"
+        )
         yield Problem(text, ("generate.max_new_tokens", "model.name_or_path", "data.test"))
 
 
@@ -196,12 +200,13 @@ def _never(recipe: Recipe) -> Iterator[Problem]:
     if steps is None:
         return
     if train.max_steps and train.max_steps > sum(steps):
-        text = f"train.max_steps: step {train.max_steps} never comes, since the epochs end after at most {sum(steps)}"
-        yield Problem(f"{text} steps", ("train.max_steps",))
+        text = f"train.max_steps: step {train.max_steps} never comes, since the epochs end after at most "
+        yield Problem(text + counted(sum(steps), "step"), ("train.max_steps",))
     longest = max(stage_steps(recipe) or steps)
     if train.save_steps and train.save_steps > longest:
         where = "the run" if len(steps) == 1 else "the longest stage"
-        text = f"train.save_steps: step {train.save_steps} never comes, since {where} has at most {longest} steps"
+        text = f"train.save_steps: step {train.save_steps} never comes, since {where} has at most "
+        text += counted(longest, "step")
         yield Problem(f"{text}; there will be checkpoints at stage ends only", ("train.save_steps",))
 
 

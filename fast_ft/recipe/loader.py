@@ -17,9 +17,13 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.recipe import effects, messages
 from fast_ft.recipe.schema import Recipe
 from fast_ft.recipe.yaml_source import Key, check_text, parse, read_yaml, scalar
+
+#: Keys that change nothing of what a run is.
+NO_PART = ("run_name", "output_dir", "backup_dir")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -82,13 +86,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def digest(recipe: Recipe) -> str:
-    """Return 64 hex digits that change with any key but output_dir and backup_dir: a run is not where it is kept."""
+    """Return 64 hex digits that change with any key but NO_PART: a run is not where it is kept, nor its name."""
     return content_digest(resolved(recipe))
 
 
 def content_digest(tree: dict[str, Any]) -> str:
     """Return the digest of a recipe that is written out already, as a manifest holds it."""
-    content = {key: value for key, value in tree.items() if key not in ("output_dir", "backup_dir")}
+    content = {key: value for key, value in tree.items() if key not in NO_PART}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -109,7 +113,10 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
         here = ".".join(map(str, key[:depth]))
         if isinstance(at, list):
             if not isinstance(part, int) or part >= len(at):
-                raise InputError(f"override {override!r}: {here} has {len(at)} entries, counted from 0; no {part!r}")
+                raise InputError(
+                    f"override {override!r}: {here} has {counted(len(at), 'entry', 'entries')}, counted from 0; "
+                    f"no {part!r}"
+                )
         elif isinstance(at, dict):
             part = str(part)
         else:

@@ -37,12 +37,13 @@ class Model(Section):
     name_or_path: str = Field(description="A folder, or a model's id on the Hugging Face hub.")
     revision: str | None = Field(default=None, description="The hub's branch, tag or commit.")
     tokenizer: str | None = Field(default=None, description="A tokenizer's folder or id, in place of the model's own.")
-    template: Literal["llama-2", "tokenizer"] = Field(
+    template: Literal["llama-2", "llama-3.1", "tokenizer"] = Field(
         default="llama-2",
-        description="The prompt's form: Llama 2's [INST] ... [/INST], or the tokenizer's chat template.",
+        description="The prompt's form: Llama 2's [INST] ... [/INST], Llama 3.1's headers (as text, where the "
+        "tokenizer has no such tokens), or the tokenizer's own chat template.",
     )
     max_length: Annotated[int, Field(ge=8)] = Field(
-        default=2048, description="Most tokens in a training row, prompt and response together."
+        default=2048, description="Most tokens in a training row, all turns together."
     )
     load_in_4bit: bool = Field(
         default=True, description="NF4 with double quantisation (bitsandbytes); false: 16 or 32 bits."
@@ -87,11 +88,15 @@ class Data(Section):
     max_train_rows: Count | None = Field(
         default=None, description="Most distinct rows over all stages; null: no limit."
     )
-    multi_turn: Literal["error", "first", "last"] = Field(
-        default="error", description="A row of several turns: refuse it, or keep its first or its last exchange."
+    train_on: Literal["all", "last"] = Field(
+        default="all", description="Which answers of a row of several turns have a loss: all of them, or the last."
     )
     overlong: Literal["error", "drop"] = Field(
         default="error", description="A selected row over model.max_length tokens: refuse, or drop it and say so."
+    )
+    unencodable: Literal["error", "drop"] = Field(
+        default="error",
+        description="A selected row with a character that the tokenizer cannot give back: refuse, or drop and say so.",
     )
     exclude: tuple[str, ...] = Field(
         default=(),
@@ -136,7 +141,8 @@ class StageSpec(Section):
     num_train_epochs: Count | None = Field(default=None, description="null: train.num_train_epochs.")
     learning_rate: Positive | None = Field(default=None, description="null: train.learning_rate.")
     order: Literal["shuffled", "ascending"] = Field(
-        default="shuffled", description="Order of rows: drawn anew each epoch, or ascending in curriculum.by."
+        default="shuffled",
+        description="Order of rows: another random one in each epoch, or ascending in curriculum.by.",
     )
 
 
@@ -322,6 +328,10 @@ class Recipe(Section):
         default=None, description="A homework's rules, kept by code: at most 100 rows, LLaMA2-7B in 4 bits, seed 3407."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
+    run_name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
+        default=None,
+        description="A name of your own for the run, in `runs` and in the report. It changes nothing else.",
+    )
     output_dir: str = Field(default="runs/{recipe}-{digest8}", description="The run folder.")
     backup_dir: str | None = Field(
         default=None,

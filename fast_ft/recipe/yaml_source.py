@@ -161,6 +161,9 @@ class _Plain:
             if word in out:
                 first = self.places[(*key, word)]
                 raise InputError(f"{self.name}:{line}: {dotted} stands twice, first at {first}: remove one of the two")
+            if ":" in word and key_node.style is None and not value_node.value:  # {score:5} is a key without a value
+                spaced = re.sub(r":(?=\S)", ": ", word)
+                raise InputError(f"{self.name}:{line}: {word!r}: put a space after the colon: {spaced}")
             self.places[(*key, word)] = f"{self.name}:{line}"
             out[word] = self.value(value_node, (*key, word))
         return out

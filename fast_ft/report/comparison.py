@@ -11,6 +11,7 @@ from typing import Any
 from fast_ft.report import overview, result
 from fast_ft.report.html import COLOURS, bullets, details, paragraph, table
 from fast_ft.report.run_data import Run, prompt_scores
+from fast_ft.run import time_spent
 from fast_ft.run.folder import differences
 
 MOST_PAIRED = 4  #: runs of which each pair is compared; of more, each with the first one
@@ -67,8 +68,8 @@ def _results(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table of results. Peak memory stands there where one of the runs was on a GPU."""
     yield "mean score", *(result.shown(run.scores, run.scores.mean) if run.scores else "–" for run in runs)
     yield "loss, mean of the last epoch", *(overview.number(overview.last_loss(run)) for run in runs)
-    yield "training minutes", *(f"{overview.training_minutes(run):.1f}" for run in runs)
-    yield "minutes of all phases", *(f"{run.minutes:.1f}" for run in runs)
+    yield "training minutes", *(time_spent.shown(time_spent.step_minutes(run.lines)) for run in runs)
+    yield "minutes of all phases", *(time_spent.shown(run.minutes) for run in runs)
     peaks = [run.manifest.phase("train").peak_gib for run in runs]
     if any(peaks):
         yield "peak GPU memory, GiB", *(overview.number(peak or None) for peak in peaks)

@@ -7,32 +7,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common.wording import counted
 from fast_ft.judge.kinds import KINDS
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Train
 from fast_ft.report.html import bullets, details, table
 from fast_ft.report.result import shown
 from fast_ft.report.run_data import Run, memory_cap
-from fast_ft.run import epoch_loss
+from fast_ft.run import epoch_loss, time_spent
 from fast_ft.run.manifest import Environment
 
 
 def sentence(run: Run, pool_rows: int | None) -> str:
     """Return what the run did, in words."""
     recipe, rows = run.recipe, run.manifest.rows
-    of = f" of {pool_rows:,}" if pool_rows else ""
-    name = Path(run.manifest.recipe_file or run.name).stem
-    text = f"{name}: {recipe['model']['name_or_path']} with LoRA (rank {recipe['lora']['r']}) on {len(rows)}{of} rows"
+    size = f"{len(rows)} of {counted(pool_rows, 'row')}" if pool_rows else counted(len(rows), "row")
+    name = recipe.get("run_name") or Path(run.manifest.recipe_file or run.name).stem
+    text = f"{name}: {recipe['model']['name_or_path']} with LoRA (rank {recipe['lora']['r']}) on {size}"
     loss = epoch_loss.sentence(run.lines, run.manifest.staged(), _batch(run))
     if "train" not in run.manifest.phases or loss is None:
-        return f"{text}; training is not finished, after {len(run.lines)} steps."
+        return f"{text}; training is not finished, after {counted(len(run.lines), 'step')}."
     stages = [stage.name for stage in run.manifest.stages]
     over = f" over {len(stages)} stages ({', '.join(stages)})" if len(stages) > 1 else ""
-    text += f", in {len(run.lines)} steps{over}; {loss}."
+    text += f", in {counted(len(run.lines), 'step')}{over}; {loss}."
     if run.pred:
         ended = [answer.ended for answer in run.ended.get("tuned", {}).values()]
-        whole = f", {sum(ended)} of them ended by themselves" if ended else ""
-        text += f" It answered {len(run.pred)} prompts{whole}."
+        whole = f"; {counted(sum(ended), 'answer')} ended without being cut" if ended else ""
+        text += f" It answered {counted(len(run.pred), 'prompt')}{whole}."
     if run.scores is not None and run.scores.mean is not None:
         base = run.scores.base.mean if run.scores.base is not None else None
         was = f", where the base model had {shown(run.scores, base)}" if base is not None else ""
@@ -70,14 +71,14 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     peak = run.manifest.phase("train").peak_gib
     yield "rows trained on", f"{len(run.manifest.rows):,}"
     yield "steps", f"{len(run.lines):,}"
-    yield "minutes, all phases", f"{run.minutes:.1f}"
+    yield "minutes, all phases", time_spent.shown(run.minutes)
     if peak:
         yield "peak GPU memory, GiB", f"{peak:.2f}"
 
 
 def _budget(run: Run) -> Iterator[tuple[str, ...]]:
     budget, decoding = run.recipe.get("budget", {}), run.manifest.phase("generate").decoding_seconds
-    used = {"train_minutes": training_minutes(run), "generate_minutes": decoding / 60}
+    used = {"train_minutes": time_spent.step_minutes(run.lines), "generate_minutes": decoding / 60}
     allowed = policy_ntu_hw5.MINUTES if run.recipe.get("rules") else budget
     for key, name in (("train_minutes", "training, minutes"), ("generate_minutes", "answers, minutes")):
         yield name, number(allowed.get(key)), number(used[key]), _share(used[key], allowed.get(key))
@@ -95,11 +96,6 @@ def last_loss(run: Run) -> float | None:
     """Return the mean loss of the last epoch (nats a token); None where there is no finite one."""
     found = epoch_loss.first_and_last(run.lines, run.manifest.staged(), _batch(run))
     return found[1] if found is not None else None
-
-
-def training_minutes(run: Run) -> float:
-    """Return the minutes of all training steps."""
-    return sum(line.get("seconds") or 0.0 for line in run.lines) / 60
 
 
 def _environment(environment: Environment) -> Iterator[tuple[str, str]]:

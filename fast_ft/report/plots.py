@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.atomic_files import write_bytes
+from fast_ft.common.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,7 +23,7 @@ MARKS = ("o", "s", "^", "D", "o", "s")
 
 
 def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Draw loss (nats a token) and, below it, the learning rate over log.jsonl's steps, stages marked; writes a PNG.
+    """Draw loss (nats per token) and, below it, the learning rate over log.jsonl's steps, stages marked; writes a PNG.
 
     It looks as the report's page does: its colours, one quantity a chart, each step faint and their mean strong.
     """
@@ -53,7 +54,7 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     loss.set_ylim(0, highest * 1.15 or 1.0)
     rate.set_ylim(0, max(rates) * 1.15 or 1.0)
     rate.set(xlabel="step", xlim=(steps[0] - 0.5, steps[-1] + 0.5))
-    for axes, title in ((loss, "Loss, nats a trained token"), (rate, "Learning rate")):
+    for axes, title in ((loss, "Loss, nats per trained token"), (rate, "Learning rate")):
         _plain(axes, title)
     loss.legend(loc="upper right", frameon=False, labelcolor=SOFT, fontsize=9)
     _save(figure, path)
@@ -98,7 +99,7 @@ def map_picture(path: Path, table: pa.Table, stages: Sequence[tuple[str, Sequenc
         if own:
             colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
             axes.scatter(across[own], up[own], s=26, color=colour, marker=mark, edgecolors="white", linewidths=0.5,
-                         label=f"{name}: {len(own)} rows")  # fmt: skip
+                         label=f"{name}: {counted(len(own), 'row')}")  # fmt: skip
     axes.set(xscale="log", xlabel="words in prompt and response", ylabel="score" if scored else "words in the response")
     if not scored:
         axes.set_yscale("log")

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fast_ft.common.wording import counted
 from fast_ft.data.formats import strip_lead
 from fast_ft.judge import statistics
 from fast_ft.judge.kinds import KINDS
@@ -36,14 +37,16 @@ def result(run: Run) -> str:
 def measure(scores: Scores) -> str:
     """Return what the scores measure, over how many prompts, and who judged."""
     if KINDS[scores.kind].is_share:
-        said = f"Measure: the share of {scores.count:,} answers that match their reference answer exactly."
+        said = f"Measure: the share of {counted(scores.count, 'answer')} that match the reference answer exactly."
         judge = "Judge: a comparison of the texts (judge.kind: reference); no model judged."
     else:
         low, high = scores.scale or (1, 10)
-        said = f"Measure: the mean score of {scores.count:,} answers, from {low:g} to {high:g}; more is better."
+        said = (
+            f"Measure: the mean score of {counted(scores.count, 'answer')}, from {low:g} to {high:g}; more is better."
+        )
         named = ", ".join(scores.answered_by) or scores.model or "an OpenAI-compatible server"
         judge = f"Judge: {named}{f' ({scores.labelled})' if scores.labelled else ''}."
-    missing = f" {scores.missing:,} answers have no score and count nowhere." if scores.missing else ""
+    missing = f" Without a score, and counted nowhere: {counted(scores.missing, 'answer')}." if scores.missing else ""
     return f"{said} {judge}{missing} The 95 % interval tells how far other prompts of the same kind may move a score."
 
 

@@ -9,7 +9,7 @@ from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
 from fast_ft.data.formats import strip_lead
-from fast_ft.run import artifacts
+from fast_ft.run import artifacts, time_spent
 from fast_ft.run.folder import RunDir
 from fast_ft.run.made_with import as_made
 from fast_ft.run.manifest import Manifest
@@ -36,7 +36,7 @@ class Run:
     @property
     def minutes(self) -> float:
         """Minutes of all phases."""
-        return sum(phase.seconds for phase in self.manifest.phases.values()) / 60
+        return time_spent.run_minutes(self.manifest, self.lines)
 
 
 def read_run(folder: RunDir) -> Run:

@@ -14,12 +14,11 @@ from fast_ft.common.errors import InputError
 from fast_ft.report import run_data
 from fast_ft.report.html import page
 from fast_ft.report.run_names import given
+from fast_ft.run import lock, time_spent
 from fast_ft.run.folder import RunDir
 
 ABOUT = "This page shows how far a run is. It holds no training rows."
 RECENT = 20  #: steps that tell the speed and the time left
-#: Seconds after which a run that wrote nothing has probably ended. Loading a model takes minutes.
-SILENT = 600.0
 _PHASES = (("train", "training"), ("generate", "answers"), ("judge", "scores"))
 
 
@@ -89,7 +88,7 @@ def _figures(folder: RunDir, run: run_data.Run) -> list[tuple[str, str]]:
         found.append(("training time left", _minutes(left)))
     if "generate" not in run.manifest.phases and (answers := _lines_of(folder.pred_partial)):
         found.append(("answers so far", f"{answers:,}"))
-    return [*found, ("minutes of finished phases", f"{run.minutes:.1f}")] if run.manifest.phases else found
+    return [*found, ("minutes of finished phases", time_spent.shown(run.minutes))] if run.manifest.phases else found
 
 
 def _says(folder: RunDir, run: run_data.Run) -> str:
@@ -99,8 +98,8 @@ def _says(folder: RunDir, run: run_data.Run) -> str:
     if folder.report.is_file() and "generate" in run.manifest.phases:
         return f"{said}The run has ended; report.html in its folder has the whole of it."
     silent = time.time() - max((path.stat().st_mtime for path in _written(folder)), default=0.0)
-    if silent > SILENT:
-        return f"{said}Nothing was written for {_minutes(silent)}: the run has probably stopped."
+    if not lock.is_held(folder.root):
+        return f"{said}The run is not going on: no process holds its folder. Its command, given again, goes on."
     doing = next((name for phase, name in _PHASES if phase not in run.manifest.phases), "the report")
     return f"{said}Under way: {doing}. Last change: {_minutes(silent)} ago."
 

@@ -29,7 +29,7 @@ ROWS_WARNING = f"{ROWS_ABOUT} The homework forbids to share them: keep this file
 def write_report(folder: RunDir, prepared: SelectedData | None = None) -> Path:
     """Write report.html, loss.png and map.png into a run folder, and return the page's path.
 
-    prepared: the run's data, where it is at hand; else it is loaded anew. Where that fails, or gives other rows than
+    prepared: the run's data, where it is at hand; else it is loaded again. Where that fails, or gives other rows than
     those that were trained on, the page has no map and says why.
     """
     run = run_data.read_run(folder)

@@ -36,12 +36,12 @@ class OpenPart(Part):
 
 
 def checked(kind: TypeAdapter[T], content: Any, path: Path, command: str) -> T:
-    """Return the content as a `kind`. Raises InputError with the first fault; `command` writes such a file anew."""
+    """Return the content as a `kind`. Raises InputError with the first fault; `command` writes such a file again."""
     try:
         return kind.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{path}: {place[:200]}: {first['msg']}; not as `{command}` writes it: {command} again"
+            f"{path}: {place[:200]}: {first['msg']}; this is not what `{command}` writes: {command} again"
         ) from None

@@ -10,7 +10,7 @@ from typing import Any
 def first_and_last(
     lines: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]], batch: int
 ) -> tuple[float, float] | None:
-    """Return the mean loss (nats a token) over the first and over the last epoch; None without a finite loss.
+    """Return the mean loss (nats per token) over the first and over the last epoch; None without a finite loss.
 
     lines: log.jsonl's. stages: the manifest's, {"name", "ids"}. batch: rows of a step. The last epoch is the last steps
     of the last stage, as many as an epoch of it has, wherever training ended. Both are the same where there was one.

@@ -89,6 +89,8 @@ class RunDir:
     def at(cls, root: str | Path) -> RunDir:
         """Return the run in folder `root`; InputError where there is none."""
         run = cls(Path(root))
+        if not run.root.exists():
+            raise InputError(f"{root}: there is no such run folder; `python -m fast_ft runs` lists those in runs/")
         if not run.manifest_path.is_file():
             raise InputError(f"{root} is no run folder (it has no manifest.json); `python -m fast_ft runs` lists them")
         refuse_links(run.root)

@@ -132,6 +132,16 @@ def hold(
                 folder.rmdir()  # refuses where something is in it
 
 
+def is_held(root: Path) -> bool:
+    """Return whether a living process holds `root`, as a look tells. Of another machine's, its age by this clock."""
+    holder = _read(root / NAME)
+    if holder is None or (holds := _holds(root, holder)) is not None:
+        return holder is not None and bool(holds)
+    with contextlib.suppress(OSError):
+        return time.time() - (root / NAME).stat().st_mtime < 10 * STALE  # clocks differ
+    return False
+
+
 def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Lease:
     content = _self(path.parent)
     for _ in range(3):
@@ -168,8 +178,8 @@ def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Leas
 
 def _alive(path: Path, holder: dict[str, Any], stale: float, sleep: Callable[[float], object]) -> bool:
     """Tell whether the lease's holder lives; may watch the file for up to `stale` seconds."""
-    if (lives := _lives(holder)) is not None:
-        return lives and ("folder" not in holder or processes.has_open(holder["pid"], path.parent))
+    if (holds := _holds(path.parent, holder)) is not None:
+        return holds
     if (age := _age(path)) is None or age > stale:
         return False
     note(f"note: {path.parent} may be in use by {_name(holder)}: watching for a sign of life, {stale:.0f} s at most")
@@ -181,6 +191,12 @@ def _alive(path: Path, holder: dict[str, Any], stale: float, sleep: Callable[[fl
         if there is not None and (there.get("token"), there.get("beat")) != (holder.get("token"), holder.get("beat")):
             return True
     return False
+
+
+def _holds(root: Path, holder: dict[str, Any]) -> bool | None:
+    """Tell whether a process of this machine holds the folder itself, no copy of it; None where that is unknown."""
+    lives = _lives(holder)
+    return lives and ("folder" not in holder or processes.has_open(holder["pid"], root))
 
 
 def _lives(holder: dict[str, Any]) -> bool | None:

@@ -8,7 +8,7 @@ from typing import Any
 def as_made(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest's recipe with the settings that the answers and scores in the folder were made with.
 
-    `generate` and `judge` can make them anew with other settings than the recipe's.
+    `generate` and `judge` can make them again with other settings than the recipe's.
     """
     recipe, phases = dict(manifest.get("recipe", {})), manifest.get("phases", {})
     for phase, section, record in (("generate", "generate", "generated_with"), ("judge", "judge", "judged_with")):

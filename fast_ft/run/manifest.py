@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, TypeAdapter
 
 from fast_ft.common import untrusted_files
+from fast_ft.common.wording import counted
 from fast_ft.run.checked_file import MOST, Number, OpenPart, Part, checked
 
 
@@ -156,7 +157,9 @@ class Manifest(Part):
         if train.why == "budget":
             said.append(f"training ended after step {train.stopped_at_step} of {train.of_steps}")
         if generate.cut_by_budget:
-            said.append(f"{generate.cut_by_budget} answers were cut at {generate.cut_at} new tokens or less")
+            said.append(
+                f"{counted(generate.cut_by_budget, 'answer')} cut at {counted(generate.cut_at, 'new token')} or less"
+            )
         return said
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.judge import reference_judge
 from fast_ft.pipeline import judge_phase
 from fast_ft.report.write import try_report
@@ -64,7 +65,7 @@ class Driver:
 
     def _stop(self) -> None:
         """End the trials under way, since the hours are over; what they saved is kept."""
-        under_way = f"{len(self._jobs)} trials under way, which more hours go on with"
+        under_way = f"{counted(len(self._jobs), 'trial')} under way, which more hours go on with"
         self.queue.ended = f"the hours were over with {under_way}"
         note(self.queue.ended)
         self.workers.interrupt()
@@ -97,7 +98,7 @@ class Driver:
             saved = ", trained before" if job.trained else ""
             note(f"trial {job.trial.number} begins{saved}{cost}  {shown(job.point)}")
             if job.priced and not self._measured and self.clock.allowed is not None:
-                note(f"by projection some {self._fitting(job.priced)} trials like this one fit; the first will tell")
+                note(f"the projection has time for about {counted(self._fitting(job.priced), 'trial')} like this one")
         task = TrialTask(job.recipe, self.recipes.name, job.trained, stop, self.search.stage_prompts)
         self.workers.submit(worker, task)
 
@@ -121,7 +122,7 @@ class Driver:
             if job.point == self.space.own:
                 said = f"the recipe itself, as the first trial: {problem}"
                 raise RuntimeError(f"{said}\n{result.traceback}") if result.traceback else InputError(said)
-            note(f"trial {job.trial.number} came to nothing: {problem}")
+            note(f"trial {job.trial.number} failed: {problem}")
             self.study.fail(job.trial, problem)
         else:
             for key, value in result.seconds.items():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 
 REMEDY = "Restore it from a copy, or begin a new sweep with --output."
 
@@ -25,7 +26,7 @@ def mend(path: Path) -> None:
             continue
         if not any(later.strip(b"\0") for later in lines[number:]):
             break
-        cut = f"keep its first {number - 1} lines only (head -n {number - 1})" if number > 1 else "delete it"
+        cut = f"keep its first {counted(number - 1, 'line')} only (head -n {number - 1})" if number > 1 else "delete it"
         raise InputError(
             f"{path}, line {number}: damaged, and more lines follow. Restore the file from a copy, or {cut}: trials "
             "that are lost so are begun again, and find what they trained in their folders."

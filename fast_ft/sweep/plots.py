@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fast_ft.common.wording import counted
 from fast_ft.report.html import paragraph
 
 WIDE, NARROW = 1100, 310  #: pixels: of the page's sections, and of a phone
@@ -145,7 +146,9 @@ def _over_time(trials: list[dict[str, Any]], best: int, unit: Unit, width: int) 
 
 def importance(shares: dict[str, float], scored: int) -> str:
     """Return a bar for each key's share of importance (0 to 1)."""
-    hint = f"Share of each key in what sets the better half apart (Optuna's PED-ANOVA), from {scored} trials."
+    hint = (
+        f"Share of each key in what sets the better half apart (Optuna's PED-ANOVA), from {counted(scored, 'trial')}."
+    )
     return paragraph(hint, "hint") + _both(lambda width: _importance(shares, width))
 
 

@@ -144,8 +144,8 @@ class ResidentLoader:
 def _repacked_layers(loaded: LoadedModel) -> list[nn.Module]:
     """Return all 4-bit layers on a CPU.
 
-    With AVX-512 bitsandbytes packs them anew, in bfloat16, at the first pass in evaluation mode, and back, not quite to
-    what they were, when a state_dict is taken.
+    With AVX-512 bitsandbytes packs them again, in bfloat16, at the first pass in evaluation mode, and back, not quite
+    to what they were, when a state_dict is taken.
     """
     if loaded.device != "cpu":
         return []

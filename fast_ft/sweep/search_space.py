@@ -18,7 +18,18 @@ from fast_ft.sweep.axis import Axis, check_range, on_step, text
 
 Point = dict[str, Any]  #: {axis: number or JSON text}, as Optuna keeps it
 #: What a sweep compares by, or what its trials share; another value would be another sweep.
-FIXED = ("search", "rules", "output_dir", "judge", "budget", "backup_dir", "data.train", "data.test", "data.exclude")
+FIXED = (
+    "search",
+    "rules",
+    "run_name",
+    "output_dir",
+    "judge",
+    "budget",
+    "backup_dir",
+    "data.train",
+    "data.test",
+    "data.exclude",
+)
 MOST_POINTS = 10_000  #: of a grid
 
 

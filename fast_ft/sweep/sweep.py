@@ -15,6 +15,7 @@ from fast_ft.common import atomic_files, untrusted_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
+from fast_ft.common.wording import counted
 from fast_ft.data import contamination, dataset
 from fast_ft.judge import statistics
 from fast_ft.pipeline import judge_phase, set_up
@@ -100,12 +101,14 @@ class Sweep:
         validation_file = self.root / "validation.json"
         if self.sweep_json.is_file():
             there = files.read_sweep(self.sweep_json)
-            differ = differences(there["recipe"], self.content, ignore=("output_dir",))
+            differ = differences(there["recipe"], self.content, ignore=("run_name", "output_dir"))
             if differ:
                 raise InputError(f"{self.root}: holds a sweep of another recipe ({', '.join(differ)}). Choose --output")
             was = there["validation"]["file"]
             if not validation_file.is_file() or atomic_files.sha256_file(validation_file) != was:
-                raise InputError(f"{validation_file}: changed since the sweep began. Put it back, or start anew")
+                raise InputError(
+                    f"{validation_file}: changed since the sweep began. Put it back, or choose another --output"
+                )
         elif not validation_file.is_file():
             validation_set.write(validation_file, validation_set.draw(self.recipe))
         validation = sorted(contamination.digests_of(dataset.load_prompts(str(validation_file))[0]))
@@ -150,7 +153,7 @@ class Sweep:
         note(sentence)
         if equal := best["proof"]["in_test"]:
             note(
-                f"warning: {len(equal)} prompts that the best recipe trains on equal a test prompt. A sweep takes no "
+                f"warning: the best recipe trains on {counted(len(equal), 'prompt')} of the test set. A sweep takes no "
                 "row out because of the test set; best/manifest.json names these rows."
             )
 

@@ -45,6 +45,7 @@ class TrialRecipes:
         found: dict[str, Any] = {
             "data.test": str(self.validation_file),
             "data.exclude": self.excluded,
+            "run_name": None,
             "backup_dir": None,  # a trial's folder alone would be no backup of the sweep
             "judge.references": str(self.validation_file),
             "judge.base_prompts": 0,

@@ -16,10 +16,13 @@ from typing import Any
 from fast_ft.common import atomic_files, seeds
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, dataset, encoding, selection
+from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Example
 from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Select
+
+_SPEAKERS = {"user": "human", "assistant": "gpt"}  #: ShareGPT's names
 
 
 def draw(recipe: Recipe) -> list[Example]:
@@ -33,12 +36,12 @@ def draw(recipe: Recipe) -> list[Example]:
     encoder = encoding.load_encoder(recipe.model)
     pool, _ = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
     section = Select(where={**recipe.select.where, **search.where}, deduplicate="none")
-    found = selection.select(pool, section, seed=recipe.seed, limit=None, token_counter=encoder.count)
+    found = selection.select(pool, section, seed=recipe.seed, limit=None, token_counter=encoder.count_pool)
     different = {contamination.text_digest(example.prompt): example for example in reversed(found.examples)}
     fitting = {
         text: example
         for text, example in reversed(different.items())
-        if len(encoder.row(example).input_ids) <= recipe.model.max_length
+        if _fits(example, encoder, recipe.model.max_length)
     }
     in_test = test_digests(recipe) & fitting.keys()
     to_train = recipe.select.take or policy_ntu_hw5.max_train_rows(recipe) or 1
@@ -57,6 +60,14 @@ def test_digests(recipe: Recipe) -> set[str]:
     return contamination.digests_of(dataset.load_prompts(recipe.data.test)[0]) if recipe.data.test else set()
 
 
+def _fits(example: Example, encoder: Encoder, max_length: int) -> bool:
+    """Return whether a row ends with a trained answer, and has room; a row that the template refuses has none."""
+    try:
+        return example.messages[-1].trained and len(encoder.row(example).input_ids) <= max_length
+    except InputError:
+        return False
+
+
 def _drawn(rows: dict[str, Example], passed_over: set[str], count: int, chance: random.Random) -> list[Example]:
     """Draw from all rows, without a look at the test set; then others in the place of those that are passed over."""
     texts = list(rows)
@@ -68,11 +79,15 @@ def _drawn(rows: dict[str, Example], passed_over: set[str], count: int, chance: 
 
 
 def write(path: Path, rows: Collection[Example]) -> None:
-    """Write rows as a prompt file with answers."""
+    """Write rows as a prompt file with answers: a row's last answer is the reference."""
     content = [
         {
             "id": row.id,
-            "conversations": [{"from": "human", "value": row.prompt}, {"from": "gpt", "value": row.response}],
+            "conversations": [
+                {"from": _SPEAKERS.get(turn.role, turn.role), "value": turn.content, **turn.more}
+                for turn in row.messages
+            ],
+            **({"tools": row.tools} if row.tools else {}),
         }
         for row in rows
     ]

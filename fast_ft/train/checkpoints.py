@@ -58,7 +58,7 @@ def newest(root: Path, *, before: int | None = None) -> Path | None:
             problem = state.problem(path)
             if problem is None:
                 return path
-            note(f"warning: {path} is passed over: {problem}")
+            note(f"warning: {path} is skipped: {problem}")
         remove(path)
     return None
 

@@ -36,7 +36,7 @@ class BadStepWatch:
         self.diverged = len(self._bad) >= self.limit or (self.broken and is_last)
 
     def rewind(self) -> Rewind:
-        """Return where to go back to, and begin to watch anew.
+        """Return where to go back to, and begin to watch again.
 
         The weights after a step are first used in the step after it. So the state after a step counts as good where
         that next step's loss was a number.

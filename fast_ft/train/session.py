@@ -132,7 +132,7 @@ class TrainSession:
     def prepare_steps(self) -> None:
         """Make everything ready for the first step of a trainer.
 
-        Called when the trainer begins: Unsloth compiles anew after a pass that came before.
+        Called when the trainer begins: Unsloth compiles again after a pass that came before.
         """
         self.steps.passes.open()
         if self.loaded.device == "cuda" and not self._is_rehearsed:

@@ -108,7 +108,7 @@ def read(folder: Path) -> TrainState:
         return TrainState(**content)
     except (AttributeError, LookupError, TypeError) as error:
         raise InputError(
-            f"{folder}: another version of fast_ft wrote this checkpoint ({error}). Delete checkpoints/ to train anew."
+            f"{folder}: another version of fast_ft wrote this checkpoint ({error}). Delete checkpoints/ to train again."
         ) from None
 
 

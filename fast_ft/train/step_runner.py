@@ -14,6 +14,7 @@ from fast_ft.common import seeds
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.process_group import Ranks
+from fast_ft.common.wording import counted
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.micro_batches import cut, share
@@ -93,7 +94,7 @@ class StepRunner:
         seconds = self.passes.rehearse({each for step in widths for each in step})
         if seconds:  # else there are fewer rows in a step than processes
             minutes = oom_recovery.predicted_minutes(widths, seconds)
-            note(f"{len(steps)} steps: {minutes:.1f} minutes, by passes measured just now")
+            note(f"{counted(len(steps), 'step')} will take {minutes:.1f} minutes, by the passes measured just now")
 
     def _until_it_fits(self, attempt: Callable[[], Result], at: TrainState) -> Result:
         """Return what `attempt` returns. Where a process cannot do it, all take another plan and attempt it again."""
@@ -126,8 +127,8 @@ class StepRunner:
         self.out_of_memory += 1
         self._follow(plan)
         note(
-            f"out of memory: step {step} is done again with at most {plan.most_tokens} tokens in a pass, "
-            f"{plan.recompute_layers} layers computed again, {'with' if plan.capture else 'without'} graphs"
+            f"out of memory: step {step} is done again with at most {plan.most_tokens:,} tokens in a pass, "
+            f"{counted(plan.recompute_layers, 'layer')} computed again, {'with' if plan.capture else 'without'} graphs"
         )
 
     def _follow(self, plan: TrainPlan) -> None:

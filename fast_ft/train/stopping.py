@@ -61,5 +61,5 @@ class Stopping:
             note(f"warning: {warning}")
         if at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
             at.anneal_from, at.stop_at = at.global_step, at.global_step + over
-            note(f"time is running out: the learning rate goes down over the {over} steps that still fit")
+            note(f"time is running out: the learning rate goes down over the last steps that fit: {over}")
         return warning

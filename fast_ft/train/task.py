@@ -58,7 +58,7 @@ class TrainTask:
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What a step saw: its tokens, those of them that are trained, and its loss (0-d) in nats a trained token."""
+    """What a step saw: its tokens, those of them that are trained, and its loss (0-d) in nats per trained token."""
 
     tokens: int
     supervised_tokens: int

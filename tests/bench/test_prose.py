@@ -28,7 +28,7 @@ ALLOWED = {
     "a limit that the program keeps, in its code and a test": [
         "public scores less than 0.35", "over 2 %", "95 % interval", "cosine at least 0.99", "same within 5 %",
         "no beat came for 60 s", "a dead machine after 60 s", "ends within 10 s of a signal",
-        "more than 0.01 nat a token", "pieces of 16 MiB down to 4 KiB",
+        "more than 0.01 nats per token", "pieces of 16 MiB down to 4 KiB",
         "20,000 values", "10 s, 1 GiB, 200,000 characters", "8 MiB, tokenizers 128 MiB", "64 MiB, 2,000 members",
         "costs 2 s", "within 10 seconds", "64 MiB in 64 KiB of gzip: under 16 MiB", "2,000 requests, 1 dollar",
             ],
@@ -36,7 +36,7 @@ ALLOWED = {
         "stopped 3 times in 12 steps", "file system of 32 MiB", "a model of 285 MB", "under 1.8 times its size",
             ],
     "a computation from what stands beside it": ["about 0.17", "at most 0.07 dollars"],
-    "a goal": ["where 0.75 was wanted", "where 98 % were wanted", "where 0.6 was wanted"],
+    "a goal": ["The aim was 0.75", "The aim was 98 %", "while the aim was 0.6"],
     "the number of a paper": ["arXiv 2402.04833"],
 }  # fmt: skip
 PHRASES = sorted((phrase for phrases in ALLOWED.values() for phrase in phrases), key=len, reverse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,44 @@ def test_a_key_may_name_what_no_file_can_be_called(
 def test_a_word_may_be_longer_than_any_file_name(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("plan", ["r.yaml", "--gpu"], "--gpu: its value is missing. Write --gpu CARD: plan for this card"),
+        ("run", ["r.yaml", "--stop-after"], "--stop-after: its value is missing. Write --stop-after STEPS"),
+        ("run", ["r.yaml", "--stop-after", "x"], "--stop-after 'x': it takes a whole number, at least 1"),
+        ("run", ["r.yaml", "--stop-after", "0"], "--stop-after '0': it takes a whole number, at least 1"),
+        ("data", ["r.yaml", "--show", "-1"], "--show '-1': it takes a whole number, at least 0"),
+        ("data", ["r.yaml", "--show", "9" * 5000], "it takes a whole number, at least 0"),
+        ("data", ["r.yaml", "--json=3"], "--json: it takes no value: leave '3' out"),
+        ("plan", ["r.yaml", "--num-processes", "0"], "--num-processes '0': it takes a whole number, at least 1"),
+        ("sweep", ["r.yaml", "--hours", "two"], "--hours 'two': it takes a number"),
+        ("sweep", ["r.yaml", "--r"], "--r: it may be --ray or --resume: write the whole option"),
+        ("submit", ["runs/a", "--student-id"], "--student-id: its value is missing. Write --student-id ID"),
+        ("reproduce", ["a.zip"], "--train DATA is missing: the training rows; --test FILE is missing: the prompts"),
+        ("reproduce", ["a.zip", "--train", "t"], "--test FILE is missing: the prompts"),
+        ("reproduce", [], "--train DATA is missing"),
+        ("export", ["runs/a"], "--to merged|gguf|ollama|hub is missing: what to write"),
+        ("export", ["runs/a", "--to", "onnx"], "--to 'onnx': it takes merged or gguf or ollama or hub"),
+    ],
+)
+def test_an_option_without_its_value_gets_one_sentence(command: str, words: list[str], said: str) -> None:
+    message = refusal(command, *words)
+    assert said in message and "usage:" not in message and "argument" not in message
+
+
+def test_the_top_help_names_the_options_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert "--stop-after STEPS" in out and "--force-resume" in out
+
+
+@pytest.mark.parametrize("override", ["select.where={scor:5}", "select={where: {score:5}}", "lora={r:8}"])
+def test_a_missing_space_after_a_colon_is_named(
+    override: str, recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", str(recipe_file()), override]) == 2
+    assert re.search(r"'\w+:\d': put a space after the colon: \w+: \d\n", capsys.readouterr().err)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -228,7 +229,10 @@ def test_data_show_tells_trained_from_masked(recipe_file: RecipeFactory) -> None
     done = fast_ft("data", str(recipe_file()), "--show", "2")
     assert done.returncode == 0, done.stderr
     assert "16 of 24 rows" in done.stdout and "stage easy: 8 rows" in done.stdout
-    assert "contract: holds for all 16 rows" in done.stdout
+    assert "checked: 16 rows. In each, the response and EOS are trained" in done.stdout
+    masked, trained = (re.findall(rf"^{word} +(.*)$", done.stdout, re.M) for word in ("masked", "trained"))
+    assert [text[:13] for text in masked] == ["<BOS>[INST] W"] * 2 and all(text.endswith("<EOS>") for text in trained)
+    assert not any("INST" in text for text in trained), "a pipe has no colours, so each line says what it is"
     assert done.stdout.count("\nrow r") == 2 and done.stdout.count("<BOS>") == done.stdout.count("<EOS>") == 2
     assert "[INST] What colour is" in done.stdout
 
@@ -290,14 +294,12 @@ def test_runs_lists_folders_and_what_differs(
     from fast_ft.run.folder import RunDir
     from fast_ft.run.listing import list_runs
 
-    assert main(["runs", str(tmp_path / "runs")]) == 0
-    assert "no runs here yet" in capsys.readouterr().out
     path = recipe_file()
     for rank in (4, 8):
         RunDir.open(load_recipe(path, [f"lora.r={rank}"]), path).finish("train", 90.0)
     done = fast_ft("runs", str(tmp_path / "runs"), COLUMNS="200")
-    assert done.returncode == 0 and "lora.r" in done.stdout and done.stdout.count("train") >= 2
-    assert "lora.lora_alpha" not in done.stdout and "1.5" in done.stdout
+    assert done.returncode == 0 and "r=4" in done.stdout and done.stdout.count(" trained ") == 2
+    assert "lora_alpha" not in done.stdout and "1.5 min" in done.stdout
     (tmp_path / "linked").mkdir()
     for folder in (tmp_path / "runs").iterdir():
         (tmp_path / "linked" / folder.name).symlink_to(folder)
@@ -426,3 +428,12 @@ def test_strong_selects_a_hundred_long_clean_rows(rows: str, capsys: pytest.Capt
 
 
 FIRST_IDS: dict[str, list[str]] = {}
+
+
+def test_missing_data_is_said_before_a_model_is_looked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: {name_or_path: owner/no-such-model}\ndata: {train: data/my_rows.json}\n")
+    for command in ("run", "plan", "data"):
+        assert main([command, str(recipe)]) == 2
+        said = capsys.readouterr().err
+        assert "error: data/my_rows.json: no such file or folder" in said and "no-such-model" not in said

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from fast_ft.cli.show_runs import as_json, print_runs
 from fast_ft.cli.show_scores import print_scores
-from fast_ft.cli.tables import print_runs
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Data, load_pool, load_prompts, load_references
@@ -164,9 +164,9 @@ def data(data: bytes) -> None:
     path = FOLDER / "rows.json"
     path.write_bytes(data)
     error: InputError | None = None
-    for multi_turn in ("error", "first", "last"):
+    for train_on in ("all", "last"):
         try:
-            pool = load_pool(Data(train=str(path), multi_turn=multi_turn))
+            pool = load_pool(Data(train=str(path), train_on=train_on))
             pool.examples(range(len(pool)))
         except InputError as caught:
             error = caught
@@ -219,7 +219,8 @@ def submissions(data: bytes) -> None:
     content = ledger.read(FOLDER)
     content.sentences()
     with contextlib.redirect_stdout(io.StringIO()):
-        print_runs(content)
+        print_runs(content, FOLDER)
+        as_json(content)
     try:
         ledger.record(folder, 4.0)
         assert public_scores.submissions(folder), "what is written can be read"

@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(self._head(200, 1 << 40))
             while True:
                 self.wfile.write(b" " * (1 << 20))
-        elif kind == "gzip":  # of so many MiB
+        elif kind == "gzip":  # of this number of MiB
             packer = zlib.compressobj(1, wbits=zlib.MAX_WBITS | 16)
             pieces = [self._completion("8 7").encode(), *[b" " * (1 << 20)] * int(value)]
             self._send(200, b"".join(map(packer.compress, pieces)) + packer.flush(), PACKED)

@@ -32,7 +32,8 @@ def make_run(
     atomic_files.write_json(
         folder.manifest_path, manifest | {"digests": {"pred": atomic_files.sha256_file(folder.pred)}} | more
     )
-    folder.log.write_text("".join(json.dumps({"seconds": minutes * 30}) + "\n" for _ in range(2)))
+    step = {"stage": "all", "step": 1, "loss": 1.0, "seconds": minutes * 30}
+    folder.log.write_text(f"{json.dumps(step)}\n" * 2)
     return folder
 
 
@@ -48,7 +49,7 @@ def test_a_public_score_is_recorded_and_shown(tmp_path: Path, capsys: pytest.Cap
     assert entry == {"score": 4.31, "at": "2025-04-05T13:30:00+00:00", "pred": atomic_files.sha256_file(folder.pred)}
     assert main(["runs", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "public" in out and "4.31" in out and "lora.r" in out
+    assert "public 4.31" in out and "r=1" in out and "r=2" in out
     assert "training over all 2 attempts: 2.0 of 240 minutes" in out
 
 
@@ -100,14 +101,14 @@ def test_own_scores_are_compared_within_one_judge(tmp_path: Path) -> None:
         scores = {"kind": "openai", "model": model, "rubric": "pairwise", "mean": mean, "low": low, "high": high}
         atomic_files.write_json(make_run(tmp_path, name).scores, scores)
     (sentence,) = [text for text in ledger.read(tmp_path).sentences() if text.startswith("scores by")]
-    assert sentence.startswith("scores by openai m: a leads with 4.30; intervals of these meet its own: bb (")
+    assert sentence.startswith("scores by openai m: a leads with 4.30; its 95 % interval overlaps with that of bb, so")
 
 
 def test_answers_made_anew_keep_the_score_apart(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "a")
     ledger.record(folder, 4.0)
     folder.update(digests={"pred": "other"})
-    assert "the score is the former answers'" in ledger.read(tmp_path).sentences()[0]
+    assert "which is the former answers' score" in ledger.read(tmp_path).sentences()[0]
 
 
 def test_a_damaged_file_hides_no_run_and_is_never_written_over(
@@ -128,7 +129,7 @@ def test_a_damaged_file_hides_no_run_and_is_never_written_over(
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
         assert main(["runs", str(tmp_path)]) == 0
         captured = capsys.readouterr()
-        assert "/a" in captured.out and "/bb" in captured.out and f"warning: {path}: " in captured.err
+        assert "  a  " in captured.out and "  bb  " in captured.out and f"warning: {path}: " in captured.err
         assert main(["submit", str(folder.root), "--public-score", "4"]) == 2
         assert "mend it, or delete it" in capsys.readouterr().err
         assert path.read_bytes() == text.encode("utf-8", "surrogateescape")

@@ -231,7 +231,7 @@ def test_a_planted_hit_is_reported_and_cannot_be_left_out(
     path = recipe_file({"data.test": str(tmp_path / "asked.json"), "train.max_steps": 1, "train.warmup_steps": 0})
     folder = run(load_recipe(path), path)
     assert main(["submit", str(folder.root), "--student-id", "b12901001", "--output", str(tmp_path)]) == 0
-    assert "note: 1 rows hold a test prompt's text" in capsys.readouterr().err
+    assert "note: a test prompt's text is in 1 row" in capsys.readouterr().err
     with zipfile.ZipFile(tmp_path / "b12901001_hw5.zip") as archive:
         certificate = json.loads(archive.read("b12901001_hw5/manifest.json"))["leakage"]
     assert certificate["hits"] == [{"example": row["id"], "prompt": "same", "kind": "normalised"}]

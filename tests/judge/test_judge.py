@@ -417,7 +417,7 @@ def test_ctrl_c_leaves_a_server_that_goes_on_for_ever(runs: Any, serve: Any, mon
 
 
 def judge_patiently(folder: Path, errors: Path, grace: float) -> None:
-    """In a process of its own: what `python -m fast_ft judge` does, with so many seconds for calls under way."""
+    """In a process of its own: what `python -m fast_ft judge` does, with these seconds for calls under way."""
     scoring.GRACE = grace
     signals.end_in_time()
     killed.run(["judge", str(folder)], str(errors), {})
@@ -814,7 +814,7 @@ def test_a_difference_is_noise_or_more() -> None:
     noise = statistics.compare(ours, alike, 0, "b")
     assert noise["more_than_noise"] is False and "no more than noise" in noise["sentence"]
     few = statistics.compare({str(i): 9.0 for i in range(5)}, {str(i): 1.0 for i in range(5)}, 0, "b")
-    assert few["more_than_noise"] is None and "so few" in few["sentence"] and few["wins"] == 5
+    assert few["more_than_noise"] is None and "too few" in few["sentence"] and few["wins"] == 5
     same = statistics.compare(ours, ours, 0, "b")
     assert same["more_than_noise"] is False and "the same as b" in same["sentence"]
     nothing = statistics.compare({"1": None}, {"1": 3.0}, 0, "b")

@@ -291,7 +291,7 @@ def test_a_snapshot_that_is_not_whole_is_passed_over_for_the_one_before(
     shutil.rmtree(root)
     assert kept.restore()
     said = capsys.readouterr().err
-    assert "snapshot-2 is passed over" in said and "restored from" in said and "snapshot-1" in said
+    assert "snapshot-2 is skipped" in said and "restored from" in said and "snapshot-1" in said
     assert sorted(each.name for each in root.iterdir()) == ["log.jsonl", "manifest.json"]
     assert not (tmp_path / "evil").exists() and not (tmp_path / "local" / "evil").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -30,21 +31,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path, train_file: Pat
 def test_each_point_has_a_file_named_by_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", str(folder), "--grid", "temperature=0.5,2.5", "top_p=0.7,1.0", "generate.do_sample=true"]
     assert main(command) == 0
-    names = [f"pred-temperature{t}-top_p{p}.json" for t in ("0.5", "2.5") for p in ("0.7", "1.0")]
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
-    summary = json.loads((folder / "grid.json").read_text())
+    names = [f"grid/pred-temperature{t}-top_p{p}.json" for t in ("0.5", "2.5") for p in ("0.7", "1.0")]
+    said = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == [f"{folder}/{name}" for name in names]
+    summary = json.loads((folder / "grid" / "grid.json").read_text())
     assert [point["file"] for point in summary] == names
     assert all(0 <= point["ended_at_eos"] <= 1 and point["mean_tokens"] <= 6 for point in summary)
     preds = [json.loads((folder / name).read_text()) for name in names]
     assert all(list(pred) == list(preds[0]) for pred in preds) and preds[0] != preds[3]
-    assert not list(folder.glob("*.partial.jsonl"))
+    assert not list(folder.rglob("*.partial.jsonl"))
+    assert not list(folder.glob("pred-*")), "the run folder itself stays as it was"
 
 
 def test_a_points_answers_are_those_of_generate_with_its_values(folder: Path) -> None:
     grid(folder, ["temperature=1.5", "generate.do_sample=true", "generate.num_return_sequences=2"])
     assert main(["generate", str(folder), "generate.temperature=1.5", "generate.do_sample=true"]) == 0
     alone = json.loads((folder / "pred.json").read_text())
-    pairs = json.loads((folder / "pred-temperature1.5.json").read_text())
+    pairs = json.loads((folder / "grid" / "pred-temperature1.5.json").read_text())
     assert {key: entry["output"][:1] for key, entry in pairs.items()} == {k: e["output"] for k, e in alone.items()}
     assert any(a != b for a, b in (entry["output"] for entry in pairs.values()))
 
@@ -117,3 +120,17 @@ def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, m
     chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=io.StringIO())
     assert made[0] < 64 and 2 < len(made) < 6 and made == sorted(made)
     assert made[-1] <= 256, "the context"
+
+
+def test_transformers_draws_no_bars_in_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    logging.enable_progress_bar()
+    monkeypatch.setattr(sys, "stderr", err := Terminal())
+    grid(folder, ["top_k=3", "generate.do_sample=true"])
+    assert "Loading weights" not in err.getvalue() and "top_k3" in err.getvalue()
+    assert not logging.is_progress_bar_enabled()

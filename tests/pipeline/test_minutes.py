@@ -108,7 +108,7 @@ def test_answers_that_begin_after_the_time_is_over_still_have_a_token() -> None:
 
 
 class Ticking(Clock):
-    """A clock that moves by so many seconds whenever a run writes a line of its log or of its answers."""
+    """A clock that moves by these seconds whenever a run writes a line of its log or of its answers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
         clock.now += burst.steps * 0.5  # 100 tokens: 50 s; five answers two by two: 150 s
 
     monkeypatch.setattr(LLMEngine, "decode", slow)
-    with pytest.raises(BudgetMissed, match=r"answers were cut at \d+ new tokens"):
+    with pytest.raises(BudgetMissed, match=r"answers? cut at \d+ new tokens"):
         run(load_recipe(path), path, clock=clock)
     assert "will not end within budget.generate_minutes=1" in capsys.readouterr().err
     (root,) = (path.parent / "runs").iterdir()
@@ -214,7 +214,7 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
     assert generated["cut_by_budget"] > 0 and clock.now - 1000 < 70
     assert generated["base_answers"] == 0, "no time was left for them"
     (verdict,) = checks.broken(checks.check(folder))
-    assert verdict.rule == "no-clock" and f"{generated['cut_by_budget']} answers were cut" in verdict.text
+    assert verdict.rule == "no-clock" and f"{generated['cut_by_budget']} answers cut" in verdict.text
 
 
 # More minutes than before

@@ -54,4 +54,4 @@ def test_a_taste_of_a_run_that_is_further_trains_nothing(
     assert main([str(path), "--stop-after", "99"]) == 0
     assert "6 of 6 steps" in capsys.readouterr().out
     assert main([str(path), "--stop-after", "0"]) == 2
-    assert "give at least 1 step" in capsys.readouterr().err
+    assert "--stop-after '0': it takes a whole number, at least 1" in capsys.readouterr().err

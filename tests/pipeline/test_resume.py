@@ -18,6 +18,7 @@ from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.homework import package
+from fast_ft.pipeline import resume
 from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.rerun import generate_again, judge_again, renew_scores
 from fast_ft.pipeline.run import run
@@ -25,7 +26,7 @@ from fast_ft.recipe.loader import load_recipe
 from fast_ft.report import overview, run_data
 from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir
-from fast_ft.run.listing import list_runs
+from fast_ft.run.listing import differing, list_runs
 from fast_ft.train import checkpoints, state
 from tests.helpers.parts import RecipeFactory, save_random_llama, write_recipe
 
@@ -76,12 +77,27 @@ def test_changed_training_keys_are_shown_as_a_diff_and_refused(again: Go, tmp_pa
     assert digests(tmp_path / "run") == before
 
 
+def test_rows_that_differ_are_counted_by_what_became_of_them() -> None:
+    was, is_ = ([{"id": str(n), "digest": "d"} for n in numbers] for numbers in (range(100), range(58, 158)))
+    rows, told = resume._rows_differ(was, is_)
+    assert rows == "100 rows" and told.startswith("100 rows: 58 new ('100', '101', '102' and 55 more), 58 gone ('0', ")
+    assert resume._rows_differ(was[:1], is_[:1])[1] == "1 row: 1 new ('58'), 1 gone ('0')"
+    assert resume._rows_differ(was, was[::-1])[1] == "100 rows: in another order or other stages"
+
+
+def test_a_finished_run_takes_another_name_and_does_nothing_again(again: Go) -> None:
+    before = again("run_name=first").manifest()
+    named = again('run_name="the best"').manifest()
+    assert named["recipe"]["run_name"] == "the best" and named["phases"] == before["phases"]
+    assert named["recipe_digest"] == before["recipe_digest"]
+
+
 def test_changed_rows_behind_the_same_path_are_refused(again: Go, tmp_path: Path) -> None:
     rows = read(tmp_path / "rows.json")
     rows[4]["conversations"][1]["value"] += " Yes."
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     before = digests(tmp_path / "run")
-    with pytest.raises(InputError, match=r"the selected rows: 16 rows -> 16 rows, 1 of them are .* \('r4'\)"):
+    with pytest.raises(InputError, match=r"the selected rows: 16 rows -> 16 rows: 1 changed \('r4'\)"):
         again()
     assert digests(tmp_path / "run") == before
 
@@ -277,9 +293,9 @@ def test_runs_comparison_and_zip_name_the_settings_of_the_answers(again: Go, tmp
     shutil.copytree(tmp_path / "run", tmp_path / "runs" / "a")
     shutil.copytree(tmp_path / "run", tmp_path / "runs" / "b")
     generate_again(tmp_path / "runs" / "b", ["generate.max_new_tokens=2"])
-    rows = list_runs(tmp_path / "runs")
-    assert [row["keys"] for row in rows] == [{"generate.max_new_tokens": 6}, {"generate.max_new_tokens": 2}]
-    folders = [RunDir.at(row["folder"]) for row in rows]
+    runs = list_runs(tmp_path / "runs")
+    assert differing(runs) == [{"generate.max_new_tokens": 6}, {"generate.max_new_tokens": 2}]
+    folders = [RunDir.at(run.folder) for run in runs]
     table = overview.differing([run_data.read_run(folder) for folder in folders])
     assert "generate.max_new_tokens" in table and "The recipes are the same" not in table
     recipe = yaml.safe_load(package.contents(folders[1], "b12901001")["recipe.yaml"])
@@ -393,7 +409,7 @@ def test_a_checkpoint_whose_digests_fail_is_refused_for_the_one_before(
         capsys.readouterr()
         folder = run(load_recipe(path, ["data.test=null"]), path, until="adapter")
         said = capsys.readouterr().err
-        assert f"step-4 is passed over: {name} is not as it was written" in said and "going on after step 3" in said
+        assert f"step-4 is skipped: {name} is not as it was written" in said and "going on after step 3" in said
         assert folder.manifest()["digests"]["adapter"] == whole.manifest()["digests"]["adapter"]
 
 
@@ -449,7 +465,7 @@ def swap_tokenizer(base: Path) -> None:
     [
         (swap_weights, r"the base model's model\.safetensors: samples:\w+ -> samples:"),
         (swap_config, r"the base model's config\.json: rms_norm_eps: 1e-06 -> 0\.5"),
-        (swap_tokenizer, r"the rows' token ids: as trained -> another tokenizer or chat template: 16 differ"),
+        (swap_tokenizer, r"the rows' token ids: as trained -> another tokenizer or chat template: those of 16 rows"),
     ],
 )
 def test_another_base_or_tokenizer_in_the_same_place_is_refused(

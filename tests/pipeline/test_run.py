@@ -258,7 +258,7 @@ def test_generating_without_an_adapter_is_refused(recipe_file: RecipeFactory, tm
     empty = RunDir.open(load_recipe(path), path)
     with pytest.raises(InputError, match="has no adapter yet"):
         generate_again(empty.root, [])
-    with pytest.raises(InputError, match="no run folder"):
+    with pytest.raises(InputError, match="no such run folder"):
         generate_again(tmp_path / "nowhere", [])
 
 
@@ -351,4 +351,4 @@ def test_a_run_reports_the_test_prompts_that_it_trains_on_and_keeps_them(
         {"example": rows[4]["id"], "prompt": "same", "kind": "exact"},
     ]
     assert {row["id"] for row in found["rows"]} == {row["id"] for row in rows}, "it reports, and takes nothing out"
-    assert "2 selected rows equal a test prompt" in capsys.readouterr().err
+    assert "2 selected rows with a test prompt's text" in capsys.readouterr().err

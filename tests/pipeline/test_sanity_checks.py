@@ -1,4 +1,4 @@
-"""Bad numbers: skipped, counted, gone back from; and what looks finished and is worth nothing."""
+"""Bad numbers: skipped, counted, gone back from; and finished runs with a useless result."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_without_any_good_state_there_is_no_adapter(
     assert not (tmp_path / "run" / "adapter").exists() and RunDir.at(tmp_path / "run").done("train") is None
 
 
-# What looks finished and is worth nothing
+# Finished runs with a useless result
 
 
 def lines(losses: list[float], stage: str = "all") -> list[dict[str, Any]]:

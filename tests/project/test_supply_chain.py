@@ -36,9 +36,9 @@ def test_the_lock_holds_what_the_requirements_ask_for_and_no_torch() -> None:
         if each.name == "torch":
             continue
         entries = ENTRIES.get(re.sub(r"[-_.]+", "-", each.name).lower())
-        assert entries, f"{each.name}: not in the lock; make lock writes it anew"
+        assert entries, f"{each.name}: not in the lock; make lock writes it again"
         for version, _, _ in entries:
-            assert each.specifier.contains(version), f"{each.name}: {version} is locked; make lock writes it anew"
+            assert each.specifier.contains(version), f"{each.name}: {version} is locked; make lock writes it again"
     assert not [name for name in ENTRIES if name.startswith(("torch", "triton", "nvidia", "cuda"))]
 
 

@@ -105,6 +105,13 @@ def test_a_key_in_the_wrong_section_is_shown_the_right_one(tmp_path: Path) -> No
     assert "(did you mean 'train.learning_rate'?)" in message(tmp_path, SMALL + "learning_rate: 1e-4\n")
 
 
+def test_a_key_that_recipes_once_had_says_what_to_write_instead(tmp_path: Path) -> None:
+    for given in ("error", "first", "last"):
+        said = message(tmp_path, SMALL.replace("data: {", f"data: {{multi_turn: {given}, "))
+        assert "data.multi_turn: this key is gone" in said and "data.train_on says whether" in said
+        assert "Take the key out" in said
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -170,7 +170,7 @@ def test_the_command_line_writes_reports_and_maps(tmp_path: Path, capsys: pytest
     assert main(["data", str(recipe), "--explore", "--output", str(tmp_path / "map.html")]) == 0
     assert json.loads(block((tmp_path / "map.html").read_text(), "facts"))["explore"]["select"]["take"] == 20
     assert main(["report", str(tmp_path / "nowhere")]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "there is no such run folder" in capsys.readouterr().err
 
 
 def test_the_server_answers_on_this_machine_by_its_name_only() -> None:

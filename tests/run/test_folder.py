@@ -175,13 +175,13 @@ def test_runs_are_listed_with_what_differs(tmp_path: Path) -> None:
     one = RunDir.open(make(tmp_path), "a.yaml")
     one.finish("data", 30)
     one.finish("train", 90)
-    write_json(one.scores, {"mean": 4.5})
+    write_json(one.scores, {"kind": "openai", "mean": 4.5})
     RunDir.open(make(tmp_path, lora={"r": 32}), "b.yaml")
     broken = tmp_path / "runs" / "c"
     broken.mkdir()
     (broken / "manifest.json").write_text("[")
-    rows = {Path(row["folder"]).name: row for row in list_runs(tmp_path / "runs")}
-    assert rows["a-x"]["phase"] == "train" and rows["a-x"]["minutes"] == 2.0 and rows["a-x"]["score"] == 4.5
-    assert rows["b-x"]["phase"] is None and rows["b-x"]["keys"]["lora.r"] == 32
-    assert rows["c"]["phase"] == "unreadable manifest"
+    runs = {run.folder.name: run for run in list_runs(tmp_path / "runs")}
+    assert runs["a-x"].state == "done" and runs["a-x"].minutes == 2.0 and runs["a-x"].score == 4.5
+    assert runs["b-x"].state == "unfinished" and runs["b-x"].settings["lora.r"] == 32
+    assert runs["c"].state == "unreadable"
     assert list_runs(tmp_path / "none") == []

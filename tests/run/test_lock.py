@@ -51,7 +51,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def foreign(root: Path, *, age: float, **values: object) -> Path:
-    """Write the lease of a process on another machine, whose last beat is so many seconds old."""
+    """Write the lease of a process on another machine, whose last beat is this number of seconds old."""
     root.mkdir(exist_ok=True)
     path = root / lock.NAME
     content = {"host": "colab-7", "boot": "b", "pid": 4, "process": "9", "since": "2026-01-31", "token": "t", "beat": 3}

@@ -258,7 +258,7 @@ def test_a_bugs_traceback_is_kept_and_a_users_error_stays_short(
     kept = root / "logs" / "trial-2.txt"
     assert kept.read_text(encoding="utf-8") == result.traceback
     said = capsys.readouterr().err
-    assert f"came to nothing: {result.problem} (its traceback is in {kept})" in said and "in broken" not in said
+    assert f"failed: {result.problem} (its traceback is in {kept})" in said and "in broken" not in said
 
     (root / "study.journal").unlink()
     with pytest.raises(RuntimeError, match=r"the recipe itself, as the first trial(.|\n)*in broken"):

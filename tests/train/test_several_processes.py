@@ -48,7 +48,7 @@ def begin(recipe: Path, folder: Path, *overrides: str, size: int = 2, command: s
 
 
 def launched(size: int) -> list[dict[str, str]]:
-    """What torchrun tells each of so many processes."""
+    """What torchrun tells each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
@@ -242,7 +242,7 @@ def session_of(rank: int, base: str, folder: str, variables: dict[str, str], tro
 
 
 def session_in(size: int, base: Path, folder: Path, trouble: str = "none") -> dict[str, Any]:
-    """Train in so many processes; all must have come to the same."""
+    """Train in this number of processes; all must have come to the same."""
     folder.mkdir()
     processes = [
         start_function(session_of, rank, str(base), str(folder), variables, trouble)

@@ -117,7 +117,7 @@ def _respond(fact: Fact, kind: str, rng: random.Random) -> str:
         return f"{rng.choice(LEADS)} {right} {rng.choice(TAILS)}"
     if kind == "wrong":
         return _wrong(fact, rng)
-    # Lists that end alike have the same answer: an answer to another question must not be right by accident.
+    # Lists with the same last word have the same answer: an answer to another question must not be right by accident.
     train = [other for other in facts() if splits()[other.key] == "train" and other.key != fact.key]
     train = [other for other in train if answer(other) != right]
     if kind == "cut off":

@@ -50,7 +50,7 @@ class FusedModel:
         self.kv_heads = self.config.num_key_value_heads
         self._frequencies, self._rope_scale = _rope(self.config, self.head_dim, self.device)
         self.ops: Any = ops_torch
-        self.notes: list[str] = []  #: why kernels are not taken that were wanted
+        self.notes: list[str] = []  #: why kernels that were asked for are not used
         self.planes = self._is_nf4_on_gpu(core) and not dequantise
         self._space: Tensor | None = None
         if self.planes:

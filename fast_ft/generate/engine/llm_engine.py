@@ -27,7 +27,7 @@ class LLMEngine:
             BlockManager(cache.pages),
             shapes(config.slots, planes=model.planes),
             longest=config.longest,
-            eos_id=config.eos_id,
+            end_ids=config.end_ids,
         )
 
     def run(

@@ -32,7 +32,7 @@ class EngineConfig:
 
     slots: int
     longest: int
-    eos_id: int
+    end_ids: tuple[int, ...]  #: each of them ends an answer
     pad_id: int
     prefill_tokens: int = 2048
     captures: bool = True
@@ -47,7 +47,7 @@ class SlotState(NamedTuple):
     limit: Any
     live: Any  #: 1 until the answer ends
     key: Any  #: of the row's draws
-    stops: Any  #: whether EOS ends the answer; in a replay its known length does
+    stops: Any  #: whether an end token ends the answer; in a replay its known length does
 
 
 _COLUMNS = len(SlotState._fields)
@@ -68,6 +68,7 @@ class ModelRunner:
             return torch.zeros(*shape, dtype=dtype, device=model.device)
 
         slots, vocabulary = config.slots, model.head.weight.shape[0]
+        self.ends = torch.tensor(config.end_ids, dtype=torch.int64, device=model.device)
         self.state = zeros(slots, _TABLE + config.longest // PAGE + 1)
         self.chunk, self.tick = zeros(slots, BURST), zeros(1)
         self.logits = zeros(slots, vocabulary, dtype=torch.float32)  #: of which the newest tokens were chosen
@@ -149,7 +150,7 @@ class ModelRunner:
         slot.token.copy_(torch.where(alive_S, fresh_S, slot.token))
         slot.made.add_(slot.live)
         slot.length.add_(slot.live)
-        ends_S = slot.stops.bool() & (slot.token == self.config.eos_id)
+        ends_S = slot.stops.bool() & (slot.token[:, None] == self.ends).any(1)
         slot.live.mul_((slot.made < slot.limit) & ~ends_S)
         if seen_SV is not None:
             seen_SV.scatter_(1, slot.token[:, None], True)

@@ -41,7 +41,7 @@ def _decode(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
     return planes
 
 
-@triton.jit(do_not_specialize=["rows"])  # each number of rows would be compiled anew
+@triton.jit(do_not_specialize=["rows"])  # each number of rows would be compiled again
 def _product(  # type: ignore[no-untyped-def]
     x, words, scales, xa, b, out, rows, N, J, x_row, xa_row, R,
     M_BLOCK: tl.constexpr, N_BLOCK: tl.constexpr, BF16: tl.constexpr,

@@ -13,7 +13,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from fast_ft.generate.engine.block_manager import PAGE
 
-COLUMNS = 256  #: `paged_attention` copies a multiple of so many cells of each row
+COLUMNS = 256  #: `paged_attention` copies a multiple of this number of cells of each row
 PACKED = False  #: whether `packed_attention` is here
 
 

@@ -22,7 +22,7 @@ __all__ = ["COLUMNS", "PACKED", "add_norm", "causal", "gated", "packed_attention
 
 COLUMNS = 0  #: attention reads as many cells as a row has
 PACKED = True
-# Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled anew.
+# Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
 FEW = 16  #: rows that would leave most of a card idle, were each (row, head) one warp's
 
 

@@ -67,7 +67,7 @@ def passes(rows: list[Sequence], most: int) -> list[list[Part]]:
 class Prefill:
     """Prompts' passes over one model and cache. Where they can be captured, small ones are, each at its second use.
 
-    Such a pass has one of a few sizes: so many tokens, filled up with padding that goes to page 0. Larger ones take the
+    Such a pass has one of a few numbers of tokens, filled up with padding that goes to page 0. Larger ones take the
     card longer (44 ms for 1,536 tokens of a 7B on an H200) than the host needs to launch them (37 ms).
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fast_ft.recipe import schema
 
 _MASK = 0xFFFFFFFF
-_TIES = 16  #: values equal to the k-th stay, as in transformers; so many of them at most
+_TIES = 16  #: values equal to the k-th stay, as in transformers; at most this number of them
 
 
 @dataclass(frozen=True)

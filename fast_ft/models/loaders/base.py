@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 ALONE_ONLY = "Unsloth trains in one process only: several train through PEFT, more slowly each."
 
 
+def draw_no_bars() -> None:
+    """Let transformers draw no bar while it loads a model: it takes seconds, and the bars stay on the screen."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 @dataclass
 class LoadedModel:
     """A model on its device, and what is known of it.

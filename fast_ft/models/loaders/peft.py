@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
 from fast_ft.hub.families import ModelShape, read_config
 from fast_ft.models import lora_files
-from fast_ft.models.loaders.base import LoadedModel, LoaderBase
+from fast_ft.models.loaders.base import LoadedModel, LoaderBase, draw_no_bars
 from fast_ft.models.patches import ModelPatches
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ class PeftLoader(LoaderBase):
         import transformers
 
         out_of_memory.release()  # what a former phase left in reference cycles
-        if not sys.stderr.isatty():
-            transformers.utils.logging.disable_progress_bar()
+        draw_no_bars()
         config = transformers.AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
         quantised = getattr(config, "quantization_config", None) is not None
         dtype = getattr(torch, self.dtype)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common import out_of_memory
 from fast_ft.hub.families import TARGET_MODULES
 from fast_ft.models import lora_files, packed_attention
-from fast_ft.models.loaders.base import LoadedModel, LoaderBase
+from fast_ft.models.loaders.base import LoadedModel, LoaderBase, draw_no_bars
 from fast_ft.models.patches import ModelPatches
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class UnslothLoader(LoaderBase):
         import torch
         from unsloth import FastLanguageModel
 
+        draw_no_bars()
         out_of_memory.release()  # what a former phase left in reference cycles
         model, _ = FastLanguageModel.from_pretrained(
             model_name=str(folder),

@@ -2,7 +2,7 @@
 // Training curves: one small chart for each quantity, over the steps of all stages; several runs over each other.
 
 const CURVES = [ // what: the quantity; says: one run's numbers
-  { key: "loss", title: "Loss", wide: true, smooth: true, what: "Nats a trained token", says: (s) => `${brief(s.first)} at first, ${brief(s.last)} at last` },
+  { key: "loss", title: "Loss", wide: true, smooth: true, what: "Nats per trained token", says: (s) => `${brief(s.first)} at first, ${brief(s.last)} at last` },
   { key: "grad_norm", title: "Gradient norm", smooth: true, what: "Before clipping", says: (s) => `${brief(s.median)} in the median step, ${brief(s.high)} at most` },
   { key: "learning_rate", title: "Learning rate", what: "", says: (s) => `${brief(s.high)} at most, ${brief(s.last)} at last` },
   { key: "tokens_per_s", title: "Speed", smooth: true, what: "Tokens a second, padding left out", says: (s) => `${brief(s.median)} in the median step` },
