@@ -58,7 +58,7 @@ def answer(recipe: Recipe, prepared: SelectedData) -> Answer:
             with one_at_a_time:
                 found = select(
                     prepared.selection.pool, wanted, seed=recipe.seed, limit=policy_ntu_hw5.max_train_rows(recipe),
-                    token_counter=encoder.count if encoder else None,
+                    token_counter=encoder.count_pool if encoder else None,
                 )  # fmt: skip
         except ValidationError as error:
             return {"problem": error.errors()[0]["msg"]}

@@ -93,7 +93,7 @@ def _batch(run: Run) -> int:
 
 
 def last_loss(run: Run) -> float | None:
-    """Return the mean loss of the last epoch (nats a token); None where there is no finite one."""
+    """Return the mean loss of the last epoch (nats per token); None where there is no finite one."""
     found = epoch_loss.first_and_last(run.lines, run.manifest.staged(), _batch(run))
     return found[1] if found is not None else None
 
