@@ -434,6 +434,11 @@ def test_a_served_page_takes_what_select_takes_near_duplicates_and_random_draws_
         assert browser.js("return fastFt.explorer.taken") == expected
         plain = select(pool, Select(**{**shown, "deduplicate": "none"}), seed=loaded.seed, limit=None).indices
         assert expected != plain  # duplicates were there to be left out
+        browser.js("fastFt.explorer.select.method = 'random'; fastFt.explorer.update()")
+        browser.wait("document.querySelector('#exactness').textContent.includes('a run with these settings')")
+        random = Select(**{**shown, "method": "random"})
+        drawn = select(pool, random, seed=loaded.seed, limit=None).indices
+        assert browser.js("return fastFt.explorer.taken") == drawn != expected
         change(browser, "at least response words", "5000")
         browser.wait("document.querySelector('#exactness').textContent.includes('leaves no row')")
         assert browser.js("return fastFt.explorer.taken") == []
