@@ -29,7 +29,9 @@ def result(run: Run) -> str:
         parts.append(f'<div class="scores">{"".join(cards)}</div>')
         if scores.base is not None:
             tuned, base = prompt_scores(scores), {key: each.value for key, each in scores.base.prompts.items()}
-            parts.append(paragraph(difference(scores, "The tuned model", tuned, "the base model", base), "lead"))
+            seed = run.recipe.get("seed", 0)  # as `judge` draws, so that both say the same interval
+            said = difference(scores, "The tuned model", tuned, "the base model", base, seed)
+            parts.append(paragraph(said, "lead"))
         parts.append(paragraph(measure(scores), "hint"))
     return "\n".join([*parts, *_samples(run)])
 
@@ -51,13 +53,18 @@ def measure(scores: Scores) -> str:
 
 
 def difference(
-    scores: Scores, one: str, ours: Mapping[str, float | None], other: str, theirs: Mapping[str, float | None]
+    scores: Scores,
+    one: str,
+    ours: Mapping[str, float | None],
+    other: str,
+    theirs: Mapping[str, float | None],
+    seed: int = 0,
 ) -> str:
     """Return one sentence on how the scores of `one` differ from those of `other`, both by prompt.
 
-    scores: tells in which unit the judge counts.
+    scores: tells in which unit the judge counts. seed: of the interval's bootstrap.
     """
-    found = statistics.compare(ours, theirs, 0, other)
+    found = statistics.compare(ours, theirs, seed, other)
     if not found["count"]:
         return f"{one} and {other} have no prompt in common that has a score in both."
     share = KINDS[scores.kind].is_share

@@ -83,7 +83,7 @@ def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
     sections = [
         ("runs", "The runs", f"{compared(runs)}{bullets(notes) if notes else ''}"),
         ("training", "Training", '<div id="curves"></div>'),
-        ("map", "The data map", _map_markup(bool(blocks))),
+        ("map", "The data map", _map_markup(bool(blocks), notes_at="The runs")),
         ("answers", "Answers", '<div id="answer-view"></div>'),
     ]
     title = f"{len(runs)} runs compared · fast_ft"
@@ -149,8 +149,8 @@ def encoder_of(prepared: SelectedData) -> Encoder | None:
     return prepared.encoder if isinstance(prepared, PreparedData) else None
 
 
-def _map_markup(there: bool, stages: int = 1) -> str:
+def _map_markup(there: bool, stages: int = 1, notes_at: str = "Settings") -> str:
     if not there:
-        return paragraph("There is no map: see the notes above.")
+        return paragraph(f"There is no map: the notes under {notes_at} say why.")
     first = "A row that several stages train on has the colour of the first." if stages > 1 else ""
     return f'<div id="data-map"></div>{paragraph(first, "hint") if first else ""}'
