@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -34,6 +35,8 @@ def explore_page(recipe: Recipe, prepared: SelectedData, live: bool = False) -> 
         "select": recipe.model_dump(mode="json")["select"],
         "taken": chosen.indices,
         "limit": policy_ntu_hw5.max_train_rows(recipe),
+        # How many rows each file of several may give is known to `select` alone.
+        "quotas": any(source.take for source in getattr(chosen.pool, "sources", ())),
     }
     sections = [
         ("map", "The data map", '<div id="data-map"></div>'),
@@ -42,7 +45,8 @@ def explore_page(recipe: Recipe, prepared: SelectedData, live: bool = False) -> 
         ("chosen", "The rows taken", '<div id="chosen-view"></div>'),
     ]
     facts = {"map": found.facts, "explore": explore, **({"live": True} if live else {})}
-    title = f"{recipe.data.train.rpartition('/')[2]} · fast_ft"
+    name = getattr(recipe.data, "short_name", None) or Path(str(recipe.data.train)).name
+    title = f"{name} · fast_ft"
     return page(title, ROWS_ABOUT, sections, facts, found.blocks, ROWS_WARNING if recipe.rules else "")
 
 

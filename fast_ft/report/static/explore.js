@@ -88,8 +88,8 @@ function choose(rows, { where, rank_by, take, method }) {
 const LISTED = 100; // taken rows in the list, before a button shows more
 
 class Explorer {
-  constructor(root, rows, view, { select, taken, limit }, live) {
-    Object.assign(this, { rows, map: view.map, view, select, limit, live, own: taken, shown: LISTED, asked: 0 });
+  constructor(root, rows, view, { select, taken, limit, quotas }, live) {
+    Object.assign(this, { rows, map: view.map, view, select, limit, quotas, live, own: taken, shown: LISTED, asked: 0 });
     this.build(root);
     this.reset();
   }
@@ -215,7 +215,7 @@ class Explorer {
     const own = this.setting() === this.start;
     const found = choose(this.rows, { where: this.where, rank_by: this.rank_by, take: this.take, method: this.select.method });
     const whole = Object.keys({ ...this.select.where, ...this.select.rank_by }).every((name) => name in this.rows.columns);
-    const exact = whole && this.select.deduplicate === "none" && this.select.method !== "random";
+    const exact = whole && !this.quotas && this.select.deduplicate === "none" && this.select.method !== "random";
     this.passes = found.passes;
     this.yaml.textContent = this.text();
     if (own) this.settle(this.own, "These are the rows that a run of this recipe takes.");
@@ -229,6 +229,7 @@ class Explorer {
     const unknown = [
       this.select.deduplicate === "none" ? "" : `leaves out ${this.select.deduplicate === "near" ? "near-duplicates" : "duplicates"} and fills up with the next rows`,
       this.select.method === "random" ? "draws at random" : "", whole ? "" : "uses metrics that this page does not hold",
+      this.quotas ? "takes no more rows of a file than the recipe allows" : "",
     ].filter(Boolean).join(", ");
     return `About these rows: a run also ${unknown}, which this file cannot. \`data RECIPE --explore\` without --output shows the exact rows.`;
   }
