@@ -100,10 +100,10 @@ def make_server(page: str, answer: Answer | None = None) -> tuple[ThreadingHTTPS
 def serve(page: str, answer: Answer | None = None) -> None:
     """Serve the page until Ctrl-C, answering what it asks; in a terminal, open it in the browser."""
     server, address = make_server(page, answer)
-    note(f"{address}\nCtrl-C stops it.")
-    if sys.stderr.isatty():
-        webbrowser.open(address)
     try:
+        note(f"{address}\nCtrl-C stops it.")
+        if sys.stderr.isatty():
+            webbrowser.open(address)
         server.serve_forever()
     except KeyboardInterrupt:
         note("stopped")
