@@ -12,7 +12,7 @@ from fast_ft.judge import statistics
 from fast_ft.judge.kinds import KINDS
 from fast_ft.report.html import paragraph
 from fast_ft.report.run_data import Run, prompt_scores
-from fast_ft.run.artifacts import Scores, Totals
+from fast_ft.run.artifacts import ScoredAnswers, Scores
 
 SAMPLE_CHARACTERS = 600  #: of a sample's prompt or answer; the page has the whole of it under Answers
 
@@ -38,14 +38,13 @@ def result(run: Run) -> str:
 
 def measure(scores: Scores) -> str:
     """Return what the scores measure, over how many prompts, and who judged."""
+    answers = counted(scores.count or len(scores.prompts), "answer")
     if KINDS[scores.kind].is_share:
-        said = f"Measure: the share of {counted(scores.count, 'answer')} that match the reference answer exactly."
+        said = f"Measure: the share of {answers} that match the reference answer exactly."
         judge = "Judge: a comparison of the texts (judge.kind: reference); no model judged."
     else:
         low, high = scores.scale or (1, 10)
-        said = (
-            f"Measure: the mean score of {counted(scores.count, 'answer')}, from {low:g} to {high:g}; more is better."
-        )
+        said = f"Measure: the mean score of {answers}, from {low:g} to {high:g}; more is better."
         named = ", ".join(scores.answered_by) or scores.model or "an OpenAI-compatible server"
         judge = f"Judge: {named}{f' ({scores.labelled})' if scores.labelled else ''}."
     missing = f" Without a score, and counted nowhere: {counted(scores.missing, 'answer')}." if scores.missing else ""
@@ -86,15 +85,18 @@ def shown(scores: Scores, value: float | None) -> str:
     return f"{value:.0%}".replace("%", "\N{NO-BREAK SPACE}%") if KINDS[scores.kind].is_share else f"{value:.2f}"
 
 
-def interval(scores: Scores, totals: Totals) -> str:
+def interval(scores: Scores, totals: ScoredAnswers) -> str:
     """Return the 95 % interval of a mean, or why there is none."""
     if totals.low is None or totals.high is None:
-        few = totals.count < statistics.LEAST
-        return "no interval: too few answers" if few else "no interval: all answers have the same score"
+        values = [each.value for each in totals.prompts.values() if each.value is not None]
+        if max(totals.count, len(values)) < statistics.LEAST:
+            return "no interval: too few answers"
+        same = len(set(values)) <= 1
+        return "no interval: all answers have the same score" if same else "no interval: scores.json has none"
     return f"95 % interval {shown(scores, totals.low)} to {shown(scores, totals.high)}"
 
 
-def _card(kind: str, name: str, totals: Totals, scores: Scores) -> str:
+def _card(kind: str, name: str, totals: ScoredAnswers, scores: Scores) -> str:
     return (
         f'<div class="big {kind}"><h3>{html.escape(name)}</h3><p class="value">{shown(scores, totals.mean)}</p>'
         f'<p class="soft">{html.escape(interval(scores, totals))}</p></div>'

@@ -8,31 +8,15 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fast_ft.common.wording import counted
 from fast_ft.report.html import paragraph
+from fast_ft.sweep.score_unit import Unit
 
 WIDE, NARROW = 1100, 310  #: pixels: of the page's sections, and of a phone
 LINE_FREE = 11  #: pixels between a line and a label's middle, at least
 LETTER = 6.4  #: pixels of a letter in labels of size 11, at most
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What a sweep's scores are. text: such as "exact matches, share of the validation prompts"; percent: shown so."""
-
-    text: str
-    percent: bool
-
-    def shown(self, value: float) -> str:
-        """Return a score as text."""
-        return f"{value:.0%}".replace("%", "\u00a0%") if self.percent else f"{value:.3f}"
-
-    def difference(self, value: float) -> str:
-        """Return a difference of two scores as text, in percentage points where scores are in percent."""
-        return f"{100 * value:+.0f}" if self.percent else f"{value:+.3f}"
 
 
 def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int, unit: Unit) -> str:

@@ -16,11 +16,11 @@ from fast_ft.report import result
 from fast_ft.report.html import bullets, page, paragraph
 from fast_ft.run import artifacts
 from fast_ft.sweep import plots
+from fast_ft.sweep.score_unit import Unit, unit_of
 
 ABOUT = "This page holds settings and scores, and leads to reports that hold training rows and predictions."
 WARNING = f"{ABOUT} The homework forbids to share those."
 ENOUGH = 20  #: scored trials from which the keys' importance is shown; of fewer it is chance
-_MEASURES = {"rouge_l": "ROUGE-L, 0 to 1", "chrf": "chrF, 0 to 1"}
 _STATES = {"finished": "", "stopped early": "stopped early", "no result": "came to nothing", "not begun": "not begun"}
 
 
@@ -30,7 +30,7 @@ def write(root: Path) -> Path:
     trials = [t for t in sweep["trials"] if t["state"] in _STATES and not t.get("repeats")]
     scored = [t for t in trials if t["value"] is not None]
     keys = list(sweep["recipe"]["search"]["space"])
-    best, unit = sweep["best"]["number"], _unit(sweep["recipe"])
+    best, unit = sweep["best"]["number"], unit_of(sweep["recipe"])
     drawn = _by_order(scored, best)
     sections = [
         ("found", "What was found", _found(root, sweep, trials, scored, unit)),
@@ -47,17 +47,8 @@ def write(root: Path) -> Path:
     return target
 
 
-def _unit(recipe: dict[str, Any]) -> plots.Unit:
-    """Return what the sweep's scores are."""
-    objective, kind = recipe["search"].get("objective", "judge"), recipe.get("judge", {}).get("kind")
-    if objective == "exact_match" or (objective == "judge" and kind == "reference"):
-        return plots.Unit("exact matches, share of the validation prompts", percent=True)
-    text = _MEASURES.get(objective, f"the judge's ({recipe.get('judge', {}).get('model', kind)}), 1 to 10")
-    return plots.Unit(f"{text}, mean over the validation prompts", percent=False)
-
-
 def _found(
-    root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dict[str, Any]], unit: plots.Unit
+    root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dict[str, Any]], unit: Unit
 ) -> str:
     hours, minutes = sweep.get("hours"), sweep["seconds"] / 60
     allowed = f" of {60 * hours:.1f}" if hours else ""
@@ -113,9 +104,7 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers)) or "none"
 
 
-def _table(
-    root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys: Sequence[str], unit: plots.Unit
-) -> str:
+def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys: Sequence[str], unit: Unit) -> str:
     own = next((t["scores"] for t in trials if t["number"] == 0 and t["value"] is not None), None)
     seed = sweep["recipe"]["seed"]
     rows = []

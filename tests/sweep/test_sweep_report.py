@@ -15,6 +15,7 @@ import pytest
 
 from fast_ft.common import atomic_files
 from fast_ft.sweep import plots, report
+from fast_ft.sweep.score_unit import Unit
 from tests.helpers.report_pages import Browser, chromium
 
 KEYS = ["select.where", "select.method", "train.num_train_epochs", "train.learning_rate", "generate.temperature"]
@@ -86,7 +87,7 @@ def test_only_the_homework_warns_and_no_word_names_a_themes_colour(tmp_path: Pat
 def test_no_line_crosses_a_label(tmp_path: Path, width: int, count: int) -> None:
     made_sweep(tmp_path, count)
     trials = json.loads((tmp_path / "sweep.json").read_text())["trials"]
-    drawn = plots._parallel(trials, KEYS, 0, plots.Unit("share", percent=True), width)
+    drawn = plots._parallel(trials, KEYS, 0, Unit("share", percent=True), width)
     texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="middle" font-size="11"[^>]*>([^<]*)', drawn)
     half = [plots.LETTER * len(html.unescape(text)) / 2 for _, _, text in texts]
     labels = [
