@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.report.run_data import read_run
 from fast_ft.report.watch import planned_steps, seconds_left, watch_page, watcher
-from fast_ft.run import lock
+from fast_ft.run import lock, provenance
 from fast_ft.run.folder import RunDir
 from tests.helpers.parts import ROOT
 from tests.helpers.report_pages import made_run, recipe_file, training_rows
@@ -93,6 +94,17 @@ def test_ctrl_c_ends_the_command_cleanly(folder: RunDir) -> None:
         said = process.stderr.read()
         assert process.wait(20) == 0 and said == "stopped\n" and process.stdout.read() == ""
     assert sorted(path.name for path in folder.root.iterdir()) == before
+
+
+def test_a_copy_with_only_what_a_run_needs_says_what_it_lacks(folder: RunDir, tmp_path: Path) -> None:
+    for path in provenance.source_files():
+        there = tmp_path / "copy" / "fast_ft" / path.relative_to(provenance.PACKAGE)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, there)
+    command = [sys.executable, "-m", "fast_ft", "watch", str(folder.root)]
+    ended = subprocess.run(command, cwd=tmp_path / "copy", capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "this copy of the program has no fast_ft.report.server" in ended.stderr
 
 
 def test_watch_takes_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
