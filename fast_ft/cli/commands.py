@@ -116,12 +116,12 @@ def _data(options: argparse.Namespace) -> int:
 
 def _explore(recipe: Recipe, prepared: SelectedData, output: str | None) -> int:
     from fast_ft.common.console import note
+    from fast_ft.report.explorer import answer, explore_page
     from fast_ft.report.server import serve
-    from fast_ft.report.write import explore_page
 
-    page = explore_page(recipe, prepared)
+    page = explore_page(recipe, prepared, live=output is None)
     if output is None:
-        serve(page)
+        serve(page, answer(recipe, prepared))
     else:
         from fast_ft.common.atomic_files import write_text
 

@@ -21,13 +21,13 @@ from fast_ft.common.errors import BudgetMissed, InputError, nearest
 from fast_ft.common.folders import PACKAGE
 from fast_ft.common.redaction import redact_tracebacks
 from fast_ft.common.text_safety import plain
+from fast_ft.run.provenance import ELSEWHERE
 
 COMMANDS = commands.COMMANDS | run_commands.COMMANDS
 
 _SHORT = "End other programs, raise the limit that `ulimit -v` shows, or ask for less at a time."
 _SHARED = re.compile(r"\.so\b|\.dylib|\.dll", re.IGNORECASE)
 _NO_NAMES = {errno.ENAMETOOLONG, errno.ELOOP}  #: of a file that a user named
-SEPARATE = ("doctor", "export", "sweep")  #: rooms that a zip which was handed in has not
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}  #: by the disk or its owner
 
 
@@ -109,9 +109,10 @@ def _unloadable(error: ImportError | OSError) -> str | None:
     """Return the sentence for a library that is not installed, or does not load here; None for any other error."""
     if isinstance(error, ImportError):
         name = error.name or ""
-        room = name.removeprefix("fast_ft.").split(".")[0]
-        if room in SEPARATE and not (PACKAGE / room).exists():
-            return f"this copy of the program has no {room}, only what a run needs: install fast_ft"
+        part = name.removeprefix("fast_ft.").replace(".", "/")
+        left_out = f"{part}/".startswith(ELSEWHERE) or f"{part}.py" in ELSEWHERE  # of a zip that was handed in
+        if left_out and not any(path.exists() for path in (PACKAGE / part, PACKAGE / f"{part}.py")):
+            return f"this copy of the program has no {name}, only what a run needs: install fast_ft"
         if name.startswith("fast_ft"):
             return None
     elif error.errno is not None or not _SHARED.search(str(error)):  # ctypes: a library that a library needs

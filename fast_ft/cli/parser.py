@@ -215,6 +215,12 @@ USAGES = {
         Places("RUN_DIR [RUN_DIR ...]", "runs", most=1000),
         _report_options,
     ),
+    "watch": Usage(
+        "open a page that shows how far a run is: loss, speed, memory, time left",
+        Places("RUN_DIR", "run"),
+        description="Open a page that shows how far a run is: loss, speed, memory and time left, from the files in its "
+        "folder. It is served on this machine's loopback only, until Ctrl-C.",
+    ),
     "runs": Usage(
         "list the runs in a folder (default: runs), one a line, and what differs between them",
         Places("[FOLDER]", "root", least=0),

@@ -72,6 +72,16 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _watch(options: argparse.Namespace) -> int:
+    from fast_ft.report.server import serve
+    from fast_ft.report.watch import watch_page, watcher
+    from fast_ft.run.folder import RunDir
+
+    folder = RunDir.at(options.run)
+    serve(watch_page(folder), watcher(folder))
+    return 0
+
+
 def _runs(options: argparse.Namespace) -> int:
     from fast_ft.cli.parser import RUNS
     from fast_ft.cli.show_runs import as_json, print_runs, prune_runs
@@ -161,6 +171,7 @@ COMMANDS = {
     "chat": _chat,
     "judge": _judge,
     "report": _report,
+    "watch": _watch,
     "runs": _runs,
     "export": _export,
     "submit": _submit,

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,18 @@ from fast_ft.data.metrics import measure
 METRICS = ("conversation_words", "score", "response_words", "prompt_words", "type_token_ratio", "ends_cleanly")
 BLOCK_ROWS = 256
 NO_GROUP = 255  #: a row of no group
+NEUTRAL = -1  #: no stage's and no run's colour
 MOST_TOKENISED = 500  #: selected rows beyond these show their text, not their tokens
-#: Compressed bytes of text at most. In base64 they are a third more; 15 MB is what a page may weigh.
-TEXT_BUDGET = 10_000_000
+#: Compressed bytes of text at most, so that a phone can load the page. In base64 they are a third more.
+TEXT_BUDGET = 3_000_000
+
+
+class Group(NamedTuple):
+    """Rows that the map marks: positions in the pool, and the number of their colour, which also gives the shape."""
+
+    name: str
+    rows: Sequence[int]
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,14 @@ class Points:
 
 def points(
     pool: Pool,
-    groups: Sequence[tuple[str, Sequence[int]]],
+    groups: Sequence[Group],
     rows: Mapping[int, EncodedRow] | None = None,
     encoder: Encoder | None = None,
     text_budget: int = TEXT_BUDGET,
 ) -> Points:
     """Return the map of a pool.
 
-    groups: names with positions in the pool, such as a stage and its rows; a row belongs to the first that holds it.
+    groups: such as a stage and its rows; a row belongs to the first group that holds it.
     rows: tokens of selected rows, by position.
     """
     pool = measured(pool)
@@ -55,8 +64,8 @@ def points(
     known = [i for i in range(len(names)) if not np.isnan(columns[i]).all()]
     names, columns = [names[i] for i in known], columns[known]
     group_of = np.full(len(pool), NO_GROUP, np.uint8)
-    for number, (_, positions) in reversed(list(enumerate(groups))):
-        group_of[list(positions)] = number
+    for number, group in reversed(list(enumerate(groups))):
+        group_of[list(group.rows)] = number
     blocks = {"columns": _gzip(columns.astype("<f8").tobytes()), "groups": _gzip(group_of.tobytes())}
     texts, shortened = _texts(pool, set(np.flatnonzero(group_of != NO_GROUP).tolist()), text_budget)
     blocks |= {f"text-{number}": block for number, block in enumerate(texts)}
@@ -67,7 +76,10 @@ def points(
         "rows": len(pool),
         "columns": [{"name": name, "kind": _kind(columns[i])} for i, name in enumerate(names)],
         "block_rows": BLOCK_ROWS,
-        "groups": [{"name": name, "rows": int((group_of == number).sum())} for number, (name, _) in enumerate(groups)],
+        "groups": [
+            {"name": group.name, "rows": int((group_of == number).sum()), "colour": group.colour}
+            for number, group in enumerate(groups)
+        ],
         "tokens": "tokens" in blocks,
         "shortened": shortened,
     }

@@ -18,31 +18,40 @@ from pathlib import Path
 from typing import Any
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("uPlot.iife.min.js", "util.js", "map.js", "rowview.js", "curves.js", "answers.js", "explore.js", "main.js")
+SCRIPTS = (
+    "uPlot.iife.min.js", "util.js", "map.js", "rowview.js", "curves.js", "answers.js", "ask.js", "explore.js",
+    "watch.js", "main.js",
+)  # fmt: skip
+#: Scripts that go only into a page with these facts.
+ONLY_WITH = {"ask.js": "live", "explore.js": "explore", "watch.js": "watch"}
+SELF = "'self'"  #: in a policy: the server that the page came from
+COLOURS = 6  #: a stage or a run has one of --g0 to --g5 of report.css
 STYLES = ("uPlot.min.css", "report.css")
 
 
 def page(
     title: str,
-    notice: str,
+    about: str,
     sections: Iterable[tuple[str, str, str]],
     facts: Mapping[str, Any],
     blocks: Mapping[str, bytes],
+    warning: str = "",
 ) -> str:
     """Return the whole file.
 
-    notice: what the page holds, as text. sections: (id, heading, markup); the markup is ours, with all data escaped.
-    facts: JSON for the script. blocks: gzip'd bytes for the script, by name.
+    about: what the page holds, as text. sections: (id, heading, markup); the markup is ours, with all data escaped.
+    facts: JSON for the script; with "live", the page may ask the server that it came from. blocks: gzip'd bytes for
+    the script, by name. warning: why the page is not to be shared, shown at its top.
     """
     sections = list(sections)
-    scripts = [name for name in SCRIPTS if name != "explore.js" or "explore" in facts]
+    scripts = [name for name in SCRIPTS if ONLY_WITH.get(name, name) in (name, *facts)]
     script = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in scripts)
     style = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in STYLES)
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"base-uri 'none'; form-action 'none'{'; connect-src ' + SELF if 'live' in facts else ''}"
     )
-    packed = gzip.compress(json.dumps(_finite(facts), ensure_ascii=False).encode(), 6, mtime=0)
+    packed = gzip.compress(json.dumps(finite(facts), ensure_ascii=False).encode(), 6, mtime=0)
     data = "\n".join(
         f'<script type="application/octet-stream" id="block-{name}">{base64.b64encode(block).decode()}</script>'
         for name, block in {"facts": packed, **blocks}.items()
@@ -50,7 +59,10 @@ def page(
     slots = {
         "title": html.escape(title),
         "policy": policy,
-        "notice": html.escape(notice),
+        "about": html.escape(about),
+        "warning": f'<p class="notice"><strong>Not to be shared.</strong> {html.escape(warning)}</p>'
+        if warning
+        else "",
         "nav": "".join(f'<li><a href="#{id_}">{html.escape(heading)}</a></li>' for id_, heading, _ in sections),
         "sections": "\n".join(
             f'<section id="{id_}" aria-labelledby="{id_}-title"><h2 id="{id_}-title">{html.escape(heading)}</h2>\n'
@@ -65,18 +77,34 @@ def page(
     return re.sub(r"\{\{(\w+)\}\}", lambda match: slots[match[1]], template)  # one pass: data is not searched for slots
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None, numbers: bool = False) -> str:
-    """Return a table, the first column its row headings; every cell is escaped. numbers: other columns align right."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    caption: str | None = None,
+    numbers: bool = False,
+    runs: bool = False,
+) -> str:
+    """Return a table, the first column its row headings; every cell is escaped.
+
+    numbers: other columns align right. runs: other columns are runs, each with its colour.
+    """
     cells = [[html.escape(str(cell)) for cell in row] for row in rows]
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
         for row in cells
     )
-    top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    top = "".join(
+        f'<th scope="col"{_coloured(place - 1) if runs and place else ""}>{html.escape(name)}</th>'
+        for place, name in enumerate(head)
+    )
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     kind = ' class="numbers"' if numbers else ""
     inner = f"<table{kind}>{title}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{inner}</div>'
+    return f'<div class="scroll" tabindex="0">{inner}</div>'
+
+
+def _coloured(number: int) -> str:
+    return f' class="run g{number % COLOURS}"'
 
 
 def details(summary: str, markup: str) -> str:
@@ -98,10 +126,10 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN: a loss that was none becomes null."""
+def finite(value: Any) -> Any:
+    """Return JSON's values with null for what it does not know: a loss that was NaN."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

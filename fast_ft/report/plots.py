@@ -17,47 +17,61 @@ if TYPE_CHECKING:
 
 #: Colours and marks of the stages: told apart without colour too, and by most who see few colours.
 COLOURS = ("#0b57d0", "#c2410c", "#11783f", "#8b2fb5", "#9a6700", "#b0186b")
+#: The page's colours in its light theme; static/report.css has them too.
+INK, SOFT, LINE, EDGE, CARD, BAD = "#1b1f24", "#57606a", "#d5dae0", "#7d8790", "#ffffff", "#a8201a"
 MARKS = ("o", "s", "^", "D", "o", "s")
 
 
 def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Draw loss (nats per token) and learning rate over steps from log.jsonl's lines, stages marked; writes a PNG."""
+    """Draw loss (nats per token) and, below it, the learning rate over log.jsonl's steps, stages marked; writes a PNG.
+
+    It looks as the report's page does: its colours, one quantity a chart, each step faint and their mean strong.
+    """
     from matplotlib.figure import Figure  # no pyplot: it would look for a screen
 
-    steps = [line["step"] for line in lines]
-    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(steps, [line["loss"] for line in lines], color="#1f5fa8", linewidth=1, alpha=0.45, label="each step")
-    axes.plot(steps, _smoothed([line["loss"] for line in lines]), color="#1f5fa8", linewidth=2, label="mean of 10")
-    measured = [line for line in lines if math.isfinite(line.get("validation_loss", math.nan))]
-    if measured:
-        axes.plot([line["step"] for line in measured], [line["validation_loss"] for line in measured],
-                  color="#11783f", marker="o", markersize=4, linewidth=1.5, label="validation")  # fmt: skip
-    borders = [b["step"] - 0.5 for a, b in pairwise(lines) if a["stage"] != b["stage"]]
-    for border in borders:
-        axes.axvline(border, color="#888888", linestyle="--", linewidth=1)
-    starts = [steps[0] - 0.5, *borders]
-    names = [line["stage"] for i, line in enumerate(lines) if i == 0 or lines[i - 1]["stage"] != line["stage"]]
-    for start, name in zip(starts, names, strict=True):
-        axes.annotate(name, (start, 1), xycoords=("data", "axes fraction"), xytext=(5, -12), textcoords="offset points")
+    steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+    width, rates = smooth_width(len(lines)), [line["learning_rate"] for line in lines]
+    figure = Figure(figsize=(9, 5.2), dpi=120, layout="constrained", facecolor=CARD)
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    loss.plot(steps, losses, color=COLOURS[0], linewidth=1, alpha=0.35, label="each step")
+    means = smoothed(losses, width, [line.get("supervised_tokens") or 1 for line in lines])
+    loss.plot(steps, means, color=COLOURS[0], linewidth=2.5, label=f"mean of {width} steps")
+    measured = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+    if measured := [pair for pair in measured if math.isfinite(pair[1])]:
+        loss.plot(*zip(*measured, strict=True), color=COLOURS[1], marker="o", markersize=4, label="validation")
+    rate.plot(steps, rates, color=COLOURS[0], linewidth=1.8)
     bad = [line["step"] for line in lines if line["skipped"] or not math.isfinite(line["loss"])]
     if bad:
-        axes.plot(bad, [0] * len(bad), "x", color="#b3261e", label="skipped or not finite", clip_on=False)
-    axes.set(
-        xlabel="optimizer step", ylabel="loss on trained tokens, nats per token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
-    )
+        loss.plot(bad, [0] * len(bad), "x", color=BAD, label="skipped or not finite", clip_on=False)
+    starts = [(lines[0]["stage"], steps[0] - 0.5)] + [
+        (b["stage"], b["step"] - 0.5) for a, b in pairwise(lines) if a["stage"] != b["stage"]
+    ]
+    for axes in (loss, rate):
+        for _, start in starts[1:]:
+            axes.axvline(start, color=EDGE, linestyle="--", linewidth=1)
+    for name, start in starts if len(starts) > 1 else ():
+        loss.annotate(name, (start, 1), xycoords=("data", "axes fraction"), xytext=(4, -12),
+                      textcoords="offset points", color=SOFT)  # fmt: skip
     # Room above the highest value: the stages' names stand there, and no curve lies on the frame.
-    losses = [line[name] for line in lines for name in ("loss", "validation_loss") if name in line]
-    highest = max(filter(math.isfinite, losses), default=1.0)
-    axes.set_ylim(0, highest * 1.15 or 1.0)
-    rate = axes.twinx()
-    rates = [line["learning_rate"] for line in lines]
-    rate.plot(steps, rates, color="#b06000", linewidth=1, label="learning rate")
-    rate.set_ylabel("learning rate", color="#b06000")
+    highest = max((value for value in [*losses, *(v for _, v in measured)] if math.isfinite(value)), default=1.0)
+    loss.set_ylim(0, highest * 1.15 or 1.0)
     rate.set_ylim(0, max(rates) * 1.15 or 1.0)
-    handles = [*axes.get_legend_handles_labels()[0], *rate.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+    rate.set(xlabel="step", xlim=(steps[0] - 0.5, steps[-1] + 0.5))
+    for axes, title in ((loss, "Loss, nats per trained token"), (rate, "Learning rate")):
+        _plain(axes, title)
+    loss.legend(loc="upper right", frameon=False, labelcolor=SOFT, fontsize=9)
     _save(figure, path)
+
+
+def _plain(axes: Any, title: str) -> None:
+    """Make axes look as the page's charts: a title at the left, a light grid, no frame."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.grid(color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=SOFT, labelsize=9, length=0)
+    axes.xaxis.label.set_color(SOFT)
+    axes.set_facecolor(CARD)
 
 
 def map_picture(path: Path, table: pa.Table, stages: Sequence[tuple[str, Sequence[int]]]) -> None:
@@ -105,10 +119,17 @@ def _save(figure: Any, path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _smoothed(values: Sequence[float], width: int = 10) -> list[float]:
-    """The mean over the last `width` finite values."""
+def smooth_width(steps: int) -> int:
+    """Return of how many steps a smoothed value is the mean; static/curves.js has the same rule."""
+    return max(10, round(steps / 20))
+
+
+def smoothed(values: Sequence[float], width: int, weights: Sequence[float]) -> list[float]:
+    """Return the weighted mean over the last `width` finite values, for each of them."""
     means = []
     for end in range(1, len(values) + 1):
-        window = [v for v in values[max(0, end - width) : end] if math.isfinite(v)]
-        means.append(sum(window) / len(window) if window else math.nan)
+        pairs = zip(values[max(0, end - width) : end], weights[max(0, end - width) : end], strict=True)
+        window = [(value * weight, weight) for value, weight in pairs if math.isfinite(value)]
+        total = sum(weight for _, weight in window)
+        means.append(sum(value for value, _ in window) / total if total else math.nan)
     return means

@@ -79,7 +79,9 @@ def curves(run: Run) -> dict[str, Any]:
     for line in run.lines:
         if not stages or stages[-1]["name"] != line["stage"]:
             stages.append({"name": line["stage"], "step": line["step"]})
-    names = ("step", "loss", "validation_loss", "grad_norm", "learning_rate", "gib", "skipped")
+    names = (
+        "step", "loss", "validation_loss", "grad_norm", "learning_rate", "gib", "skipped", "supervised_tokens",
+    )  # fmt: skip
     columns = {name: [line.get(name) for line in run.lines] for name in names}
     columns["tokens_per_s"] = [
         line["tokens"] / line["seconds"] if line.get("seconds") and line.get("tokens") else None for line in run.lines
@@ -94,11 +96,16 @@ def prompt_scores(scores: artifacts.Scores | None) -> dict[str, float | None]:
 
 def answers(runs: list[Run]) -> dict[str, Any]:
     """Return every prompt with its answers, in columns: the base model's, each run's, the reference."""
-    columns: list[dict[str, str]] = []
+    columns: list[dict[str, Any]] = []
     first = runs[0]
     if first.base:
         columns.append({"name": "Base model", "kind": "base"})
-    columns += [{"name": run.name if len(runs) > 1 else "Tuned", "kind": "tuned"} for run in runs if run.pred]
+    several = len(runs) > 1  # each then has its colour
+    columns += [
+        {"name": run.name, "kind": "tuned", "colour": number} if several else {"name": "Tuned", "kind": "tuned"}
+        for number, run in enumerate(runs)
+        if run.pred
+    ]
     if first.references:
         columns.append({"name": "Reference", "kind": "reference"})
     ids = list(dict.fromkeys(key for run in runs for key in run.pred))

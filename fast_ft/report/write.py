@@ -11,18 +11,19 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import PreparedData, SelectedData, select_data
-from fast_ft.recipe.schema import Recipe
 from fast_ft.report import overview, run_data
-from fast_ft.report.data_map import Points, measured, points
+from fast_ft.report.comparison import compared
+from fast_ft.report.data_map import NEUTRAL, Group, Points, measured, points
 from fast_ft.report.html import bullets, page, paragraph
 from fast_ft.report.plots import loss_picture, map_picture
+from fast_ft.report.result import result
+from fast_ft.report.run_names import given, named
 from fast_ft.run.folder import RunDir
 
-NOTICE = (
-    "This file holds training rows and the model's predictions. The homework forbids to share either: "
-    "keep it to yourself, and do not hand it in."
-)
-ROWS_NOTICE = "This file holds training rows, which the homework forbids to share: keep it to yourself."
+ABOUT = "This file holds training rows and the model's predictions."
+WARNING = f"{ABOUT} The homework forbids to share either: keep it to yourself, and do not hand it in."
+ROWS_ABOUT = "This file holds training rows."
+ROWS_WARNING = f"{ROWS_ABOUT} The homework forbids to share them: keep this file to yourself."
 
 
 def write_report(folder: RunDir, prepared: SelectedData | None = None) -> Path:
@@ -39,19 +40,22 @@ def write_report(folder: RunDir, prepared: SelectedData | None = None) -> Path:
     blocks: dict[str, bytes] = {}
     if prepared is not None:
         stages, pool = _stages(prepared), measured(prepared.selection.pool)
-        found = points(pool, stages, _rows(prepared), _encoder(prepared))
+        groups = [Group(name, own, number) for number, (name, own) in enumerate(stages)]
+        found = points(pool, groups, rows_of(prepared), encoder_of(prepared))
         content["map"], blocks = found.facts, found.blocks
         map_picture(folder.map_png, pool.table, stages)
     if run.lines and not _newer(folder.loss_png, folder.log):  # training has drawn it
         loss_picture(folder.loss_png, run.lines)
     rows = len(prepared.selection.pool) if prepared else None
     sections = [
-        ("run", "The run", overview.overview(run, rows, notes)),
-        ("map", "The data map", _map_markup(bool(blocks), len(run.manifest.stages))),
+        ("result", "Result", "\n".join([result(run), paragraph(overview.sentence(run, rows)), overview.figures(run)])),
         ("training", "Training", '<div id="curves"></div>' if run.lines else paragraph("No step was logged.")),
+        ("map", "The data map", _map_markup(bool(blocks), len(run.manifest.stages))),
         ("answers", "Answers", '<div id="answer-view"></div>' if run.pred else paragraph("There are no answers yet.")),
+        ("settings", "Settings", overview.settings(run, notes)),
     ]
-    atomic_files.write_text(folder.report, page(f"{run.name} · fast_ft", NOTICE, sections, content, blocks))
+    title = f"{given(run) or run.name} · fast_ft"
+    atomic_files.write_text(folder.report, page(title, ABOUT, sections, content, blocks, _warning([run])))
     return folder.report
 
 
@@ -65,7 +69,7 @@ def try_report(folder: RunDir, prepared: SelectedData | None = None) -> None:
 
 def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
     """Write one page over several runs: curves over each other, recipe differences, wins, ties and losses."""
-    runs = [run_data.read_run(folder) for folder in folders]
+    runs = named([run_data.read_run(folder) for folder in folders])
     notes: list[str] = []
     prepared = [_prepared(folder, run, notes) for folder, run in zip(folders, runs, strict=True)]
     content = {"answers": run_data.answers(runs), "curves": [run_data.curves(run) for run in runs]}
@@ -76,29 +80,20 @@ def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
         content["map"], blocks = found.facts, found.blocks
     else:
         notes.append("No data map: the runs' training rows are not all at hand, or not from the same file.")
-    lead = bullets([f"{run.name}: {overview.sentence(run, None)}" for run in runs])
     sections = [
-        ("runs", "The runs", f"{lead}{overview.differing(runs)}{bullets(notes) if notes else ''}"),
-        ("map", "The data map", _map_markup(bool(blocks))),
+        ("runs", "The runs", f"{compared(runs)}{bullets(notes) if notes else ''}"),
         ("training", "Training", '<div id="curves"></div>'),
+        ("map", "The data map", _map_markup(bool(blocks), notes_at="The runs")),
         ("answers", "Answers", '<div id="answer-view"></div>'),
     ]
-    title = " · ".join(run.name for run in runs)
-    atomic_files.write_text(output, page(f"{title} · fast_ft", NOTICE, sections, content, blocks))
+    title = f"{len(runs)} runs compared · fast_ft"
+    atomic_files.write_text(output, page(title, ABOUT, sections, content, blocks, _warning(runs)))
     return output
 
 
-def explore_page(recipe: Recipe, prepared: SelectedData) -> str:
-    """Return the page of `data --explore`: the map, with sliders for select.where, rank_by and take."""
-    pool = prepared.selection.pool
-    found = points(pool, [("the recipe takes", prepared.selection.indices)], _rows(prepared), _encoder(prepared))
-    section = recipe.model_dump(mode="json")["select"]
-    content = {"map": found.facts, "explore": {"select": section, "limit": recipe.data.max_train_rows}}
-    sections = [
-        ("choose", "Choose rows", '<div id="explorer"></div>'),
-        ("map", "The data map", _map_markup(True)),
-    ]
-    return page(f"{recipe.data.short_name} · fast_ft", ROWS_NOTICE, sections, content, found.blocks)
+def _warning(runs: Sequence[run_data.Run]) -> str:
+    """Return why the page is not to be shared: the homework's rules say so, and no other."""
+    return WARNING if any(run.recipe.get("rules") for run in runs) else ""
 
 
 def _newer(path: Path, than: Path) -> bool:
@@ -129,10 +124,13 @@ def _shared_map(runs: Sequence[run_data.Run], prepared: Sequence[SelectedData]) 
     """Return the map of the pool that all runs share; groups say which run took a row, or several."""
     taken = [set(_positions(p).values()) for p in prepared]
     several = {i for number, own in enumerate(taken) for other in taken[number + 1 :] for i in own & other}
-    groups: list[tuple[str, Any]] = [("in several runs", sorted(several))]
-    groups += [(f"only in {run.name}", sorted(own - several)) for run, own in zip(runs, taken, strict=True)]
-    rows = {index: row for each in prepared for index, row in _rows(each).items()}
-    return points(prepared[0].selection.pool, [g for g in groups if g[1]], rows, _encoder(prepared[0]))
+    groups = [Group("in several runs", sorted(several), NEUTRAL)]
+    groups += [
+        Group(f"only in {run.name}", sorted(own - several), number)
+        for number, (run, own) in enumerate(zip(runs, taken, strict=True))
+    ]
+    rows = {index: row for each in prepared for index, row in rows_of(each).items()}
+    return points(prepared[0].selection.pool, [group for group in groups if group.rows], rows, encoder_of(prepared[0]))
 
 
 def _positions(prepared: SelectedData) -> dict[str, int]:
@@ -140,19 +138,19 @@ def _positions(prepared: SelectedData) -> dict[str, int]:
     return {example.id: index for index, example in zip(chosen.indices, chosen.examples, strict=True)}
 
 
-def _rows(prepared: SelectedData) -> dict[int, Any]:
+def rows_of(prepared: SelectedData) -> dict[int, Any]:
     if not isinstance(prepared, PreparedData):
         return {}
     position = _positions(prepared)
     return {position[id_]: row for id_, row in prepared.rows.items()}
 
 
-def _encoder(prepared: SelectedData) -> Encoder | None:
+def encoder_of(prepared: SelectedData) -> Encoder | None:
     return prepared.encoder if isinstance(prepared, PreparedData) else None
 
 
-def _map_markup(there: bool, stages: int = 1) -> str:
+def _map_markup(there: bool, stages: int = 1, notes_at: str = "Settings") -> str:
     if not there:
-        return paragraph("There is no map: see the notes above.")
+        return paragraph(f"There is no map: the notes under {notes_at} say why.")
     first = "A row that several stages train on has the colour of the first." if stages > 1 else ""
     return f'<div id="data-map"></div>{paragraph(first, "hint") if first else ""}'

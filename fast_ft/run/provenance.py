@@ -13,8 +13,8 @@ from fast_ft.common import gpu
 PACKAGE = Path(__file__).parents[1]
 #: Rooms and files that no run of a recipe executes: a zip that is handed in leaves them out.
 ELSEWHERE = (
-    "doctor/", "export/", "pocket/", "recipes/", "sweep/", "cli/new_recipe.py", "report/server.py",
-    "report/static/explore.js",
+    "doctor/", "export/", "pocket/", "recipes/", "sweep/", "cli/new_recipe.py", "report/explorer.py",
+    "report/server.py", "report/watch.py", "report/static/ask.js", "report/static/explore.js", "report/static/watch.js",
 )  # fmt: skip
 _NO_PROGRAM = (".md", ".safetensors", ".gguf", ".pyc")
 PACKAGES = (

@@ -1,104 +1,159 @@
-"""A sweep's three plots, as SVG that is written here: a few lines and dots need no library and no script."""
+"""A sweep's plots, as SVG that is written here: a few lines and dots need no library and no script.
+
+Each plot is drawn twice, for a wide window and for a phone; the page's style shows one of them.
+"""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from fast_ft.common.wording import counted
 from fast_ft.report.html import paragraph
+from fast_ft.sweep.score_unit import Unit
+
+WIDE, NARROW = 1100, 310  #: pixels: of the page's sections, and of a phone
+LINE_FREE = 11  #: pixels between a line and a label's middle, at least
+LETTER = 6.4  #: pixels of a letter in labels of size 11, at most
 
 
-def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int) -> str:
-    """Return a plot with one line for each trial over one axis for each key; the last axis is the score."""
-    width, height, top, bottom = 180 * (len(keys) + 1), 360, 46, 40
-    columns: list[tuple[str, list[Any]]] = [(key, [t["point"].get(key) for t in trials]) for key in keys]
-    columns.append(("score", [t["value"] for t in trials]))
-    places, parts = [], []
-    for index, (name, values) in enumerate(columns):
-        x = 90 + 180 * index
-        at, ticks = _axis(values)
-        places.append([(x, top + (1 - share) * (height - top - bottom)) for share in at])
-        parts.append(f'<line x1="{x}" x2="{x}" y1="{top}" y2="{height - bottom}" stroke="var(--edge)"/>')
-        parts.append(_text(x, 18, name, anchor="middle", weight=600))
-        for share, label in _apart(ticks):
-            parts.append(_text(x + 6, top + (1 - share) * (height - top - bottom) + 4, _cut(label), size=11, halo=True))
+def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int, unit: Unit) -> str:
+    """Return a plot with one line for each trial from key to key; the last column is the score.
+
+    The values stand in columns, and the lines run between the columns: no line crosses a label.
+    """
+    hint = (
+        "One line for each trial: the stronger its colour, the higher its score. Thick: the best. Dashed: the recipe "
+        "itself. Hover over a line to see its trial."
+    )
+    return paragraph(hint, "hint") + _both(lambda width: _parallel(trials, keys, best, unit, width))
+
+
+def _parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int, unit: Unit, width: int) -> str:
+    height, top, bottom = 360, 46, 24
+    axes = [(key, *_axis([t["point"].get(key) for t in trials])) for key in keys]
+    at, marks = _axis([t["value"] for t in trials])
+    axes.append(("score", at, [(share, unit.shown(float(text))) for share, text in marks]))
+    room = [max(40.0, *(LETTER * len(_cut(label)) + 12 for _, label in ticks)) for _, _, ticks in axes]
+    names = max(7.4 * len(name) + 14 for name, _, _ in axes)
+    between = max(60.0, names - min(room), (width - sum(room)) / (len(axes) - 1)) if len(axes) > 1 else 0.0
+    columns: list[_Column] = []
+    parts, x = [], 0.0
+    for place, ((name, shares, ticks), wide) in enumerate(zip(axes, room, strict=True)):
+        middle, last = x + wide / 2, place == len(axes) - 1
+        anchor, where = ("start", x) if not place else ("end", x + wide) if last else ("middle", middle)
+        parts.append(_text(where, 18, name, anchor=anchor, weight=600))
+        kept = _apart(ticks)
+        for share, label in kept:
+            parts.append(_text(middle, _height(share, top, height - bottom) + 4, _cut(label), size=11, anchor="middle"))
+        heights = [_height(share, top, height - bottom) for share in shares]
+        columns.append(_Column(x, x + wide, heights, [_height(share, top, height - bottom) for share, _ in kept]))
+        x += wide + between
     lines = []
     for number, trial in enumerate(trials):
-        points = " ".join(f"{column[number][0]:.0f},{column[number][1]:.1f}" for column in places)
-        lines.append(f'<polyline points="{points}" {_line(trial, best, trials)}>{_hover(trial)}</polyline>')
-    hint = (
-        "One line for each trial: the stronger its colour, the higher its score. Thick and orange: the best. Dashed: "
-        "the recipe itself. Hover over a line to see its trial."
-    )
-    return paragraph(hint, "hint") + _svg(width, height, "Each trial's values and score", [*lines, *parts])
+        path = "".join(_through(column, number, last=column is columns[-1]) for column in columns)
+        lines.append(f'<path class="trial" d="M{path[1:]}" {_line(trial, best, trials)}>{_hover(trial, unit)}</path>')
+    return _svg(round(x - between), height, "Each trial's values and score", [*lines, *parts])
 
 
-def over_time(trials: list[dict[str, Any]], best: int) -> str:
+class _Column(NamedTuple):
+    """Where a key's values stand, in pixels: left, right, each trial's height, and the heights of the labels."""
+
+    left: float
+    right: float
+    heights: list[float]
+    labels: list[float]
+
+
+def _through(column: _Column, trial: int, last: bool) -> str:
+    """Return a trial's line from the column before up to this one and, where no label stands, through it."""
+    y = column.heights[trial]
+    end = column.left if last else column.right
+    free = all(abs(y - label) > LINE_FREE for label in column.labels)
+    return f"L{column.left:.0f},{y:.1f}{'L' if free else 'M'}{end:.0f},{y:.1f}"
+
+
+def _height(share: float, top: float, foot: float) -> float:
+    return foot - share * (foot - top)
+
+
+def over_time(trials: list[dict[str, Any]], best: int, unit: Unit) -> str:
     """Return a plot of each trial's score over the minute at which it ended, with the best score so far."""
-    width, height, left, right, top, bottom = 860, 320, 60, 20, 20, 48
-    minutes = [t["minutes"] for t in trials]
-    most, (low, high) = max(minutes, default=1.0), _span([t["value"] for t in trials])
+    hint = (
+        f"Score: {unit.text}. One dot for each trial, with its number; the line is the best score so far. The large "
+        "dot is the best trial, the ring the recipe itself."
+    )
+    return paragraph(hint, "hint") + _both(lambda width: _over_time(trials, best, unit, width))
+
+
+def _over_time(trials: list[dict[str, Any]], best: int, unit: Unit, width: int) -> str:
+    height, left, right, top, bottom = 320, 54, 16, 20, 48
+    most, (low, high) = max((t["minutes"] for t in trials), default=1.0), _span([t["value"] for t in trials])
+    foot, end = height - bottom, width - right
 
     def x(value: float) -> float:
         """Return a minute's place, in pixels from the left."""
-        return left + value / most * (width - left - right)
+        return left + value / most * (end - left)
 
     def y(value: float) -> float:
         """Return a score's place, in pixels from the top."""
-        return height - bottom - (value - low) / (high - low) * (height - top - bottom)
+        return _height((value - low) / (high - low), top, foot)
 
-    foot, end = height - bottom, width - right
-    parts = [
-        f'<line x1="{left}" x2="{left}" y1="{top}" y2="{foot}" stroke="var(--edge)"/>',
-        f'<line x1="{left}" x2="{end}" y1="{foot}" y2="{foot}" stroke="var(--edge)"/>',
-        _text((left + end) / 2, height - 10, "minutes since the sweep began", anchor="middle"),
-    ]
+    parts = [_text((left + end) / 2, height - 10, "minutes since the sweep began", anchor="middle")]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         value = low + share * (high - low)
-        parts.append(_text(left - 8, y(value) + 4, f"{value:.2f}", anchor="end", size=11))
-        parts.append(_text(x(share * most), height - bottom + 16, f"{share * most:.1f}", anchor="middle", size=11))
+        line = "edge" if not share else "line"
+        parts.append(f'<line x1="{left}" x2="{end}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="var(--{line})"/>')
+        parts.append(_text(left - 8, y(value) + 4, unit.shown(value), anchor="end", size=11))
+        parts.append(_text(x(share * most), foot + 16, f"{share * most:.1f}", anchor="middle", size=11))
     path, record = [], None
     for trial in sorted(trials, key=lambda t: t["minutes"]):
         if record is None or trial["value"] > record:
-            if record is not None:
-                path.append(f"{x(trial['minutes']):.1f},{y(record):.1f}")
+            path += [
+                f"{x(trial['minutes']):.1f},{y(value):.1f}" for value in (record, trial["value"]) if value is not None
+            ]
             record = trial["value"]
-            path.append(f"{x(trial['minutes']):.1f},{y(record):.1f}")
     if record is not None:
-        path.append(f"{x(most):.1f},{y(record):.1f}")
-    parts.append(
-        f'<polyline points="{" ".join(path)}" fill="none" stroke="var(--g1)" stroke-width="2" stroke-opacity=".6"/>'
-    )
+        path.append(f"{end},{y(record):.1f}")
+    parts.append(f'<polyline points="{" ".join(path)}" fill="none" stroke="var(--edge)" stroke-width="2"/>')
     for trial in trials:
-        colour = "var(--g1)" if trial["number"] == best else "var(--ink)" if trial["number"] == 0 else "var(--g0)"
-        parts.append(f'<circle cx="{x(trial["minutes"]):.1f}" cy="{y(trial["value"]):.1f}" r="6" fill="{colour}">'
-                     f"{_hover(trial)}</circle>")  # fmt: skip
-        at = x(trial["minutes"]) - 9, y(trial["value"]) - 8
-        parts.append(_text(*at, str(trial["number"]), size=11, anchor="end"))
+        own, first = trial["number"] == best, trial["number"] == 0
+        look = f'r="{9 if own else 6}" fill="var(--{"card" if first and not own else "g1" if own else "g0"})"'
+        ring = ' stroke="var(--ink)" stroke-width="2.5"' if first else ""
+        at = x(trial["minutes"]), y(trial["value"])
+        parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" {look}{ring}>{_hover(trial, unit)}</circle>')
+        parts.append(_text(at[0], at[1] - 12, str(trial["number"]), size=11, anchor="middle", halo=True))
+    return _svg(width, height, "Score of each trial against minutes", parts)
+
+
+def importance(shares: dict[str, float], scored: int) -> str:
+    """Return a bar for each key's share of importance (0 to 1)."""
     hint = (
-        "One dot for each trial, with its number; the line is the best score so far. Orange: the best trial. Black: "
-        "the recipe itself."
+        f"Share of each key in what sets the better half apart (Optuna's PED-ANOVA), from {counted(scored, 'trial')}."
     )
-    return paragraph(hint, "hint") + _svg(width, height, "Score of each trial against minutes", parts)
+    return paragraph(hint, "hint") + _both(lambda width: _importance(shares, width))
 
 
-def importance(shares: dict[str, float] | None, scored: int) -> str:
-    """Return a bar for each key's share of importance (0 to 1); a sentence where it is not known."""
-    if shares is None:
-        return paragraph("Too few trials to say: four with different scores are needed.")
+def _importance(shares: dict[str, float], width: int) -> str:
+    parts, most = [], width - 60
     ordered = sorted(shares.items(), key=lambda item: -item[1])
-    parts = []
     for row, (name, share) in enumerate(ordered):
-        y = 10 + 34 * row
-        parts.append(_text(250, y + 17, name, anchor="end"))
-        parts.append(f'<rect x="260" y="{y}" width="{max(1.0, 500 * share):.1f}" height="24" rx="3" fill="var(--g0)"/>')
-        parts.append(_text(268 + 500 * share, y + 17, f"{share:.0%}"))
-    hint = f"Share of each key in what sets the better half apart (Optuna's PED-ANOVA), from {counted(scored, 'trial')}"
-    hint += ": so few point at best." if scored < 30 else "."
-    return paragraph(hint, "hint") + _svg(860, 20 + 34 * len(ordered), "Importance of each key", parts)
+        y = 52 * row
+        parts.append(_text(0, y + 16, name))
+        parts.append(
+            f'<rect x="0" y="{y + 22}" width="{max(1.0, most * share):.1f}" height="20" rx="3" fill="var(--g0)"/>'
+        )
+        parts.append(_text(8 + most * share, y + 37, f"{share:.0%}"))
+    return _svg(width, 52 * len(ordered), "Importance of each key", parts)
+
+
+def _both(draw: Callable[[int], str]) -> str:
+    return "".join(
+        f'<div class="scroll chart {name}" tabindex="0">{draw(width)}</div>'
+        for name, width in (("wide", WIDE), ("narrow", NARROW))
+    )
 
 
 def _axis(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
@@ -145,9 +200,9 @@ def _line(trial: dict[str, Any], best: int, trials: list[dict[str, Any]]) -> str
     return f'fill="none" stroke="var(--g0)" stroke-width="2.5" stroke-opacity="{strength:.2f}"'
 
 
-def _hover(trial: dict[str, Any]) -> str:
+def _hover(trial: dict[str, Any], unit: Unit) -> str:
     values = ", ".join(f"{key} {shown(value)}" for key, value in trial["point"].items())
-    text = f"trial {trial['number']}: {trial['value']:.3f}; {values}"
+    text = f"trial {trial['number']}: {unit.shown(trial['value'])}; {values}"
     return f"<title>{html.escape(text)}</title>"
 
 
@@ -181,6 +236,6 @@ def _text(
 
 def _svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:
     return (
-        f'<div class="scroll"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{html.escape(label)}" font-family="inherit">{"".join(parts)}</svg></div>'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{html.escape(label)}" font-family="inherit">{"".join(parts)}</svg>'
     )

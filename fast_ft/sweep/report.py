@@ -1,4 +1,4 @@
-"""The page of a sweep: what was found, every trial, three drawings; one HTML file that asks no network for anything."""
+"""The page of a sweep: what was found, every trial, its drawings; one HTML file that asks no network for anything."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft.common import atomic_files
+from fast_ft.common.errors import InputError
 from fast_ft.judge import statistics
+from fast_ft.report import result
 from fast_ft.report.html import bullets, page, paragraph
+from fast_ft.run import artifacts
 from fast_ft.sweep import plots
+from fast_ft.sweep.score_unit import Unit, unit_of
 
-NOTICE = (
-    "This page holds settings and scores, and leads to reports that hold training rows and predictions. The "
-    "homework forbids to share those."
-)
+ABOUT = "This page holds settings and scores, and leads to reports that hold training rows and predictions."
+WARNING = f"{ABOUT} The homework forbids to share those."
+ENOUGH = 20  #: scored trials from which the keys' importance is shown; of fewer it is chance
 _STATES = {"finished": "", "stopped early": "stopped early", "no result": "came to nothing", "not begun": "not begun"}
 
 
@@ -27,36 +30,49 @@ def write(root: Path) -> Path:
     trials = [t for t in sweep["trials"] if t["state"] in _STATES and not t.get("repeats")]
     scored = [t for t in trials if t["value"] is not None]
     keys = list(sweep["recipe"]["search"]["space"])
-    best = sweep["best"]["number"]
+    best, unit = sweep["best"]["number"], unit_of(sweep["recipe"])
     drawn = _by_order(scored, best)
     sections = [
-        ("found", "What was found", _found(sweep, trials, scored)),
-        ("trials", "Trials", _table(root, sweep, trials, keys)),
-        ("values", "Values and scores", plots.parallel(drawn, keys, best)),
-        ("importance", "What mattered", plots.importance(sweep.get("importances"), len(scored))),
-        ("time", "Score against minutes", plots.over_time(scored, best)),
+        ("found", "What was found", _found(root, sweep, trials, scored, unit)),
+        ("trials", "Trials", _table(root, sweep, trials, keys, unit)),
+        ("values", "Values and scores", plots.parallel(drawn, keys, best, unit)),
+        ("time", "Score against minutes", plots.over_time(drawn, best, unit)),
     ]
+    if sweep.get("importances") and len(scored) >= ENOUGH:
+        sections.append(("importance", "What mattered", plots.importance(sweep["importances"], len(scored))))
     target = root / "report.html"
     title = f"Sweep of {Path(sweep['recipe_file']).stem} · fast_ft"
-    atomic_files.write_text(target, page(title, NOTICE, sections, {}, {}))
+    warning = WARNING if sweep["recipe"].get("rules") else ""
+    atomic_files.write_text(target, page(title, ABOUT, sections, {}, {}, warning))
     return target
 
 
-def _found(sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dict[str, Any]]) -> str:
+def _found(
+    root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dict[str, Any]], unit: Unit
+) -> str:
     hours, minutes = sweep.get("hours"), sweep["seconds"] / 60
     allowed = f" of {60 * hours:.1f}" if hours else ""
     figures = [
-        ("trials scored", str(len(scored))),
-        ("stopped early", str(sum(t["state"] == "stopped early" for t in trials))),
-        ("minutes used", f"{minutes:.1f}{allowed}"),
-        ("best, validation", f"{sweep['best']['value']:.3f}"),
+        ("best, validation prompts", unit.shown(sweep["best"]["value"])),
     ]
     own = next((t for t in scored if t["number"] == 0), None)
     if own is not None:
-        figures.append(("the recipe itself", f"{own['value']:.3f}"))
+        figures.append(("the recipe itself", unit.shown(own["value"])))
+    tested = _tested(root)
+    if tested is not None:
+        figures.insert(1, ("best, test prompts", result.shown(tested, tested.mean)))
+    figures += [
+        ("trials scored", str(len(scored))),
+        ("stopped early", str(sum(t["state"] == "stopped early" for t in trials))),
+        ("minutes used", f"{minutes:.1f}{allowed}"),
+    ]
     cells = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in figures)
     held, equal = ([t["number"] for t in scored if t["proof"][where]] for where in ("in_validation", "in_test"))
     facts = [
+        f"Score: {unit.text}.",
+        f"On the test prompts, with the best recipe: {result.interval(tested, tested)}. {result.measure(tested)}"
+        if tested is not None
+        else "The best recipe's answers to the test set have no score: the recipe has no judge for them.",
         f"{sweep['ended'].capitalize()}.",
         f"Every trial answered the same {len(sweep['validation']['prompts'])} validation prompts, drawn from the "
         "training rows before any selection; sweep.json has the digests.",
@@ -64,17 +80,31 @@ def _found(sweep: dict[str, Any], trials: list[dict[str, Any]], scored: list[dic
         f"test prompts: {_listed(equal)}; the sweep takes no row out because of the test set.",
         "best.yaml is the best recipe, every value filled in; best/ has its adapter and its answers to the test set.",
     ]  # fmt: skip
+    if len(scored) < ENOUGH:
+        facts.append(
+            f"Which keys mattered is not shown: {len(scored)} scored trials are too few to tell ({ENOUGH} are enough)."
+        )
     link = ""
     if (sweep["best"].get("run")) and sweep["best"]["run"]:
         link = '<p><a href="best/report.html">Report of the best recipe</a>, <a href="best.yaml">best.yaml</a></p>'
     return f'{paragraph(sweep["best"]["sentence"], "lead")}<dl class="figures">{cells}</dl>{bullets(facts)}{link}'
 
 
+def _tested(root: Path) -> artifacts.Scores | None:
+    """Return the scores of the best recipe's answers to the test set; None where nothing judged them."""
+    path = root / "best" / "scores.json"
+    try:
+        found = artifacts.read_scores(path) if path.is_file() else None
+    except InputError:
+        return None
+    return found if found is not None and found.mean is not None else None
+
+
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers)) or "none"
 
 
-def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys: Sequence[str]) -> str:
+def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys: Sequence[str], unit: Unit) -> str:
     own = next((t["scores"] for t in trials if t["number"] == 0 and t["value"] is not None), None)
     seed = sweep["recipe"]["seed"]
     rows = []
@@ -88,27 +118,35 @@ def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys
         cell = html.escape(name)
         if folder and (Path(folder) / "report.html").is_file():
             cell = f'<a href="{html.escape(os.path.relpath(Path(folder) / "report.html", root))}">{cell}</a>'
-        result = _STATES[trial["state"]] or f"{trial['value']:.3f}"
+        said = _STATES[trial["state"]] or unit.shown(trial["value"])
         if trial["state"] == "stopped early":
-            result = f"stopped at {trial['so_far']:.3f}"
+            said = f"stopped at {unit.shown(trial['so_far'])}"
         difference = ""
         if own is not None and trial["value"] is not None and trial["number"] != 0:
             found = statistics.compare(trial["scores"], own, seed, "the recipe")
             if found["low"] is not None:
-                difference = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})".replace(
-                    " ", "\u00a0"
-                )
+                difference, low, high = (unit.difference(found[key]) for key in ("difference", "low", "high"))
+                difference = f"{difference} ({low} to {high})".replace(" ", "\u00a0")
         minutes = trial.get("seconds", {}).get("all")
         priced = trial.get("priced")
         remark = trial.get("reason", "") if trial["state"] == "no result" else ""
         remark = "trained before" if trial.get("trained_in") else remark
-        cells = [*(plots.shown(trial["point"].get(key)) for key in keys), result, difference,
+        cells = [*(plots.shown(trial["point"].get(key)) for key in keys), said, difference,
                  "" if priced is None else f"{priced / 60:.1f}", "" if minutes is None else f"{minutes / 60:.1f}",
                  remark]  # fmt: skip
         rows.append(f'<tr><th scope="row">{cell}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
-    head = ["trial", *keys, "score", "more than the recipe (95 %)", "priced, min", "took, min", ""]
+    head = [
+        "trial",
+        *keys,
+        "score",
+        f"more than the recipe{', points' if unit.percent else ''} (95 % interval)",
+        "priced, min",
+        "took, min",
+        "",
+    ]
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    inner = f'<table class="stick"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{inner}</div>'
 
 
 def _by_order(trials: list[dict[str, Any]], best: int) -> list[dict[str, Any]]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import yaml
 
 from fast_ft.data.dataset import load_pool
 from fast_ft.data.prepare import prepare
 from fast_ft.data.selection import select
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Data, Select
-from fast_ft.report.data_map import points
+from fast_ft.report.data_map import Group, points
+from fast_ft.report.explorer import answer, explore_page
 from fast_ft.report.html import page
-from fast_ft.report.write import explore_page, write_comparison, write_report
+from fast_ft.report.server import make_server
+from fast_ft.report.watch import watch_page, watcher
+from fast_ft.report.write import write_comparison, write_report
 from tests.helpers.parts import REAL, needs_real_data
 from tests.helpers.report_pages import EVIL, Browser, big_pool, chromium, made_run, recipe_file, training_rows
 
@@ -26,6 +31,7 @@ pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium with chromedriver here (apt-get install chromium chromium-driver)"
 )
 
+SERVED: list[str] = []  # addresses of pages that a test serves itself
 TEXTS = [f"{word} number {i}" for i, word in enumerate(["apple", "pear", "plum", "fig", "quince", "cherry"] * 4)]
 
 
@@ -42,7 +48,8 @@ def nothing_leaves_and_nothing_complains(browser: Browser) -> Iterator[None]:
     yield
     console, asked = browser.logs()
     assert console == []
-    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+    own = ("file:", "data:", "blob:", "about:", *SERVED)  # a page from this machine's server asks that server
+    assert [url for url in asked if not url.startswith(own)] == []
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +61,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with 52,002 rows."""
-    found = points(big_pool(52_002), [("easy", range(0, 5000, 100)), ("all", range(50, 5000, 100))])
+    taken = range(0, 5000, 50)
+    found = points(big_pool(52_002), [Group("taken", taken)])
     path = tmp_path_factory.mktemp("big") / "big.html"
-    content = {"map": found.facts, "explore": {"select": Select(take=100).model_dump(mode="json"), "limit": None}}
-    sections = [("choose", "Choose", '<div id="explorer"></div>'), ("map", "Map", '<div id="data-map"></div>')]
+    select = Select(take=100, deduplicate="none").model_dump(mode="json")
+    content = {"map": found.facts, "explore": {"select": select, "taken": [*taken], "limit": None}}
+    names = {"map": "data-map", "take": "take-view", "choose": "explorer", "chosen": "chosen-view"}
+    sections = [(name, name.title(), f'<div id="{id_}"></div>') for name, id_ in names.items()]
     path.write_text(page("big", "rows", sections, content, found.blocks), encoding="utf-8")
     return path
 
@@ -253,6 +263,8 @@ def test_the_outline_and_names_that_a_screen_reader_needs(browser: Browser, repo
             assert node.get("name", {}).get("value"), node
     browser.command("Accessibility.disable")
     assert browser.js("return document.documentElement.lang") == "en"
+    assert browser.js("const ids = [...document.querySelectorAll('[id]')].map((n) => n.id);"
+                      "return ids.length - new Set(ids).size") == 0  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [390, 1440])
@@ -266,7 +278,7 @@ def test_nothing_is_wider_than_the_window(browser: Browser, report: str, width: 
 
 
 def test_52_002_rows_load_in_3_s_and_answer_a_hover_in_100_ms(browser: Browser, big: Path) -> None:
-    assert big.stat().st_size < 15e6
+    assert big.stat().st_size < 6e6  # a phone loads it
     seconds = min(browser.open(big.as_uri()) for _ in range(2))  # of two: this machine is shared
     x, y = place(browser, 2500)
     browser.js("""window.waits = []; const m = fastFt.map, point = m.point.bind(m);
@@ -330,15 +342,14 @@ def test_the_page_takes_the_rows_that_a_run_takes(
     if browser.driver.current_url != address:
         browser.open(address)
     taken = browser.js(
-        """const e = fastFt.explorer; e.select = arguments[0]; e.reset(); return e.taken""",
+        """const e = fastFt.explorer; e.select = arguments[0]; e.own = []; e.reset();
+        e.start = null; e.update(); return e.taken""",
         section.model_dump(mode="json"),
     )
     assert taken == expected
 
 
 def test_the_yaml_can_be_pasted(browser: Browser, explorer: tuple[str, Path]) -> None:
-    import yaml
-
     browser.open(explorer[0])
     before = yaml.safe_load(browser.js("return document.querySelector('#yaml').textContent"))["select"]
     assert Select(**before) == Select(where={"score": ">= 2"}, rank_by={"score": 1.0, "response_words": 0.5}, take=20)
@@ -353,6 +364,185 @@ def test_the_yaml_can_be_pasted(browser: Browser, explorer: tuple[str, Path]) ->
     pool = load_pool(Data(train=str(explorer[1])))
     expected = select(pool, after.model_copy(update={"deduplicate": "none"}), seed=1, limit=None).indices
     assert browser.js("return fastFt.explorer.taken") == expected
+
+
+def served(content: str, answered: Any) -> Iterator[str]:
+    """Serve a page on this machine's loopback, and yield its address."""
+    server, address = make_server(content, answered)
+    Thread(target=server.serve_forever, daemon=True).start()
+    SERVED.append(address)
+    yield address
+    server.shutdown()
+    server.server_close()
+
+
+def repeating(count: int) -> list[dict[str, Any]]:
+    """Rows of which every third is nearly the row before it."""
+    rows = training_rows(count)
+    for before, row in zip(rows[1::3], rows[2::3], strict=False):
+        row["conversations"] = [dict(turn) for turn in before["conversations"]]
+        row["conversations"][0]["value"] += "!"
+        row["score"] = 5.0
+    return rows
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A recipe that leaves out near-duplicates of which there are many, and its rows."""
+    where = {"score": ">= 2", "response_words": ">= 4"}
+    section = {"where": where, "rank_by": {"score": 1.0}, "take": 40, "deduplicate": "near"}
+    loaded = loader.load_recipe(recipe_file(tmp_path_factory.mktemp("near"), repeating(300), select=section), [])
+    return loaded, prepare(loaded)
+
+
+def change(browser: Browser, name: str, value: str) -> None:
+    """Type into a metric's field."""
+    browser.js("""const field = document.querySelector(`[aria-label="${arguments[0]}, as a number"]`);
+        field.value = arguments[1]; field.dispatchEvent(new Event("input"))""", name, value)  # fmt: skip
+
+
+def test_a_file_shows_the_rows_that_the_recipe_takes_and_says_what_it_cannot_know(
+    browser: Browser, near: tuple[Any, Any], tmp_path: Path
+) -> None:
+    loaded, prepared = near
+    (tmp_path / "map.html").write_text(explore_page(loaded, prepared), encoding="utf-8")
+    browser.open((tmp_path / "map.html").as_uri())
+    taken = prepared.selection.indices
+    assert browser.js("return fastFt.explorer.taken") == taken and len(taken) == 40
+    assert browser.js("return fastFt.map.members") == sorted(taken)
+    says = "document.querySelector('#exactness').textContent"
+    assert "a run of this recipe takes" in browser.js(f"return {says}")
+    change(browser, "at least response words", "6")
+    browser.wait(f"{says}.includes('About these rows')")
+    assert "leaves out near-duplicates" in browser.js(f"return {says}")
+    browser.js("fastFt.explorer.reset()")
+    assert browser.js("return fastFt.explorer.taken") == taken
+
+
+def test_a_served_page_takes_what_select_takes_near_duplicates_and_random_draws_too(
+    browser: Browser, near: tuple[Any, Any]
+) -> None:
+    loaded, prepared = near
+    for address in served(explore_page(loaded, prepared, live=True), answer(loaded, prepared)):
+        browser.open(address)
+        change(browser, "at least response words", "6")
+        change(browser, "weight of response words", "0.5")
+        browser.wait("document.querySelector('#exactness').textContent.includes('a run with these settings')")
+        shown = yaml.safe_load(browser.js("return document.querySelector('#yaml').textContent"))["select"]
+        pool = load_pool(loaded.data)
+        expected = select(pool, Select(**shown), seed=loaded.seed, limit=None).indices
+        assert browser.js("return fastFt.explorer.taken") == expected
+        plain = select(pool, Select(**{**shown, "deduplicate": "none"}), seed=loaded.seed, limit=None).indices
+        assert expected != plain  # duplicates were there to be left out
+        browser.js("fastFt.explorer.select.method = 'random'; fastFt.explorer.update()")
+        browser.wait("document.querySelector('#exactness').textContent.includes('a run with these settings')")
+        random = Select(**{**shown, "method": "random"})
+        drawn = select(pool, random, seed=loaded.seed, limit=None).indices
+        assert browser.js("return fastFt.explorer.taken") == drawn != expected
+        change(browser, "at least response words", "5000")
+        browser.wait("document.querySelector('#exactness').textContent.includes('leaves no row')")
+        assert browser.js("return fastFt.explorer.taken") == []
+
+
+def test_the_rows_taken_are_listed_with_their_prompts_best_rank_first(
+    browser: Browser, explorer: tuple[str, Path]
+) -> None:
+    browser.open(explorer[0])
+    browser.wait("[...document.querySelectorAll('.chosen .line')].every((n) => n.textContent !== '…')")
+    listed = browser.js("return [...document.querySelectorAll('.chosen .line')].map((n) => [n.title, n.textContent])")
+    rows = load_pool(Data(train=str(explorer[1]))).table.to_pylist()
+    taken = browser.js("return fastFt.explorer.taken")
+    assert listed == [[rows[i]["id"], rows[i]["prompt"]] for i in taken] and len(taken) == 20
+    browser.js("document.querySelector('.chosen button').click()")
+    browser.wait("document.querySelector('dialog').open")
+    assert rows[taken[0]]["id"] in browser.js("return document.querySelector('#row-title').textContent")
+
+
+def test_the_explorer_marks_spread_scores_and_has_a_colour_for_each_kind_of_row(
+    browser: Browser, explorer: tuple[str, Path]
+) -> None:
+    for dark in (False, True):
+        browser.open(explorer[0], dark=dark)
+        assert browser.js("return fastFt.map.axisY.text") == "score (equal values spread)"
+        shown = browser.js("""return [...document.querySelectorAll("#data-map .key canvas")].map((canvas) =>
+            [...canvas.getContext("2d").getImageData(8, 8, 1, 1).data])""")
+        assert len(shown) == 3 and all(each[3] == 255 for each in shown)
+        ground = browser.js("return css('--card')")
+        marks = [tuple(each[:3]) for each in shown]
+        assert len(set(marks)) == 3 and all(contrast(mark, ground) >= 3 for mark in marks)
+        for one, other in combinations(marks, 2):
+            assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 90
+
+
+def contrast(colour: tuple[int, ...], ground: str) -> float:
+    """WCAG's contrast of a colour and a ground such as #1b2027."""
+
+    def luminance(parts: tuple[int, ...]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in parts)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    both = luminance(colour), luminance(tuple(int(ground[i : i + 2], 16) for i in (1, 3, 5)))
+    return (max(both) + 0.05) / (min(both) + 0.05)
+
+
+def test_on_a_phone_the_map_comes_first_and_nothing_is_wider(browser: Browser, explorer: tuple[str, Path]) -> None:
+    for width in (390, 1440):
+        browser.open(explorer[0], width, 844)
+        assert browser.js("return document.documentElement.scrollWidth") <= width
+        tops = browser.js("""const top = (id) => document.querySelector(id).getBoundingClientRect().top;
+            return ["#map", "#wanted", "#choose", "#chosen"].map(top)""")
+        assert (tops == sorted(tops)) == (width == 390)
+        beside = browser.js("""const box = (id) => document.querySelector(id).getBoundingClientRect();
+            return box("#yaml").top < box("#take").bottom && box("#yaml").left > box("#take").right""")
+        assert beside == (width == 1440)
+
+
+def test_a_comparison_has_all_answers_in_one_row_and_no_overflow(browser: Browser, tmp_path: Path) -> None:
+    runs = []
+    for number in range(3):
+        recipe = recipe_file(
+            tmp_path, training_rows(60), output_dir=str(tmp_path / f"run{number}"), lora={"r": 4 + number}
+        )
+        runs.append(made_run(recipe, TEXTS, better=0.2 + 0.1 * number)[0])
+    address = write_comparison(runs, tmp_path / "all.html").as_uri()
+    for width, dark in ((1440, False), (390, True)):
+        browser.open(address, width, 844, dark)
+        assert browser.js("return document.documentElement.scrollWidth") <= width
+        tops = browser.js(
+            "return [...document.querySelectorAll('.columns .answer')].map((n) => n.getBoundingClientRect().top)"
+        )
+        assert len(tops) == 4 and (len(set(tops)) == 1) == (width == 1440)
+        colours = browser.js("""const shown = (n) => getComputedStyle(n, n.matches(".run") ? "::before" : null);
+            const marks = [...document.querySelectorAll("#runs .big .run, .answer h4.run")];
+            return marks.map((n) => shown(n).backgroundColor)""")
+        assert colours[:3] == colours[3:] and len(set(colours)) == 3
+        key = browser.js("return document.querySelector('#curves .key').textContent")
+        assert all(f"run{number}" in key for number in range(3))
+    assert browser.js("return document.querySelectorAll('.u-legend').length") == 0
+
+
+def test_the_explorer_has_no_two_parts_of_one_name(browser: Browser, explorer: tuple[str, Path]) -> None:
+    browser.open(explorer[0])
+    ids = browser.js("return [...document.querySelectorAll('[id]')].map((n) => n.id)")
+    assert len(ids) == len(set(ids))
+    levels = browser.js("return [...document.querySelectorAll('main h2')].map((n) => n.textContent)")
+    assert levels == ["The data map", "Rows to take", "Limits and weights", "The rows taken"]
+
+
+def test_watch_shows_a_run_as_it_goes_on(browser: Browser, tmp_path: Path) -> None:
+    folder, _ = made_run(recipe_file(tmp_path, training_rows(60)), ["a", "b"])
+    lines = folder.log.read_text(encoding="utf-8").splitlines(keepends=True)
+    folder.update(phases={})
+    folder.log.write_text("".join(lines[:15]), encoding="utf-8")
+    page_of_run = watch_page(folder)
+    for address in served(page_of_run, watcher(folder)):
+        browser.open(address, 390, 844)
+        text = browser.js("return document.querySelector('#watch').innerText")
+        assert "15 of 50" in text and "GPU memory" in text and "training time left" in text
+        folder.log.write_text("".join(lines[:30]), encoding="utf-8")
+        browser.wait("document.querySelector('.figures').innerText.includes('30 of 50')")
+        assert browser.js("return fastFt.curves.charts[0].plot.data[0].length") == 30
+        assert browser.js("return document.documentElement.scrollWidth") <= 390
 
 
 @needs_real_data

@@ -119,12 +119,12 @@ class Answers {
   card(prompt, heading) {
     const turns = prompt.turns.map(([role, text]) => el("p", { class: "text" }, prompt.turns.length > 1 ? `${role}: ${text}` : text));
     return [el("blockquote", { class: "prompt-text" }, ...turns),
-      el("div", { class: "columns" }, ...this.content.columns.map((column, i) => this.answer(column, prompt.cells[i], heading)))];
+      el("div", { class: "columns scroll", tabindex: "0" }, ...this.content.columns.map((column, i) => this.answer(column, prompt.cells[i], heading)))];
   }
 
   answer(column, cell, heading) {
-    const box = el("article", { class: "answer " + column.kind });
-    const title = el(heading, {}, column.name);
+    const box = el("article", { class: `answer ${column.kind}${column.colour == null ? "" : ` g${column.colour % 6}`}` });
+    const title = el(heading, column.colour == null ? {} : { class: `run g${column.colour % 6}` }, column.name);
     box.append(title);
     if (!cell) {
       box.append(el("p", { class: "empty" }, column.kind === "base" ? "Not asked of the base model." : "There is none."));

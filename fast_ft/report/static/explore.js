@@ -1,5 +1,7 @@
 "use strict";
-// Sliders for select.where, rank_by and take. `choose` does what selection.py does, but for duplicates and random draws.
+// Sliders for select.where, rank_by and take, and the rows that are taken. The recipe's own rows are those that
+// data/selection.py took. For other settings a page that comes from `data --explore` asks the program; a page in a file
+// works them out by `choose`, which knows no duplicates and no random draws, and then the page says so.
 
 /** Read a recipe's condition: {low, high, lowOpen, highOpen}; open ends exclude their value. True is 1, false 0. */
 function readCondition(condition) {
@@ -19,9 +21,9 @@ function writeCondition(name, { low, high, lowOpen, highOpen }) {
   const below = high === Infinity, above = low === -Infinity;
   if (below && above) return null;
   if (name === "ends_cleanly") return low === high ? String(low === 1) : null;
-  if (below) return `"${lowOpen ? ">" : ">="} ${low}"`;
-  if (above) return `"${highOpen ? "<" : "<="} ${high}"`;
-  return low === high ? `"== ${low}"` : `"${low}..${high}"`;
+  if (below) return `${lowOpen ? ">" : ">="} ${low}`;
+  if (above) return `${highOpen ? "<" : "<="} ${high}`;
+  return low === high ? `== ${low}` : `${low}..${high}`;
 }
 
 /** Which rows pass `where`: 1 or 0 for each; a missing value never passes, nor an empty response. */
@@ -83,21 +85,37 @@ function choose(rows, { where, rank_by, take, method }) {
   return { passes, taken, left: n };
 }
 
+const LISTED = 100; // taken rows in the list, before a button shows more
+
 class Explorer {
-  constructor(root, rows, map, { select, limit }) {
-    Object.assign(this, { rows, map, select, limit });
-    this.recipe = new Set(map.members); // what the recipe takes, duplicates left out
-    this.reset(false);
+  constructor(root, rows, view, { select, taken, limit, quotas }, live) {
+    Object.assign(this, { rows, map: view.map, view, select, limit, quotas, live, own: taken, shown: LISTED, asked: 0 });
     this.build(root);
+    this.reset();
+  }
+
+  reset() {
+    const names = Object.keys(this.rows.columns);
+    this.where = Object.fromEntries(names.map((name) => [name, readCondition(this.select.where[name] ?? "")]));
+    this.rank_by = Object.fromEntries(names.map((name) => [name, this.select.rank_by[name] ?? 0]));
+    this.take = this.select.take;
+    this.start = this.setting();
+    this.fill();
     this.update();
   }
 
-  reset(again = true) {
-    this.where = Object.fromEntries(Object.keys(this.rows.columns).map((name) => [name, readCondition(this.select.where[name] ?? "")]));
-    this.rank_by = Object.fromEntries(Object.keys(this.rows.columns).map((name) => [name, this.select.rank_by[name] ?? 0]));
-    this.take = this.select.take;
-    if (again) { this.fill(); this.update(); }
+  /** The select section as it is now, as a recipe would have it. Keys that the page shows no slider for stay. */
+  section() {
+    const shown = (name) => name in this.rows.columns, kept = (record) => Object.fromEntries(Object.entries(record).filter(([name]) => !shown(name)));
+    const where = Object.entries(this.where).map(([name, condition]) => [name, writeCondition(name, condition)]).filter(([, text]) => text != null);
+    const ranks = Object.entries(this.rank_by).filter(([, weight]) => weight);
+    return {
+      ...this.select, where: { ...kept(this.select.where), ...Object.fromEntries(where) },
+      rank_by: { ...kept(this.select.rank_by), ...Object.fromEntries(ranks) }, take: this.take,
+    };
   }
+
+  setting() { return JSON.stringify([this.where, this.rank_by, this.take], (_, v) => (Number.isFinite(v) || typeof v !== "number" ? v : String(v))); }
 
   /** Slider positions are places among a metric's values, so that each step moves about as many rows. */
   stops(name) {
@@ -113,20 +131,20 @@ class Explorer {
     const cards = Object.keys(this.rows.columns).map((name) => (name === "ends_cleanly" ? this.truth(name) : this.range(name)));
     this.takeField = el("input", { type: "number", min: "1", id: "take", value: this.take ?? "", input: () => { this.take = this.takeField.value ? Math.max(1, Math.floor(Number(this.takeField.value))) : null; this.later(); } });
     this.says = el("strong", { role: "status", id: "outcome" });
-    this.differs = el("span", { class: "soft" });
+    this.differs = el("p", { class: "soft" });
+    this.by = el("p", { class: "soft", id: "exactness" });
     this.yaml = el("pre", { id: "yaml", tabindex: "0", "aria-label": "The recipe's select section" });
     const copy = el("button", { type: "button", click: async () => {
       try { await navigator.clipboard.writeText(this.yaml.textContent); announce("Copied"); copy.textContent = "Copied"; } catch { getSelection().selectAllChildren(this.yaml); }
       setTimeout(() => { copy.textContent = "Copy"; }, 1500);
     } }, "Copy");
-    const dedupe = this.select.deduplicate === "none" ? "" : ` A run also leaves out ${this.select.deduplicate === "near" ? "near-duplicates" : "duplicates"} and fills up with the next rows; this page does not.`;
-    const drawn = this.select.method === "random" ? " The recipe draws at random; shown are the first ranks." : "";
-    root.append(
-      el("p", { class: "hint" }, `Move a limit or a weight and see at once which rows would be taken: the same as a run by where, rank_by, method and take.${dedupe}${drawn}`),
-      el("div", { class: "chooser" }, ...cards),
-      el("div", { class: "outcome" }, el("label", {}, "take ", this.takeField), this.says, this.differs),
-      el("h3", {}, "For the recipe"), this.yaml,
-      el("div", { class: "controls" }, copy, el("button", { type: "button", click: () => this.reset() }, "Back to the recipe")));
+    $("#take-view").append(el("div", { class: "outcome" },
+      el("div", {}, el("p", {}, el("label", {}, "take ", this.takeField), " ", this.says), this.differs, this.by),
+      el("div", {}, this.yaml, el("div", { class: "controls" }, copy, el("button", { type: "button", click: () => this.reset() }, "Back to the recipe")))));
+    root.append(el("p", { class: "hint" }, "Move a limit or a weight: the map and the list show which rows would be taken."), el("div", { class: "chooser" }, ...cards));
+    this.list = el("ol", { class: "chosen", "aria-label": "Rows taken, best rank first" });
+    this.more = el("button", { type: "button", hidden: true, click: () => { this.shown += 400; this.show(); } }, "Show more");
+    $("#chosen-view").append(this.list, this.more);
   }
 
   /** A metric's card: least, most, weight. */
@@ -194,25 +212,80 @@ class Explorer {
   }
 
   update() {
-    if (!this.filled) { this.filled = true; this.fill(); }
-    const { passes, taken, left } = choose(this.rows, { where: this.where, rank_by: this.rank_by, take: this.take, method: this.select.method });
+    const own = this.setting() === this.start;
+    const found = choose(this.rows, { where: this.where, rank_by: this.rank_by, take: this.take, method: this.select.method });
+    const whole = Object.keys({ ...this.select.where, ...this.select.rank_by }).every((name) => name in this.rows.columns);
+    const exact = whole && !this.quotas && this.select.deduplicate === "none" && this.select.method !== "random";
+    this.passes = found.passes;
+    this.yaml.textContent = this.text();
+    if (own) this.settle(this.own, "These are the rows that a run of this recipe takes.");
+    else if (exact) this.settle(found.taken, "These are the rows that a run with these settings takes.");
+    else if (this.live) { this.settle(found.taken, "Asking the program …"); this.question(); } else this.settle(found.taken, this.warning(whole));
+    if (own || exact) this.asked++; // an answer that is still on its way is no longer wanted
+  }
+
+  /** What a page in a file cannot know of other settings. */
+  warning(whole) {
+    const unknown = [
+      this.select.deduplicate === "none" ? "" : `leaves out ${this.select.deduplicate === "near" ? "near-duplicates" : "duplicates"} and fills up with the next rows`,
+      this.select.method === "random" ? "draws at random" : "", whole ? "" : "uses metrics that this page does not hold",
+      this.quotas ? "takes no more rows of a file than the recipe allows" : "",
+    ].filter(Boolean).join(", ");
+    return `About these rows: a run also ${unknown}, which this file cannot. \`data RECIPE --explore\` without --output shows the exact rows.`;
+  }
+
+  /** Ask the program which rows `select` takes; only the last question's answer counts. */
+  question() {
+    const number = ++this.asked;
+    clearTimeout(this.wait);
+    this.wait = setTimeout(async () => {
+      let found;
+      try { found = await ask(this.section()); } catch (error) { found = { problem: `The program no longer answers (${error.message}). Run \`data --explore\` again.` }; }
+      if (number !== this.asked) return;
+      if (found.problem) this.settle([], found.problem);
+      else this.settle(found.taken, "These are the rows that a run with these settings takes.");
+    }, 120);
+  }
+
+  /** Show these rows as taken; says: how sure that is. */
+  settle(taken, says) {
     this.taken = taken;
-    const groups = new Uint8Array(this.rows.length).fill(NO_GROUP);
+    const groups = new Uint8Array(this.rows.length).fill(NO_GROUP), own = new Set(this.own);
     for (const i of taken) groups[i] = 0;
-    this.map.passes = passes;
-    this.map.setGroups(groups, ["would be taken"]);
+    this.map.passes = this.passes;
+    this.map.setGroups(groups, [{ name: "taken", colour: 0 }]);
     if (this.map.plot) { this.map.plot.redraw(false, false); this.map.drawKey(); }
-    const same = taken.reduce((n, i) => n + this.recipe.has(i), 0);
+    const same = taken.reduce((n, i) => n + own.has(i), 0), left = this.passes.reduce((n, p) => n + p, 0);
     this.says.textContent = `${count(taken.length, "row")} of ${left.toLocaleString("en")} that pass`;
     const over = this.limit && taken.length > this.limit ? ` data.max_train_rows allows ${this.limit}.` : "";
-    this.differs.textContent = `${same.toLocaleString("en")} of them are among the ${this.recipe.size.toLocaleString("en")} that the recipe takes as it stands.${over}`;
-    this.yaml.textContent = this.text();
+    this.differs.textContent = `${same.toLocaleString("en")} of them are among the ${own.size.toLocaleString("en")} that the recipe takes.${over}`;
+    this.by.textContent = says;
+    this.show();
+  }
+
+  /** List the taken rows, best rank first, with their prompts, which are unpacked one block after the other. */
+  async show() {
+    const taken = this.taken, shown = taken.slice(0, this.shown), names = ["score", ...Object.keys(this.rank_by).filter((name) => this.rank_by[name] && name !== "score")].filter((name) => name in this.rows.columns);
+    const places = shown.map((i) => {
+      const line = el("span", { class: "line" }, "…"), facts = names.map((name) => `${label(name)} ${this.rows.show(name, i)}`).join(", ");
+      return { i, line, item: el("li", {}, el("button", { type: "button", click: () => this.view.open(i) }, line, el("span", { class: "change" }, facts))) };
+    });
+    this.list.replaceChildren(...places.map((place) => place.item));
+    this.more.hidden = taken.length <= shown.length;
+    for (const { i, line } of places.sort((a, b) => a.i - b.i)) { // in file order: each block is unpacked once
+      const { id, prompt } = await this.rows.text(i);
+      if (this.taken !== taken) return;
+      line.textContent = plainPrompt(prompt).replace(/\s+/g, " ").slice(0, 200);
+      line.title = id;
+    }
   }
 
   text() {
-    const where = Object.entries(this.where).map(([name, condition]) => [name, writeCondition(name, condition)]).filter(([, text]) => text != null).map(([name, text]) => `${name}: ${text}`);
-    const ranks = Object.entries(this.rank_by).filter(([, weight]) => weight).map(([name, weight]) => `${name}: ${Number.isInteger(weight) ? weight + ".0" : weight}`);
-    const kept = this.select.deduplicate === "near" ? `\n  near_duplicate_similarity: ${this.select.near_duplicate_similarity}` : "";
-    return `select:\n  where: {${where.join(", ")}}\n  rank_by: {${ranks.join(", ")}}\n  method: ${this.select.method}\n  take: ${this.take ?? "null"}\n  deduplicate: ${this.select.deduplicate}${kept}\n`;
+    const { where, rank_by, take, method, deduplicate, near_duplicate_similarity } = this.section();
+    const say = (value) => (typeof value === "string" && !/^(true|false)$/.test(value) ? `"${value}"` : String(value));
+    const conditions = Object.entries(where).map(([name, value]) => `${name}: ${say(value)}`);
+    const ranks = Object.entries(rank_by).map(([name, weight]) => `${name}: ${Number.isInteger(weight) ? weight + ".0" : weight}`);
+    const near = deduplicate === "near" ? `\n  near_duplicate_similarity: ${near_duplicate_similarity}` : "";
+    return `select:\n  where: {${conditions.join(", ")}}\n  rank_by: {${ranks.join(", ")}}\n  method: ${method}\n  take: ${take ?? "null"}\n  deduplicate: ${deduplicate}${near}\n`;
   }
 }

@@ -12,6 +12,7 @@ const fastFt = { ready: false };
   const facts = await unpackJSON("facts");
   if ($("#curves") && facts.curves?.some((run) => run.step.length)) fastFt.curves = new Curves($("#curves"), facts.curves);
   if ($("#answer-view") && facts.answers?.prompts.length) fastFt.answers = new Answers($("#answer-view"), facts.answers);
+  if ($("#watch") && facts.watch) fastFt.watch = new Watch($("#watch"), facts.watch);
   const root = $("#data-map");
   if (root && facts.map) {
     const rows = await Rows.load(facts.map);
@@ -19,7 +20,7 @@ const fastFt = { ready: false };
     const view = new RowView(rows, map);
     root.append(rowTable(rows, map, (i) => view.open(i)));
     Object.assign(fastFt, { rows, map, view });
-    if (facts.explore) fastFt.explorer = new Explorer($("#explorer"), rows, map, facts.explore);
+    if (facts.explore) fastFt.explorer = new Explorer($("#explorer"), rows, view, facts.explore, facts.live);
   }
   fastFt.ready = true;
   fastFt.milliseconds = performance.now() - began;

@@ -6,10 +6,10 @@ const SHAPES = ["circle", "square", "triangle", "diamond", "circle", "square"];
 const NO_GROUP = 255;
 const REACH = 14; // pixels from the pointer to a point that still counts as hit
 
-/** Draw one group's mark around (x, y). */
-function mark(ctx, group, x, y, r) {
+/** Draw the mark that goes with a colour's number around (x, y). */
+function mark(ctx, number, x, y, r) {
   ctx.beginPath();
-  const shape = SHAPES[group % SHAPES.length];
+  const shape = number < 0 ? "diamond" : SHAPES[number % SHAPES.length];
   if (shape === "circle") ctx.arc(x, y, r, 0, 7);
   else if (shape === "square") ctx.rect(x - r * 0.9, y - r * 0.9, r * 1.8, r * 1.8);
   else if (shape === "triangle") { ctx.moveTo(x, y - r * 1.2); ctx.lineTo(x + r * 1.1, y + r * 0.8); ctx.lineTo(x - r * 1.1, y + r * 0.8); }
@@ -30,7 +30,7 @@ class DataMap {
     this.rows = rows;
     this.openRow = openRow;
     this.passes = null; // Uint8Array: rows that do not pass are drawn fainter
-    this.setGroups(rows.groupOf, rows.facts.groups.map((group) => group.name));
+    this.setGroups(rows.groupOf, rows.facts.groups);
     const names = Object.keys(rows.columns);
     this.x = names.includes("conversation_words") ? "conversation_words" : names[0];
     this.y = names.includes("score") ? "score" : names.find((name) => name !== this.x) ?? this.x;
@@ -58,9 +58,11 @@ class DataMap {
       this.plotRoot, this.key, this.caption);
   }
 
-  setGroups(groupOf, names) {
+  /** groups: {name, colour} by the numbers in groupOf. */
+  setGroups(groupOf, groups) {
     this.groupOf = groupOf;
-    this.groupNames = names;
+    this.groupNames = groups.map((group) => group.name);
+    this.colours = groups.map((group) => group.colour);
     this.members = [];
     for (let i = 0; i < groupOf.length; i++) if (groupOf[i] !== NO_GROUP) this.members.push(i);
   }
@@ -85,7 +87,7 @@ class DataMap {
       for (const v of out) { if (v < low) low = v; if (v > high) high = v; }
       if (!Number.isFinite(low)) { low = 0; high = 1; }
       const room = (high - low || 1) * 0.03;
-      return { out, log, levels: name === "ends_cleanly" || (levels && levels.length <= 12) ? levels : null, range: [low - room, high + room], name };
+      return { out, log, levels: name === "ends_cleanly" || (levels && levels.length <= 12) ? levels : null, range: [low - room, high + room], name, text: label(name) + (kind === "level" ? " (equal values spread)" : "") };
     };
     this.axisX = along(this.x, 1);
     this.axisY = along(this.y, 2);
@@ -105,7 +107,7 @@ class DataMap {
       : own.levels ? (u, _, low, high) => own.levels.filter((v) => v >= low && v <= high) : undefined;
     return {
       side, scale: side === 2 ? "x" : "y", stroke: ink, grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line") },
-      font: "12px system-ui, sans-serif", labelFont: "600 13px system-ui, sans-serif", label: label(own.name), labelSize: 24,
+      font: "12px system-ui, sans-serif", labelFont: "600 13px system-ui, sans-serif", label: own.text, labelSize: 24,
       size: side === 2 ? 38 : 46, space: side === 2 ? 46 : 26, ...(splits ? { splits } : {}),
       values: (u, ticks) => ticks.map((v) => (own.name === "ends_cleanly" ? (v ? "yes" : "no") : short(own.log ? Math.round(back(v)) : v))),
     };
@@ -144,7 +146,7 @@ class DataMap {
   drawPoints(u) {
     this.project(u);
     const { ctx, bbox: { left, top, width, height } } = u, { px, py, passes, groupOf } = this;
-    const w = Math.round(width), h = Math.round(height), dot = Math.round((px.length > 5000 ? 2 : 3) * devicePixelRatio);
+    const w = Math.round(width), h = Math.round(height), dot = Math.round((px.length > 5000 ? 2 : 4) * devicePixelRatio);
     // Rows are counted per pixel and shaded by the count, so that a crowd looks darker than a few.
     const faint = new Uint16Array(w * h), full = new Uint16Array(w * h);
     for (let i = 0; i < px.length; i++) {
@@ -155,15 +157,15 @@ class DataMap {
       for (let dy = 0; dy < dot; dy++) for (let dx = 0; dx < dot; dx++) layer[(y + dy) * w + x + dx]++;
     }
     const image = ctx.createImageData(w, h), data = image.data;
-    const single = px.length > 5000 ? 0.22 : 0.55; // how dark one row is
+    const single = px.length > 5000 ? 0.4 : 0.8; // how dark one row is
     const shade = Uint8ClampedArray.from({ length: 256 }, (_, n) => 255 * (1 - (1 - single) ** n));
-    const strong = css("--point").split(",").map(Number), weak = css("--faint").split(",").map(Number);
+    const strong = css(passes ? "--pass" : "--point").split(",").map(Number), weak = css("--faint").split(",").map(Number);
     for (let p = 0; p < full.length; p++) {
       const n = full[p] || faint[p];
       if (!n) continue;
       const [r, g, b] = full[p] ? strong : weak;
       data[4 * p] = r; data[4 * p + 1] = g; data[4 * p + 2] = b;
-      data[4 * p + 3] = shade[Math.min(n, 255)] * (full[p] ? 1 : 0.7);
+      data[4 * p + 3] = shade[Math.min(n, 255)];
     }
     const scratch = new OffscreenCanvas(w, h); // putImageData would wipe the grid below; drawImage blends
     scratch.getContext("2d").putImageData(image, 0, 0);
@@ -171,12 +173,12 @@ class DataMap {
 
     ctx.save();
     ctx.beginPath(); ctx.rect(left, top, width, height); ctx.clip();
-    const colours = SHAPES.map((_, g) => css("--g" + g)), r = (this.members.length > 400 ? 3.4 : 4.6) * devicePixelRatio;
+    const colours = this.colours.map(paint), r = (this.members.length > 400 ? 3.4 : 4.6) * devicePixelRatio;
     ctx.strokeStyle = css("--card"); ctx.lineWidth = devicePixelRatio;
     for (const i of this.members) {
       if (Number.isNaN(px[i]) || Number.isNaN(py[i])) continue;
-      ctx.fillStyle = colours[groupOf[i] % colours.length];
-      mark(ctx, groupOf[i], px[i], py[i], r);
+      ctx.fillStyle = colours[groupOf[i]];
+      mark(ctx, this.colours[groupOf[i]], px[i], py[i], r);
       ctx.fill(); ctx.stroke();
     }
     ctx.restore();
@@ -191,14 +193,14 @@ class DataMap {
     const counts = this.groupNames.map(() => 0);
     for (const i of this.members) counts[this.groupOf[i]]++;
     this.key.replaceChildren(
-      ...this.groupNames.map((name, g) => el("li", {}, swatch((ctx) => { ctx.fillStyle = css("--g" + (g % 6)); mark(ctx, g, 8, 8, 5); ctx.fill(); }),
+      ...this.groupNames.map((name, g) => el("li", {}, swatch((ctx) => { ctx.fillStyle = paint(this.colours[g]); mark(ctx, this.colours[g], 8, 8, 5); ctx.fill(); }),
         `${name}: ${count(counts[g], "row")}`)),
-      ...this.others().map(([colour, text]) => el("li", {}, swatch((ctx) => { ctx.fillStyle = `rgb(${css(colour)})`; ctx.fillRect(5, 5, 5, 5); }), text)));
+      ...this.others().map(([colour, text]) => el("li", {}, swatch((ctx) => { ctx.fillStyle = `rgb(${css(colour)})`; ctx.fillRect(4, 4, 8, 8); }), text)));
     let absent = 0;
     for (let i = 0; i < this.rows.length; i++) if (Number.isNaN(this.axisX.out[i] + this.axisY.out[i])) absent++;
     const spreadOut = [this.x, this.y].filter((name) => this.rows.kinds[name] === "level").map(label);
     this.caption.textContent = [
-      spreadOut.length ? `Rows of equal ${spreadOut.join(" and ")} are spread out a little, so that they do not cover one another.` : "",
+      spreadOut.length ? `Rows of equal ${spreadOut.join(" and ")} are spread out around their value, so that they do not cover one another: their place within a band means nothing.` : "",
       absent ? `${count(absent, "row")} without these metrics not shown.` : "",
     ].join(" ").trim();
   }
@@ -208,7 +210,7 @@ class DataMap {
     const others = this.rows.length - this.members.length;
     if (!this.passes) return [["--point", `not taken: ${count(others, "row")}`]];
     const pass = this.passes.reduce((n, p) => n + p, 0) - this.members.length;
-    return [["--point", `pass, but rank too low: ${count(pass, "row")}`], ["--faint", `do not pass: ${count(others - pass, "row")}`]];
+    return [["--pass", `pass, but are not taken: ${count(pass, "row")}`], ["--faint", `do not pass: ${count(others - pass, "row")}`]];
   }
 
   /** The row nearest to a place on the canvas within reach, or -1. Coloured rows win over others nearby. */

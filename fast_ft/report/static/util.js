@@ -43,6 +43,17 @@ function short(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+/** A number for a sentence: two or three digits. */
+function brief(value) {
+  if (value == null || Number.isNaN(value)) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && size < 0.001) return value.toExponential(1).replace(/\.0e/, "e");
+  return Number(value.toPrecision(size < 1 ? 2 : 3)).toLocaleString("en", { maximumFractionDigits: 6 });
+}
+
+/** The colour of a stage or a run by its number; below 0: of none. */
+const paint = (number) => css(number < 0 ? "--ink" : "--g" + (number % 6));
+
 /** Say something to a screen reader. */
 function announce(text) { $("#live").textContent = text; }
 
