@@ -6,7 +6,7 @@ datasets: 52,002 rows are loaded in a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from fast_ft.common.folders import expanded
 from fast_ft.data import regular_rows, sources
 from fast_ft.data.examples import Pool, Prompt
 from fast_ft.data.formats import RawRow, fail, is_number, parse_row, strip_lead, strip_leads
+from fast_ft.data.references import Question, References, question
 from fast_ft.recipe.schema import Data
 
 
@@ -57,16 +58,15 @@ def load_prompts(path: str) -> tuple[list[Prompt], str]:
         turns = row.turns[:-1] if row.turns and row.turns[-1][0] == "assistant" else row.turns
         if not turns or not all(text for _, text in turns):
             fail(path, number, "its prompt", "empty or missing", "Give the user's text, or leave the row out.")
-        first = _join(row.system, turns[0][1])
-        messages = [{"role": "user", "content": first}] + [{"role": role, "content": text} for role, text in turns[1:]]
+        messages = _messages(row, turns)
         prompts.append(Prompt(row.id or f"row-{number}", tuple(messages), row.skill, row.difficulty))
     _strings([message["content"] for prompt in prompts for message in prompt.messages], path, "prompt")
     _refuse_duplicate_ids(_strings([prompt.id for prompt in prompts], path, "id"), path)
     return prompts, source.digest
 
 
-def load_references(path: str) -> dict[str, str]:
-    """Return reference answers for judging, {id: text}: each row's last answer, in any layout, or a pred.json's first.
+def load_references(path: str) -> References:
+    """Return reference answers for judging: each row's last answer, in any layout, or a pred.json's first.
 
     Raises InputError.
     """
@@ -75,8 +75,9 @@ def load_references(path: str) -> dict[str, str]:
     if isinstance(rows, list) and len(rows) == 1 and isinstance(rows[0], dict) and _is_pred(rows[0]):
         texts = {id_: entry["output"][0].strip() for id_, entry in rows[0].items()}
         _strings([*texts, *texts.values()], path, "its answer")
-        return texts
+        return References(texts, {id_: question(entry.get("input")) for id_, entry in rows[0].items()}, path)
     answers: dict[str, str] = {}
+    questions: dict[str, Question | None] = {}
     for number, row in enumerate(_parse(source), 1):
         if not row.turns or row.turns[-1][0] != "assistant" or not row.turns[-1][1]:
             fail(path, number, "its answer", "empty or missing", "A reference has an answer: add it.")
@@ -84,8 +85,17 @@ def load_references(path: str) -> dict[str, str]:
         if id_ in answers:
             fail(path, number, "id", f"{id_!r} stands in an earlier row too", "Ids are unique: mend the file.")
         answers[id_] = row.turns[-1][1]
+        questions[id_] = question(_messages(row, row.turns[:-1]))
     _strings([*answers, *answers.values()], path, "its answer")
-    return answers
+    return References(answers, questions, path)
+
+
+def _messages(row: RawRow, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return a prompt's turns as messages, a system text in front of the first."""
+    if not turns:
+        return []
+    first = {"role": "user", "content": _join(row.system, turns[0][1])}
+    return [first] + [{"role": role, "content": text} for role, text in turns[1:]]
 
 
 def refuse_test_as_train(pool: Pool, prompts: Iterable[Prompt], prompts_digest: str, test: str = "data.test") -> None:

@@ -16,9 +16,9 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.common.wording import counted
-from fast_ft.data import contamination, dataset
+from fast_ft.data import contamination, dataset, stand_in
 from fast_ft.judge import statistics
-from fast_ft.pipeline import judge_phase, set_up
+from fast_ft.pipeline import course_references, judge_phase, set_up
 from fast_ft.recipe.loader import content_digest, resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report import write
@@ -73,6 +73,9 @@ class Sweep:
         set_up.check_model(self.recipe)
         if self.search.objective == "judge":
             judge_phase.check(self.recipe.judge.model_copy(update={"references": None}), [])
+        if self.recipe.data.test is not None:  # the best recipe's answers are judged at the end
+            prompts, _ = dataset.load_prompts(self.recipe.data.test)
+            course_references.check(self.recipe, {prompt.id: prompt.messages for prompt in prompts})
         with interruptible(), lock.hold(self.root) as held:
             untrusted_files.refuse_links(self.root)
             clock = Clock(self.root / "clock.json", None if self.hours is None else self.hours * 3600)
@@ -110,7 +113,7 @@ class Sweep:
                     f"{validation_file}: changed since the sweep began. Put it back, or choose another --output"
                 )
         elif not validation_file.is_file():
-            validation_set.write(validation_file, validation_set.draw(self.recipe))
+            stand_in.write(validation_file, validation_set.draw(self.recipe))
         validation = sorted(contamination.digests_of(dataset.load_prompts(str(validation_file))[0]))
         test = sorted(validation_set.test_digests(self.recipe))
         asked = len(dataset.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
