@@ -37,7 +37,7 @@ class Claim(NamedTuple):
 
 def place_of(label: str) -> str | None:
     """Return the place that a label names, or None of a label that names none."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", label)
     words = [word for word in re.split(r"[^a-z0-9]+", apart.lower()) if word and word not in _FILLING]
     return next((place for place, form in _PLACES.items() if form.fullmatch("".join(words))), None)
 

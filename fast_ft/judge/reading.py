@@ -180,6 +180,8 @@ def _stated(rest: str, count: int) -> Iterator[list[Claim]]:
     """Yield the scores that reasons state: whole lines, JSON, and what is introduced as the scores."""
     for line in rest.split("\n"):
         yield _bare(line.strip(), count) or _labelled(line)
+        if line.startswith("[") and (parsed := _decoded(line, 0)):
+            yield claims.of_json(parsed[0])
     for match in _AGAIN[count].finditer(rest):
         given = match.groupdict()
         values = {"first": given.get("first") or given.get("a"), "second": given.get("second") or given.get("b")}

@@ -12,9 +12,9 @@ from typing import Any
 
 REASONING_TOKENS = 4096  #: tokens that a reasoning model may write beside its answer
 _NO_TEMPERATURE = re.compile(
-    r"temperature\W.{0,60}(?:not support|unsupported|only|must|deprecated|not allowed|cannot)"
-    r"|(?:unsupported|not support\w*|unknown|invalid|unrecognized).{0,40}\btemperature\b",
-    re.IGNORECASE | re.DOTALL,
+    r"temperature['\"`]?[:,]?\s*(?:is |does |value )?(?:not support|unsupported|only|must be|deprecated|not allowed)"
+    r"|(?:unsupported|not support\w*|unknown|invalid|unrecognized)[^.\n]{0,25}\btemperature\b",
+    re.IGNORECASE,
 )
 
 

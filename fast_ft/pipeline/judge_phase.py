@@ -112,7 +112,7 @@ def _answer_sets(folder: RunDir, section: schema.Judge, against: RunDir | None) 
     if folder.base_pred.is_file():
         sets["base"] = _items(folder.base_pred, references)
     if against is not None:
-        sets["against"] = _same_questions(sets["run"], _items(against.pred, references, sets["run"]), against)
+        sets["against"] = _same_questions(sets["run"], _items(against.pred, None, sets["run"]), against)
     return sets
 
 
@@ -168,13 +168,13 @@ def _items(path: Path, references: References | None, only: Collection[str] | No
 
 
 def _same_questions(ours: Mapping[str, Item], theirs: dict[str, Item], other: RunDir) -> dict[str, Item]:
-    """Return `theirs`; InputError where an id of both stands for another question."""
+    """Return `theirs` with the references of `ours`; InputError where an id of both stands for another question."""
     if other_question := [key for key, item in theirs.items() if item.question != ours[key].question]:
         raise InputError(
             f"--against {other.root}: prompt {other_question[0]!r} is another question there. Runs that are compared "
             "answer the same prompts."
         )
-    return theirs
+    return {key: item._replace(reference=ours[key].reference) for key, item in theirs.items()}
 
 
 def _question(turns: list[tuple[str, str]]) -> str:

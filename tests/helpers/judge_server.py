@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(text, value.replace("KEY", key))
         else:
             first, second = scores_for(text)
-            alone = "score of answer 2" not in text
+            alone = "score of answer 2" not in text and "score of assistant 2" not in text
             self._answer(text, f"{second}\nAlone." if alone else f"{first} {second}\nThe first says more.")
 
     def _drip(self, before: bytes, content: bytes, every: float) -> None:
