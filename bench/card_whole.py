@@ -53,7 +53,7 @@ def plan_here(scale: Scale, config: dict[str, Any]) -> plans.RunPlan | None:
     if card is None:
         return None
     size = scale.simple_tokens
-    work = Training(r=RANK, optim=SIMPLE.optim, load_in_4bit=True, backend="fused", rows=8, longest=size, typical=size)
+    work = Training(r=RANK, optim=SIMPLE.optim, load_in_4bit=True, backend="fused", rows=8, longest=size)
     machine = plans.Machine(card.memory_gib, card.expected)
     answers = Answers([scale.length] * 150, 100)
     return plans.settle(ModelShape.from_config(config), work, _steps(scale), answers, plans.Wanted(), machine)
@@ -107,7 +107,7 @@ def decode(scale: Scale, model: Any, *, kernels: bool) -> dict[str, Any]:
     def step(slots: int) -> dict[str, Any]:
         """Return a step's milliseconds with so many slots, each at about `scale.length` tokens."""
         cache = KVCache(fused, slots * pages_for(longest))
-        config = EngineConfig(slots=slots, longest=longest, eos_id=-1, pad_id=0)
+        config = EngineConfig(slots=slots, longest=longest, end_ids=(), pad_id=0)
         engine = TimedEngine(fused, cache, Sampler(True, temperature=0.7, top_k=30, top_p=0.9), config)
         return engine.step_milliseconds(scale.length)
 

@@ -162,7 +162,7 @@ def _lengths(subject: Subject) -> list[int]:
     draw = random.Random(0)
     if subject.options.lengths:
         pool = dataset.load_pool(schema.Data(train=str(subject.options.lengths)))
-        counts = [len(subject.encoder.response_ids([], each.response)) for each in pool.examples(range(len(pool)))]
+        counts = subject.encoder.count_pool(pool)[1]
         picked = [float(count) for count in draw.choices(counts, k=len(subject.ids))]
     else:
         picked = [205 + draw.lognormvariate(4.4, 0.9) for _ in subject.ids]

@@ -15,7 +15,7 @@ from bench.clock import empty_cache, out_of_memory_is_a_result, say
 from bench.emulation import measured_rates
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedEngine
-from fast_ft.common import environment, gpu
+from fast_ft.common import environment, gpu, gpu_rates
 from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
 from fast_ft.generate.engine import sampler as sampling
@@ -30,8 +30,6 @@ from fast_ft.models.loaders.base import Loader
 from fast_ft.models.random_base import random_model
 from fast_ft.plan.decode_pool import Answers, PoolMemory, settle_pool
 from fast_ft.recipe import schema
-
-NO_EOS = -1
 
 
 class Subject:
@@ -90,7 +88,7 @@ class Subject:
     def _limit_sms(self, sms: int) -> None:
         import torch
 
-        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": gpu.matmul_tflops()}
+        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": gpu_rates.matmul_tflops()}
         found["sms_of_card"] = torch.cuda.get_device_properties(0).multi_processor_count
         self._kept = limit_sms(sms)
         torch.backends.cuda.enable_flash_sdp(False)
@@ -109,7 +107,7 @@ class Subject:
         empty_cache()
         cache = KVCache(fused, cells // PAGE)
         sampler = sampling.Sampler(not greedy, temperature=0.7, top_k=30, top_p=0.9)
-        config = EngineConfig(plan.slots, max(map(len, self.ids)) + new_tokens, NO_EOS, 0, self.options.prefill)
+        config = EngineConfig(plan.slots, max(map(len, self.ids)) + new_tokens, (), 0, self.options.prefill)
         pool = TimedEngine(fused, cache, sampler, config)
         say(
             f"pool: {plan.slots} slots, {cells} cells, {plan.gib:.1f} GiB predicted, workspace {workspace} MiB, "

@@ -39,7 +39,7 @@ class TimedEngine(LLMEngine):
     def __init__(self, model: FusedModel, cache: KVCache, sampler: Sampler, config: EngineConfig) -> None:
         super().__init__(model, cache, sampler, config)
         plain = self.scheduler
-        scheduler = ForcedScheduler(plain.blocks, plain.shapes, longest=plain.longest, eos_id=plain.eos_id)
+        scheduler = ForcedScheduler(plain.blocks, plain.shapes, longest=plain.longest, end_ids=plain.end_ids)
         self.forced: dict[Sequence, int] = {}
         scheduler.forced = self.forced
         self.scheduler = scheduler

@@ -96,18 +96,17 @@ def print_row(prepared: SelectedData, row_id: str) -> None:
     text = Text(
         f"\nrow {plain(row_id)}: {len(row.input_ids) - row.supervised} masked, {row.supervised} trained tokens\n"
     )
-    controls = {prepared.encoder.bos_id: "<BOS>", prepared.encoder.eos_id: "<EOS>"}
-    pieces = prepared.encoder.pieces(row.input_ids)
-    for index, (token, label, piece) in enumerate(zip(row.input_ids, row.labels, pieces, strict=True)):
+    shown = prepared.encoder.shown(row.input_ids)
+    for index, ((piece, is_control), label) in enumerate(zip(shown, row.labels, strict=True)):
         masked = label == IGNORE_INDEX
         if plain_text and masked != before:
             text.append(("" if before is None else "\n") + ("masked   " if masked else "trained  "))
         before = masked
         style = "grey50" if masked else ("green", "green underline")[index % 2]
-        shown = controls.get(token) or harmless(piece)
+        piece = harmless(piece)
         if plain_text:
-            shown = shown.replace("\n", f"\n{' ' * 9}")
-        text.append(shown, "bold " + style if token in controls else style)
+            piece = piece.replace("\n", f"\n{' ' * 9}")
+        text.append(piece, "bold " + style if is_control else style)
     console.print(text, soft_wrap=plain_text)
 
 
@@ -125,6 +124,8 @@ def print_plan(content: dict[str, Any]) -> None:
         )
         table.add_row(*cells)
     console.print(table)
+    if "way" in content:
+        console.print(content["way"], markup=False)
     if "processes" in content:
         given = content["processes"]
         count, largest = given["world_size"], given["largest_share"]
@@ -135,7 +136,7 @@ def print_plan(content: dict[str, Any]) -> None:
     if "card" not in content:
         console.print("There is no GPU here. --gpu t4, or another card's name, projects minutes and memory for a card.")
         return
-    card, plan = content["card"], content["plan"]
+    card, plan, why = content["card"], content["plan"], content["why"]
     pieces = f"at most {counted(plan['micro_batch'], 'row')}" + (
         f" or {plan['most_tokens']:,} tokens" if plan["most_tokens"] else ""
     )
@@ -145,7 +146,7 @@ def print_plan(content: dict[str, Any]) -> None:
     lines = [
         f"card         {card['name']}, {plan['memory_gib']:.1f} GiB, training at {_cell(card['tflops'])} TFLOP/s",
         f"             ({card['rates_from']})",
-        f"backend      {plan['backend']}",
+        f"backend      {plan['backend']}{', since ' * bool(why)}{why}",
         f"pass         {pieces}; activations {ways}{'; replayed from CUDA graphs' if plan['capture'] else ''}",
         f"memory       {plan['train_gib']:.1f} GiB predicted in training{each}, {plan['generate_gib']:.1f} in decoding",
         f"minutes      {minutes_between(*content['projected_minutes'])} projected for training, not measured; "

@@ -38,6 +38,11 @@ def plain(text: str) -> str:
     return harmless(" ".join(text.split()))
 
 
+def character_name(character: str) -> str:
+    """Return a character's number and Unicode's name of it: U+0301 COMBINING ACUTE ACCENT."""
+    return f"U+{ord(character):04X} {unicodedata.name(character, '(no name)')}"
+
+
 def _acts(character: str) -> bool:
     if character.isascii():
         return character < " " or character == "\x7f"

@@ -63,8 +63,9 @@ def text_digest(text: str) -> str:
 
 
 def digests_of(prompts: Collection[Prompt]) -> set[str]:
-    """Return the digests of all user turns of the prompts."""
-    return {text_digest(turn["content"]) for prompt in prompts for turn in prompt.messages if turn["role"] == "user"}
+    """Return the digests of all user turns of the prompts, and of each prompt's whole text, as a row's `prompt` is."""
+    turns = {turn["content"] for prompt in prompts for turn in prompt.messages if turn["role"] == "user"}
+    return {text_digest(text) for text in turns | {prompt.all_text for prompt in prompts}}
 
 
 def excluded_prompts(digests: Collection[str], prompts: Collection[Prompt]) -> list[str]:

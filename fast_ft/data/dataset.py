@@ -6,7 +6,9 @@ datasets: 52,002 rows are loaded in a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,10 +16,12 @@ import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded
+from fast_ft.common.wording import counted
 from fast_ft.data import regular_rows, sources
-from fast_ft.data.examples import Pool, Prompt
-from fast_ft.data.formats import RawRow, fail, is_number, parse_row, strip_lead, strip_leads
+from fast_ft.data.examples import Example, Pool, Prompt, packed
+from fast_ft.data.formats import RawRow, is_number, parse_row, strip_lead, strip_leads
 from fast_ft.data.references import Question, References, question
+from fast_ft.data.turns import fail
 from fast_ft.recipe.schema import Data
 
 
@@ -29,39 +33,33 @@ def load_pool(section: Data) -> Pool:
     source = sources.read(section.train)
     if section.test is not None and _same_files(section.test, source.digest):
         _refuse(source.name, section.test)
-    table = None
-    if isinstance(source.rows, pa.Table):
-        table = regular_rows.regular_table(source.rows, source.name)
-    if table is None:
-        rows = _parse(source)
-        table = pa.table(
-            {
-                "id": _strings([row.id or f"row-{n}" for n, row in enumerate(rows, 1)], source.name, "id"),
-                **_exchanges(rows, source.name, section.multi_turn),
-                "score": pa.array([_score(row, source.name, n) for n, row in enumerate(rows, 1)], pa.float64()),
-            }
-        )
+    table, unused = _table(source, section.train_on)
     _refuse_duplicate_ids(table["id"], source.name)
     if pc.all(pc.equal(table["response"], "")).as_py():
         raise InputError(f"{source.name}: every response is empty. Give rows with answers to learn from.")
-    return Pool(table, source.name, source.digest)
+    return Pool(table, source.name, source.digest, tuple(_unused_notes(unused, source.name)))
 
 
-def load_prompts(path: str) -> tuple[list[Prompt], str]:
+def load_prompts(path: str, *, notes: list[str] | None = None) -> tuple[list[Prompt], str]:
     """Return the prompts of a file in any layout, in file order, and the file's digest. A last answer is left out.
 
-    Raises InputError.
+    `notes` gets a sentence for each field that holds text and is not used. Raises InputError.
     """
     source = sources.read(path, "test")
     prompts = []
-    for number, row in enumerate(_parse(source), 1):
-        turns = row.turns[:-1] if row.turns and row.turns[-1][0] == "assistant" else row.turns
-        if not turns or not all(text for _, text in turns):
+    rows = _parse(source)
+    for number, row in enumerate(rows, 1):
+        messages = row.messages[:-1] if row.messages and row.messages[-1].role == "assistant" else row.messages
+        if not messages or not all(each.text for each in messages):
             fail(path, number, "its prompt", "empty or missing", "Give the user's text, or leave the row out.")
-        messages = _messages(row, turns)
-        prompts.append(Prompt(row.id or f"row-{number}", tuple(messages), row.skill, row.difficulty))
-    _strings([message["content"] for prompt in prompts for message in prompt.messages], path, "prompt")
+        if messages[-1].role not in ("user", "tool"):
+            fail(path, number, "its last turn", f"a {messages[-1].role} turn", "A prompt ends with the user's text.")
+        id_ = row.id or f"row-{number}"
+        prompts.append(Prompt(id_, tuple(each.turn for each in messages), row.skill, row.difficulty, row.tools))
+    _strings([prompt.all_text for prompt in prompts], path, "prompt")
     _refuse_duplicate_ids(_strings([prompt.id for prompt in prompts], path, "id"), path)
+    if notes is not None:
+        notes += _unused_notes(Counter(field for row in rows for field in row.unused), path)
     return prompts, source.digest
 
 
@@ -79,23 +77,15 @@ def load_references(path: str) -> References:
     answers: dict[str, str] = {}
     questions: dict[str, Question | None] = {}
     for number, row in enumerate(_parse(source), 1):
-        if not row.turns or row.turns[-1][0] != "assistant" or not row.turns[-1][1]:
+        if not row.messages or row.messages[-1].role != "assistant" or not row.messages[-1].content:
             fail(path, number, "its answer", "empty or missing", "A reference has an answer: add it.")
         id_ = row.id or f"row-{number}"
         if id_ in answers:
             fail(path, number, "id", f"{id_!r} stands in an earlier row too", "Ids are unique: mend the file.")
-        answers[id_] = row.turns[-1][1]
-        questions[id_] = question(_messages(row, row.turns[:-1]))
+        answers[id_] = row.messages[-1].content
+        questions[id_] = question([each.turn for each in row.messages[:-1]])
     _strings([*answers, *answers.values()], path, "its answer")
     return References(answers, questions, path)
-
-
-def _messages(row: RawRow, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """Return a prompt's turns as messages, a system text in front of the first."""
-    if not turns:
-        return []
-    first = {"role": "user", "content": _join(row.system, turns[0][1])}
-    return [first] + [{"role": role, "content": text} for role, text in turns[1:]]
 
 
 def refuse_test_as_train(pool: Pool, prompts: Iterable[Prompt], prompts_digest: str, test: str = "data.test") -> None:
@@ -103,7 +93,7 @@ def refuse_test_as_train(pool: Pool, prompts: Iterable[Prompt], prompts_digest: 
 
     A few prompts in common are no error; contamination.certificate reports them.
     """
-    texts = pa.array(sorted({strip_lead(prompt.text) for prompt in prompts}), pa.string())
+    texts = pa.array(sorted({strip_lead(text) for p in prompts for text in (p.text, p.all_text)}), pa.string())
     shared = pc.sum(pc.is_in(strip_leads(pool.table["prompt"]), value_set=texts)).as_py() or 0
     if pool.digest == prompts_digest or 2 * shared > len(pool):
         _refuse(pool.source, test)
@@ -130,32 +120,64 @@ def _parse(source: sources.Source) -> list[RawRow]:
     if isinstance(rows, pa.Table):
         try:
             rows.validate(full=True)  # finds text that is not UTF-8
-            rows = rows.to_pylist()
+            rows = [_without_nulls(row) for row in rows.to_pylist()]
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise InputError(f"{source.name}: not valid Arrow data: {error}. Write the file again.") from error
     return [parse_row(row, source.name, number) for number, row in enumerate(rows, 1)]
 
 
-def _exchanges(rows: list[RawRow], name: str, multi_turn: str) -> dict[str, pa.Array]:
-    """Return the prompt and response columns: each row's one exchange, its first or its last."""
-    prompts, responses = [], []
-    for number, row in enumerate(rows, 1):
-        turns = row.turns
-        if len(turns) > 2 and multi_turn == "error":
-            fail(name, number, "its turns", f"{len(turns)} turns, where a row is one prompt and one response",
-                 "Set data.multi_turn to first or last, or split the row.")  # fmt: skip
-        turns = turns[-2:] if multi_turn == "last" else turns[:2]
-        if len(turns) < 2 or turns[-1][0] != "assistant":
-            fail(name, number, "its response", "missing", "Training rows have an answer (a test set has none): add it.")
-        if not turns[0][1]:
-            fail(name, number, "its prompt", "empty", "Give the user's text, or leave the row out.")
-        prompts.append(_join(row.system, turns[0][1]))
-        responses.append(turns[1][1])
-    return {"prompt": _strings(prompts, name, "its prompt"), "response": _strings(responses, name, "its response")}
+def _without_nulls(value: Any) -> Any:
+    """Return a value of Arrow's without the keys that it filled with null because other rows have them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def _join(system: str, prompt: str) -> str:
-    return f"{system}\n\n{prompt}" if system else prompt
+def _table(source: sources.Source, train_on: str) -> tuple[pa.Table, Mapping[str, int]]:
+    """Return a source's rows as Pool.table's columns, and in how many rows each field holds text that is not used."""
+    if isinstance(source.rows, pa.Table):
+        table = regular_rows.regular_table(source.rows, source.name)
+        if table is not None:
+            return table, regular_rows.unused_texts(source.rows)
+    rows = _parse(source)
+    examples = [_example(row, source.name, number, train_on) for number, row in enumerate(rows, 1)]
+    columns = {
+        "id": _strings([each.id for each in examples], source.name, "id"),
+        "messages": _strings([packed(each) for each in examples], source.name, "its turns"),
+        "prompt": _strings([each.prompt for each in examples], source.name, "its prompt"),
+        "response": _strings([each.response for each in examples], source.name, "its response"),
+        "score": pa.array([each.score for each in examples], pa.float64()),
+    }
+    return pa.table(columns), Counter(field for row in rows for field in row.unused)
+
+
+def _example(row: RawRow, name: str, number: int, train_on: str) -> Example:
+    """Return a training row. Raises InputError where it has no prompt, no answer, or no turn with a loss."""
+    messages = row.messages
+    if not messages or messages[-1].role != "assistant":
+        fail(name, number, "its response", "missing", "Training rows have an answer (a test set has none): add it.")
+    if not all(each.content for each in messages if each.role == "user"):
+        fail(name, number, "its prompt", "empty", "Give the user's text, or leave the row out.")
+    if train_on == "last":
+        messages = [replace(each, trained=False) for each in messages[:-1]] + messages[-1:]
+    trained = [each for each in messages if each.trained]
+    if not trained:
+        fail(
+            name, number, "its loss", "no answer is trained (weight 0, or train or training false)",
+            "Train one of its answers, or leave the row out.",
+        )  # fmt: skip
+    if len(trained) > 1 and not all(each.text for each in trained):
+        position = next(i for i, each in enumerate(messages) if each.trained and not each.text)
+        fail(name, number, f"its turn {position + 1}", "an empty answer", "Give its text, or set train: false on it.")
+    return Example(row.id or f"row-{number}", tuple(messages), _score(row, name, number), row.tools)
+
+
+def _unused_notes(counts: Mapping[str, int], name: str) -> list[str]:
+    """Return a sentence for each field that holds text of which nothing is used."""
+    return [
+        f"{name}: what the field {field!r} holds is not used ({counted(count, 'row')})."
+        for field, count in sorted(counts.items())
+    ]
 
 
 def _score(row: RawRow, name: str, number: int) -> float | None:
@@ -166,11 +188,11 @@ def _score(row: RawRow, name: str, number: int) -> float | None:
     return float(row.score)
 
 
-def _strings(texts: list[str], name: str, field: str) -> pa.Array:
+def _strings(texts: Sequence[str | None], name: str, field: str) -> pa.Array:
     try:
         return pa.array(texts, pa.string())
     except UnicodeEncodeError:
-        bad = next(n for n, text in enumerate(texts, 1) if any("\ud800" <= char <= "\udfff" for char in text))
+        bad = next(n for n, text in enumerate(texts, 1) if any("\ud800" <= char <= "\udfff" for char in text or ""))
         fail(name, bad, field, "half of a surrogate pair (such as \\ud800)", "Write the character whole.")
 
 

@@ -1,38 +1,48 @@
-"""What a row means: every layout becomes turns of user and assistant, an id and a score. A new layout is added here.
+"""What a row means: every layout becomes messages, an id and a score. A new layout is added here.
 
 | layout | keys |
 |---|---|
 | FastChat, ShareGPT | `conversations` (or `messages`) of `from` (human, gpt) and `value` |
 | chat | `messages` (or `conversations`) of `role` (user, assistant) and `content` |
 | Stanford Alpaca | `instruction`, `input`, `output`; the prompt gets Alpaca's lead, as the homework has it |
+| Dolly | `instruction`, `context`, `response`: as Alpaca's |
 | WizardLM's test | `idx`, `Skill`, `Difficulty`, `Instruction`; the prompt as written |
-| plain, TRL | `prompt`, and `response` or `completion` |
+| plain, TRL | `prompt`, and `response` or `completion`: texts, or lists of turns |
 
-Outer whitespace of prompts and responses goes. A system turn is joined to the prompt, a blank line between: training
-and generation then see the same text, and Llama 2's own template puts it into the first user turn as well.
+Beside any of them: `system` or `system_prompt` (a system turn in front) and `tools`; beside the layouts of one question
+and one answer: `input` or `context` (a part of the prompt) and `history` (pairs of turns before it), as LLaMA-Factory
+and Axolotl have them. Outer whitespace of texts goes. The turns of a conversation are read by data/turns.py.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fast_ft.common.errors import InputError
+from fast_ft.common.untrusted_files import MOST_LEVELS
+from fast_ft.data import turns
+from fast_ft.data.examples import BLANK_LINE, Message
+from fast_ft.data.fields import Fields
+from fast_ft.data.turns import CONVERSATIONS, holds_text
 
-CONVERSATIONS = ("conversations", "messages")
-TURN_KEYS = (("role", "content"), ("from", "value"))
-ROLES = {
-    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
-    "bot": "assistant", "model": "assistant", "system": "system",
-}  # fmt: skip
 ID_KEYS = ("id", "idx")
+SYSTEM_KEYS = ("system", "system_prompt")
+CONTEXT_KEYS = ("input", "context")
 #: Layouts of one prompt and one response: the prompt's key, and the keys that the response may have.
-PAIRS = {"instruction": ("output",), "Instruction": ("Response", "output"), "prompt": ("response", "completion")}
+PAIRS = {
+    "instruction": ("output", "response", "completion"),
+    "Instruction": ("Response", "output"),
+    "prompt": ("response", "completion", "output"),
+}
+#: Fields whose meaning is known and cannot be kept: pictures and sound everywhere, the others beside a conversation.
+MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio")
+PAIR_ONLY_KEYS = ("history", "context")
 LAYOUTS = (
     "conversations or messages of from/value or role/content; instruction, input, output; "
     "prompt and response; or WizardLM's idx, Skill, Difficulty, Instruction"
@@ -54,19 +64,15 @@ INPUT_PATTERN, RESPONSE_PATTERN = rf"\s*{INPUT_HEADING}\s*", rf"\s*{RESPONSE_HEA
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row of any layout. `turns`: (role, text), user and assistant alternating; system: the system turns' text."""
+    """One row of any layout. `unused`: the fields that hold text of which nothing is read."""
 
     id: str | None
-    turns: list[tuple[str, str]]
-    system: str
+    messages: list[Message]
     score: Any
     skill: str | None = None
     difficulty: float | None = None
-
-
-def fail(name: str, number: int, field: str, problem: str, remedy: str) -> NoReturn:
-    """Raise the InputError for a field of row `number` (from 1)."""
-    raise InputError(f"{name}, row {number}, {field}: {problem}. {remedy}")
+    tools: tuple[Any, ...] = ()
+    unused: frozenset[str] = frozenset()
 
 
 def alpaca_prompt(instruction: str, input_: str) -> str:
@@ -92,25 +98,46 @@ def strip_leads(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
 def parse_row(row: object, name: str, number: int) -> RawRow:
     """Read one row, a JSON object of any known layout. Raises InputError naming file, row and field."""
     if not isinstance(row, dict):
-        fail(name, number, "the row", f"not an object ({type(row).__name__})", f"Known layouts: {LAYOUTS}.")
-    row = {key: value for key, value in row.items() if value is not None}  # Arrow fills absent keys with None
-    id_ = _id(row, name, number)
-    score = row.get("score")
-    skill, difficulty = row.get("Skill", row.get("skill")), row.get("Difficulty", row.get("difficulty"))
-    kind = (None if skill is None else str(skill), float(difficulty) if is_number(difficulty) else None)
-    for key in CONVERSATIONS:
-        if key in row:
-            turns, system = _conversation(row[key], name, number, key)
-            return RawRow(id_, turns, system, score, *kind)
-    for key, response_keys in PAIRS.items():
-        if key in row:
-            prompt = _text(row[key], name, number, key)
-            if key == "instruction":
-                _text(row.get("input", ""), name, number, "input")
-                prompt = alpaca_prompt(row[key], row.get("input", "")).strip() if prompt else ""
-            return RawRow(id_, _pair(row, prompt, response_keys, name, number), "", score, *kind)
-    found = ", ".join(map(str, list(row)[:8])) or "none"
-    fail(name, number, "its keys", f"unknown layout (keys found: {found})", f"Known layouts: {LAYOUTS}.")
+        turns.fail(name, number, "the row", f"not an object ({type(row).__name__})", f"Known layouts: {LAYOUTS}.")
+    if _is_too_deep(row):
+        turns.fail(
+            name, number, "the row", f"lists and objects within one another, over {MOST_LEVELS} levels", "Cut it."
+        )
+    fields = Fields(row, name, number)
+    id_ = _id(fields)
+    skill, difficulty = (fields.get(key.title(), fields.get(key)) for key in ("skill", "difficulty"))
+    for key in MEDIA_KEYS:
+        if fields.get(key):
+            fields.fail(key, "only text is trained", "Take the field out, or leave the row out.")
+    kind = fields.first((*CONVERSATIONS, *PAIRS))
+    if kind is None:
+        found = ", ".join(map(str, list(fields.row)[:8])) or "none"
+        fields.fail("its keys", f"unknown layout (keys found: {found})", f"Known layouts: {LAYOUTS}.")
+    if kind in CONVERSATIONS:
+        for each in PAIR_ONLY_KEYS:
+            if holds_text(fields.row.get(each)):
+                fields.fail(each, f"its place in {kind} is not known", f"Write it as turns of {kind}, or take it out.")
+    messages = fields.conversation(kind) if kind in CONVERSATIONS else _pair(fields, kind)
+    return RawRow(
+        id_,
+        _with_system(fields, messages),
+        fields.get("score"),
+        None if skill is None else str(skill),
+        float(difficulty) if is_number(difficulty) else None,
+        _tools(fields),
+        fields.unused(),
+    )
+
+
+def _is_too_deep(row: dict[str, Any]) -> bool:
+    """Return whether a row has more levels of lists and objects than any row needs; what reads it calls itself."""
+    level: list[Any] = [row]
+    for _ in range(MOST_LEVELS):
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -123,55 +150,93 @@ def is_number(value: object) -> TypeGuard[float]:
         return False
 
 
-def _id(row: dict[str, Any], name: str, number: int) -> str | None:
-    key = next((key for key in ID_KEYS if key in row), None)
+def _id(fields: Fields) -> str | None:
+    key = fields.first(ID_KEYS)
     if key is None:
         return None
-    value = row[key]
+    value = fields.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-        fail(name, number, key, f"{value!r} is no id", "Give text or a whole number, or leave the key out everywhere.")
+        fields.fail(key, f"{value!r} is no id", "Give text or a whole number, or leave the key out everywhere.")
     return str(value)
 
 
-def _text(value: Any, name: str, number: int, field: str) -> str:
-    if not isinstance(value, str):
-        fail(name, number, field, f"{str(value)[:40]!r} is not text ({type(value).__name__})", "Give a string.")
-    return value.strip()
+def _pair(fields: Fields, key: str) -> list[Message]:
+    """Return the turns of a row of one question and, where there is one, its answer."""
+    response = fields.first(PAIRS[key])
+    if key == "prompt" and isinstance(fields.row[key], list):
+        return _turn_lists(fields, response)
+    prompt = fields.text(key)
+    filled = [(each, text) for each in CONTEXT_KEYS if (text := fields.text(each))]
+    if len(filled) > 1:
+        fields.fail(" and ".join(CONTEXT_KEYS), "both hold text", "Join them in one field.")
+    context = filled[0][1] if filled else ""
+    if key == "instruction":
+        prompt = alpaca_prompt(fields.row[key], fields.row[filled[0][0]] if filled else "").strip() if prompt else ""
+    elif context:
+        prompt = f"{prompt}{BLANK_LINE}{context}".strip()
+    messages = [*_history(fields), Message("user", prompt)]
+    if response is not None:
+        messages.append(Message("assistant", fields.text(response), trained=True))
+    return messages
 
 
-def _pair(row: dict[str, Any], prompt: str, keys: tuple[str, ...], name: str, number: int) -> list[tuple[str, str]]:
-    turns = [("user", prompt)]
-    key = next((key for key in keys if key in row), None)
-    if key is not None:
-        turns.append(("assistant", _text(row[key], name, number, key)))
-    return turns
+def _turn_lists(fields: Fields, response: str | None) -> list[Message]:
+    """Return TRL's lists of turns, one for the prompt and one for the completion; only the latter is trained."""
+    asked = fields.get("prompt")
+    answered = fields.get(response, []) if response else []
+    if not isinstance(answered, list):
+        fields.fail(str(response), "text, where prompt is a list of turns", "Give a list of turns in both.")
+    messages, unused = turns.conversation(
+        asked + answered, fields.name, fields.number, f"prompt + {response}" if response else "prompt"
+    )
+    if unused:
+        fields.fail("prompt", f"fields that are not known: {', '.join(sorted(unused))}", "Take them out.")
+    given = len(turns.conversation(asked, fields.name, fields.number, "prompt")[0])
+    return [Message(m.role, m.content, m.trained and i >= given, m.more) for i, m in enumerate(messages)]
 
 
-def _conversation(value: Any, name: str, number: int, key: str) -> tuple[list[tuple[str, str]], str]:
-    """Return the turns, which must alternate from user on, and the system's text ("" without)."""
-    if not isinstance(value, list) or not value:
-        fail(name, number, key, f"{str(value)[:40]!r} is no list of turns", "Give [{role, content}, ...].")
-    turns: list[tuple[str, str]] = []
-    system: list[str] = []
-    for position, turn in enumerate(value):
-        field = f"{key}[{position}]"
-        found = [pair for pair in TURN_KEYS if isinstance(turn, dict) and turn.get(pair[0]) is not None]
-        if not found:
-            fail(
-                name, number, field, f"{str(turn)[:40]!r} is no turn", "A turn has role and content, or from and value."
-            )
-        said_by, content = found[0]
-        role = ROLES.get(str(turn[said_by]).lower())
-        if role is None:
-            allowed = ", ".join(ROLES)
-            fail(name, number, f"{field}.{said_by}", f"unknown role {turn[said_by]!r}", f"Known roles: {allowed}.")
-        if turn.get(content) is None:
-            fail(name, number, f"{field}.{content}", "missing: the turn has no text", "Give it, or leave the row out.")
-        text = _text(turn[content], name, number, f"{field}.{content}")
-        if role == "system":
-            system += [text] if text else []
-        elif role != ("user", "assistant")[len(turns) % 2]:
-            fail(name, number, f"{field}.{said_by}", f"{role} out of turn", "Turns go user, assistant, user, ...")
-        else:
-            turns.append((role, text))
-    return turns, "\n\n".join(system)
+def _history(fields: Fields) -> list[Message]:
+    """Return LLaMA-Factory's `history`, a list of [question, answer], as trained turns."""
+    pairs = fields.get("history", [])
+    if pairs == "":
+        return []
+    remedy = "Give a list of [question, answer]."
+    if not isinstance(pairs, list):
+        fields.fail("history", f"{str(pairs)[:40]!r} is no list", remedy)
+    messages: list[Message] = []
+    for position, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            fields.fail(f"history[{position}]", f"{str(pair)[:40]!r} is no pair", remedy)
+        asked, answered = (
+            turns.text_of(text, fields.name, fields.number, f"history[{position}][{place}]")
+            for place, text in enumerate(pair)
+        )
+        messages += [Message("user", asked), Message("assistant", answered, trained=True)]
+    return messages
+
+
+def _with_system(fields: Fields, messages: list[Message]) -> list[Message]:
+    """Return the messages with the system text of the row's own field in front."""
+    texts = {key: text for key in SYSTEM_KEYS if (text := fields.text(key))}
+    if messages and messages[0].role == "system":
+        texts["the first turn"] = messages[0].content
+    if len({*texts.values()}) > 1:
+        fields.fail(" and ".join(texts), "two system texts that differ", "Keep one of them.")
+    if not texts or "the first turn" in texts:
+        return messages
+    return [Message("system", next(iter(texts.values()))), *messages]
+
+
+def _tools(fields: Fields) -> tuple[Any, ...]:
+    """Return the functions that a row offers: a list of objects, or the JSON of one."""
+    value = fields.get("tools")
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            fields.fail("tools", "no JSON", "Give a list of functions, or its JSON.")
+    if not value or value == "":
+        return ()
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        fields.fail("tools", f"{str(value)[:40]!r} is no list of functions", "Give a list of objects, or its JSON.")
+    return tuple(value)

@@ -25,7 +25,7 @@ MOST_CHARACTERS = 200_000  #: of a template; those with tools have some thousand
 SECONDS = 10.0  #: for one text; a thousandth of a second is usual
 MEMORY = 1 << 30  #: bytes of address space
 _PROGRAM = Path(__file__).with_name("jinja_worker.py")
-_PASSED = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL")  #: environment variables that the process gets
+_PASSED = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL", "TZ")  #: environment variables that the process gets
 _REMEDY = "Use model.template: llama-2."
 
 
@@ -49,7 +49,7 @@ class SandboxedTemplate:
         self.close = weakref.finalize(self, _end, self._process)
         self._ask({"source": source})
 
-    def render(self, messages: Sequence[Mapping[str, str]], **values: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], **values: Any) -> str:
         """Return the text. Raises InputError where the template fails, refuses the messages, or takes too much."""
         return self._ask({"messages": messages, **values})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jinja2.debug  # at the top, since later no file can be opened
@@ -44,7 +46,7 @@ class Refused(Exception):
 
 def warm_up() -> None:
     """Render and fail once in each way, so that all that Jinja and Python import late is imported now."""
-    for source in (r"{{ {'a': '\n'} | tojson }}", "{{ a.b.c }}", "{% if %}"):
+    for source in (r"{{ {'a': '\n'} | tojson }}{{ strftime_now('%d %b %Y') }}", "{{ a.b.c }}", "{% if %}"):
         try:
             rendered(compiled(source), {})
         except jinja2.TemplateError as error:
@@ -62,17 +64,44 @@ def confine(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 
 
+class Generation(jinja2.ext.Extension):
+    """`{% generation %}`, which marks what the model writes: its content is rendered as it stands."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own attribute)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """Return a call block, as transformers does, so that what is set inside stays inside."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    def _content(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
 def compiled(source: str) -> jinja2.Template:
-    """Return the template, compiled with the settings that transformers gives Jinja."""
+    """Return the template, compiled with the settings, filters and functions that transformers gives Jinja."""
 
     def raise_exception(message: str) -> None:
         """Refuse the messages; templates call it by this name."""
         raise Refused(message)
 
+    def strftime_now(form: str) -> str:
+        """Return the date or time of now; templates call it by this name."""
+        return datetime.datetime.now().strftime(form)
+
+    def tojson(
+        x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        """Return JSON, without the escapes for HTML that Jinja's own filter makes."""
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.LoopControlExtension]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.LoopControlExtension]
     )
+    environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
     return environment.from_string(source)
 
 

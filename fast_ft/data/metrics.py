@@ -18,8 +18,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.examples import Pool
 from fast_ft.recipe.conditions import check_metric
 
-#: prompts, responses -> tokens of each prompt, tokens of each response.
-TokenCounter = Callable[[list[str], list[str]], tuple[list[int], list[int]]]
+#: A pool -> the number of tokens of each row that are masked, and of those that are trained.
+TokenCounter = Callable[[Pool], tuple[list[int], list[int]]]
 
 #: Final punctuation or an emoji, then any closing quotes, brackets, code ticks and markdown stars.
 FINAL = (
@@ -45,7 +45,7 @@ def measure(pool: Pool, names: Iterable[str], token_counter: TokenCounter | None
         if name in table.column_names:
             continue
         if name.endswith("_tokens"):
-            for metric, column in _tokens(table, name, token_counter).items():
+            for metric, column in _tokens(pool, name, token_counter).items():
                 if metric not in table.column_names:
                     table = table.append_column(metric, column)
         else:
@@ -90,11 +90,11 @@ def _type_token_ratio(table: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array(parts, pa.float64())
 
 
-def _tokens(table: pa.Table, name: str, counter: TokenCounter | None) -> dict[str, pa.Array]:
+def _tokens(pool: Pool, name: str, counter: TokenCounter | None) -> dict[str, pa.Array]:
     if counter is None:
         raise InputError(f"{name}: counting tokens needs a tokenizer: set model.tokenizer to a folder or a hub id.")
-    prompt, response = counter(table["prompt"].to_pylist(), table["response"].to_pylist())
-    assert len(prompt) == len(response) == table.num_rows
+    prompt, response = counter(pool)
+    assert len(prompt) == len(response) == len(pool)
     columns = {"prompt_tokens": pa.array(prompt, pa.int64()), "response_tokens": pa.array(response, pa.int64())}
     return columns | {"conversation_tokens": pc.add(columns["prompt_tokens"], columns["response_tokens"])}
 

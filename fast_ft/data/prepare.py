@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted
-from fast_ft.data import contamination, curriculum, dataset, encoding, selection, sources
+from fast_ft.data import contamination, curriculum, dataset, encoding, selection, sources, tokenise
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
 from fast_ft.data.examples import Example, Prompt
+from fast_ft.data.prompt_templates import Llama2Template
 from fast_ft.hub import download
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Train
@@ -51,12 +52,13 @@ class SelectedData:
 class PreparedData(SelectedData):
     """What a run trains on and answers: the selected data and its tokens.
 
-    rows: the selected examples, tokenised, by id; each keeps the contract of prompt and response. train, seed: the
-    recipe's, by which stages become steps.
+    rows: the selected examples, tokenised, by id; each keeps the contract of prompt and response. prompt_ids: the token
+    ids of each prompt, in the prompts' order. train, seed: the recipe's, by which stages become steps.
     """
 
     encoder: Encoder
     rows: dict[str, EncodedRow]
+    prompt_ids: list[list[int]]
     train: Train
     seed: int
 
@@ -76,15 +78,17 @@ class PreparedData(SelectedData):
             left = None if left is None else left - len(steps)
             rows = [self.rows[example.id] for example in stage.examples]
             if not self.train.completion_only_loss:
-                rows = [replace(row, labels=list(row.input_ids)) for row in rows]
+                rows = [self._all_trained(example) for example in stage.examples]
             if steps:
                 jobs.append(StageJob(index, stage.name, rows, steps, stage.learning_rate))
         return jobs
 
-    @cached_property
-    def prompt_ids(self) -> list[list[int]]:
-        """The token ids of each prompt, in the prompts' order."""
-        return [self.encoder.prompt_ids(prompt.messages) for prompt in self.prompts]
+    def _all_trained(self, example: Example) -> EncodedRow:
+        """Return a row that is trained on prompts too, but not on answers whose loss is off."""
+        row = self.rows[example.id]
+        if all(each.trained for each in example.messages if each.role == "assistant"):
+            return replace(row, labels=list(row.input_ids))
+        return encoding.labelled(example.id, self.encoder.conversation(example), but_untrained=True)
 
     def restaged(self, recipe: Recipe) -> PreparedData:
         """Return the same rows under the stages and training settings of a recipe that selects the same rows."""
@@ -117,12 +121,13 @@ def select_data(recipe: Recipe) -> SelectedData:
 
 def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> SelectedData:
     pool, left_out = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
+    notes += pool.notes
     if left_out:
         notes.append(f"{counted(left_out, 'row')} left out by data.exclude.")
     prompts: list[Prompt] = []
     digests = {"train": pool.digest}
     if recipe.data.test is not None:
-        prompts, digests["test"] = dataset.load_prompts(recipe.data.test)
+        prompts, digests["test"] = dataset.load_prompts(recipe.data.test, notes=notes)
         dataset.refuse_test_as_train(pool, prompts, digests["test"])
     limit = policy_ntu_hw5.max_train_rows(recipe)
     chosen = selection.select(
@@ -131,12 +136,14 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
         seed=recipe.seed,
         limit=limit,
         also_measure=[*curriculum.metrics_needed(recipe.curriculum), "score", "response_words"],
-        token_counter=encoder.count if encoder else None,
+        token_counter=encoder.count_pool if encoder else None,
     )
     notes += chosen.notes
     rows: dict[str, EncodedRow] = {}
+    prompt_ids: list[list[int]] = []
     if encoder is not None:
-        rows, chosen = _tokenise(recipe, encoder, chosen, notes)
+        rows, chosen = tokenise.rows(recipe, encoder, chosen, notes)
+        prompt_ids = tokenise.prompts(recipe, encoder, prompts, notes)
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
     examples = _distinct(stages)
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
@@ -145,7 +152,7 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
     if encoder is None:
         return SelectedData(chosen, stages, prompts, leakage, digests, notes)
     return PreparedData(
-        chosen, stages, prompts, leakage, digests, notes, encoder, rows, train=recipe.train, seed=recipe.seed
+        chosen, stages, prompts, leakage, digests, notes, encoder, rows, prompt_ids, recipe.train, recipe.seed
     )
 
 
@@ -166,13 +173,15 @@ def compare_tokenizers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepa
     plain = [e for e in prepared.examples if not any(token in e.prompt + e.response for token in special)]
     differing = []
     for example in plain:
-        row = prepared.rows[example.id]
-        prompt = row.input_ids[: len(row.labels) - row.supervised]
+        first = next(index for index, each in enumerate(example.messages) if each.role == "user")
+        asked = example.messages[: first + 1]
+        ours = prepared.encoder.prompt_ids([each.turn for each in asked])[1:]
         if own is not None:
-            theirs = own.prompt_ids([{"role": "user", "content": example.prompt}])[1:]
+            theirs = own.prompt_ids([each.turn for each in asked])[1:]
         else:
-            theirs = tokenizer(f"[INST] {example.prompt} [/INST]", add_special_tokens=False)["input_ids"]
-        if theirs != prompt[1:]:
+            text = Llama2Template.instruction(asked[-1].content, asked[0].content if first else None)
+            theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if theirs != ours:
             differing.append(example.id)
     if plain and len(differing) == len(plain):
         raise InputError(
@@ -192,37 +201,3 @@ def _own_encoder(recipe: Recipe) -> Encoder | None:
         return Encoder(download.model_folder(recipe.model.name_or_path, recipe.model.revision))
     except InputError:  # a base without a tokenizer of its own is why recipes can name one
         return None
-
-
-def _tokenise(
-    recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
-) -> tuple[dict[str, EncodedRow], selection.Selection]:
-    """Tokenise the selected rows and check each against the contract; data.overlong may drop rows that are too long."""
-    rows, kept, dropped, broken = {}, [], [], []
-    for index, example in zip(chosen.indices, chosen.examples, strict=True):
-        row = encoder.row(example)
-        if len(row.input_ids) > recipe.model.max_length and recipe.data.overlong == "drop":
-            dropped.append(example.id)
-            continue
-        problems = encoding.contract_problems(row, example, encoder, recipe.model.max_length)
-        broken += [f"row {example.id!r}: {problem}" for problem in problems]
-        rows[example.id] = row
-        kept.append(index)
-    if broken:
-        raise InputError(_first(broken, "selected rows break the contract of prompt and response tokens", recipe))
-    if dropped:
-        notes.append(f"{len(dropped)} selected rows over model.max_length {recipe.model.max_length} were dropped")
-        chosen = replace(chosen, indices=kept)
-    if not kept:
-        raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
-    return rows, chosen
-
-
-def _first(problems: Sequence[str], title: str, recipe: Recipe, most: int = 5) -> str:
-    more = f"\n  and {len(problems) - most} more" if len(problems) > most else ""
-    remedy = ""
-    if any("over model.max_length" in problem for problem in problems):
-        remedy = (
-            f"\nRaise model.max_length ({recipe.model.max_length}), or set data.overlong: drop to leave long rows out."
-        )
-    return f"{title}:\n  " + "\n  ".join(problems[:most]) + more + remedy

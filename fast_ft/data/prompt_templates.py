@@ -1,160 +1,129 @@
-"""The forms that messages take as token ids: Llama 2's, and the one that a tokenizer brings itself.
+"""The forms that a conversation takes as token ids. This module has Llama 2's; data/chat_template.py has the others.
 
 Another form is another class with PromptTemplate's methods, chosen in data/encoding.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fast_ft.common.errors import InputError
-from fast_ft.data.jinja_sandbox import SandboxedTemplate
+from fast_ft.data.examples import Message
+from fast_ft.data.special_tokens import SpecialTokens
 from fast_ft.data.tokenizer import Tokenizer
-
-Message = dict[str, str]  #: role ("system", "user" or "assistant") and content
 
 
 @dataclass(frozen=True)
-class SpecialTokens:
-    """The tokens that begin and end a sequence, and the one that fills it up. bos_id is None where there is no BOS."""
+class TokenisedConversation:
+    """The ids of a conversation.
 
-    bos: str
-    eos: str
-    bos_id: int | None
-    eos_id: int
-    pad_id: int
+    trained: (start, end) of each trained answer's tokens, its end token included. texts: what each of these parts
+    spells. untrained: (start, end) of the other answers. controls: the ids of the control tokens, all of them the
+    form's own. context_differs: for each trained answer, whether a later turn changes what stands before it, so that no
+    prompt has these ids. remarks: what a user should know.
+    """
+
+    ids: list[int]
+    trained: list[tuple[int, int]]
+    texts: list[str]
+    untrained: list[tuple[int, int]]
+    controls: list[int]
+    context_differs: list[bool]
+    remarks: list[str]
 
 
 class PromptTemplate(Protocol):
-    """One form of a conversation. `messages` end with the user's turn."""
+    """One form of a conversation."""
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids up to where the response begins."""
+    #: The id of the token that ends an answer in this form.
+    end_id: int
 
-    def response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
-        """Return the ids of the response after those messages, the end-of-sequence token included."""
+    def conversation(self, messages: Sequence[Message], tools: Sequence[Any]) -> TokenisedConversation:
+        """Return the ids of a row. Raises InputError, beginning with the turn, where the form cannot hold it."""
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[int]:
+        """Return the ids up to where the answer to the last turn begins. Raises InputError likewise."""
 
     def count(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Return the number of tokens of each single-turn prompt, and of each response to it (EOS included)."""
+        """Return the number of tokens of each single-turn prompt, and of each response to it (its end included)."""
 
-    def bos_problem(self, ids: Sequence[int]) -> str | None:
-        """Return what is wrong with the BOS tokens of a training row, or None."""
+
+def turn_name(messages: Sequence[Message], index: int) -> str:
+    """Return how a message names a turn: "turn 3 (system)", counted from 1."""
+    return f"turn {index + 1} ({messages[index].role})"
+
+
+def as_message(turn: Mapping[str, Any]) -> Message:
+    """Return the Message of a turn that is to be read, as a prompt has them."""
+    more = {key: value for key, value in turn.items() if key not in ("role", "content")}
+    return Message(turn["role"], turn["content"], more=more)
 
 
 class Llama2Template:
-    """Llama 2's chat form (Meta's llama repository, generation.py): <s> [INST] user [/INST] answer </s>.
+    """Llama 2's chat form (Meta's llama repository, generation.py): <s>[INST] user [/INST] answer </s>.
 
-    Each exchange begins with BOS, and each earlier one ends with EOS. A system turn stands in the first user turn.
+    Each exchange begins with BOS, and each answer ends with EOS. A system turn stands in the first user turn, between
+    <<SYS>> and <</SYS>>. An answer is encoded apart from its prompt, so that the border between them is the same in
+    generation, where the answer is not known. Meta's prompts have a space before an earlier answer's EOS, which its
+    models never write themselves: it is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens) -> None:
-        assert tokens.bos_id is not None, "Encoder refuses a tokenizer without BOS"
-        self._tokenizer, self._bos_id, self._eos_id = tokenizer, tokens.bos_id, tokens.eos_id
+        assert tokens.bos_id is not None, "data/encoding.py refuses a tokenizer without BOS"
+        self._tokenizer, self._bos_id, self.end_id = tokenizer, tokens.bos_id, tokens.eos_id
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids up to where the response begins."""
+    def conversation(self, messages: Sequence[Message], tools: Sequence[Any]) -> TokenisedConversation:
+        """Return the ids of a row. Raises InputError, beginning with the turn, where the form cannot hold it."""
         ids: list[int] = []
-        for prompt, answer in self._exchanges(messages):
-            ids += [self._bos_id, *self._tokenizer.encode([prompt])[0]]
-            if answer is not None:
-                ids += [*self._tokenizer.encode([answer])[0], self._eos_id]
-        return ids
+        trained, texts, untrained, controls = [], [], [], []
+        for message, part in zip(self._turns(messages, tools), self._parts(messages, tools), strict=True):
+            if message.trained:
+                trained.append((len(ids), len(ids) + len(part)))
+                texts.append(message.content)
+            elif message.role == "assistant":
+                untrained.append((len(ids), len(ids) + len(part)))
+            ids += part
+            controls.append(self.end_id if message.role == "assistant" else self._bos_id)
+        return TokenisedConversation(ids, trained, texts, untrained, controls, [False] * len(trained), [])
 
-    def response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
-        """Return the ids of the response and EOS; the messages before it change nothing."""
-        return [*self._tokenizer.encode([response])[0], self._eos_id]
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[int]:
+        """Return the ids up to where the answer to the last turn begins. Raises InputError likewise."""
+        return [id_ for part in self._parts(messages, tools) for id_ in part]
 
     def count(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[int], list[int]]:
         """Return the number of tokens of each single-turn prompt (BOS included) and of each response (EOS included)."""
-        encoded_prompts = self._tokenizer.encode([self._instruction(prompt) for prompt in prompts])
+        encoded_prompts = self._tokenizer.encode([self.instruction(prompt) for prompt in prompts])
         encoded_responses = self._tokenizer.encode(responses)
         return [1 + len(ids) for ids in encoded_prompts], [1 + len(ids) for ids in encoded_responses]
 
-    def bos_problem(self, ids: Sequence[int]) -> str | None:
-        """Return a sentence unless the row has one BOS, at its start."""
-        begins = list(ids).count(self._bos_id)
-        if begins == 1 and ids[0] == self._bos_id:
-            return None
-        return f"{begins} BOS tokens, where one is due, at the start"
+    @staticmethod
+    def instruction(text: str, system: str | None = None) -> str:
+        """Return the text of a user turn."""
+        return f"[INST] {text} [/INST]" if system is None else f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{text} [/INST]"
 
-    def _exchanges(self, messages: Sequence[Message]) -> Iterator[tuple[str, str | None]]:
-        """Yield the text of each prompt with the answer to it; the last prompt's answer is None."""
-        system = "".join(f"<<SYS>>\n{m['content']}\n<</SYS>>\n\n" for m in messages if m["role"] == "system")
-        turns = [m["content"] for m in messages if m["role"] != "system"]
-        for index, (user, answer) in enumerate(zip(turns[::2], [*turns[1::2], None], strict=False)):
-            yield self._instruction(system * (index == 0) + user), answer
+    def _parts(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[list[int]]:
+        """Return the ids of each user and assistant turn."""
+        system = messages[0].content if messages[0].role == "system" else None
+        turns = self._turns(messages, tools)
+        texts = [each.content if each.role == "assistant" else self.instruction(each.content) for each in turns]
+        texts[0] = self.instruction(turns[0].content, system)
+        encoded = self._tokenizer.encode(texts)
+        return [
+            [*ids, self.end_id] if each.role == "assistant" else [self._bos_id, *ids]
+            for each, ids in zip(turns, encoded, strict=True)
+        ]
 
     @staticmethod
-    def _instruction(text: str) -> str:
-        return f"[INST] {text} [/INST]"
-
-
-class ChatTemplate:
-    """The form that a tokenizer's own chat template gives, rendered in a process of its own."""
-
-    def __init__(self, tokenizer: Tokenizer, tokens: SpecialTokens, template: SandboxedTemplate) -> None:
-        self._tokenizer, self._tokens, self._template = tokenizer, tokens, template
-
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids up to where the response begins. Raises InputError where the template fails."""
-        return self._rendered(messages, add_generation_prompt=True, apart=self._looks_special(messages))
-
-    def response_ids(self, messages: Sequence[Message], response: str) -> list[int]:
-        """Return the ids of the response up to EOS. Raises InputError where the template does not end with one."""
-        whole = [*messages, {"role": "assistant", "content": response}]
-        # Encoded in one go, as all other programs do it; apart where that would read text as control tokens, or where
-        # a token would reach over the border of prompt and response.
-        for apart in [True] if self._looks_special(whole) else [False, True]:
-            prompt = self._rendered(messages, add_generation_prompt=True, apart=apart)
-            full = self._rendered(whole, add_generation_prompt=False, apart=apart)
-            rest = full[len(prompt) :]
-            if full[: len(prompt)] == prompt and self._tokens.eos_id in rest:
-                return rest[: len(rest) - rest[::-1].index(self._tokens.eos_id)]  # text after EOS is never generated
-        raise InputError(
-            "The tokenizer's chat template does not give the prompt, then the response, then the end of "
-            "sequence. Use model.template: llama-2, or another tokenizer."
-        )
-
-    def count(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Return the number of tokens of each single-turn prompt, and of each response to it (EOS included)."""
-        lengths: tuple[list[int], list[int]] = ([], [])
-        for prompt, response in zip(prompts, responses, strict=True):
-            messages = [{"role": "user", "content": prompt}]
-            lengths[0].append(len(self.prompt_ids(messages)))
-            lengths[1].append(len(self.response_ids(messages, response)))
-        return lengths
-
-    def bos_problem(self, ids: Sequence[int]) -> str | None:
-        """Return a sentence where the row has several BOS tokens; a chat template may do without one."""
-        begins = list(ids).count(self._tokens.bos_id) if self._tokens.bos_id is not None else 0
-        if begins > 1 and self._tokens.bos_id != self._tokens.eos_id:
-            return f"{begins} BOS tokens, where one is due at most"
-        return None
-
-    def _looks_special(self, messages: Sequence[Message]) -> bool:
-        return any(token in message["content"] for token in self._tokenizer.special_tokens() for message in messages)
-
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool, apart: bool) -> list[int]:
-        """Return the ids of the rendered text; `apart`: each message's content is encoded by itself, as plain text."""
-        contents = [message["content"] for message in messages]
-        if not apart:
-            return self._tokenizer.encode([self._text(messages, contents, add_generation_prompt)], specials=True)[0]
-        # Private-use characters stand for the contents, so that the template's own text is told from theirs.
-        marks = [chr(0xE000 + i) for i in range(len(contents))]
-        ids: list[int] = []
-        rest = self._text(messages, marks, add_generation_prompt)
-        for mark, content in zip(marks, contents, strict=True):
-            before, _, rest = rest.partition(mark)
-            ids += self._tokenizer.encode([before], specials=True)[0] + self._tokenizer.encode([content])[0]
-        return ids + self._tokenizer.encode([rest], specials=True)[0]
-
-    def _text(self, messages: Sequence[Message], contents: Sequence[str], add_generation_prompt: bool) -> str:
-        filled = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
-        return self._template.render(
-            filled,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=self._tokens.bos,
-            eos_token=self._tokens.eos,
-        )
+    def _turns(messages: Sequence[Message], tools: Sequence[Any]) -> Sequence[Message]:
+        """Return the user and assistant turns. Raises InputError for what Llama 2's form has no place for."""
+        remedy = "Llama 2's form has no place for it: take it out, or use model.template: tokenizer."
+        if tools:
+            raise InputError(f"tools: {remedy}")
+        for index, message in enumerate(messages):
+            if message.role == "tool" or (message.role == "system" and index):
+                raise InputError(f"{turn_name(messages, index)}: {remedy}")
+            if message.more:
+                raise InputError(f"{turn_name(messages, index)}, {', '.join(message.more)}: {remedy}")
+        return messages[1:] if messages[0].role == "system" else messages

@@ -9,11 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
-from fast_ft.data.formats import CONVERSATIONS, ROLES, TURN_KEYS
+from fast_ft.data.formats import MEDIA_KEYS, PAIR_ONLY_KEYS, SYSTEM_KEYS
+from fast_ft.data.turns import CONVERSATIONS, ROLES, TURN_KEYS, holds_text
+
+#: Columns beside the conversation whose text is read, or refused, row by row.
+_MEANT = {*SYSTEM_KEYS, *PAIR_ONLY_KEYS, *MEDIA_KEYS, "tools"}
 
 
 def regular_table(table: pa.Table, name: str) -> pa.Table | None:
-    """Return columns id, prompt, response and score, or None where a row is not regular.
+    """Return columns id, messages (null), prompt, response and score, or None where a row is not regular.
 
     `name` stands for the table in messages. Raises InputError where the Arrow data is broken.
     """
@@ -22,6 +26,8 @@ def regular_table(table: pa.Table, name: str) -> pa.Table | None:
         texts = _texts(table)
         numbers = pa.chunked_array([pa.nulls(len(table), pa.float64())])
         if texts is None or "id" not in table.column_names:
+            return None
+        if any(column_name in _MEANT and _is_filled(table[column_name]) for column_name in table.column_names):
             return None
         ids = table["id"]
         if "score" in table.column_names and not pa.types.is_null(table["score"].type):
@@ -38,7 +44,23 @@ def regular_table(table: pa.Table, name: str) -> pa.Table | None:
     ids = ids.cast(pa.string())
     if pc.any(pc.equal(pc.utf8_trim_whitespace(ids), "")).as_py():
         return None
-    return pa.table({"id": ids, "prompt": texts[0], "response": texts[1], "score": numbers})
+    nothing = pa.nulls(len(table), pa.string())
+    return pa.table({"id": ids, "messages": nothing, "prompt": texts[0], "response": texts[1], "score": numbers})
+
+
+def unused_texts(table: pa.Table) -> dict[str, int]:
+    """Return, of a regular table, in how many rows each column holds text that is not used."""
+    used = {"id", "score", next(key for key in CONVERSATIONS if key in table.column_names)}
+    counts = {}
+    for column_name in table.column_names:
+        column = table[column_name]
+        if column_name in used:
+            continue
+        if _is_text(column.type):
+            counts[column_name] = pc.sum(pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(column), ""), False)).as_py()
+        elif pa.types.is_nested(column.type):
+            counts[column_name] = sum(holds_text(value) for value in column.to_pylist())
+    return {column_name: count for column_name, count in counts.items() if count}
 
 
 def _texts(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray] | None:
@@ -59,12 +81,21 @@ def _texts(table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray] | None:
     texts = []
     for position, role in enumerate(("user", "assistant")):
         turns = pc.list_element(column, position)
+        if any(_is_filled(pc.struct_field(turns, [other])) for other in names if other not in keys):
+            return None
         said_by, text = (pc.struct_field(turns, [name]).cast(pa.string()) for name in keys)
         allowed = pa.array([name for name, meaning in ROLES.items() if meaning == role])
         if text.null_count or not pc.all(pc.is_in(pc.utf8_lower(said_by), value_set=allowed)).as_py():
             return None
         texts.append(pc.utf8_trim_whitespace(text))
     return None if pc.any(pc.equal(texts[0], "")).as_py() else (texts[0], texts[1])
+
+
+def _is_filled(column: pa.ChunkedArray) -> bool:
+    """Return whether any value of a column is neither null nor blank."""
+    if _is_text(column.type):
+        column = pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)
+    return column.null_count < len(column)
 
 
 def _is_text(kind: pa.DataType) -> bool:

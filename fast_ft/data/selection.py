@@ -43,8 +43,7 @@ class Selection:
 
     def metrics(self, index: int) -> dict[str, Any]:
         """Return {name: value} of all metrics that were measured of the pool's row `index`, score included."""
-        columns = [name for name in self.pool.table.column_names if name not in ("id", "prompt", "response")]
-        return {name: self.pool.table[name][index].as_py() for name in columns}
+        return {name: self.pool.table[name][index].as_py() for name in self.pool.metrics}
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:

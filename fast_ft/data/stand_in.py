@@ -16,6 +16,8 @@ from fast_ft.data.examples import Example
 from fast_ft.data.formats import strip_leads
 from fast_ft.data.prepare import SelectedData
 
+_SPEAKERS = {"user": "human", "assistant": "gpt"}  #: ShareGPT's names
+
 
 def draw(prepared: SelectedData, count: int, seed: int) -> list[Example]:
     """Draw rows at random that have another prompt than every training row and every test prompt; no prompt twice.
@@ -44,11 +46,15 @@ def draw(prepared: SelectedData, count: int, seed: int) -> list[Example]:
 
 
 def write(path: Path, rows: Iterable[Example]) -> None:
-    """Write rows as a prompt file whose answers are the references."""
+    """Write rows as a prompt file with answers: a row's last answer is the reference."""
     content = [
         {
             "id": row.id,
-            "conversations": [{"from": "human", "value": row.prompt}, {"from": "gpt", "value": row.response}],
+            "conversations": [
+                {"from": _SPEAKERS.get(turn.role, turn.role), "value": turn.content, **turn.more}
+                for turn in row.messages
+            ],
+            **({"tools": row.tools} if row.tools else {}),
         }
         for row in rows
     ]

@@ -122,20 +122,17 @@ def loader(folder: Path, *, adapter: Path | None = None, gguf_file: Path | None 
         config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float32 if _float32_fits(folder, device) else torch.float16
-        source: dict[str, Any] = {
-            "config": config,
-            "dtype": dtype,
-            "local_files_only": True,
-            "trust_remote_code": False,
-        }
-        if gguf_file is not None:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(gguf_file.parent), gguf_file=gguf_file.name, **source
-            ).to(device)
-        else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder), device_map={"": device}, use_safetensors=True, **source
-            )
+        from_gguf = gguf_file is not None
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(gguf_file.parent if gguf_file is not None else folder),
+            gguf_file=gguf_file.name if gguf_file is not None else None,
+            config=config,
+            dtype=dtype,
+            device_map=None if from_gguf else {"": device},
+            use_safetensors=None if from_gguf else True,
+            local_files_only=True,
+            trust_remote_code=False,
+        ).to(device)
         if getattr(config, "quantization_config", None) is not None:
             # Products on 4-bit weights round in their own ways, on a CPU most of all; what was merged into is W itself.
             model = model.dequantize().to(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from fast_ft.common.console import note
 from fast_ft.common.minutes import AnswerPace
@@ -10,7 +10,7 @@ from fast_ft.generate.engine.sequence import Sequence
 
 
 def shortening(
-    pace: AnswerPace, sequences: list[Sequence], most: int, eos_id: int, notes: list[str]
+    pace: AnswerPace, sequences: list[Sequence], most: int, end_ids: Collection[int], notes: list[str]
 ) -> Callable[[list[Sequence]], None]:
     """Return what looks at the sequences now and then, and shortens those that would not end in time."""
 
@@ -29,6 +29,6 @@ def shortening(
             row.limit = min(most, max(len(row.tokens), limit))
 
     def ended(row: Sequence) -> bool:
-        return bool(row.tokens) and (len(row.tokens) >= row.limit or row.tokens[-1] == eos_id)
+        return bool(row.tokens) and (len(row.tokens) >= row.limit or row.tokens[-1] in end_ids)
 
     return look

@@ -7,38 +7,35 @@ Reference answers to the test prompts themselves are refused, unless the recipe 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
+from fast_ft.data.examples import Prompt
 from fast_ft.data.formats import strip_lead, strip_leads
 from fast_ft.recipe.schema import Recipe
 
 
-def check(recipe: Recipe, prompts: Mapping[str, Sequence[dict[str, str]]]) -> None:
-    """Raise InputError where the recipe names rules, and references that are no rows of data.train.
-
-    prompts: {id: messages} of what is judged.
-    """
+def check(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Raise InputError where the recipe names rules, and references to these prompts that are no rows of data.train."""
     judge = recipe.judge
     if recipe.rules is None or judge.references is None or judge.kind == "none" or judge.references_from_course:
         return
     references = dataset.load_references(judge.references)
     pool = dataset.load_pool(recipe.data.model_copy(update={"test": None}))
-    wanted = {strip_lead(messages[-1]["content"]) for messages in prompts.values()}
-    asked = strip_leads(pool.table["prompt"])
-    among = pc.is_in(asked, value_set=pa.array(sorted(wanted), pa.string()))
-    rows = zip(asked.filter(among).to_pylist(), pool.table["response"].filter(among).to_pylist(), strict=True)
-    own = {(question, answer.strip()) for question, answer in rows}
-    for prompt_id, messages in prompts.items():
-        answer = references.find(prompt_id, messages)
-        if answer is not None and (strip_lead(messages[-1]["content"]), answer.strip()) not in own:
+    wanted = pa.array(sorted({strip_lead(prompt.all_text) for prompt in prompts}), pa.string())
+    among = pc.is_in(strip_leads(pool.table["prompt"]), value_set=wanted).to_pylist()
+    rows = pool.examples([place for place, same in enumerate(among) if same])
+    own = {(strip_lead(row.prompt), row.messages[-1].content.strip()) for row in rows}
+    for prompt in prompts:
+        answer = references.find(prompt.id, prompt.messages)
+        if answer is not None and (strip_lead(prompt.all_text), answer.strip()) not in own:
             raise InputError(
                 f"judge.references: under rules: {recipe.rules} references may only be rows of data.train with their "
-                f"own answers, and prompt {prompt_id!r} with its reference is no such row. Judge other prompts: `data "
+                f"own answers, and prompt {prompt.id!r} with its reference is no such row. Judge other prompts: `data "
                 "RECIPE --stand-in 100 --output FILE` writes rows that are not trained on, and their answers. If the "
                 "course gave out these references, write judge.references_from_course: true; the manifest records it."
             )

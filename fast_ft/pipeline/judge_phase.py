@@ -138,12 +138,13 @@ def check(section: schema.Judge, prompts: list[Prompt]) -> None:
         _found(dataset.load_references(section.references), {prompt.id: prompt.messages for prompt in prompts})
 
 
-def answered_prompts(folder: RunDir) -> dict[str, list[dict[str, str]]]:
-    """Return {prompt id: messages} of pred.json; {} where there is none yet."""
+def answered_prompts(folder: RunDir) -> list[Prompt]:
+    """Return the prompts of pred.json; none where there is no such file yet."""
     entries = artifacts.read_pred(folder.pred) if folder.pred.is_file() else {}
-    return {
-        key: [{"role": turn.role, "content": turn.content} for turn in entry.input] for key, entry in entries.items()
-    }
+    return [
+        Prompt(key, tuple({"role": turn.role, "content": turn.content} for turn in entry.input))
+        for key, entry in entries.items()
+    ]
 
 
 def groups(prompts: list[Prompt]) -> Group:

@@ -20,6 +20,11 @@ _KINDS = {
     "string": "text",
     "null": "null",
 }
+#: Keys that recipes once had, and what to write instead.
+_GONE = {
+    "data.multi_turn": "rows of several turns are trained as they are. Take the key out; data.train_on says whether "
+    "all of a row's answers are trained (all) or the last one (last)",
+}
 
 
 @functools.cache
@@ -41,7 +46,8 @@ def explain(errors: Iterable[Any], tree: dict[str, Any]) -> list[tuple[Key, str]
             hint = _suggestion(root, loc)
             if str(loc[-1]).startswith(("push_to_hub", "hub_")):
                 hint = "; nothing is ever pushed to a hub from here: upload the adapter folder yourself, if you may"
-            problems[loc] = f"{_dotted(loc)}: unknown key{hint}"
+            gone = _GONE.get(_dotted(loc))
+            problems[loc] = f"{_dotted(loc)}: " + (f"this key is gone: {gone}" if gone else f"unknown key{hint}")
             continue
         key, schema = _descend(root, loc)
         if key in problems:

@@ -50,7 +50,7 @@ def points(
     rows: tokens of selected rows, by position.
     """
     pool = measured(pool)
-    names = [name for name in pool.table.column_names if name not in ("id", "prompt", "response")]
+    names = pool.metrics
     columns = np.stack([_floats(pool.table[name]) for name in names])
     known = [i for i in range(len(names)) if not np.isnan(columns[i]).all()]
     names, columns = [names[i] for i in known], columns[known]
@@ -131,11 +131,10 @@ def _tokens(row: EncodedRow, encoder: Encoder) -> dict[str, Any]:
             trained = not trained
             runs.append(0)
         runs[-1] += 1
-    controls = {encoder.bos_id: "<BOS>", encoder.eos_id: "<EOS>"}
-    pieces = encoder.pieces(row.input_ids)
+    shown = encoder.shown(row.input_ids)
     return {
-        "pieces": [controls.get(token, piece) for token, piece in zip(row.input_ids, pieces, strict=True)],
-        "controls": [place for place, token in enumerate(row.input_ids) if token in controls],
+        "pieces": [piece for piece, _ in shown],
+        "controls": [place for place, (_, is_control) in enumerate(shown) if is_control],
         "runs": runs,
     }
 

@@ -18,6 +18,7 @@ from fast_ft.common.signals import interruptible
 from fast_ft.common.wording import counted
 from fast_ft.data import contamination, dataset, stand_in
 from fast_ft.judge import statistics
+from fast_ft.models.loaders import choose
 from fast_ft.pipeline import course_references, judge_phase, set_up
 from fast_ft.recipe.loader import content_digest, resolved
 from fast_ft.recipe.schema import Recipe
@@ -70,12 +71,12 @@ class Sweep:
 
         make_workers: returns the workers, given the folder for what they write on stdout and stderr.
         """
+        choose.refuse_absent(self.recipe.model.backend)
         set_up.check_model(self.recipe)
         if self.search.objective == "judge":
             judge_phase.check(self.recipe.judge.model_copy(update={"references": None}), [])
         if self.recipe.data.test is not None:  # the best recipe's answers are judged at the end
-            prompts, _ = dataset.load_prompts(self.recipe.data.test)
-            course_references.check(self.recipe, {prompt.id: prompt.messages for prompt in prompts})
+            course_references.check(self.recipe, dataset.load_prompts(self.recipe.data.test)[0])
         with interruptible(), lock.hold(self.root) as held:
             untrusted_files.refuse_links(self.root)
             clock = Clock(self.root / "clock.json", None if self.hours is None else self.hours * 3600)

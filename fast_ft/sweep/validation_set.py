@@ -14,6 +14,7 @@ from typing import Any
 from fast_ft.common import seeds
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, dataset, encoding, selection
+from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Example
 from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe import policy_ntu_hw5
@@ -31,12 +32,12 @@ def draw(recipe: Recipe) -> list[Example]:
     encoder = encoding.load_encoder(recipe.model)
     pool, _ = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
     section = Select(where={**recipe.select.where, **search.where}, deduplicate="none")
-    found = selection.select(pool, section, seed=recipe.seed, limit=None, token_counter=encoder.count)
+    found = selection.select(pool, section, seed=recipe.seed, limit=None, token_counter=encoder.count_pool)
     different = {contamination.text_digest(example.prompt): example for example in reversed(found.examples)}
     fitting = {
         text: example
         for text, example in reversed(different.items())
-        if len(encoder.row(example).input_ids) <= recipe.model.max_length
+        if _fits(example, encoder, recipe.model.max_length)
     }
     in_test = test_digests(recipe) & fitting.keys()
     to_train = recipe.select.take or policy_ntu_hw5.max_train_rows(recipe) or 1
@@ -53,6 +54,14 @@ def draw(recipe: Recipe) -> list[Example]:
 def test_digests(recipe: Recipe) -> set[str]:
     """Return the digests of the test prompts' texts."""
     return contamination.digests_of(dataset.load_prompts(recipe.data.test)[0]) if recipe.data.test else set()
+
+
+def _fits(example: Example, encoder: Encoder, max_length: int) -> bool:
+    """Return whether a row ends with a trained answer, and has room; a row that the template refuses has none."""
+    try:
+        return example.messages[-1].trained and len(encoder.row(example).input_ids) <= max_length
+    except InputError:
+        return False
 
 
 def _drawn(rows: dict[str, Example], passed_over: set[str], count: int, chance: random.Random) -> list[Example]:

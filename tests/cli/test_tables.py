@@ -91,7 +91,7 @@ def test_a_rows_control_characters_do_not_reach_the_terminal(capsys: pytest.Capt
     from fast_ft.data.examples import Example
 
     encoder = Encoder(POCKET)
-    evil = Example("evil", "clear \x1b[2J\x1b]0;title\x07 the screen\r", "ok \x9b31m", None)
+    evil = Example.exchange("evil", "clear \x1b[2J\x1b]0;title\x07 the screen\r", "ok \x9b31m")
     stub: Any = PreparedData.__new__(PreparedData)
     for name, value in (("encoder", encoder), ("rows", {"evil": encoder.row(evil)})):
         object.__setattr__(stub, name, value)

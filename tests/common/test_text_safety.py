@@ -89,7 +89,7 @@ def test_runs_and_chat_carry_no_codes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert RunDir.at(tmp_path / "two").root.name == "two"
 
     class Encoder:
-        eos_id = len(EVIL)
+        end_ids = (len(EVIL),)
 
         def decode(self, tokens: Any) -> str:
             return EVIL[: tokens[0]]

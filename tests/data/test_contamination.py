@@ -10,7 +10,7 @@ LONG = "Explain in simple words how the tides of the sea follow the moon and the
 
 
 def example(id_, prompt):
-    return Example(id_, prompt, "An answer.", None)
+    return Example.exchange(id_, prompt, "An answer.")
 
 
 def asked(id_, text):

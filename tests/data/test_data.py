@@ -99,8 +99,8 @@ def refused(path, *words, **keys):
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ""])
 def test_the_same_rows_in_any_layout_give_the_same_examples(tmp_path, layout, suffix):
     pool = load(write(tmp_path / f"rows{suffix}", layout()))
-    assert pool.examples(range(3)) == [Example(id_, prompt(i, x), o, s) for id_, i, x, o, s in ROWS]
-    assert pool.table.column_names == ["id", "prompt", "response", "score"]
+    assert pool.examples(range(3)) == [Example.exchange(id_, prompt(i, x), o, s) for id_, i, x, o, s in ROWS]
+    assert pool.table.column_names == ["id", "messages", "prompt", "response", "score"]
     assert pool.examples([2, 0])[0].id == "c"
 
 
@@ -136,7 +136,7 @@ def test_ids_are_given_by_row_number_and_digests_do_not_hold_them(tmp_path):
     rows = [{key: value for key, value in row.items() if key != "id"} for row in stanford()]
     examples = load(write(tmp_path / "rows.json", rows)).examples(range(3))
     assert [example.id for example in examples] == ["row-1", "row-2", "row-3"]
-    assert examples[0].digest == Example("z", prompt("Name a river.", ""), "The Rhine.", None).digest
+    assert examples[0].digest == Example.exchange("z", prompt("Name a river.", ""), "The Rhine.").digest
     assert len({example.digest for example in examples}) == 3
     assert load(write(tmp_path / "numbered.json", [{**stanford()[0], "id": 7}])).examples([0])[0].id == "7"
 
@@ -168,15 +168,19 @@ def test_a_dataset_dict_gives_its_train_split(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_several_turns_are_refused_or_reduced_by_the_key(tmp_path, suffix):
+def test_a_row_of_several_turns_keeps_all_of_them(tmp_path, suffix):
     said = [("system", "Be short."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
     rows = [{"id": "m", "messages": [{"role": role, "content": text} for role, text in said]}]
     path = write(tmp_path / f"rows{suffix}", rows)
-    refused(path, "row 1", "4 turns", "data.multi_turn")
-    first, last = (load(path, multi_turn=which).examples([0])[0] for which in ("first", "last"))
-    assert (first.prompt, first.response) == ("Be short.\n\nOne?", "1")
-    assert (last.prompt, last.response) == ("Be short.\n\nTwo?", "2")
-    assert [turn["role"] for turn in load_prompts(str(path))[0][0].messages] == ["user", "assistant", "user"]
+    (row,) = load(path).examples([0])
+    assert [(each.role, each.content) for each in row.messages] == said
+    assert [each.content for each in row.messages if each.trained] == ["1", "2"]
+    assert (row.prompt, row.response) == ("Be short.\n\nOne?\n\nTwo?", "1\n\n2")
+    (last,) = load(path, train_on="last").examples([0])
+    assert [each.content for each in last.messages if each.trained] == ["2"] and last.response == "2"
+    assert last.messages[:2] == row.messages[:2] and last.digest != row.digest
+    prompt = load_prompts(str(path))[0][0]
+    assert [turn["role"] for turn in prompt.messages] == ["system", "user", "assistant", "user"]
 
 
 def test_an_empty_response_loads_and_a_missing_one_does_not(tmp_path):
@@ -206,7 +210,8 @@ BAD_ROWS = {
     "id is a list": ([{**fastchat()[0], "id": ["a"]}], ["row 1", "id"]),
     "unknown layout": ([{"question": "a", "reply": "b"}], ["row 1", "question, reply", "instruction, input, output"]),
     "a row is text": (["hello"], ["row 1", "not an object (str)"]),
-    "unknown role": ([{"messages": [{"role": "tool", "content": "x"}]}], ["messages[0].role", "'tool'", "assistant"]),
+    "unknown role": ([{"messages": [{"role": "poet", "content": "x"}]}], ["messages[0].role", "'poet'", "assistant"]),
+    "a tool speaks first": ([{"messages": [{"role": "tool", "content": "x"}]}], ["messages[0].role", "out of turn"]),
     "out of turn": ([{"messages": [{"role": "assistant", "content": "x"}]}], ["messages[0].role", "out of turn"]),
     "turn is text": ([{"messages": ["hi"]}], ["messages[0]", "is no turn"]),
     "no turns": ([{"messages": []}], ["row 1", "messages", "no list of turns"]),

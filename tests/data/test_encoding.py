@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
-from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder, contract_problems
+from fast_ft.data.contract import contract_problems, trained_parts
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder
 from fast_ft.data.examples import Example
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, REAL, needs_real_data
@@ -66,7 +67,7 @@ def encoder(request: pytest.FixtureRequest, llama: Encoder, chat: Encoder) -> En
 
 
 def example(prompt: str, response: str) -> Example:
-    return Example("e", prompt, response, None)
+    return Example.exchange("e", prompt, response)
 
 
 def check(encoder: Encoder, given_: Example) -> None:
@@ -74,12 +75,14 @@ def check(encoder: Encoder, given_: Example) -> None:
     row = encoder.row(given_)
     prompt = encoder.prompt_ids([{"role": "user", "content": given_.prompt}])
     assert row.input_ids[: len(prompt)] == prompt, "training and generation see one prompt"
-    assert row.labels == [IGNORE_INDEX] * len(prompt) + row.input_ids[len(prompt) :]
-    assert row.supervised == len(row.input_ids) - len(prompt) > 0
+    end = len(prompt) + row.supervised
+    tail = row.input_ids[end:]  # what the template writes after the end of a turn, such as a line feed
+    assert row.labels == [IGNORE_INDEX] * len(prompt) + row.input_ids[len(prompt) : end] + [IGNORE_INDEX] * len(tail)
+    assert row.supervised > 0 and encoder.decode(tail) == ""
     assert row.input_ids[0] == encoder.bos_id and row.input_ids.count(encoder.bos_id) == 1
-    assert row.input_ids[-1] == row.labels[-1] == encoder.eos_id
-    assert encoder.eos_id not in row.input_ids[len(prompt) : -1]
-    assert encoder.decode(row.input_ids[len(prompt) :]) == given_.response
+    assert row.input_ids[end - 1] == encoder.eos_id == encoder.end_ids[0]
+    assert encoder.eos_id not in row.input_ids[len(prompt) : end - 1]
+    assert encoder.decode(row.input_ids[len(prompt) : end]) == given_.response
     assert contract_problems(row, given_, encoder, max_length=10_000) == []
 
 
@@ -130,9 +133,9 @@ def test_the_chat_template_is_transformers_own(chat: Encoder, tmp_path: Path) ->
 
 def test_a_literal_special_in_the_response_changes_no_prompt(chat: Encoder) -> None:
     plain, literal = chat.row(example("Q?", "A")), chat.row(example("Q?", "A <|im_end|> B"))
-    border = len(plain.labels) - plain.supervised
+    ((border, _),) = trained_parts(plain)
     assert literal.input_ids[:border] == plain.input_ids[:border]
-    assert len(literal.labels) - literal.supervised == border
+    assert trained_parts(literal)[0][0] == border
 
 
 def test_pad_is_never_eos(llama: Encoder, chat: Encoder) -> None:
@@ -183,21 +186,29 @@ MUTATIONS = {
     "BOS within": lambda row, e: EncodedRow(
         row.id, [*row.input_ids[:3], e.bos_id, *row.input_ids[3:]], [IGNORE_INDEX, *row.labels]
     ),
-    "no EOS": lambda row, e: EncodedRow(row.id, row.input_ids[:-1], row.labels[:-1]),
-    "EOS masked": lambda row, e: replace(row, labels=[*row.labels[:-1], IGNORE_INDEX]),
-    "one prompt token trained": lambda row, e: _label_at(row, len(row.labels) - row.supervised - 1),
+    "no EOS": lambda row, e: EncodedRow(row.id, row.input_ids[: _end(row) - 1], row.labels[: _end(row) - 1]),
+    "EOS masked": lambda row, e: _mask_at(row, _end(row) - 1),
+    "one prompt token trained": lambda row, e: _label_at(row, _start(row) - 1),
     "first prompt token trained": lambda row, e: _label_at(row, 0),
     "all of the prompt trained": lambda row, e: replace(row, labels=list(row.input_ids)),
     "labels shifted by one": lambda row, e: replace(row, labels=[*row.labels[1:], IGNORE_INDEX]),
     "labels shifted the other way": lambda row, e: replace(row, labels=[IGNORE_INDEX, *row.labels[:-1]]),
-    "response's first token masked": lambda row, e: _mask_at(row, len(row.labels) - row.supervised),
-    "response's middle masked": lambda row, e: _mask_at(row, len(row.labels) - 3),
+    "response's first token masked": lambda row, e: _mask_at(row, _start(row)),
+    "response's middle masked": lambda row, e: _mask_at(row, _end(row) - 3),
     "response cut, EOS kept": lambda row, e: EncodedRow(
-        row.id, [*row.input_ids[:-3], e.eos_id], [*row.labels[:-3], e.eos_id]
+        row.id, [*row.input_ids[: _end(row) - 3], e.eos_id], [*row.labels[: _end(row) - 3], e.eos_id]
     ),
     "a label too few": lambda row, e: replace(row, labels=row.labels[:-1]),
     "nothing trained": lambda row, e: replace(row, labels=[IGNORE_INDEX] * len(row.labels)),
 }
+
+
+def _start(row: EncodedRow) -> int:
+    return trained_parts(row)[0][0]
+
+
+def _end(row: EncodedRow) -> int:
+    return trained_parts(row)[0][1]
 
 
 def _label_at(row: EncodedRow, index: int) -> EncodedRow:
@@ -234,7 +245,7 @@ def test_pieces_put_together_are_the_text(encoder: Encoder, text: str) -> None:
     row = encoder.row(example(text, text))
     pieces = encoder.pieces(row.input_ids)
     assert len(pieces) == len(row.input_ids)
-    border = len(row.labels) - row.supervised
+    border = _start(row)
     assert "".join(pieces[border:]).strip() == text and text in "".join(pieces[:border])
 
 

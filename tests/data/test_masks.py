@@ -177,6 +177,31 @@ def test_micro_batches_change_no_gradient(loaded: LoadedModel, rows: list[Encode
         assert disagreements(whole, cut, loss=1e-5, grad_norm=1e-4, cosine=0.99999) == []
 
 
+def test_training_on_all_turns_is_the_weighted_sum_of_single_turns(
+    loaded: LoadedModel, examples: list[Example], tmp_path: Path
+) -> None:
+    """The loss of a talk is the mean over its trained tokens, so each answer counts by its number of tokens."""
+    turns = [each for example in examples[:3] for each in example.messages]
+    talk = Example("talk", tuple(turns), None)
+    answers = [index for index, turn in enumerate(turns) if turn.trained]
+    single = [
+        Example("single", tuple(replace(turn, trained=i == index) for i, turn in enumerate(turns)), None)
+        for index in answers
+    ]
+    whole = step(loaded, [ENCODER.row(talk)], tmp_path)
+    parts = [step(loaded, [ENCODER.row(each)], tmp_path) for each in single]
+    counts = [part.supervised_tokens for part in parts]
+    assert len(set(counts)) > 1 and sum(counts) == whole.supervised_tokens
+
+    def weighted(values: list[Any]) -> Any:
+        return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+
+    gradients = {name: weighted([part.gradients[name] for part in parts]) for name in whole.gradients}
+    expected = StepRecord(sum(counts), weighted([part.loss for part in parts]), gradients)
+    assert disagreements(expected, whole, loss=1e-4, grad_norm=1e-3, cosine=0.9999) == []
+    assert abs(whole.loss - sum(part.loss for part in parts) / 3) > 1e-4, "not the mean of the turns' means"
+
+
 def test_neftune_scales_noise_by_each_rows_own_length(
     loaded: LoadedModel, rows: list[EncodedRow], tmp_path: Path
 ) -> None:

@@ -130,9 +130,9 @@ def test_a_clean_end_is_told_from_a_cut_one():
 def test_tokens_are_counted_once_and_only_with_a_counter():
     calls = []
 
-    def counter(prompts, responses):
-        calls.append(len(prompts))
-        return [len(text) for text in prompts], [len(text) for text in responses]
+    def counter(pool):
+        calls.append(len(pool))
+        return [[len(text) for text in pool.table[name].to_pylist()] for name in ("prompt", "response")]
 
     section = Select(where={"response_tokens": ">= 2"}, rank_by={"conversation_tokens": 1.0})
     found = select(pool(["a", "bb", "ccc"]), section, seed=0, limit=None, token_counter=counter)
@@ -267,7 +267,7 @@ def test_near_duplicates_give_way_to_the_next_in_rank():
     st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), max_size=8), st.sampled_from([0.3, 0.6, 1.0])
 )
 def test_the_gram_index_finds_what_comparing_all_pairs_finds(texts, threshold):
-    rows = [Example(str(n), f"p{n}", " ".join(text), None) for n, text in enumerate(texts)]
+    rows = [Example.exchange(str(n), f"p{n}", " ".join(text)) for n, text in enumerate(texts)]
     kept = []
     for row in rows:
         grams = ngrams(f"{row.prompt} {row.response}".split(), 5)

@@ -164,9 +164,9 @@ def data(data: bytes) -> None:
     path = FOLDER / "rows.json"
     path.write_bytes(data)
     error: InputError | None = None
-    for multi_turn in ("error", "first", "last"):
+    for train_on in ("all", "last"):
         try:
-            pool = load_pool(Data(train=str(path), multi_turn=multi_turn))
+            pool = load_pool(Data(train=str(path), train_on=train_on))
             pool.examples(range(len(pool)))
         except InputError as caught:
             error = caught

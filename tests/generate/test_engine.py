@@ -69,7 +69,7 @@ def prompts() -> list[list[int]]:
 def pool_of(
     fused: FusedModel, sampler: Sampler = GREEDY, *, slots: int = 4, pages: int = 60, **values: Any
 ) -> LLMEngine:
-    given = {"eos_id": EOS, "pad_id": 0, "longest": 400} | values
+    given = {"end_ids": (EOS,), "pad_id": 0, "longest": 400} | values
     return LLMEngine(fused, KVCache(fused, pages), sampler, EngineConfig(slots, **given))
 
 
@@ -166,12 +166,12 @@ def test_four_bits_on_a_cpu(prompts: list[list[int]]) -> None:
 def test_another_kind_of_model_is_refused() -> None:
     import transformers
 
-    config = transformers.Qwen3Config(
+    config = transformers.GraniteConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=16,
+        num_key_value_heads=2,
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"Llama's blocks only.*'qwen3'"):
-        FusedModel(transformers.Qwen3ForCausalLM(config))
+    with pytest.raises(InputError, match=r"decoding by our engine.*'granite' has no blocks of ours"):
+        FusedModel(transformers.GraniteForCausalLM(config))
 
 
 # Rows do not see one another
@@ -231,7 +231,7 @@ def test_the_caches_last_cell_is_usable(model: Any, fused: FusedModel) -> None:
         prompt = [1, *range(100, 99 + length)]
         limit = 4 * PAGE - length  # prompt and answer fill the cache to its last cell
         model_says = reference(model, prompt, limit, eos_token_id=None)
-        pool = pool_of(fused, pages=4, longest=4 * PAGE, slots=1, eos_id=-1)
+        pool = pool_of(fused, pages=4, longest=4 * PAGE, slots=1, end_ids=())
         assert answers(pool, [Sequence(prompt, limit)]) == [model_says]
         assert len(model_says) == limit
         with pytest.raises(InputError, match=r"cache of 64 tokens\. Lower generate\.max_new_tokens"):
@@ -240,12 +240,12 @@ def test_the_caches_last_cell_is_usable(model: Any, fused: FusedModel) -> None:
 
 def test_columns_grow_in_the_middle_of_an_answer(model: Any, fused: FusedModel) -> None:
     rows = [Sequence([1, *range(50, 50 + n)], 40) for n in (230, 10)]
-    pool = pool_of(fused, longest=400, eos_id=-1)
+    pool = pool_of(fused, longest=400, end_ids=())
     seen: set[tuple[int, int]] = set()
     step = pool.runner._step
     pool.runner._step = lambda slots, columns: seen.add((slots, columns)) or step(slots, columns)  # type: ignore[method-assign, func-returns-value]
     made = answers(pool, rows)
-    assert {columns for _, columns in seen} == {256, 400 // PAGE * PAGE + PAGE}
+    assert {columns for _, columns in seen} == {240, 256, 272}, "whole pages"
     assert made == [reference(model, list(row.prompt), 40, eos_token_id=None) for row in rows]
 
 
@@ -255,11 +255,20 @@ def test_columns_grow_in_the_middle_of_an_answer(model: Any, fused: FusedModel) 
 def test_eos_at_the_first_token_and_a_limit_of_one(model: Any, fused: FusedModel, prompts: list[list[int]]) -> None:
     first = [reference(model, prompt, 1)[0] for prompt in prompts]
     assert answers(pool_of(fused), [Sequence(prompt, 1) for prompt in prompts]) == [[token] for token in first]
-    pool = pool_of(fused, slots=2, eos_id=first[0])
+    pool = pool_of(fused, slots=2, end_ids=(first[0],))
     made = answers(pool, [Sequence(prompt, 9) for prompt in prompts[:5]])
     assert made[0] == [first[0]]
     for tokens in made:
         assert first[0] not in tokens[:-1], "nothing follows EOS"
+
+
+def test_each_end_token_ends_an_answer(model: Any, fused: FusedModel, prompts: list[list[int]]) -> None:
+    whole = [reference(model, prompt, 9, eos_token_id=None) for prompt in prompts[:4]]
+    ends = (whole[0][3], whole[1][5])
+    cut = [tokens[: next((i + 1 for i, each in enumerate(tokens) if each in ends), 9)] for tokens in whole]
+    assert len(cut[0]) <= 4 and len(cut[1]) <= 6
+    made = answers(pool_of(fused, end_ids=ends), [Sequence(prompt, 9) for prompt in prompts[:4]])
+    assert made == cut
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +335,7 @@ def test_a_run_ends_whatever_its_rows_and_limits(
 def test_a_row_that_was_preempted_ends_at_a_limit_that_fell_to_its_length(
     fused: FusedModel, prompts: list[list[int]]
 ) -> None:
-    pool = pool_of(fused, slots=2, pages=6, longest=96, eos_id=-1)
+    pool = pool_of(fused, slots=2, pages=6, longest=96, end_ids=())
     rows = [Sequence(prompts[0], 80, key=1), Sequence([8, 9, 10], 80, key=2)]
     aside: list[int] = []
     looks = 0
@@ -346,7 +355,7 @@ def test_a_row_that_was_preempted_ends_at_a_limit_that_fell_to_its_length(
 
 
 def test_the_pool_shrinks_with_what_is_left(fused: FusedModel, prompts: list[list[int]]) -> None:
-    pool = pool_of(fused, slots=16, pages=200, eos_id=-1)
+    pool = pool_of(fused, slots=16, pages=200, end_ids=())
     assert pool.scheduler.shapes == [16, 8, 4]
     used: list[int] = []
     step = pool.runner._step
@@ -357,7 +366,7 @@ def test_the_pool_shrinks_with_what_is_left(fused: FusedModel, prompts: list[lis
 
 def test_rows_are_admitted_several_at_a_time(fused: FusedModel, prompts: list[list[int]]) -> None:
     """Of 16 slots two must be free, and at the end enough for all that wait."""
-    pool = pool_of(fused, slots=16, pages=200, eos_id=-1)
+    pool = pool_of(fused, slots=16, pages=200, end_ids=())
     admitted: list[int] = []
     fill = pool.prefill
     pool.prefill = lambda sequences: admitted.append(len(sequences)) or fill(sequences)  # type: ignore[method-assign, func-returns-value]
@@ -396,7 +405,10 @@ def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]],
     """The way of a GPU, on the CPU: prompts fill a pass up with padding, and one call attends to all of them."""
     sizes: list[tuple[int, int]] = []
 
-    def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int) -> Any:
+    def packed_attention(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int, window: int | None
+    ) -> Any:
+        assert window is None
         assert starts[-1] == len(q) and starts.diff().max() <= longest
         sizes.append((len(q), longest))
         return torch.cat([ops_torch.causal(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(starts.tolist()) if b > a])
@@ -552,6 +564,27 @@ def test_attention_over_pages_equals_attention_over_the_row() -> None:
     assert pages_for(0) == 0 and pages_for(PAGE) == 1 and pages_for(PAGE + 1) == 2
 
 
+def test_steps_that_are_not_captured_copy_no_more_pages_than_the_longest_row_has(
+    fused: FusedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[int] = set()
+
+    def noted(*given: Any, columns: int, **named: Any) -> torch.Tensor:
+        asked.add(columns)
+        return ops_torch.paged_attention(*given, columns=columns, **named)
+
+    monkeypatch.setattr(fused, "ops", SimpleNamespace(**vars(ops_torch) | {"paged_attention": noted}))
+    list(pool_of(fused, slots=2).run([Sequence([5, 6, 7], 20), Sequence([8, 9], 4)]))
+    assert asked == {PAGE, 2 * PAGE}, "a captured step asks for a multiple of 256, since each number is captured anew"
+
+
+def test_grouped_heads_give_what_repeated_ones_give() -> None:
+    draw = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(9, heads, 16, generator=draw) for heads in (6, 2, 2))
+    repeated = (part.repeat_interleave(3, dim=1) for part in (k, v))
+    assert torch.equal(ops_torch.causal(q, k, v), ops_torch.causal(q, *repeated))
+
+
 # Checks of the kernels
 
 
@@ -585,9 +618,9 @@ def test_kernels_are_compared_once_for_each_kind_of_use() -> None:
     ops = SimpleNamespace(**vars(ops_torch) | {"paged_attention": counted})
     for _ in range(2):
         kernel_checks.attention(kind_of(), ops)
-    assert calls == [18, 3], "many rows and few, once"
+    assert calls == [18, 18, 3, 3], "many rows and few, with a window and without, once"
     kernel_checks.attention(kind_of(head_dim=16), ops)
-    assert len(calls) == 4
+    assert len(calls) == 8
 
 
 @pytest.mark.usefixtures("unchecked")

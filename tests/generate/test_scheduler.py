@@ -25,7 +25,7 @@ def test_all_sequences_end_within_slots_and_pages(seed: int) -> None:
     slots, spare = draw.randint(1, 9), draw.randint(0, 12)
     sequences = [Sequence([1] * draw.randint(1, 60), draw.randint(1, 60)) for _ in range(draw.randint(1, 25))]
     pages = max(pages_for(len(each.prompt) + each.limit) for each in sequences) + spare
-    scheduler = Scheduler(BlockManager(pages), shapes(slots, planes=False), longest=200, eos_id=2)
+    scheduler = Scheduler(BlockManager(pages), shapes(slots, planes=False), longest=200, end_ids=(2,))
     scheduler.start(sequences)
     ended: list[Sequence] = []
     while scheduler.waiting or scheduler.live:
@@ -46,6 +46,6 @@ def test_all_sequences_end_within_slots_and_pages(seed: int) -> None:
 
 
 def test_a_sequence_that_can_never_fit_is_refused() -> None:
-    scheduler = Scheduler(BlockManager(3), [4], longest=100, eos_id=2)
+    scheduler = Scheduler(BlockManager(3), [4], longest=100, end_ids=(2,))
     with pytest.raises(InputError, match=r"cache of 48 tokens\. Lower generate\.max_new_tokens"):
         scheduler.start([Sequence([1] * 40, 9)])

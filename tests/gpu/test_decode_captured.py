@@ -81,7 +81,7 @@ def run(model: Any, prompts: list[list[int]], *, hot: bool = False, fused: dict[
     parts = FusedModel(model, **fused)
     assert (parts.ops is ops_torch) == (fused.get("kernels") is False), "the Triton kernels do not work here"
     sampler = Sampler(hot, temperature=1.2, top_k=40, top_p=0.95)
-    config = EngineConfig(slots=16, longest=200, eos_id=2, pad_id=0, **values)
+    config = EngineConfig(slots=16, longest=200, end_ids=(2,), pad_id=0, **values)
     pool = LLMEngine(parts, KVCache(parts, 120), sampler, config)
     rows = [Sequence(prompt, 4 + index, key=index) for index, prompt in enumerate(prompts)]
     list(pool.run(rows))

@@ -157,8 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "to":
             self._send(307, "", {"Location": value})
         elif kind == "error":  # a status and a JSON error
-            status, _, error = value.partition(" ")
-            self._send(int(status), json.dumps({"error": json.loads(error)}))
+            status, _, said = value.partition(" ")
+            self._send(int(status), json.dumps({"error": json.loads(said)}))
         elif kind == "raw":
             self._send(200, value)
         elif kind == "say":

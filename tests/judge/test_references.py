@@ -11,6 +11,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import load_prompts, load_references
+from fast_ft.data.examples import Prompt
 from fast_ft.data.references import References
 from fast_ft.pipeline import course_references, judge_phase
 from fast_ft.recipe.loader import load_recipe, with_overrides
@@ -113,7 +114,7 @@ def recipe(train_file: Path, tmp_path: Path) -> Recipe:
 
 def test_references_of_test_prompts_are_refused_unless_the_course_gave_them(recipe: Recipe, tmp_path: Path) -> None:
     given = rows(tmp_path / "r.json", [{"id": "a", "prompt": "Evolve this?", "response": "So."}])
-    prompts = {"a": [{"role": "user", "content": "Evolve this?"}]}
+    prompts = [Prompt("a", ({"role": "user", "content": "Evolve this?"},))]
     with pytest.raises(InputError, match=r"only be rows of data.train.*'a'.*--stand-in 100.*references_from_course"):
         course_references.check(under_rules(recipe, references=given), prompts)
     course_references.check(under_rules(recipe, references=given, references_from_course=True), prompts)
@@ -129,7 +130,7 @@ def test_rows_of_the_training_set_with_their_own_answers_are_allowed(
     path = tmp_path / "small.yaml"
     assert main(["data", str(path), "select.take=8", "--stand-in", "5", "--output", str(file)]) == 0
     assert "data.test=" in capsys.readouterr().err
-    prompts = {prompt.id: prompt.messages for prompt in load_prompts(str(file))[0]}
+    prompts = load_prompts(str(file))[0]
     assert len(prompts) == 5
     course_references.check(under_rules(recipe, references=str(file)), prompts)
     content = json.loads(file.read_text())

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.data import contamination, dataset
+from fast_ft.data import contamination, dataset, stand_in
+from fast_ft.data.examples import Example, Message
 from fast_ft.data.prepare import prepare
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
@@ -24,7 +25,7 @@ from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.run import run
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe.loader import load_recipe, resolved
-from fast_ft.recipe.schema import Recipe
+from fast_ft.recipe.schema import Data, Recipe
 from fast_ft.run.folder import RunDir
 from fast_ft.sweep import cost_estimate, inputs, search_space, validation_set
 from fast_ft.sweep.clock import Clock
@@ -238,6 +239,29 @@ def test_validation_rows_pass_where_and_are_no_test_prompts(
         validation_set.draw(recipe_with(recipe_file, {}, **changes | {"select.take": 12}))
 
 
+def test_a_validation_row_of_several_turns_stays_whole_and_is_left_out(tmp_path: Path) -> None:
+    turns = [
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hello."),
+        ("user", "Bye"),
+        ("assistant", "See you."),
+    ]
+    messages = tuple(Message(role, text, role == "assistant") for role, text in turns)
+    talk, single = Example("talk", messages, None), Example.exchange("single", "Why?", "So.")
+    path = tmp_path / "validation.json"
+    stand_in.write(path, [talk, single])
+    prompts = dataset.load_prompts(str(path))[0]
+    assert [[(each["role"], each["content"]) for each in p.messages] for p in prompts] == [
+        turns[:-1],
+        [("user", "Why?")],
+    ]
+    assert dataset.load_references(str(path)) == {"talk": "See you.", "single": "So."}
+    digests = contamination.digests_of(prompts)
+    pool = dataset.load_pool(Data(train=str(path)))
+    assert contamination.without_excluded(pool, digests)[1] == 2
+
+
 def test_a_grid_gives_every_point_a_score_and_the_recipe_comes_first(swept: tuple[Path, Path, InlineWorker]) -> None:
     _, root, _ = swept
     trials = content(root)["trials"]
@@ -374,7 +398,7 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
 
     monkeypatch.setattr(
         "fast_ft.models.loaders.choose.make_loader",
-        lambda model, lora, *, seed, name=name: {
+        lambda model, lora, *, seed, name=name, **_: {
             "peft": PeftLoader,
             "fused": FusedLoader,
         }[name](model, lora, seed),

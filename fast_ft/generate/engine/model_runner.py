@@ -32,7 +32,7 @@ class EngineConfig:
 
     slots: int
     longest: int
-    eos_id: int
+    end_ids: tuple[int, ...]  #: each of them ends an answer
     pad_id: int
     prefill_tokens: int = 2048
     captures: bool = True
@@ -47,7 +47,7 @@ class SlotState(NamedTuple):
     limit: Any
     live: Any  #: 1 until the answer ends
     key: Any  #: of the row's draws
-    stops: Any  #: whether EOS ends the answer; in a replay its known length does
+    stops: Any  #: whether an end token ends the answer; in a replay its known length does
 
 
 _COLUMNS = len(SlotState._fields)
@@ -68,6 +68,7 @@ class ModelRunner:
             return torch.zeros(*shape, dtype=dtype, device=model.device)
 
         slots, vocabulary = config.slots, model.head.weight.shape[0]
+        self.ends = torch.tensor(config.end_ids, dtype=torch.int64, device=model.device)
         self.state = zeros(slots, _TABLE + config.longest // PAGE + 1)
         self.chunk, self.tick = zeros(slots, BURST), zeros(1)
         self.logits = zeros(slots, vocabulary, dtype=torch.float32)  #: of which the newest tokens were chosen
@@ -87,6 +88,8 @@ class ModelRunner:
         """Return the new tokens of each of the burst's sequences: as many as it has steps, or fewer where one ends."""
         sequences, steps = burst.sequences, burst.steps
         multiple = self.model.ops.COLUMNS  # 0: attention needs no number of columns
+        if multiple and not self.graphs.works:
+            multiple = PAGE  # each number of columns is a captured step of its own; without captures the fewest serve
         columns = multiple and -(-max(each.length(steps) for each in sequences) // multiple) * multiple
         width = self.state.shape[1]
         state = np.zeros((burst.slots, width), dtype=np.int64)  # torch takes ten times as long to fill rows
@@ -136,7 +139,9 @@ class ModelRunner:
         def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
             keys, values = self.cache.keys[layer], self.cache.values[layer]
             q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values)
-            return model.ops.paged_attention(q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes)
+            return model.ops.paged_attention(
+                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes, window=model.windows[layer]
+            )
 
         planes = model.planes and slots <= nf4_linear.FEW
         logits_SV = model.logits(model.forward(slot.token, slot.length, attend, planes=planes))
@@ -149,7 +154,7 @@ class ModelRunner:
         slot.token.copy_(torch.where(alive_S, fresh_S, slot.token))
         slot.made.add_(slot.live)
         slot.length.add_(slot.live)
-        ends_S = slot.stops.bool() & (slot.token == self.config.eos_id)
+        ends_S = slot.stops.bool() & (slot.token[:, None] == self.ends).any(1)
         slot.live.mul_((slot.made < slot.limit) & ~ends_S)
         if seen_SV is not None:
             seen_SV.scatter_(1, slot.token[:, None], True)

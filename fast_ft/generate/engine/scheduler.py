@@ -11,6 +11,7 @@ sequences whose answers are known already keep their places and lengths.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fast_ft.common.errors import InputError
@@ -46,9 +47,9 @@ class Burst:
 class Scheduler:
     """Decides for `slots` sequences at a time. `shapes` are the numbers of slots that a step may have."""
 
-    def __init__(self, blocks: BlockManager, shapes: list[int], *, longest: int, eos_id: int) -> None:
+    def __init__(self, blocks: BlockManager, shapes: list[int], *, longest: int, end_ids: Collection[int]) -> None:
         self.blocks, self.shapes, self.slots = blocks, shapes, shapes[0]
-        self.longest, self.eos_id = longest, eos_id
+        self.longest, self.end_ids = longest, end_ids
         self.waiting, self.live = deque[Sequence](), list[Sequence]()
 
     def start(self, sequences: list[Sequence]) -> None:
@@ -90,8 +91,8 @@ class Scheduler:
         return Burst(self.live, steps, slots or self.shape_for(len(self.live)))
 
     def is_finished(self, sequence: Sequence) -> bool:
-        """Return whether a sequence has ended, by EOS or at its limit."""
-        if sequence.known is None and sequence.tokens and sequence.tokens[-1] == self.eos_id:
+        """Return whether a sequence has ended, by an end token or at its limit."""
+        if sequence.known is None and sequence.tokens and sequence.tokens[-1] in self.end_ids:
             return True
         return len(sequence.tokens) >= sequence.end
 
