@@ -256,7 +256,7 @@ def test_a_validation_row_of_several_turns_stays_whole_and_is_left_out(tmp_path:
         turns[:-1],
         [("user", "Why?")],
     ]
-    assert dataset.load_references(str(path)) == {"talk": "See you.", "single": "So."}
+    assert dataset.load_references(str(path)).by_id == {"talk": "See you.", "single": "So."}
     digests = contamination.digests_of(prompts)
     pool = dataset.load_pool(Data(train=str(path)))
     assert contamination.without_excluded(pool, digests)[1] == 2
