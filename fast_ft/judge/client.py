@@ -146,7 +146,7 @@ class Endpoint:
             )
         if not 200 <= answer.status < 300:
             error = client_errors.error_of(body)
-            said = self.clean(str(error.get("message") or body), 300)
+            said = self.clean(error["message"], 300)
             raise client_errors.of_status(answer.status, answer.headers, error, said, self.url)
         try:
             reply = completion.parse(body)

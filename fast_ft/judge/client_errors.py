@@ -87,15 +87,16 @@ def _of_status(status: int, headers: Headers, error: dict[str, Any], said: str, 
 
 
 def error_of(body: str) -> dict[str, Any]:
-    """Return a refusal's `error`, or {} where the body has another form."""
+    """Return a refusal's `error`; its `message` is the body where a server has no such field."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        return {}
+        content = {}
     error = content.get("error", content) if isinstance(content, dict) else {}
-    if isinstance(error, dict):
-        return error
-    return {"message": error} if isinstance(error, str) else {}
+    if not isinstance(error, dict):
+        error = {"message": error}
+    said = error.get("message") or error.get("detail")
+    return error | {"message": said if isinstance(said, str) else body}
 
 
 class Headers(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.judge import client, request_form, rubric
+from fast_ft.judge import client, client_errors, request_form, rubric
 from fast_ft.judge.request_form import RequestForm
 from tests.helpers.judge_server import completion
 from tests.helpers.judged import COUNT, expected, found, judged
@@ -33,6 +33,24 @@ def test_a_reasoning_model_is_asked_in_the_form_it_wants_and_that_is_remembered(
     assert server.bodies[-1]["max_completion_tokens"] == 400 + request_form.REASONING_TOKENS
     assert scores["asked_with"].startswith("max_completion_tokens, the server's own temperature")
     assert capfd.readouterr().err.count("asks for another form") == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"error": {"message": "use max_completion_tokens", "type": "invalid_request_error"}}',
+        '{"error": "use max_completion_tokens"}',
+        '{"detail": "use max_completion_tokens"}',
+        '{"object": "error", "message": "use max_completion_tokens", "code": 400}',
+        '{"error": {"message": ["use max_completion_tokens"]}}',
+        "use max_completion_tokens",
+    ],
+)
+def test_what_a_server_asks_for_is_understood_in_any_body(body: str) -> None:
+    asked = RequestForm().asked_for(client_errors.error_of(body))
+    assert asked is not None and asked.limit == "max_completion_tokens"
+    temperature = client_errors.error_of(body.replace("use max_completion_tokens", "temperature does not support 0"))
+    assert RequestForm().asked_for(temperature) == RequestForm(temperature=None)
 
 
 def test_requests_under_way_are_made_again_in_the_new_form(runs: Any, serve: Any) -> None:
