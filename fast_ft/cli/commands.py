@@ -102,6 +102,8 @@ def _data(options: argparse.Namespace) -> int:
     if options.json:
         print(harmless(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False)))
         return 0
+    if options.stand_in is not None:
+        return _stand_in(recipe, prepared, options.stand_in, options.output)
     if options.explore:
         return _explore(recipe, prepared, options.output)
     if options.row is None:
@@ -111,6 +113,20 @@ def _data(options: argparse.Namespace) -> int:
     if options.row not in ids:
         raise InputError(f"--row {options.row!r}: not among the {len(ids)} selected rows{nearest(options.row, ids)}")
     print_row(prepared, options.row)
+    return 0
+
+
+def _stand_in(recipe: Recipe, prepared: SelectedData, count: int, output: str | None) -> int:
+    from fast_ft.common.console import note
+    from fast_ft.data import stand_in
+
+    if output is None:
+        raise InputError("--stand-in: it writes rows to a file: give --output FILE too")
+    stand_in.write(Path(output), stand_in.draw(prepared, count, recipe.seed))
+    note(
+        f"{output} holds {count} training rows with their answers: keep it to yourself. Answer them: `generate RUN_DIR "
+        f"data.test={output}`; score the answers: `judge RUN_DIR data.test={output} judge.references={output}`"
+    )
     return 0
 
 

@@ -98,7 +98,13 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     add("--row", metavar="ID", help="print this selected row")
     _json_options(parser)
     add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
-    add("--output", metavar="FILE", help="with --explore: write the page to a file instead")
+    add(
+        "--stand-in",
+        type=whole(1),
+        metavar="N",
+        help="write N rows that are not trained on, with their answers, to --output: a test set of your own",
+    )
+    add("--output", metavar="FILE", help="with --explore: write the page to a file; with --stand-in: the rows")
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from fast_ft.common.wording import counted
 from fast_ft.data import regular_rows, sources
 from fast_ft.data.examples import Example, Pool, Prompt, packed
 from fast_ft.data.formats import RawRow, is_number, parse_row, strip_lead, strip_leads
+from fast_ft.data.references import Question, References, question
 from fast_ft.data.turns import fail
 from fast_ft.recipe.schema import Columns, Data
 
@@ -66,8 +67,8 @@ def load_prompts(
     return prompts, source.digest
 
 
-def load_references(path: str) -> dict[str, str]:
-    """Return reference answers for judging, {id: text}: each row's last answer, in any layout, or a pred.json's first.
+def load_references(path: str) -> References:
+    """Return reference answers for judging: each row's last answer, in any layout, or a pred.json's first.
 
     Raises InputError.
     """
@@ -76,8 +77,9 @@ def load_references(path: str) -> dict[str, str]:
     if isinstance(rows, list) and len(rows) == 1 and isinstance(rows[0], dict) and _is_pred(rows[0]):
         texts = {id_: entry["output"][0].strip() for id_, entry in rows[0].items()}
         _strings([*texts, *texts.values()], path, "its answer")
-        return texts
+        return References(texts, {id_: question(entry.get("input")) for id_, entry in rows[0].items()}, path)
     answers: dict[str, str] = {}
+    questions: dict[str, Question | None] = {}
     for number, row in enumerate(_parse(source), 1):
         if not row.messages or row.messages[-1].role != "assistant" or not row.messages[-1].content:
             fail(path, number, "its answer", "empty or missing", "A reference has an answer: add it.")
@@ -85,8 +87,9 @@ def load_references(path: str) -> dict[str, str]:
         if id_ in answers:
             fail(path, number, "id", f"{id_!r} stands in an earlier row too", "Ids are unique: mend the file.")
         answers[id_] = row.messages[-1].content
+        questions[id_] = question([each.turn for each in row.messages[:-1]])
     _strings([*answers, *answers.values()], path, "its answer")
-    return answers
+    return References(answers, questions, path)
 
 
 def refuse_test_as_train(pool: Pool, prompts: Iterable[Prompt], prompts_digest: str, test: str = "data.test") -> None:

@@ -10,30 +10,27 @@ import json
 import random
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import NoReturn
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.text_safety import whole
 from fast_ft.common.wording import counted
-from fast_ft.judge import address, post, pricing
-from fast_ft.judge.client_errors import REFUSALS, Failure, NoReply, Stopped, retry_after
+from fast_ft.judge import address, client_errors, completion, post, pricing
+from fast_ft.judge.client_errors import Failure, NoReply, Stopped
+from fast_ft.judge.completion import Reply
+from fast_ft.judge.request_form import RequestForm
 from fast_ft.recipe.schema import Judge as Section
 
 LONGEST_PAUSE = 600.0  #: seconds; a Retry-After beyond it ends the command
 MOST_TEXT = 1 << 16  #: characters of a reply that are kept; one of 400 tokens has some thousand
-MOST_TOKENS = 10**7  #: a larger count of tokens in a reply is no count
+SILENCE = 60.0  #: seconds beyond two time-outs; a server from which nothing came for so long is given up
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What the model said. `model`: the name that the server gave; token counts are the server's, or None."""
-
-    text: str
-    model: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
+def patience_of(section: Section) -> float:
+    """Return after how many seconds without any reply a server is given up."""
+    return 2 * section.timeout_seconds + SILENCE
 
 
 class Endpoint:
@@ -41,7 +38,8 @@ class Endpoint:
 
     One place for retries: 408, 409, 429, 5xx, time-outs, dropped connections and replies that are no chat completion
     are tried again up to section.max_retries times, with exponential backoff and jitter; a Retry-After holds back every
-    thread. `backoff` is the first wait in seconds.
+    thread. A server that asks for another form of requests gets it, for this and all further requests. `backoff` is the
+    first wait in seconds.
     """
 
     def __init__(self, section: Section, backoff: float = 1.0) -> None:
@@ -55,6 +53,8 @@ class Endpoint:
         self._why: InputError | BudgetMissed | None = None  # what ended the command
         self._not_before = 0.0  # no request before this moment (time.monotonic)
         self._in_a_row = 0  # requests without a reply since the last reply
+        self._heard = self._begun = time.monotonic()  # when the last reply came
+        self.form = RequestForm()  #: what the server has asked for so far
         self.sent = self.answered = 0
         self.spent = 0.0  #: dollars, where the price is known: what replies cost and what open requests may cost
         self.tokens = [0, 0]  # prompt, reply
@@ -73,12 +73,15 @@ class Endpoint:
         attempt = 0
         while True:
             self._wait()
-            most = self._reserve(expected, max_tokens)
+            form = self.form
+            most = self._reserve(expected, max_tokens + form.room)
             try:
-                reply = self._send(messages, max_tokens)
+                reply = self._send(form, messages, max_tokens)
             except Failure as failure:
                 if failure.refused:
                     self._settle(-most)
+                if failure.status in (400, 422) and self._adapt(form, form.asked_for(failure.error)):
+                    continue
                 attempt += 1
                 self._after(failure, attempt)
                 continue
@@ -86,9 +89,23 @@ class Endpoint:
             with self._lock:
                 self.answered += 1
                 self._in_a_row = 0
+                self._heard = time.monotonic()
                 self.tokens = [a + b for a, b in zip(self.tokens, counts, strict=True)]
             self._settle(pricing.dollars(self._prices, *counts) - most)
-            return reply
+            if reply.ending != "reasoning" or not self._adapt(form, form.with_room()):
+                return reply
+
+    def _adapt(self, sent: RequestForm, asked_for: RequestForm | None) -> bool:
+        """Take another form for all further requests; return whether the same request should be made again."""
+        if asked_for is None:
+            return False
+        with self._lock:
+            first = self.form == sent
+            if first:  # else another thread has changed it meanwhile, and this request goes in that form
+                self.form = asked_for
+        if first:
+            note(f"judge: {self._section.model} asks for another form of requests; from now on: {asked_for}")
+        return True
 
     def clean(self, text: str, limit: int | None = None) -> str:
         """Return a server's text without the key; with a limit, one line of at most `limit` characters."""
@@ -100,8 +117,8 @@ class Endpoint:
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= limit else text[: limit - 3] + "..."
 
-    def _send(self, messages: list[dict[str, str]], max_tokens: int) -> Reply:
-        content = {"model": self._section.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0.0}
+    def _send(self, form: RequestForm, messages: list[dict[str, str]], max_tokens: int) -> Reply:
+        content = form.content(self._section.model, messages, max_tokens)
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "fast_ft"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -116,41 +133,26 @@ class Endpoint:
             raise Failure(f"no whole reply ({error})") from None
         except post.TooLong:
             raise Failure(f"a reply of more than {post.MOST:,} bytes", retry=False) from None
-        text = answer.body.decode("utf-8", "replace")
-        if 200 <= answer.status < 300:
-            return self._read(text)
-        raise self._status(answer, text)
+        return self._read(answer)
 
-    def _read(self, body: str) -> Reply:
-        try:
-            content = json.loads(body)
-            text = content["choices"][0]["message"]["content"]
-        except (ValueError, TypeError, LookupError, RecursionError):
-            raise Failure(f"no chat completion: {self.clean(body, 120)!r}") from None
-        if not isinstance(text, str | None):
-            raise Failure("no chat completion: its content is no text")
-        # The reply is there and paid for, whatever stands around it.
-        usage, model = content.get("usage"), content.get("model")
-        counts = [_count(usage, "prompt_tokens"), _count(usage, "completion_tokens")]
-        said = self.clean(model, 200) if isinstance(model, str) else ""
-        return Reply(self.clean(text or "")[:MOST_TEXT], said, *counts)
-
-    def _status(self, answer: post.HttpReply, text: str) -> Failure:
-        status, headers = answer.status, answer.headers
-        if 300 <= status < 400:
-            to = self.clean(str(headers.get("location", "")), 200)
-            return Failure(
-                f"{self.url} sends requests on to {to!r} ({status}). No other address than the given one is asked, or "
-                "told the key. Set OPENAI_BASE_URL to the address that is meant. Replies so far are kept.",
+    def _read(self, answer: post.HttpReply) -> Reply:
+        body = answer.body.decode("utf-8", "replace")
+        if 300 <= answer.status < 400:
+            to = self.clean(str(answer.headers.get("location", "")), 200)
+            raise Failure(
+                f"{self.url} sends requests on to {to!r} ({answer.status}). No other address than the given one is "
+                "asked, or told the key. Set OPENAI_BASE_URL to the address that is meant. Replies so far are kept.",
                 fatal=True,
             )
-        error = _error(text)
-        said = f"{status}: {self.clean(str(error.get('message') or text), 300)}"
-        if status in REFUSALS or error.get("code") == "insufficient_quota":
-            reason = REFUSALS.get(status, "the account has no credit left")
-            return Failure(f"{self.url} refuses ({said}): {reason}. Replies so far are kept.", fatal=True)
-        again = status in (408, 409, 429) or status >= 500
-        return Failure(said, retry=again, refused=True, pause=retry_after(headers) if again else None)
+        if not 200 <= answer.status < 300:
+            error = client_errors.error_of(body)
+            said = self.clean(error["message"], 300)
+            raise client_errors.of_status(answer.status, answer.headers, error, said, self.url)
+        try:
+            reply = completion.parse(body)
+        except ValueError:
+            raise Failure(f"no chat completion: {self.clean(body, 120)!r}") from None
+        return replace(reply, text=self.clean(reply.text)[:MOST_TEXT], model=self.clean(reply.model, 200))
 
     def _after(self, failure: Failure, attempt: int) -> None:
         """Wait as a failure asks for, or raise what ends this request or all of them."""
@@ -159,29 +161,52 @@ class Endpoint:
         if (failure.pause or 0.0) > LONGEST_PAUSE:
             text = f"{self.url} asks to wait for {failure.pause:.0f} s. Replies so far are kept; judge again then."
             self._end(InputError(text))
+        if failure.own:
+            raise NoReply(str(failure))
         # A server that is not there at all should not take a minute of backoff to be noticed.
         retries = self._section.max_retries
         if failure.absent and not self.answered:
             retries = min(retries, 2)
-        if not failure.retry or attempt > retries:
+        now, patience = time.monotonic(), patience_of(self._section)
+        silent = now - self._heard > patience
+        if silent or not failure.retry or attempt > retries:
             with self._lock:
                 self._in_a_row += 1
                 hopeless = self._in_a_row >= (max(8, self._section.concurrency) if self.answered else 3)
-            if hopeless:
-                text = (
-                    f"{self.url} answers no more; the last it said: {failure}. See that it runs and serves "
-                    f"{self._section.model}. Replies so far are kept; the same command asks for the rest."
-                )
-                self._end(InputError(text))
+            if silent or hopeless:
+                self._end(InputError(self._given_up(failure)))
             raise NoReply(f"{failure} (asked {attempt} times)" if attempt > 1 else str(failure))
         wait = min(60.0, self._backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+        wait = min(wait, max(0.0, self._heard + patience - now))
         if failure.pause is not None:
             with self._lock:
-                self._not_before = max(self._not_before, time.monotonic() + failure.pause)
+                self._not_before = max(self._not_before, now + failure.pause)
+                self._heard = max(self._heard, self._not_before)  # a server that names a time is not silent until then
             wait = failure.pause + random.uniform(0.0, 0.25) * self._backoff
+        self._keep_time(now + wait)
         if wait > 5:
             note(f"judge: {failure}; again in {wait:.0f} s")
         self._stop.wait(wait)
+
+    def _given_up(self, failure: Failure) -> str:
+        """Return the message of a server that nothing more is asked of."""
+        kept = "Replies so far are kept; the same command asks for the rest."
+        if 400 <= failure.status < 500 and not failure.retry:
+            return (
+                f"{self.url} runs, but refuses these requests; the last it said: {failure}. See that "
+                f"{self._section.model} is a chat model there, and that it takes such requests. {kept}"
+            )
+        said = "answers with errors only" if failure.status >= 500 else "answers no more"
+        return (
+            f"{self.url} {said}; the last it said: {failure}. See that it runs and serves {self._section.model}. {kept}"
+        )
+
+    def _keep_time(self, moment: float) -> None:
+        """End the command where a moment (time.monotonic) is beyond judge.max_minutes."""
+        minutes = self._section.max_minutes
+        if moment - self._begun > 60 * minutes:
+            text = f"judge.max_minutes: {minutes:g} minutes are over, or would be before the next try"
+            self._end(BudgetMissed(f"{text}. Replies so far are kept: the same command asks for the rest."))
 
     def _end(self, error: InputError | BudgetMissed) -> NoReturn:
         """Raise an error in every thread, at once: not a request more."""
@@ -195,6 +220,7 @@ class Endpoint:
             self._stop.wait(left)
         if self._stop.is_set():
             raise Stopped if self._why is None else type(self._why)(str(self._why))
+        self._keep_time(time.monotonic())
 
     def _reserve(self, prompt_tokens: int, reply_tokens: int) -> float:
         """Count a request, and return the most that it may cost; BudgetMissed at a cap."""
@@ -216,19 +242,3 @@ class Endpoint:
     def _settle(self, difference: float) -> None:
         with self._lock:
             self.spent += difference
-
-
-def _count(usage: object, name: str) -> int | None:
-    """Return a count of tokens from a reply's `usage`; None where it is absent, or no count."""
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None  # True is an int, too
-
-
-def _error(body: str) -> dict[str, Any]:
-    """Return a refusal's `error`, or {} where the body has another form."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    error = content.get("error", content) if isinstance(content, dict) else {}
-    return error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}

@@ -57,7 +57,7 @@ def _reference(section: schema.Judge, folder: Path, others: Sequence[Path]) -> J
 
 def _openai(section: schema.Judge, folder: Path, others: Sequence[Path]) -> JudgeSession:
     cache = reply_cache.ReplyCache(folder / reply_cache.FILE, [other / reply_cache.FILE for other in others])
-    return OpenAIJudge(section, cache, pairwise=section.references is not None)
+    return OpenAIJudge(section, cache)
 
 
 KINDS = {

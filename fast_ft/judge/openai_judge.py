@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -13,19 +12,23 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import whole
 from fast_ft.common.wording import counted
-from fast_ft.judge import address, client, client_errors, pricing, rubric, statistics
+from fast_ft.judge import address, client, client_errors, pricing, reading, rubric, statistics
+from fast_ft.judge.claims import Scores
 from fast_ft.judge.reply_cache import KeptReply, ReplyCache, content_key
+from fast_ft.judge.request_form import REASONING_TOKENS
 from fast_ft.judge.scoring import Item, Judgment
 from fast_ft.recipe.schema import Judge as Section
 
 BASELINES = {"simple": 2.4, "medium": 4.15, "strong": 4.4}  #: the homework's mean scores
+_PAIRWISE_NOTES = [
+    "The homework's baselines stand beside these scores for orientation only: another judge, another wording of the "
+    "rubric or other reference answers give other scores for the same answers.",
+    "The interval is over prompts. It holds neither the judge's own wavering nor its leanings, such as towards long "
+    "answers or towards one of the two places.",
+]
 NOTES = {
-    rubric.PAIRWISE: [
-        "The homework's baselines stand beside these scores for orientation only: another judge, another wording of "
-        "the rubric or other reference answers give other scores for the same answers.",
-        "The interval is over prompts. It holds neither the judge's own wavering nor its leanings, such as towards "
-        "long answers or towards one of the two places.",
-    ],
+    rubric.PAIRWISE: _PAIRWISE_NOTES,
+    rubric.HOMEWORK: _PAIRWISE_NOTES,
     rubric.SINGLE: [
         "Single answers, without references: such scores compare with nothing but scores of the same judge under the "
         "same rubric, and not with the homework's baselines.",
@@ -33,38 +36,25 @@ NOTES = {
         "long answers.",
     ],
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What judging would take: requests to send and replies already there, tokens and dollars at most."""
-
-    requests: int
-    cached: int
-    prompt_tokens: int
-    reply_tokens: int
-    dollars: float | None
-
-    def __str__(self) -> str:
-        money = "at a price that is not known" if self.dollars is None else f"at most {self.dollars:.2f} dollars"
-        tokens = f"about {self.prompt_tokens:,} tokens to read and up to {self.reply_tokens:,} to write"
-        there = f"; {counted(self.cached, 'reply', 'replies')} kept from before" if self.cached else ""
-        return (
-            f"{counted(self.requests, 'request')}, {tokens}, {money}{there}"
-            if self.requests
-            else f"nothing to ask{there}"
-        )
+#: Why a reply that came has no scores, by its ending; other endings leave it to the reply's words.
+NO_SCORE = {
+    "refused": "refused: the judge model refuses to judge this answer",
+    "filtered": "filtered: the server's content filter ended the reply",
+    "reasoning": f"reasoning only: the reply holds no answer, though it had room for {REASONING_TOKENS:,} tokens of "
+    "reasoning; let the model reason less, or choose another judge.model",
+}
 
 
 class OpenAIJudge:
     """Judge with a model. Call it within `asking`."""
 
-    def __init__(self, section: Section, verdicts: ReplyCache, *, pairwise: bool) -> None:
+    def __init__(self, section: Section, verdicts: ReplyCache) -> None:
         self.url, _ = address.read()
-        self.rubric = rubric.PAIRWISE if pairwise else rubric.SINGLE
-        self._section, self._verdicts, self._pairwise = section, verdicts, pairwise
+        self.rubric = rubric.name_of(section)
+        self.labelled = rubric.LABELLED[self.rubric]
+        self._section, self._verdicts = section, verdicts
+        self._pairwise = self.rubric != rubric.SINGLE
         self.concurrency = section.concurrency
-        self.labelled = "pairwise, against reference answers" if pairwise else "single answer, without references"
         self._endpoint: client.Endpoint | None = None
         self._lock = threading.Lock()
         self.cached = 0
@@ -75,7 +65,8 @@ class OpenAIJudge:
         if ask_again:
             self.forget_unreadable(items)
         estimate = self.estimate(items)
-        print(f"{self._section.model} at {self.url}, rubric {self.rubric} ({self.labelled}): {estimate}")
+        judge = f"{self._section.model} at {self.url}, rubric {self.rubric} ({self.labelled})"
+        print(f"{judge}: {estimate}{self._time(estimate)}")
         self.check_caps(estimate)
 
     @contextlib.contextmanager
@@ -89,7 +80,7 @@ class OpenAIJudge:
             if ask_again:
                 self.forget_unreadable(items)
             estimate = self.estimate(items)
-            note(f"judge: {self._section.model} at {self.url}, {self.labelled}: {estimate}")
+            note(f"judge: {self._section.model} at {self.url}, {self.labelled}: {estimate}{self._time(estimate)}")
             self.check_caps(estimate)
             if estimate.requests:
                 self.open(backoff)
@@ -104,17 +95,24 @@ class OpenAIJudge:
         if self._endpoint is not None:
             self._endpoint.stop()
 
-    def estimate(self, items: Iterable[Item]) -> Estimate:
+    def estimate(self, items: Iterable[Item]) -> pricing.Estimate:
         """Return what it takes to judge these; tokens are counted from bytes, rather too many."""
         asked = {self._key(messages): messages for item in items for messages in self._questions(*item)}
         new = [messages for key, messages in asked.items() if self._verdicts.get(key) is None]
         prompt = sum(pricing.tokens_of(message["content"]) for messages in new for message in messages)
-        reply = rubric.MAX_TOKENS * len(new)
+        reply = rubric.MAX_TOKENS[self.rubric] * len(new)
         each = pricing.price(self._section)
         cost = pricing.dollars(each, prompt, reply)
-        return Estimate(len(new), len(asked) - len(new), prompt, reply, cost if each or not new else None)
+        return pricing.Estimate(len(new), len(asked) - len(new), prompt, reply, cost if each or not new else None)
 
-    def check_caps(self, estimate: Estimate) -> None:
+    def _time(self, estimate: pricing.Estimate) -> str:
+        """Return how long asking may take, in words; "" where nothing is asked."""
+        if not estimate.requests:
+            return ""
+        silent = client.patience_of(self._section)
+        return f"; it ends after {self._section.max_minutes:g} minutes at most, or {silent:g} s without any reply"
+
+    def check_caps(self, estimate: pricing.Estimate) -> None:
         """Raise InputError where the estimate is over a cap: nothing is asked then."""
         section = self._section
         if estimate.requests > section.max_requests:
@@ -130,10 +128,11 @@ class OpenAIJudge:
 
     def forget_unreadable(self, items: Iterable[Item]) -> None:
         """Let replies that hold no score be asked for again."""
-        count = 2 if self._pairwise else 1
-        keys = {self._key(messages) for item in items for messages in self._questions(*item)}
-        there = {key: verdict for key in keys if (verdict := self._verdicts.get(key))}
-        self._verdicts.forget({key for key, each in there.items() if isinstance(rubric.read(each.reply, count), str)})
+        for item in items:
+            for turn, messages in enumerate(self._questions(*item)):
+                kept = self._verdicts.get(key := self._key(messages))
+                if kept is not None and isinstance(self._read(kept, swapped=turn == 1), str):
+                    self._verdicts.forget({key})
 
     def facts(self) -> dict[str, Any]:
         """Return what scores.json says of the judge and of this command's requests."""
@@ -146,6 +145,7 @@ class OpenAIJudge:
             "rubric": self.rubric,
             "labelled": self.labelled,
             "scale": [1, 10],
+            "asked_with": str(sent.form) if sent else None,
             **({"baselines": BASELINES} if self._pairwise else {}),
             "asked": {
                 "requests": sent.sent if sent else 0,
@@ -191,34 +191,46 @@ class OpenAIJudge:
 
     def _pass(self, messages: list[dict[str, str]], *, swapped: bool) -> dict[str, Any]:
         try:
-            reply = self._reply(messages)
+            kept = self._reply(messages)
         except client_errors.NoReply as error:
             return {"score": None, "reference_score": None, "reply": None, "problem": f"no reply: {error}"}
-        found = rubric.read(reply, 2 if self._pairwise else 1)
+        reply, found = whole(kept.reply), self._read(kept, swapped=swapped)
         if isinstance(found, str):
-            return {"score": None, "reference_score": None, "reply": reply, "problem": f"unreadable: {found}"}
+            return {"score": None, "reference_score": None, "reply": reply, "problem": found}
         score, other = (found.first, found.second) if swapped else (found.second, found.first)
         return {"score": score, "reference_score": other, "reply": reply}
 
-    def _reply(self, messages: list[dict[str, str]]) -> str:
+    def _read(self, kept: KeptReply, *, swapped: bool) -> Scores | str:
+        """Return a reply's scores, or why it has none."""
+        if kept.ending in NO_SCORE:
+            return NO_SCORE[kept.ending]
+        count = 2 if self._pairwise else 1
+        found = reading.read(whole(kept.reply), count, reference_first=not swapped, cut=kept.ending == "cut")
+        return f"unreadable: {found}" if isinstance(found, str) else found
+
+    def _reply(self, messages: list[dict[str, str]]) -> KeptReply:
         key = self._key(messages)
         verdict = self._verdicts.get(key)
         with self._lock:
             self.cached += verdict is not None
         if verdict is None:
             assert self._endpoint is not None, "open() comes before judging"
-            reply = self._endpoint.ask(messages, rubric.MAX_TOKENS)
-            verdict = KeptReply(key, reply.text, reply.model, self.rubric, reply.prompt_tokens, reply.completion_tokens)
+            reply = self._endpoint.ask(messages, rubric.MAX_TOKENS[self.rubric])
+            counts = (reply.prompt_tokens, reply.completion_tokens)
+            verdict = KeptReply(key, reply.text, reply.model, self.rubric, *counts, reply.ending)
             self._verdicts.add(verdict)
         with self._lock:
             self.answered_by.add(whole(verdict.model))
-        return whole(verdict.reply)
+        return verdict
 
     def _questions(self, question: str, reference: str | None, answer: str) -> Iterator[list[dict[str, str]]]:
         if not self._pairwise:
             yield rubric.single(question, answer)
             return
         assert reference is not None
+        if self.rubric == rubric.HOMEWORK:
+            yield rubric.homework_pair(question, reference, answer)
+            return
         yield rubric.pair(question, reference, answer)
         if self._section.swap:
             yield rubric.pair(question, answer, reference)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from fast_ft.common.console import note
+from fast_ft.common.wording import counted
 from fast_ft.recipe.schema import Judge as Section
 
 #: Dollars per million tokens, (prompt, reply): OpenAI's list prices as third parties gave them in spring 2026. A newer
@@ -18,6 +20,27 @@ PRICES = {
     "gpt-4.1-mini": (0.40, 1.60),
     "gpt-4.1-nano": (0.10, 0.40),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What judging would take: requests to send and replies already there, tokens and dollars at most."""
+
+    requests: int
+    cached: int
+    prompt_tokens: int
+    reply_tokens: int
+    dollars: float | None
+
+    def __str__(self) -> str:
+        money = "at a price that is not known" if self.dollars is None else f"at most {self.dollars:.2f} dollars"
+        tokens = f"about {self.prompt_tokens:,} tokens to read and up to {self.reply_tokens:,} to write"
+        there = f"; {counted(self.cached, 'reply', 'replies')} kept from before" if self.cached else ""
+        return (
+            f"{counted(self.requests, 'request')}, {tokens}, {money}{there}"
+            if self.requests
+            else f"nothing to ask{there}"
+        )
 
 
 def price(section: Section) -> tuple[float, float] | None:
@@ -33,7 +56,7 @@ def bounded(section: Section, given: Collection[str]) -> Section:
     """
     usual = Section()
     changes: dict[str, Any] = {}
-    for key in ("max_requests", "max_dollars"):
+    for key in ("max_requests", "max_minutes", "max_dollars"):
         asked, most = getattr(section, key), getattr(usual, key)
         if asked > most and f"judge.{key}" not in given:
             changes[key] = most

@@ -27,7 +27,10 @@ COUNTS = ("prompt_tokens", "completion_tokens")
 
 @dataclass(frozen=True, slots=True)
 class KeptReply:
-    """A judge's reply as it came. `model`: the name that the server gave; token counts are the server's, or None."""
+    """A judge's reply as it came. `model`: the name that the server gave; token counts are the server's, or None.
+
+    ending: how it ended, as judge/completion.py says.
+    """
 
     key: str
     reply: str
@@ -35,6 +38,7 @@ class KeptReply:
     rubric: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    ending: str = ""
 
 
 def content_key(**content: Any) -> str:
@@ -123,9 +127,10 @@ def parse(line: bytes) -> KeptReply | None:
         return None
     if not isinstance(key, str) or not isinstance(reply, str):
         return None
-    model, rubric = (value if isinstance(value := content.get(name), str) else "" for name in ("model", "rubric"))
+    texts = (value if isinstance(value := content.get(name), str) else "" for name in ("model", "rubric", "ending"))
+    model, rubric, ending = texts
     prompt, completion = (value if type(value := content.get(name)) is int else None for name in COUNTS)
-    return KeptReply(key, reply, model, rubric, prompt, completion)
+    return KeptReply(key, reply, model, rubric, prompt, completion, ending)
 
 
 def _lock_file(file: IO[bytes], path: Path) -> None:

@@ -26,7 +26,8 @@ adds matches, which is then the score.
 kind "openai" adds
 
     model, answered_by, endpoint, rubric   what judged: the name asked for, the names that the server gave, its URL
-                    (no credentials), and "pairwise-1" or "single-1"
+                    (no credentials), and "pairwise-1", "single-1" or "ntu-ml-2025-hw5-1"
+    asked_with      the form of the requests, in words, as the server asked for it; null where nothing was asked
     scale           [1, 10]
     labelled        "pairwise, against reference answers" or "single answer, without references"
     reference_mean  mean score that the judge gave the reference answers; null for single

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.wording import counted
 from fast_ft.data import dataset
 from fast_ft.data.examples import Prompt
+from fast_ft.data.references import References
 from fast_ft.judge import statistics
 from fast_ft.judge.kinds import KINDS
 from fast_ft.judge.scoring import Group, Item, judge_all, scores_of, summarise, too_many_missing
-from fast_ft.pipeline import former_scores
+from fast_ft.pipeline import course_references, former_scores
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
@@ -48,6 +49,7 @@ def judge_phase(folder: RunDir, recipe: Recipe, prompts: list[Prompt], options: 
     Raises BudgetMissed where too many scores are missing; the phase is then not done, and the same command asks again.
     """
     started = time.monotonic()
+    course_references.check(recipe, answered_prompts(folder))
     scores = judge_run(folder, recipe.judge, groups(prompts), seed=recipe.seed, options=options)
     if scores is None:  # a dry run
         return
@@ -110,7 +112,7 @@ def _answer_sets(folder: RunDir, section: schema.Judge, against: RunDir | None) 
     if folder.base_pred.is_file():
         sets["base"] = _items(folder.base_pred, references)
     if against is not None:
-        sets["against"] = _same_questions(sets["run"], _items(against.pred, references, sets["run"]), against)
+        sets["against"] = _same_questions(sets["run"], _items(against.pred, None, sets["run"]), against)
     return sets
 
 
@@ -133,7 +135,16 @@ def check(section: schema.Judge, prompts: list[Prompt]) -> None:
         return
     KINDS[section.kind].check()
     if section.references:
-        _refuse_missing([prompt.id for prompt in prompts], dataset.load_references(section.references))
+        _found(dataset.load_references(section.references), {prompt.id: prompt.messages for prompt in prompts})
+
+
+def answered_prompts(folder: RunDir) -> list[Prompt]:
+    """Return the prompts of pred.json; none where there is no such file yet."""
+    entries = artifacts.read_pred(folder.pred) if folder.pred.is_file() else {}
+    return [
+        Prompt(key, tuple({"role": turn.role, "content": turn.content} for turn in entry.input))
+        for key, entry in entries.items()
+    ]
 
 
 def groups(prompts: list[Prompt]) -> Group:
@@ -141,7 +152,7 @@ def groups(prompts: list[Prompt]) -> Group:
     return Group({p.id: p.skill for p in prompts}, {p.id: p.difficulty for p in prompts})
 
 
-def _items(path: Path, references: Mapping[str, str] | None, only: Collection[str] | None = None) -> dict[str, Item]:
+def _items(path: Path, references: References | None, only: Collection[str] | None = None) -> dict[str, Item]:
     """Return {prompt id: what the judge sees} of a pred.json, of the ids `only` where they are given."""
     if not path.is_file():
         raise InputError(f"{path.parent} has no answers yet ({path.name}): run its recipe to the end first")
@@ -152,22 +163,19 @@ def _items(path: Path, references: Mapping[str, str] | None, only: Collection[st
     }
     if not texts and only is None:
         raise InputError(f"{path}: holds no answers")
-    if references is not None:
-        _refuse_missing(list(texts), references)
-    return {
-        key: Item(_question(turns), references[key] if references is not None else None, answer)
-        for key, (turns, answer) in texts.items()
-    }
+    prompts = {key: [{"role": role, "content": text} for role, text in turns] for key, (turns, _) in texts.items()}
+    found = _found(references, prompts) if references is not None else {}
+    return {key: Item(_question(turns), found.get(key), answer) for key, (turns, answer) in texts.items()}
 
 
 def _same_questions(ours: Mapping[str, Item], theirs: dict[str, Item], other: RunDir) -> dict[str, Item]:
-    """Return `theirs`; InputError where an id of both stands for another question."""
+    """Return `theirs` with the references of `ours`; InputError where an id of both stands for another question."""
     if other_question := [key for key, item in theirs.items() if item.question != ours[key].question]:
         raise InputError(
             f"--against {other.root}: prompt {other_question[0]!r} is another question there. Runs that are compared "
             "answer the same prompts."
         )
-    return theirs
+    return {key: item._replace(reference=ours[key].reference) for key, item in theirs.items()}
 
 
 def _question(turns: list[tuple[str, str]]) -> str:
@@ -176,10 +184,12 @@ def _question(turns: list[tuple[str, str]]) -> str:
     return "\n\n".join(f"{role.capitalize()}: {text}" for role, text in turns)
 
 
-def _refuse_missing(ids: list[str], references: Mapping[str, str]) -> None:
-    missing = [key for key in ids if key not in references]
-    if missing:
+def _found(references: References, prompts: Mapping[str, Sequence[dict[str, str]]]) -> dict[str, str]:
+    """Return {prompt id: reference answer}; InputError where a prompt has none."""
+    answers = {key: references.find(key, messages) for key, messages in prompts.items()}
+    if missing := [key for key, answer in answers.items() if answer is None]:
         raise InputError(
-            f"judge.references: no reference answer for {len(missing)} of {counted(len(ids), 'prompt')}, such as "
-            f"{missing[0]!r}. References are matched by id."
+            f"judge.references: no reference answer for {len(missing)} of {counted(len(prompts), 'prompt')}, such as "
+            f"{missing[0]!r}. A reference is a row with the prompt's id or with the prompt's text."
         )
+    return {key: answer for key, answer in answers.items() if answer is not None}

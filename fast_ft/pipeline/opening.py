@@ -11,7 +11,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.folders import refuse_unmounted
 from fast_ft.common.signals import interruptible
 from fast_ft.data.prepare import PreparedData
-from fast_ft.pipeline import judge_phase, resume
+from fast_ft.pipeline import course_references, judge_phase, resume
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.set_up import check_model
 from fast_ft.recipe.schema import Recipe
@@ -36,6 +36,7 @@ def opened(
         check_model(recipe, prepared, answers=judged)
         if judged:
             judge_phase.check(recipe.judge, prepared.prompts)
+            course_references.check(recipe, prepared.prompts)
     with interruptible(), lock.hold(root):
         if backup is None:
             folder = RunDir.open(recipe, recipe_path)

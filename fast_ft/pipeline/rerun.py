@@ -16,7 +16,7 @@ from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.judge import pricing, scoring
 from fast_ft.judge.kinds import KINDS
-from fast_ft.pipeline import base_check, former_scores, judge_phase
+from fast_ft.pipeline import base_check, course_references, former_scores, judge_phase
 from fast_ft.pipeline.generate_phase import answer_others, budget_missed, generate_phase
 from fast_ft.pipeline.judge_phase import JudgeOptions
 from fast_ft.recipe.loader import resolved, with_overrides
@@ -180,6 +180,7 @@ def _judge_others(folder: RunDir, recipe: Recipe, prompts: list[Prompt], digest:
             f"{folder.root}: these prompts were not answered yet. First: generate {folder.root} "
             f"data.test={recipe.data.test}"
         )
+    course_references.check(recipe, judge_phase.answered_prompts(others))
     scores = judge_phase.judge_run(others, recipe.judge, judge_phase.groups(prompts), seed=recipe.seed, options=options)
     if scores is not None and (missed := scoring.too_many_missing(scores)):
         raise BudgetMissed(missed)

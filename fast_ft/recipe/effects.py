@@ -16,8 +16,8 @@ from fast_ft.recipe.schema import Recipe, Section
 
 _TWO_STAGES = "curriculum.stages=[{name: easy, upto: 0.5}, {name: all, upto: 1.0}]"
 _OPENAI = (
-    "judge.model", "judge.swap", "judge.concurrency", "judge.max_retries", "judge.timeout_seconds",
-    "judge.max_requests", "judge.max_dollars", "judge.dollars_per_million_tokens",
+    "judge.model", "judge.protocol", "judge.swap", "judge.concurrency", "judge.max_retries", "judge.timeout_seconds",
+    "judge.max_requests", "judge.max_minutes", "judge.max_dollars", "judge.dollars_per_million_tokens",
 )  # fmt: skip
 
 
@@ -124,6 +124,18 @@ _RULES = (
         "judge.kind is reference",
         lambda recipe: recipe.judge.kind == "reference",
         ("judge.kind=openai",),
+    ),
+    _Rule(
+        ("judge.references_from_course",),
+        "judge.references names no file",
+        lambda recipe: recipe.judge.references is None,
+        ("judge.references=FILE",),
+    ),
+    _Rule(
+        ("judge.references_from_course",),
+        "the recipe names no rules",
+        lambda recipe: recipe.rules is None,
+        ("rules=ntu-ml-2025-hw5",),
     ),
     _Rule(
         ("judge.base_prompts",),

@@ -26,8 +26,9 @@ _MACHINE = """
 run_name output_dir backup_dir
 data.train data.test
 train.report_to
-judge.kind judge.base_prompts judge.references judge.pattern judge.model judge.swap judge.concurrency judge.max_retries
-judge.timeout_seconds judge.max_requests judge.max_dollars judge.dollars_per_million_tokens
+judge.kind judge.base_prompts judge.references judge.references_from_course judge.pattern judge.model judge.protocol
+judge.swap judge.concurrency judge.max_retries judge.timeout_seconds judge.max_requests judge.max_minutes
+judge.max_dollars judge.dollars_per_million_tokens
 budget.gpu budget.memory_gib budget.train_minutes budget.generate_minutes
 """
 _RUN = """

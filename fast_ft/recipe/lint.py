@@ -159,7 +159,16 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
     if judge.kind != "none" and not data.test:
         text = f"judge.kind: {judge.kind} has nothing to judge, since data.test names no prompts: give some, or kind:"
         yield Problem(f"{text} none", ("judge.kind", "data.test"))
-    if judge.kind == "openai" and judge.swap and not judge.references:
+    if judge.kind == "openai" and judge.protocol == "ntu-ml-2025-hw5":
+        text = f"judge.protocol: {judge.protocol} compares each answer with a reference answer"
+        if not judge.references:
+            yield Problem(
+                f"{text}: give judge.references=FILE, or write reasons", ("judge.protocol", "judge.references")
+            )
+        if judge.swap:
+            text = f"judge.swap: under judge.protocol {judge.protocol} the reference stands first, always"
+            yield Problem(f"{text}: write swap: false, or protocol: reasons", ("judge.swap", "judge.protocol"))
+    elif judge.kind == "openai" and judge.swap and not judge.references:
         text = "judge.swap: without judge.references each answer is judged alone: there is nothing to swap"
         yield Problem(text, ("judge.swap", "judge.references", "judge.kind"))
 

@@ -364,8 +364,18 @@ class Judge(Section):
     )
     references: str | None = Field(
         default=None,
-        description="Reference answers: a file in any layout that data.train may have. openai without it: each answer "
-        "alone.",
+        description="Reference answers: a file in any layout that data.train may have. A prompt's reference is the row "
+        "with its id or with its text. openai without it: each answer alone.",
+    )
+    references_from_course: bool = Field(
+        default=False,
+        description="Under `rules`: the course gave out these reference answers. Without it, references may only be "
+        "rows of data.train with their own answers.",
+    )
+    protocol: Literal["reasons", "ntu-ml-2025-hw5"] = Field(
+        default="reasons",
+        description="openai: reasons asks for scores and reasons, in at most 400 tokens; ntu-ml-2025-hw5 asks as the "
+        "homework's script: temperature 0, five tokens, the reference first as assistant 1. The words are our own.",
     )
     pattern: str | None = Field(
         default=None,
@@ -383,6 +393,9 @@ class Judge(Section):
     timeout_seconds: Positive = Field(default=60.0, description="openai: the longest that one reply may take.")
     max_requests: Count = Field(
         default=2000, description="openai: the most requests that one command may send, retries included."
+    )
+    max_minutes: Positive = Field(
+        default=120.0, description="openai: the longest that one command may ask, pauses included."
     )
     max_dollars: Positive = Field(
         default=1.0, description="openai: the most that one command may cost, where the model's price is known."

@@ -9,6 +9,7 @@ from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.data import dataset
 from fast_ft.data.formats import strip_lead
+from fast_ft.data.references import References
 from fast_ft.run import artifacts, time_spent
 from fast_ft.run.folder import RunDir
 from fast_ft.run.made_with import as_made
@@ -31,7 +32,7 @@ class Run:
     base: artifacts.Pred
     scores: artifacts.Scores | None
     ended: artifacts.Ends
-    references: dict[str, str]
+    references: References | None
 
     @property
     def minutes(self) -> float:
@@ -45,12 +46,12 @@ def read_run(folder: RunDir) -> Run:
     if "name_or_path" not in recipe.get("model", {}) or "r" not in recipe.get("lora", {}):
         raise InputError(f"{folder.manifest_path}: recipe: names no model.name_or_path or no lora.r")
     judge = recipe.get("judge", {})
-    references: dict[str, str] = {}
+    references = None
     if judge.get("references"):
         try:
             references = dataset.load_references(judge["references"])
         except (InputError, OSError):  # gone since: the page then shows none
-            references = {}
+            references = None
     return Run(
         name=folder.root.resolve().name,
         recipe=recipe,
@@ -111,21 +112,28 @@ def answers(runs: list[Run]) -> dict[str, Any]:
     ids = list(dict.fromkeys(key for run in runs for key in run.pred))
     prompts = []
     for key in ids:
+        asked = next(run.pred[key] for run in runs if key in run.pred)
         cells: list[dict[str, Any] | None] = []
         if first.base:
             scores = first.scores.base if first.scores is not None else None
             cells.append(_cell(first.base, key, scores, first.ended.get("base", {})))
         cells += [_cell(run.pred, key, run.scores, run.ended.get("tuned", {})) for run in runs if run.pred]
         if first.references:
-            reference = first.references.get(key)
+            reference = _reference(first.references, key, asked)
             score = _entry(first.scores, key).reference_score
             cells.append(None if reference is None else {"text": reference, "score": score})
-        asked = next(run.pred[key] for run in runs if key in run.pred)
         title = " ".join(strip_lead(asked.question).split())[:160]  # Alpaca's lead sentence is on every one
         pairs = [[turn.role, turn.content] for turn in asked.input]
         prompts.append({"id": key, "title": title, "turns": pairs, "cells": cells})
     kind, scale = (first.scores.kind, first.scores.scale) if first.scores is not None else (None, None)
     return {"columns": columns, "prompts": prompts, "kind": kind, "scale": scale or [0, 1]}
+
+
+def _reference(references: References, key: str, asked: artifacts.PredEntry) -> str | None:
+    try:
+        return references.find(key, [{"role": turn.role, "content": turn.content} for turn in asked.input])
+    except InputError:  # the file has changed since: no score hangs on this
+        return None
 
 
 def _entry(scores: artifacts.ScoredAnswers | None, key: str) -> artifacts.PromptScore:

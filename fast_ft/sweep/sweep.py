@@ -16,10 +16,10 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.common.wording import counted
-from fast_ft.data import contamination, dataset
+from fast_ft.data import contamination, dataset, stand_in
 from fast_ft.judge import statistics
 from fast_ft.models.loaders import choose
-from fast_ft.pipeline import judge_phase, set_up
+from fast_ft.pipeline import course_references, judge_phase, set_up
 from fast_ft.recipe.loader import content_digest, resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report import write
@@ -75,6 +75,8 @@ class Sweep:
         set_up.check_model(self.recipe)
         if self.search.objective == "judge":
             judge_phase.check(self.recipe.judge.model_copy(update={"references": None}), [])
+        if self.recipe.data.test is not None:  # the best recipe's answers are judged at the end
+            course_references.check(self.recipe, dataset.load_prompts(self.recipe.data.test)[0])
         with interruptible(), lock.hold(self.root) as held:
             untrusted_files.refuse_links(self.root)
             clock = Clock(self.root / "clock.json", None if self.hours is None else self.hours * 3600)
@@ -112,7 +114,7 @@ class Sweep:
                     f"{validation_file}: changed since the sweep began. Put it back, or choose another --output"
                 )
         elif not validation_file.is_file():
-            validation_set.write(validation_file, validation_set.draw(self.recipe))
+            stand_in.write(validation_file, validation_set.draw(self.recipe))
         validation = sorted(contamination.digests_of(dataset.load_prompts(str(validation_file))[0]))
         test = sorted(validation_set.test_digests(self.recipe))
         asked = (

@@ -7,13 +7,11 @@ The test set removes no row from training. Rows that equal a test prompt are rep
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
-from fast_ft.common import atomic_files, seeds
+from fast_ft.common import seeds
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, dataset, encoding, mixing, selection
 from fast_ft.data.encoding import Encoder
@@ -21,8 +19,6 @@ from fast_ft.data.examples import Example
 from fast_ft.data.prepare import PreparedData
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Select
-
-_SPEAKERS = {"user": "human", "assistant": "gpt"}  #: ShareGPT's names
 
 
 def draw(recipe: Recipe) -> list[Example]:
@@ -80,22 +76,6 @@ def _drawn(rows: dict[str, Example], passed_over: set[str], count: int, chance: 
     order = first + chance.sample(rest, len(rest))
     taken = [index for index in order if texts[index] not in passed_over][:count]
     return [rows[texts[index]] for index in sorted(taken)]
-
-
-def write(path: Path, rows: Collection[Example]) -> None:
-    """Write rows as a prompt file with answers: a row's last answer is the reference."""
-    content = [
-        {
-            "id": row.id,
-            "conversations": [
-                {"from": _SPEAKERS.get(turn.role, turn.role), "value": turn.content, **turn.more}
-                for turn in row.messages
-            ],
-            **({"tools": row.tools} if row.tools else {}),
-        }
-        for row in rows
-    ]
-    atomic_files.write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in content) + "\n]\n")
 
 
 def proof(prepared: PreparedData, validation: Collection[str], test: Collection[str]) -> dict[str, Any]:

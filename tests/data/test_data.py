@@ -319,10 +319,10 @@ def test_prompts_with_the_same_id_are_refused(tmp_path):
 
 def test_references_from_rows_and_from_a_pred_json(tmp_path):
     path = write(tmp_path / "rows.json", stanford())
-    assert load_references(str(path))["b"] == "3\n\nThat is all."
+    assert load_references(str(path)).by_id["b"] == "3\n\nThat is all."
     pred = tmp_path / "pred.json"
     pred.write_text(json.dumps({"q": {"input": [{"role": "user", "content": "Hi"}], "output": ["Hello."]}}))
-    assert load_references(str(pred)) == {"q": "Hello."}
+    assert load_references(str(pred)).by_id == {"q": "Hello."}
     with pytest.raises(InputError, match=r"row 1, its answer"):
         load_references(str(write(tmp_path / "none.json", [{"prompt": "a"}])))
 

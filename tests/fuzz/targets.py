@@ -25,7 +25,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Data, load_pool, load_prompts, load_references
 from fast_ft.homework import archive, checks, ledger, package, public_scores, reproduce
-from fast_ft.judge import client, client_errors, openai_judge, post
+from fast_ft.judge import client, client_errors, openai_judge, post, request_form
 from fast_ft.judge import reply_cache as verdict_file
 from fast_ft.judge.scoring import Group, Item, Judgment, summarise
 from fast_ft.pipeline import judge_phase
@@ -265,7 +265,11 @@ def reply(data: bytes) -> None:
     with mock.patch.dict(os.environ, AT):
         asked = client.Endpoint(JUDGE)
     for status in (307, 400, 401, 429, 500):
-        str(asked._status(post.HttpReply(status, headers, data), data.decode("utf-8", "replace"))).encode()
+        try:
+            asked._read(post.HttpReply(status, headers, data))
+        except client_errors.Failure as failure:
+            str(failure).encode()
+            request_form.RequestForm().asked_for(failure.error)
     for coding in ("gzip", "deflate", head):
         with contextlib.suppress(post.Broken, post.TooLong):
             assert len(post._unpacked(data, coding)) <= post.MOST
@@ -287,7 +291,7 @@ def _judged(answer: post.HttpReply, kept: bytes) -> Judgment:
     sent = mock.patch.object(post, "post", lambda *_: answer)
     with mock.patch.dict(os.environ, AT), sent, mock.patch.object(os, "fsync"):
         store = verdict_file.ReplyCache(path)
-        judge = openai_judge.OpenAIJudge(JUDGE, store, pairwise=True)
+        judge = openai_judge.OpenAIJudge(JUDGE, store)
         judge.open(0.0)
         with store.locked():
             judge.forget_unreadable([ITEM])
@@ -301,7 +305,7 @@ def _judged(answer: post.HttpReply, kept: bytes) -> Judgment:
 def _key() -> str:
     """Return the key of what is asked about ITEM."""
     with mock.patch.dict(os.environ, AT):
-        judge = openai_judge.OpenAIJudge(JUDGE, verdict_file.ReplyCache(FOLDER / "none"), pairwise=True)
+        judge = openai_judge.OpenAIJudge(JUDGE, verdict_file.ReplyCache(FOLDER / "none"))
     return judge._key(next(judge._questions(*ITEM)))
 
 

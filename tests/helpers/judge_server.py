@@ -26,6 +26,7 @@ class JudgeServer:
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.seen: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
         self.times: list[tuple[float, str]] = []
         self.keys: set[str] = set()
         self.most_at_once = self._at_once = 0
@@ -63,6 +64,31 @@ def scores_for(text: str) -> tuple[int, int]:
     return 6 + digest[0] % 5, 1 + digest[1] % 9
 
 
+def completion(content: str | None, finish: str = "stop", **message: Any) -> str:
+    """A fault: a whole reply with this content, this finish_reason, and more in its message."""
+    said = {"role": "assistant", "content": content, **message}
+    return "raw " + json.dumps({"model": "m", "choices": [{"index": 0, "finish_reason": finish, "message": said}]})
+
+
+def _as_asked(fault: str, body: dict[str, Any]) -> str:
+    """What "reasoning model" and "thinker" say to a request's form; another fault is left as it is.
+
+    The words are those of OpenAI's models that reason. A thinker takes any form, and thinks for 1,000 tokens.
+    """
+    if fault == "thinker":
+        room = max(body.get("max_tokens", 0), body.get("max_completion_tokens", 0))
+        return completion("9 7\nSo.") if room > 1000 else completion(None, "length", reasoning_content="8 8, or")
+    if fault != "reasoning model":
+        return fault
+    if "max_tokens" in body:
+        said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+        return "error 400 " + json.dumps({"message": said, "param": "max_tokens", "code": "unsupported_parameter"})
+    if "temperature" in body:
+        said = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is."
+        return "error 400 " + json.dumps({"message": said, "param": "temperature", "code": "unsupported_value"})
+    return ""
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64  # of 5, the eighth connection at once may wait for a second
@@ -83,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault = owner.faults(len(owner.times), owner.asked[text], text)
             owner.asked[text] += 1
             owner.seen.append(text)
+            owner.bodies.append(body)
             owner.times.append((time.monotonic(), fault))
             owner.keys.add(self.headers.get("Authorization", ""))
             owner._at_once += 1
@@ -90,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             owner.over.wait(owner.delay)
             with contextlib.suppress(OSError):
-                self._reply(fault, text)
+                self._reply(_as_asked(fault, body), text)
         finally:
             with owner.lock:
                 owner._at_once -= 1
@@ -129,13 +156,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"".join(map(packer.compress, pieces)) + packer.flush(), PACKED)
         elif kind == "to":
             self._send(307, "", {"Location": value})
+        elif kind == "error":  # a status and a JSON error
+            status, _, said = value.partition(" ")
+            self._send(int(status), json.dumps({"error": json.loads(said)}))
         elif kind == "raw":
             self._send(200, value)
         elif kind == "say":
             self._answer(text, value.replace("KEY", key))
         else:
             first, second = scores_for(text)
-            alone = "score of answer 2" not in text
+            alone = "score of answer 2" not in text and "score of assistant 2" not in text
             self._answer(text, f"{second}\nAlone." if alone else f"{first} {second}\nThe first says more.")
 
     def _drip(self, before: bytes, content: bytes, every: float) -> None:

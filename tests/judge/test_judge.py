@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, get_args
@@ -30,130 +29,12 @@ from fast_ft.judge.reference_judge import ReferenceJudge
 from fast_ft.judge.reply_cache import COUNTS, FILE, KeptReply, ReplyCache
 from fast_ft.judge.scoring import Group, Item, Judgment, judge_all, summarise, too_many_missing
 from fast_ft.pipeline import judge_phase
-from fast_ft.recipe.loader import load_recipe
 from fast_ft.recipe.schema import JudgeKindName
 from fast_ft.run.folder import RunDir
 from tests.helpers import killed
-from tests.helpers.judge_server import Faults, JudgeServer, scores_for
-from tests.helpers.parts import POCKET, ROOT, write_recipe
-
-KEY = "sk-test-3b1f0e77c2d94d10"
-COUNT = 24
-
-
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., JudgeServer]]:
-    """Start a server with these faults, and set the environment to it."""
-    running = []
-
-    def start(faults: Faults = lambda *_: "") -> JudgeServer:
-        server = JudgeServer(faults)
-        running.append(server.running())
-        monkeypatch.setenv("OPENAI_BASE_URL", running[-1].__enter__())
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        return server
-
-    yield start
-    for each in running:
-        each.__exit__(None, None, None)
-
-
-@pytest.fixture
-def runs(train_file: Path, tmp_path: Path) -> Callable[..., RunDir]:
-    """Make run folders with answers and no adapter: run("a", "tuned") answers with "tuned <id>"."""
-    ids = [str(i) for i in range(COUNT)]
-    rows = [
-        {"idx": i, "Skill": ("Math", "Code")[i % 2], "Difficulty": i % 3, "Instruction": f"Q {i}?"}
-        for i in range(COUNT)
-    ]
-    test = tmp_path / "test.jsonl"
-    test.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    references = tmp_path / "references.json"
-    references.write_text(json.dumps([{"id": i, "prompt": f"Q {i}?", "response": f"It is {i}."} for i in ids]))
-
-    def make(name: str, words: str = "tuned", base: int = 0, **judge: Any) -> RunDir:
-        section = {"kind": "openai", "references": str(references), "timeout_seconds": 0.5, "max_retries": 5} | judge
-        changes = {"judge": section, "output_dir": str(tmp_path / "runs" / name)}
-        path = write_recipe(tmp_path, POCKET, train_file, test, changes)
-        folder = RunDir.open(load_recipe(path, []), path)
-        for target, said, count in ((folder.pred, words, COUNT), (folder.base_pred, "base", base)):
-            content = {
-                i: {"input": [{"role": "user", "content": f"Q {i}?"}], "output": [f"{said} {i}"]} for i in ids[:count]
-            }
-            if count:
-                target.write_text(json.dumps(content), encoding="utf-8")
-        return folder
-
-    return make
-
-
-def judged(folder: RunDir, group: Group | None = None, **options: Any) -> dict[str, Any]:
-    """judge_run with a short backoff."""
-    section = folder.recipe().judge
-    asked = judge_phase.JudgeOptions(backoff=0.01, **options)
-    result = judge_phase.judge_run(folder, section, group or Group(), seed=1, options=asked)
-    assert result is not None
-    return result
-
-
-def expected(folder: RunDir, words: str = "tuned") -> dict[str, float]:
-    return {
-        str(i): float(scores_for(rubric.pair(f"Q {i}?", f"It is {i}.", f"{words} {i}")[-1]["content"])[1])
-        for i in range(COUNT)
-    }
-
-
-def found(scores: dict[str, Any]) -> dict[str, Any]:
-    return {key: each["score"] for key, each in scores["prompts"].items()}
-
-
-# ---- what a reply says
-
-
-@pytest.mark.parametrize(
-    ("reply", "scores"),
-    [
-        ("8 7\nBecause.", (8, 7)),
-        ("8.5, 7", (8.5, 7)),
-        ("\n  **9** **10**\nx", (9, 10)),
-        ("8/10 6/10", (8, 6)),
-        ("7 and 5.", (7, 5)),
-    ],
-)  # fmt: skip
-def test_two_scores_on_the_first_line_are_read(reply: str, scores: tuple[float, float]) -> None:
-    assert rubric.read(reply, 2) == scores
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "",
-        "  \n ",
-        "8",
-        "8 11",
-        "0 5",
-        "8 7 6",
-        "8/10",
-        "-3 5",
-        "Answer 1: 8, answer 2: 7",
-        "Good.\n8 7",
-        "nan 5",
-        "8 7 ok",
-    ],
-)
-def test_any_other_first_line_is_unreadable(reply: str) -> None:
-    assert isinstance(rubric.read(reply, 2), str)
-
-
-def test_the_single_rubric_reads_one_number() -> None:
-    assert rubric.read("8/10\nx", 1) == (None, 8)
-    assert isinstance(rubric.read("8 7", 1), str)
+from tests.helpers.judge_server import scores_for
+from tests.helpers.judged import COUNT, KEY, expected, found, judged
+from tests.helpers.parts import ROOT
 
 
 def test_the_rubrics_name_changes_with_its_words() -> None:
@@ -169,6 +50,7 @@ def test_the_rubrics_name_changes_with_its_words() -> None:
 
 def test_the_second_score_counts_and_the_reference_stands_first(runs: Any, serve: Any) -> None:
     server, folder = serve(), runs("a")
+    server.delay = 0.02
     scores = judged(folder)
     assert found(scores) == expected(folder)
     assert scores["mean"] == pytest.approx(sum(expected(folder).values()) / COUNT, abs=1e-4)
@@ -342,7 +224,7 @@ def test_a_request_without_reply_is_missing_and_asked_again_next_time(runs: Any,
     [
         ("status 401", "key is not accepted", 4),
         ("status 404", "model is unknown there", 4),
-        ("status 400", "answers no more", 8),
+        ("status 400", "runs, but refuses these requests; the last it said: 400", 8),
         ("nonsense", "answers no more.*welcome", 16),
     ],
 )
@@ -564,7 +446,7 @@ def test_retries_count_and_the_cap_on_requests_holds(runs: Any, serve: Any) -> N
 
 def test_replies_that_never_came_count_as_spent(runs: Any, serve: Any) -> None:
     serve(lambda place, before, text: "half" if before < 3 else "")
-    one = 2 * pricing.dollars((1000.0, 1000.0), 500, rubric.MAX_TOKENS)
+    one = 2 * pricing.dollars((1000.0, 1000.0), 500, rubric.MAX_TOKENS[rubric.PAIRWISE])
     folder = runs("a", dollars_per_million_tokens=[1000.0, 1000.0], max_dollars=COUNT * one / 2)
     with pytest.raises(BudgetMissed, match=r"judge.max_dollars"):
         judged(folder)

@@ -50,7 +50,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("judge.pattern=Yes.*", {"judge": {"references": "r"}}),
     ("judge.pattern=Yes.*", {"judge": {"references": "r", "kind": "openai"}}),
     *((f"{key}=1", {"judge": {"references": "r", "kind": "reference"}}) for key in (
-        "judge.concurrency", "judge.max_retries", "judge.timeout_seconds", "judge.max_requests", "judge.max_dollars")),
+        "judge.concurrency", "judge.max_retries", "judge.timeout_seconds", "judge.max_requests", "judge.max_dollars",
+        "judge.max_minutes")),
+    ("judge.protocol=ntu-ml-2025-hw5", {"judge": {"references": "r", "kind": "reference"}}),
+    ("judge.references_from_course=true", {"rules": "ntu-ml-2025-hw5", "judge": {"kind": "openai"}, "model":
+        {"name_or_path": "unsloth/llama-2-7b-bnb-4bit"}}),
     ("judge.model=gpt-4o", {"judge": {"references": "r", "kind": "reference"}}),
     ("judge.swap=true", {"judge": {"references": "r", "kind": "reference"}}),
     ("judge.dollars_per_million_tokens=[1, 2]", {"judge": {"references": "r", "kind": "reference"}}),

@@ -110,6 +110,11 @@ def test_steps_are_those_of_the_issues_table() -> None:
         ({"judge": {"kind": "reference", "references": "r"}, "data": {"test": None}}, "judge.kind: reference has"),
         ({"judge": {"kind": "openai"}, "data": {"test": None}}, "judge.kind: openai has"),
         ({"judge": {"kind": "openai", "swap": True}}, "judge.swap: without judge.references"),
+        ({"judge": {"kind": "openai", "protocol": "ntu-ml-2025-hw5"}}, "judge.protocol: ntu-ml-2025-hw5 compares each"),
+        (
+            {"judge": {"kind": "openai", "protocol": "ntu-ml-2025-hw5", "references": "r", "swap": True}},
+            "judge.swap: under judge.protocol ntu-ml-2025-hw5 the reference stands first",
+        ),
         ({"judge": {"kind": "openai", "model": " "}}, "judge.model: the text is empty"),
         ({"data": {"test": "./rows"}}, "data.test: ./rows is the training data too"),
         ({"data": {"train": " "}}, "data.train: the text is empty"),

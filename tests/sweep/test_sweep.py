@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.data import contamination, dataset
+from fast_ft.data import contamination, dataset, stand_in
 from fast_ft.data.examples import Example, Message
 from fast_ft.data.prepare import prepare
 from fast_ft.models.loaders import choose
@@ -250,13 +250,13 @@ def test_a_validation_row_of_several_turns_stays_whole_and_is_left_out(tmp_path:
     messages = tuple(Message(role, text, role == "assistant") for role, text in turns)
     talk, single = Example("talk", messages, None), Example.exchange("single", "Why?", "So.")
     path = tmp_path / "validation.json"
-    validation_set.write(path, [talk, single])
+    stand_in.write(path, [talk, single])
     prompts = dataset.load_prompts(str(path))[0]
     assert [[(each["role"], each["content"]) for each in p.messages] for p in prompts] == [
         turns[:-1],
         [("user", "Why?")],
     ]
-    assert dataset.load_references(str(path)) == {"talk": "See you.", "single": "So."}
+    assert dataset.load_references(str(path)).by_id == {"talk": "See you.", "single": "So."}
     digests = contamination.digests_of(prompts)
     pool = dataset.load_pool(Data(train=str(path)))
     assert contamination.without_excluded(pool, digests)[1] == 2
