@@ -187,8 +187,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _schema(options: argparse.Namespace) -> int:
     from fast_ft.recipe.loader import json_schema
+    from fast_ft.recipe.reference import reference_page
 
-    print(json.dumps(json_schema(), indent=2))
+    print(reference_page() if options.markdown else json.dumps(json_schema(), indent=2))
     return 0
 
 

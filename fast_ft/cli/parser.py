@@ -176,6 +176,10 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on with a sweep; an error where none was begun")
 
 
+def _schema_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="the same as a page to read: docs/recipe-reference.md")
+
+
 #: Each command, in the order of the help.
 USAGES = {
     "run": Usage("run a recipe: train, then answer the prompts", _RECIPE, _run_options),
@@ -241,5 +245,9 @@ USAGES = {
         "check driver, card, kernels, package versions, disk and network, and try a small run; the status is 3 where "
         "something would break a run",
     ),
-    "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
+    "schema": Usage(
+        "print every key of a recipe, with its limits and its default, as JSON Schema",
+        Places("", "", least=0, most=0),
+        _schema_options,
+    ),
 }
