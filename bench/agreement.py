@@ -44,29 +44,48 @@ def first_step(
     seed: int = 3407,
 ) -> StepRecord:
     """Run one step over `rows` through the real trainer and record it, before the optimizer uses the gradients."""
+    step = RowsInSteps(rows, [list(range(len(rows)))])
+    gradients, log = run_steps(loaded, step, pad_id=pad_id, plan=plan, work_folder=work_folder, seed=seed)
+    return StepRecord(log[0]["supervised_tokens"], log[0]["loss"], gradients)
+
+
+@dataclass(frozen=True)
+class RowsInSteps:
+    """Rows, and which of them each step takes."""
+
+    rows: Sequence[EncodedRow]
+    steps: list[list[int]]
+
+
+def run_steps(
+    loaded: LoadedModel, work: RowsInSteps, *, pad_id: int, plan: TrainPlan, work_folder: Path, seed: int = 3407
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run the steps through the real trainer; return the first step's gradients by name, and the log of all."""
     from transformers import TrainerCallback
 
     from fast_ft.train.sft_trainer import StageTrainer
 
     # Clipping at a huge norm divides the fp16 loss scale out and leaves the gradients as they are.
-    section = schema.Train(effective_batch_size=len(rows), max_grad_norm=1e9, optim="adamw_torch", warmup_steps=0)
+    size = len(work.steps[0])
+    section = schema.Train(effective_batch_size=size, max_grad_norm=1e9, optim="adamw_torch", warmup_steps=0)
     log: list[dict[str, Any]] = []
-    job = StageJob(0, "agreement", rows, [list(range(len(rows)))], section.learning_rate)
+    job = StageJob(0, "agreement", work.rows, work.steps, section.learning_rate)
     task = TrainTask([job], section, schema.Carry(), seed, pad_id)
     session = TrainSession(loaded, task, plan, work_folder, TrainCallbacks(on_step=log.append))
     gradients: dict[str, Any] = {}
 
     class Capture(TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            """Copy the gradients, before the optimizer uses them."""
-            for name, weight in loaded.model.named_parameters():
-                if weight.grad is not None:
-                    gradients[name] = weight.grad.detach().float().cpu().clone()
+            """Copy the first step's gradients, before the optimizer uses them."""
+            if not gradients:
+                for name, weight in loaded.model.named_parameters():
+                    if weight.grad is not None:
+                        gradients[name] = weight.grad.detach().float().cpu().clone()
 
     trainer = StageTrainer(session)
     trainer.add_callback(Capture())
     trainer.train()
-    return StepRecord(log[0]["supervised_tokens"], log[0]["loss"], gradients)
+    return gradients, log
 
 
 def disagreements(
@@ -83,13 +102,13 @@ def disagreements(
     if a.gradients.keys() != b.gradients.keys():
         odd = sorted(a.gradients.keys() ^ b.gradients.keys())
         return [*found, f"weights with a gradient on one side only: {len(odd)}, such as {odd[0]}"]
-    worst, name = min((_cosine(a.gradients[name], b.gradients[name]), name) for name in a.gradients)
+    worst, name = min((cosine_of(a.gradients[name], b.gradients[name]), name) for name in a.gradients)
     if not worst >= cosine:
         found.append(f"gradient of {name}: cosine {worst:.4f}, under {cosine}")
     return found
 
 
-def _cosine(a: Any, b: Any) -> float:
+def cosine_of(a: Any, b: Any) -> float:
     a, b = a.double().flatten(), b.double().flatten()
     length = float(a.norm() * b.norm())
     return float(a @ b) / length if length else float(bool((a == b).all()))

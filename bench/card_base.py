@@ -30,7 +30,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     """Return the quickstart's tokenizer: the trainer wants one, and nothing is tokenised."""
     import transformers
 
-    return transformers.AutoTokenizer.from_pretrained(str(_POCKET), local_files_only=True)
+    return transformers.AutoTokenizer.from_pretrained(str(_POCKET), local_files_only=True, trust_remote_code=False)
 
 
 def in_memory(config: dict[str, Any], wanted: str, r: int) -> LoadedModel:

@@ -53,7 +53,7 @@ def plan_here(scale: Scale, config: dict[str, Any]) -> plans.RunPlan | None:
     if card is None:
         return None
     size = scale.simple_tokens
-    work = Training(r=RANK, optim=SIMPLE.optim, load_in_4bit=True, backend="fused", rows=8, longest=size, typical=size)
+    work = Training(r=RANK, optim=SIMPLE.optim, load_in_4bit=True, backend="fused", rows=8, longest=size)
     machine = plans.Machine(card.memory_gib, card.expected)
     answers = Answers([scale.length] * 150, 100)
     return plans.settle(ModelShape.from_config(config), work, _steps(scale), answers, plans.Wanted(), machine)

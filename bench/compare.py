@@ -132,6 +132,13 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
                 value = ratio(settings, ours, parts[other])["ratio"]
                 if value is not None:
                     found[f"{prefix}.vs_{figure}"] = (value, f"times the tokens/s of {other}{emulated}")
+        if "fast_ft-unsloth" in parts:
+            value = ratio(settings, parts["fast_ft-unsloth"], ours)["ratio"]
+            if value is not None:
+                unit = (
+                    f"the tokens/s of Unsloth's layers over those of {ours.get('backend', 'fused')}, both in our passes"
+                )
+                found[f"{prefix}.unsloth_share"] = (value, f"{unit}{emulated}")
         speed, top = tokens_per_s(settings, ours), ceiling(settings, ours)
         if speed is not None and top is not None:
             share = round(speed["median"] / top["tokens_per_s"], 3)

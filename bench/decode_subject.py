@@ -15,7 +15,7 @@ from bench.clock import empty_cache, out_of_memory_is_a_result, say
 from bench.emulation import measured_rates
 from bench.sm_limit import limit_sms, replayed_tflops
 from bench.timed import TimedEngine
-from fast_ft.common import environment, gpu
+from fast_ft.common import environment, gpu, gpu_rates
 from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
 from fast_ft.generate.engine import sampler as sampling
@@ -88,7 +88,7 @@ class Subject:
     def _limit_sms(self, sms: int) -> None:
         import torch
 
-        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": gpu.matmul_tflops()}
+        found: dict[str, Any] = {"sms": sms, "whole_card_tflops": gpu_rates.matmul_tflops()}
         found["sms_of_card"] = torch.cuda.get_device_properties(0).multi_processor_count
         self._kept = limit_sms(sms)
         torch.backends.cuda.enable_flash_sdp(False)

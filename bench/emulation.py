@@ -10,12 +10,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from fast_ft.common import gpu
+from fast_ft.common import gpu, gpu_rates
 from fast_ft.hub.families import GIB
 
 T4_GIB = 14.7  #: usable on a T4, the process's context included
-#: What a T4 does, by its data sheet and by what published runs reached.
-T4_RATES = {"tflops_low": 20.0, "tflops_high": 43.0, "gb_per_s": 260.0, "tflops_paper": 65.0, "gb_per_s_paper": 320.0}
 LABEL = "T4-class emulation, not a T4"
 
 
@@ -87,25 +85,15 @@ class Limits:
 
 
 def measured_rates() -> dict[str, float]:
-    """Return TFLOP/s of a 4,096-cubed fp16 product and GB/s of a copy, read plus written, on the current stream."""
+    """Return TFLOP/s of a large fp16 product, GB/s of a copy and microseconds of a launch, on the current stream."""
     import torch
 
-    flops = gpu.matmul_tflops()
-    assert flops is not None, "there is a card"
-    source = torch.zeros(2**27, device="cuda", dtype=torch.float16)
-    target = torch.empty_like(source)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(2):
-        target.copy_(source)
-    begin.record()
-    for _ in range(10):
-        target.copy_(source)
-    end.record()
-    end.synchronize()
-    moved = 10 * 2 * source.numel() * source.element_size()
-    bandwidth = moved / (begin.elapsed_time(end) / 1e3) / 1e9
-    del source, target
+    found = gpu_rates.measure()
+    assert found is not None, "there is a card"
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return {"tflops": round(flops, 1), "gb_per_s": round(bandwidth, 1)}
+    return {
+        "tflops": round(found.tflops, 1),
+        "gb_per_s": round(found.gb_per_s, 1),
+        "launch_us": round(found.launch_seconds * 1e6, 2),
+    }

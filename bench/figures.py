@@ -69,10 +69,13 @@ def _short(commits: str | None) -> str:
 
 
 def measured() -> dict[str, dict[str, str]]:
-    """Return for the doctor {card's short name: {kind of figure: newest date}}; emulations are left out."""
+    """Return for the doctor {card's short name: {kind of figure: newest date}}.
+
+    Emulations are left out, and t4.*, which are of what others published.
+    """
     found: dict[str, dict[str, str]] = {}
     for name, entry in sorted(read().items()):
-        if ".t4class" not in name:
+        if ".t4class" not in name and not name.startswith("t4."):
             card = "cpu" if entry["card"].startswith("CPU") else machine.card_slug(entry["card"])
             kinds, kind = found.setdefault(card, {}), name.partition(".")[0]
             kinds[kind] = max(kinds.get(kind, ""), entry["date"])

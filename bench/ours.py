@@ -9,20 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
-from fast_ft.data.batches import StageJob
+from fast_ft.common import gpu
+from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
+from fast_ft.hub.families import FamilySpec
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.plan import cards, planner, plans
 from fast_ft.plan.plans import RunPlan
+from fast_ft.plan.ways import ways
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train
 from fast_ft.train.task import TrainTask
 
 if TYPE_CHECKING:
     from fast_ft.train.session import TrainSession
+
+#: Ways that are fast_ft, and the overrides that each puts over the recipe: Unsloth's layers run in the same passes.
+WAYS: dict[str, tuple[str, ...]] = {"fast_ft": (), "fast_ft-unsloth": ("model.backend=unsloth",)}
 
 
 class InFileOrder(PreparedData):
@@ -35,9 +40,8 @@ class InFileOrder(PreparedData):
 
 
 def _in_order(count: int, section: Train) -> list[list[int]]:
-    size = section.effective_batch_size
-    epoch = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
-    return (epoch * section.num_train_epochs)[: section.max_steps]
+    epochs, size = section.num_train_epochs, section.effective_batch_size
+    return batches(count, epochs, size, shuffled=False, seed=0, stage=0)[: section.max_steps]
 
 
 def prepared_rows(recipe: Recipe) -> InFileOrder:
@@ -47,9 +51,9 @@ def prepared_rows(recipe: Recipe) -> InFileOrder:
 
 def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; return plan and predictions. See bench.way for what a job holds."""
-    recipe = loader.load_recipe(job["recipe"], job["overrides"])
+    recipe = loader.load_recipe(job["recipe"], [*job["overrides"], *WAYS[job["way"]]])
     prepared = prepared_rows(recipe)
-    maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed)
+    maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=ways(recipe, gpu.capability()).names)
     import peft  # noqa: F401  # with Unsloth all three are there by now
     import transformers  # noqa: F401
     import trl  # noqa: F401
@@ -60,7 +64,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     limits.begin()
     with limits.stream():
         card = planner.card_here()
-    settled = planner.settle(recipe, prepared, model_config(recipe), backend=maker.name, card=card)
+    settled = planner.settle(recipe, prepared, family(recipe), backend=maker.name, card=card)
     loaded = maker.for_training()
     if job["adapter"]:
         lora_files.load(loaded.model, Path(job["adapter"]))
@@ -91,16 +95,16 @@ def predicted(
     """Return the plan's peak GiB and seconds of each step, before anything has run; None without a card."""
     if card is None:
         return {"peak_gib": None, "step_seconds": None}
-    shape = ModelShape.from_config(model_config(recipe))
+    shape = family(recipe).shape
     work = planner.training(recipe, prepared, backend=backend_name)
     steps = planner.step_lengths(recipe, prepared)
     seconds = [round(plans.step_seconds(shape, work, settled.train, step, card.expected), 5) for step in steps]
     return {"peak_gib": settled.train.train_gib, "step_seconds": seconds}
 
 
-def model_config(recipe: Recipe) -> dict[str, Any]:
-    """Return config.json's content of the base model."""
-    return download.model_config(recipe.model.name_or_path, recipe.model.revision)
+def family(recipe: Recipe) -> FamilySpec:
+    """Return what the base model's configuration says."""
+    return download.family(recipe.model.name_or_path, recipe.model.revision)
 
 
 def _task(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:

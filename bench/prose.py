@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import card_table, compare, figures, plan_checks, quickstart, sweep
+from bench import budget, calibration, card_table, compare, figures, plan_checks, quickstart, smollm, sweep
 from fast_ft.common.errors import InputError
 
 CITED = re.compile(
@@ -145,8 +145,13 @@ def _add_to_cards(result: dict[str, Any]) -> None:
     result["gaps"] = sweep.gaps(result["runs"]["1"]["trials"])
 
 
+def _add_to_published(result: dict[str, Any]) -> None:
+    result["found"] = calibration.summary(result)
+
+
 _COMPUTED: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": _add_to_train, "plans": _add_to_plans, "decode": _add_to_decode, "sweep-cards": _add_to_cards,
+    "published-t4": _add_to_published,
 }  # fmt: skip
 
 
@@ -205,11 +210,24 @@ def rendered(path: Path) -> str:
     text = render(path.read_text(encoding="utf-8"))
     if "<!-- figures -->" in text:
         text = figures.between(text, "figures", figures.table())
+    for name, table in (("minutes", _minutes), ("published", _published)):
+        if f"<!-- {name} -->" in text:
+            text = figures.between(text, name, table())
     if "<!-- received -->" in text:
         text = figures.between(text, "received", card_table.markdown(card_table.received()))
     if "<!-- quickstart -->" in text:
         text = figures.between(text, "quickstart", quickstart.markdown(raw("quickstart.json")))
+    if "<!-- smollm -->" in text:
+        text = figures.between(text, "smollm", smollm.markdown(raw("smollm.json")))
     return text
+
+
+def _minutes() -> str:
+    return budget.markdown(raw("t4-minutes.json"))
+
+
+def _published() -> str:
+    return calibration.markdown(calibration.summary())
 
 
 def documents() -> list[Path]:

@@ -7,12 +7,13 @@ from typing import Any
 
 from bench import compare, emulation
 from fast_ft.common.atomic_files import write_text
+from fast_ft.plan import cards
 
 _RATES = ("way", "tokens/s (quartiles)", "over all steps", "fast_ft is", "peak GiB")
 _TIMES = ("first step", "first epoch", "import to first step", "command to adapter")
 _COLOURS = {
     "fast_ft": "#d1495b", "unsloth-notebook": "#30638e", "unsloth-notebook-as-is": "#8fb8de", "trl-peft": "#777777",
-    "unsloth-budget": "#edae49", "unsloth-budget-kept": "#66a182",
+    "unsloth-budget": "#edae49", "unsloth-budget-kept": "#66a182", "fast_ft-unsloth": "#a23b72",
 }  # fmt: skip
 
 
@@ -90,11 +91,11 @@ def _notes(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     lines = []
     rates = next((part["rates"] for part in parts.values() if part.get("rates")), None)
     if rates:
-        t4 = emulation.T4_RATES
+        t4 = cards.card("t4")
         lines.append(
             f"Measured here: {rates['tflops']:.0f} TFLOP/s in a large fp16 product, {rates['gb_per_s']:.0f} GB/s in a "
-            f"copy. A T4: {t4['tflops_low']:.0f} to {t4['tflops_high']:.0f} TFLOP/s and {t4['gb_per_s']:.0f} GB/s in "
-            f"practice, {t4['tflops_paper']:.0f} and {t4['gb_per_s_paper']:.0f} on paper."
+            f"copy. A T4 keeps up {t4.product:g} TFLOP/s in a large product and {t4.gb_per_s:g} GB/s, by what others "
+            "published."
         )
     ours = parts.get("fast_ft")
     if ours and not ours.get("out_of_memory"):

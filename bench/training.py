@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -13,21 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import emulation, machine, ours, plan_checks
+from bench import machine, ours
 from bench.clock import say
 from bench.peers import PEERS
 from bench.process import run_process
 from fast_ft.common import gpu as environment
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
-from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
+from fast_ft.hub import download, families
+from fast_ft.plan import cards
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import provenance
 from fast_ft.run.folder import now
 
-WAYS = ("fast_ft", *PEERS)
+WAYS = (*ours.WAYS, *PEERS)
 JUDGED = ("fast_ft", "unsloth-notebook", "unsloth-budget", "trl-peft")
 
 
@@ -118,33 +119,6 @@ def _job(order: Order, recipe: Recipe, settings: dict[str, Any]) -> dict[str, An
     }
 
 
-def check_plans(order: Order) -> dict[str, Any]:
-    """Run the five runs of plan_checks that the result does not hold yet; return the result, which is written."""
-    path = order.path
-    fresh: dict[str, Any] = {
-        "kind": "plans", **machine.stamp(order.command), "steps": plan_checks.STEPS, "warm_up": plan_checks.WARM_UP,
-        "process": "all runs in one, the model loaded again for each", "cases": {},
-    }  # fmt: skip
-    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not order.again else fresh
-    if result["environment"]["program"] != fresh["environment"]["program"]:
-        result = fresh  # another planner: nothing is kept
-    only = [case for case in plan_checks.CASES if case not in result["cases"]]
-    if not only:
-        say("plan-checks: there already")
-        return result
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        job: dict[str, Any] = {
-            "way": "plan-checks", "work": name, "out": str(Path(name) / "cases.json"), "recipe": order.recipe,
-            "overrides": list(order.overrides), "cap_gib": order.where.cap_gib, "only": only,
-        }  # fmt: skip
-        run_way(job, path.parent / "logs" / f"{path.stem}.log", order.timeout, module="bench.plan_checks")
-        done = Path(job["out"])  # also where the process did not come to its end
-        result["cases"] |= json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
-    result["date"] = now()
-    write_json(path, result)
-    return result
-
-
 def run_way(job: dict[str, Any], log: Path, timeout: float, module: str = "bench.way") -> dict[str, Any] | None:
     """Run one job in its process; None, with the log's end on stderr, where it fails or takes too long."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -166,13 +140,13 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise InputError(f"curriculum.stages: {len(jobs)} stages; the ways are compared over one. Leave stages out.")
     (job,) = jobs
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in job.rows]
-    config = ours.model_config(recipe)
+    config = families.read_config(download.model_folder(recipe.model.name_or_path, recipe.model.revision))
     size = recipe.train.effective_batch_size
     if size != 8:
         raise InputError(f"train.effective_batch_size: {size}; the ways are compared at 8, as the notebook has it.")
     if recipe.train.neftune_noise_alpha is not None:
         raise InputError("train.neftune_noise_alpha: noise differs by library. Set it to null for the bench.")
-    shape = ModelShape.from_config(config)
+    shape = families.ModelShape.from_config(config)
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     gpu = environment.gpu()
     settings = {
@@ -204,7 +178,8 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]:
     """Return the result at `path`, or a new one; InputError where it was measured on something else."""
     fresh = {
-        "kind": "train", **machine.stamp(command), "t4": emulation.T4_RATES, "settings": settings, "setups": {},
+        "kind": "train", **machine.stamp(command), "t4": dataclasses.asdict(cards.card("t4")), "settings": settings,
+        "setups": {},
     }  # fmt: skip
     if not path.is_file():
         return fresh
@@ -221,7 +196,7 @@ def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]
 
 def part_key(settings: dict[str, Any], way: str, where: Setup) -> str:
     """The digest of what a part depends on: kept while it is the same."""
-    program = provenance.describe()["program"] if way == "fast_ft" else repr(PEERS[way])
+    program = provenance.describe()["program"] if way in ours.WAYS else repr(PEERS[way])
     text = json.dumps([settings, way, vars(where), program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -231,7 +206,7 @@ def initial_adapter(folder: Path, recipe: Recipe) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    shape = ModelShape.from_config(ours.model_config(recipe))
+    shape = ours.family(recipe).shape
     blocks = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
     draw = np.random.default_rng(recipe.seed)
     tensors = {}

@@ -25,7 +25,7 @@ def main() -> int:
     from fast_ft.run import provenance
 
     limits = emulation.Limits(job["cap_gib"], job["sms"], job["t4_attention"])
-    run = ours.run if job["way"] == "fast_ft" else peers.run
+    run = ours.run if job["way"] in ours.WAYS else peers.run
     try:
         found: dict[str, Any] = run(job, limits, watch)
     except Exception as error:

@@ -16,10 +16,9 @@ from fast_ft.common.wording import counted
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import prepare
 from fast_ft.generate.engine.fused_model import FusedModel
-from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.sequence import Sequence
-from fast_ft.generate.engine_setup import engine_over
-from fast_ft.pipeline.adapter_loading import load
+from fast_ft.generate.engine_setup import Engine, engine_over, goes_general_way, library_engine
+from fast_ft.pipeline.adapter_loading import Ready, load
 from fast_ft.pipeline.rerun import open_run
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe.schema import Generate
@@ -36,8 +35,7 @@ def chat(
     prepared = prepare(recipe)
     ready = load(folder, recipe, prepared, folder.adapter)
     context = ready.loaded.model.config.max_position_embeddings
-    model = FusedModel(ready.loaded.model, dequantise=ready.plan.dequantise, step_rows=(1,))
-    room = _Room(model, prepared.encoder, recipe.generate, context)
+    room = _Room(ready, prepared.encoder, recipe.generate, context)
     note("An empty line forgets what was said; Ctrl-D leaves.")
     messages: list[dict[str, str]] = []
     for turn in range(sys.maxsize):
@@ -69,18 +67,24 @@ def chat(
 class _Room:
     """An engine for one answer, which grows with the talk: a long context's whole cache would not fit."""
 
-    def __init__(self, model: FusedModel, encoder: Encoder, section: Generate, context: int) -> None:
-        self._model, self._encoder, self._section, self._context = model, encoder, section, context
-        self._engine: LLMEngine | None = None
+    def __init__(self, ready: Ready, encoder: Encoder, section: Generate, context: int) -> None:
+        self._encoder, self._section, self._context = encoder, section, context
+        self._engine: Engine | None = None
+        self._model: FusedModel | None = None
+        if goes_general_way(ready.loaded):
+            self._engine = library_engine(ready.loaded, encoder, section, 1, context)
+        else:
+            self._model = FusedModel(ready.loaded.model, dequantise=ready.plan.dequantise, step_rows=(1,))
 
-    def engine(self, tokens: int) -> LLMEngine:
+    def engine(self, tokens: int) -> Engine:
         """Return an engine for `tokens` tokens, at most the context's: the former one, or one twice as long."""
         longest = self._engine.config.longest if self._engine is not None else 0
-        if self._engine is None or longest < tokens:
+        if self._model is not None and longest < tokens:
             longest = min(self._context, max(tokens, 2 * longest))
             self._engine = None  # its memory is free for the next one
             with out_of_memory.explained(f"making room for {longest} tokens", out_of_memory.ANSWERING):
                 self._engine = engine_over(self._model, self._encoder, self._section, DecodePlan(slots=1), longest)
+        assert self._engine is not None, "there is a token at least"
         return self._engine
 
 
@@ -93,7 +97,7 @@ def _stdin() -> Callable[[str], str]:
     return input
 
 
-def _answer(engine: LLMEngine, row: Sequence, encoder: Encoder, out: TextIO) -> str:
+def _answer(engine: Engine, row: Sequence, encoder: Encoder, out: TextIO) -> str:
     """Write the row's answer as it grows, and return it."""
     shown = ""
 

@@ -103,7 +103,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--gpu", metavar="CARD", help="plan for this card, such as t4, without having it")
+    add("--gpu", metavar="CARD", help="plan for this card, such as t4, or a memory size such as 8GiB")
     add("--num-processes", type=whole(1), default=1, metavar="N", help="plan for N cards that train together")
     _json_options(parser)
 

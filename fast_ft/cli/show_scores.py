@@ -51,7 +51,8 @@ def _table(scores: Cells) -> Any:
 
     base = scores.get("base")
     judged = scores["kind"] == "openai"
-    cells, names = (_judged, ["mean", "95 %"]) if judged else (_matched, ["exact", "ROUGE-L"])
+    matched = "manner" if "matches" in scores else "exact"
+    cells, names = (_judged, ["mean", "95 %"]) if judged else (_matched, [matched, "ROUGE-L"])
     headings = names if base is None else [f"{who}\n{name}" for who in ("base", "tuned") for name in names]
     table = Table()
     table.add_column("prompts", overflow="fold", max_width=_NAME)
@@ -77,7 +78,7 @@ def _missing(each: Cells, whose: str) -> str:
 
 
 def _matched(each: Cells) -> list[str]:
-    return [f"{each['exact_match']:.0%}", f"{each['rouge_l']:.2f}"]
+    return [f"{each['mean']:.0%}", f"{each['rouge_l']:.2f}"]
 
 
 def _judged(each: Cells) -> list[str]:
@@ -100,8 +101,9 @@ def _remarks(scores: Cells) -> list[str]:
     else:
         low = scores["low"]
         between = "" if low is None else f" (95 % interval {low:.0%} to {scores['high']:.0%})"
+        matched = "in the manner" if "matches" in scores else "exact match"
         lines.append(
-            f"exact match {scores['mean']:.0%}{between}, chrF {scores['chrf']:.2f}, "
+            f"{matched} {scores['mean']:.0%}{between}, chrF {scores['chrf']:.2f}, "
             f"answers {scores['length_ratio']:.2f} times as long as their references"
         )
     lines += [scores[key]["sentence"] for key in ("gain", "against") if key in scores]

@@ -124,6 +124,8 @@ def print_plan(content: dict[str, Any]) -> None:
         )
         table.add_row(*cells)
     console.print(table)
+    if "way" in content:
+        console.print(content["way"], markup=False)
     if "processes" in content:
         given = content["processes"]
         count, largest = given["world_size"], given["largest_share"]
@@ -134,7 +136,7 @@ def print_plan(content: dict[str, Any]) -> None:
     if "card" not in content:
         console.print("There is no GPU here. --gpu t4, or another card's name, projects minutes and memory for a card.")
         return
-    card, plan = content["card"], content["plan"]
+    card, plan, why = content["card"], content["plan"], content["why"]
     pieces = f"at most {counted(plan['micro_batch'], 'row')}" + (
         f" or {plan['most_tokens']:,} tokens" if plan["most_tokens"] else ""
     )
@@ -144,7 +146,7 @@ def print_plan(content: dict[str, Any]) -> None:
     lines = [
         f"card         {card['name']}, {plan['memory_gib']:.1f} GiB, training at {_cell(card['tflops'])} TFLOP/s",
         f"             ({card['rates_from']})",
-        f"backend      {plan['backend']}",
+        f"backend      {plan['backend']}{', since ' * bool(why)}{why}",
         f"pass         {pieces}; activations {ways}{'; replayed from CUDA graphs' if plan['capture'] else ''}",
         f"memory       {plan['train_gib']:.1f} GiB predicted in training{each}, {plan['generate_gib']:.1f} in decoding",
         f"minutes      {minutes_between(*content['projected_minutes'])} projected for training, not measured; "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import shutil
 import subprocess
 
 from fast_ft.common import environment
@@ -14,6 +16,7 @@ PACKAGES = (
 _VENDOR = {"nvidia", "tesla", "geforce", "graphics", "device", "generation"}
 _FORM = re.compile(r"sxm\d*|pcie|hbm\w*|\d+gb")  #: the board's form and memory, which no name of a figure carries
 _CONTEXT_GROWS_GIB = 0.15  #: 0.60 GiB became 0.74 in training and 0.67 in decoding (H200)
+_MAJOR, _MINOR = 75, 76  #: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 #: Of this process, when its memory was first limited. It is the module's, since a process has one CUDA context.
 _first_context_gib: float | None = None
 
@@ -24,6 +27,39 @@ def gpu() -> dict[str, str] | None:
     That is CUDA's first device: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are read as CUDA reads them. nvidia-smi
     alone lists every card, whatever these say.
     """
+    card = _card()
+    return {key: value for key, value in card.items() if key != "compute_cap"} if card is not None else None
+
+
+def capability() -> tuple[int, int] | None:
+    """Return the compute capability of the GPU that this process uses, or None without one. torch is not needed.
+
+    The driver itself is asked where nvidia-smi is not there, as in some containers, or does not tell.
+    """
+    card = _card()
+    if card is not None and (match := re.fullmatch(r"(\d+)\.(\d+)", card["compute_cap"])):
+        return int(match[1]), int(match[2])
+    return _by_driver() if card is not None or shutil.which("nvidia-smi") is None else None
+
+
+def _by_driver() -> tuple[int, int] | None:
+    """Return the compute capability of CUDA's first device, by libcuda; None without driver or device."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    calls = (
+        lambda: cuda.cuInit(0),
+        lambda: cuda.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
+        lambda: cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+    )
+    return None if any(call() for call in calls) else (major.value, minor.value)
+
+
+def _card() -> dict[str, str] | None:
+    """Return what `gpu` does, and the card's compute capability as text; it is empty where the driver tells none."""
     cards = _cards()
     wanted = environment.cuda_devices()
     if wanted is None:
@@ -89,7 +125,8 @@ def _slice(uuid: str, cards: list[dict[str, str]]) -> dict[str, str] | None:
 
 
 def _facts(card: dict[str, str]) -> dict[str, str]:
-    return {"name": card["name"], "memory": card["memory.total"], "driver": card["driver_version"]}
+    known = {"name": card["name"], "memory": card["memory.total"], "driver": card["driver_version"]}
+    return known | {"compute_cap": card.get("compute_cap", "")}
 
 
 def _smi(*arguments: str) -> str | None:
@@ -100,22 +137,11 @@ def _smi(*arguments: str) -> str | None:
         return None
 
 
-def matmul_tflops() -> float | None:
-    """Measure an fp16 product of two 4,096 x 4,096 matrices on the GPU, in about 0.1 s. TFLOP/s; None without a GPU."""
+def capabilities() -> tuple[tuple[int, int], list[str]]:
+    """Return the compute capability of this process's GPU, and those that torch was built for, as sm_75, sm_80."""
     import torch
 
-    if not torch.cuda.is_available():
-        return None
-    a = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for _ in range(3):
-        a @ a
-    begin.record()
-    for _ in range(10):
-        a @ a
-    end.record()
-    torch.cuda.synchronize()
-    return 10 * 2 * 4096**3 / (begin.elapsed_time(end) / 1e3) / 1e12
+    return torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
 
 
 def be_deterministic() -> None:

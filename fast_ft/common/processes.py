@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 
@@ -23,6 +24,14 @@ def started(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]  # a killed process is a zombie until its parent asks for it
+
+
+def age() -> float | None:
+    """Return the seconds since this process was started, before any of its code ran; None where nothing tells."""
+    ticks = started(os.getpid())
+    if ticks is None:
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def has_open(pid: int, folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
+def counted(count: float, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun. plural: of a noun that takes more than an s, such as entry, entries."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 

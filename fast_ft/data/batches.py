@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fast_ft.common import seeds
 from fast_ft.data.encoding import EncodedRow
+from fast_ft.recipe.steps import steps_of
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,16 @@ class StageJob:
         return [[len(self.rows[index].input_ids) for index in batch] for batch in self.batches]
 
 
-def batches(rows: int, epochs: int, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:
+def batches(rows: int, epochs: float, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:
     """Return the row indices of every step of a stage: `ceil(rows / size)` steps an epoch.
 
-    Each shuffled epoch has an order of its own, drawn from (seed, stage, epoch).
+    Each shuffled epoch has an order of its own, drawn from (seed, stage, epoch). Of an epoch that is begun, as in 1.5
+    epochs, the first steps are taken.
     """
     steps = []
-    for epoch in range(epochs):
+    for epoch in range(math.ceil(epochs)):
         order = list(range(rows))
         if shuffled:
             seeds.generator(seed, stage, epoch).shuffle(order)
         steps += [order[start : start + size] for start in range(0, rows, size)]
-    return steps
+    return steps[: steps_of(rows, size, epochs)]

@@ -22,7 +22,7 @@ class Stage:
 
     name: str
     examples: tuple[Example, ...]
-    num_train_epochs: int
+    num_train_epochs: float
     learning_rate: float
     order: Literal["shuffled", "ascending"]
 

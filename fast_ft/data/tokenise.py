@@ -93,7 +93,7 @@ def prompts(recipe: Recipe, encoder: Encoder, asked: Sequence[Prompt], notes: li
 
 
 def room_problem(name: str, tokens: int, max_new_tokens: int, context: int | None) -> str | None:
-    """Return a sentence where a prompt of so many tokens and its longest answer do not fit into the model's context."""
+    """Return a sentence where a prompt of `tokens` and its longest answer do not fit into the model's context."""
     if context is None or tokens + max_new_tokens <= context:
         return None
     if tokens >= context:

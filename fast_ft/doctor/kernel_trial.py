@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fast_ft.common import gpu
 from fast_ft.hub.families import ModelShape
 from fast_ft.recipe.policy_ntu_hw5 import LLAMA_2_7B
 
@@ -26,8 +27,9 @@ Check = tuple[str, Callable[[], "str | None"]]  #: a check's name, and what retu
 def trial(config: dict[str, Any], device: str) -> Iterator[dict[str, Any]]:
     """Yield {"begins": name} before each check, {"check", "problem"} behind it, at last {"dtype", "decoding"}.
 
-    "decoding" is {"planes", "triton", "notes"}: whether 4-bit weights are decoded in registers, whether Triton's
-    kernels are taken, and why not; None where it could not be found out.
+    On a card the last has its compute "capability", too. "decoding" is {"planes", "triton", "notes"}: whether 4-bit
+    weights are decoded in registers, whether Triton's kernels are taken, and why not; None where it could not be found
+    out.
     """
     from fast_ft.models.loaders.base import compute_dtype
 
@@ -40,7 +42,8 @@ def trial(config: dict[str, Any], device: str) -> Iterator[dict[str, Any]]:
         except Exception as error:  # whatever it is, it is what was to be found out
             problem = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:300]}"
         yield {"check": name, "problem": problem}
-    yield {"dtype": dtype, "decoding": decoding or None}
+    capability = {"capability": gpu.capability()} if device != "cpu" else {}
+    yield {"dtype": dtype, **capability, "decoding": decoding or None}
 
 
 def _checks(config: dict[str, Any], dtype: str, device: str, decoding: dict[str, Any]) -> Iterator[Check]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fast_ft.common.redaction import redacted
 from fast_ft.doctor import child, versions
 from fast_ft.doctor.findings import Finding
 from fast_ft.doctor.kernel_trial import ATTENTION, BLOCKS, DECODING, INSTALLED, PRODUCTS, UNPACKING, UNSLOTH
+from fast_ft.plan import cards
 
+_ORDER = ("fused", "unsloth", "peft")  #: of the ways of training, where the card's capability is not known
 MODULE = "fast_ft.doctor.kernel_trial"
 SECONDS = 400  #: each kernel is compiled, and unsloth is imported
 _INSTALL = f"{versions.install(gpu=True)}; if that does not mend it, report this output, please"
@@ -66,13 +68,20 @@ def judged(lines: list[dict[str, Any]], ended: str = "") -> Iterator[Finding]:
             needed = name in _BROKEN or (name == PRODUCTS and not (facts.get("decoding") or {}).get("planes"))
             level = "broken" if needed else "warning"
             yield Finding("kernels", level, f"{name}: {problem}", _REMEDIES[name])  # type: ignore[arg-type]
-    yield training(problems)
+    capability = facts.get("capability")
+    order = cards.by_evidence((capability[0], capability[1]))[0] if capability else _ORDER
+    yield training(problems, order)
     if facts.get("decoding"):
         yield decoding(facts["decoding"])
 
 
-def training(problems: dict[str, str | None]) -> Finding:
-    """Return which way a recipe with model.backend=auto trains here, given each check's problem or None, and why."""
+def training(problems: dict[str, str | None], order: Sequence[str] = _ORDER) -> Finding:
+    """Return which way a recipe with model.backend=auto trains here, given each check's problem or None, and why.
+
+    `order` is that of the ways by the evidence on such a card.
+    """
+    if order[0] == "unsloth" and problems.get(UNSLOTH, "it was not tried") is None:
+        return _through_unsloth(problems)
     for name in (ATTENTION, UNPACKING):  # at which a run's start does not look
         if (problem := problems.get(name, "not checked")) is not None:
             text = f"through our own blocks (fused), which would go wrong here: {name}: {problem}"
@@ -89,6 +98,22 @@ def training(problems: dict[str, str | None]) -> Finding:
         f"through PEFT, more slowly: our own blocks (fused) cannot be relied on ({ours}), and Unsloth fails ({other})"
     )
     return Finding("training", "warning", text, f"for Unsloth's kernels: {versions.install(gpu=True)}")
+
+
+def _through_unsloth(problems: dict[str, str | None]) -> Finding:
+    """Return what the checks say of training through Unsloth, which comes first on this card and imports."""
+    if (problem := problems.get(ATTENTION, "not checked")) is not None:  # its layout is ours
+        return Finding(
+            "training",
+            "broken",
+            f"through Unsloth, which would go wrong here: {ATTENTION}: {problem}",
+            _REMEDIES[ATTENTION],
+        )
+    ours = next(
+        (problem for name in (BLOCKS, UNPACKING, INSTALLED) if (problem := problems.get(name, "not checked"))), ""
+    )
+    can = f"cannot be relied on ({ours})" if ours else "can be chosen"
+    return Finding("training", "fine", f"through Unsloth, by the evidence on such cards; model.backend=fused {can}")
 
 
 def decoding(facts: dict[str, Any]) -> Finding:

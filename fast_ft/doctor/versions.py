@@ -105,7 +105,7 @@ def against_pins(gpu: bool) -> Iterator[Finding]:
     if missing:
         yield Finding("packages", "broken", f"missing: {', '.join(missing)}", remedy)
     if without:
-        text = f"without {', '.join(without)}: model.backend unsloth cannot be chosen"
+        text = f"without {', '.join(without)}: a recipe with model.backend: unsloth stops; model.backend=auto goes on"
         yield Finding("packages", "note", text, remedy)
     if other:
         text = f"not the versions that were tested: {', '.join(other)}"

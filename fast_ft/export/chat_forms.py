@@ -20,11 +20,29 @@ JINJA = {
         "{%- else -%}{{- ' ' + turn['content'] + eos_token -}}{%- endif -%}"
         "{%- endfor -%}"
     ),
+    "llama-3.1": (
+        "{%- if messages[0]['role'] == 'system' -%}"
+        "{%- set system = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
+        "{%- else -%}{%- set system = '' -%}{%- set turns = messages -%}{%- endif -%}"
+        "{{- bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\n"
+        "Today Date: 26 July 2024\\n\\n' + system + eos_token -}}"
+        "{%- for turn in turns -%}"
+        "{%- set role = 'ipython' if turn['role'] == 'tool' else turn['role'] -%}"
+        "{{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' + turn['content'] + eos_token -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
+    ),
 }
 #: The same in Ollama's language, and the texts that end an answer.
 GO = {
     "llama-2": (
         "[INST] {{ if .System }}<<SYS>>\n{{ .System }}\n<</SYS>>\n\n{{ end }}{{ .Prompt }} [/INST]",
         ("[INST]", "[/INST]"),
+    ),
+    "llama-3.1": (
+        "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 26 July 2024\n\n{{ .System }}</s><|start_header_id|>user<|end_header_id|>\n\n{{ .Prompt }}</s>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ("<|start_header_id|>",),
     ),
 }

@@ -69,11 +69,17 @@ class Export:
             return target
         template = JINJA.get(self.recipe.model.template)
         stored = adapter_check.read(self.run.adapter)
+        ends = self._end_ids()
         with atomic_files.replace_folder(target) as folder:
             merged.merge_into(
-                folder, self.base, self.run.adapter, tokenizer=self.tokenizer, dtype=self.dtype, template=template
+                folder,
+                self.base,
+                self.run.adapter,
+                tokenizer=self.tokenizer,
+                dtype=self.dtype,
+                template=template,
+                end_ids=ends,
             )
-            ends = self._end_ids()
             reference = checks.answers(checks.loader(self.base, adapter=self.run.adapter), stored, ends)
             found = checks.answers(checks.loader(folder), stored, ends)
             finding = checks.compare("merged, against the adapter on the same base", reference, found)
@@ -138,7 +144,7 @@ class Export:
     def _end_ids(self) -> list[int]:
         from fast_ft.data.encoding import load_encoder
 
-        return [load_encoder(self.recipe.model).eos_id]
+        return [*load_encoder(self.recipe.model).end_ids]
 
     def _write_gguf(self, model: Path, path: Path, outtype: str) -> None:
         if outtype != "q4_k_m":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -151,7 +151,14 @@ class AdapterWeights:
 
 
 def merge_into(
-    folder: Path, base: Path, adapter: Path, *, tokenizer: Path, dtype: str = "float16", template: str | None = None
+    folder: Path,
+    base: Path,
+    adapter: Path,
+    *,
+    tokenizer: Path,
+    dtype: str = "float16",
+    template: str | None = None,
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Fill an empty folder with base and adapter as one model.
 
@@ -162,6 +169,7 @@ def merge_into(
         tokenizer: the folder of the tokenizer that the run used; often the base's.
         dtype: of the written weights; one of DTYPES.
         template: a chat template in Jinja, where the tokenizer has none of its own.
+        end_ids: the tokens that end an answer, for generation_config.json.
 
     Raises:
         InputError: the adapter does not fit the base, or has tensors that no weight of the base takes.
@@ -192,7 +200,14 @@ def merge_into(
         _write_json(folder / "model.safetensors.index.json", content)
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
     _write_json(folder / "config.json", plain | {"dtype": dtype})
-    _copy_tokenizer(base, tokenizer, folder, template)
+    _write_json(
+        folder / "generation_config.json", _generation(base) | ({"eos_token_id": [*end_ids]} if end_ids else {})
+    )
+    for name in TOKENIZER:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def _merged(name: str, weights: BaseWeights, lora: AdapterWeights, dtype: str) -> Tensor:
@@ -225,13 +240,9 @@ def _shards(weights: BaseWeights, dtype: str) -> Iterator[list[tensor_file.Entry
     yield entries
 
 
-def _copy_tokenizer(base: Path, tokenizer: Path, folder: Path, template: str | None) -> None:
-    for source, names in ((base, ("generation_config.json",)), (tokenizer, TOKENIZER)):
-        for name in names:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+def _generation(base: Path) -> dict[str, Any]:
+    path = base / "generation_config.json"
+    return untrusted_files.json_object(path) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

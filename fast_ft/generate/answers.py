@@ -22,20 +22,17 @@ from fast_ft.common.minutes import AnswerPace, longer
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
-from fast_ft.data.tokenise import room_problem
-from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
 from fast_ft.generate.pace import shortening
 from fast_ft.generate.parity import PARITY, parity
 from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.plan import base_fits
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from fast_ft.generate.engine.llm_engine import LLMEngine
+    from fast_ft.generate.engine_setup import Engine
 
 Name = tuple[str, int]  #: a prompt's id, and which of its answers
 
@@ -137,7 +134,8 @@ class _Work:
     ) -> None:
         self.loaded, self.encoder, self.section, self.task = loaded, encoder, section, task
         self.ids = task.prompt_ids or [encoder.prompt_ids(prompt.messages) for prompt in prompts]
-        check_room(loaded.model.config, prompts, self.ids, section.max_new_tokens)  # before any file is touched
+        context = getattr(loaded.model.config, "max_position_embeddings", None)
+        base_fits.check_room(context, prompts, self.ids, section.max_new_tokens)  # before any file is touched
         candidates = range(section.num_return_sequences)
         self.wanted: list[Name] = [(prompt.id, candidate) for prompt in prompts for candidate in candidates]
         self.answers = _read_partial(task.partial, set(self.wanted))
@@ -156,11 +154,11 @@ class _Work:
         """Make the answers that are missing, and return the plan that was kept to. Raises torch.OutOfMemoryError."""
         sequences = self._sequences()
         engine, plan = self._engine(plan)
-        before = engine.runner.steps  # those of the check
+        before = engine.steps_made  # those of the check
         for answer in self._made(engine, sequences):
             self.new_tokens += answer.tokens
             done(answer)
-        self.cache_tokens, self.steps = engine.scheduler.blocks.pages * PAGE, engine.runner.steps - before
+        self.cache_tokens, self.steps = engine.cache_tokens, engine.steps_made - before
         return plan
 
     def _sequences(self) -> dict[Sequence, Name]:
@@ -174,22 +172,27 @@ class _Work:
     def _known(self, name: Name) -> int | None:
         return self.answers[name].tokens if name in self.answers else None
 
-    def _engine(self, plan: DecodePlan) -> tuple[LLMEngine, DecodePlan]:
+    def _engine(self, plan: DecodePlan) -> tuple[Engine, DecodePlan]:
         """Return an engine in which batched and single decoding agree, and the plan, which may have fewer slots."""
         longest, watch = max(map(len, self.ids)) + self.section.max_new_tokens, self.task.watch
         while True:
             with watch.during("set_up"):
                 engine = make_engine(self.loaded, self.encoder, self.section, plan, longest)
-            engine.runner.graphs.watch = watch
+            engine.watch = watch
             with watch.during("checks", covers=frozenset({"prefill", "steps"})):
                 difference = parity(engine, self.loaded, self.ids, self.section.max_new_tokens)
             self.difference = difference
-            if difference <= PARITY[self.loaded.dtype] or plan.slots == 1:
+            if difference <= PARITY[self.loaded.dtype] or (plan.slots == 1 and self.loaded.general is not None):
                 return engine, plan
             reason = f"batched and single decoding differ by {difference:.4f} nat"
+            if plan.slots == 1:
+                self.loaded.general = f"our decoding differs from the model's own by {difference:.4f} nat"
+                self.notes.append(f"{self.loaded.general}: transformers' generate answers, more slowly")
+                note(f"note: {self.notes[-1]}")
+                continue
             plan = replace(plan, slots=_fewer(plan.slots, plan.slots // 2, reason, self.notes))
 
-    def _made(self, engine: LLMEngine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
+    def _made(self, engine: Engine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
         most, pace, end_ids = self.section.max_new_tokens, self.task.pace, self.encoder.end_ids
         look = None if pace is None else shortening(pace, list(sequences), most, end_ids, self.notes)
@@ -210,14 +213,6 @@ def predictions(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> dict
         prompt.id: {"input": list(prompt.messages), "output": [answer.text for answer in answers[prompt.id]]}
         for prompt in prompts
     }
-
-
-def check_room(config: PretrainedConfig, prompts: list[Prompt], ids: list[list[int]], max_new_tokens: int) -> None:
-    """Raise InputError where a prompt and its longest answer do not fit into the model's context."""
-    context = getattr(config, "max_position_embeddings", None)
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if problem := room_problem(prompts[longest].id, len(ids[longest]), max_new_tokens, context):
-        raise InputError(problem)
 
 
 def _fewer(batch_size: int, smaller: int, reason: str, notes: list[str]) -> int:

@@ -2,32 +2,93 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
+from fast_ft.common.console import note
+from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.encoding import Encoder
 from fast_ft.generate.engine.block_manager import PAGE, pages_for
-from fast_ft.generate.engine.scheduler import shapes
+from fast_ft.generate.engine.scheduler import BURST, shapes
+from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fast_ft.generate.engine.fused_model import FusedModel
+    from fast_ft.generate.engine.library_engine import LibraryEngine
     from fast_ft.generate.engine.llm_engine import LLMEngine
+    from fast_ft.generate.engine.model_runner import EngineConfig
+
+
+class Engine(Protocol):
+    """What answers many sequences: our LLMEngine, or LibraryEngine on the general way."""
+
+    config: EngineConfig
+    watch: Stopwatch
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits from which the newest tokens were chosen, one row for each live sequence."""
+
+    @property
+    def steps_made(self) -> int:
+        """The steps that were decoded."""
+
+    @property
+    def cache_tokens(self) -> int:
+        """The tokens that the cache holds at most."""
+
+    def run(
+        self,
+        sequences: list[Sequence],
+        *,
+        burst: int = BURST,
+        slots: int | None = None,
+        on_look: Callable[[list[Sequence]], None] | None = None,
+    ) -> Iterator[Sequence]:
+        """Yield each sequence when its answer has ended."""
 
 
 def make_engine(
     loaded: LoadedModel, encoder: Encoder, section: schema.Generate, plan: DecodePlan, longest: int
-) -> LLMEngine:
+) -> Engine:
     """Return an engine over the loaded model, for sequences of at most `longest` tokens, prompt and answer together."""
     import torch
 
     from fast_ft.generate.engine.fused_model import FusedModel
 
+    if goes_general_way(loaded):
+        return library_engine(loaded, encoder, section, plan.slots, longest)
     model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=shapes(plan.slots, planes=True))
     if loaded.device == "cuda":
         torch.cuda.empty_cache()  # what was put side by side leaves holes
     return engine_over(model, encoder, section, plan, longest)
+
+
+def goes_general_way(loaded: LoadedModel) -> bool:
+    """Return whether transformers' `generate` answers for a model; its loaded blocks are looked at, too."""
+    from fast_ft.generate.engine.fused_model import unknown
+
+    if loaded.general is None and (problem := unknown(loaded.model)):
+        loaded.general = problem
+        note(f"note: {problem}: transformers' generate answers, more slowly")
+    return loaded.general is not None
+
+
+def library_engine(
+    loaded: LoadedModel, encoder: Encoder, section: schema.Generate, slots: int, longest: int
+) -> LibraryEngine:
+    """Return an engine by transformers' own `generate`, for `slots` sequences at a time."""
+    from fast_ft.generate.engine.library_engine import LibraryEngine
+    from fast_ft.generate.engine.model_runner import EngineConfig
+    from fast_ft.generate.engine.sampler import Sampler
+
+    config = EngineConfig(slots=slots, longest=longest, end_ids=encoder.end_ids, pad_id=encoder.pad_id)
+    return LibraryEngine(loaded, Sampler.of(section), config)
 
 
 def engine_over(

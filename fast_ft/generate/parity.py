@@ -9,7 +9,7 @@ from fast_ft.models.adapter_check import log_probabilities_of
 from fast_ft.models.loaders.base import LoadedModel
 
 if TYPE_CHECKING:
-    from fast_ft.generate.engine.llm_engine import LLMEngine
+    from fast_ft.generate.engine_setup import Engine
 
 _PROBE_TOKENS = 8
 _PROBE_ROWS = 4
@@ -21,7 +21,7 @@ _PASS_TOKENS = 512
 PARITY = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
-def parity(engine: LLMEngine, loaded: LoadedModel, ids: list[list[int]], limit: int) -> float:
+def parity(engine: Engine, loaded: LoadedModel, ids: list[list[int]], limit: int) -> float:
     """Return the mean absolute difference, in nats per token, between the engine's decoding and its rows taken alone.
 
     Rows of all lengths are decoded for a few steps, in the pool's full shape; the log-probability of each chosen
@@ -37,7 +37,7 @@ def parity(engine: LLMEngine, loaded: LoadedModel, ids: list[list[int]], limit: 
     batched: dict[Sequence, list[float]] = {row: [] for row in rows}
 
     def record(live: list[Sequence]) -> None:
-        logits_SV = torch.log_softmax(engine.runner.logits[: len(live)], dim=-1)
+        logits_SV = torch.log_softmax(engine.logits[: len(live)], dim=-1)
         token_S1 = torch.tensor([[row.tokens[-1]] for row in live], device=logits_SV.device)
         for row, value in zip(live, logits_SV.gather(1, token_S1)[:, 0].tolist(), strict=True):
             batched[row].append(value)

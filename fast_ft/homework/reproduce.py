@@ -15,6 +15,7 @@ from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.homework import archive, checks
 from fast_ft.homework.archive import Bundle
 from fast_ft.hub import fingerprint
+from fast_ft.models.loaders import choose
 from fast_ft.pipeline.run import run
 from fast_ft.recipe import key_owners
 from fast_ft.recipe.loader import resolved, validated
@@ -53,6 +54,13 @@ def reproduce(
         "output_dir": str(root).replace("{", "(").replace("}", ")"),
     }  # fmt: skip
     recipe = replayed(theirs, {key: value for key, value in given.items() if value is not None})
+    try:
+        choose.refuse_absent(recipe.model.backend)
+    except choose.Unavailable as error:
+        raise InputError(
+            f"{path}: the run was trained through {recipe.model.backend!r} and is repeated through nothing else: "
+            f"{error.reason}"
+        ) from None
     file = f"{path.stem}.yaml"
     _say("zip", str(path))
     for label, text in beforehand(theirs, recipe):
@@ -90,6 +98,8 @@ def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
 def _base(theirs: Bundle, own: Mapping[str, str]) -> dict[str, Any]:
     """Return the recipe's keys of base model and tokenizer: our own, else what the zip names on the hub."""
     there, named = theirs.manifest.model, theirs.recipe.model
+    if named.adapter is not None:
+        raise InputError(f"the run started from the adapter {escaped(named.adapter)!r}, which no zip holds")
     found: dict[str, Any] = {"revision": (there.commit if there is not None else None) or named.revision}
     if "model.name_or_path" in own:
         found = {"name_or_path": own["model.name_or_path"], "revision": None}

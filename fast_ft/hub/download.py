@@ -16,7 +16,7 @@ from typing import Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded, is_folder
-from fast_ft.hub import families
+from fast_ft.hub import families, gguf_base
 from fast_ft.hub.model_files import PICKLES, check_config, check_weights, no_weights
 
 TOKENIZER_FILES = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -47,8 +47,8 @@ def nothing_fetched() -> Iterator[None]:
 def model_folder(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """Return the folder with a model's config, tokenizer and, with `weights`, safetensors weights.
 
-    A local folder is returned as it is; a hub id is fetched into the hub's cache first. Raises InputError, also where
-    config.json is garbled or a weight file is cut short.
+    A local folder is returned as it is; a hub id is fetched into the hub's cache first, and a .gguf file is converted
+    there. Raises InputError, also where config.json is garbled or a weight file is cut short.
     """
     folder = _local(name_or_path, "model")
     if folder is None:
@@ -60,9 +60,9 @@ def model_folder(name_or_path: str, revision: str | None = None, *, weights: boo
     return folder
 
 
-def model_config(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> dict[str, Any]:
-    """Return the content of a model's config.json; its files are fetched and checked as by model_folder."""
-    return families.read_config(model_folder(name_or_path, revision, weights=weights))
+def family(name_or_path: str, revision: str | None = None, *, weights: bool = True) -> families.FamilySpec:
+    """Return what a model's configuration says; its files are fetched and checked as by model_folder."""
+    return families.FamilySpec.of(model_folder(name_or_path, revision, weights=weights))
 
 
 def tokenizer_folder(name_or_path: str, revision: str | None = None) -> Path:
@@ -84,9 +84,11 @@ def _local(name: str, what: str) -> Path | None:
     """Return the folder `name`, None if it can only be a hub id, or raise InputError."""
     if is_folder(name):
         return expanded(name)
+    if gguf_base.is_named(name):
+        return gguf_base.folder(name, convert=not _only_cached.get())
     with contextlib.suppress(OSError):  # a name that no file can have, such as 5,000 letters
         if Path(name).is_file():
-            raise InputError(f"{name} is a file; a {what} is a folder (or a hub id such as owner/name): name it")
+            raise InputError(f"{name} is a file; a {what} is a folder, a .gguf file or a hub id such as owner/name")
     parts = name.split("/")
     if len(parts) > 2 or not all(parts) or name.startswith((".", "~")) or "\\" in name or "" in parts:
         raise InputError(f"there is no folder {name} here (looked for {Path(name).absolute()}): check the spelling")

@@ -52,7 +52,7 @@ class JudgeKind:
 
 
 def _reference(section: schema.Judge, folder: Path, others: Sequence[Path]) -> JudgeSession:
-    return ReferenceJudge()
+    return ReferenceJudge(section.pattern)
 
 
 def _openai(section: schema.Judge, folder: Path, others: Sequence[Path]) -> JudgeSession:

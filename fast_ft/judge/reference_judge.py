@@ -7,6 +7,7 @@ other words scores low, and a wrong one in the same words scores high.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,23 +23,30 @@ NOTES = [
 
 
 class ReferenceJudge:
-    """Judge by text. The score is 1 for an exact match, else 0; ROUGE-L (F1) and chrF are 0 to 1."""
+    """Judge by text. ROUGE-L (F1) and chrF are 0 to 1.
+
+    The score is 1 for an exact match, else 0. With a `pattern`, a regular expression, it is 1 where all of the answer
+    matches.
+    """
 
     concurrency = 1
 
-    def __init__(self) -> None:
+    def __init__(self, pattern: str | None = None) -> None:
         from rouge_score import rouge_scorer
         from sacrebleu.metrics import CHRF
 
         self._rouge = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Tokenizer())
         self._chrf = CHRF()
+        self._pattern = None if pattern is None else re.compile(pattern)
 
     def __call__(self, question: str, reference: str | None, answer: str) -> Judgment:
         assert reference is not None, "lint refuses a reference judge without references"
         same = words.short_form(answer) == words.short_form(reference)
+        manner = {} if self._pattern is None else {"matches": self._pattern.fullmatch(answer) is not None}
         return Judgment(
-            float(same),
+            float(manner.get("matches", same)),
             {
+                **manner,
                 "exact_match": same,
                 "rouge_l": round(self._rouge.score(reference, answer)["rougeL"].fmeasure, 4),
                 "chrf": round(self._chrf.sentence_score(answer, [reference]).score / 100, 4),

@@ -3,7 +3,7 @@
 scores.json (every number rounded to 4 decimals; null where there is none):
 
     kind            "reference" or "openai"
-    mean            mean of the prompts' scores: 0 to 1 (reference: the share of exact matches), 1 to 10 (openai)
+    mean            mean of the prompts' scores: 0 to 1 (reference: the share that matches), 1 to 10 (openai)
     low, high       its 95 % bootstrap interval over the prompts; null below 10 scored prompts or where
                     all scores are equal
     count           prompts; missing: those without a score; missing_share: their share
@@ -20,7 +20,8 @@ scores.json (every number rounded to 4 decimals; null where there is none):
                     prompts that both answered and that both have scores; more_than_noise is null below 10 of them
 
 kind "reference" adds exact_match, rouge_l, chrf (0 to 1) and length_ratio (words of the answer by words of the
-reference) to the whole, to each group and to each prompt, whose exact_match is true or false.
+reference) to the whole, to each group and to each prompt, whose exact_match is true or false. With judge.pattern it
+adds matches, which is then the score.
 
 kind "openai" adds
 
@@ -56,7 +57,13 @@ from fast_ft.judge import statistics
 
 GRACE = 5.0  #: seconds that Ctrl-C leaves to the calls under way
 MOST_MISSING = 0.02  #: a larger share of missing scores is a failure
-MEASURES = ("exact_match", "rouge_l", "chrf", "length_ratio")  # the reference judge's, averaged where there are some
+MEASURES = (
+    "matches",
+    "exact_match",
+    "rouge_l",
+    "chrf",
+    "length_ratio",
+)  # the reference judge's, averaged where there are some
 
 
 class Item(NamedTuple):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fast_ft.models.base_layers import decoder_layers
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
@@ -24,7 +26,7 @@ def recompute(model: PeftModel, count: int, patches: ModelPatches) -> None:
     by then, and what is computed again lies in its place.
     """
     keep_random_state = has_dropout(model)
-    for layer in list(model.get_base_model().model.layers)[:count]:
+    for layer in decoder_layers(model)[:count]:
         patches.replace(layer, "forward", partial(_checkpointed, layer.forward, keep_random_state))
 
 

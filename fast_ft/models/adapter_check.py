@@ -90,15 +90,20 @@ def log_probabilities_of(
     """Return what `log_probabilities` does, in as few passes as the model gives the same numbers in.
 
     On a GPU a pass over one row takes about as long as one over four, so rows of up to `most_tokens` (default:
-    _PASS_TOKENS), padding included, share one. On a CPU 4-bit products depend on how many rows they take, and Unsloth's
-    forward takes no list of logits to keep: there each row has a pass of its own.
+    _PASS_TOKENS), padding included, share one. On a CPU 4-bit products depend on how many rows they take, Unsloth's
+    forward takes no list of logits to keep, and on the general way a row's rope may depend on its neighbours: there
+    each row has a pass of its own.
     """
-    most = (most_tokens or _PASS_TOKENS) if loaded.device == "cuda" and loaded.backend != "unsloth" else 0
+    most = (most_tokens or _PASS_TOKENS) if _may_share_passes(loaded) else 0
     values: dict[int, list[float]] = {}
     for group in _groups([len(row) for row in ids], most):
         rows, begins = [ids[index] for index in group], [starts[index] for index in group]
         values |= zip(group, log_probabilities(loaded.model, rows, begins, pad_id), strict=True)
     return [values[index] for index in range(len(ids))]
+
+
+def _may_share_passes(loaded: LoadedModel) -> bool:
+    return loaded.device == "cuda" and loaded.backend != "unsloth" and loaded.general is None
 
 
 def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:

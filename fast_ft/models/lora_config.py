@@ -1,4 +1,4 @@
-"""An adapter's adapter_config.json, which may come from outside: plain LoRA's few keys, and no other.
+"""An adapter's adapter_config.json, which may come from outside: the few keys of LoRA and DoRA, and no other.
 
 PEFT reads some 40 keys of it. Some name modules to import, some are regular expressions, some build layers of their
 own. A run writes none of those keys, so a file with one is refused.
@@ -19,7 +19,9 @@ _NAME = re.compile(r"\w[\w.]{0,200}")  #: of a layer, with or without the names 
 _DESCRIPTIVE = {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "task_type",
                 "lora_dropout", "init_lora_weights"}  # fmt: skip
 #: Keys that are read, and the values that they may have.
-_READ = {"peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "bias"}
+_READ = {"peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "modules_to_save", "bias"}
+#: Modules that can be trained and saved whole, and where they are in a model.
+WHOLE = {"embed_tokens": "model.embed_tokens", "lm_head": "lm_head"}
 #: Defaults of PEFT's that are neither empty nor false.
 _DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16, "fan_in_fan_out": False}
 
@@ -28,7 +30,7 @@ def check(folder: Path) -> None:
     """Check a folder's adapter_config.json.
 
     Raises:
-        InputError: it is garbled, or asks for more than plain LoRA.
+        InputError: it is garbled, or asks for more than LoRA, DoRA and modules that are saved whole.
     """
     path = folder / "adapter_config.json"
     content = untrusted_files.json_object(path, remedy="Copy it again.")
@@ -39,12 +41,18 @@ def check(folder: Path) -> None:
     targets = content.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(t, str) and _NAME.fullmatch(t) for t in targets):
         raise InputError(f"{path}: target_modules is {_shown(targets)}; a list of layers' names is read, no pattern.")
-    if content.get("bias", "none") != "none" or not isinstance(content.get("use_rslora", False), bool):
+    if content.get("bias", "none") != "none":
         raise InputError(f"{path}: bias is {_shown(content.get('bias'))}; only 'none' is read.")
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(content.get(key, False), bool):
+            raise InputError(f"{path}: {key} is {_shown(content[key])}; true or false was expected.")
+    saved = content.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) and name in WHOLE for name in saved):
+        raise InputError(f"{path}: modules_to_save is {_shown(saved)}; {' and '.join(WHOLE)} are read.")
     for key, value in content.items():
         if key not in _DESCRIPTIVE | _READ and value and value != _DEFAULTS.get(key):
             raise InputError(
-                f"{path}: {key} is {_shown(value)}; an adapter of plain LoRA leaves it empty, and no other is read."
+                f"{path}: {key} is {_shown(value)}; an adapter of LoRA or DoRA leaves it empty, and no other is read."
             )
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.hub.families import LINEARS, ModelShape, read_config
-from fast_ft.models import lora_config, tensor_file
+from fast_ft.hub.families import FamilySpec
+from fast_ft.models import base_layers, lora_config, tensor_file
+from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
 
-_TENSOR = re.compile(r"base_model\.model\.[\w.]+\.lora_[AB]\.weight")
+#: Names of an adapter's tensors, by dimensions: A and B, embeddings and a head that are saved whole; DoRA's sizes.
+_TENSORS = {
+    2: re.compile(r"base_model\.model\.([\w.]+\.lora_[AB]|model\.embed_tokens|lm_head)\.weight"),
+    1: re.compile(r"base_model\.model\.[\w.]+\.lora_magnitude_vector"),
+}
 _FLOATS = ("F32", "F16", "BF16")
+_SHARED = ("r", "lora_alpha", "use_rslora", "use_dora")  #: keys of adapter_config.json that a recipe has, too
 
 
 def weights(model: PeftModel) -> dict[str, Tensor]:
@@ -45,6 +51,15 @@ def load(model: PeftModel, path: Path) -> None:
             f"{path}: tensors that this model's adapter has no place for, such as {result.unexpected_keys[0]}. "
             "It was made for another base model or other target_modules."
         )
+
+
+def put_whole_modules_back(model: PeftModel) -> None:
+    """Give a model its own embeddings and head again where an adapter trained copies of them, which PEFT would keep."""
+    core = model.get_base_model()
+    trained = [(path, module) for path, module in core.named_modules() if hasattr(module, "modules_to_save")]
+    for path, module in trained:
+        above, _, name = path.rpartition(".")
+        setattr(core.get_submodule(above), name, module.original_module)
 
 
 def save(model: PeftModel, folder: Path, base_name: str, card: str) -> None:
@@ -78,11 +93,11 @@ def check(adapter: Path, base: Path) -> None:
         raise InputError(
             f"{adapter}: no adapter here. adapter_model.safetensors and adapter_config.json are needed; train first."
         )
-    config = read_config(base)
+    layers = base_layers.linear_layers(base, FamilySpec.of(base))
     lora_config.check(adapter)
     settings = untrusted_files.json_object(adapter / "adapter_config.json")
     shapes = _shapes(path)
-    expected = _expected(ModelShape.from_config(config), settings["r"], settings["target_modules"])
+    expected = _expected(layers, FamilySpec.of(base), settings)
     if wrong := sorted(name for name in {**expected, **shapes} if expected.get(name) != shapes.get(name)):
         found, wanted = (list(each[wrong[0]]) if wrong[0] in each else "absent" for each in (shapes, expected))
         raise InputError(
@@ -92,8 +107,49 @@ def check(adapter: Path, base: Path) -> None:
         )
 
 
+def check_start(adapter: Path, base: Path, lora: schema.Lora) -> None:
+    """Check that training may start from an adapter: it fits the base, and is what the recipe's `lora` asks for.
+
+    Raises:
+        InputError: it does not, or is not; the message has the values that the recipe must have.
+    """
+    try:
+        check(adapter, base)
+    except InputError as error:
+        raise InputError(f"model.adapter: {error}") from None
+    there = untrusted_files.json_object(adapter / "adapter_config.json")
+    wanted = {name: there.get(name) or getattr(schema.Lora(), name) for name in _SHARED}
+    wanted["modules_to_save"] = sorted(there.get("modules_to_save") or [])
+    targets = {name.rpartition(".")[2] for name in there["target_modules"]}
+    all_linear = {name.rpartition(".")[2] for name in base_layers.linear_layers(base, FamilySpec.of(base))} - {
+        "lm_head"
+    }
+    is_all = targets == all_linear
+    wanted["target_modules"] = "all-linear" if is_all else sorted(there["target_modules"])
+    asked = lora.model_dump(include={*wanted})
+    for name in ("modules_to_save", "target_modules"):
+        asked[name] = asked[name] if isinstance(asked[name], str) else sorted(asked[name])
+    if is_all and set(lora.target_modules) == all_linear:
+        asked["target_modules"] = "all-linear"
+    if odd := [name for name in wanted if wanted[name] != asked[name]]:
+        values = " ".join(f"lora.{name}={_as_override(wanted[name])}" for name in odd)
+        raise InputError(
+            f"model.adapter: {adapter} is another kind of adapter than the recipe's lora describes. Write {values}, "
+            "or start from a new adapter: model.adapter=null."
+        )
+
+
+def _as_override(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return {tensor: shape} of a safetensors file; InputError where it holds anything else than LoRA's matrices."""
+    """Return {tensor: shape} of a safetensors file; InputError where it holds anything else than an adapter's tensors.
+
+    These are the matrices A and B of LoRA, DoRA's sizes, and the weights of modules that are saved whole.
+    """
     from safetensors import SafetensorError, safe_open
 
     path.open("rb").close()  # the library calls a file that may not be read absent
@@ -105,24 +161,31 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except SafetensorError as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}). Train again, or copy it again.") from None
     for name, shape in shapes.items():
-        if not _TENSOR.fullmatch(name) or len(shape) != 2 or dtypes[name] not in _FLOATS:
+        allowed = _TENSORS.get(len(shape))
+        if allowed is None or not allowed.fullmatch(name) or dtypes[name] not in _FLOATS:
             raise InputError(
                 f"{path}: holds {escaped(name[:120])!r}, {dtypes[name]} of shape {list(shape)}; only the matrices A "
-                "and B of LoRA are read. Remove all other tensors from it."
+                "and B of LoRA are read, DoRA's sizes, embeddings and a head that are saved whole. Remove all others."
             )
     return shapes
 
 
-def _expected(shape: ModelShape, r: int, targets: list[str]) -> dict[str, tuple[int, int]]:
-    """Return {tensor: (rows, columns)} of a LoRA on the layers whose names are, or end in, one of `targets`."""
-    linears = dict(zip(LINEARS, shape.linear_shapes, strict=True))
-    modules = {
-        f"model.layers.{i}.{name}": size for i in range(shape.num_hidden_layers) for name, size in linears.items()
-    }
-    modules["lm_head"] = (shape.hidden_size, shape.vocab_size)
-    found = {}
-    for module, (inward, outward) in modules.items():
-        if any(module == target or module.endswith(f".{target}") for target in targets):
-            found[f"base_model.model.{module}.lora_A.weight"] = (r, inward)
-            found[f"base_model.model.{module}.lora_B.weight"] = (outward, r)
+def _expected(
+    layers: dict[str, tuple[int, int]], family: FamilySpec, settings: dict[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Return {tensor: shape} of an adapter by its adapter_config.json's content.
+
+    A LoRA is on the layers whose names are, or end in, one of the target modules.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    r, targets = settings["r"], settings["target_modules"]
+    for name in settings.get("modules_to_save") or []:
+        size = (family.shape.vocab_size, family.shape.hidden_size)
+        found[f"base_model.model.{lora_config.WHOLE[name]}.weight"] = size
+    for layer, (inward, outward) in layers.items():
+        if any(base_layers.is_named(layer, target) for target in targets):
+            found[f"base_model.model.{layer}.lora_A.weight"] = (r, inward)
+            found[f"base_model.model.{layer}.lora_B.weight"] = (outward, r)
+            if settings.get("use_dora"):
+                found[f"base_model.model.{layer}.lora_magnitude_vector"] = (outward,)
     return found

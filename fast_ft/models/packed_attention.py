@@ -3,6 +3,8 @@
     tokens:  a a a a b b c c c . .     the last ones fill the pass up to its width; they are a row of their own
     starts:  0       4   6     9   11  and 11 again for each place that no row takes
 
+A window of w tokens lets a token attend to itself and the w - 1 before it; rows of up to w tokens do not notice it.
+
 Linear layers do not care where a row begins. Only attention and positions do, so rows of any lengths share a pass and
 nothing is spent on padding. On a card one kernel takes all rows (torch's memory-efficient attention with boundaries:
 it exists for every card from compute capability 5.0 on, so for a T4). On a CPU each row is attended by itself.
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import PretrainedConfig
 
@@ -62,27 +65,41 @@ def current_rows() -> PackedRows | None:
     return _running[-1] if _running else None
 
 
-def attend(q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, rows: PackedRows, scale: float | None = None) -> Tensor:
+def attend(
+    q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, rows: PackedRows, scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:  # fmt: skip
     """Return causal attention within each row: (1, T, H, D), from (1, H or G, T, D). Default scale: 1 / sqrt(D)."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     if q_HTD.is_cuda:
         q, k, v = (part.transpose(1, 2) for part in (q_HTD, k_GTD, v_GTD))
-        return one_kernel(q, k, v, rows, scale=scale)[0]
+        return one_kernel(q, k, v, rows, scale=scale, window=window)[0]
     ends, group = rows.starts.tolist(), q_HTD.shape[1] // k_GTD.shape[1]
     k_GTD, v_GTD = (part.repeat_interleave(group, dim=1) if group > 1 else part for part in (k_GTD, v_GTD))
-    mixed = [
-        scaled_dot_product_attention(
-            q_HTD[:, :, a:b], k_GTD[:, :, a:b], v_GTD[:, :, a:b], is_causal=True, scale=scale
-        ).transpose(1, 2)
-        for a, b in itertools.pairwise(ends)
-        if a < b
-    ]
+    mixed = []
+    for a, b in itertools.pairwise(ends):
+        if a == b:
+            continue
+        q, k, v = (part[:, :, a:b] for part in (q_HTD, k_GTD, v_GTD))
+        mask = window_mask(b - a, b - a, window, q.device) if window is not None and window < b - a else None
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+        mixed.append(out.transpose(1, 2))
     return torch.cat(mixed, dim=1)
 
 
-def forward(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows) -> tuple[Tensor, tuple[Tensor, ...]]:
+def window_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Return (queries, keys), true where a token attends: a row's last `queries` tokens to all of its `keys` tokens."""
+    import torch
+
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return seen if window is None else seen.triu(keys - queries - window + 1)
+
+
+def forward(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows, window: int | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Attend as `attend` does, from (1, T, H or G, D), for a caller that goes backward by hand.
 
     Return (attention's result, (1, T, H, D); the tensors that `backward` needs as `kept`).
@@ -90,16 +107,16 @@ def forward(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows) -> tu
     import torch
 
     if q_THD.is_cuda:
-        out_THD, *kept = one_kernel(q_THD, k_TGD, v_TGD, rows)
+        out_THD, *kept = one_kernel(q_THD, k_TGD, v_TGD, rows, window=window)
         return out_THD, tuple(kept[:3])
     with torch.no_grad():
         q, k, v = (part.transpose(1, 2) for part in (q_THD, k_TGD, v_TGD))
-        return attend(q, k, v, rows), ()
+        return attend(q, k, v, rows, window=window), ()
 
 
 def backward(
     grad_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, kept: tuple[Tensor, ...],
-    rows: PackedRows,
+    rows: PackedRows, window: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the gradients of q, k and v side by side, (T, H + 2 G, D), given that of the result and `forward`'s."""
     import torch
@@ -107,12 +124,13 @@ def backward(
     if not q_THD.is_cuda:
         with torch.enable_grad():
             q, k, v = (part.detach().transpose(1, 2).requires_grad_() for part in (q_THD, k_TGD, v_TGD))
-            grads = torch.autograd.grad(attend(q, k, v, rows), (q, k, v), grad_THD)
+            grads = torch.autograd.grad(attend(q, k, v, rows, window=window), (q, k, v), grad_THD)
         return torch.cat([grad.transpose(1, 2) for grad in grads], dim=2)[0]
     group, (_, tokens, heads, size) = q_THD.shape[2] // k_TGD.shape[2], q_THD.shape
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
         grad_THD, q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, out_THD, rows.starts, rows.starts, rows.longest,
-        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, shared_storage_dqdkdv=group == 1,
+        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, window_size=_hiding(window, rows),
+        shared_storage_dqdkdv=group == 1,
     )  # fmt: skip
     if group == 1:  # the three lie token by token in one block of memory
         return dq.as_strided((tokens, 3 * heads, size), (3 * heads * size, size, 1), dq.storage_offset())
@@ -122,7 +140,7 @@ def backward(
 
 def one_kernel(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows, *, scale: float | None = None,
-    goes_backward: bool = True,
+    window: int | None = None, goes_backward: bool = True,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Attend on a card, in one kernel, from (1, T, H or G, D).
 
@@ -132,15 +150,20 @@ def one_kernel(
 
     return torch.ops.aten._efficient_attention_forward(
         q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, rows.starts, rows.starts, rows.longest, rows.longest, 0.0,
-        _CAUSAL, goes_backward, scale=scale,
+        _CAUSAL, goes_backward, scale=scale, window_size=_hiding(window, rows),
     )  # fmt: skip
+
+
+def _hiding(window: int | None, rows: PackedRows) -> int | None:
+    """Return the window where it can hide a token of a row, else None."""
+    return window if window is not None and window < rows.longest else None
 
 
 def check(like: Tensor, heads: int, kv_heads: int, size: int) -> str | None:
     """Return why attention over packed rows cannot be relied on, forward or backward, or None.
 
     `like` is a tensor of the device and dtype to check, `size` a head's dimension. Rows of 1, 37 and 62 tokens are
-    compared with each row's own attention, written out in fp32.
+    compared with each row's own attention, written out in fp32, all of it and within a window of 20 tokens.
     """
     import torch
 
@@ -153,18 +176,22 @@ def check(like: Tensor, heads: int, kv_heads: int, size: int) -> str | None:
 
     try:
         q, k, v, grad = normal(heads), normal(kv_heads), normal(kv_heads), normal(heads)
-        out, kept = forward(q, k, v, rows)
-        found = (out, backward(grad, q, k, v, out, kept, rows))
-        for name, made, expected in zip(("result", "gradient"), found, _written_out(q, k, v, grad, rows), strict=True):
-            difference = ((made.float() - expected).abs().max() / expected.abs().max()).item()
-            if not difference <= _TOLERANCE:  # a NaN, too
-                return f"attention's {name} differs from each row's own attention by {difference:.3g}"
+        for window in (None, 20):
+            out, kept = forward(q, k, v, rows, window)
+            found = (out, backward(grad, q, k, v, out, kept, rows, window))
+            right = _written_out(q, k, v, grad, rows, window)
+            for name, made, expected in zip(("result", "gradient"), found, right, strict=True):
+                difference = ((made.float() - expected).abs().max() / expected.abs().max()).item()
+                if not difference <= _TOLERANCE:  # a NaN, too
+                    return f"attention's {name} differs from each row's own attention by {difference:.3g}"
     except Exception as error:  # a kernel on a card that it was not built for may fail in any way
         return f"attention over packed rows does not run here ({type(error).__name__}: {str(error)[:200]})"
     return None
 
 
-def _written_out(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, grad_THD: Tensor, rows: PackedRows) -> list[Tensor]:
+def _written_out(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, grad_THD: Tensor, rows: PackedRows, window: int | None
+) -> list[Tensor]:
     """Return each row's own attention in fp32, (1, T, H, D), and the gradients as `backward` returns them."""
     import torch
 
@@ -174,8 +201,8 @@ def _written_out(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, grad_THD: Tensor, 
         mixed = []
         for a, b in itertools.pairwise(rows.starts.tolist()):
             scores_HTT = q_HTD[:, a:b] @ k_HTD[:, a:b].transpose(1, 2) / q_HTD.shape[2] ** 0.5
-            later_TT = torch.ones(b - a, b - a, dtype=torch.bool, device=q_HTD.device).triu(1)
-            mixed.append(scores_HTT.masked_fill(later_TT, float("-inf")).softmax(dim=-1) @ v_HTD[:, a:b])
+            hidden_TT = ~window_mask(b - a, b - a, window, q_HTD.device)
+            mixed.append(scores_HTT.masked_fill(hidden_TT, float("-inf")).softmax(dim=-1) @ v_HTD[:, a:b])
         out_THD = torch.cat(mixed, dim=1).transpose(0, 1)[None]
         grads = torch.autograd.grad(out_THD, leaves, grad_THD.float())
     return [out_THD.detach(), torch.cat(grads, dim=2)[0]]
@@ -197,9 +224,12 @@ def _register() -> None:
 
 def _forward(
     module: nn.Module, q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, **_: Any,
+    scaling: float | None = None, sliding_window: int | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attend as transformers asks it of an attention function. The mask is not read: there is none (`_register`)."""
+    """Attend as transformers asks it of an attention function, which it tells the layer's window.
+
+    The mask is not read: there is none (`_register`).
+    """
     rows = current_rows()
     assert rows is not None, "a model keeps this attention only within `packed_pass`"
-    return attend(q_HTD, k_GTD, v_GTD, rows, scaling), None
+    return attend(q_HTD, k_GTD, v_GTD, rows, scaling, sliding_window), None

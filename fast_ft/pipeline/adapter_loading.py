@@ -14,12 +14,11 @@ from fast_ft.common import out_of_memory
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate.engine.scheduler import shapes
-from fast_ft.hub.families import ModelShape
 from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
 from fast_ft.pipeline import base_check
-from fast_ft.pipeline.set_up import model_config, settle_plan
+from fast_ft.pipeline.set_up import base_family, card_to_plan_for, settle_plan
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.plan.plans import RunPlan
 from fast_ft.recipe.schema import Recipe
@@ -55,7 +54,8 @@ def load(
     watch = watch or Stopwatch()
     with watch.during("loading"):  # libraries, too
         maker = maker or maker_of(folder, recipe)
-    plan = decode_plan(recipe, settle_plan(folder, recipe, prepared, maker.name))
+    card = card_to_plan_for(folder, recipe)
+    plan = decode_plan(recipe, settle_plan(folder, recipe, prepared, maker.name, card))
     with watch.during("loading"):
         compiled = _compile_ahead(recipe, prepared, plan, maker)
         with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
@@ -106,9 +106,11 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         return None
     from fast_ft.generate.engine import kernel_checks
 
-    config = model_config(recipe)
-    shape = ModelShape.from_config(config)
-    is_nf4 = recipe.model.load_in_4bit or "quantization_config" in config
+    family = base_family(recipe)
+    if family.general is not None:
+        return None
+    shape = family.shape
+    is_nf4 = recipe.model.load_in_4bit or family.quantised
     planes = is_nf4 and not plan.dequantise and all(inputs % 128 == 0 for inputs, _ in shape.linear_shapes)
     rows = min(plan.slots, len(prepared.prompts) * recipe.generate.num_return_sequences)
     kind = kernel_checks.Kind(

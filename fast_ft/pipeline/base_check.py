@@ -63,10 +63,20 @@ def model_changes(manifest: Manifest, recipe: Recipe) -> Diff:
     return found
 
 
+def has_moved(folder: RunDir, recipe: Recipe) -> bool:
+    """Return whether a recipe names the base of a run by another path, hub id or revision than the run's own does."""
+    was = folder.record().model
+    return was is not None and (was.name_or_path, was.revision) != (recipe.model.name_or_path, recipe.model.revision)
+
+
 def refuse_another(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
-    """Raise InputError where a trained adapter would answer with another base, tokenizer or chat template."""
+    """Raise InputError where a trained adapter would answer with another base, tokenizer or chat template.
+
+    A base that moved may be written down in another way; whether it is the same one, the adapter's check finds out.
+    """
     manifest = folder.record()
-    if found := {**model_changes(manifest, recipe), **token_changes(manifest, prepared)}:
+    changes = {} if has_moved(folder, recipe) else model_changes(manifest, recipe)
+    if found := {**changes, **token_changes(manifest, prepared)}:
         listed = "".join(f"\n  {key}: {was} -> {is_}" for key, (was, is_) in found.items())
         commit = manifest.model.commit if manifest.model is not None else None
         again = f" (on the hub it was commit {commit}: set model.revision)" if commit else ""

@@ -16,8 +16,9 @@ from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers
 from fast_ft.generate.answers import Generation, Task
 from fast_ft.models.loaders.base import Loader
-from fast_ft.pipeline import sanity_checks
+from fast_ft.pipeline import base_check, sanity_checks
 from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
+from fast_ft.pipeline.set_up import check_model, check_prompts
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -131,6 +132,11 @@ def _answer(
     started: float,
 ) -> Answered:
     """Make the adapter's answers and the base model's. Only partial files are written."""
+    moved = base_check.has_moved(folder, recipe)
+    if moved:
+        check_model(recipe, prepared)
+    else:
+        check_prompts(recipe, prepared)
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()
@@ -153,6 +159,7 @@ def _answer(
             prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
         )
         base = base_answers(ready, recipe, prepared, base_task)
+        general = ready.loaded.general
         ready.loaded.free()
     warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)
     for text in warnings:
@@ -160,7 +167,13 @@ def _answer(
     facts = _facts(recipe, prepared, tuned, base) | {
         "seconds_by": {name: round(seconds, 3) for name, seconds in watch.seconds().items()},
         "adapter_difference_nats": round(ready.difference, 6),
+        **({"general_way": general} if general else {}),
     }
+    if moved:
+        warnings.append(
+            f"the base was {recipe.model.name_or_path}, not the path that the adapter was trained with; on the rows "
+            f"that training stored it differs by {ready.difference:.4f} nat per token, which rounding explains"
+        )
     files, ends = {folder.pred: _content(prepared, tuned)}, {"tuned": _ends(tuned)}
     if base is not None:
         files[folder.base_pred], ends["base"] = _content(prepared, base), _ends(base)

@@ -33,7 +33,7 @@ def opened(
     for place in (root, *([backup.folder] if backup is not None else [])):
         refuse_unmounted(place)  # before a model is fetched
     if not os.path.isfile(root / "manifest.json"):  # noqa: PTH113 (False for a name that no file can have)
-        check_model(recipe)
+        check_model(recipe, prepared, answers=judged)
         if judged:
             judge_phase.check(recipe.judge, prepared.prompts)
     with interruptible(), lock.hold(root):

@@ -17,6 +17,7 @@ from fast_ft.common.wording import counted
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate.answers import Task, generate
+from fast_ft.pipeline import way
 from fast_ft.pipeline.adapter_loading import load
 from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.train_phase import train_phase
@@ -35,6 +36,7 @@ def preview(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[st
     """
     if stop_after < 1:
         raise InputError(f"--stop-after {stop_after}: give at least 1 step")
+    way.begin(recipe, recipe_path)
     prepared = prepare(recipe)
     with opened(recipe, recipe_path, prepared) as folder:
         if folder.done("train") is None:

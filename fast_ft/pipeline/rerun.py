@@ -16,7 +16,7 @@ from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.judge import pricing, scoring
 from fast_ft.judge.kinds import KINDS
-from fast_ft.pipeline import former_scores, judge_phase
+from fast_ft.pipeline import base_check, former_scores, judge_phase
 from fast_ft.pipeline.generate_phase import answer_others, budget_missed, generate_phase
 from fast_ft.pipeline.judge_phase import JudgeOptions
 from fast_ft.recipe.loader import resolved, with_overrides
@@ -25,14 +25,22 @@ from fast_ft.report import write
 from fast_ft.run import lock
 from fast_ft.run.folder import RunDir
 
+_MAY_CHANGE = ("generate.", "data.test=", "model.name_or_path=", "model.revision=")
+
 
 def open_run(root: str | Path, overrides: Sequence[str]) -> tuple[RunDir, Recipe]:
-    """Return a trained run's folder and its recipe, with other generate.* values or another data.test."""
+    """Return a trained run's folder and its recipe, with other generate.* values, another data.test or a moved base.
+
+    The base may have another name or lie elsewhere, as long as the adapter's check vouches for it (adapter_check.py).
+    """
     folder = RunDir.at(root)
     if folder.done("train") is None:
         raise InputError(f"{root}: this run has no adapter yet. Run its recipe first.")
-    if wrong := [text for text in overrides if not text.startswith(("generate.", "data.test="))]:
-        raise InputError(f"{wrong[0]!r}: only generate.* and data.test can change here; train again for other keys.")
+    if wrong := [text for text in overrides if not text.startswith(_MAY_CHANGE)]:
+        raise InputError(
+            f"{wrong[0]!r}: only generate.*, data.test and where the base lies (model.name_or_path, model.revision) "
+            "can change here; train again for other keys."
+        )
     return folder, with_overrides(folder.recipe(), overrides)
 
 
@@ -87,6 +95,7 @@ def _own_partial(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None
         recipe.budget.generate_minutes,
         prepared.digests["test"],
         digests["adapter"],
+        *([recipe.model.name_or_path] if base_check.has_moved(folder, recipe) else []),
     ]
     tag = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder.pred_partial = folder.root / f"pred-{tag}.partial.jsonl"

@@ -9,6 +9,7 @@ from typing import Any
 
 from fast_ft.common.wording import counted
 from fast_ft.recipe import schema
+from fast_ft.recipe.steps import warmup_steps
 
 _STEPS = 12  #: of one stage, before a loss can be said to stand still
 _FALL = 0.01  #: relative, from a stage's first third to its last
@@ -67,8 +68,8 @@ def stands_still(lines: Sequence[Mapping[str, Any]], section: schema.Train, earl
     if last < first * (1 - _FALL):
         return None
     cause = f"train.learning_rate {section.learning_rate:g} is too low or too high for these rows"
-    if section.warmup_steps >= len(lines) // 2:
-        cause = f"train.warmup_steps {section.warmup_steps} takes most of the {len(lines)} steps"
+    if (rising := warmup_steps(section, len(lines))) >= len(lines) // 2:
+        cause = f"the warm-up of {rising} steps takes most of the {len(lines)} steps"
     cause = early or cause
     return (
         f"the loss stood still: {first:.3f} at first, {last:.3f} at last (means of the first and the last third of the "

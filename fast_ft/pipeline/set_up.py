@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
-from fast_ft.common import atomic_files, gpu, untrusted_files
+from fast_ft.common import atomic_files, environment, gpu, process_group, untrusted_files
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 from fast_ft.data.prepare import PreparedData
-from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
-from fast_ft.plan import planner, plans
+from fast_ft.hub import download, families
+from fast_ft.hub.families import FamilySpec
+from fast_ft.models import base_layers, lora_files
+from fast_ft.plan import base_fits, cards, planner, plans
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
+from fast_ft.train import checkpoints
 
 
-def settle_plan(
-    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int = 1
-) -> plans.RunPlan:
-    """Return this run's plan: the one in plan.json if there is one, else a new one, written there.
+def card_to_plan_for(folder: RunDir, recipe: Recipe) -> cards.Card | None:
+    """Return the card here, as a run without a plan is planned for; None on a CPU, and where there is a plan already.
 
     A budget.memory_gib of the recipe's binds this process from here on.
     """
+    if gpu.gpu() is None:
+        return None
+    environment.for_libraries()  # before the card is touched
     if recipe.budget.memory_gib != "auto":
         gpu.cap_gpu_gib(float(recipe.budget.memory_gib))
+    return None if folder.plan.is_file() else planner.card_here()
+
+
+def settle_plan(
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: PreparedData,
+    backend_name: str,
+    card: cards.Card | None,
+    world_size: int = 1,
+) -> plans.RunPlan:
+    """Return this run's plan: the one in plan.json if there is one, else a new one for `card`, written there."""
     if folder.plan.is_file():
         content = untrusted_files.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
         there = plans.RunPlan.from_json(content, folder.plan)
@@ -34,13 +51,30 @@ def settle_plan(
     settled = planner.settle(
         recipe,
         prepared,
-        model_config(recipe),
+        base_family(recipe),
         backend=backend_name,
-        card=planner.card_here(),
+        card=card,
         world_size=world_size,
     )
     keep_plan(folder, settled)
     return settled
+
+
+def settle_for_training(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, card: cards.Card | None
+) -> tuple[plans.RunPlan, list[str]]:
+    """Return the run's plan, and what to note where it goes on in another number of processes."""
+    world_size = process_group.here().size
+    settled = settle_plan(folder, recipe, prepared, backend_name, card, world_size)
+    before = settled.train.world_size
+    if before == world_size:
+        return settled, []
+    settled = replace(settled, train=replace(settled.train, world_size=world_size))
+    keep_plan(folder, settled)
+    if checkpoints.newest(folder.checkpoints) is None:
+        return settled, []
+    text = f"training goes on in {world_size} processes, after {before}: equal but for rounding, and what noise draws"
+    return settled, [text]
 
 
 def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:
@@ -49,17 +83,56 @@ def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:
     folder.update(plan=settled.to_json())
 
 
-def check_model(recipe: Recipe) -> None:
-    """Fetch the base model if need be; InputError where it is incomplete, of another kind, or against the rules."""
-    config = model_config(recipe)
-    ModelShape.from_config(config)
+def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers: bool = True) -> None:
+    """Fetch the base model if need be, its configuration first, and check it before its weights are fetched.
+
+    Raises:
+        InputError: the base is incomplete, unsupported or against the rules, or rows or prompts do not fit it.
+    """
+    name, revision = recipe.model.name_or_path, recipe.model.revision
+    folder = download.model_folder(name, revision, weights=False)
+    family = FamilySpec.of(folder)
+    base_fits.check(family, recipe, prepared, answers=answers)
+    if family.shape.tied and recipe.lora.modules_to_save:
+        raise InputError(
+            "lora.modules_to_save: this base has one matrix for its embeddings and its head, and neither can be "
+            "trained without the other: write []"
+        )
     tracker = recipe.train.report_to
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(f"train.report_to: {tracker} is not installed: `pip install {tracker}`, or write none")
-    if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(config)):
+    if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(families.read_config(folder))):
         raise InputError("\n".join(broken))
+    base_layers.check(folder, family, recipe.lora)
+    if (recipe.model.load_in_4bit or family.quantised) and gpu.gpu() is None:
+        base_layers.check_4bit_on_cpu(folder, family)
+    download.model_folder(name, revision)
 
 
-def model_config(recipe: Recipe) -> dict[str, Any]:
-    """Return config.json's content of the base model."""
-    return download.model_config(recipe.model.name_or_path, recipe.model.revision)
+def check_prompts(recipe: Recipe, prepared: PreparedData) -> None:
+    """Raise InputError where a prompt and its longest answer do not fit the base's context. No weights are fetched."""
+    name, revision = recipe.model.name_or_path, recipe.model.revision
+    base_fits.check(download.family(name, revision, weights=False), recipe, prepared)
+
+
+def adapter_to_start_from(folder: RunDir, recipe: Recipe) -> Path | None:
+    """Return the adapter's folder that training starts from, checked and noted in the manifest; None for a new one.
+
+    A run with a checkpoint goes on from that.
+
+    Raises:
+        InputError: there is no such adapter, or it is not what the recipe's `lora` describes.
+    """
+    if recipe.model.adapter is None or checkpoints.newest(folder.checkpoints) is not None:
+        return None
+    adapter = expanded(recipe.model.adapter)
+    base = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
+    lora_files.check_start(adapter, base, recipe.lora)
+    weights = atomic_files.sha256_file(adapter / "adapter_model.safetensors")
+    folder.update(starts_from={"adapter": str(adapter), "sha256": weights})
+    return adapter
+
+
+def base_family(recipe: Recipe) -> FamilySpec:
+    """Return what the base model's configuration says."""
+    return download.family(recipe.model.name_or_path, recipe.model.revision)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,16 @@ from fast_ft.common import atomic_files, gpu, out_of_memory, process_group
 from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import Clock, TrainPace
+from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData, compare_tokenizers
 from fast_ft.hub import fingerprint
 from fast_ft.models import adapter_check, lora_files
-from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader
-from fast_ft.pipeline import sanity_checks
+from fast_ft.pipeline import sanity_checks, way
+from fast_ft.pipeline.adapter_loading import collects_new_objects_only
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
-from fast_ft.pipeline.set_up import check_model, keep_plan, settle_plan
+from fast_ft.pipeline.set_up import adapter_to_start_from, card_to_plan_for, check_model, settle_for_training
 from fast_ft.pipeline.train_recorder import Recorder
 from fast_ft.plan import plans
 from fast_ft.recipe.schema import Recipe
@@ -67,10 +69,17 @@ def train_phase(
         InputError: The model cannot be loaded or does not fit; or bad numbers ended the training, which leaves an
             adapter where it has had good steps.
     """
-    check_model(recipe)
-    started = clock()
-    setup = _set_up(folder, recipe, prepared, stop_after, maker)
-    session, lines = _fit(setup, clock, started)
+    check_model(recipe, prepared, answers=False)
+    started, watch = clock(), Stopwatch()
+    with contextlib.ExitStack() as stack:
+        setup = _set_up(folder, recipe, prepared, stop_after, maker, watch, stack)
+        _train(setup, clock, started, watch)
+
+
+def _train(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> None:
+    """Train, save the adapter, and note in the manifest what came of it."""
+    folder, recipe = setup.folder, setup.recipe
+    session, lines = _fit(setup, clock, started, watch)
     if session.gave_up and not lines:
         raise InputError(sanity_checks.came_to_nothing(recipe.train, folder.diverged))
     loss_picture(folder.loss_png, lines)
@@ -94,24 +103,39 @@ def train_phase(
 
 
 def _set_up(
-    folder: RunDir, recipe: Recipe, prepared: PreparedData, stop_after: int | None, maker: Loader | None
+    folder: RunDir,
+    recipe: Recipe,
+    prepared: PreparedData,
+    stop_after: int | None,
+    maker: Loader | None,
+    watch: Stopwatch,
+    stack: contextlib.ExitStack,
 ) -> SetUp:
-    """Settle the plan, start the other processes where there are some, load the model, and check the disk's space."""
+    """Settle the plan, start the other processes where there are some, load the model, and check the disk's space.
+
+    Libraries that are loaded here are set apart from collections until `stack` is left.
+    """
     folder.update(model=fingerprint.model(recipe.model.name_or_path, recipe.model.revision))
     if recipe.train.deterministic:
         gpu.be_deterministic()
-    together = process_group.here()
-    maker = maker or choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, world_size=together.size)
+    together, start = process_group.here(), adapter_to_start_from(folder, recipe)
+    with watch.during("plan"):  # while Unsloth is being imported
+        card = card_to_plan_for(folder, recipe)
+    with watch.during("libraries"):
+        if maker is None:
+            maker = way.training_loader(folder, recipe, together.size)
+            stack.enter_context(collects_new_objects_only())
     together.begin()
-    plan, changed = _settled(folder, recipe, prepared, maker.name, together.size)
+    with watch.during("plan"):
+        plan, changed = settle_for_training(folder, recipe, prepared, maker.name, card)
     jobs = prepared.jobs
     task = TrainTask(jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after)
     if together.size > 1:
         from fast_ft.train.worker import Order
 
         together.share(Order(recipe, jobs, task.pad_id, plan.train, maker.name, stop_after).to_json())
-    with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
-        loaded = maker.for_training()
+    with watch.during("loading"), out_of_memory.explained("loading the base model", out_of_memory.LOADING):
+        loaded = maker.for_training(start)
     together.agree()
     found = [*changed, *loaded.notes, *compare_tokenizers(recipe, loaded.tokenizer, prepared)]
     for text in found:
@@ -124,23 +148,7 @@ def _set_up(
     return SetUp(folder, recipe, prepared, loaded, plan, task, [*prepared.notes, *found])
 
 
-def _settled(
-    folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, world_size: int
-) -> tuple[plans.RunPlan, list[str]]:
-    """Return the run's plan, and what to note where it goes on in another number of processes."""
-    settled = settle_plan(folder, recipe, prepared, backend_name, world_size)
-    before = settled.train.world_size
-    if before == world_size:
-        return settled, []
-    settled = replace(settled, train=replace(settled.train, world_size=world_size))
-    keep_plan(folder, settled)
-    if checkpoints.newest(folder.checkpoints) is None:
-        return settled, []
-    text = f"training goes on in {world_size} processes, after {before}: equal but for rounding, and what noise draws"
-    return settled, [text]
-
-
-def _fit(setup: SetUp, clock: Clock, started: float) -> tuple[TrainSession, Lines]:
+def _fit(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> tuple[TrainSession, Lines]:
     """Train from the last checkpoint on; return the session and the log's lines. `started` is when the phase began."""
     from fast_ft.train.session import TrainSession
 
@@ -156,9 +164,10 @@ def _fit(setup: SetUp, clock: Clock, started: float) -> tuple[TrainSession, Line
             pace = TrainPace(minutes, task.step_tokens, clock, spent=spent, since=started)
         told = out_of_memory.explained("training", lambda: f"{out_of_memory.TRAINING} {_kept(folder, len(lines))}")
         with told, Bar("training", task.total, done=done) as bar:
-            callbacks = Recorder(folder, setup.plan, log, lines, bar).callbacks()
+            callbacks = Recorder(folder, setup.plan, log, lines, bar, watch).callbacks()
             ranks = process_group.here()
-            session = TrainSession(setup.loaded, task, setup.plan.train, folder.checkpoints, callbacks, pace, ranks)
+            with watch.during("session"):
+                session = TrainSession(setup.loaded, task, setup.plan.train, folder.checkpoints, callbacks, pace, ranks)
             if start.folder is not None:
                 note(f"going on after step {done} of {task.total}")
                 session.resume(start.folder)
@@ -197,6 +206,7 @@ def _facts(setup: SetUp, session: TrainSession, lines: Lines) -> dict[str, Any]:
     means = epoch_loss.first_and_last(lines, setup.prepared.staged(), recipe.train.effective_batch_size)
     facts: dict[str, Any] = {
         "backend": setup.loaded.backend,
+        **({"general_way": setup.loaded.general} if setup.loaded.general else {}),
         "dtype": setup.loaded.dtype,
         **({"world_size": world_size} if world_size > 1 else {}),
         "steps": len(lines),

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import atomic_files, out_of_memory
+from fast_ft.common import atomic_files, out_of_memory, processes
 from fast_ft.common.console import Bar, note
+from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.pipeline.set_up import keep_plan
 from fast_ft.plan.plans import RunPlan, TrainPlan
 from fast_ft.run.folder import RunDir
@@ -19,13 +20,33 @@ from fast_ft.train.task import TrainCallbacks
 SMOOTHED = 10  #: steps over which the bar's loss is a mean, as the picture's is
 
 
+def start_up(watch: Stopwatch, step_seconds: float) -> dict[str, float]:
+    """Return the seconds from the command to its first step, which has just ended after `step_seconds`, by parts.
+
+    total: all of them, from the start of the process. before: those before the phase that trains. The others are the
+    watch's names.
+    """
+    parts = watch.seconds()
+    parts["other"] = parts.get("other", 0.0) - step_seconds
+    since = processes.age()
+    found = {"total": since - step_seconds, "before": since - sum(parts.values()) - step_seconds} if since else {}
+    return {name: round(seconds, 3) for name, seconds in (found | parts).items()}
+
+
 class Recorder:
     """Writes what a training session tells into the run folder, and shows it on the bar."""
 
     def __init__(
-        self, folder: RunDir, plan: RunPlan, log: atomic_files.Lines, lines: list[dict[str, Any]], bar: Bar
+        self,
+        folder: RunDir,
+        plan: RunPlan,
+        log: atomic_files.Lines,
+        lines: list[dict[str, Any]],
+        bar: Bar,
+        watch: Stopwatch,
     ) -> None:
-        self.folder, self.plan, self.log, self.lines, self.bar = folder, plan, log, lines, bar
+        self.folder, self.plan, self.log, self.lines, self.bar, self.watch = folder, plan, log, lines, bar, watch
+        self._has_begun = False
 
     def callbacks(self) -> TrainCallbacks:
         """Return what to give to the session."""
@@ -35,6 +56,7 @@ class Recorder:
             on_plan=self.keep_plan,
             on_rewind=self.rewind,
             find_checkpoint=self.find_checkpoint,
+            watch=self.watch,
         )
 
     def keep_plan(self, plan: TrainPlan) -> None:
@@ -42,7 +64,10 @@ class Recorder:
         keep_plan(self.folder, replace(self.plan, train=plan))
 
     def add_step(self, line: dict[str, Any]) -> None:
-        """Add a step's line to the log."""
+        """Add a step's line to the log; of this command's first step, note what came before it."""
+        if not self._has_begun:
+            self._has_begun = True
+            self.folder.update(start_up=start_up(self.watch, line["seconds"]))
         self.log.add(line)
         self.lines.append(line)
         speed = line["tokens"] / max(line["seconds"], 1e-9)

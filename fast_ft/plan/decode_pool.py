@@ -36,6 +36,7 @@ class Answers:
     prompt_tokens: Sequence[int]
     max_new_tokens: int
     candidates: int = 1
+    pooled: bool = True  #: by our engine; else transformers answers in batches, each row with a cache of full length
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
 
     both = memory.fixed_gib + shape.linear_weights * 2 / GIB
     slots = wanted_slots or most_slots(memory.fixed_gib)
+    if not answers.pooled:
+        tokens = min(slots, max(1, cache(slots, memory.fixed_gib) // whole)) * whole
+        slots = tokens // whole
+        return DecodePlan(slots, tokens, False, round(memory.fixed_gib + pool_gib(shape, slots, tokens), 2))
     dequantise = memory.load_in_4bit and slots * whole <= cache(slots, both)
     held = both if dequantise else memory.fixed_gib
     tokens = min(slots * whole, max(cache(slots, held), whole))

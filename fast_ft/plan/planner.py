@@ -6,47 +6,41 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fast_ft.common import gpu
+from fast_ft.common import gpu, gpu_rates
 from fast_ft.common.wording import minutes_between
 from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
-from fast_ft.hub.families import ModelShape
-from fast_ft.models.loaders.base import ALONE_ONLY
-from fast_ft.plan import cards, plans
+from fast_ft.hub.families import FamilySpec
+from fast_ft.plan import base_fits, cards, decode_time, plans
 from fast_ft.plan.cost_model import CONTEXT_GIB, Training
 from fast_ft.plan.decode_pool import Answers
 from fast_ft.plan.micro_batches import share
 from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted
+from fast_ft.plan.ways import ways
 from fast_ft.recipe import policy_ntu_hw5
-from fast_ft.recipe.schema import Recipe, card_backend
-
-_MEAN_ANSWER = 250  #: tokens; answers end when they are done, long before max_new_tokens
+from fast_ft.recipe.schema import Recipe
 
 
 def settle(
     recipe: Recipe,
     prepared: PreparedData,
-    config: dict[str, Any],
+    family: FamilySpec,
     *,
     backend: str,
     card: cards.Card | None,
     world_size: int = 1,
 ) -> RunPlan:
-    """Return the plan of a recipe on a card, None being a CPU; see plan.settle. `config` is the base's config.json."""
+    """Return the plan of a recipe over a base on a card, None being a CPU; see plans.settle."""
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
     return plans.settle(
-        ModelShape.from_config(config),
+        family.shape,
         training(recipe, prepared, backend=backend),
         step_lengths(recipe, prepared),
-        Answers(
-            [len(ids) for ids in prepared.prompt_ids],
-            recipe.generate.max_new_tokens,
-            recipe.generate.num_return_sequences,
-        ),
-        wanted(recipe),
+        answers(recipe, prepared, family),
+        wanted(recipe, family),
         Machine(memory, card.expected if card is not None else None, world_size),
     )
 
@@ -61,7 +55,6 @@ def training(recipe: Recipe, prepared: PreparedData, *, backend: str) -> Trainin
         backend=backend,
         rows=recipe.train.effective_batch_size,
         longest=max(lengths),
-        typical=round(sum(n * n for n in lengths) / sum(lengths)),
         draws=recipe.lora.lora_dropout > 0,
     )
 
@@ -71,25 +64,24 @@ def step_lengths(recipe: Recipe, prepared: PreparedData) -> list[list[int]]:
     return [step for job in prepared.jobs for step in job.lengths]
 
 
-def wanted(recipe: Recipe) -> Wanted:
-    """Return what the recipe fixes of its plan."""
+def wanted(recipe: Recipe, family: FamilySpec) -> Wanted:
+    """Return what the recipe and the base fix of the plan: on the general way each row has a pass of its own."""
 
     def fixed(value: Any) -> Any:
         return None if value == "auto" else value
 
     return Wanted(
-        micro_batch=fixed(recipe.train.per_device_train_batch_size),
+        micro_batch=fixed(recipe.train.per_device_train_batch_size) if family.general is None else 1,
         generation_batch=fixed(recipe.generate.batch_size),
         recompute=fixed(recipe.train.gradient_checkpointing),
-        capture=recipe.train.capture,
+        capture=recipe.train.capture and family.general is None,
     )
 
 
 def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size: int = 1) -> dict[str, Any]:
     """Return what training will take, by stage and in all; with a card also its plan, GiB and projected minutes.
 
-    `gpu` is a name of cards.json; None: the card here, by its measured rate, or no card at all. `world_size`
-    processes train together, each on such a card.
+    `gpu` is a name that `cards.card` knows; see `card_for`. `world_size` processes train together, each on such a card.
     """
     jobs = prepared.jobs
     stages: list[dict[str, Any]] = []
@@ -105,16 +97,19 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
                 "longest_row": max(len(row.input_ids) for row in job.rows),
             }
         )
-    backend, why = backend_of(recipe, world_size)
-    content: dict[str, Any] = {"stages": stages}
+    family = base_family(recipe)
+    base_fits.check(family, recipe, prepared)
+    card = card_for(recipe, gpu)
+    (backend, *_), why = ways(recipe, card.capability if card is not None else None, world_size)
+    if family.general is not None:
+        backend, why = "peft", family.general
+    content: dict[str, Any] = {"stages": stages, **({"way": family.way} if family.way else {})}
     if world_size > 1:
         content["processes"] = {"world_size": world_size, "largest_share": largest_share(jobs, world_size), "note": why}
-    card = cards.card(gpu) if gpu is not None else card_here()
     if card is None:
         return content
-    config = base_config(recipe)
-    settled = settle(recipe, prepared, config, backend=backend, card=card, world_size=world_size)
-    shape, work = ModelShape.from_config(config), training(recipe, prepared, backend=backend)
+    settled = settle(recipe, prepared, family, backend=backend, card=card, world_size=world_size)
+    shape, work = family.shape, training(recipe, prepared, backend=backend)
     ends: list[float] = []
     for rates in card.rates:
         by_stage = [
@@ -128,9 +123,10 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
     content |= {
         "card": {"name": card.name, "tflops": list(card.tflops), "rates_from": card.source, "lacks": card.missing()},
         "plan": settled.to_json(),
+        "why": why,
         "projected_minutes": ends,
         "budget_minutes": budget,
-        "answer_minutes": answer_minutes(recipe, prepared, settled.decode.slots, shape, card),
+        "answer_minutes": answer_minutes(recipe, prepared, settled.decode.slots, family, card),
         "answer_budget_minutes": policy_ntu_hw5.minutes(recipe, "generate_minutes"),
         "verdict": _verdict(ends, budget, settled.train),
     }
@@ -138,34 +134,27 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
 
 
 def answer_minutes(
-    recipe: Recipe,
-    prepared: PreparedData,
-    slots: int,
-    shape: ModelShape,
-    card: cards.Card,
+    recipe: Recipe, prepared: PreparedData, slots: int, family: FamilySpec, card: cards.Card
 ) -> list[float] | None:
-    """Return projected minutes of the answers, `slots` at a time, on a card of these rates; None without prompts.
+    """Return projected minutes of the answers, `slots` at a time, from the quick end to the slow; None without prompts.
 
-    The low end is of short answers, with 4-bit weights read once a step; the high end of full-length ones, with weights
-    turned to 16 bits in each. No published run on a T4 is at hand to hold this against.
+    See decode_time.answer_minutes.
     """
     if not prepared.prompts:
         return None
-    rows = len(prepared.prompts) * recipe.generate.num_return_sequences
-    ends = []
-    for tokens, bytes_a_weight, rate in (
-        (min(_MEAN_ANSWER, recipe.generate.max_new_tokens), 0.516, card.tflops[1]),
-        (recipe.generate.max_new_tokens, 4.5, card.tflops[0]),
-    ):
-        step = shape.linear_weights * (bytes_a_weight / (card.gb_per_s * 1e9) + 2 * slots / (rate * 1e12))
-        ends.append(round(rows * tokens / slots * step / 60, 1))
-    return ends
+    return decode_time.answer_minutes(
+        family.shape, card.rates, answers(recipe, prepared, family), slots, load_in_4bit=recipe.model.load_in_4bit
+    )
 
 
-def backend_of(recipe: Recipe, world_size: int) -> tuple[str, str]:
-    """Return the backend that trains the recipe on cards, and why it is another than the recipe's, or ""."""
-    name = card_backend(recipe.model, recipe.lora)
-    return ("peft", ALONE_ONLY) if world_size > 1 and name == "unsloth" else (name, "")
+def answers(recipe: Recipe, prepared: PreparedData, family: FamilySpec) -> Answers:
+    """Return the prompts' token counts, and what each is answered with at most."""
+    return Answers(
+        [len(ids) for ids in prepared.prompt_ids],
+        recipe.generate.max_new_tokens,
+        recipe.generate.num_return_sequences,
+        pooled=family.general is None,
+    )
 
 
 def largest_share(jobs: Sequence[StageJob], world_size: int) -> float:
@@ -175,20 +164,35 @@ def largest_share(jobs: Sequence[StageJob], world_size: int) -> float:
     return round(fullest / sum(map(sum, steps)), 4)
 
 
-def base_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the base model's config.json; Llama-2-7B's is known without a network."""
+def base_family(recipe: Recipe) -> FamilySpec:
+    """Return what the base model's configuration says; Llama-2-7B's is known without a network."""
     if recipe.model.name_or_path in policy_ntu_hw5.MODELS:
-        return dict(policy_ntu_hw5.LLAMA_2_7B)
-    return download.model_config(recipe.model.name_or_path, recipe.model.revision, weights=False)
+        return FamilySpec.from_config(policy_ntu_hw5.LLAMA_2_7B | {"max_position_embeddings": 4096})
+    return download.family(recipe.model.name_or_path, recipe.model.revision, weights=False)
+
+
+def card_for(recipe: Recipe, gpu_name: str | None) -> cards.Card | None:
+    """Return the card of this name; without one the card here; without that the one that the recipe names, or None."""
+    if gpu_name is not None:
+        return cards.card(gpu_name)
+    if (here := card_here()) is not None or recipe.budget.gpu is None:
+        return here
+    return cards.card(recipe.budget.gpu, "budget.gpu:")
 
 
 def card_here() -> cards.Card | None:
-    """The GPU of this machine: its free memory and measured matmul rate; its bandwidth from the nearest known card."""
+    """Return the GPU of this machine, with its free memory and measured rates; None on a CPU.
+
+    Raises:
+        InputError: The GPU is too old for the installed torch.
+    """
     here = gpu.gpu()  # asked first: torch takes seconds to import, and a CPU needs none of it here
-    memory, rate = (gpu.free_gpu_gib(), gpu.matmul_tflops()) if here else (None, None)
-    if here is None or memory is None or rate is None:
+    if here is None or (memory := gpu.free_gpu_gib()) is None:
         return None
-    return cards.like(here["name"], memory + CONTEXT_GIB, rate)
+    capability, built_for = gpu.capabilities()
+    cards.refuse_old(here["name"], capability, built_for)
+    measured = gpu_rates.measure()
+    return None if measured is None else cards.at_hand(here["name"], capability, memory + CONTEXT_GIB, measured)
 
 
 def _verdict(minutes: list[float], budget: float | None, settled: TrainPlan) -> str:

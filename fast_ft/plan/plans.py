@@ -217,8 +217,9 @@ def step_seconds(shape: ModelShape, training: Training, plan: TrainPlan, lengths
     """
 
     def seconds(own: Sequence[int]) -> float:
+        row = sum(n * n for n in own) / max(1, sum(own))
         return sum(
-            cost_model.pass_seconds(shape, training, rates, each, plan.recompute_layers, capture=plan.capture)
+            cost_model.pass_seconds(shape, training, rates, each, plan.recompute_layers, row=row, capture=plan.capture)
             for each in widths_of(plan, own)
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fast_ft.common.folders import is_folder
+from fast_ft.hub import gguf_base
 from fast_ft.recipe.schema import Recipe, Section
 
 _TWO_STAGES = "curriculum.stages=[{name: easy, upto: 0.5}, {name: all, upto: 1.0}]"
@@ -89,10 +90,16 @@ _RULES = (
         (_TWO_STAGES,),
     ),
     _Rule(
-        ("curriculum.carry.schedule", "train.warmup_steps"),
+        ("curriculum.carry.schedule", "train.warmup_steps", "train.warmup_ratio"),
         "train.lr_scheduler_type is constant",
         lambda recipe: recipe.train.lr_scheduler_type == "constant",
         ("train.lr_scheduler_type=linear",),
+    ),
+    _Rule(
+        ("judge.pattern",),
+        "judge.kind is not reference",
+        lambda recipe: recipe.judge.kind != "reference",
+        ("judge.kind=reference",),
     ),
     _Rule(
         ("judge.references",),
@@ -120,9 +127,11 @@ _RULES = (
     ),
     _Rule(
         ("model.revision",),
-        "model.name_or_path is a folder here, and revisions are the hub's",
+        "model.name_or_path is a folder or a file here, and revisions are the hub's",
         lambda recipe: all(
-            is_folder(name) for name in (recipe.model.name_or_path, recipe.model.tokenizer) if name is not None
+            is_folder(name) or gguf_base.is_named(name)
+            for name in (recipe.model.name_or_path, recipe.model.tokenizer)
+            if name is not None
         ),
         ("model.name_or_path=OWNER/NAME",),
     ),

@@ -16,30 +16,32 @@ from typing import Any, Literal, get_args
 
 from pydantic.fields import FieldInfo
 
+from fast_ft.hub import gguf_base
 from fast_ft.recipe.schema import Recipe, Section
 
 Owner = Literal["run", "machine", "hub"]
 
-_HUB = "model.name_or_path model.tokenizer"
+_HUB = "model.name_or_path model.tokenizer model.adapter"
 _MACHINE = """
 run_name output_dir backup_dir
 data.train data.test
 train.report_to
-judge.kind judge.base_prompts judge.references judge.model judge.swap judge.concurrency judge.max_retries
+judge.kind judge.base_prompts judge.references judge.pattern judge.model judge.swap judge.concurrency judge.max_retries
 judge.timeout_seconds judge.max_requests judge.max_dollars judge.dollars_per_million_tokens
 budget.gpu budget.memory_gib budget.train_minutes budget.generate_minutes
 """
 _RUN = """
 rules seed
 model.revision model.template model.max_length model.load_in_4bit model.dtype model.backend
-lora.r lora.lora_alpha lora.lora_dropout lora.target_modules
+lora.r lora.lora_alpha lora.lora_dropout lora.target_modules lora.use_rslora lora.use_dora lora.modules_to_save
 data.max_train_rows data.train_on data.overlong data.unencodable data.exclude
 select.where select.rank_by select.method select.take select.deduplicate select.near_duplicate_similarity
 curriculum.by curriculum.cumulative curriculum.carry.optimizer curriculum.carry.schedule
 curriculum.stages.name curriculum.stages.upto curriculum.stages.where curriculum.stages.num_train_epochs
 curriculum.stages.learning_rate curriculum.stages.order
 train.effective_batch_size train.per_device_train_batch_size train.num_train_epochs train.max_steps
-train.learning_rate train.lr_scheduler_type train.warmup_steps train.weight_decay train.max_grad_norm train.optim
+train.learning_rate train.lr_scheduler_type train.warmup_steps train.warmup_ratio
+train.weight_decay train.max_grad_norm train.optim
 train.neftune_noise_alpha train.completion_only_loss train.gradient_checkpointing train.capture train.max_bad_steps
 train.deterministic train.save_steps
 generate.do_sample generate.temperature generate.top_p generate.top_k generate.min_p generate.repetition_penalty
@@ -71,8 +73,11 @@ def brought_here(tree: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether a model's name can be an id on the hub; any other name is a folder's."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
+    """Return whether a model's name can be an id on the hub; any other name is a folder's or a file's."""
+    return (
+        not gguf_base.is_named(name)
+        and re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name, re.ASCII) is not None
+    )
 
 
 def _below(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

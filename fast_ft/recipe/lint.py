@@ -11,11 +11,11 @@ from typing import NamedTuple
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.folders import expanded
 from fast_ft.common.wording import counted
-from fast_ft.hub.families import LINEARS, TARGET_MODULES, context_length
-from fast_ft.recipe import effects, policy_ntu_hw5
+from fast_ft.hub.families import context_length
+from fast_ft.recipe import effects, lint_adapter, lora_kinds, policy_ntu_hw5
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Condition, Recipe
-from fast_ft.recipe.steps import epoch_steps, stage_steps
+from fast_ft.recipe.steps import epoch_steps, stage_steps, warmup_steps
 
 PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
 
@@ -33,7 +33,8 @@ class Problem(NamedTuple):
 def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
     """Return (errors, warnings): an error is a run that fails or does not do what the recipe says."""
     errors = [
-        *_selection(recipe), *_stages(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe), *_paths(recipe),
+        *_selection(recipe), *_stages(recipe), *_warmup(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe),
+        *(Problem(*each) for each in lint_adapter.problems(recipe)), *_paths(recipe),
     ]  # fmt: skip
     return errors, list(_warnings(recipe))
 
@@ -76,10 +77,22 @@ def _stages(recipe: Recipe) -> Iterator[Problem]:
             before = stage.upto
 
 
+def _warmup(recipe: Recipe) -> Iterator[Problem]:
+    steps, ratio = recipe.train.warmup_steps, recipe.train.warmup_ratio
+    keys = ("train.warmup_ratio", "train.warmup_steps")
+    if steps is not None and ratio is not None:
+        text = f"train.warmup_ratio: {ratio:g} of all steps, but train.warmup_steps says {steps}: keep one of them, and"
+        yield Problem(f"{text} write null for the other", keys)
+    if steps is None and ratio is None:
+        yield Problem("train.warmup_steps: null, and no train.warmup_ratio; write 0 for no warm-up", keys[::-1])
+
+
 def _steps(recipe: Recipe) -> Iterator[Problem]:
     steps = stage_steps(recipe)
     train = recipe.train
     if steps is None:
+        return
+    if (train.warmup_steps is None) == (train.warmup_ratio is None):
         return
     depends_on = ("select.take", "data.max_train_rows", "train.num_train_epochs", "train.max_steps",
                 "train.effective_batch_size", "curriculum.stages", "curriculum.cumulative",
@@ -87,13 +100,14 @@ def _steps(recipe: Recipe) -> Iterator[Problem]:
     if train.lr_scheduler_type != "constant":
         one = recipe.curriculum.carry.schedule
         length = sum(steps) if one else min(steps)
-        if train.warmup_steps >= length:
+        key = "train.warmup_steps" if train.warmup_ratio is None else "train.warmup_ratio"
+        if (rising := warmup_steps(train, length)) >= length:
             text = (
-                f"train.warmup_steps: {counted(train.warmup_steps, 'step')} of warm-up, but "
-                f"{'the run' if one else 'a stage'} has at most {length}: the "
-                f"learning rate would not reach {train.learning_rate:g}; lower it or train longer"
+                f"{key}: {counted(rising, 'step')} of warm-up, but "
+                f"{'the run' if one else 'a stage'} has at most {length}: the learning rate would not reach "
+                f"{train.learning_rate:g}; lower it or train longer"
             )
-            yield Problem(text, ("train.warmup_steps", "train.lr_scheduler_type", *depends_on))
+            yield Problem(text, (key, "train.lr_scheduler_type", *depends_on))
 
 
 def _context(recipe: Recipe) -> Iterator[Problem]:
@@ -112,33 +126,12 @@ def _context(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _batch(recipe: Recipe) -> Iterator[Problem]:
-    lora, train = recipe.lora, recipe.train
-    if lora.r == 0:
-        yield Problem("lora.r: rank 0 trains nothing; common are 8 to 64", ("lora.r",))
-    if lora.lora_alpha == 0:
-        yield Problem("lora.lora_alpha: 0 switches the adapter off; common are r and twice r", ("lora.lora_alpha",))
-    if lora.target_modules != "all-linear":
-        yield from _targets(lora.target_modules)
+    train = recipe.train
     one, all_ = train.per_device_train_batch_size, train.effective_batch_size
     if isinstance(one, int) and all_ % one:
         text = f"train.per_device_train_batch_size: {one} does not divide effective_batch_size {all_}: one step is"
         keys = ("train.per_device_train_batch_size", "train.effective_batch_size")
         yield Problem(f"{text} a whole number of forward passes; write a divisor, or auto", keys)
-
-
-def _targets(names: tuple[str, ...]) -> Iterator[Problem]:
-    """Find what is no linear layer of a block. PEFT takes a name's end too: self_attn.q_proj, layers.3.mlp.up_proj."""
-    if not names:
-        yield Problem("lora.target_modules: the list is empty; all-linear takes all", ("lora.target_modules",))
-    paths = [f".model.layers.0.{path}" for path in LINEARS]
-    for name in dict.fromkeys(names):
-        numberless = re.sub(r"(^|layers\.)[0-9]+\.", r"\g<1>0.", name)
-        if not name or not any(path.endswith(f".{numberless}") for path in paths):
-            hint = nearest(name, TARGET_MODULES)
-            if name == "all-linear":
-                hint = "; write lora.target_modules: all-linear, without a list"
-            text = f"lora.target_modules: {name!r} is not a layer that a LoRA can be put on{hint}; there are"
-            yield Problem(f"{text} {', '.join(TARGET_MODULES)}", ("lora.target_modules",))
 
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:
@@ -160,6 +153,12 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
     if judge.kind == "reference" and not judge.references:
         text = "judge.references: missing; judge.kind: reference compares answers with a file of reference answers"
         yield Problem(text, ("judge.references", "judge.kind"))
+    if judge.pattern is not None:
+        try:
+            re.compile(judge.pattern)
+        except re.error as error:
+            text = f"judge.pattern: {judge.pattern!r} is no regular expression ({error}); for example: 'Yes, .+'"
+            yield Problem(text, ("judge.pattern",))
     if judge.kind != "none" and not data.test:
         text = f"judge.kind: {judge.kind} has nothing to judge, since data.test names no prompts: give some, or kind:"
         yield Problem(f"{text} none", ("judge.kind", "data.test"))
@@ -170,9 +169,9 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
 
 def _warnings(recipe: Recipe) -> Iterator[Problem]:
     select, stages, train = recipe.select, recipe.curriculum.stages, recipe.train
-    if recipe.lora.lora_dropout and recipe.model.backend != "peft":
-        text = "lora.lora_dropout: Unsloth's fused kernels need 0; with dropout it trains by slower ones"
-        yield Problem(text, ("lora.lora_dropout", "model.backend"))
+    if recipe.model.backend == "auto" and (kind := lora_kinds.unknown("fused", recipe.lora)):
+        text = f"{kind.key}: our own blocks do not know {kind.name}; Unsloth or PEFT trains it, more slowly"
+        yield Problem(text, (kind.key, "model.backend"))
     if not select.rank_by and select.method in ("middle", "stratified"):
         text = f"select.method: {select.method} of the file's order, since select.rank_by names no metric"
         yield Problem(text, ("select.method", "select.rank_by"))

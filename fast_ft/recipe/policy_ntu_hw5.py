@@ -34,6 +34,17 @@ LLAMA_2_7B = {
 }
 
 
+#: What the rules say of each kind of adapter that a recipe can ask for: "" allows it, else why it is refused.
+ADAPTERS = {
+    "lora.target_modules": "",  # any linear layers
+    "lora.lora_dropout": "",
+    "lora.use_rslora": "",
+    "lora.use_dora": "",
+    "lora.modules_to_save": "the homework trains an adapter of the 4-bit model, not the model's own weights: write []",
+    "model.adapter": "an adapter that is there has seen other rows: write null",
+}
+
+
 def check_recipe(recipe: Recipe) -> list[str]:
     """Return how `recipe` breaks the rules that it names; a local model folder is left to check_model_config."""
     if recipe.rules is None:
@@ -53,6 +64,11 @@ def check_recipe(recipe: Recipe) -> list[str]:
                 f"budget.{name}: {minutes:g} is not allowed {why}; a run that a clock ends early cannot be done again: "
                 f"write null. `plan` compares with the homework's {allowed:g} minutes by itself"
             )
+    for key, reason in ADAPTERS.items():
+        section, name = key.split(".")
+        if reason and (value := getattr(getattr(recipe, section), name)):
+            shown = f"[{', '.join(value)}]" if isinstance(value, tuple) else repr(value)
+            problems.append(f"{key}: {shown} is not allowed {why}; {reason}")
     if recipe.train.report_to != "none":
         problems.append(
             f"train.report_to: {recipe.train.report_to} is not allowed {why}; nothing of a homework's run goes to "

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
+#: Whole numbers stay whole: a recipe of whole epochs keeps the digest that it has.
+Epochs = Count | Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
@@ -34,7 +36,7 @@ class Section(BaseModel):
 class Model(Section):
     """The base model, and how it is loaded."""
 
-    name_or_path: str = Field(description="A folder, or a model's id on the Hugging Face hub.")
+    name_or_path: str = Field(description="A folder, a .gguf file, or a model's id on the Hugging Face hub.")
     revision: str | None = Field(default=None, description="The hub's branch, tag or commit.")
     tokenizer: str | None = Field(default=None, description="A tokenizer's folder or id, in place of the model's own.")
     template: Literal["llama-2", "llama-3.1", "tokenizer"] = Field(
@@ -55,8 +57,12 @@ class Model(Section):
     )
     backend: Literal["auto", "fused", "unsloth", "peft"] = Field(
         default="auto",
-        description="auto, on an NVIDIA GPU: fused (our own blocks), or unsloth where the LoRA has dropout or leaves "
-        "linear layers out; on a CPU: peft (transformers + peft).",
+        description="What trains: fused (our own blocks), unsloth, or peft (transformers + peft). auto: the first of "
+        "the ways that plan/cards.json names for the card's compute capability that can; on a CPU peft.",
+    )
+    adapter: str | None = Field(
+        default=None,
+        description="A folder with a LoRA adapter in PEFT's form, from which training starts; null: from a new one.",
     )
 
 
@@ -67,21 +73,29 @@ class Lora(Section):
         default=16, description="Rank: the inner size of the adapter's two matrices."
     )
     lora_alpha: Annotated[float, Field(ge=0)] = Field(
-        default=32, description="The adapter's output is scaled by lora_alpha / r."
+        default=32, description="The adapter's output is scaled by lora_alpha / r; see use_rslora."
     )
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="Unsloth's fused kernels need 0."
+        default=0.0,
+        description="The share of the adapter's inputs that a training pass sets to 0. Own blocks need 0.",
     )
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="Which layers get an adapter: all-linear, or names such as q_proj."
     )
-
-
-def card_backend(model: Model, lora: Lora) -> str:
-    """Return the backend that the recipe means where there is an NVIDIA GPU."""
-    if model.backend != "auto":
-        return model.backend
-    return "fused" if lora.lora_dropout == 0 and lora.target_modules == "all-linear" else "unsloth"
+    use_rslora: bool = Field(
+        default=False,
+        description="Rank-stabilised LoRA: the scale is lora_alpha / sqrt(r) (arXiv 2312.03732).",
+    )
+    use_dora: bool = Field(
+        default=False,
+        description="DoRA: the size of each output's weights is trained apart from their direction (arXiv 2402.09353). "
+        "Slower: our own blocks and Unsloth's kernels do not know it.",
+    )
+    modules_to_save: tuple[Literal["embed_tokens", "lm_head"], ...] = Field(
+        default=(),
+        description="Parts that are trained and saved whole, beside the LoRA: embed_tokens, lm_head or both. "
+        "For a 7B each of them takes some 2 GiB more.",
+    )
 
 
 class Data(Section):
@@ -144,7 +158,7 @@ class StageSpec(Section):
         default=None, description="The stage trains on the selected rows up to this quantile of curriculum.by."
     )
     where: dict[str, Condition] | None = Field(default=None, description="In place of upto: conditions on metrics.")
-    num_train_epochs: Count | None = Field(
+    num_train_epochs: Epochs | None = Field(
         default=None, description="How often the stage sees each of its rows; null: train.num_train_epochs."
     )
     learning_rate: Positive | None = Field(
@@ -181,7 +195,9 @@ class Train(Section):
     per_device_train_batch_size: Count | Literal["auto"] = Field(
         default="auto", description="Rows in one forward pass; auto: as many as the memory budget holds."
     )
-    num_train_epochs: Count = Field(default=1, description="How often each row is seen.")
+    num_train_epochs: Epochs = Field(
+        default=1, description="How often each row is seen. 1.5: once, and the first half of a second pass's steps."
+    )
     max_steps: Count | None = Field(
         default=None,
         description="Stop after this number of optimizer steps over all stages; null: when the epochs are done.",
@@ -192,8 +208,11 @@ class Train(Section):
         description="The learning rate after warm-up: linear and cosine fall to 0; constant_with_warmup stays; "
         "constant has no warm-up.",
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        default=10, description="Steps in which the learning rate rises from 0."
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+        default=10, description="Steps in which the learning rate rises from 0; null: by warmup_ratio."
+    )
+    warmup_ratio: Share | None = Field(
+        default=None, description="The same as a share of all steps, rounded up; give it or warmup_steps, not both."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         default=0.01, description="AdamW's decay of the adapter's weights; 0: none."
@@ -234,6 +253,14 @@ class Train(Section):
         description="A tracker for the curves, through transformers; its package is yours to install. Refused under "
         "the homework's rules. log.jsonl and report.html need none.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ratio_in_place_of_steps(cls, values: Any) -> Any:
+        """Let a share of steps that is given alone take the place of the default number of steps."""
+        if isinstance(values, dict) and values.get("warmup_ratio") is not None and "warmup_steps" not in values:
+            return values | {"warmup_steps": None}
+        return values
 
 
 class Generate(Section):
@@ -278,6 +305,11 @@ class Judge(Section):
         default=None,
         description="Reference answers: a file in any layout that data.train may have. openai without it: each answer "
         "alone.",
+    )
+    pattern: str | None = Field(
+        default=None,
+        description="reference: a regular expression of the manner that answers should have. An answer scores 1 where "
+        "all of it matches, in place of an exact match.",
     )
     model: str = Field(default="gpt-4o-mini", description="openai: the judge; gpt-4o-mini is the homework's.")
     swap: bool = Field(

@@ -6,7 +6,7 @@ import math
 from itertools import accumulate, pairwise
 
 from fast_ft.recipe import policy_ntu_hw5
-from fast_ft.recipe.schema import Recipe
+from fast_ft.recipe.schema import Recipe, Train
 
 
 def stage_steps(recipe: Recipe) -> list[int] | None:
@@ -32,5 +32,17 @@ def epoch_steps(recipe: Recipe) -> list[int] | None:
         share = 1.0 if stage.upto is None else stage.upto - (0.0 if recipe.curriculum.cumulative else before)
         before = stage.upto or before
         held = min(rows, math.ceil(round(rows * share, 6)))
-        steps.append(math.ceil(held / batch) * (stage.num_train_epochs or recipe.train.num_train_epochs))
-    return steps or [math.ceil(rows / batch) * recipe.train.num_train_epochs]
+        steps.append(steps_of(held, batch, stage.num_train_epochs or recipe.train.num_train_epochs))
+    return steps or [steps_of(rows, batch, recipe.train.num_train_epochs)]
+
+
+def steps_of(rows: int, batch: int, epochs: float) -> int:
+    """Return the steps of a number of epochs. Part of an epoch is rounded up to whole steps, as transformers does."""
+    return math.ceil(round(epochs * math.ceil(rows / batch), 6))
+
+
+def warmup_steps(section: Train, total: int) -> int:
+    """Return the steps of warm-up in a schedule of `total` steps. A share of them is rounded up."""
+    if section.warmup_ratio is not None:
+        return math.ceil(round(section.warmup_ratio * total, 6))
+    return section.warmup_steps or 0

@@ -137,6 +137,8 @@ class Manifest(Part):
     model: BaseModelRecord | None = None
     tokens: TokenDigests = TokenDigests()
     plan: dict[str, Any] = {}
+    starts_from: dict[str, str] = {}  # the adapter's folder and digest, where training did not start from a new one
+    start_up: dict[str, Number] = {}  # seconds from the command to the last session's first step, by parts
     generated_with: dict[str, Any] = {}
     judged_with: dict[str, Any] = {}
     others: dict[str, dict[str, Any]] = {}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import PreparedData
-from fast_ft.plan import cards as forecast
-from fast_ft.plan import planner
+from fast_ft.plan import cards, planner
 from fast_ft.recipe.schema import Recipe
 
 MARGIN = 1.1  #: a trial is begun where the time left is at least this multiple of its price
@@ -103,5 +100,4 @@ def _card_name(recipe: Recipe) -> str | None:
     here = gpu.gpu()
     if here is None:
         return None
-    cards = json.loads(Path(forecast.__file__).with_name("cards.json").read_text(encoding="utf-8"))
-    return next((key for key, card in cards.items() if card["name"] == here["name"]), recipe.budget.gpu)
+    return cards.short_name(here["name"]) or recipe.budget.gpu

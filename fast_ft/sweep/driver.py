@@ -194,7 +194,7 @@ class Driver:
             else:
                 judge_phase.judge_run(folder, job.recipe.judge, group, seed=job.recipe.seed)
             content = json.loads(folder.scores.read_text(encoding="utf-8"))
-        measure = "score" if self.search.objective in ("judge", "exact_match") else self.search.objective
+        measure = "score" if self.search.objective == "judge" else self.search.objective
         scores = {
             key: None if each["score"] is None else float(each[measure]) for key, each in content["prompts"].items()
         }

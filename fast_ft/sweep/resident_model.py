@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fast_ft.common import out_of_memory
+from fast_ft.common import gpu, out_of_memory
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, LoaderBase
 from fast_ft.models.patches import ModelPatches
-from fast_ft.recipe.schema import Lora, Model, Recipe, card_backend
+from fast_ft.plan.ways import ways
+from fast_ft.recipe.schema import Lora, Model, Recipe
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,7 +46,8 @@ class ResidentLoader:
         self.name = ""
         self.notes: list[str] = []
         self._loader: LoaderBase  # from the first `use` on
-        self._wanted: tuple[Model, str] | None = None
+        self._wanted: tuple[Model, tuple[str, ...]] | None = None
+        self._capability = gpu.capability()
         self._loaded: LoadedModel | None = None
         self._trial = ModelPatches()
         self._adapter: tuple[Lora, int] | None = None
@@ -54,11 +56,12 @@ class ResidentLoader:
 
     def use(self, recipe: Recipe) -> ResidentLoader:
         """Make ready for this recipe; another base model takes the place of the one that is loaded."""
-        wanted = (recipe.model, card_backend(recipe.model, recipe.lora))
+        names = ways(recipe, self._capability).names
+        wanted = (recipe.model, names)
         if wanted != self._wanted:
             self.forget()
             started = time.monotonic()
-            self._loader = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed)
+            self._loader = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=names)
             self._wanted, self.name = wanted, self._loader.name
             self.seconds += time.monotonic() - started
         self._loader.lora, self._loader.seed = recipe.lora, recipe.seed
@@ -114,7 +117,14 @@ class ResidentLoader:
         for layer in _repacked_layers(loaded):
             self._trial.keep_4bit(layer)
         return ResidentModel(
-            model, loaded.tokenizer, loaded.backend, loaded.device, loaded.dtype, loaded.notes, self._trial
+            model,
+            loaded.tokenizer,
+            loaded.backend,
+            loaded.device,
+            loaded.dtype,
+            loaded.notes,
+            self._trial,
+            loaded.general,
         )
 
     def _load(self) -> LoadedModel:
@@ -127,6 +137,7 @@ class ResidentLoader:
 
     def _renew_adapter(self, loaded: LoadedModel) -> None:
         """Take the adapter off the base and let the loader add another, as it does after loading."""
+        lora_files.put_whole_modules_back(loaded.model)
         base = loaded.model.unload()
         loaded.patches.undo()  # our blocks hold the adapter before
         loaded.model = self._loader.with_adapter(base, loaded.patches)

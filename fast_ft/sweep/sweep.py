@@ -18,6 +18,7 @@ from fast_ft.common.signals import interruptible
 from fast_ft.common.wording import counted
 from fast_ft.data import contamination, dataset
 from fast_ft.judge import statistics
+from fast_ft.models.loaders import choose
 from fast_ft.pipeline import judge_phase, set_up
 from fast_ft.recipe.loader import content_digest, resolved
 from fast_ft.recipe.schema import Recipe
@@ -70,6 +71,7 @@ class Sweep:
 
         make_workers: returns the workers, given the folder for what they write on stdout and stderr.
         """
+        choose.refuse_absent(self.recipe.model.backend)
         set_up.check_model(self.recipe)
         if self.search.objective == "judge":
             judge_phase.check(self.recipe.judge.model_copy(update={"references": None}), [])

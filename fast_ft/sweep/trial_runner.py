@@ -96,8 +96,8 @@ class TrialRunner:
             return
         if not self._card:
             self._card = [planner.card_here()]
-        config = set_up.model_config(recipe)
-        set_up.keep_plan(folder, planner.settle(recipe, prepared, config, backend=maker.name, card=self._card[0]))
+        family = set_up.base_family(recipe)
+        set_up.keep_plan(folder, planner.settle(recipe, prepared, family, backend=maker.name, card=self._card[0]))
 
     def _answer_some(self, folder: RunDir, task: TrialTask, prepared: PreparedData) -> int:
         """Answer the first prompts with the adapter so far."""
@@ -106,7 +106,9 @@ class TrialRunner:
             loaded = self.kept.use(recipe).for_generation(folder.taste / "adapter")
             partial = folder.taste / "partial.jsonl"
             partial.unlink(missing_ok=True)
-            settled = set_up.settle_plan(folder, recipe, prepared, self.kept.name)
+            settled = set_up.settle_plan(
+                folder, recipe, prepared, self.kept.name, set_up.card_to_plan_for(folder, recipe)
+            )
             plan = decode_plan(recipe, settled)
             answering = answers.Task(recipe.seed, partial, title="answers so far")
             result = answers.generate(loaded, prepared.encoder, prompts, recipe.generate, plan, answering)

@@ -158,21 +158,21 @@ class Passes:
         ids_1T, targets_1T, positions_1T, lengths_1T = tokens_4T[:, None].unbind(0)
         if self._noise is not None:
             self._noise.row_lengths_1T = lengths_1T
-        # Under capture autocast must not cache casts: they would be made outside of the next graph.
-        autocast = (
-            torch.autocast(self.device, dtype=self._dtype, cache_enabled=not self.plan.capture)
-            if self._dtype is not None
-            else contextlib.nullcontext()
-        )
         rows = PackedRows(starts_S, min(self.shape.longest, tokens_4T.shape[1]))
         # The backward pass stands inside too: layers are computed again there.
         with packed_attention.packed_pass(self._causal.config, rows):
-            with autocast:
+            with self._autocast():
                 hidden_1TD = self._causal.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0]
                 total = response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0])
             loss = total / self._supervised
             (loss * self._scale).backward()
         return loss.detach()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        # Under capture autocast must not cache casts: they would be made outside of the next graph.
+        return torch.autocast(self.device, dtype=self._dtype, cache_enabled=not self.plan.capture)
 
     def _capture(self, tokens: int) -> None:
         try:

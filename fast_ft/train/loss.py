@@ -18,7 +18,7 @@ _CHUNK = 1024  #: positions whose logits exist at a time: 1,024 x 32,000 in fp32
 def response_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     """Return the cross-entropy in nats, summed over the positions whose target is not IGNORE_INDEX: a 0-d fp32 tensor.
 
-    `weight_VD` is the head and gets no gradient; `target_N` holds token ids.
+    `weight_VD` is the head; it gets a gradient where it is trained. `target_N` holds token ids.
     """
     with torch.autocast(hidden_ND.device.type, enabled=False):
         return ResponseLoss.apply(hidden_ND, weight_VD, target_N)
@@ -32,8 +32,11 @@ class ResponseLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
-        """Return the summed loss, and keep the gradient of `hidden_ND` for `backward`."""
+        """Return the summed loss, and keep the gradients of `hidden_ND` and of a trained `weight_VD` for `backward`."""
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        grad_VD = weight_VD.new_zeros(weight_VD.shape) if ctx.needs_input_grad[1] else None
+        if grad_VD is not None:  # a head in fp32 that is trained is multiplied in the pass's own dtype
+            weight_VD = weight_VD.to(hidden_ND.dtype)
         gradient_ND = torch.empty(hidden_ND.shape, dtype=weight_VD.dtype, device=hidden_ND.device)
         raw = weight_VD.new_empty(min(_CHUNK, len(hidden_ND)), len(weight_VD))
         wide = raw if raw.dtype == torch.float32 else raw.new_empty(raw.shape, dtype=torch.float32)
@@ -50,12 +53,14 @@ class ResponseLoss(torch.autograd.Function):
             p_CV.scatter_(1, index_C1, p_CV.gather(1, index_C1) - 1)
             raw_CV.copy_(p_CV.mul_(kept_C[:, None]))
             torch.mm(raw_CV, weight_VD, out=gradient_ND[part])
-        ctx.save_for_backward(gradient_ND)
+            if grad_VD is not None:
+                grad_VD.addmm_(raw_CV.t().to(grad_VD.dtype), hidden_ND[part].to(grad_VD.dtype))
+        ctx.save_for_backward(gradient_ND, grad_VD)
         ctx.dtype = hidden_ND.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of `hidden_ND`, times the gradient of the loss (0-d)."""
-        (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND * outer[0]).to(ctx.dtype), None, None
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Return the gradients of `hidden_ND` and of a trained `weight_VD`, times the gradient of the loss (0-d)."""
+        gradient_ND, grad_VD = ctx.saved_tensors
+        return (gradient_ND * outer[0]).to(ctx.dtype), None if grad_VD is None else grad_VD * outer[0], None

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fast_ft.models import weight_layout
 from fast_ft.recipe import schema
+from fast_ft.recipe.steps import warmup_steps
 
 
 class FlatWeights:
@@ -37,7 +38,7 @@ class FlatWeights:
 
 
 def make_optimizer(flat: FlatWeights, section: schema.Train) -> Optimizer:
-    """Return a new AdamW over the adapter's weights. LoRA's weights are all matrices, so all of them decay."""
+    """Return a new AdamW over the adapter's weights. All of them decay, as in Trainer: none is a bias or a norm."""
     weights = [flat.parameter]
     arguments: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     arguments |= {"betas": (0.9, 0.999), "eps": 1e-8}  # spelled out: libraries' defaults differ
@@ -65,7 +66,7 @@ def make_scheduler(
     shape = transformers.get_scheduler(
         section.lr_scheduler_type,
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0),
-        num_warmup_steps=min(section.warmup_steps, total),
+        num_warmup_steps=min(warmup_steps(section, total), total),
         num_training_steps=total,
     )
     factor = shape.lr_lambdas[0] if hasattr(shape, "lr_lambdas") else lambda _: 1.0

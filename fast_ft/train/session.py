@@ -137,7 +137,8 @@ class TrainSession:
         self.steps.passes.open()
         if self.loaded.device == "cuda" and not self._is_rehearsed:
             self._is_rehearsed = True
-            self.steps.rehearse(self.state)
+            with self.callbacks.watch.during("rehearsal"):
+                self.steps.rehearse(self.state)
         if self.stopping.pace is not None:
             self.stopping.pace.start()
 
@@ -169,10 +170,12 @@ class TrainSession:
 
     def _run_stage(self) -> None:
         # Imported only now: unsloth, which may have loaded the model, has to be imported before trl and transformers.
-        from fast_ft.train.sft_trainer import StageTrainer
+        with self.callbacks.watch.during("trainer"):
+            from fast_ft.train.sft_trainer import StageTrainer
 
         before, lost = self.state.global_step, None
-        trainer = StageTrainer(self)
+        with self.callbacks.watch.during("trainer"):
+            trainer = StageTrainer(self)
         if self.loaded.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         try:

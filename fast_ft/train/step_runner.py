@@ -16,6 +16,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.process_group import Ranks
 from fast_ft.common.wording import counted
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
+from fast_ft.models.base_layers import decoder_layers
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.micro_batches import cut, share
 from fast_ft.plan.plans import TrainPlan
@@ -23,6 +24,7 @@ from fast_ft.train import oom_recovery
 from fast_ft.train.forward_backward import CaptureFailed, Passes
 from fast_ft.train.micro_batch import MicroBatchShape
 from fast_ft.train.optimizer import FlatWeights
+from fast_ft.train.row_passes import RowPasses
 from fast_ft.train.state import TrainState
 from fast_ft.train.task import StepFacts, TrainTask
 
@@ -46,7 +48,8 @@ class StepRunner:
     ) -> None:
         self.loaded, self.flat, self.task, self.ranks, self.on_plan = loaded, flat, task, ranks, on_plan
         shape = MicroBatchShape(task.most_rows, task.longest, task.pad_id)
-        self.passes = Passes(loaded, flat, plan, shape, task.section.neftune_noise_alpha)
+        passes = Passes if loaded.general is None else RowPasses
+        self.passes = passes(loaded, flat, plan, shape, task.section.neftune_noise_alpha)
         self.out_of_memory = 0  #: times that memory ran out
 
     @property
@@ -117,7 +120,7 @@ class StepRunner:
 
     def _take_thriftier_plan(self, error: Exception | None, step: int) -> None:
         """Follow a plan that takes less memory. `error` is None where another process had it."""
-        layers = len(self.loaded.model.get_base_model().model.layers)
+        layers = len(decoder_layers(self.loaded.model))
         plan = oom_recovery.thriftier(self.plan, self.task.step_lengths, layers)
         if plan is None:
             raise InputError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.batches import StageJob
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
@@ -79,6 +80,7 @@ class TrainCallbacks:
     on_plan(plan): the plan was replaced by a thriftier one, which a resumed run has to follow.
     on_rewind(step): training goes back to the state after `step`; what came later is trained again.
     find_checkpoint(step): returns the newest whole checkpoint of a step below `step`, or None.
+    watch: counts the seconds of making a session, of its trainers and of rehearsing passes, before the first step.
     """
 
     on_step: Callable[[dict[str, Any]], None] = ignore
@@ -86,3 +88,4 @@ class TrainCallbacks:
     on_plan: Callable[[TrainPlan], None] = ignore
     on_rewind: Callable[[int], None] = ignore
     find_checkpoint: Callable[[int], Path | None] = ignore
+    watch: Stopwatch = field(default_factory=Stopwatch)

@@ -60,8 +60,10 @@ def test_every_figure_says_where_when_and_by_what_it_was_measured() -> None:
         assert f" | {date} | " in line, name
         assert ("| not recorded |" in line) == (entry["commit"] is None), "a missing commit is said"
         card = "cpu" if entry["card"].startswith("CPU") else machine.card_slug(entry["card"])
-        carried = re.split(r"[.-]", name)
-        assert card in carried or "t4class" in carried or (card == "cpu" and "pocket" in name + entry["source"]), name
+        carried = re.split(r"[._-]", name)
+        # how far a plan, the model of a T4, or one way from another is off says nothing of a card's speed
+        of_no_card = carried[0] in ("plan", "t4", "real") or "t4class" in carried
+        assert card in carried or of_no_card or (card == "cpu" and "pocket" in name + entry["source"]), name
 
 
 def test_a_result_says_when_where_and_by_which_commit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def test_wrong_models(
     del config["num_attention_heads"]
     (base / "config.json").write_text(json.dumps(config))
     message = refused(capsys, str(recipe_file({"model.name_or_path": str(base)})))
-    assert "only Llama-like models are supported" in message
+    assert "models that name their sizes as Llama does are supported" in message
     assert not (tmp_path / "runs").exists()
 
 

@@ -91,3 +91,25 @@ def test_the_card_is_told_by_an_old_driver_too_and_is_none_where_there_is_none(
     assert gpu.gpu() is None
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     assert gpu.gpu() is None
+
+
+def test_the_capability_is_the_cards_that_cuda_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By nvidia-smi, else by the driver itself; a machine without either has none."""
+    put(tmp_path, monkeypatch)
+    assert gpu.capability() == (9, 0) and "compute_cap" not in (gpu.gpu() or {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert gpu.capability() == (8, 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu.capability() is None, "nvidia-smi is there, and CUDA may use none"
+    monkeypatch.setattr(gpu, "_by_driver", lambda: (7, 5))
+    assert gpu.capability() is None
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert gpu.capability() == (7, 5), "a container without nvidia-smi"
+
+
+def test_a_machine_without_a_driver_has_no_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(gpu.ctypes, "CDLL", absent)
+    assert gpu._by_driver() is None

@@ -139,7 +139,9 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("name", "shape", "words"),
     [
-        ("base_model.model.model.embed_tokens.weight", (2048, 256), "only the matrices A and B of LoRA are read"),
+        ("base_model.model.model.embed_tokens.weight", (2048, 256), "absent was expected"),
+        (f"{Q}.lora_magnitude_vector", (192,), "absent was expected"),
+        (f"{Q}.lora_magnitude_vector", (192, 1), "only the matrices A and B of LoRA are read"),
         (f"{Q}.base_layer.weight", (256, 256), "only the matrices A and B of LoRA are read"),
         (f"{Q}.weight", (256, 256), "only the matrices A and B of LoRA are read"),
         (f"{Q}.lora_A.weight", (512,), "only the matrices A and B of LoRA are read"),
@@ -193,9 +195,10 @@ GOOD_ADAPTER = {
         ({"target_modules": ["q_proj", ".*(a+)+"]}, "no pattern"),
         ({"layers_pattern": "(a+)+$"}, "leaves it empty"),
         ({"rank_pattern": {"(a+)+$": 9}}, "leaves it empty"),
-        ({"modules_to_save": ["lm_head"]}, "leaves it empty"),
+        ({"modules_to_save": ["q_proj"]}, "embed_tokens and lm_head are read"),
+        ({"modules_to_save": "(a+)+$"}, "embed_tokens and lm_head are read"),
         ({"layer_replication": [[0, 9999]]}, "leaves it empty"),
-        ({"use_dora": True}, "leaves it empty"),
+        ({"use_dora": "yes"}, "true or false was expected"),
         ({"runtime_hook": "os.system"}, "leaves it empty"),
         ({"r": 10**9}, "a number up to 4096"),
         ({"r": True}, "a number up to 4096"),

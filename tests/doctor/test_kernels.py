@@ -92,6 +92,22 @@ def test_the_way_of_training_follows_from_what_failed() -> None:
     assert "of another kind" in through.text and "ImportError: x" in through.text and through.remedy
 
 
+def test_the_way_of_training_is_that_with_evidence_on_the_card() -> None:
+    """On a T4 Unsloth comes first, where it imports; where it does not, what our own blocks' checks say counts."""
+
+    def on_a_t4(**problems: str | None) -> Finding:
+        given = lines(**problems)
+        (found,) = named(kernels.judged([*given[:-1], given[-1] | {"capability": [7, 5]}]))["training"]
+        return found
+
+    assert on_a_t4().text == "through Unsloth, by the evidence on such cards; model.backend=fused can be chosen"
+    assert on_a_t4(training_blocks="off").text.endswith("model.backend=fused cannot be relied on (off)")
+    assert on_a_t4(unsloth="ImportError: x").text.startswith("through our own blocks (fused)")
+    assert on_a_t4(unsloth="ImportError: x", training_blocks="off").text.startswith("through PEFT")
+    broken = on_a_t4(packed_attention="off")
+    assert broken.level == "broken" and broken.text.startswith("through Unsloth, which would go wrong")
+
+
 def test_the_way_of_decoding_says_why() -> None:
     note = "4-bit products by bitsandbytes, more slowly: ValueError: no tensor cores on this card"
     (decoding,) = named(kernels.judged(lines(planes=False, notes=[note])))["decoding"]
@@ -144,10 +160,16 @@ def test_packed_attention_is_held_to_each_rows_own(kv_heads: int, monkeypatch: p
     assert packed_attention.check(like, 4, kv_heads, 16) is None
     right, backward = packed_attention.attend, packed_attention.backward
 
-    def forgets_the_rows(q: Any, k: Any, v: Any, rows: Any, scale: Any = None) -> Any:
+    def forgets_the_rows(q: Any, k: Any, v: Any, rows: Any, scale: Any = None, window: Any = None) -> Any:
         whole = packed_attention.PackedRows(torch.tensor([0, 100], dtype=torch.int32), 100)
-        return right(q, k, v, whole, scale)
+        return right(q, k, v, whole, scale, window)
 
+    def forgets_the_window(q: Any, k: Any, v: Any, rows: Any, scale: Any = None, window: Any = None) -> Any:
+        return right(q, k, v, rows, scale)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_attention, "attend", forgets_the_window)
+        assert "attention's result differs" in str(packed_attention.check(like, 4, kv_heads, 16))
     with monkeypatch.context() as patch:
         patch.setattr(packed_attention, "attend", forgets_the_rows)
         assert "attention's result differs" in str(packed_attention.check(like, 4, kv_heads, 16))

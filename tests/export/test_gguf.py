@@ -80,7 +80,7 @@ def test_heads_in_another_order_are_found(exported: Export, tmp_path: Path, monk
 
 
 def test_the_vocabulary_of_the_pocket_is_split_as_before_merging_text() -> None:
-    found, tokenizer = read_vocabulary(POCKET), open_tokenizer(POCKET)
+    found, tokenizer = read_vocabulary(POCKET), open_tokenizer(POCKET, {}, ())
     assert found.model == "llama" and found.special == {"bos": 1, "eos": 2, "unk": 0, "pad": 0}
     assert all(tokenizer.token_id(token) == id_ for id_, token in enumerate(found.tokens))
     assert found.kinds[:3] == [gguf_vocabulary.UNKNOWN, gguf_vocabulary.CONTROL, gguf_vocabulary.CONTROL]

@@ -14,6 +14,7 @@ import transformers
 from fast_ft.cli.main import main
 from fast_ft.common.errors import InputError
 from fast_ft.data.encoding import Encoder
+from fast_ft.data.examples import Example, Message
 from fast_ft.export import checks, merged
 from fast_ft.export.chat_forms import JINJA
 from fast_ft.export.export import Export
@@ -106,16 +107,26 @@ def test_shards_are_listed_in_the_index(run: Path, tmp_path: Path, monkeypatch: 
     assert {path.name for path in folder.glob("*.safetensors")} == set(index["weight_map"].values())
 
 
-def test_the_chat_template_gives_the_tokens_of_training(tmp_path: Path) -> None:
+CONVERSATIONS = [
+    [("user", "Name two colours."), ("assistant", "Red and blue.")],
+    [("system", "Be brief."), ("user", "Why?"), ("assistant", "Because."), ("user", "So?"), ("assistant", "So it is.")],
+]
+
+
+@pytest.mark.parametrize("template", JINJA)
+@pytest.mark.parametrize("turns", CONVERSATIONS, ids=["one exchange", "a system turn and two exchanges"])
+def test_the_chat_template_gives_the_tokens_of_training(template: Any, turns: list[tuple[str, str]]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(POCKET))
-    encoder = Encoder(POCKET)
-    messages = [{"role": "user", "content": "Name two colours."}]
-    ours = encoder.prompt_ids(messages)
-    theirs = tokenizer.apply_chat_template(messages, chat_template=JINJA["llama-2"], add_generation_prompt=True)
-    assert list(theirs["input_ids"]) == ours
-    whole = [*messages, {"role": "assistant", "content": "Red and blue."}]
-    theirs = tokenizer.apply_chat_template(whole, chat_template=JINJA["llama-2"])["input_ids"]
-    assert list(theirs) == ours + encoder.response_ids(messages, "Red and blue.")
+    encoder = Encoder(POCKET, template)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    row = encoder.row(Example("a", tuple(Message(role, content) for role, content in turns), None))
+    theirs = tokenizer.apply_chat_template(messages, chat_template=JINJA[template])["input_ids"]
+    assert list(theirs) == row.input_ids
+    prompt = messages[:-1]
+    theirs = tokenizer.apply_chat_template(prompt, chat_template=JINJA[template], add_generation_prompt=True)[
+        "input_ids"
+    ]
+    assert list(theirs) == encoder.prompt_ids(prompt)
 
 
 def test_greedy_answers_that_part_at_a_tie_are_told_from_others() -> None:

@@ -20,6 +20,7 @@ from fast_ft.generate import answers as generate
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader
+from fast_ft.plan import base_fits
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 from tests.helpers.parts import POCKET, save_random_llama
@@ -172,7 +173,7 @@ def test_a_prompt_without_room_for_its_answer_is_refused_before_decoding(
         answer(loaded, prompts, tmp_path / "partial", max_new_tokens=room + 1)
     assert not (tmp_path / "partial").exists()
     ids = [ENCODER.prompt_ids(p.messages) for p in prompts]
-    generate.check_room(loaded.model.config, prompts, ids, room)
+    base_fits.check_room(512, prompts, ids, room)
 
 
 def test_parity_that_fails_halves_the_batch_and_says_so(
@@ -350,7 +351,7 @@ def test_unsloth_without_a_gpu_is_a_clear_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     model = schema.Model(name_or_path=str(POCKET))
-    with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*model\.backend=peft"):
+    with pytest.raises(InputError, match=r"needs an NVIDIA GPU.*model\.backend=auto"):
         choose.make_loader(model, LORA, seed=1, name="unsloth")
     assert choose.make_loader(model, LORA, seed=1).name == "peft"
 

@@ -166,12 +166,12 @@ def test_four_bits_on_a_cpu(prompts: list[list[int]]) -> None:
 def test_another_kind_of_model_is_refused() -> None:
     import transformers
 
-    config = transformers.Qwen3Config(
+    config = transformers.GraniteConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=16,
+        num_key_value_heads=2,
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"Llama's blocks only.*'qwen3'"):
-        FusedModel(transformers.Qwen3ForCausalLM(config))
+    with pytest.raises(InputError, match=r"decoding by our engine.*'granite' has no blocks of ours"):
+        FusedModel(transformers.GraniteForCausalLM(config))
 
 
 # Rows do not see one another
@@ -245,7 +245,7 @@ def test_columns_grow_in_the_middle_of_an_answer(model: Any, fused: FusedModel) 
     step = pool.runner._step
     pool.runner._step = lambda slots, columns: seen.add((slots, columns)) or step(slots, columns)  # type: ignore[method-assign, func-returns-value]
     made = answers(pool, rows)
-    assert {columns for _, columns in seen} == {256, 400 // PAGE * PAGE + PAGE}
+    assert {columns for _, columns in seen} == {240, 256, 272}, "whole pages"
     assert made == [reference(model, list(row.prompt), 40, eos_token_id=None) for row in rows]
 
 
@@ -405,7 +405,10 @@ def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]],
     """The way of a GPU, on the CPU: prompts fill a pass up with padding, and one call attends to all of them."""
     sizes: list[tuple[int, int]] = []
 
-    def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int) -> Any:
+    def packed_attention(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int, window: int | None
+    ) -> Any:
+        assert window is None
         assert starts[-1] == len(q) and starts.diff().max() <= longest
         sizes.append((len(q), longest))
         return torch.cat([ops_torch.causal(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(starts.tolist()) if b > a])
@@ -561,6 +564,27 @@ def test_attention_over_pages_equals_attention_over_the_row() -> None:
     assert pages_for(0) == 0 and pages_for(PAGE) == 1 and pages_for(PAGE + 1) == 2
 
 
+def test_steps_that_are_not_captured_copy_no_more_pages_than_the_longest_row_has(
+    fused: FusedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[int] = set()
+
+    def noted(*given: Any, columns: int, **named: Any) -> torch.Tensor:
+        asked.add(columns)
+        return ops_torch.paged_attention(*given, columns=columns, **named)
+
+    monkeypatch.setattr(fused, "ops", SimpleNamespace(**vars(ops_torch) | {"paged_attention": noted}))
+    list(pool_of(fused, slots=2).run([Sequence([5, 6, 7], 20), Sequence([8, 9], 4)]))
+    assert asked == {PAGE, 2 * PAGE}, "a captured step asks for a multiple of 256, since each number is captured anew"
+
+
+def test_grouped_heads_give_what_repeated_ones_give() -> None:
+    draw = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(9, heads, 16, generator=draw) for heads in (6, 2, 2))
+    repeated = (part.repeat_interleave(3, dim=1) for part in (k, v))
+    assert torch.equal(ops_torch.causal(q, k, v), ops_torch.causal(q, *repeated))
+
+
 # Checks of the kernels
 
 
@@ -594,9 +618,9 @@ def test_kernels_are_compared_once_for_each_kind_of_use() -> None:
     ops = SimpleNamespace(**vars(ops_torch) | {"paged_attention": counted})
     for _ in range(2):
         kernel_checks.attention(kind_of(), ops)
-    assert calls == [18, 3], "many rows and few, once"
+    assert calls == [18, 18, 3, 3], "many rows and few, with a window and without, once"
     kernel_checks.attention(kind_of(head_dim=16), ops)
-    assert len(calls) == 4
+    assert len(calls) == 8
 
 
 @pytest.mark.usefixtures("unchecked")

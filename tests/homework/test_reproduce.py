@@ -232,6 +232,10 @@ BREAKS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda f: f["manifest.json"].update(rows=[{"id": str(n), "digest": ""} for n in range(101)]),
         "at-most-100-rows: 117 ",
     ),
+    "a way that is not here": (
+        lambda f: f["manifest.json"]["phases"]["train"].update(backend="unsloth"),
+        "trained through 'unsloth' and is repeated through nothing else",
+    ),
     "no plan": (lambda f: f["manifest.json"].pop("plan"), "manifest.json: plan: Field required"),
     "an unknown plan": (lambda f: f["manifest.json"]["plan"].update(turbo=1), "does not know"),
     "a wrong plan": (lambda f: f["manifest.json"]["plan"].update(micro_batch="8"), "micro_batch is of type str"),

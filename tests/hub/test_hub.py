@@ -233,8 +233,9 @@ CONFIG = {"config.json": b'{"model_type": "llama"}'}
     [
         ({}, "no config.json"),
         ({"adapter_config.json": b"{}"}, "is an adapter, not a base model"),
-        ({"config.json": b"{"}, "garbled"),
-        ({"config.json": b"[]"}, "no model_type"),
+        ({"config.json": b"{"}, "not valid JSON"),
+        ({"config.json": b"[]"}, "holds no JSON object"),
+        ({"config.json": b"{}"}, "no model_type"),
         (CONFIG, "holds no weights"),
         (CONFIG | {"pytorch_model.bin": b"x"}, "save_pretrained"),
         (CONFIG | {"model.safetensors": safetensors()[:-1]}, "cut short"),

@@ -739,6 +739,22 @@ def test_the_reference_judge_measures_text(runs: Any, capsys: pytest.CaptureFixt
     assert "chrF" in capsys.readouterr().out and "A right answer in other words" in scores["notes"][0]
 
 
+def test_with_a_pattern_the_score_says_whether_all_of_an_answer_has_the_manner(
+    runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = ReferenceJudge(r"Aye\. .+\n.+")
+    inside = judge("q", "It is red.", "Aye. It is red.\nRust is.")
+    assert inside.score == 1 and inside.details["matches"] is True and inside.details["exact_match"] is False
+    for answer in ("It is red.", "Aye. It is red.", "Aye. It is red.\nRust is.\nSo it is.", "Well. Aye. Red.\nYes."):
+        assert judge("q", "It is red.", answer).score == 0, answer
+    folder = runs("a", kind="reference", base=5)
+    assert main(["judge", str(folder.root), "judge.pattern=(?s).*"]) == 0
+    scores = json.loads(folder.scores.read_text())
+    assert scores["mean"] == scores["matches"] == scores["base"]["matches"] == 1 and scores["exact_match"] == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "in the manner 100%" in printed and "exact match 1" not in printed
+
+
 @pytest.mark.parametrize(
     ("answer", "reference", "same"),
     [

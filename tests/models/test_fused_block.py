@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.generate.engine.fused_model import FusedModel
-from fast_ft.models import weight_layout
+from fast_ft.hub.families import ModelShape
+from fast_ft.models import packed_attention, weight_layout
 from fast_ft.models.fused_block import block, dispatch, ops_torch
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
@@ -112,7 +114,7 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
     for lora, reason in (
         (schema.Lora(r=4, lora_dropout=0.1), "dropout"),
-        (schema.Lora(r=4, target_modules=["q_proj"]), "no LoRA"),
+        (schema.Lora(r=4, use_dora=True), "another kind"),
     ):
         made = choose.make_loader(section, lora, seed=1, name="peft").for_training()
         assert reason in (block.install(made.model, made.patches) or "")
@@ -151,3 +153,51 @@ def test_a_check_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong.swiglu = lambda gate_up: right(gate_up) * 1.05
     monkeypatch.setattr(dispatch, "ops_for", lambda tensor: wrong)
     assert "differs from plain torch by 0.05" in (dispatch.check(like, 96, 100, 16) or "")
+
+
+def test_a_check_unpacks_as_training_does_and_finds_a_wrong_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights whose 256th block and later ones are wrong: two groups of double quantisation are looked at."""
+    right = ops_torch.unpack
+
+    def wrong(packed: torch.Tensor, scale: torch.Tensor, nested: Any, out: torch.Tensor) -> None:
+        right(packed, scale, nested, out)
+        if nested is not None:
+            out[256:] *= 1.05
+
+    other = types.SimpleNamespace(**vars(ops_torch))
+    other.unpack = wrong
+    monkeypatch.setattr(dispatch, "ops_for", lambda tensor: other)
+    assert "differs from plain torch by" in (dispatch.check(torch.zeros(1), 96, 100, 16) or "")
+
+
+BACKWARD, ATTEND = packed_attention.backward, packed_attention.attend
+
+
+def other_torch(*_: Any) -> Any:
+    raise TypeError("an argument")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "reason"),
+    [
+        (
+            "backward",
+            lambda *given: BACKWARD(*given).roll(1, dims=0),
+            "attention's gradient differs from each row's own",
+        ),
+        (
+            "attend",
+            lambda q, k, v, *rest, **named: ATTEND(q * 2, k, v, *rest, **named),
+            "attention's result differs from each row's own",
+        ),
+        ("forward", other_torch, "attention over packed rows does not run here (TypeError: an argument)"),
+    ],
+    ids=["gradients of other tokens", "another scale", "an operator of another torch"],
+)
+def test_the_start_up_check_covers_attention(
+    monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, reason: str
+) -> None:
+    shape = ModelShape(64, 100, 2, 4, 2, 16, 320, False)
+    assert block.check(torch.zeros(1), shape) is None
+    monkeypatch.setattr(packed_attention, name, wrong)
+    assert reason in (block.check(torch.zeros(1), shape) or "")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fast_ft.common.errors import InputError
-from fast_ft.hub.families import GIB, ModelShape
+from fast_ft.hub.families import GIB, FamilySpec, ModelShape
 from fast_ft.plan import cards
 from fast_ft.plan.cost_model import Rates, Training, fixed_gib, pass_gib, pass_seconds
 from fast_ft.plan.decode_pool import Answers, DecodePlan
@@ -24,7 +24,7 @@ CONFIG_7B = {
 LLAMA = ModelShape.from_config(CONFIG_7B)
 
 
-TRAINING = Training(16, "adamw_8bit", load_in_4bit=True, backend="fused", rows=8, longest=700, typical=480)
+TRAINING = Training(16, "adamw_8bit", load_in_4bit=True, backend="fused", rows=8, longest=700)
 STEPS = [[200, 700, 350, 420, 260, 310, 500, 330], [150, 640, 330, 280, 220, 410, 390, 300]] * 30
 T4, H200 = cards.card("t4").expected, cards.card("h200").expected
 
@@ -54,7 +54,8 @@ def test_a_7bs_known_sizes() -> None:
     assert LLAMA.kv_bytes == 0.5 * 2**20
     assert LLAMA.lora_weights(16) == 39_976_960
     more = fixed_gib(LLAMA, TRAINING) - fixed_gib(LLAMA, replace(TRAINING, r=8))
-    assert more * GIB == pytest.approx(39_976_960 / 2 * 12), "weights, gradients, two states of a byte, casts"
+    # weights, gradients, two states of a byte, casts; and of one layer its gradients and casts before they are added
+    assert more * GIB == pytest.approx(39_976_960 / 2 * (12 + 10 / 32))
 
     def mib_a_token(again: int) -> float:
         few, many = (pass_gib(LLAMA, TRAINING, tokens, again) for tokens in (1024, 2048))
@@ -88,8 +89,7 @@ def test_the_pocket_bases_own_weights_are_counted_right() -> None:
 def test_a_model_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match=r"'gpt2'.* no hidden_size, intermediate_size"):
         ModelShape.from_config({"model_type": "gpt2", "n_embd": 768, "vocab_size": 50257})
-    with pytest.raises(InputError, match=r"'gemma2'; supported are llama"):
-        ModelShape.from_config(CONFIG_7B | {"model_type": "gemma2"})
+    assert "'gemma2'" in (FamilySpec.from_config(CONFIG_7B | {"model_type": "gemma2"}).general or "")
 
 
 def test_more_memory_never_means_less_work_at_once() -> None:
@@ -112,7 +112,7 @@ def test_where_nothing_fits_the_thriftiest_is_tried() -> None:
 
 
 def test_a_plan_stays_within_its_memory() -> None:
-    for gib in (5.8, 6.0, 7.2, 8.0, 11.0, 14.7, 24.0):
+    for gib in (6.2, 6.6, 7.2, 8.0, 11.0, 14.7, 24.0):
         made = plan(gib)
         assert made.memory_gib == gib
         assert made.train_gib <= 0.96 * gib
@@ -175,13 +175,13 @@ def test_a_pass_is_captured_where_launches_would_take_longer_than_arithmetic() -
 
 
 def test_recomputation_costs_half_as_much_again() -> None:
-    kept, again = (pass_seconds(LLAMA, TRAINING, T4, 2048, count, capture=False) for count in (0, 32))
+    kept, again = (pass_seconds(LLAMA, TRAINING, T4, 2048, count, row=480, capture=False) for count in (0, 32))
     assert 1.3 < again / kept < 1.5
 
 
 def test_a_t4_waits_for_arithmetic_and_an_h200_for_launches() -> None:
     def seconds(rates: Rates, *, capture: bool) -> float:
-        return pass_seconds(LLAMA, TRAINING, rates, 1408, 0, capture=capture)
+        return pass_seconds(LLAMA, TRAINING, rates, 1408, 0, row=480, capture=capture)
 
     assert seconds(T4, capture=False) == seconds(T4, capture=True) > 5 * seconds(H200, capture=False)
     assert seconds(H200, capture=True) < 0.8 * seconds(H200, capture=False)

@@ -41,9 +41,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("curriculum.carry.optimizer=true", {"curriculum": {"stages": STAGES[1:]}}),
     ("curriculum.carry.schedule=true", {"curriculum": {"stages": STAGES}, "train": {"lr_scheduler_type": "constant"}}),
     ("train.warmup_steps=3", {"train": {"lr_scheduler_type": "constant"}}),
+    ("train.warmup_ratio=0.1", {"train": {"lr_scheduler_type": "constant"}}),
     ("train.num_train_epochs=2", {"curriculum": {"stages": STAGES}}),
     ("train.learning_rate=1e-3", {"curriculum": {"stages": OWN_RATES}}),
     ("judge.references=answers.json", {}),
+    ("judge.pattern=Yes.*", {"judge": {"references": "r"}}),
+    ("judge.pattern=Yes.*", {"judge": {"references": "r", "kind": "openai"}}),
     *((f"{key}=1", {"judge": {"references": "r", "kind": "reference"}}) for key in (
         "judge.concurrency", "judge.max_retries", "judge.timeout_seconds", "judge.max_requests", "judge.max_dollars")),
     ("judge.model=gpt-4o", {"judge": {"references": "r", "kind": "reference"}}),

@@ -39,6 +39,10 @@ def test_a_sound_recipe_has_neither_errors_nor_warnings() -> None:
 def test_steps_are_those_of_the_issues_table() -> None:
     assert stage_steps(make()) == [13]
     assert stage_steps(make(train={"num_train_epochs": 5})) == [65]
+    assert stage_steps(make(train={"num_train_epochs": 1.5})) == [20]
+    assert stage_steps(make(train={"num_train_epochs": 0.1})) == [2]
+    half = [STAGES[0] | {"num_train_epochs": 0.5}, STAGES[1] | {"num_train_epochs": 12.5}]
+    assert stage_steps(make(curriculum={"stages": half})) == [3, 163]
     assert stage_steps(make(curriculum={"stages": STAGES})) == [10, 169]
     assert stage_steps(make(curriculum={"stages": STAGES, "cumulative": False})) == [10, 13 * 9]
     assert stage_steps(make(select={"take": None})) is None
@@ -53,6 +57,16 @@ def test_steps_are_those_of_the_issues_table() -> None:
             {"train": {"warmup_steps": 10}, "curriculum": {"stages": STAGES, "carry": {"schedule": False}}},
             "train.warmup_steps: 10 steps of warm-up, but a stage has at most 10",
         ),
+        ({"train": {"warmup_ratio": 1.0}}, "train.warmup_ratio: 13 steps of warm-up, but the run has at most 13"),
+        ({"train": {"warmup_ratio": 0.1, "warmup_steps": 5}}, "train.warmup_ratio: 0.1 of all steps, but train.warmup"),
+        ({"train": {"warmup_steps": None}}, "train.warmup_steps: null, and no train.warmup_ratio"),
+        ({"model": {"backend": "unsloth"}, "lora": {"use_dora": True}}, "model.backend: unsloth does not know DoRA"),
+        ({"model": {"backend": "fused"}, "lora": {"lora_dropout": 0.1}}, "model.backend: fused does not know dropout"),
+        (
+            {"model": {"backend": "unsloth"}, "lora": {"modules_to_save": ("lm_head",)}},
+            "model.backend: unsloth does not know modules that are trained whole",
+        ),
+        ({"lora": {"modules_to_save": ("lm_head", "lm_head")}}, "lora.modules_to_save: a module is named twice"),
         ({"generate": {"max_new_tokens": 4096}}, "generate.max_new_tokens: 4096 new tokens leave no room"),
         ({"model": {"max_length": 4097}}, "model.max_length: 4097 tokens"),
         ({"data": {"max_train_rows": 96}}, "select.take: 100 rows, where data.max_train_rows allows 96"),
@@ -89,6 +103,10 @@ def test_steps_are_those_of_the_issues_table() -> None:
         ),
         ({"curriculum": {"stages": [{"name": "a", "where": {"len": 4}}]}}, "curriculum.stages.0.where.len: unknown"),
         ({"judge": {"kind": "reference"}}, "judge.references: missing"),
+        (
+            {"judge": {"kind": "reference", "references": "r", "pattern": "Yes("}},
+            "judge.pattern: 'Yes(' is no regular expression (missing )",
+        ),
         ({"judge": {"kind": "reference", "references": "r"}, "data": {"test": None}}, "judge.kind: reference has"),
         ({"judge": {"kind": "openai"}, "data": {"test": None}}, "judge.kind: openai has"),
         ({"judge": {"kind": "openai", "swap": True}}, "judge.swap: without judge.references"),

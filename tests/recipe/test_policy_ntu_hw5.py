@@ -9,6 +9,7 @@ import pytest
 from fast_ft.common.errors import InputError
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.recipe.policy_ntu_hw5 import (
+    ADAPTERS,
     LLAMA_2_7B,
     check_model_config,
     check_recipe,
@@ -16,7 +17,7 @@ from fast_ft.recipe.policy_ntu_hw5 import (
     max_train_rows,
     minutes,
 )
-from fast_ft.recipe.schema import Recipe
+from fast_ft.recipe.schema import Lora, Recipe
 from fast_ft.run.folder import RunDir
 from tests.helpers.parts import ROOT, RecipeFactory
 
@@ -46,12 +47,27 @@ def test_the_homeworks_own_settings_pass() -> None:
         ({"select": {"take": 101}}, "select.take"),
         ({"budget": {"train_minutes": 240.0}}, "budget.train_minutes"),
         ({"budget": {"generate_minutes": 15.0}}, "budget.generate_minutes"),
+        ({"lora": {"modules_to_save": ("lm_head",)}}, "lora.modules_to_save"),
+        ({"model": {"name_or_path": "unsloth/llama-2-7b", "adapter": "runs/other/adapter"}}, "model.adapter"),
     ],
 )
 def test_each_rule_is_kept_and_only_where_it_is_asked_for(values: dict, key: str) -> None:
     problems = check_recipe(make(**values))
     assert len(problems) == 1 and problems[0].startswith(f"{key}: ")
     assert check_recipe(make(**values, rules=None)) == []
+
+
+@pytest.mark.parametrize(
+    "lora", [{"target_modules": ("q_proj",)}, {"lora_dropout": 0.05}, {"use_rslora": True}, {"use_dora": True}]
+)
+def test_any_kind_of_lora_is_allowed(lora: dict) -> None:
+    assert check_recipe(make(lora=lora)) == []
+
+
+def test_each_kind_of_adapter_has_its_line() -> None:
+    """A kind that the schema adds has to be decided about here."""
+    kinds = {f"lora.{name}" for name in Lora.model_fields} - {"lora.r", "lora.lora_alpha"}
+    assert kinds | {"model.adapter"} == set(ADAPTERS)
 
 
 def test_no_clock_cuts_a_homeworks_run(recipe_file: RecipeFactory, tmp_path: Path) -> None:

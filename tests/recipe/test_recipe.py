@@ -14,6 +14,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.recipe import key_owners
 from fast_ft.recipe.loader import digest, json_schema, load_recipe, resolved, with_overrides
 from fast_ft.recipe.schema import METRICS
+from fast_ft.recipe.steps import warmup_steps
 
 SMALL = "model: {name_or_path: base}\ndata: {train: rows}\n"
 
@@ -225,3 +226,30 @@ def test_reading_a_recipe_imports_nothing_heavy(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_share_of_warm_up_takes_the_place_of_the_default_steps(tmp_path: Path) -> None:
+    """Alone it is enough; beside steps that somebody wrote it is an error, and what is written out reads back."""
+    path = tmp_path / "r.yaml"
+    path.write_text("model: {name_or_path: base}\ndata: {train: rows}\ntrain: {warmup_ratio: 0.1}\n")
+    recipe = load_recipe(path)
+    assert (recipe.train.warmup_steps, recipe.train.warmup_ratio) == (None, 0.1)
+    assert with_overrides(recipe, ["lora.r=8"]).train == recipe.train
+    assert [warmup_steps(recipe.train, total) for total in (10, 13, 20)] == [1, 2, 2]
+    path.write_text("model: {name_or_path: base}\ndata: {train: rows}\ntrain: {warmup_steps: 3}\n")
+    with pytest.raises(InputError, match=r"warmup_ratio: 0\.1 of all steps, but train\.warmup_steps says 3"):
+        load_recipe(path, ["train.warmup_ratio=0.1"])
+    both = load_recipe(path, ["train.warmup_ratio=0.1", "train.warmup_steps=null"])
+    assert warmup_steps(both.train, 30) == 3
+
+
+def test_whole_epochs_stay_whole_and_keep_their_digest(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: {name_or_path: base}\ndata: {train: rows}\ntrain: {num_train_epochs: 2}\n")
+    whole, half = load_recipe(path), load_recipe(path, ["train.num_train_epochs=1.5"])
+    assert resolved(whole)["train"]["num_train_epochs"] == 2 and type(whole.train.num_train_epochs) is int
+    assert half.train.num_train_epochs == 1.5
+    with pytest.raises(InputError, match="num_train_epochs"):
+        load_recipe(path, ["train.num_train_epochs=0"])
+    with pytest.raises(InputError, match="num_train_epochs"):
+        load_recipe(path, ["train.num_train_epochs=-0.5"])

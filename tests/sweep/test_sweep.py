@@ -398,7 +398,7 @@ def test_adapters_over_a_kept_base_start_as_in_a_fresh_process(
 
     monkeypatch.setattr(
         "fast_ft.models.loaders.choose.make_loader",
-        lambda model, lora, *, seed, name=name: {
+        lambda model, lora, *, seed, name=name, **_: {
             "peft": PeftLoader,
             "fused": FusedLoader,
         }[name](model, lora, seed),

@@ -62,6 +62,8 @@ def test_batches_hold_each_row_once_an_epoch() -> None:
     assert steps != batches(10, 3, 4, shuffled=True, seed=1, stage=1)
     assert batches(5, 2, 2, shuffled=False, seed=1, stage=0) == [[0, 1], [2, 3], [4]] * 2
     assert batches(3, 1, 8, shuffled=False, seed=1, stage=0) == [[0, 1, 2]]
+    assert batches(10, 1.5, 4, shuffled=True, seed=1, stage=0) == steps[:5], "half of three steps, rounded up"
+    assert batches(10, 0.3, 4, shuffled=True, seed=1, stage=0) == steps[:1]
 
 
 def test_batches_leave_pythons_own_random_state_alone() -> None:

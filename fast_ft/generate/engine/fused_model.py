@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch
-from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense
+from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora
+from fast_ft.hub.families import TARGET_MODULES, FamilySpec
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 #: (layer, q, k and v side by side, rope) -> what attention gives, TE. It also writes k and v to the cache.
 Attend = Callable[[int, Tensor, tuple[Tensor, Tensor]], Tensor]
-
-_STEADY_ROPE = ("default", "linear", "llama3", "yarn")  #: kinds whose frequencies do not move with the length
 
 
 class FusedModel:
@@ -32,7 +35,7 @@ class FusedModel:
 
     `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`.
     `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows.
-    InputError where the model's blocks are not Llama's.
+    InputError where `unknown` finds something.
     """
 
     def __init__(
@@ -40,18 +43,19 @@ class FusedModel:
         step_rows: Sequence[int] = (3, 64, nf4_linear.FEW),
     ) -> None:  # fmt: skip
         core: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = core.config
-        _check_structure(core)
+        if problem := unknown(core):
+            raise InputError(f"decoding by our engine does not know this base model: {problem}.")
+        self.family = FamilySpec.from_config(core.config.to_dict())
+        self.windows = self.family.windows
         self.embed, self.head = core.get_input_embeddings(), core.get_output_embeddings()
-        self.dtype, self.device = self.embed.weight.dtype, self.embed.weight.device
-        self.norm, self.eps = core.model.norm.weight, self.config.rms_norm_eps
-        self.head_dim = core.model.layers[0].self_attn.head_dim
-        self.heads = self.config.num_attention_heads
-        self.kv_heads = self.config.num_key_value_heads
-        self._frequencies, self._rope_scale = _rope(self.config, self.head_dim, self.device)
+        # an embedding or a head that a trainer still holds is in fp32
+        self.dtype, self.device = core.model.norm.weight.dtype, self.embed.weight.device
+        self.norm, self.eps, shape = core.model.norm.weight, self.family.eps, self.family.shape
+        self.head_dim, self.heads, self.kv_heads = shape.head_dim, shape.num_attention_heads, shape.num_key_value_heads
+        self._frequencies, self._rope_scale = _rope(core.config, self.family, self.device)
         self.ops: Any = ops_torch
         self.notes: list[str] = []  #: why kernels that were asked for are not used
-        self.planes = self._is_nf4_on_gpu(core) and not dequantise
+        self.planes = self._is_nf4_on_gpu(core) and not dequantise and not has_dora(list(core.modules()))
         self._space: Tensor | None = None
         if self.planes:
             # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
@@ -59,6 +63,8 @@ class FusedModel:
         self._take_kernels(core, tuple(step_rows), wanted=kernels and self.device.type == "cuda")
         with torch.no_grad():
             self.layers = [self._layer(layer) for layer in core.model.layers]
+            norms = [self._head_norms(layer) for layer in core.model.layers] if self.family.qk_norms else []
+        self._norms_ND: list[Tensor] = norms
 
     def forward(self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, planes: bool = False) -> Tensor:
         """Return the last hidden states, normalised, TE. With `planes`, attend's columns must be in plane order."""
@@ -67,7 +73,7 @@ class FusedModel:
         x_TE, delta = self.embed(ids_T), None
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
             hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes)
-            mixed_TE = attend(index, qkv(hidden_TE, planes), cos_sin)
+            mixed_TE = attend(index, self._normed(index, qkv(hidden_TE, planes)), cos_sin)
             hidden_TE = ops.add_norm(x_TE, out(mixed_TE, planes), norm_2, eps, planes=planes)
             delta = down(ops.gated(gate_up(hidden_TE, planes), self.dtype, planes=planes), planes)
         return ops.add_norm(x_TE, delta, self.norm, eps)
@@ -75,6 +81,24 @@ class FusedModel:
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Return fp32 logits, TV."""
         return self.head(hidden_TE).float()
+
+    def _normed(self, index: int, qkv: Tensor) -> Tensor:
+        """Return a layer's q, k and v with the norms over q's and k's heads, where the family has them.
+
+        A product that was left in parts, (parts, T, columns), is added up for these.
+        """
+        if not self._norms_ND:
+            return qkv
+        whole = qkv.sum(dim=0).to(self.dtype) if qkv.dim() == 3 else qkv
+        norm_ND = self._norms_ND[index]
+        qk_TND = whole.view(len(whole), -1, self.head_dim)[:, : len(norm_ND)]
+        qk_TND.copy_(rms_norm(qk_TND, (self.head_dim,), None, self.eps) * norm_ND)
+        return whole
+
+    def _head_norms(self, layer: Any) -> Tensor:
+        """Return the norms' weights over each of q's and k's heads, (H + G, D)."""
+        q_D, k_D = layer.self_attn.q_norm.weight, layer.self_attn.k_norm.weight
+        return torch.cat([q_D.expand(self.heads, -1), k_D.expand(self.kv_heads, -1)])
 
     def _layer(self, layer: Any) -> tuple[Any, ...]:
         a, m = layer.self_attn, layer.mlp
@@ -102,8 +126,8 @@ class FusedModel:
         """Settle on Triton's kernels, all or but for products, where they work and are `wanted`."""
         dtype = str(self.dtype).removeprefix("torch.")
         kind = kernel_checks.Kind(
-            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, hidden=self.config.hidden_size,
-            inner=self.config.intermediate_size, dtype=dtype, device=str(self.device), steps=step_rows,
+            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, hidden=self.family.shape.hidden_size,
+            inner=self.family.shape.intermediate_size, dtype=dtype, device=str(self.device), steps=step_rows,
             planes=self.planes,
         )  # fmt: skip
         self.planes = self.planes and wanted and self._can_decode_in_registers(core, kind)
@@ -148,27 +172,25 @@ def _first_words(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def _rope(config: Any, head_dim: int, device: torch.device) -> tuple[Tensor, float]:
-    """Return rotary frequencies, fp32, one for each pair, and the factor on cos and sin."""
+def unknown(model: nn.Module) -> str | None:
+    """Return what of a loaded model our decoding does not know, or None."""
+    core: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    family = FamilySpec.from_config(core.config.to_dict())
+    if family.general is not None:
+        return family.general
+    layer = core.model.layers[0]
+    named = {name for part in (layer.self_attn, layer.mlp) for name, _ in part.named_children()}
+    norms = {name for name in named if "norm" in name}
+    if not set(TARGET_MODULES) <= named or norms != ({"q_norm", "k_norm"} if family.qk_norms else set()):
+        return f"the loaded model's blocks are not those of {family.model_type}"
+    return None
+
+
+def _rope(config: PretrainedConfig, family: FamilySpec, device: torch.device) -> tuple[Tensor, float]:
+    """Return rotary frequencies as transformers has them, fp32, one for each pair, and the factor on cos and sin."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    kind = config.rope_parameters.get("rope_type", "default")
-    if kind not in _STEADY_ROPE:
-        raise InputError(
-            f"the base model's rope_type {kind!r} is not supported in decoding; {', '.join(_STEADY_ROPE)} are."
-        )
-    if kind != "default":
-        return ROPE_INIT_FUNCTIONS[kind](config, device)
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    if family.rope != "default":
+        return ROPE_INIT_FUNCTIONS[family.rope](config, device)
+    exponent = torch.arange(0, family.shape.head_dim, 2, dtype=torch.float32) / family.shape.head_dim
     return (1.0 / config.rope_parameters["rope_theta"] ** exponent).to(device), 1.0
-
-
-def _check_structure(core: Any) -> None:
-    layer = core.model.layers[0]
-    named = {name for name, _ in layer.self_attn.named_children()}
-    plain = {"q_proj", "k_proj", "v_proj", "o_proj"} <= named and not any("norm" in name for name in named)
-    plain &= {"gate_proj", "up_proj", "down_proj"} <= {name for name, _ in layer.mlp.named_children()}
-    if not plain or core.config.hidden_act != "silu" or getattr(core.config, "sliding_window", None):
-        raise InputError(
-            f"decoding supports Llama's blocks only; the base model (model_type {core.config.model_type!r}) has others."
-        )

@@ -149,8 +149,11 @@ def _compare_attention(kind: Kind, kernels: Any) -> None:
         cos_sin = ops.rope(length, frequencies, 1.0, draw.dtype)
         q, k, v = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, cell, keys, values)
         mixed = [
-            ops.paged_attention(q[:n], keys, values, table[:n], length[:n], columns=3 * PAGE, planes=kind.planes)
+            ops.paged_attention(
+                q[:n], keys, values, table[:n], length[:n], columns=3 * PAGE, planes=kind.planes, window=window
+            )
             for n in sizes
+            for window in (None, PAGE + 3)
         ]
         if kind.planes and ops is ops_torch:  # to which the order means nothing
             mixed = [nf4.to_planes(each) for each in mixed]

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fast_ft.generate.engine.block_manager import BlockManager
+from torch import Tensor
+
+from fast_ft.common.stopwatch import Stopwatch
+from fast_ft.generate.engine.block_manager import PAGE, BlockManager
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.model_runner import EngineConfig, ModelRunner
@@ -30,6 +33,30 @@ class LLMEngine:
             end_ids=config.end_ids,
         )
 
+    @property
+    def logits(self) -> Tensor:
+        """The logits from which the newest tokens were chosen, one row for each slot."""
+        return self.runner.logits
+
+    @property
+    def steps_made(self) -> int:
+        """The steps that were decoded."""
+        return self.runner.steps
+
+    @property
+    def cache_tokens(self) -> int:
+        """The tokens that the cache holds at most."""
+        return self.scheduler.blocks.pages * PAGE
+
+    @property
+    def watch(self) -> Stopwatch:
+        """What tells how long captures, prefill and steps took."""
+        return self.runner.graphs.watch
+
+    @watch.setter
+    def watch(self, watch: Stopwatch) -> None:
+        self.runner.graphs.watch = watch
+
     def run(
         self,
         sequences: list[Sequence],
@@ -40,10 +67,10 @@ class LLMEngine:
     ) -> Iterator[Sequence]:
         """Yield each sequence when its answer has ended. InputError where one is too long for the cache.
 
-        `on_look` is called with the live sequences after prefill and after each burst; `self.runner.logits` are then
+        `on_look` is called with the live sequences after prefill and after each burst; `self.logits` are then
         those from which their newest tokens were chosen. `slots` fixes the shape of steps.
         """
-        scheduler, watch = self.scheduler, self.runner.graphs.watch
+        scheduler, watch = self.scheduler, self.watch
         scheduler.start(sequences)
         while scheduler.waiting or scheduler.live:
             if finished := scheduler.take_finished():

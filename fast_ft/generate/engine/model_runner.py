@@ -88,6 +88,8 @@ class ModelRunner:
         """Return the new tokens of each of the burst's sequences: as many as it has steps, or fewer where one ends."""
         sequences, steps = burst.sequences, burst.steps
         multiple = self.model.ops.COLUMNS  # 0: attention needs no number of columns
+        if multiple and not self.graphs.works:
+            multiple = PAGE  # each number of columns is a captured step of its own; without captures the fewest serve
         columns = multiple and -(-max(each.length(steps) for each in sequences) // multiple) * multiple
         width = self.state.shape[1]
         state = np.zeros((burst.slots, width), dtype=np.int64)  # torch takes ten times as long to fill rows
@@ -137,7 +139,9 @@ class ModelRunner:
         def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
             keys, values = self.cache.keys[layer], self.cache.values[layer]
             q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values)
-            return model.ops.paged_attention(q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes)
+            return model.ops.paged_attention(
+                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes, window=model.windows[layer]
+            )
 
         planes = model.planes and slots <= nf4_linear.FEW
         logits_SV = model.logits(model.forward(slot.token, slot.length, attend, planes=planes))

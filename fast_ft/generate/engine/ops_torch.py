@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.models.packed_attention import window_mask
 
-COLUMNS = 256  #: `paged_attention` copies a multiple of this number of cells of each row
+COLUMNS = 256  #: a captured step of `paged_attention` copies a multiple of this number of cells of each row
 PACKED = False  #: whether `packed_attention` is here
 
 
@@ -49,27 +50,36 @@ def paged_attention(
     *,
     columns: int,
     planes: bool = False,
+    window: int | None = None,
 ) -> Tensor:
     """Attention of one token of each row over its first `length_S` + 1 cells, its own included; SE.
 
-    `columns`, a multiple of PAGE, is at least the longest row's. Each row's cells are copied side by side.
+    Of these it sees the last `window`; None: all. `columns`, a multiple of PAGE, is at least the longest row's. Each
+    row's pages are copied side by side.
     """
-    offset_P = torch.arange(PAGE, device=table_SW.device)
-    cell_SC = (table_SW[:, : columns // PAGE, None] * PAGE + offset_P).flatten(1)
-    hidden_SC = torch.arange(columns, device=table_SW.device) > length_S[:, None]
-    # what a cell held before must not count, not even as 0 * NaN
-    k_SCGD, v_SCGD = (part[cell_SC].masked_fill(hidden_SC[..., None, None], 0.0) for part in (keys, values))
+    page_T = table_SW[:, : columns // PAGE].flatten()
+    column_C = torch.arange(columns, device=table_SW.device)
+    hidden_SC = column_C > length_S[:, None]
+    if window is not None:
+        hidden_SC |= column_C <= length_S[:, None] - window
+    k_SCGD, v_SCGD = (
+        part.view(-1, PAGE, *part.shape[1:])
+        .index_select(0, page_T)
+        .view(len(q_SHD), columns, *part.shape[1:])
+        # what a cell held before must not count, not even as 0 * NaN
+        .masked_fill_(hidden_SC[..., None, None], 0.0)
+        for part in (keys, values)
+    )
     return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
 
 
-def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
-    """Attention of a row's last T tokens over all of it, each over those up to itself; TE."""
+def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor, window: int | None = None) -> Tensor:
+    """Attention of a row's last T tokens over all of it, each over the last `window` up to itself (None: all); TE."""
     count, whole = len(q_THD), len(keys_TGD)
-    mask = None
-    if 1 < count < whole:
-        mask = torch.ones(count, whole, dtype=torch.bool, device=q_THD.device).tril(whole - count)
+    hides = window is not None and window < whole
+    mask = window_mask(count, whole, window, q_THD.device) if hides or 1 < count < whole else None
     parts = (q_THD[None], keys_TGD[None], values_TGD[None])
-    return _sdpa(*parts, mask=mask, is_causal=1 < count == whole)[0].flatten(1)
+    return _sdpa(*parts, mask=mask, is_causal=mask is None and count > 1)[0].flatten(1)
 
 
 def add_norm(x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False) -> Tensor:
@@ -86,9 +96,11 @@ def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, is_causal: bool = False) -> Tensor:
-    """SDPA over (rows, tokens, heads, D). Grouped heads are repeated: not every kernel knows them."""
+    """SDPA over (rows, tokens, heads, D). On a card grouped heads are repeated: not every kernel there knows them."""
     group = q.shape[2] // k.shape[2]
-    if group > 1:
+    if group > 1 and q.is_cuda:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
+    is_grouped = q.shape[1] != k.shape[1]
+    mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=is_grouped)
+    return mixed.transpose(1, 2)

@@ -23,6 +23,7 @@ __all__ = ["COLUMNS", "PACKED", "add_norm", "causal", "gated", "packed_attention
 COLUMNS = 0  #: attention reads as many cells as a row has
 PACKED = True
 # Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
+_ALL = 1 << 30  #: cells of a row's window where it has none
 FEW = 16  #: rows that would leave most of a card idle, were each (row, head) one warp's
 
 
@@ -32,12 +33,13 @@ def plane(column):  # type: ignore[no-untyped-def]
     return column // 128 * 128 + column // 2 % 8 * 16 + column // 16 % 8 * 2 + column % 2
 
 
-@triton.jit(do_not_specialize=["table_row", "length_step"])
+@triton.jit(do_not_specialize=["table_row", "length_step", "window"])
 def _attend(  # type: ignore[no-untyped-def]
-    q, keys, values, table, length, out, scale, q_row, cell_step, head_step, table_row, length_step, heads, group,
-    PAGE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, PLANES: tl.constexpr,
+    q, keys, values, table, length, out, scale, q_row, cell_step, head_step, table_row, length_step, window, heads,
+    group, PAGE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, PLANES: tl.constexpr,
 ):  # fmt: skip
-    """One program a (row, head): a pass over the row's cells, BLOCK at a time, with a running maximum and sum."""
+    """One program a (row, head): a pass over the cells in the row's window, BLOCK at a time, with a running maximum and
+    sum."""
     row, head = tl.program_id(0), tl.program_id(1)
     count = tl.load(length + row * length_step) + 1
     d = tl.arange(0, D)
@@ -46,7 +48,7 @@ def _attend(  # type: ignore[no-untyped-def]
     largest = tl.full((), float("-inf"), tl.float32)
     total = tl.zeros((), tl.float32)
     sum_D = tl.zeros((D,), tl.float32)
-    for start in tl.range(0, count, BLOCK, num_stages=STAGES):
+    for start in tl.range(tl.maximum(count - window, 0), count, BLOCK, num_stages=STAGES):
         t = start + tl.arange(0, BLOCK)
         real = t < count
         page = tl.load(table + row * table_row + t // PAGE, mask=real, other=0)
@@ -67,7 +69,8 @@ def _attend(  # type: ignore[no-untyped-def]
 
 def paged_attention(
     q_SHD: Tensor, keys: Tensor, values: Tensor, table_SW: Tensor, length_S: Tensor, *, columns: int = 0,
-    planes: bool = False, block: int | None = None, warps: int | None = None, stages: int = 1,
+    planes: bool = False, window: int | None = None, block: int | None = None, warps: int | None = None,
+    stages: int = 1,
 ) -> Tensor:  # fmt: skip
     """As ops_torch.paged_attention; the columns come in plane order where `planes` says so."""
     rows, heads, head_dim = q_SHD.shape
@@ -78,16 +81,20 @@ def paged_attention(
     out = q_SHD.new_empty(rows, heads * head_dim)
     _attend[(rows, heads)](
         q_SHD, keys, values, table_SW, length_S, out, head_dim**-0.5, q_SHD.stride(0), keys.stride(0), keys.stride(1),
-        table_SW.stride(0), length_S.stride(0), heads, heads // keys.shape[1],
+        table_SW.stride(0), length_S.stride(0), window or _ALL, heads, heads // keys.shape[1],
         PAGE=PAGE, D=head_dim, BLOCK=block, STAGES=stages, PLANES=planes, num_warps=warps,
     )  # fmt: skip
     return out
 
 
-def packed_attention(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, starts: Tensor, longest: int) -> Tensor:
+def packed_attention(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, starts: Tensor, longest: int, window: int | None = None
+) -> Tensor:
     """Causal attention within each of the rows that lie side by side, TE; starts and longest: attention.PackedRows."""
     rows = attention.PackedRows(starts, longest)
-    mixed_THD, *_ = attention.one_kernel(q_THD[None], k_TGD[None], v_TGD[None], rows, goes_backward=False)
+    mixed_THD, *_ = attention.one_kernel(
+        q_THD[None], k_TGD[None], v_TGD[None], rows, window=window, goes_backward=False
+    )
     return mixed_THD[0].flatten(1)
 
 

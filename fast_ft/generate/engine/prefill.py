@@ -151,7 +151,7 @@ class _Pass:
         for length, before in zip(self.lengths, self.before_T, strict=True):
             here = slice(at, at + length)
             k, v = (k_TGD[here], v_TGD[here]) if before is None else (keys[before], values[before])
-            mixed.append(ops.causal(q_THD[here], k, v))
+            mixed.append(ops.causal(q_THD[here], k, v, self.model.windows[layer]))
             at += length
         return torch.cat(mixed)
 
@@ -199,7 +199,7 @@ class _Sized:
     def _attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
         ops, keys, values = self.model.ops, self.cache.keys[layer], self.cache.values[layer]
         q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, keys, values)
-        return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest)
+        return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest, self.model.windows[layer])
 
 
 def _cells(row: Sequence, length: int) -> list[int]:

@@ -22,14 +22,27 @@ Linear = Callable[[Tensor], Tensor]
 
 
 class Product:
-    """Call it with TE; it returns TN. `base` is how the base's weights are multiplied."""
+    """Call it with TE; it returns TN. `base` is how the base's weights are multiplied.
+
+    DoRA scales the whole of an output but for its bias.
+    """
 
     def __init__(self, modules: Sequence[nn.Module], base: Linear, dtype: torch.dtype) -> None:
         self.base = base
         self.a_ER, self.b_RN = lora(modules, dtype)
+        self.size_N = self.shift_N = None
+        if has_dora(modules):
+            size_N = dora_sizes(modules)
+            bias_N = bias_of([base_of(module) for module in modules])
+            self.size_N = size_N.to(dtype)
+            self.shift_N = None if bias_N is None else (bias_N.float() * (1 - size_N)).to(dtype)
+            assert self.b_RN is not None, "DoRA comes with LoRA"
+            self.b_RN = (self.b_RN.float() * size_N).to(dtype)
 
     def __call__(self, x_TE: Tensor, planes: bool = False) -> Tensor:
         y_TN = self.base(x_TE)
+        if self.size_N is not None:
+            y_TN = y_TN * self.size_N if self.shift_N is None else torch.addcmul(self.shift_N, y_TN, self.size_N)
         return y_TN if self.a_ER is None or self.b_RN is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
 
 
@@ -53,6 +66,32 @@ def lora(modules: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor | None, Ten
                 b_parts.append(row)
         at += wide
     return (torch.cat(a_parts).T.contiguous(), torch.cat(b_parts)) if a_parts else (None, None)
+
+
+def has_dora(modules: Sequence[Any]) -> bool:
+    """Return whether an active adapter of one of these layers is DoRA."""
+    return any(getattr(module, "lora_magnitude_vector", None) and not module.disable_adapters for module in modules)
+
+
+def dora_sizes(modules: Sequence[Any]) -> Tensor:
+    """Return DoRA's factor on each output, N, fp32: its trained size over the norm of its weights, LoRA's included.
+
+    Source: arXiv 2402.09353, equation 5; computed as PEFT's DoraLinearLayer does. 1 where a layer is no DoRA.
+    """
+    from peft.utils.integrations import dequantize_module_weight
+
+    parts = []
+    for module in modules:
+        base = base_of(module)
+        weight_NE = dequantize_module_weight(base).float()
+        if not has_dora([module]):
+            parts.append(torch.ones(len(weight_NE), device=weight_NE.device))
+            continue
+        (name,) = module.active_adapters
+        a, b = module.lora_A[name].weight.float(), module.lora_B[name].weight.float()
+        norm_N = torch.linalg.norm(weight_NE + module.scaling[name] * (b @ a), dim=1)
+        parts.append(module.lora_magnitude_vector[name].weight.float() / norm_N)
+    return torch.cat(parts)
 
 
 def bias_of(bases: Sequence[Any]) -> Tensor | None:

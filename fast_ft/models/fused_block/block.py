@@ -5,8 +5,10 @@
 What autograd would keep is 1.3 times as much and passes over memory more often: here the norms and swiglu's result are
 computed again from what is kept anyway, gradients are written over values, residuals are added inside of products, and
 q, k, v are one product, as are gate and up. Each 4-bit weight is turned to 16 bits once forward and once backward.
+Qwen3 has a norm over each head of q and k before they are rotated; Mistral and Qwen2 may attend within a window.
 
-Kept for each token: x, q, k, v, attention's result, mid, gate, up; in a 7B 2.8 MiB over all layers.
+Kept for each token: x, q, k, v, attention's result, mid, gate, up; in a 7B 2.8 MiB over all layers. Where q and k have
+norms, also q and k before these.
 
 Shapes: T tokens, E hidden, H heads, G KV heads, D head dimension, M inner size of the MLP.
 """
@@ -17,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fast_ft.hub.families import LINEARS, ModelShape
+from fast_ft.hub.families import LINEARS, FamilySpec, ModelShape
 from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import dispatch
-from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
+from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer, base_of
 from fast_ft.models.packed_attention import PackedRows
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
     from torch.autograd.function import FunctionCtx
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from fast_ft.models.patches import ModelPatches
 
@@ -41,12 +43,12 @@ def install(model: PeftModel, patches: ModelPatches) -> str | None:
     packed_attention.packed_pass go through Blocks; evaluation and generation go as before.
     """
     core = model.get_base_model()
-    config, embedding = core.config, core.get_input_embeddings().weight
-    if reason := unknown(config.to_dict()) or _obstacle(core):
+    family, embedding = FamilySpec.from_config(core.config.to_dict()), core.get_input_embeddings().weight
+    if reason := unknown(family) or _obstacle(core):
         return reason
     buffer = WeightBuffer()
-    for layer in core.model.layers:
-        block = Block(layer, config, embedding.dtype, buffer)
+    for index, layer in enumerate(core.model.layers):
+        block = Block(layer, family, index, embedding.dtype, buffer)
         patches.replace(layer, "forward", _TrainingForward(block, layer.forward))
     if embedding.is_cuda:
         torch.cuda.empty_cache()  # the pieces that the layers' weights were in before
@@ -70,11 +72,14 @@ class _TrainingForward:
 class Block:
     """One layer's weights, in groups that share an input, and its pass."""
 
-    def __init__(self, layer: nn.Module, config: PretrainedConfig, dtype: torch.dtype, buffer: WeightBuffer) -> None:
-        attn, mlp = layer.self_attn, layer.mlp
+    def __init__(
+        self, layer: nn.Module, family: FamilySpec, index: int, dtype: torch.dtype, buffer: WeightBuffer
+    ) -> None:
+        attn, mlp, shape = layer.self_attn, layer.mlp, family.shape
         self.norm_1, self.norm_2 = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.eps, self.size = config.rms_norm_eps, attn.head_dim
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.qk_norms = [attn.q_norm.weight, attn.k_norm.weight] if family.qk_norms else []
+        self.eps, self.window, self.size = family.eps, family.windows[index], shape.head_dim
+        self.heads, self.kv_heads = shape.num_attention_heads, shape.num_key_value_heads
         qkv, gate_up = [attn.q_proj, attn.k_proj, attn.v_proj], [mlp.gate_proj, mlp.up_proj]
         parts = (qkv, [attn.o_proj], gate_up, [mlp.down_proj])
         self.groups = [LinearGroup(modules, dtype, buffer) for modules in parts]
@@ -97,6 +102,33 @@ class Block:
         """Return q's and k's heads, (T, H + G, D), to be rotated in place."""
         return qkv_TN.view(len(qkv_TN), -1, self.size)[:, : self.heads + self.kv_heads]
 
+    def normalise_(self, qkv_TN: Tensor) -> tuple[Tensor, ...]:
+        """Put the norms of q's and k's heads in their places; return both as they were, and the norms' scales.
+
+        They are (T H, D), (T G, D), (T H,) and (T G,); nothing where the family has no such norms.
+        """
+        ops, raw, scales = dispatch.ops_for(qkv_TN), [], []
+        for heads_TND, weight in zip(self._normed_heads(qkv_TN), self.qk_norms, strict=True):
+            raw.append(heads_TND.clone(memory_format=torch.contiguous_format).view(-1, self.size))
+            norm, scale = ops.rms_norm(raw[-1], weight, self.eps)
+            heads_TND.copy_(norm.view(heads_TND.shape))
+            scales.append(scale)
+        return (*raw, *scales)
+
+    def normalise_backward_(self, grad_TN: Tensor, kept: tuple[Tensor, ...]) -> None:
+        """Put the gradients of q and k before their norms in the places of those after them."""
+        count = len(self.qk_norms)
+        ops, raw, scales = dispatch.ops_for(grad_TN), kept[:count], kept[count:]
+        parts = zip(self._normed_heads(grad_TN), self.qk_norms, raw, scales, strict=True)
+        for heads_TND, weight, before, scale in parts:
+            grad = heads_TND.reshape(-1, self.size).contiguous()
+            through = ops.rms_norm_backward(grad, before, weight, scale, torch.zeros_like(grad))
+            heads_TND.copy_(through.view(heads_TND.shape))
+
+    def _normed_heads(self, qkv_TN: Tensor) -> Sequence[Tensor]:
+        heads = [self.heads, self.kv_heads, self.kv_heads]
+        return qkv_TN.view(len(qkv_TN), -1, self.size).split(heads, dim=1)[: len(self.qk_norms)]
+
 
 class BlockPass(torch.autograd.Function):
     """A block's forward and backward pass as autograd sees it: x (T, E), and the LoRA's matrices as in Block.split."""
@@ -111,15 +143,16 @@ class BlockPass(torch.autograd.Function):
         x_TE = x_TE.contiguous()
         norm_TE, scale_1 = ops.rms_norm(x_TE, block.norm_1, block.eps)
         qkv_TN, kept_qkv = qkv.forward(norm_TE, lora_qkv)
+        kept_norms = block.normalise_(qkv_TN)
         ops.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD, back=False)
         q, k, v = block.heads_of(qkv_TN)
-        mixed_THD, kept_mixed = packed_attention.forward(q, k, v, rows)
+        mixed_THD, kept_mixed = packed_attention.forward(q, k, v, rows, block.window)
         mixed_TN = mixed_THD.reshape(len(x_TE), -1)
         mid_TE, kept_out = out.forward(mixed_TN, lora_out, add_TN=x_TE)
         norm_TE, scale_2 = ops.rms_norm(mid_TE, block.norm_2, block.eps)
         gate_up_TN, kept_gate_up = gate_up.forward(norm_TE, lora_gate_up)
         y_TE, kept_down = down.forward(ops.swiglu(gate_up_TN), lora_down, add_TN=mid_TE)
-        groups = (kept_qkv, kept_mixed, kept_out, kept_gate_up, kept_down)
+        groups = (kept_qkv, kept_norms, kept_mixed, kept_out, kept_gate_up, kept_down)
         ctx.block, ctx.rows, ctx.counts = block, rows, [len(group) for group in groups]
         ctx.save_for_backward(
             x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD,
@@ -133,7 +166,7 @@ class BlockPass(torch.autograd.Function):
         block, rows = ctx.block, ctx.rows
         x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD, *kept = ctx.saved_tensors
         each = iter(kept)
-        kept_qkv, kept_mixed, kept_out, kept_gate_up, kept_down = (
+        kept_qkv, kept_norms, kept_mixed, kept_out, kept_gate_up, kept_down = (
             tuple(next(each) for _ in range(count)) for count in ctx.counts
         )
         ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
@@ -152,9 +185,10 @@ class BlockPass(torch.autograd.Function):
         grads_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, kept_out)
         q, k, v = block.heads_of(qkv_TN)
         dqkv_TN = packed_attention.backward(
-            dmixed_TN.view(q.shape), q, k, v, mixed_TN.view(q.shape), kept_mixed, rows
+            dmixed_TN.view(q.shape), q, k, v, mixed_TN.view(q.shape), kept_mixed, rows, block.window
         ).reshape(len(x_TE), -1)
         ops.rotate_(block.rotated(dqkv_TN), cos_TD, sin_TD, back=True)
+        block.normalise_backward_(dqkv_TN, kept_norms)
         dnorm_TE, inner_TR = qkv.input_gradient(dqkv_TN, kept_qkv)
         norm_TE, _ = ops.rms_norm(x_TE, block.norm_1, block.eps)
         grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, kept_qkv)
@@ -163,22 +197,17 @@ class BlockPass(torch.autograd.Function):
 
 
 def check(like: Tensor, shape: ModelShape) -> str | None:
-    """Return why the kernels cannot be relied on with tensors of `like`'s device and dtype, or None."""
-    return dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
+    """Return why the kernels, or attention, cannot be relied on with tensors of `like`'s device and dtype, or None."""
+    heads = (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
+    between = dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
+    return between or packed_attention.check(like, *heads)
 
 
-def unknown(config: dict[str, Any]) -> str | None:
-    """Return what of a model's config.json a Block does not know, or None.
-
-    Raises:
-        InputError: the model is of another kind than Llama's.
-    """
-    shape = ModelShape.from_config(config)  # refuses other kinds of models
-    if config.get("hidden_act", "silu") != "silu" or (
-        config.get("sliding_window") and config.get("use_sliding_window", True)
-    ):
-        return f"the base model (model_type {config['model_type']!r}) has other blocks than Llama's"
-    size = shape.head_dim
+def unknown(family: FamilySpec) -> str | None:
+    """Return what of a base model a Block does not know, or None."""
+    size = family.shape.head_dim
+    if family.general is not None:
+        return family.general
     return None if size & (size - 1) == 0 else f"a head's dimension is {size}, no power of two"
 
 
@@ -188,14 +217,14 @@ def _obstacle(core: PreTrainedModel) -> str | None:
     for path in LINEARS:
         part, name = path.split(".")
         module = getattr(getattr(layer, part), name)
-        adapters = getattr(module, "active_adapters", [])
-        if list(adapters) != ["default"] or not hasattr(module, "lora_A"):
-            return f"{name} has no LoRA"
-        if type(module.lora_dropout["default"]).__name__ != "Identity":
-            return "the LoRA has dropout"
-        if module.use_dora.get("default") or module.lora_bias.get("default"):
-            return "the LoRA is of another kind"
-        weight = module.get_base_layer().weight
+        if hasattr(module, "lora_A"):
+            if list(module.active_adapters) != ["default"]:
+                return f"{name} has several adapters"
+            if type(module.lora_dropout["default"]).__name__ != "Identity":
+                return "the LoRA has dropout"
+            if module.use_dora.get("default") or module.lora_bias.get("default"):
+                return "the LoRA is of another kind"
+        weight = base_of(module).weight
         state = getattr(weight, "quant_state", None)
         if state is not None and not (weight.is_cuda and state.quant_type == "nf4" and state.blocksize == 64):
             return "the 4-bit weights are not NF4 in blocks of 64 on a card"

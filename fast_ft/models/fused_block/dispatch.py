@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TOLERANCE = 0.01  #: of the largest value: 16-bit rounding is a tenth of it, a wrong kernel is far outside
+#: Blocks of 64 weights that unpacking is tried on. 512 are cut as a 7B's are: four times 32 in a program, two groups of
+#: double quantisation. 8 are one program of a small layer.
+_BLOCKS = (512, 8)
 
 
 def ops_for(tensor: Tensor) -> ModuleType:
@@ -49,15 +52,19 @@ def check(like: Tensor, width: int, inner: int, head: int) -> str | None:
         gate_up, back = normal(3, 2 * inner), normal(3, inner)
         found.append(ops.swiglu(gate_up))
         ops.swiglu_backward_(gate_up, back)
-        packed = torch.arange(256, device=like.device).to(torch.uint8)
-        blocks = torch.arange(8, device=like.device).float() + 1
+        return [*found, gate_up, back, *(each for count in _BLOCKS for each in unpacked(ops, count))]
+
+    def unpacked(ops: ModuleType, count: int) -> list[Tensor]:
+        """Return the weights of `count` blocks, their scales plain and quantised themselves."""
+        number = torch.arange(count * 32, device=like.device)
+        packed, scales = (number % 256).to(torch.uint8), number[:count] % 97 + 1
         half = torch.bfloat16 if like.dtype == torch.bfloat16 else torch.float16
-        out = torch.empty(8, 64, dtype=half, device=like.device)
-        ops.unpack(packed, blocks, None, out)
-        nested = (torch.linspace(-1, 1, 256, device=like.device), blocks[:1], blocks[:1])
-        twice = torch.empty_like(out)
-        ops.unpack(packed, blocks.to(torch.uint8), nested, twice)
-        return [*found, gate_up, back, out, twice]
+        plain, twice = (torch.empty(count, 64, dtype=half, device=like.device) for _ in range(2))
+        ops.unpack(packed, scales.float(), None, plain)
+        groups = torch.arange(-(-count // 256), device=like.device).float() + 1
+        nested = (torch.linspace(-1, 1, 256, device=like.device), groups, groups)
+        ops.unpack(packed, scales.to(torch.uint8), nested, twice)
+        return [plain, twice]
 
     try:
         for made, expected in zip(results(ours), results(ops_torch), strict=True):

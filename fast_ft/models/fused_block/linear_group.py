@@ -24,18 +24,25 @@ if TYPE_CHECKING:
 _TOLERANCE = 0.01  #: of the largest weight: both round to 16 bits
 
 
-class LinearGroup:
-    """A group of PEFT's LoRA layers: their base weights, and where their LoRA's matrices are.
+def base_of(module: Any) -> Any:
+    """Return the linear layer below an adapter's, or the layer itself where it has no adapter."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
-    `dtype` is that of the products. `buffer` takes the weights in 16 bits, where they are stored in 4.
+
+class LinearGroup:
+    """A group of linear layers, with PEFT's LoRA or without: their base weights, and where their LoRA's matrices are.
+
+    A layer without LoRA counts as one of rank 0. `dtype` is that of the products. `buffer` takes the weights in 16
+    bits, where they are stored in 4.
     """
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype, buffer: WeightBuffer) -> None:
-        bases = [module.get_base_layer() for module in modules]
+        bases = [base_of(module) for module in modules]
         self.modules, self.dtype = list(modules), dtype
         self.widths = [base.out_features for base in bases]
         self.inputs = bases[0].in_features
-        (self.scaling,) = {module.scaling["default"] for module in modules}
+        scalings = {module.scaling["default"] for module in modules if hasattr(module, "lora_A")}
+        (self.scaling,) = scalings or {1.0}
         self.bias_N = side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
         if hasattr(bases[0].weight, "quant_state"):
             self._weights: Callable[[], Tensor] = FourBitWeights(bases, dtype, buffer)
@@ -44,8 +51,15 @@ class LinearGroup:
             self._weights = lambda: whole_NE
 
     def lora(self) -> list[Tensor]:
-        """Return A and B of each layer: fp32 parameters (r, E) and (n, r)."""
-        return [part["default"].weight for module in self.modules for part in (module.lora_A, module.lora_B)]
+        """Return A and B of each layer: fp32 parameters (r, E) and (n, r); empty ones where it has no LoRA."""
+        found: list[Tensor] = []
+        for module, width in zip(self.modules, self.widths, strict=True):
+            if hasattr(module, "lora_A"):
+                found += [module.lora_A["default"].weight, module.lora_B["default"].weight]
+            else:
+                like = base_of(module).weight
+                found += [torch.zeros(*size, device=like.device) for size in ((0, self.inputs), (width, 0))]
+        return found
 
     def forward(
         self, x_TE: Tensor, lora: Sequence[Tensor], add_TN: Tensor | None = None

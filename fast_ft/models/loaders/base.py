@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fast_ft.common import out_of_memory
+from fast_ft.common import out_of_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
+from fast_ft.hub.families import FamilySpec
 from fast_ft.models.patches import ModelPatches
 from fast_ft.recipe import schema
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Said where a recipe that means Unsloth is trained by several processes.
-ALONE_ONLY = "Unsloth trains in one process only: several train through PEFT, more slowly each."
+ALONE_ONLY = "Unsloth trains in one process only, and several train through our own blocks"
 
 
 def draw_no_bars() -> None:
@@ -35,6 +36,7 @@ class LoadedModel:
     `model` is a PeftModel; `tokenizer` is transformers' own, for whoever loads the adapter later (our own token ids
     come from data/encoding.py). `backend` is the loader's name, `dtype` what the base computes in. `notes` are
     sentences for the manifest. Whoever replaces a forward or hangs a hook on the model does so through `patches`.
+    `general` says why the model goes the general way (hub/families.py); None: our passes and our decoding take it.
     """
 
     model: Any  # a PeftModel, until `free`
@@ -44,6 +46,7 @@ class LoadedModel:
     dtype: str
     notes: list[str] = field(default_factory=list)
     patches: ModelPatches = field(default_factory=ModelPatches)
+    general: str | None = None
 
     def free(self) -> None:
         """Give the model's memory back, so that the next one fits where this one was."""
@@ -78,6 +81,7 @@ class LoaderBase(ABC):
         self.dtype = compute_dtype(model.dtype, self.device)
         self.notes: list[str] = []
         self.folder = download.model_folder(model.name_or_path, model.revision)
+        self.family = FamilySpec.of(self.folder)
 
     @abstractmethod
     def for_training(self, adapter: Path | None = None) -> LoadedModel:
@@ -92,18 +96,30 @@ class LoaderBase(ABC):
         """Return a fresh base model with the adapter in a folder, ready to answer."""
 
     def _loaded(self, model: PeftModel, patches: ModelPatches | None = None) -> LoadedModel:
-        import transformers
-
         source = self.section.tokenizer or self.section.name_or_path
-        folder = download.tokenizer_folder(source, self.section.revision)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(folder), trust_remote_code=False, local_files_only=True, padding_side="right"
-        )
+        tokenizer = _tokenizer(download.tokenizer_folder(source, self.section.revision))
         if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
             others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
             tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
         changes = patches or ModelPatches()
-        return LoadedModel(model, tokenizer, self.name, self.device, self.dtype, self.notes, changes)
+        return LoadedModel(
+            model, tokenizer, self.name, self.device, self.dtype, self.notes, changes, self.family.general
+        )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return transformers' tokenizer of a folder.
+
+    AutoTokenizer goes by the model_type of some families, whatever the folder's files say; where these ask for the
+    plain tokenizer over tokenizer.json, it is that.
+    """
+    import transformers
+
+    path = folder / "tokenizer_config.json"
+    named = untrusted_files.json_object(path).get("tokenizer_class") if path.is_file() else None
+    plain = named in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
+    kind: Any = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    return kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, padding_side="right")
 
 
 def compute_dtype(wanted: str, device: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
-from fast_ft.hub.families import ModelShape, read_config
-from fast_ft.models import lora_files
+from fast_ft.common.errors import InputError
+from fast_ft.models import lora_files, own_pass
 from fast_ft.models.loaders.base import LoadedModel, LoaderBase, draw_no_bars
 from fast_ft.models.patches import ModelPatches
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -22,13 +24,28 @@ class PeftLoader(LoaderBase):
     name = "peft"
 
     def for_training(self, adapter: Path | None = None) -> LoadedModel:
-        """Return the base model with a LoRA adapter to train: a new one, or the one in a folder."""
-        import peft
-
+        """Return the base model with a LoRA adapter to train: a new one, or one whose weights are those in a folder."""
         base, patches = self._base_model(), ModelPatches()
+        model = self.with_adapter(base, patches)
         if adapter is not None:
-            return self._loaded(peft.PeftModel.from_pretrained(base, str(adapter), is_trainable=True), patches)
-        return self._loaded(self.with_adapter(base, patches), patches)
+            lora_files.load(model, adapter / "adapter_model.safetensors")
+        return self._checked(model, patches)
+
+    def _checked(self, model: PeftModel, patches: ModelPatches) -> LoadedModel:
+        """Return the model, sent the general way where config.json says so, or where our pass gives other numbers.
+
+        Raises:
+            InputError: the numbers differ, and the recipe names a backend that is ours.
+        """
+        loaded = self._loaded(model, patches)
+        if self.family.way is not None:
+            self.notes.append(self.family.way)
+        elif problem := own_pass.difference(model, self.dtype):
+            if self.section.backend == "fused":
+                raise InputError(f"model.backend: 'fused' cannot train this: {problem}. Use model.backend=auto.")
+            loaded.general = problem
+            self.notes.append(replace(self.family, general=problem).way or "")
+        return loaded
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed."""
@@ -43,10 +60,28 @@ class PeftLoader(LoaderBase):
             lora_alpha=self.lora.lora_alpha,
             lora_dropout=self.lora.lora_dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
+            use_rslora=self.lora.use_rslora,
+            use_dora=self.lora.use_dora,
+            modules_to_save=list(self.lora.modules_to_save) or None,
             bias="none",
             task_type="CAUSAL_LM",
         )
-        return peft.get_peft_model(base, config)
+        model = peft.get_peft_model(base, config)
+        self._fit_whole_modules(model, patches)
+        return model
+
+    def _fit_whole_modules(self, model: PeftModel, patches: ModelPatches) -> None:
+        """Let embeddings and a head that are trained in fp32 stand between layers of the base's dtype."""
+        import torch
+
+        core, dtype = model.get_base_model(), getattr(torch, self.dtype)
+        for module in (core.get_input_embeddings(), core.get_output_embeddings()):
+            if not hasattr(module, "modules_to_save"):
+                continue
+            trained = module.modules_to_save["default"]
+            trained.float()
+            patches.hook(trained.register_forward_pre_hook(_in_the_dtype_of_its_weight))
+            patches.hook(trained.register_forward_hook(lambda _, __, output: output.to(dtype)))
 
     def for_generation(self, adapter: Path) -> LoadedModel:
         """Return a fresh base model with the adapter in a folder, ready to answer.
@@ -70,6 +105,8 @@ class PeftLoader(LoaderBase):
         config = transformers.AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
         quantised = getattr(config, "quantization_config", None) is not None
         dtype = getattr(torch, self.dtype)
+        # of other families transformers chooses, but for one of the functions that do not know scores that are capped
+        attention = "sdpa" if self.family.general is None else "eager" if self.family.softcap else None
         extra: dict[str, Any] = {}
         if self.section.load_in_4bit and not quantised:
             extra["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -83,7 +120,7 @@ class PeftLoader(LoaderBase):
             config=config,
             dtype=dtype,
             device_map={"": self.device},
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -93,6 +130,12 @@ class PeftLoader(LoaderBase):
             if hasattr(module, "compute_dtype"):  # a stored checkpoint may ask for bf16, which a T4 has not
                 module.compute_dtype = dtype
         return model
+
+
+def _in_the_dtype_of_its_weight(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return a head's input in its weight's dtype; token ids stay as they are."""
+    first = arguments[0]
+    return (first.to(module.weight.dtype) if first.is_floating_point() else first, *arguments[1:])
 
 
 class FusedLoader(PeftLoader):
@@ -106,16 +149,8 @@ class FusedLoader(PeftLoader):
 
         from fast_ft.models.fused_block import block  # loads torch
 
-        config = read_config(self.folder)
         like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
-        return block.unknown(config) or block.check(like, ModelShape.from_config(config))
-
-    def for_training(self, adapter: Path | None = None) -> LoadedModel:
-        """Return the base model with a LoRA adapter to train through our blocks; `notes` say where PEFT's remain."""
-        loaded = super().for_training(adapter)
-        if adapter is not None:
-            self._install_blocks(loaded.model, loaded.patches)
-        return loaded
+        return block.unknown(self.family) or block.check(like, self.family.shape)
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed, and our blocks installed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +21,68 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: Unsloth's functions that a decoder layer runs through, with what of the layer each computes. Batching, the layout of
+#: attention (`_attend_row_by_row`), recomputed layers, CUDA graphs and the loss are ours.
+FUNCTIONS = {
+    "q, k, v with LoRA": "unsloth.kernels.fast_lora.apply_lora_qkv",
+    "o with LoRA": "unsloth.kernels.fast_lora.apply_lora_o",
+    "MLP with LoRA": "unsloth.kernels.fast_lora.apply_lora_mlp_swiglu",
+    "norms": "unsloth.kernels.rms_layernorm.fast_rms_layernorm",
+    "rope": "unsloth.kernels.rope_embedding.fast_rope_embedding",
+}
+
+#: Held while unsloth is imported, so that an import that fails is tried once, whichever thread asks.
+_importing = threading.Lock()
+
+
 def import_problem() -> str | None:
-    """Import unsloth; return why that cannot be, as "ErrorType: its first line", or None."""
+    """Import unsloth; return why that cannot be, as "ErrorType: its first line", or None. Waits for `begin_import`."""
+    with _importing:
+        return _import_problem()
+
+
+def begin_import() -> None:
+    """Import unsloth in a thread, which takes half a minute: meanwhile rows can be read and encoded."""
+    threading.Thread(target=import_problem, name="import unsloth").start()
+
+
+@functools.cache
+def _import_problem() -> str | None:
     try:
         import unsloth  # noqa: F401
     except (ImportError, NotImplementedError, RuntimeError, OSError, AttributeError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     return None
+
+
+def not_through_unsloth(model: PeftModel) -> str | None:
+    """Return which parts of a model's layers do not run through Unsloth's functions, in a sentence, or None.
+
+    Unsloth leaves a part to PEFT where a layer of it has no LoRA, or has a bias.
+    """
+    layers = list(model.get_base_model().model.layers)
+    left: dict[str, int] = {}
+    for layer in layers:
+        runs = {
+            "q, k, v with LoRA": getattr(layer.self_attn, "apply_qkv", None),
+            "o with LoRA": getattr(layer.self_attn, "apply_o", None),
+            "MLP with LoRA": layer.mlp.forward,
+        }
+        for part, function in runs.items():
+            if name_of(function) != FUNCTIONS[part]:
+                left[part] = left.get(part, 0) + 1
+    if not left:
+        return None
+    counts = "; ".join(f"{part} of {count}" for part, count in left.items())
+    return f"of {len(layers)} layers, these run through PEFT and not through Unsloth's functions: {counts}"
+
+
+def name_of(function: Any) -> str:
+    """Return where a function was defined, as module.name; what a method or a partial call holds is looked at."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 
 class UnslothLoader(LoaderBase):
@@ -55,6 +112,7 @@ class UnslothLoader(LoaderBase):
             lora_alpha=self.lora.lora_alpha,
             lora_dropout=self.lora.lora_dropout,
             target_modules=list(targets),
+            use_rslora=self.lora.use_rslora,
             bias="none",
             use_gradient_checkpointing=False,  # ours: models/activation_checkpointing.py
             random_state=self.seed,
@@ -63,6 +121,8 @@ class UnslothLoader(LoaderBase):
         patches.replace(core, "_has_no_labels", False)  # else its forward takes labels' absence for inference
         # else it cuts a pass at max_length, whatever the rows' lengths
         patches.replace(core, "_unsloth_allow_packed_overlength", True)
+        if (left := not_through_unsloth(model)) and left not in self.notes:
+            self.notes.append(left)
         return model
 
     def for_generation(self, adapter: Path) -> LoadedModel:
@@ -103,7 +163,7 @@ def _attend_row_by_row() -> None:
     This changes Unsloth's modules, not a model, so it stays for the whole process: outside of such a pass the function
     does what Unsloth's own does.
     """
-    for name in ("llama", "mistral"):  # the others take llama's
+    for name in ("llama", "mistral", "qwen3"):  # Qwen2 takes Llama's
         module: Any = importlib.import_module(f"unsloth.models.{name}")
         theirs = module.run_attention
         if getattr(theirs, "by_row", False):
@@ -112,7 +172,7 @@ def _attend_row_by_row() -> None:
         def run_attention(
             *, Q: Tensor, K: Tensor, V: Tensor, theirs: Callable[..., Tensor] = theirs, **values: Any
         ) -> Tensor:
-            """Unsloth's signature of an attention function."""
+            """Unsloth's signature of an attention function. No row is longer than a window (choose.unfit)."""
             rows = packed_attention.current_rows()
             return theirs(Q=Q, K=K, V=V, **values) if rows is None else packed_attention.attend(Q, K, V, rows)
 

@@ -1,0 +1,57 @@
+"""The lines on minutes and memory in the headers of the homework's recipes, rendered from bench/results/."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench import budget
+from bench.figures import RESULTS
+from fast_ft.recipe.loader import load_recipe
+
+_MINUTES, _SCORE, _NEXT = "# Minutes   ", "# Score     ", "#           "
+_THRIFTY_GIB = 7.2
+
+
+def recipes() -> list[Path]:
+    """The recipes whose headers are rendered."""
+    return [RESULTS.parents[1] / "recipes" / f"{name}.yaml" for name in budget.ALLOWED]
+
+
+def rendered(path: Path) -> str:
+    """Return a recipe's text with the lines from Minutes to Score made anew."""
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(_MINUTES, 1)
+    _, after = rest.split(_SCORE, 1)
+    return before + "\n".join(lines(path)) + "\n" + _SCORE + after
+
+
+def lines(path: Path) -> list[str]:
+    """Return the header's lines on minutes and memory."""
+    found = _minutes()
+    done, errors = found["recipes"][path.stem], {part: f"{error:.0%}" for part, error in found["errors"].items()}
+    plan, small = done["plan"], thrifty(path)
+    train, answers = (budget.span(done[f"{part}_minutes"]) for part in ("train", "generate"))
+    return [
+        f"{_MINUTES}projected, never run on a T4: training {train}, answers {answers}",
+        f"{_NEXT}(python -m fast_ft plan ... --gpu t4). The model behind it misses published T4 runs by up to",
+        f"{_NEXT}{errors['train']} in training and {errors['generate']} in decoding",
+        f"# Memory    as much as there is, for speed: on a T4 {plan['train_gib']:.1f} GiB predicted in training and",
+        f"{_NEXT}{plan['generate_gib']:.1f} in decoding. budget.memory_gib={_THRIFTY_GIB} makes it fit into that: "
+        f"{small['train_gib']:.1f} predicted,",
+        f"{_NEXT}{small['recompute_layers']} of 32 layers computed again",
+    ]
+
+
+def thrifty(path: Path) -> dict[str, Any]:
+    """Return the plan of a recipe for a small budget of memory."""
+    recipe = load_recipe(str(path), [f"budget.memory_gib={_THRIFTY_GIB}"])
+    return budget.settled(recipe, _minutes()["recipes"][path.stem]).to_json()
+
+
+@cache
+def _minutes() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / "t4-minutes.json").read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,45 @@
+"""How long answers take: one step of a decoding pool, and all answers of a run. Pure arithmetic.
+
+A step reads the weights once, multiplies them with the rows of all slots, and reads each row's part of the KV cache.
+How it reads 4-bit weights decides most: a fused product reads them as they are; else they are turned to 16 bits in each
+step, written and read back. Which one a card runs faster is known of few cards, so answers are projected as a range.
+"""
+
+from __future__ import annotations
+
+from fast_ft.hub.families import ModelShape
+from fast_ft.plan.cost_model import UNPACK_BYTES, Rates
+from fast_ft.plan.decode_pool import Answers
+
+#: Bytes that a step moves for a 4-bit weight: codes and 32-bit scales; or codes turned to 16 bits, and these read.
+FUSED_BYTES, UNPACKED_BYTES = 0.5 + 4 / 64, UNPACK_BYTES + 2.0
+_MEAN_ANSWER = 250  #: tokens; answers end when they are done, long before max_new_tokens
+
+
+def step_seconds(shape: ModelShape, rates: Rates, slots: int, context: float, bytes_a_weight: float) -> float:
+    """Return the seconds of one step over `slots` rows that have `context` tokens in the cache, in the mean."""
+    head = shape.vocab_size * shape.hidden_size
+    moved = shape.linear_weights * bytes_a_weight + 2 * head + slots * context * shape.kv_bytes
+    return moved / (rates.gb_per_s * 1e9) + 2 * slots * (shape.linear_weights + head) / (rates.tflops * 1e12)
+
+
+def answer_minutes(
+    shape: ModelShape, ends: tuple[Rates, Rates], answers: Answers, slots: int, *, load_in_4bit: bool
+) -> list[float]:
+    """Return projected minutes of all answers, from the quick end to the slow one; `ends` are (slow, quick) rates.
+
+    The quick end is of answers of mean length from a fused product, the slow one of full-length answers from weights
+    that are turned to 16 bits in each step. Prompts are passed over once.
+    """
+    slow, quick = ends
+    rows = len(answers.prompt_tokens) * answers.candidates
+    slots = max(1, min(slots, rows))
+    prompt = sum(answers.prompt_tokens) / max(1, len(answers.prompt_tokens))
+    passed = 2.0 * sum(answers.prompt_tokens) * shape.linear_weights
+
+    def minutes(tokens: int, rates: Rates, bytes_a_weight: float) -> float:
+        step = step_seconds(shape, rates, slots, prompt + tokens / 2, bytes_a_weight if load_in_4bit else 2.0)
+        return round((rows * tokens / slots * step + passed / (rates.tflops * 1e12)) / 60, 1)
+
+    longest = answers.max_new_tokens
+    return [minutes(min(_MEAN_ANSWER, longest), quick, FUSED_BYTES), minutes(longest, slow, UNPACKED_BYTES)]

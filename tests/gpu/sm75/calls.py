@@ -1,0 +1,153 @@
+"""What a T4 asks of each kernel, and what plain torch says to the same numbers.
+
+Each call returns pairs of ours and torch's, and the share by which they may differ. Sizes are those of a 7B, and
+activations as large as its own: Llama-2-7B has some of 2,600; fp16 ends at 65,504. Where kernels are only compiled,
+on a machine without a card, the numbers mean nothing and the sizes are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HIDDEN, INNER, HEAD = 4096, 11008, 128
+SHAPES = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))  #: of a 7B's weights, side by side
+
+
+class Pair(NamedTuple):
+    """What a kernel made, what plain torch made, and the share of torch's norm by which they may differ."""
+
+    made: Tensor
+    expected: Tensor
+    within: float = 0.004
+
+
+def _normal(device: str, *shape: int, times: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, device=device) * times).half()
+
+
+def norms(device: str, peak: float) -> Iterator[Pair]:
+    """RMS norms of rows in which single activations are as large as `peak`."""
+    from fast_ft.models.fused_block import ops_torch, ops_triton
+
+    x = torch.randn(257, HIDDEN, device=device)
+    x[0, 1415], x[3, 2533] = -peak, peak
+    x, weight = x.half(), torch.rand(HIDDEN, device=device).half()
+    grad, residual = (_normal(device, 257, HIDDEN, times=30) for _ in range(2))  # as with fp16's loss scale
+    (made, scale), (expected, plain_scale) = (ops.rms_norm(x, weight, 1e-5) for ops in (ops_triton, ops_torch))
+    yield Pair(made, expected)
+    yield Pair(scale, plain_scale)
+    backs = [ops.rms_norm_backward(grad, x, weight, plain_scale, residual) for ops in (ops_triton, ops_torch)]
+    yield Pair(*backs)
+
+
+def rotations(device: str) -> Iterator[Pair]:
+    """The heads of q and k turned by their tokens' angles, and back; the heads lie within q, k and v side by side."""
+    from fast_ft.models.fused_block import ops_torch, ops_triton
+
+    cos, sin = (_normal(device, 65, HEAD // 2).repeat(1, 2) for _ in range(2))
+    for heads, apart in ((64, 96), (40, 48)):  # 32 heads and 32 KV heads, 32 and 8
+        whole = _normal(device, 65, apart * HEAD)
+        for back in (False, True):
+            both = [whole.clone(), whole.clone()]
+            for ops, each in zip((ops_triton, ops_torch), both, strict=True):
+                ops.rotate_(each.view(65, apart, HEAD)[:, :heads], cos, sin, back=back)
+            yield Pair(*both)
+
+
+def swiglu(device: str, peak: float) -> Iterator[Pair]:
+    """The MLP's gate, forward and backward, over values up to `peak`."""
+    from fast_ft.models.fused_block import ops_torch, ops_triton
+
+    both = (torch.randn(65, 2 * INNER, device=device) * peak / 3).clamp(-peak, peak).half()
+    grad = _normal(device, 65, INNER, times=10)
+    yield Pair(ops_triton.swiglu(both), ops_torch.swiglu(both))
+    changed = [(both.clone(), grad.clone()) for _ in range(2)]
+    ops_triton.swiglu_backward_(*changed[0])
+    ops_torch.swiglu_backward_(*changed[1])
+    yield from (Pair(made, expected) for made, expected in zip(*changed, strict=True))
+
+
+def weights(device: str, shape: tuple[int, int], *, nested: bool) -> Iterator[Pair]:
+    """4-bit weights turned to 16 bits as training does it: 32 blocks four times in a program."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    from fast_ft.models.fused_block import ops_triton
+
+    packed, state = quantize_4bit(_normal(device, *shape, times=0.02), quant_type="nf4", compress_statistics=nested)
+    out, groups = torch.empty(shape, dtype=torch.float16, device=device), None
+    if nested:
+        inner = state.state2
+        offset = torch.full_like(inner.absmax, float(state.offset)).view(-1)
+        groups = (inner.code.float(), inner.absmax.float().view(-1), offset)
+    ops_triton.unpack(packed.view(-1), state.absmax.view(-1), groups, out)
+    yield Pair(out, dequantize_4bit(packed, state), 5e-4)
+
+
+def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
+    """Attention over pages for many rows and for few, which have a kernel of their own."""
+    from fast_ft.generate.engine import ops_torch, ops_triton
+    from fast_ft.generate.engine.block_manager import PAGE
+
+    lengths = torch.tensor([0, 1, 15, 16, 31, 200, 511, 1000] * 3, device=device)
+    keys, values = (_normal(device, 1600 * PAGE, kv_heads, HEAD) for _ in range(2))
+    table = torch.randperm(1599, device=device)[: 24 * 64].view(24, 64) + 1
+    q = _normal(device, 24, heads + kv_heads, HEAD)[:, :heads]
+    for rows in (24, 8):
+        given = (q[:rows], keys, values, table[:rows], lengths[:rows])
+        made, expected = (ops.paged_attention(*given, columns=64 * PAGE) for ops in (ops_triton, ops_torch))
+        yield Pair(made, expected)
+
+
+def between(device: str, peak: float) -> Iterator[Pair]:
+    """What lies between a decoding step's products: norms with and without what is added, gate, rope and cache."""
+    from fast_ft.generate.engine import ops_torch, ops_triton
+    from fast_ft.generate.engine.block_manager import PAGE
+
+    x, weight = _normal(device, 64, HIDDEN), torch.rand(HIDDEN, device=device).half()
+    x[0, 1415] = peak
+    for delta in (None, _normal(device, 64, HIDDEN)):
+        both = [x.clone(), x.clone()]
+        made, expected = (
+            ops.add_norm(each, delta, weight, 1e-5) for ops, each in zip((ops_triton, ops_torch), both, strict=True)
+        )
+        yield from (Pair(made, expected), Pair(*both))
+    gate_up = _normal(device, 64, 2 * INNER)
+    made, expected = (ops.gated(gate_up, torch.float16) for ops in (ops_triton, ops_torch))
+    yield Pair(made, expected)
+    for heads, kv_heads in ((32, 32), (32, 8)):
+        qkv = _normal(device, 64, (heads + 2 * kv_heads) * HEAD)
+        place = torch.arange(64, device=device)
+        frequencies = 1e4 ** -(torch.arange(0, HEAD, 2, device=device).float() / HEAD)
+        found = []
+        for ops in (ops_triton, ops_torch):
+            keys, values = torch.zeros(2, 128 + PAGE, kv_heads, HEAD, dtype=torch.float16, device=device)
+            cos_sin = ops.rope(place, frequencies, 1.0, torch.float16)
+            q, _, _ = ops.rotate_into_cache(qkv.clone(), heads, cos_sin, 2 * place + PAGE, keys, values)
+            found.append((q, keys, values))
+        yield from (Pair(made, expected) for made, expected in zip(*found, strict=True))
+
+
+Call = Callable[[str], Iterator[Pair]]
+
+
+def calls(*, small: bool) -> dict[str, Call]:
+    """Return every call by name. `small`: weights of few blocks, cut as large ones are."""
+    found: dict[str, Call] = {}
+    for peak in (1.0, 2600.0, 60000.0):
+        found[f"norms, {peak:g}"] = lambda device, peak=peak: norms(device, peak)  # type: ignore[misc]
+    for peak in (3.0, 200.0):
+        found[f"swiglu, {peak:g}"] = lambda device, peak=peak: swiglu(device, peak)  # type: ignore[misc]
+    found["rotations"] = rotations
+    for shape in ((128, 256),) if small else SHAPES:
+        for nested in (True, False):
+            name = f"weights {shape[0]} x {shape[1]}{', doubly quantised' if nested else ''}"
+            found[name] = lambda device, s=shape, n=nested: weights(device, s, nested=n)  # type: ignore[misc]
+    for heads, kv_heads in ((32, 32), (32, 8)):
+        found[f"pages, {heads} and {kv_heads} heads"] = lambda device, h=heads, k=kv_heads: pages(device, h, k)  # type: ignore[misc]
+    for peak in (1.0, 2600.0):
+        found[f"between, {peak:g}"] = lambda device, peak=peak: between(device, peak)  # type: ignore[misc]
+    return found

@@ -1,0 +1,54 @@
+"""Each Triton kernel is either executed as a T4 would run it, or listed with the reason why a T4 never runs it."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.gpu.sm75 import inventory
+from tests.gpu.sm75.inventory import COVERED, NOT_ON_A_T4, WITHIN
+
+
+def test_every_kernel_is_covered_or_listed_with_a_reason() -> None:
+    listed = COVERED | set(WITHIN) | set(NOT_ON_A_T4)
+    unknown, gone = inventory.kernels() - listed, listed - inventory.kernels()
+    assert not unknown, f"in neither tests/gpu/sm75/calls.py nor inventory.NOT_ON_A_T4: {sorted(unknown)}"
+    assert not gone, f"listed, and no longer there: {sorted(gone)}"
+
+
+def test_a_new_kernel_is_noticed() -> None:
+    text = (
+        "import triton\nfrom triton import jit\n@triton.jit\ndef one(x): pass\n"
+        "@triton.jit(do_not_specialize=['x'])\ndef two(x): pass\n@jit\ndef three(x): pass\n"
+        "@triton.autotune(configs=[], key=[])\n@triton.jit\ndef four(x): pass\n@torch.jit.script\ndef none(x): pass\n"
+    )
+    assert inventory._jitted(ast.parse(text)) == ["one", "two", "three", "four"]
+
+
+@pytest.mark.parametrize("part", sorted(WITHIN))
+def test_a_part_is_called_by_the_kernel_that_covers_it(part: inventory.Kernel) -> None:
+    whole = WITHIN[part]
+    assert whole in COVERED
+    tree = ast.parse(inventory.source_of(whole).read_text(encoding="utf-8"))
+    (body,) = (each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name == whole[1])
+    called = {ast.unparse(each.func) for each in ast.walk(body) if isinstance(each, ast.Call)}
+    assert part[1] in called
+
+
+@pytest.mark.soak
+def test_kernels_compile_for_a_t4_without_a_card_and_spill_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton is pinned in the Makefile as it is on cards; ptxas comes with it."""
+    pytest.importorskip("triton", reason="Triton is there on Linux only")
+    from triton import knobs
+
+    from tests.gpu.sm75 import compile as compiling
+
+    monkeypatch.setattr(knobs.compilation, "always_compile", True)
+    found = compiling.compiled()
+    assert {(each["module"], each["name"]) for each in found} == COVERED
+    for each in found:
+        print(each)
+        assert each["target"] == "sm_75", each
+        assert each["spilled"] == each["stack"] == 0, f"{each['name']} spills registers to memory"
+        assert each["registers"] <= 128 and each["shared"] <= compiling.SHARED_BYTES // 4, each
