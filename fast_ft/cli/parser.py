@@ -96,6 +96,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--show", type=whole(0), default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     add("--row", metavar="ID", help="print this selected row")
+    add("--list", action="store_true", help="list the selected rows with their metrics and prompts")
     _json_options(parser)
     add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
     add("--output", metavar="FILE", help="with --explore: write the page to a file instead")
@@ -115,6 +116,9 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a pred file for each point, in RUN_DIR/grid, as in: --grid temperature=0.3,0.7 top_p=0.8,0.9",
     )
+    add("--prompt", metavar="TEXT", help="answer this text, and print the answer; the run's own answers stay")
+    add("--prompts", metavar="FILE", help="answer these prompts into the file --output; the run's own answers stay")
+    add("--output", metavar="FILE", help="with --prompts or --prompt: the file of the answers, in pred.json's form")
 
 
 def _judge_options(parser: argparse.ArgumentParser) -> None:

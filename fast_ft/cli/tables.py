@@ -15,17 +15,25 @@ from fast_ft.recipe.schema import Recipe
 
 
 def selection_json(prepared: SelectedData) -> dict[str, Any]:
-    """Return `data --json`: selected (ids in training order, with stages), rows, metrics, contract, leakage."""
-    stages_of: dict[str, list[str]] = {}
-    for stage in prepared.stages:
-        for example in stage.examples:
-            stages_of.setdefault(example.id, []).append(stage.name)
+    """Return `data --json`: selected, rows, metrics, contract, leakage, notes.
+
+    `selected` holds each row's id, stages, prompt and metrics, in training order.
+    """
+    stages_of = _stages_of(prepared)
     measured = {row["id"]: row for row in prepared.selection.rows}
     names = sorted({name for row in measured.values() for name in row if name != "id"})
     rows = prepared.rows if isinstance(prepared, PreparedData) else {}
     checked = isinstance(prepared, PreparedData)
     return {
-        "selected": [{"id": e.id, "stages": stages_of[e.id]} for e in prepared.examples],
+        "selected": [
+            {
+                "id": each.id,
+                "stages": stages_of[each.id],
+                "prompt": each.prompt,
+                "metrics": {name: value for name, value in measured[each.id].items() if name != "id"},
+            }
+            for each in prepared.examples
+        ],
         "rows": {"pool": len(prepared.selection.pool), "selected": len(prepared.examples)},
         "metrics": {name: _summary([measured[e.id].get(name) for e in prepared.examples]) for name in names},
         "contract": {
@@ -71,6 +79,34 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
         console.print(f"  {plain(hit['example'])} ~ {plain(hit['prompt'])} ({hit['kind']})", markup=False)
     for example in prepared.examples[:show]:
         print_row(prepared, example.id)
+
+
+def print_list(prepared: SelectedData) -> None:
+    """Print every selected row in a line: its id, its stages, its metrics and the beginning of its prompt."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    stages_of, measured = _stages_of(prepared), {row["id"]: row for row in prepared.selection.rows}
+    names = [name for name in next(iter(measured.values()), {}) if name != "id"]
+    table = Table()
+    table.add_column("id", overflow="fold", max_width=24)
+    table.add_column("stages", overflow="fold", max_width=16)
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right", min_width=5)
+    table.add_column("prompt", no_wrap=True, overflow="ellipsis", min_width=16)
+    for each in prepared.examples:
+        cells = ("" if (value := measured[each.id].get(name)) is None else f"{value:g}" for name in names)
+        prompt = " ".join(each.prompt.split())
+        table.add_row(*(escape(plain(text)) for text in (each.id, ", ".join(stages_of[each.id]), *cells, prompt)))
+    new_console().print(table)
+
+
+def _stages_of(prepared: SelectedData) -> dict[str, list[str]]:
+    stages_of: dict[str, list[str]] = {}
+    for stage in prepared.stages:
+        for example in stage.examples:
+            stages_of.setdefault(example.id, []).append(stage.name)
+    return stages_of
 
 
 def _contamination(hits: int, prompts: int) -> str:
