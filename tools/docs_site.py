@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+#: What a page loads by itself, or a script by a CDN's address.
+_FETCHED = re.compile(
+    r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=[\"']?https?://[^\s>]*|url\([\"']?https?://[^)]*"
+    r"|https?://[\w.]*(?:unpkg|jsdelivr|cdnjs|googleapis|gstatic)[\w./@-]*"
+)
 PICTURES = "pictures"  #: in the site: pictures that lie outside of docs/
 
 
@@ -32,13 +37,20 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Take out of the theme's scripts what they would fetch for browsers and diagrams that no page needs."""
-    for path in Path(config["site_dir"], "assets").rglob("*"):
+    """Take out of the theme's scripts what they would fetch for browsers and diagrams that no page needs.
+
+    Raises ValueError where the site would still fetch something from elsewhere.
+    """
+    site = Path(config["site_dir"])
+    for path in (site / "assets").rglob("*"):
         if path.suffix == ".map":
             path.unlink()
         elif path.suffix in (".js", ".css"):
             text = re.sub(r"/[/*]# sourceMappingURL=\S+( \*/)?", "", path.read_text(encoding="utf-8"))
             path.write_text(re.sub(r"https://unpkg\.com/[^\"']*", "", text), encoding="utf-8")
+    for path in site.rglob("*"):
+        if path.suffix in (".html", ".js", ".css") and (found := _FETCHED.search(path.read_text(encoding="utf-8"))):
+            raise ValueError(f"{path.relative_to(site)} would fetch something from elsewhere: {found[0]}")
 
 
 def first_page(readme: str) -> str:

@@ -82,23 +82,36 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
 
 
 def print_list(prepared: SelectedData) -> None:
-    """Print every selected row in a line: its id, its stages, its metrics and the beginning of its prompt."""
+    """Print every selected row in a line: its id, its stages, its metrics, and its prompt as far as the width goes."""
+    from rich.cells import cell_len
     from rich.markup import escape
     from rich.table import Table
 
     stages_of, measured = _stages_of(prepared), {row["id"]: row for row in prepared.selection.rows}
     names = [name for name in next(iter(measured.values()), {}) if name != "id"]
-    table = Table()
-    table.add_column("id", overflow="fold", max_width=24)
-    table.add_column("stages", overflow="fold", max_width=16)
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right", min_width=5)
-    table.add_column("prompt", no_wrap=True, overflow="ellipsis", min_width=16)
-    for each in prepared.examples:
-        cells = ("" if (value := measured[each.id].get(name)) is None else f"{value:g}" for name in names)
-        prompt = " ".join(each.prompt.split())
-        table.add_row(*(escape(plain(text)) for text in (each.id, ", ".join(stages_of[each.id]), *cells, prompt)))
-    new_console().print(table)
+    headings = ["id", "stages", *(name.replace("_", "\n") for name in names)]
+    rows = [
+        [plain(row.id), plain(", ".join(stages_of[row.id])), *(_measure(measured[row.id].get(name)) for name in names)]
+        for row in prepared.examples
+    ]
+    table, console = Table(), new_console()
+    widths = [
+        max(map(cell_len, [*heading.split("\n"), *cells]))
+        for heading, cells in zip(headings, zip(*rows, strict=True), strict=True)
+    ]
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index > 1 else "left", no_wrap=True)
+    room = console.width - sum(widths) - 3 * len(widths) - 4  # the borders'
+    table.add_column("prompt", no_wrap=True, overflow="ellipsis", width=max(8, room))
+    for cells, row in zip(rows, prepared.examples, strict=True):
+        table.add_row(*map(escape, cells), escape(plain(" ".join(row.prompt.split()))))
+    console.print(table)
+
+
+def _measure(value: Any) -> str:
+    if value is None:
+        return ""
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:g}"
 
 
 def _stages_of(prepared: SelectedData) -> dict[str, list[str]]:

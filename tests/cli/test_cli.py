@@ -255,6 +255,13 @@ def test_data_list_has_a_line_for_each_selected_row(
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         assert cells[:2] == [row["id"], ", ".join(row["stages"])] and cells[-1] == row["prompt"]
         assert cells[2:-1] == [f"{value:g}" for value in row["metrics"].values()]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["data", str(path), "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 16 + 5 and {len(line) for line in lines} == {60}, (
+        "only the prompt is cut, and a row has one line"
+    )
+    assert all(row["id"] in line and "…" in line for line, row in zip(lines[-17:-1], selected, strict=True))
 
 
 def test_data_row_shows_one_row_or_the_nearest_id(

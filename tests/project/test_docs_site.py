@@ -70,6 +70,16 @@ def test_the_theme_fetches_nothing(tmp_path: Path) -> None:
     docs_site.on_post_build({"site_dir": str(tmp_path)})
     assert [path.name for path in scripts.iterdir()] == ["bundle.js"]
     assert (scripts / "bundle.js").read_text() == 'a("")\n'
+    for name, text in (
+        ("a.html", '<img alt="x" src="https://example.org/a.png">'),
+        ("b.css", "a { background: url(https://example.org/a.png) }"),
+        ("c.js", 'load("https://cdn.jsdelivr.net/npm/x")'),
+    ):
+        (there := tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name} would fetch"):
+            docs_site.on_post_build({"site_dir": str(tmp_path)})
+        there.write_text('<a href="https://example.org/">a link is followed by hand</a>')
+    docs_site.on_post_build({"site_dir": str(tmp_path)})
     assert SETTINGS["theme"]["font"] is False and SETTINGS["extra"]["generator"] is False
 
 
