@@ -124,7 +124,7 @@ def config_of(source: Metadata) -> dict[str, Any]:
         "rope_theta": float(source.number(f"{kind}.rope.freq_base") or 10_000.0),
         "vocab_size": int(next(t.shape[1] for t in source.tensors if t.name == "token_embd.weight")),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        **({"attention_bias": "blk.0.attn_q.bias" in tensors} if kind == "llama" else {}),
         "torch_dtype": "float16",
         **{f"{name}_token_id": tokens[name] for name in ("bos", "eos", "pad")},
     }
