@@ -112,7 +112,14 @@ def main() -> int:
 def run(recipe: str, overrides: list[str], work: Path, case: Case) -> dict[str, Any]:
     """Train a few steps and return what was planned and what was measured."""
     limits, watch = emulation.Limits(case.cap_gib, None, False), Watch(time.monotonic())
-    given = {"recipe": recipe, "overrides": overrides, "adapter": None, "work": str(work), "stop_after": STEPS}
+    given = {
+        "recipe": recipe,
+        "way": "fast_ft",
+        "overrides": overrides,
+        "adapter": None,
+        "work": str(work),
+        "stop_after": STEPS,
+    }
     about = {"overrides": list(case.overrides), "base": case.base, "row_tokens": case.row_tokens}
     try:
         found = ours.run(given, limits, watch)

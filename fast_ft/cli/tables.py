@@ -42,6 +42,7 @@ def selection_json(prepared: SelectedData) -> dict[str, Any]:
             "prompt_tokens": _summary([len(r.labels) - r.supervised for r in rows.values()]),
             "supervised_tokens": _summary([r.supervised for r in rows.values()]),
         },
+        "duplicates": [pair._asdict() for pair in prepared.selection.duplicates],
         "leakage": prepared.leakage,
         "notes": prepared.notes,
     }
@@ -53,7 +54,7 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
 
     console = new_console()
     content = selection_json(prepared)
-    title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {plain(recipe.data.train)}"
+    title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {plain(recipe.data.train_name)}"
     console.print(title, markup=False)
     table = Table()
     for column in ("metric", "least", "median", "most"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fast_ft.common import seeds
+from fast_ft.data import mixing
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.recipe.steps import steps_of
 
@@ -30,16 +31,26 @@ class StageJob:
         return [[len(self.rows[index].input_ids) for index in batch] for batch in self.batches]
 
 
-def batches(rows: int, epochs: float, size: int, *, shuffled: bool, seed: int, stage: int) -> list[list[int]]:
-    """Return the row indices of every step of a stage: `ceil(rows / size)` steps an epoch.
+def batches(
+    rows: int,
+    epochs: float,
+    size: int,
+    *,
+    shuffled: bool,
+    seed: int,
+    stage: int,
+    weights: Sequence[float] | None = None,
+) -> list[list[int]]:
+    """Return the row indices of every step of a stage: `ceil(rows of an epoch / size)` steps an epoch.
 
-    Each shuffled epoch has an order of its own, drawn from (seed, stage, epoch). Of an epoch that is begun, as in 1.5
-    epochs, the first steps are taken.
+    weights: how often an epoch sees each row; None: once. Each shuffled epoch has an order of its own, drawn from
+    (seed, stage, epoch). Of an epoch that is begun, as in 1.5 epochs, the first steps are taken.
     """
     steps = []
+    an_epoch = rows if weights is None else mixing.epoch_rows(weights)
     for epoch in range(math.ceil(epochs)):
-        order = list(range(rows))
+        order = list(range(rows)) if weights is None else mixing.epoch(weights, seed, stage, epoch)
         if shuffled:
             seeds.generator(seed, stage, epoch).shuffle(order)
-        steps += [order[start : start + size] for start in range(0, rows, size)]
-    return steps[: steps_of(rows, size, epochs)]
+        steps += [order[start : start + size] for start in range(0, len(order), size)]
+    return steps[: steps_of(an_epoch, size, epochs)]

@@ -13,14 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from fast_ft.data.duplicates import ngrams, normalise, words_of
 from fast_ft.data.examples import Example, Pool, Prompt
+from fast_ft.data.folding import fold, folded, ngrams
 from fast_ft.data.formats import strip_lead
 
 GRAM_WORDS = 13
 METHOD = (
     "Instruction and input of each training row against those of each test prompt, Alpaca's lead sentence and headings "
-    "stripped: exact text, then normalised (case, spaces, punctuation), then any "
+    "stripped: exact text, then without case, spaces and the punctuation of sentences, then any "
     f"{GRAM_WORDS} words in a row in common. "
     "Ids are not compared: data sets reuse them for other rows."
 )
@@ -39,12 +39,12 @@ def certificate(examples: Iterable[Example], prompts: Iterable[Prompt]) -> dict[
         for message in prompt.messages
         if message["role"] == "user"
     ]
-    normalised = [normalise(text) for _, text in tests]
+    normalised = folded([text for _, text in tests])
     grams = [_grams(text) for text in normalised]
     hits: dict[tuple[str, str], str] = {}
     for example in examples:
         text = strip_lead(example.prompt)
-        same = normalise(text)
+        same = fold(text)
         own = _grams(same)
         for (id_, test), test_same, test_grams in zip(tests, normalised, grams, strict=True):
             if text == test:
@@ -59,7 +59,7 @@ def certificate(examples: Iterable[Example], prompts: Iterable[Prompt]) -> dict[
 
 def text_digest(text: str) -> str:
     """Return 16 hex digits of a prompt: equal for texts that differ in case, spaces, punctuation or Alpaca's lead."""
-    return hashlib.sha256(normalise(strip_lead(text)).encode()).hexdigest()[:16]
+    return _digest(fold(strip_lead(text)))
 
 
 def digests_of(prompts: Collection[Prompt]) -> set[str]:
@@ -79,10 +79,15 @@ def without_excluded(pool: Pool, digests: Collection[str]) -> tuple[Pool, int]:
     unwanted = set(digests)
     if not unwanted:
         return pool, 0
-    kept = [text_digest(prompt) not in unwanted for prompt in pool.table["prompt"].to_pylist()]
+    texts = folded([strip_lead(prompt) for prompt in pool.table["prompt"].to_pylist()])
+    kept = [_digest(text) not in unwanted for text in texts]
     return replace(pool, table=pool.table.filter(pa.array(kept))), kept.count(False)
 
 
+def _digest(folded_text: str) -> str:
+    return hashlib.sha256(folded_text.encode()).hexdigest()[:16]
+
+
 def _grams(text: str) -> set[tuple[str, ...]]:
-    words = words_of(text)
+    words = text.split()
     return ngrams(words, GRAM_WORDS) if len(words) >= GRAM_WORDS else set()

@@ -21,7 +21,7 @@ from fast_ft.data import regular_rows, sources
 from fast_ft.data.examples import Example, Pool, Prompt, packed
 from fast_ft.data.formats import RawRow, is_number, parse_row, strip_lead, strip_leads
 from fast_ft.data.turns import fail
-from fast_ft.recipe.schema import Data
+from fast_ft.recipe.schema import Columns, Data
 
 
 def load_pool(section: Data) -> Pool:
@@ -29,7 +29,8 @@ def load_pool(section: Data) -> Pool:
 
     A row without an id gets "row-<n>", its number counted from 1, in every layout.
     """
-    source = sources.read(section.train)
+    assert isinstance(section.train, str), "data/mixing.py loads several sources one by one"
+    source = sources.read(section.train, split=section.split, columns=section.columns.given)
     if section.test is not None and _same_files(section.test, source.digest):
         _refuse(source.name, section.test)
     table, unused = _table(source, section.train_on)
@@ -39,12 +40,15 @@ def load_pool(section: Data) -> Pool:
     return Pool(table, source.name, source.digest, tuple(_unused_notes(unused, source.name)))
 
 
-def load_prompts(path: str, *, notes: list[str] | None = None) -> tuple[list[Prompt], str]:
+def load_prompts(
+    path: str, columns: Columns | None = None, *, notes: list[str] | None = None
+) -> tuple[list[Prompt], str]:
     """Return the prompts of a file in any layout, in file order, and the file's digest. A last answer is left out.
 
-    `notes` gets a sentence for each field that holds text and is not used. Raises InputError.
+    columns: the training rows' own names of keys, which count here where the rows have them. `notes` gets a sentence
+    for each field that holds text and is not used. Raises InputError.
     """
-    source = sources.read(path, "test")
+    source = sources.read(path, "test", columns=columns.given if columns else None, loosely=True)
     prompts = []
     rows = _parse(source)
     for number, row in enumerate(rows, 1):

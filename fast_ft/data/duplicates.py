@@ -1,63 +1,89 @@
-"""When two texts count as the same: normalised words and n-grams, for duplicates and for the leakage certificate."""
+"""Which rows are duplicates of rows before them: the same but for what folds away, or nearly the same."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from typing import Literal
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from fast_ft.common import words as text_words
-from fast_ft.data.examples import Example
+from fast_ft.data.folding import folded, same_kinds
 from fast_ft.data.formats import strip_lead
 
-GRAM_WORDS = 5
+
+class Exchange(NamedTuple):
+    """What is compared of a row."""
+
+    prompt: str
+    response: str
 
 
-def normalise(text: str) -> str:
-    """Return the text's words in lower case, without punctuation, one space between; symbols alone stay as they are."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
+class ExactDuplicates:
+    """The rows accepted so far, by prompt and response without case, spaces and the punctuation of sentences."""
+
+    def __init__(self) -> None:
+        self._accepted: dict[Exchange, list[tuple[int, Exchange]]] = defaultdict(list)
+
+    def add(self, place: int, row: Exchange, key: Exchange | None = None) -> int | None:
+        """Accept the row and return None, or return the place of the accepted row that it duplicates.
+
+        key: the row, folded, where that is known.
+        """
+        same = self._accepted[key or Exchange(*folded((strip_lead(row.prompt), row.response)))]
+        for earlier, other in same:
+            if all(same_kinds(*texts) for texts in zip(row, other, strict=True)):
+                return earlier
+        same.append((place, row))
+        return None
 
 
-def words_of(normalised: str) -> list[str]:
-    """Return the words of a normalised text; where a script has no spaces, each letter is a word (common/words.py)."""
-    return normalised.split() if normalised.isascii() else text_words.words(normalised)
+class NearDuplicates:
+    """The rows accepted so far, by their 5-grams of words; a row that is an exact duplicate is a near one too.
 
-
-def ngrams(words: list[str], n: int) -> set[tuple[str, ...]]:
-    """Return the n-grams of a list of words; a shorter list is one gram."""
-    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}
-
-
-class Duplicates:
-    """The rows accepted so far, and whether the next one duplicates any of them.
-
-    exact: a row is a duplicate where prompt and response are the same but for case, spaces and punctuation. near: also
-    where the prompt is the same, or where the 5-gram sets of prompt and response have a Jaccard similarity of at least
-    `threshold`, computed exactly. An index from gram to accepted rows keeps the work near-linear.
+    A row is a near-duplicate where its response, and its prompt and response together, are as alike as `threshold`
+    (Jaccard similarity, computed exactly): the same prompt with another answer is another row. All candidates are known
+    beforehand, so that a gram of many rows does not count (data/shingles.py). An index from gram to accepted rows keeps
+    the work near-linear.
     """
 
-    def __init__(self, method: Literal["none", "exact", "near"], threshold: float) -> None:
-        self.method, self.threshold = method, threshold
-        self._keys: set[tuple[str, ...]] = set()
-        self._holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        self._sizes: list[int] = []
+    def __init__(self, rows: Sequence[Exchange], threshold: float) -> None:
+        from fast_ft.data.shingles import Shingles, similarity  # numpy, which only this method needs
 
-    def add(self, example: Example) -> bool:
-        """Accept the row and return True, or return False where it duplicates an accepted one."""
-        if self.method == "none":
-            return True
-        prompt, response = normalise(strip_lead(example.prompt)), normalise(example.response)
-        key = (prompt,) if self.method == "near" else (prompt, response)
-        if key in self._keys:
-            return False
-        if self.method == "near":
-            grams = ngrams(words_of(f"{prompt} {response}"), GRAM_WORDS)
-            shared = Counter(row for gram in grams for row in self._holders.get(gram, ()))
-            for row, common in shared.items():
-                if common / (len(grams) + self._sizes[row] - common) >= self.threshold:
-                    return False
-            for gram in grams:
-                self._holders[gram].append(len(self._sizes))
-            self._sizes.append(len(grams))
-        self._keys.add(key)
-        return True
+        self._threshold, self._exact, self._similarity = threshold, ExactDuplicates(), similarity
+        texts = folded([strip_lead(row.prompt) for row in rows]), folded([row.response for row in rows])
+        self._keys = [Exchange(*pair) for pair in zip(*texts, strict=True)]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(self._keys))}
+        self._numbers = [numbers[key] for key in self._keys]  # rows of the same words are one text, and share its grams
+        self._sides = [Shingles(side) for side in zip(*numbers, strict=True)]
+        self._holders: list[dict[int, list[int]]] = [defaultdict(list), defaultdict(list)]
+        self._accepted: dict[int, int] = {}
+        self.by_grams = 0  #: rows that are no exact duplicates
+
+    def add(self, place: int, row: Exchange) -> int | None:
+        """Accept the row and return None, or return the place of the accepted row that it duplicates."""
+        earlier = self._exact.add(place, row, self._keys[place])
+        if earlier is not None:
+            return earlier
+        number = self._numbers[place]
+        shared = [side.shared(number) for side in self._sides]
+        if (earlier := self._alike(number, shared)) is not None:
+            self.by_grams += 1
+            return earlier
+        if number not in self._accepted:
+            self._accepted[number] = place
+            for grams, holders in zip(shared, self._holders, strict=True):
+                for gram in grams:
+                    holders[gram].append(number)
+        return None
+
+    def _alike(self, number: int, shared: list[list[int]]) -> int | None:
+        """Return the place of an accepted row of other words that is as alike as the threshold."""
+        common = [
+            Counter(other for gram in grams for other in holders.get(gram, ()))
+            for grams, holders in zip(shared, self._holders, strict=True)
+        ]
+        for other in sorted(common[0].keys() | common[1].keys()):
+            sides = [(grams, shared[other]) for grams, shared in zip(self._sides, common, strict=True)]
+            alike = (self._similarity(part, number, other) for part in (sides[1:], sides))
+            if other != number and all(each >= self._threshold for each in alike):
+                return self._accepted[other]
+        return None

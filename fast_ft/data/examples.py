@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from fast_ft.recipe.schema import SourceFile
+
 #: Columns of Pool.table that are no metrics.
 TEXT_COLUMNS = ("id", "messages", "prompt", "response")
 BLANK_LINE = "\n\n"  #: between turns, where several of them are shown or measured as one text
@@ -111,21 +113,30 @@ class Pool:
     table: columns id, messages, prompt, response (strings), score (float64, null where absent), then metrics.
     `messages` is JSON. It is null where the row is an exchange, whose prompt and response say all of it, and may be
     absent where all rows are. A response may be "" (Alpaca has such rows); selection leaves those out. source: as the
-    user gave it. digest: sha256 over the files. notes: what of the files is not used, in sentences.
+    user gave it. digest: sha256 over the files. notes: what of the files is not used, in sentences. sources: where the
+    rows come from; the column "source" says of each row, which of them. Both are data/mixing.py's.
     """
 
     table: pa.Table
     source: str
     digest: str
     notes: tuple[str, ...] = ()
+    sources: tuple[SourceFile, ...] = ()
 
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def weights(self, indices: Sequence[int]) -> list[float]:
+        """Return how often an epoch sees the rows at these positions."""
+        if "source" not in self.table.column_names:
+            return [1.0] * len(indices)
+        found = self.table["source"].take(pa.array(indices, pa.int64())).to_pylist()
+        return [self.sources[index].weight for index in found]
+
     @property
     def metrics(self) -> list[str]:
         """The names of the columns that are metrics, `score` among them."""
-        return [name for name in self.table.column_names if name not in TEXT_COLUMNS]
+        return [name for name in self.table.column_names if name not in (*TEXT_COLUMNS, "source")]
 
     def examples(self, indices: Sequence[int]) -> list[Example]:
         """Return the rows at these positions (from 0), in the given order."""

@@ -21,9 +21,9 @@ from fast_ft.recipe.conditions import check_metric
 #: A pool -> the number of tokens of each row that are masked, and of those that are trained.
 TokenCounter = Callable[[Pool], tuple[list[int], list[int]]]
 
-#: Final punctuation or an emoji, then any closing quotes, brackets, code ticks and markdown stars.
+#: Final punctuation, an emoji, or a letter of a script without such marks; then closing quotes, brackets, ticks, stars.
 FINAL = (
-    rf"([{re.escape(text_words.FINAL)}]|{text_words.EMOJI})"
+    rf"([{re.escape(text_words.FINAL)}]|{text_words.EMOJI}|{text_words.UNMARKED})"
     rf"[{re.escape(text_words.CLOSING)}{text_words.EMOJI_MARKS}\s]*$"
 )
 #: A last line that holds only a list's number ("3.") is where a list was cut off; a whole answer may be "16.".

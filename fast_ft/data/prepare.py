@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted
-from fast_ft.data import contamination, curriculum, dataset, encoding, selection, sources, tokenise
+from fast_ft.data import contamination, curriculum, dataset, encoding, mixing, selection, sources, tokenise, validation
 from fast_ft.data.batches import StageJob, batches
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
@@ -28,7 +28,7 @@ class SelectedData:
     """Rows chosen and staged, and the prompts: all that can be known without a tokenizer.
 
     leakage: contamination.certificate's value. digests: sha256 of the "train" and, where there is one, the "test" file.
-    notes: what was left out and why, in sentences.
+    notes: what was left out and why, in sentences. held_out: the validation rows, on which nothing is trained.
     """
 
     selection: selection.Selection
@@ -37,15 +37,27 @@ class SelectedData:
     leakage: dict[str, Any]
     digests: dict[str, str]
     notes: list[str]
+    held_out: list[Example] = field(default_factory=list, kw_only=True)
 
     @property
     def examples(self) -> list[Example]:
         """The distinct training rows, in the order in which stages first use them."""
         return _distinct(self.stages)
 
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """How often an epoch sees each selected row, by id."""
+        chosen = self.selection
+        return dict(zip((e.id for e in chosen.examples), chosen.pool.weights(chosen.indices), strict=True))
+
     def staged(self) -> list[dict[str, Any]]:
-        """Return what the manifest says of the stages."""
-        return [{"name": s.name, "ids": [e.id for e in s.examples]} for s in self.stages]
+        """Return what the manifest says of the stages; `epoch_rows` where weights are not 1."""
+        staged: list[dict[str, Any]] = []
+        for stage in self.stages:
+            weights = [self.weights[example.id] for example in stage.examples]
+            entry = {"name": stage.name, "ids": [example.id for example in stage.examples]}
+            staged.append(entry if set(weights) == {1.0} else entry | {"epoch_rows": mixing.epoch_rows(weights)})
+        return staged
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,8 @@ class PreparedData(SelectedData):
     """What a run trains on and answers: the selected data and its tokens.
 
     rows: the selected examples, tokenised, by id; each keeps the contract of prompt and response. prompt_ids: the token
-    ids of each prompt, in the prompts' order. train, seed: the recipe's, by which stages become steps.
+    ids of each prompt, in the prompts' order. train, seed: the recipe's, by which stages become steps. validation: the
+    rows of `held_out`, tokenised.
     """
 
     encoder: Encoder
@@ -61,6 +74,7 @@ class PreparedData(SelectedData):
     prompt_ids: list[list[int]]
     train: Train
     seed: int
+    validation: list[EncodedRow] = field(default_factory=list, kw_only=True)
 
     @cached_property
     def jobs(self) -> list[StageJob]:
@@ -74,6 +88,7 @@ class PreparedData(SelectedData):
                 shuffled=stage.order == "shuffled",
                 seed=self.seed,
                 stage=index,
+                weights=[self.weights[example.id] for example in stage.examples],
             )[:left]
             left = None if left is None else left - len(steps)
             rows = [self.rows[example.id] for example in stage.examples]
@@ -100,7 +115,9 @@ class PreparedData(SelectedData):
 
 def prepare(recipe: Recipe) -> PreparedData:
     """Select, stage, check and tokenise. InputError says what is wrong with the data, the tokenizer or the recipe."""
-    for where in filter(None, (recipe.data.train, recipe.data.test)):
+    held_out = recipe.data.held_out
+    places = [*(source.path for source in recipe.data.sources), recipe.data.test, held_out.path if held_out else None]
+    for where in filter(None, places):
         sources.check_named(where)  # before a tokenizer is fetched
     found = _select(recipe, encoding.load_encoder(recipe.model), [])
     assert isinstance(found, PreparedData)
@@ -135,23 +152,29 @@ def select_data(recipe: Recipe) -> SelectedData:
 
 
 def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> SelectedData:
-    pool, left_out = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
+    pool, left_out = contamination.without_excluded(mixing.load_pool(recipe.data), recipe.data.exclude)
     notes += pool.notes
     if left_out:
         notes.append(f"{counted(left_out, 'row')} left out by data.exclude.")
     prompts: list[Prompt] = []
     digests = {"train": pool.digest}
     if recipe.data.test is not None:
-        prompts, digests["test"] = dataset.load_prompts(recipe.data.test, notes=notes)
+        prompts, digests["test"] = dataset.load_prompts(recipe.data.test, recipe.data.columns, notes=notes)
         dataset.refuse_test_as_train(pool, prompts, digests["test"])
     limit = policy_ntu_hw5.max_train_rows(recipe)
+    counter = encoder.count_pool if encoder else None
+    held_out: selection.Selection | None = None
+    if recipe.data.validation is not None:
+        pool, held_out, said = validation.hold_out(pool, recipe.data, recipe.select, recipe.seed, counter)
+        notes.append(said)
     chosen = selection.select(
         pool,
         recipe.select,
         seed=recipe.seed,
         limit=limit,
         also_measure=[*curriculum.metrics_needed(recipe.curriculum), "score", "response_words"],
-        token_counter=encoder.count_pool if encoder else None,
+        token_counter=counter,
+        typed=recipe.typed("select.deduplicate"),
     )
     notes += chosen.notes
     rows: dict[str, EncodedRow] = {}
@@ -159,16 +182,22 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
     if encoder is not None:
         rows, chosen = tokenise.rows(recipe, encoder, chosen, notes)
         prompt_ids = tokenise.prompts(recipe, encoder, prompts, notes)
+    measured: list[EncodedRow] = []
+    if encoder is not None and held_out is not None:
+        found, held_out = tokenise.rows(recipe, encoder, held_out, notes)
+        measured = list(found.values())
+    examples_held_out = held_out.examples if held_out is not None else []
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
     examples = _distinct(stages)
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
         raise InputError("\n".join(broken))
     leakage = contamination.certificate(examples, prompts)
     if encoder is None:
-        return SelectedData(chosen, stages, prompts, leakage, digests, notes)
+        return SelectedData(chosen, stages, prompts, leakage, digests, notes, held_out=examples_held_out)
     return PreparedData(
-        chosen, stages, prompts, leakage, digests, notes, encoder, rows, prompt_ids, recipe.train, recipe.seed
-    )
+        chosen, stages, prompts, leakage, digests, notes, encoder, rows, prompt_ids, recipe.train, recipe.seed,
+        held_out=examples_held_out, validation=measured,
+    )  # fmt: skip
 
 
 def _distinct(stages: Sequence[Stage]) -> list[Example]:

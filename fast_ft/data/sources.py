@@ -1,7 +1,7 @@
-"""From a path or a hub id to raw rows. A file's first bytes tell what kind it is; its name does not.
+"""From a path or a hub id to raw rows: which files hold them, which split is meant, and what their columns are called.
 
-Read are `datasets.save_to_disk` folders (memory-mapped, without `datasets`, whose import takes a second), Arrow and
-Parquet files, JSON, JSONL, and the hub's folders of such files. Pickles are refused, since opening one can run code.
+Read are `datasets.save_to_disk` folders (memory-mapped, without `datasets`, whose import takes a second), the hub's
+folders of data files, and single files. What a file holds is in data/file_formats.py.
 """
 
 from __future__ import annotations
@@ -9,56 +9,75 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from fast_ft.common.errors import InputError
+from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.folders import expanded
+from fast_ft.data import delimited
+from fast_ft.data.file_formats import KINDS, read_file
 
-#: Keys under which a JSON object may hold its rows.
-ROW_KEYS = ("data", "rows", "train", "test", "examples", "instances")
-KINDS = "JSON, JSONL, Parquet, Arrow, or a folder that datasets.save_to_disk wrote"
 HOMEWORK = "https://github.com/ericsunkuan/ML_Spring2025_HW5"
 #: What lies in it; recipes look for these below data/.
 HOMEWORK_FILES = ("fastchat_alpaca_52k", "test_set_evol_instruct_150.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 #: JSON files that hold no rows: those beside the rows of a hub's data set, and a judge's replies beside run folders.
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json", "verdicts.jsonl")
-DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json")
-#: First bytes of files that are no text, and what such a file is.
-BINARY = ((b"\x80", "a pickle"), (b"PK", "a zip archive, as torch.save writes"), (b"\x1f\x8b", "gzip"))
+_PLAIN = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv")
+DATA_SUFFIXES = tuple(f"{suffix}{packed}" for suffix in _PLAIN for packed in ("", ".gz", ".zst"))
+#: Other names of splits, as the hub's libraries know them.
+SPLITS = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ("testing", "evaluation")}
+#: Keys by which other layouts are known. Where a column map names the prompt, they step aside.
+_LAYOUT_KEYS = ("conversations", "messages", "instruction", "Instruction", "prompt", "response", "completion", "output")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: rows as Python objects (JSON) or as an Arrow table, and the sha256 over the files' bytes."""
+    """What was read: rows as Python objects or as an Arrow table, and the sha256 over the files' bytes."""
 
     name: str
     rows: list[Any] | pa.Table
     digest: str
 
 
-def read(where: str, split: str = "train") -> Source:
-    """Read all rows of a file, a folder or a hub id; `split` picks among several splits. Raises InputError."""
+def read(
+    where: str,
+    default: str = "train",
+    *,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    loosely: bool = False,
+) -> Source:
+    """Read all rows of a file, a folder or a hub id. Raises InputError.
+
+    split: the split that is meant, which then has to be there; without it, `default` where there are several.
+    columns: {our name of a key: the rows' own name}. loosely: a name that no row has is no error.
+    """
     try:
-        files = data_files(locate(where), split)
+        files = data_files(locate(where), default, split)
         tables: list[pa.Table] = []
         rows: list[Any] = []
+        cells = False
         for file in files:
-            content = _read_file(file)
-            if isinstance(content, pa.Table):
-                tables.append(content)
+            content = read_file(file, split or default)
+            cells = cells or content.cells
+            if isinstance(content.rows, pa.Table):
+                tables.append(content.rows)
             else:
-                rows.extend(content)
+                rows.extend(content.rows)
         if tables and rows:
-            raise InputError(f"{where}: it mixes JSON with Arrow or Parquet files. Name one file.")
+            raise InputError(f"{where}: it mixes JSON or CSV with Arrow or Parquet files. Name one file.")
         read_rows = pa.concat_tables(tables, promote_options="default") if tables else rows
         if len(read_rows) == 0:
             raise InputError(f"{where}: it holds no rows. Give a data set with at least one row.")
+        if columns:
+            read_rows = _renamed(read_rows, columns, where, loosely)
+        if cells:
+            read_rows = [_numbered(row) for row in read_rows]
         return Source(where, read_rows, digest(files))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{where}: cannot be read: {_first_line(error)}. Get or write the file again.") from error
@@ -88,7 +107,7 @@ def locate(where: str) -> Path:
 def check_named(where: str) -> None:
     """Raise InputError where `where` is neither here nor a hub id; nothing is fetched."""
     path, owner = expanded(where), where.split("/")[0]
-    looks_local = path.suffix in DATA_SUFFIXES or owner in ("data", "runs", "shared") or Path(owner).exists()
+    looks_local = path.name.endswith(DATA_SUFFIXES) or owner in ("data", "runs", "shared") or Path(owner).exists()
     if path.exists() or (HUB_ID.fullmatch(where) and not looks_local):
         return
     hint = f' For the homework: "git clone {HOMEWORK} data".' if path.name in HOMEWORK_FILES else ""
@@ -97,36 +116,33 @@ def check_named(where: str) -> None:
     )
 
 
-def data_files(path: Path, split: str) -> list[Path]:
-    """Return the files that hold the rows of `path`, in order: itself, or a folder's shards."""
+def data_files(path: Path, default: str, split: str | None = None) -> list[Path]:
+    """Return the files that hold the rows of `path`, in order: itself, or a folder's shards.
+
+    split: the split that is meant, or None for `default`, which need not be there. Raises InputError.
+    """
     if not path.is_dir():
         return [path]
     if _is_run(path):
         raise InputError(f"{path}: it is the folder of a run, which holds answers and no rows. Give {KINDS}.")
     if (path / "state.json").is_file():
-        state = _json_object(path / "state.json")
-        if state.get("_indices_data_files"):
-            raise InputError(f"{path}: the data set keeps a row index. Call flatten_indices() before save_to_disk.")
-        names = [Path(str(entry.get("filename"))).name for entry in state.get("_data_files") or []]
-        missing = [name for name in names if not (path / name).is_file()]
-        if missing or not names:
-            raise InputError(f"{path}: state.json names {missing or 'no data files'}, not here. Copy the whole folder.")
-        return [path / name for name in names]
+        return _saved(path, split)
     if (path / "dataset_dict.json").is_file():
-        splits = _json_object(path / "dataset_dict.json").get("splits") or []
-        chosen = split if split in splits else splits[0] if len(splits) == 1 else None
-        if chosen is None:
-            raise InputError(f"{path}: it has the splits {splits}, none called {split}. Name one split's folder.")
-        return data_files(path / Path(str(chosen)).name, split)
+        splits = [str(each) for each in _json_object(path / "dataset_dict.json").get("splits") or []]
+        found = _split_of(split or default, splits) or (splits[0] if len(splits) == 1 and split is None else None)
+        if found is None:
+            raise InputError(
+                f"{path}: it has the splits {', '.join(splits) or '(none)'}, none called {split or default}. "
+                "Set split to one of them, or name one split's folder."
+            )
+        return _saved(path / Path(found).name, None)
     for suffix in DATA_SUFFIXES:
-        found = sorted(file for place in (path, path / "data") for file in place.glob(f"*{suffix}"))
-        found = [file for file in found if file.name not in NOT_ROWS and not file.name.startswith(".")]
-        found = [file for file in found if file.stem.startswith(split)] or found
-        if len({re.sub(r"-\d{5}-of-\d{5}.*", "", file.name) for file in found}) > 1:
-            listed = ", ".join(file.name for file in found[:5])
-            raise InputError(f"{path}: several data files ({listed}). Name one of them.")
-        if found:
-            return found
+        files = sorted(file for place in (path, path / "data") for file in place.glob(f"*{suffix}"))
+        files += sorted(file for place in (path, path / "data") for file in place.glob(f"*/*{suffix}")
+                        if place != path or file.parent.name != "data")  # fmt: skip
+        files = [file for file in files if file.name not in NOT_ROWS and not file.name.startswith(".")]
+        if files:
+            return _of_split(path, files, default, split)
     raise InputError(f"{path}: a folder without data. Give {KINDS}.")
 
 
@@ -136,78 +152,84 @@ def _is_run(path: Path) -> bool:
     return manifest.is_file() and "recipe_digest" in _json_object(manifest)
 
 
-def _read_file(path: Path) -> list[Any] | pa.Table:
-    """Read one file by its first bytes. Raises InputError, pa.ArrowException or OSError."""
-    with path.open("rb") as stream:
-        head = stream.read(64)
-    if not head:
-        raise InputError(f"{path}: the file is empty. Give {KINDS}.")
-    if head.startswith(b"PAR1"):
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path)
-    if head.startswith(b"ARROW1"):
-        return _arrow(path, pa.ipc.open_file)
-    if head.startswith(b"\xff\xff\xff\xff"):
-        return _arrow(path, pa.ipc.open_stream)
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f'{path}: a Git LFS pointer, not the data. Run "git lfs pull" in its repository.')
-    kind = next((name for magic, name in BINARY if head.startswith(magic)), None)
-    if kind or path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt"):
-        raise InputError(f"{path}: {kind or 'a pickle'} is not read, since opening one can run code. Give {KINDS}.")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8, or give {KINDS}.") from error
-    if "\x00" in text[:4096]:
-        raise InputError(f"{path}: a binary file. Give {KINDS}.")
-    return _parse_json(path, text)
-
-
-def _arrow(path: Path, open_reader: Callable[..., Any]) -> pa.Table:
-    with pa.memory_map(str(path)) as mapped, open_reader(mapped) as reader:
-        return reader.read_all()
-
-
-def _parse_json(path: Path, text: str) -> list[Any]:
-    """Parse a JSON list, a JSON object that holds or is rows, or JSONL. The error names line and column."""
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty. Give {KINDS}.")
-    lines = text.split("\n")  # not splitlines(): JSON strings may hold U+2028
-    filled = [number for number, line in enumerate(lines) if line.strip()]
-    jsonl = len(filled) > 1 and text.lstrip().startswith("{") and _whole(lines[filled[0]])
-    number = 0
-    try:
-        if jsonl:
-            rows = []
-            for number in filled:
-                rows.append(json.loads(lines[number]))
-            return rows
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = number + 1 if jsonl else error.lineno
+def _saved(path: Path, split: str | None) -> list[Path]:
+    """Return the shards of one data set that datasets.save_to_disk wrote."""
+    state = _json_object(path / "state.json")
+    if split is not None and state.get("_split") not in (split, *SPLITS.get(split, ())):
+        own = state.get("_split")
         raise InputError(
-            f"{path}, line {line}, column {error.colno}: not valid JSON: {error.msg}. "
-            "The file may be cut off: compare its size with the original's."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}, line {number + 1}: not usable JSON: {_first_line(error)}. Mend the file.") from error
-    if isinstance(content, dict):
-        for key in ROW_KEYS:
-            if isinstance(content.get(key), list):
-                return content[key]
-        return [content]
-    if not isinstance(content, list):
-        raise InputError(f"{path}: holds no rows but one value ({type(content).__name__}). Give a list of objects.")
-    return content
+            f"{path}: it is one data set{f', the split {own}' if own else ''}, where the split {split} was asked for. "
+            "Leave split out, or name the folder of all splits."
+        )
+    if state.get("_indices_data_files"):
+        raise InputError(f"{path}: the data set keeps a row index. Call flatten_indices() before save_to_disk.")
+    names = [Path(str(entry.get("filename"))).name for entry in state.get("_data_files") or []]
+    missing = [name for name in names if not (path / name).is_file()]
+    if missing or not names:
+        raise InputError(f"{path}: state.json names {missing or 'no data files'}, not here. Copy the whole folder.")
+    return [path / name for name in names]
 
 
-def _whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
+def _of_split(path: Path, files: list[Path], default: str, split: str | None) -> list[Path]:
+    """Return which data files of a folder hold a split, told by their names or by the folders that they are in."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        name = re.sub(r"(-\d{5}-of-\d{5}.*|[-_.]\d+)?(\.\w+)*$", "", file.name)
+        if file.parent not in (path, path / "data"):  # a folder for each split, or for each of several data sets
+            known = any(_split_of(each, [file.parent.name]) for each in SPLITS)
+            name = file.parent.name if known or file.parent.name == split else f"{file.parent.name}/{name}"
+        groups.setdefault(name, []).append(file)
+    found = _split_of(split or default, groups)
+    if found is None and split is None and len(groups) == 1:
+        found = next(iter(groups))
+    if found is None:
+        listed = ", ".join(str(file.relative_to(path)) for file in files[:5])
+        wanted = f"none of the split {split}" if split else f"none called {default}"
+        raise InputError(f"{path}: several data files ({listed}), {wanted}. Name one of them, or set split.")
+    return groups[found]
+
+
+def _split_of(wanted: str, names: Mapping[str, object] | list[str]) -> str | None:
+    """Return the one of these names that means a split: its own, another name of it, or one that begins with it."""
+    meanings = (wanted, *SPLITS.get(wanted, ()))
+    for meaning in meanings:
+        if meaning in names:
+            return meaning
+    begun = [name for name in names for meaning in meanings if re.match(rf"{re.escape(meaning)}(?![A-Za-z])", name)]
+    begun += [name for name in names for meaning in meanings if re.search(rf"[-_.]{re.escape(meaning)}$", name)]
+    return begun[0] if len(set(begun)) == 1 else None
+
+
+def _renamed(rows: list[Any] | pa.Table, columns: Mapping[str, str], name: str, loosely: bool) -> list[Any] | pa.Table:
+    """Return the rows with our names of keys; a row's own key of such a name steps aside, so that it is not misread."""
+    ours = {own: key for key, own in columns.items()}
+    keys = rows.column_names if isinstance(rows, pa.Table) else list(_keys(rows))
+    if loosely:
+        ours = {own: key for own, key in ours.items() if own in keys}
+        columns = {key: own for own, key in ours.items()}
+    for own, key in ours.items():
+        if own not in keys:
+            raise InputError(
+                f"{name}: data.columns.{key}: no row has the key {own!r}{nearest(own, keys)}. "
+                f"Keys found: {', '.join(keys[:12])}."
+            )
+    layouts = _LAYOUT_KEYS if {"prompt", "messages"} & columns.keys() else ()
+    aside = {key: f"{key} (not mapped)" for key in (*layouts, *columns) if key not in ours}
+    if isinstance(rows, pa.Table):
+        return rows.rename_columns([ours.get(key) or aside.get(key) or key for key in keys])
+    return [
+        {ours.get(key) or aside.get(key) or key: value for key, value in row.items()} if isinstance(row, dict) else row
+        for row in rows
+    ]
+
+
+def _keys(rows: list[Any]) -> dict[str, None]:
+    return {key: None for row in rows if isinstance(row, dict) for key in row}
+
+
+def _numbered(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a text table with its numbers as numbers."""
+    return {key: delimited.number(value) if key in delimited.NUMBERS else value for key, value in row.items()}
 
 
 def _json_object(path: Path) -> dict[str, Any]:

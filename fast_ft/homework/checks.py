@@ -15,7 +15,7 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted
-from fast_ft.data import contamination, dataset
+from fast_ft.data import contamination, dataset, mixing
 from fast_ft.data.examples import Prompt
 from fast_ft.data.prepare import SelectedData, select_data
 from fast_ft.recipe import policy_ntu_hw5
@@ -65,7 +65,14 @@ def by_manifest(recipe: Recipe, manifest: Manifest) -> list[Verdict]:
         Verdict("at-most-100-rows", few, f"{distinct} distinct training rows over all stages"),
         _trackers(recipe),
         _clock(manifest),
+        *_validation(distinct, manifest),
     ]
+
+
+def _validation(trained: int, manifest: Manifest) -> Iterator[Verdict]:
+    if manifest.validation:
+        text = f"{trained} rows were trained on; {len(manifest.validation)} more were validation rows, which gave no "
+        yield Verdict("validation-rows", None, text + "gradient: the rules do not speak of such rows, so ask the TAs")
 
 
 def broken(verdicts: list[Verdict]) -> list[Verdict]:
@@ -114,14 +121,14 @@ def _data(recipe: Recipe, manifest: Manifest, pred: Path) -> Iterator[Verdict]:
     assert recipe.data.test is not None
     prompts: list[Prompt] | None = None
     try:
-        prompts, digest = dataset.load_prompts(recipe.data.test)
+        prompts, digest = dataset.load_prompts(recipe.data.test, recipe.data.columns)
         yield _file("test-file", recipe.data.test, digest, recorded.get("test"))
         yield test_shapes_nothing(recipe, prompts)
     except InputError as error:
         yield Verdict("test-file", False, str(error))
     try:
-        pool_digest = dataset.load_pool(recipe.data).digest
-        yield _file("training-file", recipe.data.train, pool_digest, recorded.get("train"))
+        pool_digest = mixing.load_pool(recipe.data).digest
+        yield _file("training-file", recipe.data.train_name, pool_digest, recorded.get("train"))
         prepared = select_data(recipe)
     except InputError as error:
         yield Verdict("rows", False, f"the rows cannot be selected again: {error}")

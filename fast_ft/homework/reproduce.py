@@ -25,6 +25,9 @@ from fast_ft.run.artifacts import read_pred
 from fast_ft.run.folder import RunDir
 
 _SHOWN = 300  #: characters of each of two texts that differ
+_FOLDER_OF_ROWS = (
+    "the validation rows were {!r}. A file that a zip names is never read, so this run cannot be done again"
+)
 _FOLDER = "the {} was the folder {!r}. A folder that a zip names is never read: give yours with {} FOLDER"
 
 
@@ -89,6 +92,8 @@ def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
     trained = theirs.manifest.phase("train")
     tree = key_owners.brought_here(resolved(theirs.recipe), own)
     tree["model"] |= {"backend": trained.backend, "dtype": trained.dtype} | _base(theirs, own)
+    if theirs.recipe.data.held_out is not None and theirs.recipe.data.held_out.path is not None:
+        raise InputError(_FOLDER_OF_ROWS.format(escaped(theirs.recipe.data.held_out.path)))
     again = theirs.manifest.generated_with  # answered again after training, with other settings
     if again:
         tree["generate"] = {key: value for key, value in again.items() if key != "test"}

@@ -23,7 +23,11 @@ TOKENIZER_FILES = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json",
                    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"]  # fmt: skip
 CONFIG_FILES = ["config.json", "generation_config.json"]
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
-DATA_FILES = ["*.json", "*.jsonl", "*.parquet", "*.arrow"]
+DATA_FILES = [
+    f"*.{kind}{packed}"
+    for kind in ("json", "jsonl", "csv", "tsv", "parquet", "arrow")
+    for packed in ("", ".gz", ".zst")
+]
 # Meta's and Mistral's second copy of the weights, and other formats' folders.
 NOT_WEIGHTS = ["*/*", "consolidated*"]
 BIG = 3_000_000_000  # bytes: a 7B in 4 bits has 3.9e9

@@ -3,7 +3,7 @@
 Speed and memory do not depend on the weights' values. What is made in place has the layout of a loaded model of
 transformers, bitsandbytes and PEFT. A folder is written for whole runs:
 
-    python -m bench.random_base qwen3-1.7b OUT TOKENIZER_FOLDER
+    python -m fast_ft.models.random_base qwen3-1.7b OUT TOKENIZER_FOLDER
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Write the base that the command line names; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.random_base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m fast_ft.models.random_base",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)

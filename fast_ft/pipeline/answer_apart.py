@@ -67,6 +67,8 @@ def _refuse_output(output: Path, folder: RunDir, file: str | None, recipe: Recip
         raise InputError(f"--output {output}: that is a folder. Name a file, such as {output / 'answers.json'}")
     if there.is_relative_to(folder.root.resolve()):
         raise InputError(f"--output {output}: the run's folder holds the run's own files. Name a file elsewhere.")
-    for name in filter(None, (file, recipe.data.train, recipe.data.test, recipe.judge.references)):
+    data, held_out = recipe.data, recipe.data.held_out
+    read = [file, *(source.path for source in data.sources), data.test, recipe.judge.references]
+    for name in filter(None, [*read, held_out.path if held_out else None]):
         if there == Path(name).resolve():
             raise InputError(f"--output {output}: that file is read, and is not written over. Name another file.")

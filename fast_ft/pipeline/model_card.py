@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fast_ft.common.wording import counted
@@ -24,7 +23,7 @@ tags: [lora, sft, fast_ft]
 ---
 # LoRA adapter for {base}
 
-Trained with fast_ft on {counted(len(prepared.examples), "row")} of `{Path(recipe.data.train).name}`, {trained}, in
+Trained with fast_ft on {counted(len(prepared.examples), "row")} of `{recipe.data.short_name}`, {trained}, in
 {counted(len(lines), "step")} of {counted(section.effective_batch_size, "row")}:
 r {recipe.lora.r}, alpha {recipe.lora.lora_alpha:g},
 learning rate {section.learning_rate:g} ({section.lr_scheduler_type}), seed {recipe.seed}.

@@ -164,7 +164,7 @@ def _prompts(folder: RunDir, recipe: Recipe, given: bool) -> tuple[list[Prompt],
     """Return the prompts whose answers are judged, and their file's digest; none where the run's file is gone."""
     test = recipe.data.test if given else folder.manifest().get("generated_with", {}).get("test", recipe.data.test)
     try:
-        return dataset.load_prompts(test) if test else ([], "")
+        return dataset.load_prompts(test, recipe.data.columns) if test else ([], "")
     except InputError as error:
         if given:
             raise

@@ -16,6 +16,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
@@ -115,6 +116,9 @@ def compare(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Changes:
     was, is_ = manifest["digests"].get("test"), prepared.digests.get("test")
     if was != is_ and "data.test" not in changes.answers:
         changes.answers[f"{recipe.data.test}'s digest"] = (was, is_)
+    held_out = [{"id": e.id, "digest": e.digest} for e in prepared.held_out]
+    if manifest.get("validation", []) != held_out:
+        changes.training["the validation rows"] = _rows_differ(manifest.get("validation", []), held_out)
     record = folder.record()
     changes.training.update(base_check.token_changes(record, prepared))
     if not changes.answers and not changes.training:
@@ -148,12 +152,17 @@ def _begun(folder: RunDir) -> bool:
 
 def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData, **more: Any) -> None:
     """Write into the manifest what is run: the recipe, its rows, and what was found about them."""
+    if prepared.selection.duplicates:
+        atomic_files.write_json(folder.duplicates, [pair._asdict() for pair in prepared.selection.duplicates])
+    else:
+        folder.duplicates.unlink(missing_ok=True)
     kept = {name: value for name, value in folder.manifest().get("digests", {}).items() if name in ("adapter", "pred")}
     folder.update(
         recipe=resolved(recipe),
         recipe_digest=digest(recipe),
         rows=selected(prepared),
         stages=staged(prepared),
+        validation=[{"id": e.id, "digest": e.digest} for e in prepared.held_out],
         tokens=base_check.tokens(prepared),
         leakage=prepared.leakage,
         digests=prepared.digests | kept,

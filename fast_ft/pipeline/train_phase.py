@@ -90,6 +90,7 @@ def _train(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> None
         for text in suspicious:
             note(f"warning: {text}")
         notes += suspicious
+        notes += _best_weights(setup, session, lines)
     _save_adapter(setup, lines, folder.adapter if ended else folder.taste / "adapter")
     facts = _facts(setup, session, lines) if ended else None
     session.free()
@@ -129,7 +130,10 @@ def _set_up(
     with watch.during("plan"):
         plan, changed = settle_for_training(folder, recipe, prepared, maker.name, card)
     jobs = prepared.jobs
-    task = TrainTask(jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after)
+    task = TrainTask(
+        jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after,
+        prepared.validation,
+    )  # fmt: skip
     if together.size > 1:
         from fast_ft.train.worker import Order
 
@@ -186,6 +190,21 @@ def _suspicious(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:
     return [*early, *sanity_checks.training_warnings(lines, weights, setup.recipe.train, *early)]
 
 
+def _best_weights(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:
+    """Put the weights of the least validation loss into the model where train.load_best asks; return what to note."""
+    from fast_ft.train import state
+
+    at, last = session.state, next((x["validation_loss"] for x in reversed(lines) if "validation_loss" in x), None)
+    if at.best_step is None or at.best_loss is None or last is None:
+        return []
+    said = f"the least validation loss was {at.best_loss:.4f}, after step {at.best_step} of {len(lines)}"
+    if setup.recipe.train.load_best:
+        state.load_weights(checkpoints.best(setup.folder.checkpoints, at.best_step), setup.loaded.model)
+        said += f"; the adapter is that of this step (train.load_best); the last measurement gave {last:.4f}"
+    note(f"note: {said}")
+    return [said]
+
+
 def _save_adapter(setup: SetUp, lines: Lines, adapter: Path) -> None:
     """Write the adapter's folder: weights, model card, tokenizer, and what generation checks the weights by."""
     recipe, prepared, loaded = setup.recipe, setup.prepared, setup.loaded
@@ -225,6 +244,8 @@ def _facts(setup: SetUp, session: TrainSession, lines: Lines) -> dict[str, Any]:
         facts |= {"stopped_at_step": len(lines), "of_steps": setup.task.total, "why": why}
     if session.out_of_time:
         facts["minutes"] = recipe.budget.train_minutes
+    if session.state.best_step is not None:
+        facts |= {"best_step": session.state.best_step, "best_validation_loss": session.state.best_loss}
     if worthless := sanity_checks.rose(lines, recipe.train):
         facts["worthless"] = worthless
     return facts

@@ -47,6 +47,7 @@ class Recorder:
     ) -> None:
         self.folder, self.plan, self.log, self.lines, self.bar, self.watch = folder, plan, log, lines, bar, watch
         self._has_begun = False
+        self.validation = ""  #: what the bar shows of the last validation loss
 
     def callbacks(self) -> TrainCallbacks:
         """Return what to give to the session."""
@@ -54,6 +55,7 @@ class Recorder:
             on_step=self.add_step,
             on_checkpoint=self.save_checkpoint,
             on_plan=self.keep_plan,
+            on_best=self.save_best,
             on_rewind=self.rewind,
             find_checkpoint=self.find_checkpoint,
             watch=self.watch,
@@ -72,7 +74,10 @@ class Recorder:
         self.lines.append(line)
         speed = line["tokens"] / max(line["seconds"], 1e-9)
         memory = f"  {line['gib']:.1f} GiB" if line["gib"] else ""
-        self.bar.advance(1, f"{line['stage']}  mean loss {self._mean_loss():.3f}  {speed:,.0f} tokens/s{memory}")
+        if "validation_loss" in line:
+            self.validation = f"  validation {line['validation_loss']:.3f}"
+        facts = f"mean loss {self._mean_loss():.3f}{self.validation}  {speed:,.0f} tokens/s{memory}"
+        self.bar.advance(1, f"{line['stage']}  {facts}")
 
     def _mean_loss(self) -> float:
         """Return the mean loss of the last steps: one step's depends on which rows it saw."""
@@ -92,6 +97,10 @@ class Recorder:
             return text
         self.folder.on_saved()
         return None
+
+    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` fill the folder of the weights of the least validation loss."""
+        checkpoints.save_best(self.folder.checkpoints, step, write)
 
     def find_checkpoint(self, before: int) -> Path | None:
         """Return the newest whole checkpoint of a step below `before`, or None."""

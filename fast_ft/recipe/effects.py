@@ -102,6 +102,12 @@ _RULES = (
         ("judge.kind=reference",),
     ),
     _Rule(
+        ("train.eval_steps", "train.load_best"),
+        "data.validation names no rows",
+        lambda recipe: recipe.data.validation is None,
+        ("data.validation={take: 50}",),
+    ),
+    _Rule(
         ("judge.references",),
         "judge.kind is none",
         lambda recipe: recipe.judge.kind == "none",

@@ -35,6 +35,8 @@ rules seed
 model.revision model.template model.max_length model.load_in_4bit model.dtype model.backend
 lora.r lora.lora_alpha lora.lora_dropout lora.target_modules lora.use_rslora lora.use_dora lora.modules_to_save
 data.max_train_rows data.train_on data.overlong data.unencodable data.exclude
+data.split data.validation data.columns.messages data.columns.prompt data.columns.response data.columns.system
+data.columns.context data.columns.id data.columns.score train.eval_steps train.load_best
 select.where select.rank_by select.method select.take select.deduplicate select.near_duplicate_similarity
 curriculum.by curriculum.cumulative curriculum.carry.optimizer curriculum.carry.schedule
 curriculum.stages.name curriculum.stages.upto curriculum.stages.where curriculum.stages.num_train_epochs
@@ -82,7 +84,8 @@ def is_hub_id(name: str) -> bool:
 
 def _below(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in section.model_fields.items():
-        inner = list(_sections(field.annotation))
+        # A place may be a plain text, too (data.train): then it is one key.
+        inner = [] if str in get_args(field.annotation) else list(_sections(field.annotation))
         for each in inner:
             yield from _below(each, f"{prefix}{name}.")
         if not inner:

@@ -14,7 +14,7 @@ from fast_ft.common.wording import counted
 from fast_ft.hub.families import context_length
 from fast_ft.recipe import effects, lint_adapter, lora_kinds, policy_ntu_hw5
 from fast_ft.recipe.conditions import parse_condition
-from fast_ft.recipe.schema import METRICS, Condition, Recipe
+from fast_ft.recipe.schema import METRICS, Condition, Data, Recipe
 from fast_ft.recipe.steps import epoch_steps, stage_steps, warmup_steps
 
 PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
@@ -136,20 +136,17 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 def _paths(recipe: Recipe) -> Iterator[Problem]:
     data, judge = recipe.data, recipe.judge
-    empty = {"model.name_or_path": recipe.model.name_or_path, "data.train": data.train, "data.test": data.test,
-             "output_dir": recipe.output_dir, "judge.references": judge.references,
-             "judge.model": judge.model}  # fmt: skip
+    empty = {"model.name_or_path": recipe.model.name_or_path, "data.test": data.test, "output_dir": recipe.output_dir,
+             "judge.references": judge.references, "judge.model": judge.model}  # fmt: skip
     for key, value in empty.items():
         if value is not None and not value.strip():
             yield Problem(f"{key}: the text is empty", (key,))
+    yield from _sources(data)
     if problem := unknown_placeholder(recipe.output_dir):
         yield Problem(f"output_dir: {problem}", ("output_dir",))
     if ".." in Path(recipe.output_dir).parts:
         text = f"output_dir: {recipe.output_dir!r} steps out of its folder by ..: write where it leads, without .."
         yield Problem(text, ("output_dir",))
-    if data.test and expanded(data.test).resolve() == expanded(data.train).resolve():
-        text = f"data.test: {data.test} is the training data too; a model answers what it has seen: give other rows"
-        yield Problem(text, ("data.test", "data.train"))
     if judge.kind == "reference" and not judge.references:
         text = "judge.references: missing; judge.kind: reference compares answers with a file of reference answers"
         yield Problem(text, ("judge.references", "judge.kind"))
@@ -165,6 +162,29 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
     if judge.kind == "openai" and judge.swap and not judge.references:
         text = "judge.swap: without judge.references each answer is judged alone: there is nothing to swap"
         yield Problem(text, ("judge.swap", "judge.references", "judge.kind"))
+
+
+def _sources(data: Data) -> Iterator[Problem]:
+    """Find sources of training rows that are empty, that stand twice, or that are the prompts to answer."""
+    held_out = data.held_out
+    if held_out is not None and held_out.path is None and held_out.take is None:
+        yield Problem("data.validation: neither take nor path; write {take: 50}, or a file", ("data.validation",))
+    if held_out is not None and held_out.path is not None and held_out.path == data.test:
+        text = f"data.validation: {held_out.path} is the test set, which may shape nothing: give other rows"
+        yield Problem(text, ("data.validation", "data.test"))
+    seen: set[tuple[Path, str | None]] = set()
+    for index, source in enumerate(data.sources):
+        key = "data.train" if isinstance(data.train, str) else f"data.train.{index}"
+        place = expanded(source.path).resolve()
+        if not source.path.strip():
+            yield Problem(f"{key}: the text is empty", (key,))
+        elif data.test and expanded(data.test).resolve() == place and source.split in (None, "test"):
+            text = f"data.test: {data.test} is the training data too; a model answers what it has seen: give other rows"
+            yield Problem(text, ("data.test", "data.train"))
+        elif (place, source.split) in seen:
+            text = f"{key}: {source.path} stands twice; to see its rows more often, write it once and set weight: 2"
+            yield Problem(text, (key, "data.train"))
+        seen.add((place, source.split))
 
 
 def _warnings(recipe: Recipe) -> Iterator[Problem]:

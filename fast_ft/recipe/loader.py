@@ -137,6 +137,7 @@ def apply_override(tree: dict[str, Any], places: dict[Key, str], override: str) 
 def _overridden(tree: dict[str, Any], places: dict[Key, str], overrides: Sequence[str], name: str) -> Recipe:
     keys = [apply_override(tree, places, override) for override in overrides]
     recipe = validated(tree, places, name)
+    recipe._typed = frozenset(".".join(map(str, key)) for key in keys)
     unused = effects.unused_keys(recipe)
     problems = []
     for key, override in zip(keys, overrides, strict=True):

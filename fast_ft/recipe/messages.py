@@ -43,6 +43,7 @@ def explain(errors: Iterable[Any], tree: dict[str, Any]) -> list[tuple[Key, str]
     for error in errors:
         loc: Key = error["loc"]
         if error["type"] == "extra_forbidden":
+            loc = (*_descend(root, loc[:-1])[0], loc[-1])
             hint = _suggestion(root, loc)
             if str(loc[-1]).startswith(("push_to_hub", "hub_")):
                 hint = "; nothing is ever pushed to a hub from here: upload the adapter folder yourself, if you may"
@@ -59,7 +60,9 @@ def explain(errors: Iterable[Any], tree: dict[str, Any]) -> list[tuple[Key, str]
         value = _at(tree, key)
         text = f"{_dotted(key)}: {show(value)} is not allowed; it takes {allowed(schema, root)}"
         problems[key] = text + _hint(value, schema, root)
-    return list(problems.items())
+    # Of a union pydantic reports every member; what is wrong within one of them says more.
+    inner = {key[:end] for key in problems for end in range(len(key))}
+    return [(key, text) for key, text in problems.items() if key not in inner]
 
 
 def without_keys(tree: dict[str, Any], bad: Sequence[Key]) -> dict[str, Any]:
@@ -171,10 +174,13 @@ def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
 
 
 def _descend(root: dict[str, Any], loc: Key) -> tuple[Key, dict[str, Any]]:
-    """Return the part of `loc` that the schema knows, and its piece: pydantic appends a union member's name."""
+    """Return the part of `loc` that the schema knows, and its piece. Names of unions' members, which pydantic puts
+    between the keys, are left out.
+    """
+    key: Key = ()
     schema = root
-    for depth, part in enumerate(loc):
-        for option in schema.get("anyOf", [schema]):
+    for part in loc:
+        for option in _options(schema, root):
             option = resolve(option, root)
             inner = (
                 option.get("properties", {}).get(part) if "properties" in option else option.get("additionalProperties")
@@ -182,11 +188,18 @@ def _descend(root: dict[str, Any], loc: Key) -> tuple[Key, dict[str, Any]]:
             if isinstance(part, int):
                 inner = dict(enumerate(option.get("prefixItems", []))).get(part, option.get("items"))
             if isinstance(inner, dict):
-                schema = inner
+                schema, key = inner, (*key, part)
                 break
         else:
-            return loc[:depth], schema
-    return loc, schema
+            if "anyOf" not in resolve(schema, root):
+                break
+    return key, schema
+
+
+def _options(schema: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the members of a union, of unions in it too; of another schema itself."""
+    schema = resolve(schema, root)
+    return [each for part in schema.get("anyOf", []) for each in _options(part, root)] or [schema]
 
 
 def _at(tree: Any, key: Key) -> Any:

@@ -58,6 +58,12 @@ def check_recipe(recipe: Recipe) -> list[str]:
     for key, rows in (("data.max_train_rows", recipe.data.max_train_rows), ("select.take", recipe.select.take)):
         if rows is not None and rows > MAX_ROWS:
             problems.append(f"{key}: {rows} is not allowed {why}; the homework allows at most {MAX_ROWS} rows")
+    if not isinstance(recipe.data.train, str):
+        problems.append(f"data.train: a list is not allowed {why}; the homework gives one set of rows: write its path")
+    if recipe.train.load_best:
+        problems.append(
+            f"train.load_best: true is not allowed {why}; validation rows may not choose what is handed in: write false"
+        )
     for name, allowed in MINUTES.items():
         if (minutes := getattr(recipe.budget, name)) is not None:
             problems.append(

@@ -7,9 +7,10 @@ Reading a file, with overrides and line numbers, is in recipe/loader.py.
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 #: Whole numbers stay whole: a recipe of whole epochs keeps the digest that it has.
@@ -98,11 +99,61 @@ class Lora(Section):
     )
 
 
+class Columns(Section):
+    """How the rows themselves name what a row has; null: as one of the known layouts names it."""
+
+    messages: str | None = Field(default=None, description="A list of turns, each with a role and a content.")
+    prompt: str | None = Field(default=None, description="The user's text.")
+    response: str | None = Field(default=None, description="The answer to learn.")
+    system: str | None = Field(default=None, description="The system turn's text.")
+    context: str | None = Field(default=None, description="A text that the prompt is about.")
+    id: str | None = Field(default=None, description="A name that no other row has.")
+    score: str | None = Field(default=None, description="A number that says how good the row is.")
+
+    @property
+    def given(self) -> dict[str, str]:
+        """{our name: the rows' own name} of what is set."""
+        return {key: own for key, own in self if own is not None}
+
+
+class SourceFile(Section):
+    """One of several sources of training rows."""
+
+    path: str = Field(description="A file, a folder or a hub id.")
+    take: Count | None = Field(
+        default=None, description="Most rows of this source that are selected; null: no limit of its own."
+    )
+    weight: Positive = Field(
+        default=1.0,
+        description="How often an epoch sees each of its rows. 2: twice; 0.5: half of them, others in each epoch.",
+    )
+    columns: Columns | None = Field(default=None, description="The columns of this source; null: data.columns.")
+    split: str | None = Field(default=None, description="The split of this source; null: data.split.")
+
+
+class Validation(Section):
+    """Rows whose loss is measured, and on which nothing is trained: drawn from the training rows, or of a file."""
+
+    take: Count | None = Field(default=None, description="How many rows are drawn; of a file, null: all.")
+    path: str | None = Field(default=None, description="A file, a folder or a hub id; null: drawn from data.train.")
+    split: str | None = Field(default=None, description="The file's split, where it holds several.")
+
+
 class Data(Section):
     """Where rows come from. The layout is found by looking at the content."""
 
-    train: str = Field(description="Training rows: a file, a folder or a hub id.")
+    train: str | Annotated[tuple[str | SourceFile, ...], Field(min_length=1)] = Field(
+        description="Training rows: a file, a folder or a hub id, or a list of several of them."
+    )
     test: str | None = Field(default=None, description="Prompts to answer; without it a run ends with the adapter.")
+    split: str | None = Field(
+        default=None, description="The split of data.train, where it holds several; null: train, where there is one."
+    )
+    columns: Columns = Columns()
+    validation: str | Validation | None = Field(
+        default=None,
+        description="Rows kept out of training, whose loss is measured: a file, or {take: 50} of data.train.",
+    )
     max_train_rows: Count | None = Field(
         default=None, description="Most distinct training rows over all stages; null: no limit."
     )
@@ -121,6 +172,31 @@ class Data(Section):
         description="Rows with these prompts are left out before selection, by 16 hex digits of the prompt's text "
         "(data/contamination.py, text_digest). A sweep writes its validation set here.",
     )
+
+    @property
+    def sources(self) -> tuple[SourceFile, ...]:
+        """The sources of training rows, each with its own columns and split."""
+        listed = (self.train,) if isinstance(self.train, str) else self.train
+        entries = [SourceFile(path=each) if isinstance(each, str) else each for each in listed]
+        return tuple(
+            each.model_copy(update={"columns": each.columns or self.columns, "split": each.split or self.split})
+            for each in entries
+        )
+
+    @property
+    def held_out(self) -> Validation | None:
+        """`validation` as a section."""
+        return Validation(path=self.validation) if isinstance(self.validation, str) else self.validation
+
+    @property
+    def train_name(self) -> str:
+        """The sources' paths as one text."""
+        return " + ".join(each.path for each in self.sources)
+
+    @property
+    def short_name(self) -> str:
+        """The names of the sources' files, without their folders, as one text."""
+        return " + ".join(PurePath(each.path).name for each in self.sources)
 
 
 class Select(Section):
@@ -142,10 +218,12 @@ class Select(Section):
     take: Count | None = Field(default=None, description="How many rows; null: all that are left.")
     deduplicate: Literal["none", "exact", "near"] = Field(
         default="exact",
-        description="exact: same prompt and response but for case, spaces and punctuation; near: also "
-        "rows whose word 5-grams overlap by near_duplicate_similarity or more.",
+        description="exact: same prompt and response but for case, spaces and the punctuation of sentences; near: also "
+        "rows whose response, and prompt and response together, are as alike as near_duplicate_similarity.",
     )
-    near_duplicate_similarity: Share = Field(default=0.6, description="Jaccard similarity of word 5-gram sets.")
+    near_duplicate_similarity: Share = Field(
+        default=0.6, description="Jaccard similarity of word 5-gram sets; a gram that many rows hold does not count."
+    )
 
 
 class StageSpec(Section):
@@ -247,6 +325,13 @@ class Train(Section):
     )
     save_steps: Count | None = Field(
         default=None, description="Number of steps between two checkpoints; null: checkpoints at stage ends only."
+    )
+    eval_steps: Count | None = Field(
+        default=None,
+        description="Number of steps between two measurements of the validation loss; null: at stage ends only.",
+    )
+    load_best: bool = Field(
+        default=False, description="End with the weights of the least validation loss, in place of the last ones."
     )
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         default="none",
@@ -418,3 +503,10 @@ class Recipe(Section):
     judge: Judge = Judge()
     budget: Budget = Budget()
     search: Search | None = None
+    _typed: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def typed(self, key: str) -> bool:
+        """Return whether `key` was given on the command line, or the recipe was written out by this program."""
+        section = getattr(self, key.split(".")[0])
+        written_out = isinstance(section, Section) and section.model_fields_set == type(section).model_fields.keys()
+        return written_out or any(key == given or key.startswith(f"{given}.") for given in self._typed)

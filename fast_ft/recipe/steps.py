@@ -26,7 +26,8 @@ def epoch_steps(recipe: Recipe) -> list[int] | None:
     limits = [limit for limit in (recipe.select.take, policy_ntu_hw5.max_train_rows(recipe)) if limit is not None]
     if not limits:
         return None
-    rows, batch = min(limits), recipe.train.effective_batch_size
+    often = max(source.weight for source in recipe.data.sources)
+    rows, batch = math.ceil(min(limits) * often), recipe.train.effective_batch_size
     steps, before = [], 0.0
     for stage in recipe.curriculum.stages:
         share = 1.0 if stage.upto is None else stage.upto - (0.0 if recipe.curriculum.cumulative else before)

@@ -29,6 +29,10 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     axes = figure.add_subplot()
     axes.plot(steps, [line["loss"] for line in lines], color="#1f5fa8", linewidth=1, alpha=0.45, label="each step")
     axes.plot(steps, _smoothed([line["loss"] for line in lines]), color="#1f5fa8", linewidth=2, label="mean of 10")
+    measured = [line for line in lines if math.isfinite(line.get("validation_loss", math.nan))]
+    if measured:
+        axes.plot([line["step"] for line in measured], [line["validation_loss"] for line in measured],
+                  color="#11783f", marker="o", markersize=4, linewidth=1.5, label="validation")  # fmt: skip
     borders = [b["step"] - 0.5 for a, b in pairwise(lines) if a["stage"] != b["stage"]]
     for border in borders:
         axes.axvline(border, color="#888888", linestyle="--", linewidth=1)
@@ -43,7 +47,8 @@ def loss_picture(path: Path, lines: Sequence[dict[str, Any]]) -> None:
         xlabel="optimizer step", ylabel="loss on trained tokens, nats per token", xlim=(steps[0] - 0.5, steps[-1] + 0.5)
     )
     # Room above the highest value: the stages' names stand there, and no curve lies on the frame.
-    highest = max((line["loss"] for line in lines if math.isfinite(line["loss"])), default=1.0)
+    losses = [line[name] for line in lines for name in ("loss", "validation_loss") if name in line]
+    highest = max(filter(math.isfinite, losses), default=1.0)
     axes.set_ylim(0, highest * 1.15 or 1.0)
     rate = axes.twinx()
     rates = [line["learning_rate"] for line in lines]

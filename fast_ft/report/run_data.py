@@ -79,7 +79,7 @@ def curves(run: Run) -> dict[str, Any]:
     for line in run.lines:
         if not stages or stages[-1]["name"] != line["stage"]:
             stages.append({"name": line["stage"], "step": line["step"]})
-    names = ("step", "loss", "grad_norm", "learning_rate", "gib", "skipped")
+    names = ("step", "loss", "validation_loss", "grad_norm", "learning_rate", "gib", "skipped")
     columns = {name: [line.get(name) for line in run.lines] for name in names}
     columns["tokens_per_s"] = [
         line["tokens"] / line["seconds"] if line.get("seconds") and line.get("tokens") else None for line in run.lines

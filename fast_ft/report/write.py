@@ -98,7 +98,7 @@ def explore_page(recipe: Recipe, prepared: SelectedData) -> str:
         ("choose", "Choose rows", '<div id="explorer"></div>'),
         ("map", "The data map", _map_markup(True)),
     ]
-    return page(f"{Path(recipe.data.train).name} · fast_ft", ROWS_NOTICE, sections, content, found.blocks)
+    return page(f"{recipe.data.short_name} · fast_ft", ROWS_NOTICE, sections, content, found.blocks)
 
 
 def _newer(path: Path, than: Path) -> bool:

@@ -12,12 +12,13 @@ def first_and_last(
 ) -> tuple[float, float] | None:
     """Return the mean loss (nats per token) over the first and over the last epoch; None without a finite loss.
 
-    lines: log.jsonl's. stages: the manifest's, {"name", "ids"}. batch: rows of a step. The last epoch is the last steps
-    of the last stage, as many as an epoch of it has, wherever training ended. Both are the same where there was one.
+    lines: log.jsonl's. stages: the manifest's, {"name", "ids"} and perhaps "epoch_rows". batch: rows of a step. The
+    last epoch is the last steps of the last stage, as many as an epoch of it has, wherever training ended. Both are
+    the same where there was one.
     """
     if not lines:
         return None
-    steps = {stage["name"]: math.ceil(len(stage["ids"]) / batch) for stage in stages}
+    steps = {stage["name"]: math.ceil(stage.get("epoch_rows", len(stage["ids"])) / batch) for stage in stages}
     first = _of(lines, lines[0]["stage"])[: steps.get(lines[0]["stage"])]
     last = _of(lines, lines[-1]["stage"])[-steps.get(lines[-1]["stage"], 0) :]
     means = [_mean(first), _mean(last)]

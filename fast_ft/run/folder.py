@@ -35,6 +35,7 @@ class RunDir:
         self.manifest_path = root / "manifest.json"
         self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
+        self.duplicates = root / "duplicates.json"  # which rows were skipped, and of which rows they are duplicates
         self.log = root / "log.jsonl"
         self.diverged = root / "log-diverged.jsonl"  # steps that bad numbers made the run take back
         self.loss_png = root / "loss.png"

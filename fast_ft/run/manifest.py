@@ -21,10 +21,11 @@ class RowDigest(Part):
 
 
 class StageRows(Part):
-    """A stage and the ids of its rows."""
+    """A stage and the ids of its rows; `epoch_rows` where an epoch does not see each of them once."""
 
     name: str
     ids: list[str]
+    epoch_rows: int | None = None
 
 
 class Phase(Part):
@@ -39,6 +40,8 @@ class Phase(Part):
     peak_gib: Number = 0
     first_loss: Number = 0
     last_loss: Number = 0
+    best_step: int = 0
+    best_validation_loss: Number = 0
     why: str = ""
     worthless: str = ""
     stopped_at_step: int = 0
@@ -127,6 +130,7 @@ class Manifest(Part):
     started: str = ""
     phases: dict[str, Phase] = {}
     rows: list[RowDigest] = []
+    validation: list[RowDigest] = []
     stages: list[StageRows] = []
     digests: dict[str, str] = {}
     leakage: Leakage = Leakage()
@@ -149,8 +153,8 @@ class Manifest(Part):
         return self.phases.get(name, Phase())
 
     def staged(self) -> list[dict[str, Any]]:
-        """Return the stages as {"name", "ids"}."""
-        return [stage.model_dump() for stage in self.stages]
+        """Return the stages as {"name", "ids"}, and perhaps "epoch_rows"."""
+        return [stage.model_dump(exclude_none=True) for stage in self.stages]
 
     def cut_short(self) -> list[str]:
         """Return what a budget of minutes cut short, one sentence without a full stop each."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
-from fast_ft.data import sources
+from fast_ft.data import mixing, sources
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download, fingerprint
 from fast_ft.recipe.loader import resolved
@@ -39,7 +39,7 @@ def of_trial(recipe: Recipe) -> dict[str, str]:
     tokens = download.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision)
     weights = [f"{path.name} {fingerprint.weights_digest(path)}" for path in sorted(base.glob("*.safetensors"))]
     return {
-        f"the training rows {recipe.data.train}": sources.read(recipe.data.train).digest,
+        f"the training rows {recipe.data.train_name}": mixing.digest(recipe.data),
         f"the base model {model.name_or_path}{at}": _digest([*_files(base, download.CONFIG_FILES), *weights]),
         f"the tokenizer {model.tokenizer or model.name_or_path}{at}": _digest(_files(tokens, download.TOKENIZER_FILES)),
     }

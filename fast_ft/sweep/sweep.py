@@ -115,7 +115,11 @@ class Sweep:
             validation_set.write(validation_file, validation_set.draw(self.recipe))
         validation = sorted(contamination.digests_of(dataset.load_prompts(str(validation_file))[0]))
         test = sorted(validation_set.test_digests(self.recipe))
-        asked = len(dataset.load_prompts(self.recipe.data.test)[0]) if self.recipe.data.test else 0
+        asked = (
+            len(dataset.load_prompts(self.recipe.data.test, self.recipe.data.columns)[0])
+            if self.recipe.data.test
+            else 0
+        )
         if not self.sweep_json.is_file():
             file.update(
                 recipe=self.content, recipe_file=self.name, started=now(), environment=provenance.describe(),
@@ -184,7 +188,7 @@ class Sweep:
         if result.problem:
             raise InputError(f"{what}: {result.problem}")
         folder = RunDir.at(self.root / "best")
-        prompts = dataset.load_prompts(recipe.data.test)[0] if recipe.data.test else []
+        prompts = dataset.load_prompts(recipe.data.test, recipe.data.columns)[0] if recipe.data.test else []
         if prompts and recipe.judge.kind != "none" and folder.done("judge") is None:
             judge_phase.judge_phase(folder, recipe, prompts)
         write.try_report(folder)

@@ -15,7 +15,7 @@ from typing import Any
 
 from fast_ft.common import atomic_files, seeds
 from fast_ft.common.errors import InputError
-from fast_ft.data import contamination, dataset, encoding, selection
+from fast_ft.data import contamination, dataset, encoding, mixing, selection
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Example
 from fast_ft.data.prepare import PreparedData
@@ -34,7 +34,7 @@ def draw(recipe: Recipe) -> list[Example]:
     search = recipe.search
     assert search is not None
     encoder = encoding.load_encoder(recipe.model)
-    pool, _ = contamination.without_excluded(dataset.load_pool(recipe.data), recipe.data.exclude)
+    pool, _ = contamination.without_excluded(mixing.load_pool(recipe.data), recipe.data.exclude)
     section = Select(where={**recipe.select.where, **search.where}, deduplicate="none")
     found = selection.select(pool, section, seed=recipe.seed, limit=None, token_counter=encoder.count_pool)
     different = {contamination.text_digest(example.prompt): example for example in reversed(found.examples)}
@@ -49,7 +49,7 @@ def draw(recipe: Recipe) -> list[Example]:
         equal = f"; {len(in_test)} of these equal test prompts, which are not drawn" if in_test else ""
         raise InputError(
             f"search.prompts: {search.prompts} validation rows and {to_train} to train on are more than "
-            f"the {len(fitting)} different prompts of {recipe.data.train} that pass select.where and search.where"
+            f"the {len(fitting)} different prompts of {recipe.data.train_name} that pass select.where and search.where"
             f"{equal}. Lower search.prompts, or loosen a condition."
         )
     return _drawn(fitting, in_test, search.prompts, seeds.generator(recipe.seed, "validation"))
@@ -57,7 +57,11 @@ def draw(recipe: Recipe) -> list[Example]:
 
 def test_digests(recipe: Recipe) -> set[str]:
     """Return the digests of the test prompts' texts."""
-    return contamination.digests_of(dataset.load_prompts(recipe.data.test)[0]) if recipe.data.test else set()
+    return (
+        contamination.digests_of(dataset.load_prompts(recipe.data.test, recipe.data.columns)[0])
+        if recipe.data.test
+        else set()
+    )
 
 
 def _fits(example: Example, encoder: Encoder, max_length: int) -> bool:

@@ -47,6 +47,20 @@ def save(root: Path, step: int, write: Callable[[Path], None]) -> Path:
     return path
 
 
+def save_best(root: Path, step: int, write: Callable[[Path], None]) -> None:
+    """Let `write` fill best-<step>, the weights of the least validation loss so far.
+
+    Former ones stay as long as a checkpoint names them: training may go back to it.
+    """
+    with atomic_files.replace_folder(best(root, step)) as target:
+        write(target)
+
+
+def best(root: Path, step: int) -> Path:
+    """Return the folder with the weights after this step, which had the least validation loss."""
+    return root / f"best-{step}"
+
+
 def newest(root: Path, *, before: int | None = None) -> Path | None:
     """Return the newest whole checkpoint (of a step below `before`), or None; it and the one before it stay.
 
@@ -84,7 +98,12 @@ def resume_point(root: Path, minutes: float | None) -> ResumePoint:
 def needed(root: Path) -> list[Path]:
     """Return the checkpoints from which a run may still go on: the newest, and the one at the full learning rate."""
     last = _there(root)[-1:]
-    return [*last, *(turn for path in last for turn in _turn(path) if turn != path)]
+    turns = [turn for path in last for turn in _turn(path) if turn != path]
+    return [
+        *last,
+        *turns,
+        *(best(root, each) for path in [*last, *turns] if path.is_dir() for each in _best_step(path)),
+    ]
 
 
 def size(model: nn.Module, section: schema.Train) -> int:
@@ -101,7 +120,9 @@ def space(model: nn.Module, section: schema.Train, root: Path, *, timed: bool = 
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-    needed = (KEPT + 1 + timed) * size(model, section) + weights + 20_000_000  # tokenizer, log, pictures, report
+    needed = (
+        (KEPT + 1 + timed) * size(model, section) + weights * (4 if section.load_best else 1) + 20_000_000
+    )  # tokenizer, log, pictures, report
     kept = "three checkpoints, a fourth" if timed else "two checkpoints, a third"
     return max(0, needed - there), f"{kept} while it is written, adapter and report"
 
@@ -124,6 +145,19 @@ def _prune(root: Path) -> None:
     for old in there:
         if old not in kept:
             remove(old)
+    named = {best(root, each) for path in kept if path.is_dir() for each in _best_step(path)}
+    last = step(there[-1]) if there else 0
+    for old in root.glob("best-*"):  # one of a later step may be named by the next checkpoint
+        if old not in named and old.name.removeprefix("best-").isdecimal() and int(old.name[5:]) <= last:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _best_step(path: Path) -> list[int]:
+    try:
+        found = state.read(path).best_step
+    except InputError:
+        return []
+    return [] if found is None else [found]
 
 
 def _turn(path: Path) -> list[Path]:

@@ -143,6 +143,27 @@ class Passes:
         self.model.zero_grad()
         return seconds
 
+    def measure(self, rows: Sequence[EncodedRow]) -> float:
+        """Return the loss of some rows in nats, summed over their trained tokens; nothing is trained or drawn.
+
+        There is no dropout and no noise. The pass runs kernel by kernel, and keeps no activations. All other modules
+        stay in training, since bitsandbytes packs the 4-bit weight of a module that does not train, and rounds it then.
+        """
+        tokens = width(sum(len(row.input_ids) for row in rows), capture=False)
+        micro = lay_out(rows, tokens=tokens, places=len(rows), pad_id=self.shape.pad_id)
+        longest = max(128, *(len(row.input_ids) for row in rows))
+        drawing = [each for each in self.model.modules() if isinstance(each, torch.nn.Dropout)]
+        drawing.append(self._causal.get_input_embeddings())
+        modes = [each.training for each in drawing]
+        try:
+            for each in drawing:
+                each.training = False
+            with torch.no_grad():
+                return self._loss(micro.tokens_4T.to(self.device), micro.starts_S.to(self.device), longest).item()
+        finally:
+            for each, mode in zip(drawing, modes, strict=True):
+                each.training = mode
+
     def lay_out(self, rows: Sequence[EncodedRow]) -> MicroBatch:
         """Return these rows as a micro-batch, as wide as a pass over them is."""
         tokens = width(sum(len(row.input_ids) for row in rows), capture=self.plan.capture)
@@ -155,18 +176,26 @@ class Passes:
 
     def run(self, tokens_4T: Tensor, starts_S: Tensor) -> Tensor:
         """Run the passes kernel by kernel over a micro-batch on the device; return its loss as a call does."""
-        ids_1T, targets_1T, positions_1T, lengths_1T = tokens_4T[:, None].unbind(0)
         if self._noise is not None:
-            self._noise.row_lengths_1T = lengths_1T
+            self._noise.row_lengths_1T = tokens_4T[3:]
         rows = PackedRows(starts_S, min(self.shape.longest, tokens_4T.shape[1]))
         # The backward pass stands inside too: layers are computed again there.
         with packed_attention.packed_pass(self._causal.config, rows):
-            with self._autocast():
-                hidden_1TD = self._causal.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0]
-                total = response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0])
-            loss = total / self._supervised
+            loss = self._total(tokens_4T) / self._supervised
             (loss * self._scale).backward()
         return loss.detach()
+
+    def _loss(self, tokens_4T: Tensor, starts_S: Tensor, longest: int) -> Tensor:
+        """Return a micro-batch's summed loss (0-d), without a backward pass."""
+        with packed_attention.packed_pass(self._causal.config, PackedRows(starts_S, min(longest, tokens_4T.shape[1]))):
+            return self._total(tokens_4T)
+
+    def _total(self, tokens_4T: Tensor) -> Tensor:
+        """Return the loss (0-d) of the micro-batch whose rows are laid out for attention, summed over its tokens."""
+        ids_1T, targets_1T, positions_1T, _ = tokens_4T[:, None].unbind(0)
+        with self._autocast():
+            hidden_1TD = self._causal.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0]
+            return response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0])
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype is None:

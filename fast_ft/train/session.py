@@ -8,7 +8,9 @@ and the same noise as one that was never stopped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,8 @@ class TrainSession:
         """Count a step that has ended and log its line; return whether training stops here, whatever the reason."""
         at = self.state
         at.step, at.global_step = at.step + 1, at.global_step + 1
+        if self._is_measured(at):
+            entry["validation_loss"] = self._validate(at)
         self.callbacks.on_step(entry)
         self._watch.see(entry, is_last=at.global_step == self.task.total)
         if warning := self.stopping.count_time(at):
@@ -167,6 +171,21 @@ class TrainSession:
         if due and at.step < len(self.task.jobs[at.stage].batches):
             at.scaler = scaler
             self._checkpoint()
+
+    def _is_measured(self, at: state.TrainState) -> bool:
+        """Return whether the validation loss is due after the step that has just ended."""
+        every = self.task.section.eval_steps
+        ends = at.step == len(self.task.jobs[at.stage].batches) or at.global_step == at.stop_at
+        return bool(self.task.validation) and (ends or bool(every and at.global_step % every == 0))
+
+    def _validate(self, at: state.TrainState) -> float:
+        """Measure the validation loss, and keep the weights where it is the least so far and train.load_best asks."""
+        loss = self.steps.validation_loss()
+        if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss):
+            at.best_step, at.best_loss = at.global_step, loss
+            if self.task.section.load_best:
+                self.callbacks.on_best(at.global_step, partial(state.save_weights, model=self.loaded.model))
+        return loss
 
     def _run_stage(self) -> None:
         # Imported only now: unsloth, which may have loaded the model, has to be imported before trl and transformers.

@@ -44,6 +44,8 @@ class TrainState:
     minutes: float | None = None  #: the budget for which the next two were chosen
     anneal_from: int = 0  #: the step after which the learning rate goes down, over all stages
     stop_at: int | None = None  #: the step at which it is down, and training ends early
+    best_step: int | None = None  #: the step after which the validation loss was least
+    best_loss: float | None = None  #: that loss, in nats per trained token
 
     @property
     def begins_to_anneal(self) -> bool:
@@ -80,6 +82,30 @@ def save(folder: Path, model: PeftModel, optimizer: Optimizer, train_state: Trai
     digests = {name: sha256_file(folder / name) for name in _TENSORS}
     content = {"progress": asdict(train_state), "optimizer": plain, "digests": digests}
     (folder / "state.json").write_text(json.dumps(content | {"digest": _digest(content)}, indent=1), encoding="utf-8")
+
+
+def save_weights(folder: Path, model: PeftModel) -> None:
+    """Write the adapter alone into an existing folder, with its digest."""
+    tensor_file.save(folder / _TENSORS[0], lora_files.weights(model))
+    digest = sha256_file(folder / _TENSORS[0])
+    (folder / "weights.json").write_text(json.dumps({"digest": digest}), encoding="utf-8")
+
+
+def load_weights(folder: Path, model: PeftModel) -> None:
+    """Put the adapter that `save_weights` wrote into a model, in place.
+
+    Raises:
+        InputError: The file is gone, or is not as it was written.
+    """
+    try:
+        wanted = json.loads((folder / "weights.json").read_text(encoding="utf-8"))["digest"]
+        same = sha256_file(folder / _TENSORS[0]) == wanted
+    except (OSError, ValueError, LookupError, TypeError):
+        same = False
+    if not same:
+        raise InputError(f"{folder}: the weights of the least validation loss are gone or changed. Set "
+                         "train.load_best=false and --force-resume to end with the last ones.")  # fmt: skip
+    lora_files.load(model, folder / _TENSORS[0])
 
 
 def problem(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.batches import StageJob
+from fast_ft.data.encoding import EncodedRow
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 
@@ -21,7 +22,8 @@ class TrainTask:
     """All stages, since one schedule spans them, and the parts of the recipe that say how they are trained.
 
     `pad_id` fills a pass up to its width. Training stops after `stop_after` steps, counted over all stages (None: not
-    before the end); the schedule stays that of the whole task.
+    before the end); the schedule stays that of the whole task. `validation` are rows whose loss is measured at each
+    stage's end and every `eval_steps` steps.
     """
 
     jobs: Sequence[StageJob]
@@ -30,6 +32,7 @@ class TrainTask:
     seed: int
     pad_id: int
     stop_after: int | None = None
+    validation: Sequence[EncodedRow] = ()
 
     @property
     def total(self) -> int:
@@ -78,6 +81,8 @@ class TrainCallbacks:
     on_checkpoint(step, write): a checkpoint is due after `step`; `write` fills a folder with it. Returns why it was not
         saved, or None.
     on_plan(plan): the plan was replaced by a thriftier one, which a resumed run has to follow.
+    on_best(step, write): the weights after `step` have the least validation loss so far, and train.load_best is set;
+        `write` fills a folder with them.
     on_rewind(step): training goes back to the state after `step`; what came later is trained again.
     find_checkpoint(step): returns the newest whole checkpoint of a step below `step`, or None.
     watch: counts the seconds of making a session, of its trainers and of rehearsing passes, before the first step.
@@ -86,6 +91,7 @@ class TrainCallbacks:
     on_step: Callable[[dict[str, Any]], None] = ignore
     on_checkpoint: Callable[[int, Callable[[Path], None]], str | None] = ignore
     on_plan: Callable[[TrainPlan], None] = ignore
+    on_best: Callable[[int, Callable[[Path], None]], None] = ignore
     on_rewind: Callable[[int], None] = ignore
     find_checkpoint: Callable[[int], Path | None] = ignore
     watch: Stopwatch = field(default_factory=Stopwatch)

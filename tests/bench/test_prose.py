@@ -24,7 +24,7 @@ ALLOWED = {
         "100 of 2,000 rows", "stand-in of 52,002", "11,229 of Alpaca's",
     ],
     "what the homework or its course says": ["| 2.4 |", "| 4.15 |", "| 4.4 |", "4.15 and 4.4", "score >= 4.5"],
-    "a recipe's setting": ["all 13 times"],
+    "a recipe's setting": ["all 13 times", "With 0.5 an epoch"],
     "a limit that the program keeps, in its code and a test": [
         "public scores less than 0.35", "over 2 %", "95 % interval", "cosine at least 0.99", "same within 5 %",
         "no beat came for 60 s", "a dead machine after 60 s", "ends within 10 s of a signal",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +16,7 @@ from rouge_score import tokenize
 from fast_ft.common import words as text_words
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import load_pool
-from fast_ft.data.duplicates import Duplicates, ngrams, normalise
-from fast_ft.data.examples import Example, Pool
+from fast_ft.data.examples import Pool
 from fast_ft.data.metrics import measure
 from fast_ft.data.selection import mask_of, select
 from fast_ft.recipe.conditions import parse_condition
@@ -74,12 +74,12 @@ CLEAN = [
     "It ends.", "Does it?", "Yes!", "He said so.”", '"All of it."', "(See above.)", "**Done.**", "And so on…", "好的。",
     "Use `x = 1.`", "Code:\n```python\nx = 1\n```", "[They leave.]", "16.", "Pi is about 3.14.", "1. One.\n2. Two.",
     "（好的。）", "他说：「好。」", "هل هذا صحيح؟", "वह घर गया।", "یہ ہے۔", "Have fun! 😊", "Have fun 👍🏽",
-    "Love ❤️", "„Ja.“", "Go 🇹🇼",
+    "Love ❤️", "„Ja.“", "Go 🇹🇼", "ฉันกินข้าวแล้ว", "ຂ້ອຍກິນເຂົ້າ", "ደህና ነህ፧", "ཡིན།", "ᱟᱢ ᱪᱮᱫ᱾",
 ]  # fmt: skip
 NOT_CLEAN = [
     "After a few years,", "and then", "such as:", "Sincerely,\n[Your Name]", "1. One.\n2.", "", "x = 1;", "(490 words)",
     "Code:\n```python\nx = 1.", "```\nx\n``` and", "Whole.\n```python\n# A comment.", "wait -", "price: 3.5",
-    "好的，", "（四百字）", "هل،", "他说：「好", "😊 and",
+    "好的，", "ฉันกินข้าว และ -", "（四百字）", "هل،", "他说：「好", "😊 and",
 ]  # fmt: skip
 
 
@@ -112,6 +112,15 @@ def test_rows_of_any_script_have_as_many_words_as_their_texts():
     assert rows["response_words"].to_pylist() == counts
     assert rows["conversation_words"].to_pylist() == [2 * count for count in counts]
     assert rows["type_token_ratio"].to_pylist()[texts.index("コーヒーを")] == 4 / 5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("好你の（）「」。， ab\n\u3000\u0e01\u0e34\u0301“”é👍ー\u0f0b", max_size=14))
+def test_words_without_spaces_are_found_as_by_a_pattern(text):
+    """The pattern says what a word of a script without spaces is; the program looks at all characters side by side."""
+    word = rf"([\p{{Ps}}\p{{Pi}}]*{text_words._UNSPACED}[\pM\pP]*)"
+    apart = pc.replace_substring_regex(pa.scalar(text), pattern=word, replacement=r" \1 ").as_py()
+    assert text_words.words(text) == apart.split()
 
 
 @settings(max_examples=200, deadline=None)
@@ -247,7 +256,8 @@ def test_exact_duplicates_but_for_case_and_punctuation():
     rows = pool([f"{TEXT}.", TEXT.upper() + "!", f"{TEXT} more."], ["Go?", "go", "Go?"])
     found = chosen(rows, take=2)
     assert found.indices == [0, 2]
-    assert found.notes == ["1 duplicate skipped: 1."]
+    assert found.notes == ["1 duplicate skipped: 1 (like 0)."]
+    assert found.duplicates == [("1", "0")]
     assert chosen(rows, deduplicate="none").indices == [0, 1, 2]
 
 
@@ -257,37 +267,9 @@ def test_near_duplicates_give_way_to_the_next_in_rank():
         [f"{TEXT}.", f"{TEXT} more.", "Something else.", "Other words here.", "Yes."],
         ["Go", "Run", "GO!", f"{lead}### Instruction: Stay", "stay."],
     )
-    assert chosen(rows, deduplicate="near").indices == [0, 3]
-    assert chosen(rows, deduplicate="near", near_duplicate_similarity=0.99).indices == [0, 1, 3]
+    assert chosen(rows, deduplicate="near").indices == [0, 2, 3, 4]
+    assert chosen(rows, deduplicate="near", near_duplicate_similarity=0.99).indices == [0, 1, 2, 3, 4]
     assert chosen(rows, deduplicate="near", take=1, rank_by={"response_words": 1.0}).indices == [1]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), max_size=8), st.sampled_from([0.3, 0.6, 1.0])
-)
-def test_the_gram_index_finds_what_comparing_all_pairs_finds(texts, threshold):
-    rows = [Example.exchange(str(n), f"p{n}", " ".join(text)) for n, text in enumerate(texts)]
-    kept = []
-    for row in rows:
-        grams = ngrams(f"{row.prompt} {row.response}".split(), 5)
-        if all(len(grams & other) / len(grams | other) < threshold for other in kept):
-            kept.append(grams)
-    duplicates = Duplicates("near", threshold)
-    assert sum(duplicates.add(row) for row in rows) == len(kept)
-
-
-def test_near_duplicates_in_a_script_without_spaces():
-    text = "月亮的引力使海水涨落，太阳也有影响，每天两次涨潮，两次退潮"
-    rows = pool(
-        [f"{text}。", f"{text}了。", "河流从山里流到海里，带来泥沙和养分。"], ["海潮是什么？", "说说海潮。", "河流呢？"]
-    )
-    assert chosen(rows, deduplicate="near").indices == [0, 2]
-
-
-def test_normalise():
-    assert normalise("  Hello,  WORLD! _x_ ") == "hello world x"
-    assert normalise("!?") == "!?" and normalise("你好。") == "你好"
 
 
 MEASURED = """
@@ -311,14 +293,18 @@ print(json.dumps({
 """
 
 
-def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path):
+@pytest.mark.parametrize("spaces", [True, False], ids=["words", "letters without spaces"])
+def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path, spaces):
     """The bar is 1.5 s and 600 MB; where others keep the cores busy, processor time counts, and there are three tries.
 
     The text is as long as Alpaca's: 48 words a response, 3 % of them over 150.
     """
     draw = random.Random(0)
-    vocabulary = [f"word{n}" for n in range(5000)]
-    texts = [" ".join(draw.choices(vocabulary, k=int(draw.lognormvariate(3.6, 0.75)) + 3)) + "." for _ in range(52002)]
+    vocabulary = [f"word{n}" if spaces else chr(0x4E00 + n) for n in range(5000)]
+    texts = [
+        (" " if spaces else "").join(draw.choices(vocabulary, k=int(draw.lognormvariate(3.6, 0.75)) + 3)) + "."
+        for _ in range(52002)
+    ]
     rows = {
         "id": [f"made_{n}" for n in range(len(texts))],
         "conversations": [

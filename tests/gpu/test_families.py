@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.random_base import SHAPES, write_base
+
+from fast_ft.models.random_base import SHAPES, write_base
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,7 @@
 
 const CURVES = [
   { key: "loss", title: "Loss", unit: "nats per trained token", smooth: true, wide: true, zero: true },
+  { key: "validation_loss", title: "Validation loss", unit: "nats per trained token, of rows that are not trained on", points: true, zero: true },
   { key: "grad_norm", title: "Gradient norm", unit: "before clipping", zero: true },
   { key: "learning_rate", title: "Learning rate", unit: "", zero: true },
   { key: "tokens_per_s", title: "Speed", unit: "tokens a second, padding left out", zero: true },
@@ -70,7 +71,7 @@ class Curves {
           if (!several) { series.push({ label: "each step", stroke: colour, alpha: 0.45, width: 1, value, points: { show: false } }); data.push(values); }
           series.push({ label: several ? `${name}, mean of 10` : "mean of 10", stroke: colour, width: 2.5, dash, value, points: { show: false } });
           data.push(smoothed(values));
-        } else { series.push({ label: name, stroke: colour, width: 1.6, dash, value, points: { show: false } }); data.push(values); }
+        } else { series.push({ label: name, stroke: colour, width: 1.6, dash, value, points: { show: Boolean(spec.points) }, spanGaps: Boolean(spec.points) }); data.push(values); }
       });
       const caps = spec.cap ? this.runs.map((run) => run.cap).filter((cap) => cap != null) : [];
       const axis = { stroke: css("--soft"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line") }, font: "12px system-ui, sans-serif" };
