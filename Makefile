@@ -1,4 +1,4 @@
-# make quickstart | make smollm | make test | make wheel-test | make newest | make lint | make soak. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
+# make quickstart | make smollm | make test | make wheel-test | make newest | make lint | make soak | make docs. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
 # PYTHON=... chooses the interpreter. pip's own settings (PIP_INDEX_URL and others) are obeyed.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -9,7 +9,7 @@ REQUIREMENTS := $(if $(GPU),-r requirements.txt,--require-hashes -r requirements
 TORCH := $(if $(GPU),,"$(shell sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements-cpu.txt)")
 BIN := .venv/bin
 
-.PHONY: quickstart smollm test wheel-test newest llama-cpp soak lint lock audit sbom clean
+.PHONY: quickstart smollm test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
@@ -87,6 +87,17 @@ sbom: .venv/run-ready .venv/tools/ready
 .venv/tools/ready: .venv/run-ready requirements-tools.txt
 	$(PYTHON) -m venv .venv/tools
 	.venv/tools/bin/python -m pip install --disable-pip-version-check --quiet -r requirements-tools.txt
+	touch $@
+
+# The docs as a site, in site/. A warning, such as a link that leads nowhere, is an error. The variable silences the theme's
+# advertisement of its successor.
+docs: .venv/docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
+	@echo "site/index.html is there. With search: $(PYTHON) -m http.server -d site"
+
+.venv/docs/ready: requirements-docs.txt
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install --disable-pip-version-check --quiet -r requirements-docs.txt
 	touch $@
 
 clean:

@@ -94,7 +94,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _data(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
-    from fast_ft.cli.tables import print_row, print_selection, selection_json
+    from fast_ft.cli.tables import print_list, print_row, print_selection, selection_json
     from fast_ft.common.text_safety import harmless
     from fast_ft.data.prepare import select_data
 
@@ -104,6 +104,9 @@ def _data(options: argparse.Namespace) -> int:
         return 0
     if options.stand_in is not None:
         return _stand_in(recipe, prepared, options.stand_in, options.output)
+    if options.list:
+        print_list(prepared)
+        return 0
     if options.explore:
         return _explore(recipe, prepared, options.output)
     if options.row is None:
@@ -203,8 +206,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _schema(options: argparse.Namespace) -> int:
     from fast_ft.recipe.loader import json_schema
+    from fast_ft.recipe.reference import reference_page
 
-    print(json.dumps(json_schema(), indent=2))
+    print(reference_page() if options.markdown else json.dumps(json_schema(), indent=2))
     return 0
 
 

@@ -96,6 +96,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--show", type=whole(0), default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     add("--row", metavar="ID", help="print this selected row")
+    add("--list", action="store_true", help="list the selected rows with their metrics and prompts")
     _json_options(parser)
     add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
     add(
@@ -121,6 +122,9 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a pred file for each point, in RUN_DIR/grid, as in: --grid temperature=0.3,0.7 top_p=0.8,0.9",
     )
+    add("--prompt", metavar="TEXT", help="answer this text, and print the answer; the run's own answers stay")
+    add("--prompts", metavar="FILE", help="answer these prompts into the file --output; the run's own answers stay")
+    add("--output", metavar="FILE", help="with --prompts or --prompt: the file of the answers, in pred.json's form")
 
 
 def _judge_options(parser: argparse.ArgumentParser) -> None:
@@ -180,6 +184,10 @@ def _sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--ray", metavar="ADDRESS", help="workers on a Ray cluster: its address, auto, or local")
     add("--output", metavar="FOLDER", help="the sweep's folder (default: in runs/)")
     add("--resume", action="store_true", help="go on with a sweep; an error where none was begun")
+
+
+def _schema_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="the same as a page to read: docs/recipe-reference.md")
 
 
 #: Each command, in the order of the help.
@@ -253,5 +261,9 @@ USAGES = {
         "check driver, card, kernels, package versions, disk and network, and try a small run; the status is 3 where "
         "something would break a run",
     ),
-    "schema": Usage("print the recipe's JSON Schema", Places("", "", least=0, most=0)),
+    "schema": Usage(
+        "print every key of a recipe, with its limits and its default, as JSON Schema",
+        Places("", "", least=0, most=0),
+        _schema_options,
+    ),
 }

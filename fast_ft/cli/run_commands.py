@@ -16,6 +16,13 @@ def _generate(options: argparse.Namespace) -> int:
     from fast_ft.common.console import note
     from fast_ft.pipeline.rerun import generate_again
 
+    asked = [name for name in ("grid", "prompt", "prompts") if getattr(options, name)]
+    if len(asked) > 1:
+        raise InputError(f"--{asked[0]} and --{asked[1]}: give one of them")
+    if options.output is not None and asked in ([], ["grid"]):
+        raise InputError("--output: it is the file of other prompts' answers: give --prompts FILE or --prompt TEXT too")
+    if options.prompt is not None or options.prompts is not None:
+        return _answer_apart(options)
     if options.grid:
         from fast_ft.pipeline.decode_grid import grid
 
@@ -23,11 +30,29 @@ def _generate(options: argparse.Namespace) -> int:
             points = grid(options.run, options.overrides)
         for point in points:
             ended, tokens = point["ended_at_eos"], point["mean_tokens"]
-            print(f"{options.run}/{point['file']}  ended at EOS {ended:.0%}  mean {tokens:g} tokens")
+            scores = f"  exact {point['exact_match']:.0%}  ROUGE-L {point['rouge_l']:.2f}" if "rouge_l" in point else ""
+            print(f"{options.run}/{point['file']}  ended at EOS {ended:.0%}  mean {tokens:g} tokens{scores}")
         return 0
     with contextlib.redirect_stdout(sys.stderr):
         pred = generate_again(options.run, options.overrides)
     note(f"done: {pred}")
+    return 0
+
+
+def _answer_apart(options: argparse.Namespace) -> int:
+    from fast_ft.common.console import note
+    from fast_ft.pipeline.answer_apart import answer_apart
+
+    if options.prompts is not None and options.output is None:
+        raise InputError("--prompts: where do the answers go? Give --output FILE too")
+    output = Path(options.output) if options.output is not None else None
+    with contextlib.redirect_stdout(sys.stderr):
+        answers = answer_apart(options.run, options.overrides, options.prompts, options.prompt, output)
+    if output is None:
+        for entry in answers.values():
+            print(harmless("\n\n".join(entry["output"])))
+    else:
+        note(f"done: {output}")
     return 0
 
 

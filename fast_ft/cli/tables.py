@@ -15,17 +15,25 @@ from fast_ft.recipe.schema import Recipe
 
 
 def selection_json(prepared: SelectedData) -> dict[str, Any]:
-    """Return `data --json`: selected (ids in training order, with stages), rows, metrics, contract, ..."""
-    stages_of: dict[str, list[str]] = {}
-    for stage in prepared.stages:
-        for example in stage.examples:
-            stages_of.setdefault(example.id, []).append(stage.name)
+    """Return `data --json`: selected, rows, metrics, contract, leakage, notes.
+
+    `selected` holds each row's id, stages, prompt and metrics, in training order.
+    """
+    stages_of = _stages_of(prepared)
     measured = {row["id"]: row for row in prepared.selection.rows}
     names = sorted({name for row in measured.values() for name in row if name != "id"})
     rows = prepared.rows if isinstance(prepared, PreparedData) else {}
     checked = isinstance(prepared, PreparedData)
     return {
-        "selected": [{"id": e.id, "stages": stages_of[e.id]} for e in prepared.examples],
+        "selected": [
+            {
+                "id": each.id,
+                "stages": stages_of[each.id],
+                "prompt": each.prompt,
+                "metrics": {name: value for name, value in measured[each.id].items() if name != "id"},
+            }
+            for each in prepared.examples
+        ],
         "rows": {"pool": len(prepared.selection.pool), "selected": len(prepared.examples)},
         "metrics": {name: _summary([measured[e.id].get(name) for e in prepared.examples]) for name in names},
         "contract": {
@@ -72,6 +80,47 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
         console.print(f"  {plain(hit['example'])} ~ {plain(hit['prompt'])} ({hit['kind']})", markup=False)
     for example in prepared.examples[:show]:
         print_row(prepared, example.id)
+
+
+def print_list(prepared: SelectedData) -> None:
+    """Print every selected row in a line: its id, its stages, its metrics, and its prompt as far as the width goes."""
+    from rich.cells import cell_len
+    from rich.markup import escape
+    from rich.table import Table
+
+    stages_of, measured = _stages_of(prepared), {row["id"]: row for row in prepared.selection.rows}
+    names = [name for name in next(iter(measured.values()), {}) if name != "id"]
+    headings = ["id", "stages", *(name.replace("_", "\n") for name in names)]
+    rows = [
+        [plain(row.id), plain(", ".join(stages_of[row.id])), *(_measure(measured[row.id].get(name)) for name in names)]
+        for row in prepared.examples
+    ]
+    table, console = Table(), new_console()
+    widths = [
+        max(map(cell_len, [*heading.split("\n"), *cells]))
+        for heading, cells in zip(headings, zip(*rows, strict=True), strict=True)
+    ]
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index > 1 else "left", no_wrap=True)
+    room = console.width - sum(widths) - 3 * len(widths) - 4  # the borders'
+    table.add_column("prompt", no_wrap=True, overflow="ellipsis", width=max(8, room))
+    for cells, row in zip(rows, prepared.examples, strict=True):
+        table.add_row(*map(escape, cells), escape(plain(" ".join(row.prompt.split()))))
+    console.print(table)
+
+
+def _measure(value: Any) -> str:
+    if value is None:
+        return ""
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:g}"
+
+
+def _stages_of(prepared: SelectedData) -> dict[str, list[str]]:
+    stages_of: dict[str, list[str]] = {}
+    for stage in prepared.stages:
+        for example in stage.examples:
+            stages_of.setdefault(example.id, []).append(stage.name)
+    return stages_of
 
 
 def _contamination(hits: int, prompts: int) -> str:

@@ -124,6 +124,21 @@ def prepare(recipe: Recipe) -> PreparedData:
     return found
 
 
+def with_prompts(
+    prepared: PreparedData, recipe: Recipe, prompts: list[Prompt], digest: str, where: str
+) -> PreparedData:
+    """Return the same rows with prompts that lie in no file. `where` names them in messages; `digest` tells them apart.
+
+    Raises InputError as `prepare` does.
+    """
+    named = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": where})})
+    notes = list(prepared.notes)
+    ids = tokenise.prompts(named, prepared.encoder, prompts, notes)
+    leakage = contamination.certificate(prepared.examples, prompts)
+    digests = prepared.digests | {"test": digest}
+    return replace(prepared, prompts=prompts, prompt_ids=ids, notes=notes, leakage=leakage, digests=digests)
+
+
 def select_data(recipe: Recipe) -> SelectedData:
     """Select, stage and check; where a tokenizer is at hand, tokenise too and return a PreparedData.
 

@@ -1,8 +1,8 @@
 """A .gguf file as base model: converted once into a folder with config.json, safetensors weights and a tokenizer.
 
 The folder lies beside the hub's cache (HF_HOME/fast_ft-gguf), and its name holds the file's SHA-256: another file, or
-the same one changed, is converted anew. Weights are written in float16. What the conversion does not know is refused: a
-model that is read wrongly trains and answers without an error.
+the same one changed, is converted again. Weights are written in float16. What the conversion does not know is refused:
+a model that is read wrongly trains and answers without an error.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package, by llama.cpp's authors, reads it.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy
 
 SMOLLM = "smollm2-135m-instruct.gguf"  #: the file that `make smollm` fetches, and recipes/smollm.yaml names
-_FORM = 1  #: of what is written; another number converts every file anew
+_FORM = 1  #: of what is written; another number converts every file again
 _SHARD = 2_000_000_000  #: bytes of weights that are in memory at once, and in one file
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 TENSORS = {

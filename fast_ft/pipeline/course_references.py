@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
-from fast_ft.data import dataset
+from fast_ft.data import dataset, mixing
 from fast_ft.data.examples import Prompt
 from fast_ft.data.formats import strip_lead, strip_leads
 from fast_ft.recipe.schema import Recipe
@@ -25,7 +25,7 @@ def check(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
     if recipe.rules is None or judge.references is None or judge.kind == "none" or judge.references_from_course:
         return
     references = dataset.load_references(judge.references)
-    pool = dataset.load_pool(recipe.data.model_copy(update={"test": None}))
+    pool = mixing.load_pool(recipe.data.model_copy(update={"test": None}))
     wanted = pa.array(sorted({strip_lead(prompt.all_text) for prompt in prompts}), pa.string())
     among = pc.is_in(strip_leads(pool.table["prompt"]), value_set=wanted).to_pylist()
     rows = pool.examples([place for place, same in enumerate(among) if same])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft.common import atomic_files
+from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.signals import interruptible
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate import answers
 from fast_ft.generate.answers import Task
+from fast_ft.judge.kinds import KINDS
+from fast_ft.pipeline import judge_phase
 from fast_ft.pipeline.adapter_loading import Ready, load
 from fast_ft.pipeline.rerun import open_run
 from fast_ft.recipe.loader import resolved
@@ -47,11 +51,14 @@ def grid(root: str | Path, words: Sequence[str]) -> list[dict[str, Any]]:
     prepared = prepare(recipe)
     if not prepared.prompts:
         raise InputError(f"{root}: there are no prompts to answer. Give them: data.test=FILE.")
+    scored = _can_score(recipe, prepared)
     with interruptible(), lock.hold(folder.root):
         ready = load(folder, recipe, prepared, folder.adapter)
         summary, partials = list[dict[str, Any]](), list[Path]()
         for point, each in zip(points, recipes, strict=True):
             summary.append(_answer(folder, point, each, prepared, ready, partials))
+            if scored:
+                summary[-1] |= _scores(folder, summary[-1]["file"], each, prepared)
             atomic_files.write_json(folder.root / FOLDER / "grid.json", summary)
         for path in partials:  # until here a stopped grid goes on from them
             path.unlink(missing_ok=True)
@@ -74,6 +81,34 @@ def _axes(words: Sequence[str]) -> dict[str, list[str]]:
     if (count := math.prod(map(len, axes.values()))) > MOST_POINTS:
         raise InputError(f"--grid: {count:,} points, where {MOST_POINTS:,} are the most. Give fewer values.")
     return axes
+
+
+def _can_score(recipe: Recipe, prepared: PreparedData) -> bool:
+    """Return whether the recipe's judge can score these prompts' answers and asks no server; else say why not."""
+    if recipe.judge.kind == "none":
+        return False
+    if not KINDS[recipe.judge.kind].is_free:
+        note("note: a grid asks no server for scores, so these answers get none")
+        return False
+    try:
+        judge_phase.check(recipe.judge, prepared.prompts)
+    except InputError as error:
+        note(f"note: these answers get no scores: {error}")
+        return False
+    return True
+
+
+def _scores(folder: RunDir, file: str, recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
+    """Score a point's answers into a file beside them, and return what the summary says of it."""
+    point = copy.copy(folder)
+    point.pred = folder.root / file
+    name = point.pred.name.removeprefix("pred-")
+    point.base_pred = point.pred.with_name(f"base_pred-{name}")  # a grid has none
+    point.scores = point.pred.with_name(f"scores-{name}")
+    point.scores.unlink(missing_ok=True)  # of a former grid's answers at this point
+    scores = judge_phase.judge_run(point, recipe.judge, judge_phase.groups(prepared.prompts), seed=recipe.seed)
+    assert scores is not None, "no dry run"
+    return {key: round(scores[key], 4) for key in ("exact_match", "rouge_l", "chrf")}
 
 
 def _name(point: dict[str, str]) -> str:

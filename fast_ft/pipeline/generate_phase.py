@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +91,14 @@ def answer_others(
     for path in (folder.pred_partial, folder.base_partial):
         path.unlink(missing_ok=True)
     return facts
+
+
+def answer_only(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, clock: Clock = time.monotonic
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (what pred.json would hold, what generate_phase would record). Only partial files are written."""
+    made = _answer(folder, recipe, prepared, None, clock, clock())
+    return json.loads(made.files[folder.pred]), made.facts
 
 
 def budget_missed(folder: RunDir) -> str:

@@ -57,7 +57,7 @@ def generate_again(root: str | Path, overrides: Sequence[str]) -> Path:
     with interruptible(), lock.hold(folder.root):
         if not own_prompts(folder, prepared):
             return _answer_others(folder, recipe, prepared)
-        _own_partial(folder, recipe, prepared)
+        own_partial(folder, recipe, prepared)
         generate_phase(folder, recipe, prepared)
         renew_scores(folder, recipe, prepared)
         write.try_report(folder)
@@ -74,7 +74,7 @@ def own_prompts(folder: RunDir, prepared: PreparedData) -> bool:
 def _answer_others(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Path:
     assert recipe.data.test is not None
     others = folder.others(recipe.data.test, prepared.digests["test"])
-    _own_partial(others, recipe, prepared)
+    own_partial(others, recipe, prepared)
     facts = answer_others(others, recipe, prepared)
     note(
         f"note: these are not the prompts that the run answers: pred.json stays, and the answers are in {others.pred}. "
@@ -87,7 +87,7 @@ def _answer_others(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Pa
     return others.pred
 
 
-def _own_partial(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
+def own_partial(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Let answering go on only from a stopped answering with the same settings, prompts and adapter."""
     digests = folder.manifest()["digests"]
     settings = [

@@ -87,7 +87,7 @@ def _same_again(folder: RunDir, recipe: Recipe, fixed: str, world_size: int) -> 
     except choose.Unavailable as error:
         raise InputError(
             f"{folder.root}: this run began through {fixed!r} and goes on through nothing else, and here that cannot "
-            f"be used: {error.reason}. Make it possible, or train anew: another output_dir, model.backend=auto."
+            f"be used: {error.reason}. Make it possible, or train again: another output_dir, model.backend=auto."
         ) from None
 
 

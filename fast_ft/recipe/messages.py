@@ -100,7 +100,7 @@ def show(value: object) -> str:
 
 def allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
     """Return in words what a piece of JSON Schema allows."""
-    schema = _resolve(schema, root)
+    schema = resolve(schema, root)
     if "anyOf" in schema:
         return ", or ".join(dict.fromkeys(allowed(part, root) for part in schema["anyOf"]))
     if "const" in schema:
@@ -118,6 +118,8 @@ def allowed(schema: dict[str, Any], root: dict[str, Any]) -> str:
         return f"`name: value` pairs, each value {allowed(schema['additionalProperties'], root)}"
     if "pattern" in schema:
         return f"text of the form {schema['pattern'].strip('^$')}"
+    if "maxLength" in schema:
+        return f"text of {schema['minLength']} to {schema['maxLength']} characters"
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
     limits = []
@@ -153,18 +155,19 @@ def _suggestion(root: dict[str, Any], loc: Key) -> str:
     elsewhere = [path for path in _paths(root, root) if path.split(".")[-1] == word]
     if elsewhere:  # the right key in the wrong section
         return f" (did you mean {elsewhere[0]!r}?)"
-    known = list(_resolve(_descend(root, loc[:-1])[1], root).get("properties", ()))
+    known = list(resolve(_descend(root, loc[:-1])[1], root).get("properties", ()))
     return nearest(word, known) or f"; known here: {', '.join(known)}"
 
 
 def _paths(schema: dict[str, Any], root: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
-    for name, part in _resolve(schema, root).get("properties", {}).items():
+    for name, part in resolve(schema, root).get("properties", {}).items():
         found += [prefix + name, *_paths(part, root, f"{prefix}{name}.")]
     return found
 
 
-def _resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+def resolve(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """Return a piece of the schema itself where `schema` only refers to it."""
     if "$ref" not in schema:
         return schema
     return root["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
@@ -178,7 +181,7 @@ def _descend(root: dict[str, Any], loc: Key) -> tuple[Key, dict[str, Any]]:
     schema = root
     for part in loc:
         for option in _options(schema, root):
-            option = _resolve(option, root)
+            option = resolve(option, root)
             inner = (
                 option.get("properties", {}).get(part) if "properties" in option else option.get("additionalProperties")
             )
@@ -188,14 +191,14 @@ def _descend(root: dict[str, Any], loc: Key) -> tuple[Key, dict[str, Any]]:
                 schema, key = inner, (*key, part)
                 break
         else:
-            if "anyOf" not in _resolve(schema, root):
+            if "anyOf" not in resolve(schema, root):
                 break
     return key, schema
 
 
 def _options(schema: dict[str, Any], root: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the members of a union, of unions in it too; of another schema itself."""
-    schema = _resolve(schema, root)
+    schema = resolve(schema, root)
     return [each for part in schema.get("anyOf", []) for each in _options(part, root)] or [schema]
 
 

@@ -52,7 +52,9 @@ class Model(Section):
         default=True, description="NF4 with double quantisation (bitsandbytes); false: 16 or 32 bits."
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
-        default="auto", description="auto: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU."
+        default="auto",
+        description="The type of the arithmetic. auto: bfloat16 from compute capability 8.0, float16 below, float32 on "
+        "a CPU.",
     )
     backend: Literal["auto", "fused", "unsloth", "peft"] = Field(
         default="auto",
@@ -68,7 +70,9 @@ class Model(Section):
 class Lora(Section):
     """The adapter, in PEFT's terms."""
 
-    r: Annotated[int, Field(ge=0)] = Field(default=16, description="Rank.")
+    r: Annotated[int, Field(ge=0)] = Field(
+        default=16, description="Rank: the inner size of the adapter's two matrices."
+    )
     lora_alpha: Annotated[float, Field(ge=0)] = Field(
         default=32, description="The adapter's output is scaled by lora_alpha / r; see use_rslora."
     )
@@ -77,7 +81,7 @@ class Lora(Section):
         description="The share of the adapter's inputs that a training pass sets to 0. Own blocks need 0.",
     )
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description="all-linear, or names such as q_proj."
+        default="all-linear", description="Which layers get an adapter: all-linear, or names such as q_proj."
     )
     use_rslora: bool = Field(
         default=False,
@@ -123,8 +127,8 @@ class SourceFile(Section):
         default=1.0,
         description="How often an epoch sees each of its rows. 2: twice; 0.5: half of them, others in each epoch.",
     )
-    columns: Columns | None = Field(default=None, description="null: data.columns.")
-    split: str | None = Field(default=None, description="null: data.split.")
+    columns: Columns | None = Field(default=None, description="The columns of this source; null: data.columns.")
+    split: str | None = Field(default=None, description="The split of this source; null: data.split.")
 
 
 class Validation(Section):
@@ -151,7 +155,7 @@ class Data(Section):
         description="Rows kept out of training, whose loss is measured: a file, or {take: 50} of data.train.",
     )
     max_train_rows: Count | None = Field(
-        default=None, description="Most distinct rows over all stages; null: no limit."
+        default=None, description="Most distinct training rows over all stages; null: no limit."
     )
     train_on: Literal["all", "last"] = Field(
         default="all", description="Which answers of a row of several turns have a loss: all of them, or the last."
@@ -225,13 +229,19 @@ class Select(Section):
 class StageSpec(Section):
     """One curriculum stage."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")] = Field(
+        description="The stage's name in logs and in the report: 1 to 40 letters, digits, _ or -."
+    )
     upto: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
-        default=None, description="The selected rows up to this quantile of curriculum.by."
+        default=None, description="The stage trains on the selected rows up to this quantile of curriculum.by."
     )
     where: dict[str, Condition] | None = Field(default=None, description="In place of upto: conditions on metrics.")
-    num_train_epochs: Epochs | None = Field(default=None, description="null: train.num_train_epochs.")
-    learning_rate: Positive | None = Field(default=None, description="null: train.learning_rate.")
+    num_train_epochs: Epochs | None = Field(
+        default=None, description="How often the stage sees each of its rows; null: train.num_train_epochs."
+    )
+    learning_rate: Positive | None = Field(
+        default=None, description="The stage's highest learning rate; null: train.learning_rate."
+    )
     order: Literal["shuffled", "ascending"] = Field(
         default="shuffled",
         description="Order of rows: another random one in each epoch, or ascending in curriculum.by.",
@@ -253,7 +263,7 @@ class Curriculum(Section):
         default=True, description="A stage holds the rows of the stages before it too; false: only its own."
     )
     carry: Carry = Carry()
-    stages: tuple[StageSpec, ...] = ()
+    stages: tuple[StageSpec, ...] = Field(default=(), description="The stages, in the order of training.")
 
 
 class Train(Section):
@@ -270,20 +280,26 @@ class Train(Section):
         default=None,
         description="Stop after this number of optimizer steps over all stages; null: when the epochs are done.",
     )
-    learning_rate: Positive = 2e-4
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    learning_rate: Positive = Field(default=2e-4, description="The optimizer's step size after warm-up, its highest.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        default="linear",
+        description="The learning rate after warm-up: linear and cosine fall to 0; constant_with_warmup stays; "
+        "constant has no warm-up.",
+    )
     warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
-        default=10, description="Steps in which the learning rate rises; null: by warmup_ratio."
+        default=10, description="Steps in which the learning rate rises from 0; null: by warmup_ratio."
     )
     warmup_ratio: Share | None = Field(
         default=None, description="The same as a share of all steps, rounded up; give it or warmup_steps, not both."
     )
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.01, description="AdamW's decay of the adapter's weights; 0: none."
+    )
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(
-        default=1.0, description="Gradients are clipped to it; 0: never."
+        default=1.0, description="Gradients with a larger norm are scaled down to it; 0: never."
     )
     optim: Literal["adamw_torch", "adamw_8bit"] = Field(
-        default="adamw_8bit", description="adamw_8bit: bitsandbytes' 8-bit states."
+        default="adamw_8bit", description="The optimizer: PyTorch's AdamW, or bitsandbytes' with 8-bit states."
     )
     neftune_noise_alpha: Positive | None = Field(
         default=None,
@@ -335,13 +351,21 @@ class Train(Section):
 class Generate(Section):
     """Decoding, in transformers' terms."""
 
-    do_sample: bool = True
-    temperature: Positive = 0.7
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    top_k: Annotated[int, Field(ge=0)] = Field(default=30, description="0: no limit.")
+    do_sample: bool = Field(default=True, description="Draw each token at random; false: take the likeliest one.")
+    temperature: Positive = Field(
+        default=0.7, description="The logits are divided by it before a token is drawn: under 1, likely tokens gain."
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.9, description="Draw from the fewest likeliest tokens that have this probability together; 1: all."
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(
+        default=30, description="Draw from this number of likeliest tokens; 0: all."
+    )
     min_p: Share = Field(default=0.0, description="Leave out tokens less likely than this share of the likeliest.")
-    repetition_penalty: Positive = 1.0
-    max_new_tokens: Count = 1024
+    repetition_penalty: Positive = Field(
+        default=1.0, description="Makes tokens that the prompt or the answer has already less likely; 1: no penalty."
+    )
+    max_new_tokens: Count = Field(default=1024, description="An answer is cut off after this number of tokens.")
     num_return_sequences: Count = Field(default=1, description="Answers to each prompt; they share its first pass.")
     batch_size: Count | Literal["auto"] = Field(
         default="auto", description="Answers decoded side by side; auto: as many as the memory budget holds."
@@ -410,18 +434,27 @@ class Budget(Section):
     """What a run may use."""
 
     gpu: str | None = Field(default=None, description="The card to plan for when there is none here, for example t4.")
-    memory_gib: Positive | Literal["auto"] = Field(default="auto", description="auto: what is free on the card.")
-    train_minutes: Positive | None = None
-    generate_minutes: Positive | None = None
+    memory_gib: Positive | Literal["auto"] = Field(
+        default="auto", description="The most GPU memory that a run takes, in GiB; auto: what is free on the card."
+    )
+    train_minutes: Positive | None = Field(
+        default=None, description="Training ends in time for this number of minutes; null: no limit."
+    )
+    generate_minutes: Positive | None = Field(
+        default=None,
+        description="The same for answering: answers that are not complete are cut off; null: no limit.",
+    )
 
 
 class Range(Section):
     """Numbers to search in, both ends included. Two whole ends: whole numbers."""
 
-    low: int | float
-    high: int | float
-    log: bool = Field(default=False, description="Drawn on a logarithmic scale.")
-    step: Annotated[int | float, Field(gt=0)] | None = Field(default=None, description="The grid sampler needs one.")
+    low: int | float = Field(description="The lowest value.")
+    high: int | float = Field(description="The highest value.")
+    log: bool = Field(default=False, description="Draw on a logarithmic scale.")
+    step: Annotated[int | float, Field(gt=0)] | None = Field(
+        default=None, description="The distance between two values; null: any value. The grid sampler needs one."
+    )
 
 
 class Search(Section):
@@ -433,11 +466,12 @@ class Search(Section):
         "log: true}}. Values of a whole section, such as lora: [{r: 8, lora_alpha: 16}], change the keys they name.",
     )
     sampler: Literal["tpe", "random", "grid"] = Field(
-        default="tpe", description="Optuna's TPE, values at random, or every combination once."
+        default="tpe", description="How values are chosen: Optuna's TPE, at random, or every combination once."
     )
     trials: Count | None = Field(default=None, description="Most trials, the recipe itself included; null: no limit.")
     objective: Literal["judge", "exact_match", "rouge_l", "chrf"] = Field(
-        default="judge", description="The mean of the recipe's judge, or one of the reference judge's measures."
+        default="judge",
+        description="What is maximised: the mean of the recipe's judge, or a measure of the reference judge.",
     )
     prompts: Annotated[int, Field(ge=10)] = Field(
         default=100, description="Rows drawn for validation before any selection; no trial trains on them."
@@ -459,7 +493,9 @@ class Recipe(Section):
     rules: Literal["ntu-ml-2025-hw5"] | None = Field(
         default=None, description="A homework's rules, kept by code: at most 100 rows, LLaMA2-7B in 4 bits, seed 3407."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 3407
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=3407, description="All random numbers of a run are drawn from it."
+    )
     run_name: Annotated[str, Field(min_length=1, max_length=60)] | None = Field(
         default=None,
         description="A name of your own for the run, in `runs` and in the report. It changes nothing else.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -36,7 +35,7 @@ def explore_page(recipe: Recipe, prepared: SelectedData, live: bool = False) -> 
         "taken": chosen.indices,
         "limit": policy_ntu_hw5.max_train_rows(recipe),
         # How many rows each file of several may give is known to `select` alone.
-        "quotas": any(source.take for source in getattr(chosen.pool, "sources", ())),
+        "quotas": any(source.take for source in chosen.pool.sources),
     }
     sections = [
         ("map", "The data map", '<div id="data-map"></div>'),
@@ -45,7 +44,7 @@ def explore_page(recipe: Recipe, prepared: SelectedData, live: bool = False) -> 
         ("chosen", "The rows taken", '<div id="chosen-view"></div>'),
     ]
     facts = {"map": found.facts, "explore": explore, **({"live": True} if live else {})}
-    name = getattr(recipe.data, "short_name", None) or Path(str(recipe.data.train)).name
+    name = recipe.data.short_name
     title = f"{name} · fast_ft"
     return page(title, ROWS_ABOUT, sections, facts, found.blocks, ROWS_WARNING if recipe.rules else "")
 

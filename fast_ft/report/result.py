@@ -11,7 +11,7 @@ from fast_ft.data.formats import strip_lead
 from fast_ft.judge import statistics
 from fast_ft.judge.kinds import KINDS
 from fast_ft.report.html import paragraph
-from fast_ft.report.run_data import Run, prompt_scores
+from fast_ft.report.run_data import Run, prompt_scores, reference_of
 from fast_ft.run.artifacts import ScoredAnswers, Scores
 
 SAMPLE_CHARACTERS = 600  #: of a sample's prompt or answer; the page has the whole of it under Answers
@@ -122,8 +122,9 @@ def _sample(run: Run, key: str) -> str:
     if key in run.base:
         cells.append(("base", "Base model", run.base[key].answer, run.scores.base if run.scores else None))
     cells.append(("tuned", "Tuned model", run.pred[key].answer, run.scores))
-    if key in run.references:
-        cells.append(("reference", "Reference", run.references[key], None))
+    reference = reference_of(run.references, key, run.pred[key]) if run.references else None
+    if reference is not None:
+        cells.append(("reference", "Reference", reference, None))
     said = "".join(
         f'<dt class="{kind}">{name}{_mark(run.scores, of, key)}</dt><dd class="text">{_text(text or "(empty)")}</dd>'
         for kind, name, text, of in cells

@@ -119,7 +119,7 @@ def answers(runs: list[Run]) -> dict[str, Any]:
             cells.append(_cell(first.base, key, scores, first.ended.get("base", {})))
         cells += [_cell(run.pred, key, run.scores, run.ended.get("tuned", {})) for run in runs if run.pred]
         if first.references:
-            reference = _reference(first.references, key, asked)
+            reference = reference_of(first.references, key, asked)
             score = _entry(first.scores, key).reference_score
             cells.append(None if reference is None else {"text": reference, "score": score})
         title = " ".join(strip_lead(asked.question).split())[:160]  # Alpaca's lead sentence is on every one
@@ -129,7 +129,8 @@ def answers(runs: list[Run]) -> dict[str, Any]:
     return {"columns": columns, "prompts": prompts, "kind": kind, "scale": scale or [0, 1]}
 
 
-def _reference(references: References, key: str, asked: artifacts.PredEntry) -> str | None:
+def reference_of(references: References, key: str, asked: artifacts.PredEntry) -> str | None:
+    """Return the reference answer to a prompt, None where there is none."""
     try:
         return references.find(key, [{"role": turn.role, "content": turn.content} for turn in asked.input])
     except InputError:  # the file has changed since: no score hangs on this

@@ -24,7 +24,7 @@ ALLOWED = {
         "100 of 2,000 rows", "stand-in of 52,002", "11,229 of Alpaca's",
     ],
     "what the homework or its course says": ["| 2.4 |", "| 4.15 |", "| 4.4 |", "4.15 and 4.4", "score >= 4.5"],
-    "a recipe's setting": ["all 13 times"],
+    "a recipe's setting": ["all 13 times", "With 0.5 an epoch"],
     "a limit that the program keeps, in its code and a test": [
         "public scores less than 0.35", "over 2 %", "95 % interval", "cosine at least 0.99", "same within 5 %",
         "no beat came for 60 s", "a dead machine after 60 s", "ends within 10 s of a signal",
@@ -41,6 +41,7 @@ ALLOWED = {
 }  # fmt: skip
 PHRASES = sorted((phrase for phrases in ALLOWED.values() for phrase in phrases), key=len, reverse=True)
 DOCUMENTS = [pytest.param(path, id=path.name) for path in prose.documents()]
+GENERATED = ("recipe-reference.md",)  # from the schema, to the letter: tests/project/test_docs_site.py
 CITATIONS = sorted({match[0] for path in prose.documents() for match in prose.CITED.finditer(path.read_text("utf-8"))})
 
 
@@ -49,7 +50,7 @@ def test_what_a_document_cites_is_what_the_samples_say(path: Path) -> None:
     assert prose.rendered(path) == path.read_text(encoding="utf-8"), "run python -m bench --readme"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS)
+@pytest.mark.parametrize("path", [each for each in DOCUMENTS if each.id not in GENERATED])
 def test_a_number_that_looks_measured_names_its_source(path: Path) -> None:
     found = prose.unsourced(path.read_text(encoding="utf-8"), PHRASES)
     assert found == [], "write <!-- source --> behind it (bench/prose.py), or say what it is in ALLOWED"

@@ -212,6 +212,11 @@ def test_data_json_prints_json_alone(recipe_file: RecipeFactory) -> None:
     assert len(content["selected"]) == 12 and content["rows"] == {"pool": 24, "selected": 12}
     assert content["selected"][0]["stages"] == ["easy", "all"] and content["selected"][-1]["stages"] == ["all"]
     assert content["contract"]["holds"] is True and content["contract"]["checked"] == 12
+    first = content["selected"][0]
+    assert (
+        first["prompt"].startswith("What colour is ") and first["metrics"]["score"] == 3 + int(first["id"][1:]) % 5 / 2
+    )
+    assert set(first["metrics"]) == set(content["metrics"])
     assert content["leakage"]["hits"] == []
 
 
@@ -235,6 +240,28 @@ def test_data_show_tells_trained_from_masked(recipe_file: RecipeFactory) -> None
     assert not any("INST" in text for text in trained), "a pipe has no colours, so each line says what it is"
     assert done.stdout.count("\nrow r") == 2 and done.stdout.count("<BOS>") == done.stdout.count("<EOS>") == 2
     assert "[INST] What colour is" in done.stdout
+
+
+def test_data_list_has_a_line_for_each_selected_row(
+    recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["data", str(path := recipe_file()), "--json"]) == 0
+    selected = json.loads(capsys.readouterr().out)["selected"]
+    assert main(["data", str(path), "--list"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"│ r\d", line)]
+    assert len(lines) == len(selected) == 16
+    for line, row in zip(lines, selected, strict=True):
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        assert cells[:2] == [row["id"], ", ".join(row["stages"])] and cells[-1] == row["prompt"]
+        assert cells[2:-1] == [f"{value:g}" for value in row["metrics"].values()]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["data", str(path), "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 16 + 5 and {len(line) for line in lines} == {60}, (
+        "only the prompt is cut, and a row has one line"
+    )
+    assert all(row["id"] in line and "…" in line for line, row in zip(lines[-17:-1], selected, strict=True))
 
 
 def test_data_row_shows_one_row_or_the_nearest_id(

@@ -96,6 +96,56 @@ def test_a_talk_streams_remembers_and_forgets(folder: Path, capsys: pytest.Captu
     assert "cut off after 9 tokens" in (notes := capsys.readouterr().err) and "context is 256" in notes
 
 
+def talk(folder: Path, *lines: str) -> list[str]:
+    """What chat writes to stdout for these lines, a line an answer."""
+    said, out = iter(lines), io.StringIO()
+
+    def ask(prompt: str) -> str:
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=out)
+    return out.getvalue().splitlines()[:-1]
+
+
+def test_base_and_tuned_answer_beside_each_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hat = "What colour is the hat?"
+    alone, base, tuned, base_on, tuned_on, again = talk(folder, hat, "", "/base", hat, "And?", "/base", "", hat)
+    assert (tuned, again) == (f"tuned: {alone}", alone)
+    assert base.startswith("base: ") and base.removeprefix("base: ") != alone
+    assert base_on.removeprefix("base: ") != tuned_on.removeprefix("tuned: ")
+    assert "The base model answers too" in (notes := capsys.readouterr().err) and "tuned model answers alone" in notes
+    untrained = talk(folder, "/base", hat)
+    assert untrained == [base, tuned], "the sides do not disturb each other"
+
+
+def test_a_system_turn_begins_a_new_talk_and_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hat = "What colour is the hat?"
+    plain, told, kept, after = talk(folder, hat, "/system Answer as a cup would.", hat, "", hat, "/system", hat)
+    assert plain == after and told == kept != plain
+    err = capsys.readouterr().err
+    assert "with this system turn" in err and "without a system turn" in err
+
+
+def test_the_temperature_can_be_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hat = "What colour is the hat?"
+    likely, drawn, again = talk(folder, hat, "/temperature 3", "", hat, "/temperature 0", "", hat)
+    assert likely == again != drawn
+    assert talk(folder, "/temperature hot", "/temperature -1", "/temperature nan", "/temperature", hat) == [likely]
+    assert capsys.readouterr().err.count("it takes a number, at least 0") == 4
+
+
+def test_commands_are_listed_and_a_wrong_one_is_no_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert talk(folder, "/help", "/bsae", "/base now") == []
+    err = capsys.readouterr().err
+    assert all(word in err for word in ("/base ", "/system TEXT", "/temperature X", "/bsae: there is no such command"))
+    assert "/base now: it takes nothing" in err
+    (answer,) = talk(folder, "//etc/hosts")
+    assert answer
+
+
 def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache grows with the talk, up to the context, and the former one is let go first."""
     made: list[int] = []
