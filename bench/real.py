@@ -30,6 +30,7 @@ EXACT: tuple[tuple[Dtype, int], ...] = (("float32", 4), ("float32", 16))
 STEPS, ROWS_A_STEP, PROMPTS, NEW_TOKENS = 10, 8, 24, 64
 COSINE, LOSS, ARGMAX = 0.999, 0.005, 0.99  #: least cosine, most difference of a step's loss, least share of tokens
 ROWS = "recipes/smollm"
+_BORDER = ": "  #: between set-up and weight, in the name of a gradient
 
 
 def main() -> int:
@@ -68,7 +69,7 @@ def measure(base: str, target: Path | None = None) -> dict[str, Any]:
         if failed := [way for way, process in running.items() if process.returncode]:
             raise RuntimeError(f"{failed[0]}: {said[failed[0]][-3000:]}")
         ways = {way: json.loads(out.read_text(encoding="utf-8")) for way, out in outs.items()}
-        gradients = {way: out.with_suffix(".pt") for way, out in outs.items()}
+        gradients = {way: out.with_suffix(".safetensors") for way, out in outs.items()}
         compared = _compared(ways, {way: _load(path) for way, path in gradients.items()})
     result = {
         "kind": "real", **machine.stamp("python -m bench.real --base models/smollm2-135m-instruct.gguf"),
@@ -155,9 +156,13 @@ def _cosines(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, float]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    import torch
+    from safetensors.torch import load_file
 
-    return torch.load(path, weights_only=True)
+    found: dict[str, Any] = {}
+    for name, gradient in load_file(str(path)).items():
+        setup, _, weight = name.partition(_BORDER)
+        found.setdefault(setup, {})[weight] = gradient
+    return found
 
 
 def _child(way: str, base: str, out: Path) -> None:
@@ -190,9 +195,10 @@ def _child(way: str, base: str, out: Path) -> None:
             _set_adapter(loaded.model)
             found["decoding"]["nf4" if bits == 4 else "fp16"] = _decoded(loaded, ids, encoder)
         loaded.free()
-    import torch
+    from safetensors.torch import save_file
 
-    torch.save(gradients, out.with_suffix(".pt"))
+    flat = {f"{setup}{_BORDER}{name}": g.contiguous() for setup, each in gradients.items() for name, g in each.items()}
+    save_file(flat, str(out.with_suffix(".safetensors")))
     out.write_text(json.dumps(found), encoding="utf-8")
 
 

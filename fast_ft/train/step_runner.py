@@ -155,8 +155,9 @@ class StepRunner:
             ) from error
         self.out_of_memory += 1
         self._follow(plan)
+        most = "one row" if plan.most_tokens is None else f"at most {plan.most_tokens:,} tokens"
         note(
-            f"out of memory: step {step} is done again with at most {plan.most_tokens:,} tokens in a pass, "
+            f"out of memory: step {step} is done again with {most} in a pass, "
             f"{counted(plan.recompute_layers, 'layer')} computed again, {'with' if plan.capture else 'without'} graphs"
         )
 

@@ -25,7 +25,7 @@ MANY = [
     "lora.r=8", "lora.lora_alpha=32", "model.max_length=64", "select.take=12", "select.deduplicate=near", "seed=7",
     "train.learning_rate=0.003", "train.warmup_steps=0", "train.weight_decay=0.1", "train.max_grad_norm=0.5",
     "train.effective_batch_size=8", "generate.max_new_tokens=9", "generate.batch_size=2", "train.save_steps=3",
-    "data.multi_turn=first",
+    "data.train_on=last",
 ]  # fmt: skip
 
 

@@ -158,6 +158,7 @@ def unk_less(folder: Path, *, eos: str, **config: str) -> Path:
     [("</s>", {}, 0), ("</s>", {"unk_token": "</s>"}, 0), ("<first>", {}, 1), ("<first>", {"unk_token": "<s>"}, 1)],
 )
 def test_pad_is_never_eos_where_there_is_no_unk(tmp_path: Path, eos: str, config: dict[str, str], pad: int) -> None:
+    from fast_ft.hub.families import FamilySpec
     from fast_ft.models.loaders.peft import PeftLoader
     from fast_ft.recipe import schema
 
@@ -165,7 +166,7 @@ def test_pad_is_never_eos_where_there_is_no_unk(tmp_path: Path, eos: str, config
     encoder = Encoder(folder)
     assert encoder.pad_id == pad != encoder.eos_id
     backend = PeftLoader.__new__(PeftLoader)  # its tokenizer needs no model
-    backend.section = schema.Model(name_or_path=str(folder))
+    backend.section, backend.family = schema.Model(name_or_path=str(folder)), FamilySpec.of(POCKET)
     backend.device, backend.dtype, backend.notes = "cpu", "float32", []
     tokenizer = backend._loaded(None).tokenizer
     assert tokenizer.eos_token == eos and tokenizer.pad_token_id == pad

@@ -158,7 +158,7 @@ def test_a_loss_that_stands_still_is_a_warning() -> None:
     text = sanity_checks.stands_still(lines([2.0, 2.1, 1.9] * 5), section)
     assert text is not None and "stood still: 2.020 at first" in text and "train.learning_rate 1e-09" in text
     text = sanity_checks.stands_still(lines([2.0] * 12), schema.Train(warmup_steps=10))
-    assert text is not None and "train.warmup_steps 10 takes most of the 12 steps" in text
+    assert text is not None and "the warm-up of 10 steps takes most of the 12 steps" in text
     assert sanity_checks.stands_still(lines([2.0 - 0.01 * i for i in range(12)]), section) is None
     assert sanity_checks.stands_still(lines([2.0] * 11), section) is None, "too few to tell"
     easy, hard = lines([1.0] * 20, "easy"), lines([2.0 - 0.05 * i for i in range(20)], "hard")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft.common import atomic_files
+from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.pipeline.train_recorder import SMOOTHED, Recorder
-from fast_ft.run.folder import RunDir
+from fast_ft.run.folder import RunDir, now
 
 
 class Texts:
@@ -23,8 +24,10 @@ class Texts:
 
 def test_the_bar_shows_the_mean_loss_of_the_last_steps(tmp_path: Path) -> None:
     bar: Any = Texts()
+    content = {"recipe": {}, "recipe_file": "a.yaml", "recipe_digest": "0" * 64, "started": now(), "phases": {}}
+    atomic_files.write_json(tmp_path / "manifest.json", content)
     with atomic_files.Lines(tmp_path / "log.jsonl") as log:
-        recorder = Recorder(RunDir(tmp_path), None, log, [], bar)  # type: ignore[arg-type]
+        recorder = Recorder(RunDir(tmp_path), None, log, [], bar, Stopwatch())  # type: ignore[arg-type]
         for loss in [9.0, *[1.0, 3.0] * (SMOOTHED // 2), math.nan]:
             line = {"stage": "all", "step": 1, "loss": loss, "tokens": 8, "seconds": 1.0, "gib": None}
             recorder.add_step(line)
