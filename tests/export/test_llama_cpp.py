@@ -18,10 +18,13 @@ import pytest
 import torch
 import transformers
 
+from fast_ft.cli.main import main
+from fast_ft.data.encoding import load_encoder
 from fast_ft.export import gguf_model
 from fast_ft.export.export import Export
 from fast_ft.models import adapter_check
 from tests.helpers.parts import ROOT
+from tools import smollm
 
 NEW_TOKENS = 24
 
@@ -106,3 +109,24 @@ def test_llama_cpp_answers_as_the_merged_model_does(exported: Export, tmp_path: 
     with serving(base, "--lora", str(exported.out / "adapter-lora.gguf")) as address:
         found = [[id_ for id_ in spoken(address, ids) if id_ != 2] for ids in prompts]
     assert found == expected, "the adapter alone, put on the base by llama.cpp"
+
+
+@pytest.mark.skipif(not smollm.TARGET.is_file(), reason="no SmolLM2: make smollm fetches it")
+def test_llama_cpp_answers_as_a_merged_real_model_does(tmp_path: Path) -> None:
+    few = ["train.max_steps=6", "train.warmup_steps=1", f"model.name_or_path={smollm.TARGET}"]
+    assert main(["train", "recipes/smollm.yaml", *few, f"output_dir={tmp_path / 'run'}"]) == 0
+    export = Export.of(str(tmp_path / "run"), output=str(tmp_path / "exports"))
+    rows = adapter_check.read(export.run.adapter).rows
+    merged = export.merged_model()
+    ends = load_encoder(export.recipe.model).end_ids
+    with serving(export.gguf("f16")) as address:
+        for row in rows:
+            prompt = row.input_ids[: row.start]
+            found = [id_ for id_ in spoken(address, prompt) if id_ not in ends]
+            expected = [id_ for id_ in greedy(merged, prompt, ends[0]) if id_ not in ends]
+            assert found == expected
+        text = "Explain rain to a child, in 2 or 3 sentences. It's 5 o'clock!"
+        body = json.dumps({"content": text, "add_special": False}).encode()
+        request = urllib.request.Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
+        tokens = json.loads(urllib.request.urlopen(request, timeout=60).read())["tokens"]
+    assert tokens == load_encoder(export.recipe.model).tokenizer.encode([text])[0], "text is split as in training"
