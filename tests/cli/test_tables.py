@@ -16,7 +16,7 @@ from fast_ft.common.console import Bar, note
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.recipe.loader import load_recipe
-from fast_ft.report.plots import _smoothed, loss_picture
+from fast_ft.report.plots import loss_picture, smoothed
 from tests.helpers.parts import POCKET, RecipeFactory
 
 
@@ -46,7 +46,7 @@ def size(path: Path) -> tuple[int, int]:
 )
 def test_a_loss_picture_is_drawn_of_any_losses(losses: list[float], stages: str, tmp_path: Path) -> None:
     loss_picture(tmp_path / "loss.png", lines(losses, stages))
-    assert size(tmp_path / "loss.png") == (1080, 540)
+    assert size(tmp_path / "loss.png") == (1080, 624)
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
@@ -58,8 +58,9 @@ def test_the_same_losses_give_the_same_picture_and_others_another(tmp_path: Path
 
 
 def test_the_mean_leaves_out_what_is_no_number() -> None:
-    assert _smoothed([4.0, 2.0, math.nan, 3.0], width=2) == [4.0, 3.0, 2.0, 3.0]
-    assert math.isnan(_smoothed([math.inf])[0])
+    assert smoothed([4.0, 2.0, math.nan, 3.0], 2, [1, 1, 1, 1]) == [4.0, 3.0, 2.0, 3.0]
+    assert smoothed([4.0, 1.0], 2, [2, 1]) == [4.0, 3.0], "a step counts by its trained tokens"
+    assert math.isnan(smoothed([math.inf], 10, [1])[0])
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def test_prompts_keep_system_turns_in_their_place(tmp_path: Path) -> None:
 def test_the_reference_is_the_last_answer(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"id": "a", "messages": [HI, {**HELLO, "content": "No."}, HI, HELLO]}]))
-    assert load_references(str(path)) == {"a": "Hello."}
+    assert load_references(str(path)).by_id == {"a": "Hello."}
 
 
 def test_a_row_keeps_its_digest_where_it_is_one_question_and_one_answer() -> None:

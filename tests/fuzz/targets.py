@@ -31,7 +31,7 @@ from fast_ft.judge.scoring import Group, Item, Judgment, summarise
 from fast_ft.pipeline import judge_phase
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Judge, Range, Search
-from fast_ft.report import overview, run_data
+from fast_ft.report import comparison, overview, result, run_data
 from fast_ft.run import artifacts
 from fast_ft.run.folder import RunDir, differences
 from fast_ft.run.listing import list_runs
@@ -193,8 +193,9 @@ def scores(data: bytes) -> None:
     list_runs(FOLDER)
     run = run_data.read_run(folder)
     run_data.answers([run])
-    overview.overview(run, 10, [])
-    overview.differing([run, run])
+    result.result(run)
+    overview.settings(run, [])
+    comparison.compared([run, run])
     with contextlib.redirect_stdout(io.StringIO()):
         print_scores(folder)
 
@@ -206,8 +207,9 @@ def manifest(data: bytes) -> None:
     list_runs(FOLDER)
     ledger.read(FOLDER)
     run = run_data.read_run(RunDir.at(RUN))
-    overview.overview(run, 10, [])
-    overview.differing([run, run])
+    result.result(run)
+    overview.settings(run, [])
+    comparison.compared([run, run])
     list(checks.by_manifest(RECIPE, folder.record()))
 
 

@@ -37,6 +37,14 @@ def save_random_llama(folder: Path, *, seed: int = 0, hidden: int = 64, layers: 
     return folder
 
 
+def answered(prompts: Path, text: str) -> str:
+    """Return the JSON of a file's prompts, each with `text` as its reference answer."""
+    rows = json.loads(prompts.read_text(encoding="utf-8"))
+    return json.dumps(
+        [row | {"conversations": [*row["conversations"], {"from": "gpt", "value": text}]} for row in rows]
+    )
+
+
 def write_recipe(
     folder: Path, base: Path, train: Path, test: Path, changes: dict[str, Any] | None = None, name: str = "small.yaml"
 ) -> Path:

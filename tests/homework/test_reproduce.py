@@ -88,7 +88,7 @@ def test_the_program_in_the_zip_reproduces_the_run(
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert lines["answers"] == "5 of 5 identical (100.0%)" and lines["program"] == "the same"
     done = run_there([*command[:3], "doctor"])
-    assert done.returncode == 2 and "this copy of the program has no doctor" in done.stderr
+    assert done.returncode == 2 and "this copy of the program has no fast_ft.doctor" in done.stderr
 
 
 def test_an_edited_answer_is_found_even_where_the_digest_was_edited_too(

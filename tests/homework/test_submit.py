@@ -24,7 +24,7 @@ from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir
-from tests.helpers.parts import ROOT, RecipeFactory, write_recipe
+from tests.helpers.parts import ROOT, RecipeFactory, answered, write_recipe
 
 CHANGES = {"lora.lora_dropout": 0.1, "judge": {"kind": "none"}}
 
@@ -332,9 +332,7 @@ def test_answers_to_other_prompts_have_files_of_their_own(
     prompts = [{"id": f"o{i}", "conversations": [{"from": "human", "value": f"Name {i} hats."}]} for i in range(3)]
     (tmp_path / "more prompts.json").write_text(json.dumps(prompts))
     given = f"data.test={tmp_path / 'more prompts.json'}"
-    (tmp_path / "references.json").write_text(
-        json.dumps([{"id": row["id"], "instruction": "x", "output": "Hats."} for row in prompts])
-    )
+    (tmp_path / "references.json").write_text(answered(tmp_path / "more prompts.json", "Hats."))
     judged = [
         "judge",
         str(finished.root),

@@ -10,7 +10,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
-from tests.helpers.parts import write_recipe
+from tests.helpers.parts import answered, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path, train_file: Pat
     """A run with scores and with the base model's answers."""
     place = tmp_path_factory.mktemp("apart")
     references = place / "references.json"
-    references.write_text(json.dumps([{"id": f"t{i}", "prompt": f"Q{i}", "response": "The hat."} for i in range(5)]))
+    references.write_text(answered(test_file, "The hat."))
     judge = {"kind": "reference", "references": str(references), "base_prompts": 2}
     recipe = write_recipe(place, tiny, train_file, test_file, {"curriculum": {}, "judge": judge})
     return run(load_recipe(recipe, ["train.max_steps=2"]), recipe).root

@@ -26,7 +26,7 @@ from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.recipe.schema import Judge
 from fast_ft.run.folder import RunDir
-from tests.helpers.parts import write_recipe
+from tests.helpers.parts import answered, write_recipe
 
 #: What the folder's recipe wants; `HERE` stands for the test's own folder.
 WISHES: dict[str, dict[str, Any]] = {
@@ -91,8 +91,7 @@ def test_what_a_command_writes_is_in_the_folder(
 
 
 def _references(prompts: Path, folder: Path) -> Path:
-    rows = [{"id": row["id"], "prompt": "x", "response": "y"} for row in json.loads(prompts.read_text())]
-    (folder / "references.json").write_text(json.dumps(rows))
+    (folder / "references.json").write_text(answered(prompts, "y"))
     return folder / "references.json"
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from fast_ft.common import atomic_files
 from tests.helpers.killed import start
-from tests.helpers.parts import POCKET, ROOT, write_recipe
+from tests.helpers.parts import POCKET, ROOT, answered, write_recipe
 
 
 def lines(name: str, count: int) -> Callable[[Path], bool]:
@@ -115,10 +115,7 @@ class Killing:
 
 def small(folder: Path, base: Path, rows: Path, prompts: Path, changes: dict[str, Any]) -> Killing:
     references = folder / "references.json"
-    answers = [
-        {"id": row["id"], "instruction": "x", "output": "The hat is red."} for row in json.loads(prompts.read_text())
-    ]
-    references.write_text(json.dumps(answers))
+    references.write_text(answered(prompts, "The hat is red."))
     values: dict[str, Any] = {
         "train.save_steps": 2, "train.neftune_noise_alpha": 5, "lora.lora_dropout": 0.1, "train.optim": "adamw_8bit",
         "curriculum.stages": [

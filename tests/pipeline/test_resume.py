@@ -23,7 +23,7 @@ from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.rerun import generate_again, judge_again, renew_scores
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
-from fast_ft.report import overview, run_data
+from fast_ft.report import comparison, run_data
 from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir
 from fast_ft.run.listing import differing, list_runs
@@ -161,10 +161,7 @@ def test_other_prompts_reuse_the_adapter_and_keep_the_old_answers(again: Go, tmp
 
 def test_another_judge_keeps_adapter_answers_and_former_scores(again: Go, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    references = {id_: {"output": ["The hat is red."]} for id_ in read(root / "pred.json")}
-    (tmp_path / "references.json").write_text(
-        json.dumps([{"id": id_, "instruction": "x", "output": "The hat is red."} for id_ in references])
-    )
+    references(tmp_path, "references.json", "The hat is red.")
     before = {name: digest for name, digest in digests(root).items() if name.startswith(("adapter", "pred"))}
     judged = ("judge.kind=reference", f"judge.references={tmp_path}/references.json")
     folder = again(*judged)
@@ -179,8 +176,9 @@ def test_another_judge_keeps_adapter_answers_and_former_scores(again: Go, tmp_pa
 
 def references(folder: Path, name: str, text: str) -> str:
     """Write a file of reference answers to the run's prompts, and return the override that names it."""
-    ids = read(folder / "run" / "pred.json")
-    rows = [{"id": id_, "instruction": "x", "output": text} for id_ in ids]
+    pred = read(folder / "run" / "pred.json")
+    answer = {"role": "assistant", "content": text}
+    rows = [{"id": id_, "messages": [*entry["input"], answer]} for id_, entry in pred.items()]
     (folder / name).write_text(json.dumps(rows))
     return f"judge.references={folder / name}"
 
@@ -296,7 +294,7 @@ def test_runs_comparison_and_zip_name_the_settings_of_the_answers(again: Go, tmp
     runs = list_runs(tmp_path / "runs")
     assert differing(runs) == [{"generate.max_new_tokens": 6}, {"generate.max_new_tokens": 2}]
     folders = [RunDir.at(run.folder) for run in runs]
-    table = overview.differing([run_data.read_run(folder) for folder in folders])
+    table = comparison.compared([run_data.read_run(folder) for folder in folders])
     assert "generate.max_new_tokens" in table and "The recipes are the same" not in table
     recipe = yaml.safe_load(package.contents(folders[1], "b12901001")["recipe.yaml"])
     assert recipe["generate"]["max_new_tokens"] == 2

@@ -29,7 +29,7 @@ from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
 from tests.helpers.killed import run_until, start_function
-from tests.helpers.parts import write_recipe
+from tests.helpers.parts import answered, write_recipe
 
 STEPS, PROMPTS = 10, 5
 DECODING = (["generate.max_new_tokens=6"], ["generate.max_new_tokens=4", "generate.temperature=1.3"])
@@ -87,8 +87,7 @@ class World:
     def __init__(self, folder: Path, base: Path, rows: Path, prompts: Path) -> None:
         self.folder = folder
         for name, text in (("a.json", "The hat is red."), ("b.json", "No.")):
-            entries = [{"id": row["id"], "instruction": "x", "output": text} for row in read(prompts)]
-            (folder / name).write_text(json.dumps(entries))
+            (folder / name).write_text(answered(prompts, text))
         values = {
             "output_dir": str(folder / "run"), "train.save_steps": 2, "lora.lora_dropout": 0.1,
             "curriculum.stages": [
