@@ -46,7 +46,7 @@ def test_ci_says_at_its_end_that_there_was_no_browser(tmp_path: Path) -> None:
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("bash", "dirname", "timeout", "tail"):
+    for name in ("bash", "dirname", "timeout", "tail", "mktemp", "nice"):
         (tools / name).symlink_to(shutil.which(name) or "")
     for name, words in {"make": "echo make $1", "id": "echo 1000"}.items():
         (tools / name).write_text(f"#!{tools}/bash\n{words}\n")
@@ -61,7 +61,7 @@ def test_ci_says_at_its_end_that_there_was_no_browser(tmp_path: Path) -> None:
         )
 
     done = ci()
-    assert done.returncode == 0 and done.stdout.startswith("make test\n")
+    assert done.returncode == 0 and "make test\n" in done.stdout
     assert "THE BROWSER TESTS DID NOT RUN" in done.stderr
     (tools / "chromedriver").symlink_to(tools / "make")
     assert ci().stderr == ""
