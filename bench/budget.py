@@ -96,7 +96,7 @@ def project(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
 
 
 def again(recipe: Recipe, done: dict[str, Any]) -> dict[str, list[float]]:
-    """Return a projection's minutes anew from its token counts alone: no rows, no tokenizer, no card."""
+    """Compute a projection's minutes again, from its token counts alone: no rows, no tokenizer, no card."""
     card, shape, plan = cards.card("t4"), _shape(recipe), settled(recipe, done)
     training, answers = _work(recipe, done)
     ends = [

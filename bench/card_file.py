@@ -2,7 +2,7 @@
 
 Each part runs in a process of its own, within a box of time. What a part does not use, later parts may. A part that
 fails, or that takes too long, is recorded with its reason and what it had measured, and the rest goes on. The file is
-written anew behind each part, so that Ctrl-C, or a runtime that is lost, leaves what was measured.
+written again after each part, so that Ctrl-C, or a runtime that is lost, leaves what was measured.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def state() -> dict[str, str] | None:
 
 
 def copy_rate(numbers: int) -> float:
-    """Return the GB/s, read plus written, at which so many 16-bit numbers are copied; the median of 10 copies."""
+    """Return the GB/s, read plus written, at which this number of 16-bit numbers is copied; the median of 10 copies."""
     import torch
 
     source = torch.zeros(numbers, device=_device(), dtype=torch.float16)

@@ -105,7 +105,7 @@ def decode(scale: Scale, model: Any, *, kernels: bool) -> dict[str, Any]:
     }  # fmt: skip
 
     def step(slots: int) -> dict[str, Any]:
-        """Return a step's milliseconds with so many slots, each at about `scale.length` tokens."""
+        """Return a step's milliseconds with this number of slots, each at about `scale.length` tokens."""
         cache = KVCache(fused, slots * pages_for(longest))
         config = EngineConfig(slots=slots, longest=longest, end_ids=(), pad_id=0)
         engine = TimedEngine(fused, cache, Sampler(True, temperature=0.7, top_k=30, top_p=0.9), config)

@@ -21,7 +21,7 @@ def recipes() -> list[Path]:
 
 
 def rendered(path: Path) -> str:
-    """Return a recipe's text with the lines from Minutes to Score made anew."""
+    """Return a recipe's text with new lines from Minutes to Score."""
     text = path.read_text(encoding="utf-8")
     before, rest = text.split(_MINUTES, 1)
     _, after = rest.split(_SCORE, 1)

@@ -10,12 +10,12 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded
 from fast_ft.data import dataset
+from fast_ft.hub.families import LLAMA_2
 from fast_ft.recipe.loader import validated
 from fast_ft.recipe.schema import Data
 from fast_ft.recipe.yaml_source import parse
 
 EXAMPLE = "recipes/own-data.yaml"
-_LLAMA_2 = re.compile(r"llama-?2(?![.\d])", re.IGNORECASE)
 _PLAIN = re.compile(r"[\w./~+-]*[A-Za-z/][\w./~+-]*")  #: text that YAML reads as itself, without quotes
 
 
@@ -41,7 +41,7 @@ def write_recipe(rows: str | None, output: str | None, *, model: str | None = No
         if value is not None:
             text = _filled(text, key, value)
     if model is not None:
-        text = _filled(text, "template", "llama-2" if _LLAMA_2.search(model) else "tokenizer")
+        text = _filled(text, "template", "llama-2" if LLAMA_2.search(model) else "tokenizer")
     validated(parse(text, str(path)), {}, str(path))
     if rows is not None and expanded(rows).exists():
         dataset.load_pool(Data(train=rows))

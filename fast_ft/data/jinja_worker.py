@@ -65,7 +65,7 @@ def confine(memory: int) -> None:
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}`, which marks what the model writes: its content is rendered as it stands."""
+    """`{% generation %}`, which marks what the model writes: its content is rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own attribute)
 

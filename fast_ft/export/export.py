@@ -13,7 +13,7 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.export import checks, gguf_model, hub, merged, ollama
 from fast_ft.export.chat_forms import JINJA
-from fast_ft.hub import download
+from fast_ft.hub import download, gguf_metadata
 from fast_ft.models import adapter_check
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -100,7 +100,7 @@ class Export:
                 f"--outtype q4_k_m needs llama.cpp's {QUANTISER}, which is not on the PATH. Build llama.cpp, or take "
                 "q8_0."
             )
-        gguf_model.gguf_library()  # before minutes are spent on merging
+        gguf_metadata.library("a GGUF file")  # before minutes are spent on merging
         model = self.merged_model()
         target = self.out / f"model-{outtype}.gguf"
         with atomic_files.replace_file(target) as path:

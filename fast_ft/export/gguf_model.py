@@ -22,7 +22,8 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.export.gguf_vocabulary import Vocabulary, read_vocabulary
 from fast_ft.export.merged import AdapterWeights, BaseWeights
-from fast_ft.hub.families import read_config
+from fast_ft.hub import gguf_metadata
+from fast_ft.hub.families import ModelShape, read_config
 
 if TYPE_CHECKING:
     import gguf
@@ -38,17 +39,6 @@ OUTTYPES = ("f16", "q8_0")
 _BLOCK = 32  #: numbers of a row that q8_0 gives one scale
 
 
-def gguf_library() -> Any:
-    """Return the gguf package. Raises InputError where it is not installed."""
-    try:
-        import gguf
-    except ImportError:
-        raise InputError(
-            "GGUF files need the package gguf, which is not installed here. Run: python -m pip install gguf==0.19.0"
-        ) from None
-    return gguf
-
-
 @dataclass(frozen=True)
 class Shape:
     """What of a config.json goes into a GGUF."""
@@ -56,9 +46,7 @@ class Shape:
     architecture: str
     neighbours: bool
     config: dict[str, Any]
-    heads: int
-    kv_heads: int
-    head_dim: int
+    sizes: ModelShape
     rope: dict[str, Any]
 
     @classmethod
@@ -77,19 +65,11 @@ class Shape:
             raise InputError(
                 f"{folder}: rope of type {form!r} is not written as GGUF here; default, linear, llama3 are."
             )
-        heads = config["num_attention_heads"]
-        return cls(
-            *ARCHITECTURES[kind],
-            config,
-            heads,
-            config.get("num_key_value_heads") or heads,
-            config.get("head_dim") or config["hidden_size"] // heads,
-            rope | {"rope_type": form},
-        )
+        return cls(*ARCHITECTURES[kind], config, ModelShape.from_config(config), rope | {"rope_type": form})
 
     def reordered(self, name: str, rows: Tensor) -> Tensor:
         """Return rows (O, ...) of the tensor `name` in llama.cpp's order."""
-        for layer, heads in (("q_proj", self.heads), ("k_proj", self.kv_heads)):
+        for layer, heads in (("q_proj", self.sizes.num_attention_heads), ("k_proj", self.sizes.num_key_value_heads)):
             if self.neighbours and f".{layer}." in name:
                 return neighbours(rows, heads)
         return rows
@@ -107,17 +87,17 @@ def write_model(merged: Path, out: Path, outtype: str) -> list[str]:
     Raises:
         InputError: gguf is not installed, or the model is of a kind that is not written here.
     """
-    library = gguf_library()
+    library = gguf_metadata.library("a GGUF file")
     shape, weights, words = Shape.read(merged), BaseWeights(merged), read_vocabulary(merged)
     with atomic_files.replace_file(out) as path:
         writer = library.GGUFWriter(str(path), shape.architecture)
         _describe(library, writer, shape, words, outtype, merged.name)
         names = library.get_tensor_name_map(
-            library.MODEL_ARCH[shape.architecture.upper()], shape.config["num_hidden_layers"]
+            library.MODEL_ARCH[shape.architecture.upper()], shape.sizes.num_hidden_layers
         )
         makers: list[Callable[[], np.ndarray]] = []
         if shape.rope["rope_type"] == "llama3":
-            factors = _llama3_factors(shape.rope, shape.head_dim)
+            factors = _llama3_factors(shape.rope, shape.sizes.head_dim)
             _announce(library, writer, "rope_freqs.weight", factors.shape, "f32")
             makers.append(lambda: factors)
         for name in weights.names():
@@ -136,13 +116,11 @@ def write_model(merged: Path, out: Path, outtype: str) -> list[str]:
 
 def write_adapter(adapter: Path, base: Path, out: Path) -> None:
     """Write a LoRA adapter alone as GGUF, for llama.cpp's --lora. Raises InputError for one with other tensors."""
-    library = gguf_library()
+    library = gguf_metadata.library("a GGUF file")
     shape, lora = Shape.read(base), AdapterWeights(adapter)
     if odd := [name for name in lora.tensors if ".lora_A." not in name and ".lora_B." not in name]:
         raise InputError(f"{adapter}: {odd[0]} is no matrix of LoRA, which is all that llama.cpp's adapters hold.")
-    names = library.get_tensor_name_map(
-        library.MODEL_ARCH[shape.architecture.upper()], shape.config["num_hidden_layers"]
-    )
+    names = library.get_tensor_name_map(library.MODEL_ARCH[shape.architecture.upper()], shape.sizes.num_hidden_layers)
     with atomic_files.replace_file(out) as path:
         writer = library.GGUFWriter(str(path), shape.architecture)
         writer.add_type("adapter")
@@ -165,21 +143,21 @@ def _describe(library: Any, writer: gguf.GGUFWriter, shape: Shape, words: Vocabu
     writer.add_name(name)
     writer.add_file_type(library.LlamaFileType[f"MOSTLY_{outtype.upper()}"])
     writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_embedding_length(shape.sizes.hidden_size)
+    writer.add_block_count(shape.sizes.num_hidden_layers)
+    writer.add_feed_forward_length(shape.sizes.intermediate_size)
+    writer.add_head_count(shape.sizes.num_attention_heads)
+    writer.add_head_count_kv(shape.sizes.num_key_value_heads)
+    writer.add_key_length(shape.sizes.head_dim)
+    writer.add_value_length(shape.sizes.head_dim)
+    writer.add_rope_dimension_count(shape.sizes.head_dim)
     writer.add_rope_freq_base(float(shape.rope["rope_theta"]))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
+    writer.add_vocab_size(shape.sizes.vocab_size)
     if shape.rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(library.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(shape.rope["factor"]))
-    words.add_to(library, writer, config["vocab_size"])
+    words.add_to(library, writer, shape.sizes.vocab_size)
 
 
 def _announce(library: Any, writer: gguf.GGUFWriter, name: str, size: tuple[int, ...], kind: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
-from fast_ft.hub.families import read_config
+from fast_ft.hub.families import read_config, read_generation_config
 from fast_ft.models import lora_files, tensor_file
 
 if TYPE_CHECKING:
@@ -200,9 +200,8 @@ def merge_into(
         _write_json(folder / "model.safetensors.index.json", content)
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
     _write_json(folder / "config.json", plain | {"dtype": dtype})
-    _write_json(
-        folder / "generation_config.json", _generation(base) | ({"eos_token_id": [*end_ids]} if end_ids else {})
-    )
+    ends = {"eos_token_id": [*end_ids]} if end_ids else {}
+    _write_json(folder / "generation_config.json", read_generation_config(base) | ends)
     for name in TOKENIZER:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
@@ -238,11 +237,6 @@ def _shards(weights: BaseWeights, dtype: str) -> Iterator[list[tensor_file.Entry
             entries = []
         entries.append(entry)
     yield entries
-
-
-def _generation(base: Path) -> dict[str, Any]:
-    path = base / "generation_config.json"
-    return untrusted_files.json_object(path) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

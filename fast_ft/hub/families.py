@@ -22,6 +22,8 @@ __all__ = ["GIB", "LINEARS", "OWN", "TARGET_MODULES", "FamilySpec", "ModelShape"
 
 #: Values of model_type with blocks and decoding of ours, and transformers' context where config.json names none.
 OWN = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
+#: What names of Llama 2, which has no config.json at hand, have in common.
+LLAMA_2 = re.compile(r"llama-?2(?![.\d])", re.IGNORECASE)
 #: Kinds of rope whose frequencies do not move with the length of a row.
 STEADY_ROPE = ("default", "linear", "llama3", "yarn")
 #: Keys that every family of OWN has, and whose values are read here, in ModelShape or by the loaded layers themselves.
@@ -62,6 +64,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return untrusted_files.json_object(folder / "config.json", remedy="Copy or download the model again.")
 
 
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """Return generation_config.json's content, {} where there is none. Raises InputError where it is garbled."""
+    path = folder / "generation_config.json"
+    return untrusted_files.json_object(path) if path.is_file() else {}
+
+
 def end_token_ids(folder: Path) -> list[int]:
     """Return the ids that end an answer by generation_config.json, or by config.json where that says nothing."""
     for name in ("generation_config.json", "config.json"):
@@ -93,7 +101,7 @@ def context_length(name_or_path: str) -> int | None:
     try:
         return _context(read_config(_folder(name_or_path)))
     except (InputError, OSError, RuntimeError):  # RuntimeError: ~name of an unknown user
-        return 4096 if re.search(r"llama-?2(?![.\d])", name_or_path, re.IGNORECASE) else None
+        return 4096 if LLAMA_2.search(name_or_path) else None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     import numpy
 
 
+def library(what: str, remedy: str = "") -> Any:
+    """Return the gguf package. Raises InputError where it is not installed: `what` needs it."""
+    try:
+        import gguf
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{what} needs the gguf package, which is not installed: python -m pip install gguf==0.19.0{remedy}"
+        ) from None
+    return gguf
+
+
 class Metadata:
     """One open file. `tensors` are the `gguf` package's: name, shape (the innermost size first), n_elements."""
 
@@ -21,12 +32,7 @@ class Metadata:
     @classmethod
     def open(cls, path: Path, remedy: str) -> Metadata:
         """Return an open file. Raises InputError where it is none, is cut short, or the `gguf` package is missing."""
-        try:
-            import gguf
-        except ModuleNotFoundError:
-            raise InputError(
-                f"{path} needs the gguf package, which is not installed: python -m pip install gguf==0.19.0. {remedy}"
-            ) from None
+        gguf = library(str(path), f". {remedy}")
         try:
             return cls(path, gguf.GGUFReader(path), remedy)
         except Exception as error:  # of any kind: the package does not expect a file that is cut short

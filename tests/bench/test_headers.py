@@ -1,4 +1,4 @@
-"""The homework's minutes: what the recipes' headers say is what the plan says, computed anew from token counts."""
+"""The homework's minutes: what the recipes' headers say is what the plan says, computed again from token counts."""
 
 from __future__ import annotations
 
