@@ -26,7 +26,7 @@ def write(folder: Path, config: Mapping[str, Any], tokenizer: Path) -> None:
     from fast_ft.models.random_base import random_model
 
     folder.mkdir(parents=True)
-    model = random_model({**config, "model_type": "llama"}, "float16", r=1).unload()
+    model = random_model(dict(config), "float16", r=1).unload()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     architecture = {"architectures": [f"{config['model_type'].capitalize()}ForCausalLM"], "torch_dtype": "float16"}

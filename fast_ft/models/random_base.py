@@ -83,15 +83,16 @@ def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> PeftMode
 
     kind, device = getattr(torch, dtype), "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    settings = transformers.LlamaConfig.from_dict(config)
+    settings = transformers.AutoConfig.for_model(**{"model_type": "llama"} | config)
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(settings).to(kind)
+        model = transformers.AutoModelForCausalLM.from_config(settings).to(kind)
     _quantise(model, kind, device)
     for name, weight in list(model.named_parameters()):
         if weight.device.type == "meta":
             owner, _, last = name.rpartition(".")
             value = torch.ones(weight.shape) if "norm" in name else torch.randn(weight.shape, device=device) * 0.02
             setattr(model.get_submodule(owner), last, torch.nn.Parameter(value.to(device, kind), requires_grad=False))
+    model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=settings).to(device)
     model = get_peft_model(model, LoraConfig(r=r, lora_alpha=r, target_modules=list(TARGET_MODULES)))
     for name, weight in model.named_parameters():
