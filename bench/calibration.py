@@ -45,6 +45,7 @@ class Run:
     row: float  #: tokens that a token's row has
     widest: int  #: tokens of the largest pass
     recompute_layers: int
+    offloaded: bool  #: recomputed layers' inputs are in the host's memory
 
 
 def runs(content: dict[str, Any] | None = None) -> list[Run]:
@@ -72,7 +73,7 @@ def _run(entry: dict[str, Any], content: dict[str, Any]) -> Run:
     return Run(
         entry["what"], entry["seconds"], entry["peak_gib"], entry["unsloth"], entry["billions"], shape, training,
         entry["steps"], entry["passes_a_step"], round(rows * mean * share), mean * share, round(widest * share),
-        shape.num_hidden_layers if entry["recompute"] else 0,
+        shape.num_hidden_layers if entry["recompute"] else 0, entry.get("inputs") != "on the card",
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def peak_gib(run: Run) -> float:
     """Return the peak that the planner's model of memory gives a published run, without the CUDA context."""
     taken = cost_model.fixed_gib(run.shape, run.training) - cost_model.CONTEXT_GIB
     return taken + cost_model.pass_gib(
-        run.shape, run.training, run.widest, run.recompute_layers, loss_positions=_ALL_POSITIONS, offloaded=True
+        run.shape, run.training, run.widest, run.recompute_layers, loss_positions=_ALL_POSITIONS, offloaded=run.offloaded
     )
 
 
