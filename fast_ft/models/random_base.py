@@ -94,7 +94,8 @@ def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> PeftMode
             setattr(model.get_submodule(owner), last, torch.nn.Parameter(value.to(device, kind), requires_grad=False))
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=settings).to(device)
-    model = get_peft_model(model, LoraConfig(r=r, lora_alpha=r, target_modules=list(TARGET_MODULES)))
+    with torch.device(device):  # PEFT draws its matrices before they are put on the base's device
+        model = get_peft_model(model, LoraConfig(r=r, lora_alpha=r, target_modules=list(TARGET_MODULES)))
     for name, weight in model.named_parameters():
         if "lora_" in name:
             weight.data = torch.randn(weight.shape, device=device) * (0.02 if "lora_A" in name else 0.002)
