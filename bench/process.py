@@ -6,8 +6,11 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run_process(command: Sequence[str], log: Path, timeout: float, out: Path | None = None) -> int | str:
@@ -16,18 +19,56 @@ def run_process(command: Sequence[str], log: Path, timeout: float, out: Path | N
     What it prints goes into `log`, what goes to stdout into `out` if that is given. It is ended with all processes
     that it started where it takes too long, or where this one is interrupted.
     """
-    offline = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with contextlib.ExitStack() as files:
         errors = files.enter_context(log.open("wb"))
         process = subprocess.Popen(
             list(command), stdout=files.enter_context(out.open("wb")) if out else errors,
-            stderr=errors if out else subprocess.STDOUT, start_new_session=True, env={**os.environ, **offline},
+            stderr=errors if out else subprocess.STDOUT, start_new_session=True, env={**os.environ, **_OFFLINE},
         )  # fmt: skip
         try:
             return process.wait(timeout)
         except subprocess.TimeoutExpired:
             return f"nothing after {timeout:.0f} s"
         finally:
-            if process.poll() is None:  # too slow, or Ctrl-C: with what it started, compilers above all
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _end(process)  # too slow, or Ctrl-C
+
+
+class WaitingProcess:
+    """A process that is started early, loads libraries, and then waits for its turn; see `wait_for_turn`.
+
+    Libraries take longer to load than what is measured. Several processes load them side by side, and work in turn.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self._log = log.open("wb")
+        self._process = subprocess.Popen(
+            list(command), stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **_OFFLINE},
+        )  # fmt: skip
+
+    def run(self, timeout: float) -> int | str:
+        """Let it work; return its exit status, or that nothing came within `timeout` seconds."""
+        with contextlib.suppress(
+            BrokenPipeError, subprocess.TimeoutExpired
+        ):  # it has ended before its turn, and its status says why
+            self._process.communicate(b"\n", timeout=timeout)
+        if self._process.poll() is None:
+            return f"nothing after {timeout:.0f} s"
+        return self._process.returncode
+
+    def end(self) -> None:
+        """End it, with what it started, if it still runs."""
+        _end(self._process)
+        self._log.close()
+
+
+def wait_for_turn() -> None:
+    """Wait in a process that a WaitingProcess started until it may work."""
+    sys.stdin.readline()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs with all that it started, compilers above all."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,4 +1,4 @@
-"""Write a checkpoint of a given shape with random NF4 weights: `python -m bench.random_checkpoint JOB.json`.
+"""Write checkpoints of given shapes with random NF4 weights: `python -m bench.random_checkpoint JOB.json`.
 
 Speed and memory do not depend on the weights' values.
 """
@@ -20,7 +20,7 @@ _STORED = {
 
 
 def write(folder: Path, config: Mapping[str, Any], tokenizer: Path) -> None:
-    """Write a base in fp16, and the tokenizer of a folder beside it. `config` is that of a Llama or a Mistral."""
+    """Write a base in fp16, and the tokenizer of a folder beside it; `config` is of a family with blocks of ours."""
     from safetensors.torch import save_file
 
     from fast_ft.models.random_base import random_model
@@ -28,6 +28,8 @@ def write(folder: Path, config: Mapping[str, Any], tokenizer: Path) -> None:
     folder.mkdir(parents=True)
     model = random_model(dict(config), "float16", r=1).unload()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if config.get("tie_word_embeddings"):
+        del tensors["lm_head.weight"]
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     architecture = {"architectures": [f"{config['model_type'].capitalize()}ForCausalLM"], "torch_dtype": "float16"}
     content = {**config, **architecture, **_IDS, "quantization_config": _STORED}
@@ -38,10 +40,11 @@ def write(folder: Path, config: Mapping[str, Any], tokenizer: Path) -> None:
 
 
 def main() -> int:
-    """Write the base of a job: base, config, tokenizer, out."""
+    """Write the bases of a job: bases ({folder: config}), tokenizer, out."""
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    write(Path(job["base"]), job["config"], Path(job["tokenizer"]))
-    Path(job["out"]).write_text(json.dumps({"base": job["base"]}), encoding="utf-8")
+    for folder, config in job["bases"].items():
+        write(Path(folder), config, Path(job["tokenizer"]))  # a process's libraries take longer to load than this
+    Path(job["out"]).write_text(json.dumps({"bases": list(job["bases"])}), encoding="utf-8")
     return 0
 
 

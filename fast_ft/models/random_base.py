@@ -114,8 +114,9 @@ def _quantise(module: torch.nn.Module, kind: torch.dtype, device: str) -> None:
             drawn = torch.randn(child.out_features, child.in_features, device=device, dtype=kind) * 0.02
             packed, state = bnb.functional.quantize_4bit(drawn, quant_type="nf4", compress_statistics=True)
             layer = bnb.nn.Linear4bit(
-                child.in_features, child.out_features, bias=False, compute_dtype=kind, quant_type="nf4", device="meta"
-            )
+                child.in_features, child.out_features, bias=child.bias is not None, compute_dtype=kind,
+                quant_type="nf4", device="meta",
+            )  # fmt: skip
             layer.weight = bnb.nn.Params4bit(
                 packed, requires_grad=False, quant_state=state, quant_type="nf4", bnb_quantized=True, module=layer
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.gpu_rates import MeasuredRates
-from fast_ft.plan.cost_model import Rates
+from fast_ft.plan.training_work import Rates
 
 _CARDS = Path(__file__).with_name("cards.json")
 _OLDEST = (7, 5)  #: compute capability that CUDA 13 and the bitsandbytes built with it have code for

@@ -13,10 +13,11 @@ from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import FamilySpec
 from fast_ft.plan import base_fits, cards, decode_time, plans
-from fast_ft.plan.cost_model import CONTEXT_GIB, Training
+from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.decode_pool import Answers
 from fast_ft.plan.micro_batches import share
 from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted
+from fast_ft.plan.training_work import Training, takes_flash
 from fast_ft.plan.ways import ways
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
@@ -37,7 +38,7 @@ def settle(
         memory = min(memory, float(recipe.budget.memory_gib))
     return plans.settle(
         family.shape,
-        training(recipe, prepared, backend=backend),
+        training(recipe, prepared, family, backend=backend, card=card),
         step_lengths(recipe, prepared),
         answers(recipe, prepared, family),
         wanted(recipe, family),
@@ -45,8 +46,11 @@ def settle(
     )
 
 
-def training(recipe: Recipe, prepared: PreparedData, *, backend: str) -> Training:
-    """Return what the recipe says of a pass's cost."""
+def training(
+    recipe: Recipe, prepared: PreparedData, family: FamilySpec, *, backend: str, card: cards.Card | None
+) -> Training:
+    """Return what the recipe, its base and the card say of a pass's cost."""
+    shape = family.shape
     lengths = [len(row.input_ids) for row in prepared.rows.values()] or [1]
     return Training(
         r=recipe.lora.r,
@@ -56,6 +60,9 @@ def training(recipe: Recipe, prepared: PreparedData, *, backend: str) -> Trainin
         rows=recipe.train.effective_batch_size,
         longest=max(lengths),
         draws=recipe.lora.lora_dropout > 0,
+        flash=takes_flash(card.capability if card is not None else None, shape.head_dim),
+        qk_norms=family.qk_norms,
+        whole_weights=len(recipe.lora.modules_to_save) * shape.vocab_size * shape.hidden_size,
     )
 
 
@@ -109,7 +116,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
     if card is None:
         return content
     settled = settle(recipe, prepared, family, backend=backend, card=card, world_size=world_size)
-    shape, work = family.shape, training(recipe, prepared, backend=backend)
+    shape, work = family.shape, training(recipe, prepared, family, backend=backend, card=card)
     ends: list[float] = []
     for rates in card.rates:
         by_stage = [
@@ -192,7 +199,9 @@ def card_here() -> cards.Card | None:
     capability, built_for = gpu.capabilities()
     cards.refuse_old(here["name"], capability, built_for)
     measured = gpu_rates.measure()
-    return None if measured is None else cards.at_hand(here["name"], capability, memory + CONTEXT_GIB, measured)
+    return (
+        None if measured is None else cards.at_hand(here["name"], capability, memory + MEMORY["context_gib"], measured)
+    )
 
 
 def _verdict(minutes: list[float], budget: float | None, settled: TrainPlan) -> str:
