@@ -43,7 +43,7 @@ def main() -> int:
     """Write the bases of a job: bases ({folder: config}), tokenizer, out."""
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     for folder, config in job["bases"].items():
-        write(Path(folder), config, Path(job["tokenizer"]))  # a process's libraries take longer to load than this
+        write(Path(folder), config, Path(job["tokenizer"]))
     Path(job["out"]).write_text(json.dumps({"bases": list(job["bases"])}), encoding="utf-8")
     return 0
 
