@@ -118,7 +118,8 @@ def _job(order: Order, name: str, folder: Path, number: int) -> dict[str, Any]:
     log = order.path.parent / "logs" / f"{order.path.stem}-{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     return {
-        "case": name, "changes": asdict(CASES[name]), "recipe": order.recipe, "overrides": list(order.overrides), "log": str(log),
+        "case": name, "changes": asdict(CASES[name]), "recipe": order.recipe, "overrides": list(order.overrides),
+        "log": str(log),
         "base": str(given if there else folder / shape), "tokenizer": str(_tokenizer(recipe)),
         "work": str(folder / str(number)), "out": str(folder / f"{number}.json"),
     }  # fmt: skip
