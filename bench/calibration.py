@@ -46,7 +46,6 @@ class Run:
     row: float  #: tokens that a token's row has
     widest: int  #: tokens of the largest pass
     recompute_layers: int
-    offloaded: bool  #: recomputed layers' inputs are in the host's memory
 
 
 def runs(content: dict[str, Any] | None = None) -> list[Run]:
@@ -70,11 +69,12 @@ def _run(entry: dict[str, Any], content: dict[str, Any]) -> Run:
         r=entry["r"], optim="adamw_8bit", load_in_4bit=True, backend="unsloth", rows=rows,
         longest=round(longest * share),
         unpack_bytes=old if entry["unpacking"].startswith("before") else UNPACK_BYTES,
+        offloaded=entry.get("inputs") != "on the card", loss_positions=_ALL_POSITIONS,
     )  # fmt: skip
     return Run(
         entry["what"], entry["seconds"], entry["peak_gib"], entry["unsloth"], entry["billions"], shape, training,
         entry["steps"], entry["passes_a_step"], round(rows * mean * share), mean * share, round(widest * share),
-        shape.num_hidden_layers if entry["recompute"] else 0, entry.get("inputs") != "on the card",
+        shape.num_hidden_layers if entry["recompute"] else 0,
     )  # fmt: skip
 
 
@@ -117,14 +117,7 @@ def leave_one_out(found: list[Run], attention_share: float | None = None) -> lis
 def peak_gib(run: Run) -> float:
     """Return the peak that the planner's model of memory gives a published run, without the CUDA context."""
     taken = memory_model.fixed_gib(run.shape, run.training) - MEMORY["context_gib"]
-    return taken + memory_model.pass_gib(
-        run.shape,
-        run.training,
-        run.widest,
-        run.recompute_layers,
-        loss_positions=_ALL_POSITIONS,
-        offloaded=run.offloaded,
-    )
+    return taken + memory_model.pass_gib(run.shape, run.training, run.widest, run.recompute_layers)
 
 
 def decoded(entry: dict[str, Any], content: dict[str, Any] | None = None) -> dict[str, Any]:

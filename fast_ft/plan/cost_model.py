@@ -130,5 +130,5 @@ def _lora_bytes(shape: ModelShape, again: float) -> float:
     Forward each reads its input and adds to its output; backward each reads both once more and the output's gradient
     twice, and adds to the input's gradient.
     """
-    inside, outside = (sum(sizes) for sizes in zip(*shape.linear_shapes, strict=True))
+    inside, outside = shape.linear_sides
     return (2 * inside + 4 * outside) * (1 + again) + 6 * inside + 4 * outside

@@ -17,7 +17,6 @@ from fast_ft.hub.families import GIB, ModelShape
 from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.training_work import Training
 
-LOSS_POSITIONS = 1024  #: whose logits exist at a time (train/loss.py)
 #: What a layer of other backends keeps of a token, in 16 bits, in multiples of h, q, k, m and r. A 7B's h, q and k are
 #: one number; only their sum was measured.
 _KEPT = {"unsloth": (1.8, 2, 2, 3, 0), "peft": (4.8, 2, 2, 5, 0)}
@@ -41,35 +40,28 @@ def fixed_gib(shape: ModelShape, training: Training) -> float:
 
 
 def pass_gib(
-    shape: ModelShape, training: Training, tokens: int, recompute_layers: int, *, capture: bool = False,
-    loss_positions: int = LOSS_POSITIONS, offloaded: bool = False,
-) -> float:  # fmt: skip
-    """Memory of a pass over `tokens` tokens in 16 bits, at its peak.
-
-    A layer that is computed again keeps its input only, on the card unless that is `offloaded`. Logits exist for
-    `loss_positions` tokens at a time.
-    """
+    shape: ModelShape, training: Training, tokens: int, recompute_layers: int, *, capture: bool = False
+) -> float:
+    """Memory of a pass over `tokens` tokens in 16 bits, at its peak. A layer that is computed again keeps its input."""
     way = "captured" if capture else "eager"
     if training.backend != "fused":
-        held = _of_others(shape, training, tokens, recompute_layers, loss_positions, offloaded=offloaded)
+        held = _of_others(shape, training, tokens, recompute_layers)
         return held / GIB + MEMORY["others_gib"][way]
-    moments = pass_moments(shape, training, tokens, recompute_layers, loss_positions)
+    moments = pass_moments(shape, training, tokens, recompute_layers)
     workspaces = MEMORY["workspaces"][way] * MEMORY["workspace_mib"] / 1024
     return max(moments.values()) / GIB * (1 + MEMORY["rounding"]) + workspaces + MEMORY["rest_gib"][way]
 
 
-def pass_moments(
-    shape: ModelShape, training: Training, tokens: int, recompute_layers: int, loss_positions: int
-) -> dict[str, float]:
+def pass_moments(shape: ModelShape, training: Training, tokens: int, recompute_layers: int) -> dict[str, float]:
     """Return the bytes that are alive where our own blocks' pass may be at its peak."""
     h, m, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     layer = kept_bytes(shape, training, tokens)
     kept = tokens * 2 * h * recompute_layers + (layers - recompute_layers) * layer
-    whole = 4 * training.whole_weights  # gradients of modules that are trained whole, beside those that are added up
+    whole = _whole_bytes(training)
     backward = _backward_bytes(shape, training, tokens)
     found = {
         # the last norm's input in fp32 and its result, the loss's gradient, logits that become their gradients
-        "loss": kept + tokens * 8 * h + min(tokens, loss_positions) * shape.vocab_size * 2 + whole,
+        "loss": kept + tokens * 8 * h + min(tokens, training.loss_positions) * shape.vocab_size * 2 + whole,
         # torch's own norm, in fp32: its input, and as much again for each gradient inside
         "last norm": kept + tokens * (4 * h + 4 * h + 12 * h) + whole,
     }
@@ -115,9 +107,7 @@ def kept_bytes(shape: ModelShape, training: Training, tokens: int) -> float:
     return tokens * kept + 4 * heads * sums
 
 
-def _of_others(
-    shape: ModelShape, training: Training, tokens: int, recompute_layers: int, loss_positions: int, *, offloaded: bool
-) -> float:
+def _of_others(shape: ModelShape, training: Training, tokens: int, recompute_layers: int) -> float:
     """Bytes of a pass through Unsloth's or PEFT's layers: fitted on an H200 with a 7B (docs/performance.md).
 
     The peak is where the forward pass ends, beside the loss's logits; where the last layer goes backward, beside what
@@ -125,14 +115,19 @@ def _of_others(
     """
     h, m, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     layer = kept_bytes(shape, training, tokens)
-    inputs = 0 if offloaded else tokens * recompute_layers * 2 * h
-    loss = min(tokens, loss_positions) * shape.vocab_size * training.logit_bytes + tokens * 4 * h
+    inputs = 0 if training.offloaded else tokens * recompute_layers * 2 * h
+    loss = min(tokens, training.loss_positions) * shape.vocab_size * training.logit_bytes + tokens * 4 * h
     q, _ = _widths(shape)
     attention = (training.rows + 1) * min(tokens, training.longest) * 4 * q
     backward = tokens * (4 * h + 2 * m) + attention
     last = inputs + (layers - recompute_layers) * layer + max(loss, backward)
     again = inputs + layer + backward if recompute_layers else 0
-    return max(last, again) + tokens * _HOLES * 2 * h
+    return max(last, again) + tokens * _HOLES * 2 * h + _whole_bytes(training)
+
+
+def _whole_bytes(training: Training) -> int:
+    """Bytes of a pass's own gradients of modules that are trained whole, in fp32, and of their weights in 16 bits."""
+    return 6 * training.whole_weights
 
 
 def _widths(shape: ModelShape) -> tuple[int, int]:

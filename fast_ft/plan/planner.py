@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fast_ft.common import gpu, gpu_rates
@@ -33,6 +34,7 @@ def settle(
     world_size: int = 1,
 ) -> RunPlan:
     """Return the plan of a recipe over a base on a card, None being a CPU; see plans.settle."""
+    family = _counted(recipe, family)
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
@@ -52,7 +54,7 @@ def training(
     """Return what the recipe, its base and the card say of a pass's cost."""
     shape = family.shape
     lengths = [len(row.input_ids) for row in prepared.rows.values()] or [1]
-    return Training(
+    made = Training(
         r=recipe.lora.r,
         optim=recipe.train.optim,
         load_in_4bit=recipe.model.load_in_4bit,
@@ -64,6 +66,10 @@ def training(
         qk_norms=family.qk_norms,
         whole_weights=len(recipe.lora.modules_to_save) * shape.vocab_size * shape.hidden_size,
     )
+    if family.general is None:
+        return made
+    # a row by itself, and torch's own loss over all of it: in 16 bits, in 32 and as logarithms, and its gradients
+    return replace(made, loss_positions=made.longest, logit_bytes=16)
 
 
 def step_lengths(recipe: Recipe, prepared: PreparedData) -> list[list[int]]:
@@ -104,7 +110,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
                 "longest_row": max(len(row.input_ids) for row in job.rows),
             }
         )
-    family = base_family(recipe)
+    family = _counted(recipe, base_family(recipe))
     base_fits.check(family, recipe, prepared)
     card = card_for(recipe, gpu)
     (backend, *_), why = ways(recipe, card.capability if card is not None else None, world_size)
@@ -176,6 +182,17 @@ def base_family(recipe: Recipe) -> FamilySpec:
     if recipe.model.name_or_path in policy_ntu_hw5.MODELS:
         return FamilySpec.from_config(policy_ntu_hw5.LLAMA_2_7B | {"max_position_embeddings": 4096})
     return download.family(recipe.model.name_or_path, recipe.model.revision, weights=False)
+
+
+def _counted(recipe: Recipe, family: FamilySpec) -> FamilySpec:
+    """Return a base's description with the linear layers that it has, where it is not one of ours."""
+    if family.general is None or family.shape.own_linears:
+        return family
+    from fast_ft.models import base_layers  # loads torch
+
+    return base_layers.counted(
+        download.model_folder(recipe.model.name_or_path, recipe.model.revision, weights=False), family
+    )
 
 
 def card_for(recipe: Recipe, gpu_name: str | None) -> cards.Card | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LOSS_POSITIONS = 1024  #: whose logits exist at a time (train/loss.py)
 UNPACK_BYTES = 3.1  #: of memory traffic take as long as turning one 4-bit weight to 16 bits, by bitsandbytes
 _FLASH_SINCE, _FLASH_WIDEST = (8, 0), 128  #: compute capability and head dimension (models/flash_attention.py)
 
@@ -38,7 +39,9 @@ class Training:
     flash: bool = False  #: attention is torch's flash attention
     qk_norms: bool = False  #: q and k have norms of their own
     whole_weights: int = 0  #: of modules that are trained whole (lora.modules_to_save)
-    logit_bytes: int = 6  #: that live for each logit where the loss is, through other layers than our own blocks
+    offloaded: bool = False  #: inputs of layers that are computed again lie in the host's memory
+    loss_positions: int = LOSS_POSITIONS  #: whose logits exist at a time
+    logit_bytes: int = 6  #: that live for each of these logits, through other layers than our own blocks
 
 
 def takes_flash(capability: tuple[int, int] | None, head_dim: int) -> bool:
