@@ -18,6 +18,7 @@ from fast_ft.plan.training_work import Rates, Training
 _LAUNCH_SECONDS = {"unsloth": 0.17, "peft": 0.2}
 STEP_SECONDS = 0.03  #: optimizer, clipping and log of one step of a trainer that waits for each
 CAPTURE_SECONDS = 0.3  #: to capture the graph of one width
+OPTIMIZER_BYTES = 40  #: of a trained weight that clearing, measuring, clipping and stepping read and write
 _KERNEL_SECONDS = 2.6e-4  #: of a layer's small kernels, forward and backward, of other backends
 _PASSED_OVER = 95  #: how often other backends' small kernels read or write as much as a token's hidden state, both ways
 _ATTENTION_TOKENS = 160  #: that a row costs beside its own in torch's memory-efficient attention
@@ -50,8 +51,8 @@ def pass_seconds(
     card = sum(SECONDS[name] * seconds for name, seconds in parts.items())
     layers = shape.num_hidden_layers
     if capture:
-        return PassSeconds(card, SECONDS["captured_host"] * rates.launch)
-    host = SECONDS["host_layer"] * layers + SECONDS["host_again"] * recompute_layers + SECONDS["host_pass"]
+        return PassSeconds(card, SECONDS["captured_host_layer"] * layers * rates.launch)
+    host = SECONDS["host_layer"] * layers + SECONDS["host_again"] * recompute_layers
     return PassSeconds(card, host * rates.launch)
 
 
@@ -98,7 +99,7 @@ def step_overhead(shape: ModelShape, training: Training, rates: Rates) -> PassSe
     Our own trainer launches a step while the one before is computed, so that host and card work side by side.
     """
     weights = shape.lora_weights(training.r) + training.whole_weights
-    card = SECONDS["optimizer"] * weights * 40 / (rates.gb_per_s * 1e9)
+    card = SECONDS["optimizer"] * weights * OPTIMIZER_BYTES / (rates.gb_per_s * 1e9) + SECONDS["step"]
     host = SECONDS["host_step"] + SECONDS["host_step_layer"] * shape.num_hidden_layers
     return PassSeconds(card, host * rates.launch)
 

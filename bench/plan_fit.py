@@ -1,0 +1,256 @@
+"""Fit the plan's constants on samples from a card, and print a line for each pass: planned and measured.
+
+    python -m bench.plan_fit SAMPLES.jsonl [...] [--write]      without a card; --write changes plan/constants.json
+
+SAMPLES are lines of bench/plan_samples.py. What each part of a pass takes by the card's rates is counted by the plan;
+fitted is by how much longer it takes, by least squares of the relative errors, with a weak pull towards what a card's
+rates say alone, and no factor below 0. Memory has one fitted number for passes with graphs and one for those without:
+what no tensor explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fast_ft.common.gpu_rates import MeasuredRates
+from fast_ft.hub.families import FamilySpec, ModelShape
+from fast_ft.plan import cards, constants, cost_model, memory_model, plans
+from fast_ft.plan.constants import MEMORY, SECONDS
+from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.training_work import Rates, Training, takes_flash
+
+GIB = 2**30
+_BLOCKED = 0.9  #: of a pass that the host spends in launching: then the card waits for it
+_PULL = 0.05  #: how strongly a factor that is twice what it is expected to be counts, as a relative error
+#: Factors of a pass's parts that are fitted, and what is expected of them: the card's rates; of unpacking 2.5 bytes
+#: read and written for a weight; of flash attention a third of a large product's rate (FlashAttention-2's paper).
+_CARD = {
+    "products": 1.0, "flash": 3.0, "elementwise": 1.0, "lora": 1.0, "unpacking": 2.5, "trained": 1.0, "layer": 1e-4,
+    "pass": 1e-3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A sample as the plan sees it."""
+
+    title: str
+    line: dict[str, Any]
+    shape: ModelShape
+    training: Training
+    rates: Rates
+    plan: TrainPlan
+
+    @property
+    def captured(self) -> bool:
+        """Whether its passes were replayed from graphs."""
+        return self.plan.capture
+
+
+def read(paths: Iterable[Path]) -> list[Trained]:
+    """Return the samples of some files; a line that says how a training failed is left out."""
+    found = []
+    for path in paths:
+        head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        card = _card(head)
+        found += [_trained(line, card) for line in lines if "error" not in line]
+    return found
+
+
+def _card(head: dict[str, Any]) -> cards.Card:
+    measured = MeasuredRates(**head["rates"])
+    capability = (9, 0) if "H" in head["environment"]["gpu"]["name"] else (8, 0)
+    return cards.at_hand(head["environment"]["gpu"]["name"], capability, 80.0, measured)
+
+
+def _trained(line: dict[str, Any], card: cards.Card) -> Trained:
+    family = FamilySpec.from_config(line["config"])
+    training = Training(
+        r=line["r"], optim=line["optim"], load_in_4bit=True, backend="fused", rows=line["rows"],
+        longest=line["longest"], flash=takes_flash(card.capability, family.shape.head_dim), qk_norms=family.qk_norms,
+    )  # fmt: skip
+    plan = TrainPlan(line["rows"], None, line["recompute"], line["capture"], backend="fused")
+    return Trained(line["title"], line, family.shape, training, card.expected, plan)
+
+
+def fit(found: Sequence[Trained]) -> dict[str, dict[str, Any]]:
+    """Return the fitted constants, as constants.json has them."""
+    seconds = dict(SECONDS) | _card_constants(found) | _host_constants(found)
+    seconds |= _step_constants(found, seconds)
+    memory = dict(MEMORY)
+    ways = {"captured": True, "eager": False}
+    memory["rest_gib"] = {name: _rest(found, name, captured=flag) for name, flag in ways.items()}
+    return {"memory": memory, "seconds": {name: float(f"{value:.4g}") for name, value in seconds.items()}}
+
+
+def _passes(found: Sequence[Trained]) -> list[tuple[Trained, dict[str, Any]]]:
+    return [(each, one) for each in found for one in each.line["passes"]]
+
+
+def _is_blocked(one: dict[str, Any]) -> bool:
+    return bool(one["host_seconds"] > _BLOCKED * one["seconds"])
+
+
+def parts_of(each: Trained, one: dict[str, Any]) -> dict[str, float]:
+    """Return a pass's parts by the card's rates alone."""
+    row = sum(n * n for n in one["lengths"]) / sum(one["lengths"])
+    return cost_model.card_parts(
+        each.shape, each.training, each.rates, one["width"], each.plan.recompute_layers, row=row
+    )
+
+
+def _card_constants(found: Sequence[Trained]) -> dict[str, float]:
+    rows = [(each, one) for each, one in _passes(found) if not _is_blocked(one)]
+    values = [[parts_of(each, one).get(name, 0.0) for name in _CARD] for each, one in rows]
+    factors = least_squares(values, [one["one_behind_another"] for _, one in rows], expected=list(_CARD.values()))
+    return dict(zip(_CARD, factors, strict=True))
+
+
+def _host_constants(found: Sequence[Trained]) -> dict[str, float]:
+    captured = [
+        (each.shape.num_hidden_layers * each.rates.launch, one["host_seconds"])
+        for each, one in _passes(found)
+        if each.captured
+    ]
+    made = {"captured_host_layer": statistics.median(seconds / layers for layers, seconds in captured)}
+    rows = [(each, one) for each, one in _passes(found) if not each.captured and _is_blocked(one)]
+    values = [
+        [each.shape.num_hidden_layers * each.rates.launch, each.plan.recompute_layers * each.rates.launch]
+        for each, _ in rows
+    ]
+    factors = least_squares(values, [one["host_seconds"] for _, one in rows])
+    return made | dict(zip(("host_layer", "host_again"), factors, strict=True))
+
+
+def _step_constants(found: Sequence[Trained], seconds: dict[str, float]) -> dict[str, float]:
+    """Return what a step takes of the card beside its pass, where graphs let the card be the slower one."""
+    rows = [
+        (each, step, one)
+        for each in found
+        for step, one in zip(each.line["steps"], each.line["passes"], strict=True)
+        if each.captured
+    ]
+    values = [[_optimizer_seconds(each), 1.0] for each, _, _ in rows]
+    more = [max(0.0, middle(step["seconds"]) - one["one_behind_another"]) for _, step, one in rows]
+    weights = [1 / one["one_behind_another"] for _, _, one in rows]
+    return dict(zip(("optimizer", "step"), least_squares(values, more, weights), strict=True))
+
+
+def _optimizer_seconds(each: Trained) -> float:
+    return cost_model.OPTIMIZER_BYTES * each.shape.lora_weights(each.training.r) / (each.rates.gb_per_s * 1e9)
+
+
+def middle(seconds: Sequence[float]) -> float:
+    """Return the median of a step's rounds after the first one."""
+    return statistics.median(seconds[1:])
+
+
+def least_squares(
+    values: Sequence[Sequence[float]], wanted: Sequence[float], weights: Sequence[float] | None = None,
+    expected: Sequence[float] | None = None,
+) -> list[float]:  # fmt: skip
+    """Return factors of at least 0 for the columns of `values`, whose sums are `wanted`: least relative errors.
+
+    `weights` are in the place of 1 over what is wanted. Factors are pulled towards those that are `expected`. Columns
+    are taken one after the other until none changes (coordinate descent).
+    """
+    scale = np.array(weights if weights is not None else [1 / each for each in wanted])
+    columns, target = np.array(values, dtype=float) * scale[:, None], np.array(wanted) * scale
+    if expected is not None:
+        columns = np.vstack([columns, np.diag([_PULL / each for each in expected])])
+        target = np.concatenate([target, np.full(len(expected), _PULL)])
+    factors = np.zeros(columns.shape[1])
+    left = target.copy()
+    squares = (columns**2).sum(0)
+    for _ in range(20_000):
+        before = factors.copy()
+        for i in np.flatnonzero(squares):
+            better = max(0.0, factors[i] + columns[:, i] @ left / squares[i])
+            left += columns[:, i] * (factors[i] - better)
+            factors[i] = better
+        if (np.abs(factors - before) <= 1e-9 * np.abs(factors)).all():
+            break
+    return [float(each) for each in factors]
+
+
+def _rest(found: Sequence[Trained], name: str, *, captured: bool) -> float:
+    """Return the GiB that no tensor explains: the middle of the samples' smallest and largest."""
+    rests = [measured_gib(each) - planned_gib(each) for each in found if each.captured == captured]
+    before = float(MEMORY["rest_gib"][name])
+    return round(before + (min(rests) + max(rests)) / 2, 3) if rests else before
+
+
+def planned_gib(each: Trained) -> float:
+    """Return the GiB that the plan says a sample's allocator reserves at its peak, without the CUDA context."""
+    widest = max(one["width"] for one in each.line["passes"])
+    return (
+        memory_model.fixed_gib(each.shape, each.training) - MEMORY["context_gib"]
+        + memory_model.pass_gib(each.shape, each.training, widest, each.plan.recompute_layers, capture=each.captured)
+    )  # fmt: skip
+
+
+def measured_gib(each: Trained) -> float:
+    """Return the GiB that a sample's allocator reserved at its peak, less what trainings before it had left."""
+    return float(each.line["trained"]["most_reserved"] - each.line["reserved_before_gib"])
+
+
+def planned_seconds(each: Trained, one: dict[str, Any]) -> tuple[float, float]:
+    """Return the planned seconds of a pass of a sample: of the card, and of the host."""
+    row = sum(n * n for n in one["lengths"]) / sum(one["lengths"])
+    made = cost_model.pass_seconds(
+        each.shape, each.training, each.rates, one["width"], each.plan.recompute_layers, row=row, capture=each.captured
+    )
+    return made.card, made.host
+
+
+def lines(found: Sequence[Trained]) -> list[str]:
+    """Return a line for each pass, and one for each sample's memory, by the constants as they are."""
+    made = ["| sample | pass | card s | host s | measured | error | step s | measured | error |", "|---" * 9 + "|"]
+    for each in found:
+        for one, step in zip(each.line["passes"], each.line["steps"], strict=True):
+            card, host = planned_seconds(each, one)
+            real, stepped = one["one_behind_another"], middle(step["seconds"])
+            planned = plans.step_seconds(each.shape, each.training, each.plan, one["lengths"], each.rates)
+            made.append(
+                f"| {each.title} | {one['width']} in {len(one['lengths'])} rows | {card:.4f} | {host:.4f} | {real:.4f} "
+                f"| {max(card, host) / real - 1:+.1%} | {planned:.4f} | {stepped:.4f} | {planned / stepped - 1:+.1%} |"
+            )
+    made += ["", "| sample | planned GiB | measured | error | context |", "|---" * 5 + "|"]
+    for each in found:
+        planned, real, context = planned_gib(each), measured_gib(each), each.line["context_gib"]
+        error = (planned + context) / (real + context) - 1
+        made.append(f"| {each.title} | {planned:.3f} | {real:.3f} | {error:+.2%} | {context:.3f} |")
+    return made
+
+
+def main() -> int:
+    """Fit, and print what is planned with the fitted constants beside what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m bench.plan_fit", description=__doc__)
+    parser.add_argument("samples", nargs="+", type=Path)
+    parser.add_argument("--keep", action="store_true", help="fit nothing: print with the constants as they are")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    found = read(options.samples)
+    if not options.keep:
+        made = fit(found)
+        SECONDS.update(made["seconds"])
+        MEMORY.update(made["memory"])
+        source = ", ".join(path.name for path in options.samples)
+        content = {"source": f"python -m bench.plan_fit {source}", **made}
+        print(json.dumps(content, indent=2))
+        if options.write:
+            constants.PATH.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(lines(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
