@@ -84,7 +84,8 @@ def _backward_bytes(shape: ModelShape, training: Training, tokens: int) -> float
     else:  # keys and values for each head of q, gradients of all three, and q's in fp32, of full rows
         attention = tokens * (around + (4 * q if grouped else 0) + 6 * q)
         attention += (training.rows + 1) * _longest(training, tokens) * 4 * q
-    joined = tokens * (around + 2 * (2 * q + 4 * k) + (2 * q if grouped and not training.flash else 0))
+    # the three gradients, and once more side by side; those of as many keys as queries are made so by the other kernel
+    joined = tokens * (around + (2 if training.flash or grouped else 1) * (2 * q + 4 * k))
     return max(mlp, attention, joined) + 4 * shape.lora_weights(training.r) / shape.num_hidden_layers
 
 

@@ -12,6 +12,7 @@ from fast_ft.common import gpu, gpu_rates
 from fast_ft.common.errors import InputError
 from fast_ft.common.gpu_rates import MeasuredRates
 from fast_ft.plan import cards, planner
+from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.cards import at_hand, card, known, refuse_old, short_name
 from fast_ft.recipe.loader import load_recipe
 from tests.helpers.parts import ROOT
@@ -118,7 +119,7 @@ def test_a_gpu_that_is_too_old_is_refused_before_it_is_measured(monkeypatch: pyt
     monkeypatch.setattr(gpu_rates, "measure", lambda: MeasuredRates(30.0, 250.0, 9e-6))
     here = planner.card_here()
     assert here is not None and here.tflops == cards.card("t4").tflops
-    assert here.memory_gib == pytest.approx(15.73)
+    assert here.memory_gib == pytest.approx(15.0 + MEMORY["context_gib"])
 
 
 def test_a_recipe_names_the_card_to_plan_for_where_none_is_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ import pytest
 from fast_ft.common.errors import InputError
 from fast_ft.hub.families import GIB, FamilySpec, ModelShape
 from fast_ft.plan import cards
-from fast_ft.plan.cost_model import Rates, Training, fixed_gib, pass_gib, pass_seconds
+from fast_ft.plan.cost_model import pass_seconds
 from fast_ft.plan.decode_pool import Answers, DecodePlan
+from fast_ft.plan.memory_model import fixed_gib, pass_gib
 from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted, settle, shares_of, widths_of
+from fast_ft.plan.training_work import Rates, Training
 from tests.helpers.parts import POCKET
 
 CONFIG_7B = {
@@ -54,8 +56,8 @@ def test_a_7bs_known_sizes() -> None:
     assert LLAMA.kv_bytes == 0.5 * 2**20
     assert LLAMA.lora_weights(16) == 39_976_960
     more = fixed_gib(LLAMA, TRAINING) - fixed_gib(LLAMA, replace(TRAINING, r=8))
-    # weights, gradients, two states of a byte, casts; and of one layer its gradients and casts before they are added
-    assert more * GIB == pytest.approx(39_976_960 / 2 * (12 + 10 / 32))
+    # weights, gradients, two states of a byte with a scale for 256 of them, and copies in 16 bits
+    assert more * GIB == pytest.approx(39_976_960 / 2 * (4 + 4 + 2 * (1 + 4 / 256) + 2))
 
     def mib_a_token(again: int) -> float:
         few, many = (pass_gib(LLAMA, TRAINING, tokens, again) for tokens in (1024, 2048))
@@ -107,7 +109,8 @@ def test_more_memory_never_means_less_work_at_once() -> None:
 
 def test_where_nothing_fits_the_thriftiest_is_tried() -> None:
     made = plan(4)
-    assert made.recompute_layers == 32 and made.most_tokens == 700 and made.train_gib > 4
+    # the last layer's backward pass comes first, so that it holds as much where it is computed again
+    assert made.recompute_layers == 31 and made.most_tokens == 700 and made.train_gib > 4
     assert pool(4).slots == 1, "the run will say that it does not fit"
 
 
@@ -175,13 +178,14 @@ def test_a_pass_is_captured_where_launches_would_take_longer_than_arithmetic() -
 
 
 def test_recomputation_costs_half_as_much_again() -> None:
-    kept, again = (pass_seconds(LLAMA, TRAINING, T4, 2048, count, row=480, capture=False) for count in (0, 32))
+    kept, again = (pass_seconds(LLAMA, TRAINING, T4, 2048, count, row=480, capture=False).card for count in (0, 32))
     assert 1.3 < again / kept < 1.5
 
 
 def test_a_t4_waits_for_arithmetic_and_an_h200_for_launches() -> None:
     def seconds(rates: Rates, *, capture: bool) -> float:
-        return pass_seconds(LLAMA, TRAINING, rates, 1408, 0, row=480, capture=capture)
+        made = pass_seconds(LLAMA, TRAINING, rates, 1408, 0, row=480, capture=capture)
+        return max(made.card, made.host)
 
     assert seconds(T4, capture=False) == seconds(T4, capture=True) > 5 * seconds(H200, capture=False)
     assert seconds(H200, capture=True) < 0.8 * seconds(H200, capture=False)
