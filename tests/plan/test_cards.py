@@ -12,8 +12,8 @@ from fast_ft.common import gpu, gpu_rates
 from fast_ft.common.errors import InputError
 from fast_ft.common.gpu_rates import MeasuredRates
 from fast_ft.plan import cards, planner
-from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.cards import at_hand, card, known, refuse_old, short_name
+from fast_ft.plan.constants import MEMORY
 from fast_ft.recipe.loader import load_recipe
 from tests.helpers.parts import ROOT
 
