@@ -122,6 +122,8 @@ def _host_constants(found: Sequence[Trained]) -> dict[str, float]:
     ]
     made = {"captured_host_layer": statistics.median(seconds / layers for layers, seconds in captured)}
     rows = [(each, one) for each, one in _passes(found) if not each.captured and _is_blocked(one)]
+    if not rows:
+        return made
     values = [
         [each.shape.num_hidden_layers * each.rates.launch, each.plan.recompute_layers * each.rates.launch]
         for each, _ in rows
