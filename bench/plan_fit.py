@@ -24,17 +24,19 @@ from fast_ft.common.gpu_rates import MeasuredRates
 from fast_ft.hub.families import FamilySpec, ModelShape
 from fast_ft.plan import cards, constants, cost_model, memory_model, plans
 from fast_ft.plan.constants import MEMORY, SECONDS
+from fast_ft.plan.micro_batches import width
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.plan.training_work import Rates, Training, takes_flash
 
 GIB = 2**30
 _BLOCKED = 0.9  #: of a pass that the host spends in launching: then the card waits for it
+_ALONE_GIB = 1.5  #: of a card that are outside of the allocator; more is taken by other processes
 _PULL = 0.05  #: how strongly a factor that is twice what it is expected to be counts, as a relative error
 #: Factors of a pass's parts that are fitted, and what is expected of them: the card's rates; of unpacking 2.5 bytes
 #: read and written for a weight; of flash attention a third of a large product's rate (FlashAttention-2's paper).
 _CARD = {
-    "products": 1.0, "flash": 3.0, "elementwise": 1.0, "lora": 1.0, "unpacking": 2.5, "trained": 1.0, "layer": 1e-4,
-    "pass": 1e-3,
+    "products": 1.0, "flash": 3.0, "elementwise": 1.0, "lora": 1.0, "unpacking": 2.5, "head_norms": 1.0, "layer": 1e-4,
+    "pass": 1e-3, "optimizer": 1.0, "step": 1e-3,
 }  # fmt: skip
 
 
@@ -83,8 +85,8 @@ def _trained(line: dict[str, Any], card: cards.Card) -> Trained:
 
 def fit(found: Sequence[Trained]) -> dict[str, dict[str, Any]]:
     """Return the fitted constants, as constants.json has them."""
-    seconds = dict(SECONDS) | _card_constants(found) | _host_constants(found)
-    seconds |= _step_constants(found, seconds)
+    alone = [each for each in found if each.line["context_gib"] < _ALONE_GIB]  # else others slowed the card down
+    seconds = dict(SECONDS) | _card_constants(alone) | _host_constants(alone)
     memory = dict(MEMORY)
     ways = {"captured": True, "eager": False}
     memory["rest_gib"] = {name: _rest(found, name, captured=flag) for name, flag in ways.items()}
@@ -99,19 +101,29 @@ def _is_blocked(one: dict[str, Any]) -> bool:
     return bool(one["host_seconds"] > _BLOCKED * one["seconds"])
 
 
-def parts_of(each: Trained, one: dict[str, Any]) -> dict[str, float]:
-    """Return a pass's parts by the card's rates alone."""
-    row = sum(n * n for n in one["lengths"]) / sum(one["lengths"])
-    return cost_model.card_parts(
-        each.shape, each.training, each.rates, one["width"], each.plan.recompute_layers, row=row
-    )
+def parts_of(each: Trained, lengths: Sequence[int]) -> dict[str, float]:
+    """Return the parts of a pass over rows of these lengths, by the card's rates alone."""
+    row = sum(n * n for n in lengths) / sum(lengths)
+    wide = width(sum(lengths), capture=each.captured)
+    return cost_model.card_parts(each.shape, each.training, each.rates, wide, each.plan.recompute_layers, row=row)
 
 
 def _card_constants(found: Sequence[Trained]) -> dict[str, float]:
-    rows = [(each, one) for each, one in _passes(found) if not _is_blocked(one)]
-    values = [[parts_of(each, one).get(name, 0.0) for name in _CARD] for each, one in rows]
-    factors = least_squares(values, [one["one_behind_another"] for _, one in rows], expected=list(_CARD.values()))
-    return dict(zip(_CARD, factors, strict=True))
+    """Return the factors of the card's parts: by whole steps from graphs, and by passes that the card is longer at."""
+    values, wanted = [], []
+    for each in found:
+        if each.captured:
+            for step in each.line["steps"]:
+                parts = parts_of(each, step["lengths"]) | {"optimizer": _optimizer_seconds(each), "step": 1.0}
+                values.append([parts.get(name, 0.0) for name in _CARD])
+                wanted.append(middle(step["seconds"]))
+            continue
+        for one in each.line["passes"]:
+            if not _is_blocked(one):
+                parts = parts_of(each, one["lengths"])
+                values.append([parts.get(name, 0.0) for name in _CARD])
+                wanted.append(one["one_behind_another"])
+    return dict(zip(_CARD, least_squares(values, wanted, expected=list(_CARD.values())), strict=True))
 
 
 def _host_constants(found: Sequence[Trained]) -> dict[str, float]:
@@ -121,29 +133,22 @@ def _host_constants(found: Sequence[Trained]) -> dict[str, float]:
         if each.captured
     ]
     made = {"captured_host_layer": statistics.median(seconds / layers for layers, seconds in captured)}
-    rows = [(each, one) for each, one in _passes(found) if not each.captured and _is_blocked(one)]
+    # where the host is longer at it, a whole step is the host's
+    rows = [
+        (each, middle(step["seconds"]))
+        for each in found
+        if not each.captured
+        for one, step in zip(each.line["passes"], each.line["steps"], strict=True)
+        if _is_blocked(one)
+    ]
     if not rows:
         return made
     values = [
         [each.shape.num_hidden_layers * each.rates.launch, each.plan.recompute_layers * each.rates.launch]
         for each, _ in rows
     ]
-    factors = least_squares(values, [one["host_seconds"] for _, one in rows])
+    factors = least_squares(values, [seconds for _, seconds in rows], expected=[2e-3, 1e-3])
     return made | dict(zip(("host_layer", "host_again"), factors, strict=True))
-
-
-def _step_constants(found: Sequence[Trained], seconds: dict[str, float]) -> dict[str, float]:
-    """Return what a step takes of the card beside its pass, where graphs let the card be the slower one."""
-    rows = [
-        (each, step, one)
-        for each in found
-        for step, one in zip(each.line["steps"], each.line["passes"], strict=True)
-        if each.captured
-    ]
-    values = [[_optimizer_seconds(each), 1.0] for each, _, _ in rows]
-    more = [max(0.0, middle(step["seconds"]) - one["one_behind_another"]) for _, step, one in rows]
-    weights = [1 / one["one_behind_another"] for _, _, one in rows]
-    return dict(zip(("optimizer", "step"), least_squares(values, more, weights), strict=True))
 
 
 def _optimizer_seconds(each: Trained) -> float:
@@ -192,7 +197,7 @@ def _rest(found: Sequence[Trained], name: str, *, captured: bool) -> float:
 
 def planned_gib(each: Trained) -> float:
     """Return the GiB that the plan says a sample's allocator reserves at its peak, without the CUDA context."""
-    widest = max(one["width"] for one in each.line["passes"])
+    widest = max(width(sum(step["lengths"]), capture=each.captured) for step in each.line["steps"])
     return (
         memory_model.fixed_gib(each.shape, each.training) - MEMORY["context_gib"]
         + memory_model.pass_gib(each.shape, each.training, widest, each.plan.recompute_layers, capture=each.captured)
@@ -204,27 +209,26 @@ def measured_gib(each: Trained) -> float:
     return float(each.line["trained"]["most_reserved"] - each.line["reserved_before_gib"])
 
 
-def planned_seconds(each: Trained, one: dict[str, Any]) -> tuple[float, float]:
-    """Return the planned seconds of a pass of a sample: of the card, and of the host."""
-    row = sum(n * n for n in one["lengths"]) / sum(one["lengths"])
-    made = cost_model.pass_seconds(
-        each.shape, each.training, each.rates, one["width"], each.plan.recompute_layers, row=row, capture=each.captured
-    )
-    return made.card, made.host
-
-
 def lines(found: Sequence[Trained]) -> list[str]:
-    """Return a line for each pass, and one for each sample's memory, by the constants as they are."""
-    made = ["| sample | pass | card s | host s | measured | error | step s | measured | error |", "|---" * 9 + "|"]
+    """Return a line for each pass, one for each training's time and one for its memory, by the constants as they are."""
+    made = ["| sample | rows, tokens | card s | host s | pass measured | step s | measured | error |", "|---" * 8 + "|"]
     for each in found:
-        for one, step in zip(each.line["passes"], each.line["steps"], strict=True):
-            card, host = planned_seconds(each, one)
-            real, stepped = one["one_behind_another"], middle(step["seconds"])
-            planned = plans.step_seconds(each.shape, each.training, each.plan, one["lengths"], each.rates)
-            made.append(
-                f"| {each.title} | {one['width']} in {len(one['lengths'])} rows | {card:.4f} | {host:.4f} | {real:.4f} "
-                f"| {max(card, host) / real - 1:+.1%} | {planned:.4f} | {stepped:.4f} | {planned / stepped - 1:+.1%} |"
+        passes = each.line["passes"] or [None] * len(each.line["steps"])
+        sums = [0.0, 0.0]
+        for one, step in zip(passes, each.line["steps"], strict=True):
+            lengths = step["lengths"]
+            row, wide = sum(n * n for n in lengths) / sum(lengths), width(sum(lengths), capture=each.captured)
+            planned = cost_model.pass_seconds(
+                each.shape, each.training, each.rates, wide, each.plan.recompute_layers, row=row, capture=each.captured
             )
+            whole = plans.step_seconds(each.shape, each.training, each.plan, lengths, each.rates)
+            stepped, alone = middle(step["seconds"]), f"{one['one_behind_another']:.4f}" if one else ""
+            sums = [sums[0] + whole, sums[1] + stepped]
+            made.append(
+                f"| {each.title} | {len(lengths)}, {wide} | {planned.card:.4f} | {planned.host:.4f} | {alone} | "
+                f"{whole:.4f} | {stepped:.4f} | {whole / stepped - 1:+.1%} |"
+            )
+        made.append(f"| {each.title} | all | | | | {sums[0]:.4f} | {sums[1]:.4f} | {sums[0] / sums[1] - 1:+.1%} |")
     made += ["", "| sample | planned GiB | measured | error | context |", "|---" * 5 + "|"]
     for each in found:
         planned, real, context = planned_gib(each), measured_gib(each), each.line["context_gib"]

@@ -25,6 +25,8 @@ from bench.clock import say
 from fast_ft.common import gpu, gpu_rates, out_of_memory
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
+from fast_ft.models import weight_layout
+from fast_ft.models.base_layers import decoder_layers
 from fast_ft.models.loaders import choose
 from fast_ft.models.random_base import SHAPES
 from fast_ft.plan.plans import TrainPlan, widths_of
@@ -92,6 +94,7 @@ def measure(sample: Sample, *, trace: bool) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()
     loaded = card_base.in_memory(sample.config, sample.dtype, sample.r)
+    weight_layout.by_layer(decoder_layers(loaded.model))  # as a loader does it
     problem = block.install(loaded.model, loaded.patches)
     assert problem is None, problem
     loaded.backend = "fused"
@@ -116,6 +119,7 @@ def measure(sample: Sample, *, trace: bool) -> dict[str, Any]:
             for i, lengths in enumerate(sample.steps)
         ]
         own = [[rows[i] for i in batch] for batch in batches[:count]]
+        passes.open()  # layers are computed again
         found["passes"] = [_timed(passes, each) for each in own]
         if trace:
             found |= _traced(passes, replace(plan, capture=False), own)
@@ -176,9 +180,8 @@ def _timed(passes: Passes, rows: list[EncodedRow]) -> dict[str, Any]:
 
 def _traced(passes: Passes, plan: TrainPlan, steps: list[list[EncodedRow]]) -> dict[str, Any]:
     widest = max(max(widths_of(plan, [len(row.input_ids) for row in rows])) for rows in steps)
-    passes.close()
-    out_of_memory.clear_workspaces()
     passes.follow(plan)
+    out_of_memory.clear_workspaces()
     found = {"peak": pass_trace.peak(lambda: passes.rehearse([widest]))}
     micro = passes.lay_out(steps[-1])
     return found | {"kernels": pass_trace.kernels(lambda: passes(micro, seed=0))}

@@ -70,10 +70,8 @@ def card_parts(
     attended = 2.0 * tokens * row * q * layers * (3.5 + again)
     # norms, rotations, swiglu, residuals, gradients joined: forward, forward once more where computed again, backward
     forward, backward = 20 * h + 6 * m + 4 * (q + k), 24 * h + 12 * m + 4 * (q + k) + 4 * (q + 2 * k)
-    if training.qk_norms:
-        forward, backward = forward + 8 * (q + k), backward + 16 * (q + k)
+    head_norms = 12 * (q + k) * (1 + again) + 18 * (q + k) if training.qk_norms else 0.0
     moved = tokens * layers * (forward * (1 + again) + backward) + tokens * shape.vocab_size * 8
-    trained = shape.lora_weights(training.r) * 18  # copied to 16 bits; gradients added up in fp32
     tflops, bandwidth = rates.tflops * 1e12, rates.gb_per_s * 1e9
     if training.flash:
         name, attention = "flash", attended / tflops
@@ -87,7 +85,7 @@ def card_parts(
         "elementwise": moved / bandwidth,
         "lora": tokens * layers * _lora_bytes(shape, again) / bandwidth,
         "unpacking": unpacked / bandwidth,
-        "trained": trained / bandwidth,
+        "head_norms": tokens * layers * head_norms / bandwidth,
         "layer": layers * (1 + 0.4 * again),
         "pass": 1.0,
     }

@@ -49,7 +49,7 @@ def pass_gib(
         return held / GIB + MEMORY["others_gib"][way]
     moments = pass_moments(shape, training, tokens, recompute_layers)
     workspaces = MEMORY["workspaces"][way] * MEMORY["workspace_mib"] / 1024
-    return max(moments.values()) / GIB * (1 + MEMORY["rounding"]) + workspaces + MEMORY["rest_gib"][way]
+    return max(moments.values()) / GIB + workspaces + MEMORY["rest_gib"][way]
 
 
 def pass_moments(shape: ModelShape, training: Training, tokens: int, recompute_layers: int) -> dict[str, float]:
@@ -58,7 +58,8 @@ def pass_moments(shape: ModelShape, training: Training, tokens: int, recompute_l
     layer = kept_bytes(shape, training, tokens)
     kept = tokens * 2 * h * recompute_layers + (layers - recompute_layers) * layer
     whole = _whole_bytes(training)
-    backward = _backward_bytes(shape, training, tokens)
+    backward, forward = _backward_bytes(shape, training, tokens), tokens * (2 * m + 6 * h)
+    copied = tokens * 2 * h  # the last layer's output's gradient, which room for LoRA's columns is put behind
     found = {
         # the last norm's input in fp32 and its result, the loss's gradient, logits that become their gradients
         "loss": kept + tokens * 8 * h + min(tokens, training.loss_positions) * shape.vocab_size * 2 + whole,
@@ -66,9 +67,10 @@ def pass_moments(shape: ModelShape, training: Training, tokens: int, recompute_l
         "last norm": kept + tokens * (4 * h + 4 * h + 12 * h) + whole,
     }
     if recompute_layers < layers:
-        found["last layer"] = kept + backward
+        found["last layer"] = kept + copied + backward
     if recompute_layers:
-        found["computed again"] = tokens * 2 * h * recompute_layers + layer + max(backward, tokens * (2 * m + 6 * h))
+        inputs = tokens * 2 * h * recompute_layers
+        found["computed again"] = inputs + layer + max(backward + copied * (recompute_layers == layers), forward)
     return found
 
 
@@ -78,15 +80,16 @@ def _backward_bytes(shape: ModelShape, training: Training, tokens: int) -> float
     q, k = _widths(shape)
     grouped = k < q
     mlp = tokens * (2 * h + 2 * m)
-    around = 8 * h + 2 * q  # gradients of the output, the middle and the norm, the norm itself; attention's result
-    if training.flash:  # gradients; those of keys and values for each head of q; q's in fp32
-        attention = tokens * (around + 2 * q + 4 * k + (4 * q if grouped else 0) + 4 * q)
+    around = 4 * h + 2 * q  # gradients of the output and of the middle; attention's result
+    if training.flash:  # gradients; those of keys and values for each head of q; q's in fp32, 128 tokens more for a row
+        attention = tokens * (around + 2 * q + 4 * k + (4 * q if grouped else 0))
+        attention += (tokens + 128 * (training.rows + 1)) * 4 * q
     else:  # keys and values for each head of q, gradients of all three, and q's in fp32, of full rows
         attention = tokens * (around + (4 * q if grouped else 0) + 6 * q)
         attention += (training.rows + 1) * _longest(training, tokens) * 4 * q
-    # the three gradients, and once more side by side; those of as many keys as queries are made so by the other kernel
-    joined = tokens * (around + (2 if training.flash or grouped else 1) * (2 * q + 4 * k))
-    return max(mlp, attention, joined) + 4 * shape.lora_weights(training.r) / shape.num_hidden_layers
+    joined = tokens * (around + 2 * (2 * q + 4 * k))  # the three gradients, and once more side by side
+    ends = tokens * (2 * q + 4 * k + 10 * h)  # those of the norm and of the input, and the norm itself
+    return max(mlp, attention, joined, ends) + 4 * shape.lora_weights(training.r) / shape.num_hidden_layers
 
 
 def kept_bytes(shape: ModelShape, training: Training, tokens: int) -> float:
