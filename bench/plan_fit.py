@@ -137,7 +137,7 @@ def _host_constants(found: Sequence[Trained]) -> dict[str, float]:
     rows = [
         (each, middle(step["seconds"]))
         for each in found
-        if not each.captured
+        if not each.captured and each.line["passes"]
         for one, step in zip(each.line["passes"], each.line["steps"], strict=True)
         if _is_blocked(one)
     ]
@@ -210,7 +210,7 @@ def measured_gib(each: Trained) -> float:
 
 
 def lines(found: Sequence[Trained]) -> list[str]:
-    """Return a line for each pass, one for each training's time and one for its memory, by the constants as they are."""
+    """Return a line for each pass, and for each training one of its time and one of its memory."""
     made = ["| sample | rows, tokens | card s | host s | pass measured | step s | measured | error |", "|---" * 8 + "|"]
     for each in found:
         passes = each.line["passes"] or [None] * len(each.line["steps"])
@@ -218,14 +218,14 @@ def lines(found: Sequence[Trained]) -> list[str]:
         for one, step in zip(passes, each.line["steps"], strict=True):
             lengths = step["lengths"]
             row, wide = sum(n * n for n in lengths) / sum(lengths), width(sum(lengths), capture=each.captured)
-            planned = cost_model.pass_seconds(
+            pass_of_it = cost_model.pass_seconds(
                 each.shape, each.training, each.rates, wide, each.plan.recompute_layers, row=row, capture=each.captured
             )
             whole = plans.step_seconds(each.shape, each.training, each.plan, lengths, each.rates)
             stepped, alone = middle(step["seconds"]), f"{one['one_behind_another']:.4f}" if one else ""
             sums = [sums[0] + whole, sums[1] + stepped]
             made.append(
-                f"| {each.title} | {len(lengths)}, {wide} | {planned.card:.4f} | {planned.host:.4f} | {alone} | "
+                f"| {each.title} | {len(lengths)}, {wide} | {pass_of_it.card:.4f} | {pass_of_it.host:.4f} | {alone} | "
                 f"{whole:.4f} | {stepped:.4f} | {whole / stepped - 1:+.1%} |"
             )
         made.append(f"| {each.title} | all | | | | {sums[0]:.4f} | {sums[1]:.4f} | {sums[0] / sums[1] - 1:+.1%} |")
