@@ -31,7 +31,7 @@ def fixed_gib(shape: ModelShape, training: Training) -> float:
     """
     states = 2 * (1 + 4 / 256) if training.optim == "adamw_8bit" else 8
     lora, whole = shape.lora_weights(training.r), training.whole_weights
-    trained = (lora + whole) * (4 + 4 + states) + 2 * lora
+    trained = (lora + whole) * (4 + 4 + states) + 2 * lora + _zeros_bytes(shape, training)
     unpacked = 4 * shape.hidden_size * shape.intermediate_size if training.load_in_4bit else 0
     if training.backend != "fused":  # of one layer, its matrices once more, and their gradients
         trained += lora * 10 / shape.num_hidden_layers
@@ -127,6 +127,16 @@ def _of_others(shape: ModelShape, training: Training, tokens: int, recompute_lay
     last = inputs + (layers - recompute_layers) * layer + max(loss, backward)
     again = inputs + layer + backward if recompute_layers else 0
     return max(last, again) + tokens * _HOLES * 2 * h + _whole_bytes(training)
+
+
+def _zeros_bytes(shape: ModelShape, training: Training) -> int:
+    """Bytes of zeros in LoRA's copies: where ranks are small, B of q, k, v are one matrix, as are B of gate and up."""
+    if training.backend != "fused":
+        return 0
+    q, k = _widths(shape)
+    groups = ((3, q + 2 * k), (2, 2 * shape.intermediate_size))
+    zeros = sum((count - 1) * width for count, width in groups if count * training.r <= MEMORY["joint_rank"])
+    return 2 * zeros * training.r * shape.num_hidden_layers
 
 
 def _whole_bytes(training: Training) -> int:
