@@ -26,9 +26,11 @@ FEW = 32  #: rows from which on the plain product is as fast
 
 def serves(core: Any) -> bool:
     """Return whether a model's products can be packed here."""
-    linears = [module for module in core.modules() if type(module).__name__ == "Linear"]
-    weights = {module.weight for module in linears} | {core.get_output_embeddings().weight}
-    are_plain = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in weights)
+    linears = [module for module in core.modules() if isinstance(module, nn.Linear)]
+    weights = [module.weight for module in linears]
+    are_plain = all(type(each) is nn.Linear for each in linears) and all(
+        each.dtype == torch.float32 and each.device.type == "cpu" for each in weights
+    )
     return are_plain and sum(each.nbytes for each in weights) <= MOST_BYTES and _works()
 
 
