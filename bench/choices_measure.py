@@ -34,7 +34,6 @@ class Call:
     samples: Path
     processes: int = 4
     minutes: float = 3.0
-    template: str = "tokenizer"
     capture: bool = False
     only: tuple[str, ...] = ()
     target: Path | None = None
@@ -55,7 +54,7 @@ def measure(call: Call) -> dict[str, Any]:
         for number in range(call.processes):
             order = choices_run.Order(
                 base, str(call.train), str(call.held_out), str(call.samples / f"{int(started)}-{number}.jsonl"),
-                claims, started + 60 * call.minutes, call.template, call.capture, call.only,
+                claims, started + 60 * call.minutes, "tokenizer", call.capture, call.only,
             )  # fmt: skip
             running.append(
                 subprocess.Popen(

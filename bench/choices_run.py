@@ -12,7 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench import choices, machine
 from fast_ft.common import gpu, seeds
@@ -40,7 +40,7 @@ class Order:
     samples: str
     claims: str
     deadline: float
-    template: str = "tokenizer"
+    template: Literal["llama-2", "llama-3.1", "tokenizer"] = "tokenizer"
     capture: bool = False
     only: tuple[str, ...] = ()  #: names of choices; empty: all
 

@@ -18,6 +18,10 @@ _ASKED = re.compile(
     r"(?:\s*(?:-|\u2013|\u2014|to|and|or)\s*(?P<high>\d{1,5}))?[\s-]*words?\b(?P<after>[^.,;:!?]{0,20})",
     re.IGNORECASE,
 )
+_IN_PARTS = re.compile(
+    r"\b(?P<parts>\d{1,2}) (?:\w+ )?(?:of|with)(?: \w+){0,2} (?P<words>\d{1,5})[ -]words?(?: \w+)? (?:each|per)\b",
+    re.IGNORECASE,
+)
 _LEAST_WORDS = 10  #: "a 3 word phrase" asks for a phrase within the answer, not for the answer's length
 _OF_A_PART = re.compile(r"\b(each|per|apiece|long sentences?)\b", re.IGNORECASE)
 
@@ -25,9 +29,11 @@ _OF_A_PART = re.compile(r"\b(each|per|apiece|long sentences?)\b", re.IGNORECASE)
 def asked_words(prompt: str) -> tuple[float, float] | None:
     """Return the least and the most words that a prompt asks for, or None where it asks for no number of words.
 
-    "a 300-400 word essay" is (300, 400), "about 200 words" (200, 200), "at least 150 words" (150, inf). The length of
-    each of several parts is not the answer's, and neither is a number below 10.
+    "a 300-400 word essay" is (300, 400), "about 200 words" (200, 200), "at least 150 words" (150, inf), "3 paragraphs
+    of 200 words each" (600, 600). The length of each of uncounted parts is not the answer's, nor is a number below 10.
     """
+    if parts := _IN_PARTS.search(prompt):
+        return (float(int(parts["parts"]) * int(parts["words"])),) * 2
     for found in _ASKED.finditer(prompt):
         low, high = int(found["low"]), int(found["high"] or found["low"])
         if high < max(low, _LEAST_WORDS) or _OF_A_PART.search(found["after"]):

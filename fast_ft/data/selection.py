@@ -50,7 +50,7 @@ class Selection:
     @cached_property
     def duplicates(self) -> list[Duplicate]:
         """Which rows were skipped as duplicates, and of which rows."""
-        pairs = [(each.index, each.like) for each in self.passed_over if each.why.endswith("duplicate")]
+        pairs = [(each.row, each.like) for each in self.passed_over if each.why.endswith("duplicate")]
         ids = _ids(self.pool, [index for pair in pairs for index in pair if index is not None])
         return [Duplicate(*pair) for pair in zip(ids[::2], ids[1::2], strict=True)]
 
@@ -209,9 +209,7 @@ def _kind_notes(found: Selection) -> Iterator[str]:
     for kind in _KINDS:
         out = [each for each in found.passed_over if each.why == kind]
         if out:
-            ids = _ids(
-                found.pool, [index for each in out[:3] for index in (each.index, each.like) if index is not None]
-            )
+            ids = _ids(found.pool, [index for each in out[:3] for index in (each.row, each.like) if index is not None])
             shown = "; ".join(f"{row} (like {like})" for row, like in zip(ids[::2], ids[1::2], strict=True))
             yield f"select.diversify.{kind}: {counted(len(out), 'row')} passed over: {shown}{'; ...' * bool(out[3:])}."
 

@@ -27,7 +27,7 @@ class PassedOver(NamedTuple):
     why: duplicate, near-duplicate, verb, opening or topic (select.diversify's), or source (its `take` was reached).
     """
 
-    index: int
+    row: int
     why: str
     like: int | None
 
@@ -153,13 +153,13 @@ def _cells(pool: Pool, ranked: list[int], strata: dict[str, int | tuple[float, .
             for each in above[1:]:
                 total = pc.add(total, each)
             parts.append(total.to_pylist())
-    cells: dict[tuple[int, ...], list[int]] = {}
+    cells: dict[tuple[int | None, ...], list[int]] = {}
     for place, cell in enumerate(zip(*parts, strict=True)):
         if None not in cell:
-            cells.setdefault(cell, []).append(place)  # type: ignore[arg-type]  # no None is in it
+            cells.setdefault(cell, []).append(place)
     if not cells:
         raise InputError(f"select.strata: no row has a value of {' and of '.join(strata)}. Name other metrics.")
-    return [cells[key] for key in sorted(cells)]
+    return [cells[key] for key in sorted(cells, key=lambda key: [part or 0 for part in key])]
 
 
 def _lazily(pool: Pool, ranked: list[int], places: Iterable[int]) -> Iterator[tuple[int, Exchange]]:

@@ -220,7 +220,7 @@ class Diversify(Section):
         default=None, description="Most rows of one topic: rows that have many of their rare words in common."
     )
     topic_similarity: Share = Field(
-        default=0.15,
+        default=0.2,
         description="Cosine similarity of tf-idf weighted words from which a row is of the topic of a row before it.",
     )
 
