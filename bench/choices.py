@@ -36,7 +36,7 @@ class Choice:
 
 
 def _stages(*ends: tuple[float, int]) -> dict[str, Any]:
-    """Return stages up to these quantiles for so many epochs, all in as many steps as the run without stages."""
+    """Return stages up to these quantiles for these numbers of epochs, in as many steps as a run without stages."""
     stages = [{"name": f"s{at}", "upto": upto, "num_train_epochs": epochs} for at, (upto, epochs) in enumerate(ends)]
     return {"curriculum": {"by": "response_words", "stages": stages}, "train": {"max_steps": STEPS}}
 

@@ -32,7 +32,7 @@ MEASURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
 
 
 def nats(sample: dict[str, Any], group: str | None = None) -> float:
-    """Return the nats a response token of held-out rows: of one group, or of all."""
+    """Return the nats per response token of held-out rows: of one group, or of all."""
     parts = [sample["nats"][group]] if group else list(sample["nats"].values())
     return float(sum(total for total, _ in parts) / sum(count for _, count in parts))
 
@@ -62,7 +62,7 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     """Return {figure: (value, unit)}; the unit holds the interval."""
     runs = result["runs"]
     parts: dict[str, tuple[list[float], str]] = {
-        "base": (list(of(runs, "base", "nats").values()), "nats a response token of held-out rows, SmolLM2 untrained"),
+        "base": (list(of(runs, "base", "nats").values()), "nats per response token of held-out rows, SmolLM2 untrained"),
         "tuned": (list(of(runs, "strong", "nats").values()), "the same after 5 epochs on strong.yaml's rows"),
     }
     for name, (one, other, what) in CONTRASTS.items():

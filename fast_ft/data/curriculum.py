@@ -76,7 +76,7 @@ def stage_spreads(section: Curriculum, selection: Selection, stages: Sequence[St
 
 def alike_stages(section: Curriculum, spreads: Sequence[Spread]) -> Iterator[str]:
     """Yield a warning for each stage that is hardly harder than the one before it: medians under APART times."""
-    if not section.by.endswith(("_words", "_tokens")):  # counts: other metrics have no zero to be so many times above
+    if not section.by.endswith(("_words", "_tokens")):  # only counts have a ratio
         return
     for one, other in itertools.pairwise(spreads):
         if one.median >= FEW and other.median < APART * one.median:
