@@ -62,7 +62,10 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     """Return {figure: (value, unit)}; the unit holds the interval."""
     runs = result["runs"]
     parts: dict[str, tuple[list[float], str]] = {
-        "base": (list(of(runs, "base", "nats").values()), "nats per response token of held-out rows, SmolLM2 untrained"),
+        "base": (
+            list(of(runs, "base", "nats").values()),
+            "nats per response token of held-out rows, SmolLM2 untrained",
+        ),
         "tuned": (list(of(runs, "strong", "nats").values()), "the same after 5 epochs on strong.yaml's rows"),
     }
     for name, (one, other, what) in CONTRASTS.items():

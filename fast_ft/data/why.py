@@ -90,7 +90,7 @@ def _steps(section: Select, selection: Selection, index: int) -> Iterator[str]:
         if over[index].like is not None:
             yield f"row {like}: {selection.pool.table['prompt'][over[index].like].as_py()}"
     else:
-        yield f"not reached: {counted(len(selection.indices), 'row')} were taken before its turn"
+        yield f"not reached: select.take was full, with {counted(len(selection.indices), 'row')}"
 
 
 def _id(selection: Selection, index: int | None) -> str | None:
