@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import choices_figures, choices_run, figures, machine
-from fast_ft.common.atomic_files import write_json
+from fast_ft.common.atomic_files import write_text
 
 _GRACE_SECONDS = 25  #: that a run may go on after the deadline, before its process is ended
 
@@ -73,9 +73,16 @@ def measure(call: Call) -> dict[str, Any]:
         raise RuntimeError((call.samples / "0.log").read_text(encoding="utf-8")[-3000:])
     command = "python -m bench.real --base models/smollm2-135m-instruct.gguf --train ROWS --held-out OTHER_ROWS"
     result = {"kind": "choices", **machine.stamp(command), "processes": call.processes, "runs": runs}
-    write_json(call.target or figures.RESULTS / f"choices-{machine.slug_of(result)}.json", result)
+    write_text(call.target or figures.RESULTS / f"choices-{machine.slug_of(result)}.json", text_of(result))
     seconds = time.time() - started
     new = [run for run in runs if run["at"] >= started]
     print(f"{len(new)} runs in {seconds:.0f} s, {60 * len(new) / seconds:.1f} a minute; {len(runs)} in all")
     print(json.dumps({name: value for name, (value, _) in choices_figures.headline(result).items()}))
     return result
+
+
+def text_of(result: dict[str, Any]) -> str:
+    """Return a result as JSON with one run a line, which is a tenth of the lines that one value a line would take."""
+    head = json.dumps({key: value for key, value in result.items() if key != "runs"}, indent=2, ensure_ascii=False)
+    runs = ",\n".join(json.dumps(run, separators=(",", ":")) for run in result["runs"])
+    return f'{head.removesuffix("}").rstrip()},\n  "runs": [\n{runs}\n  ]\n}}\n'

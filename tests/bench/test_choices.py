@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import choices, choices_figures, choices_run, figures
+from bench import choices, choices_figures, choices_measure, choices_run, figures
 from bench.__main__ import figures_of
 from bench.figures import RESULTS
 from fast_ft.data.examples import Example
@@ -52,6 +52,12 @@ def test_the_table_marks_what_is_off_zero() -> None:
     cells = [cell.strip() for cell in line.split("|")[3:-1]]
     assert cells[0].startswith("**-0.400 (") and cells[2] == "+0.000 (+0.000 to +0.000)"
     assert "| base | 3 | 2.000 | 2.000 | 0.500 | 8.000 | 0.500 | 1.000 |" in shown
+
+
+def test_a_result_has_a_line_for_each_run() -> None:
+    result = {"kind": "choices", "environment": {"gpu": None}, "runs": RUNS}
+    text = choices_measure.text_of(result)
+    assert json.loads(text) == result and len(text.splitlines()) == len(RUNS) + 8
 
 
 @pytest.mark.skipif(not KEPT, reason="choices were not measured yet")
