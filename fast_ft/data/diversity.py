@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -59,7 +60,7 @@ class Diversity:
 
 
 class _Topics:
-    """The leaders so far, by place, and the candidates' weighted words."""
+    """The leaders so far, by number, and the candidates' weighted words."""
 
     def __init__(self, rows: Sequence[Exchange], similarity: float) -> None:
         texts = zip(
@@ -68,21 +69,29 @@ class _Topics:
         self._counts = [Counter(_WORD.findall(f"{prompt} {response}")) for prompt, response in texts]
         self._holders = Counter(word for counts in self._counts for word in counts)
         self._similarity = similarity
-        self._leaders: dict[str, list[tuple[int, float]]] = defaultdict(list)  # word -> (place, weight)
+        self._leaders: list[int] = []  # their places
+        #: A word's leaders, by number, and its weight in each.
+        self._index: dict[str, tuple[array[int], array[float]]] = defaultdict(lambda: (array("q"), array("d")))
 
     def of(self, place: int) -> int:
-        """Return the place of the leader of a row's topic; the row's own where it would lead one."""
-        alike: dict[int, float] = defaultdict(float)
+        """Return the place of the leader of a row's topic; the row's own place if it would lead one."""
+        import numpy as np  # which only topics need
+
+        alike = np.zeros(len(self._leaders) or 1)
         for word, weight in self._weights(place).items():
-            for leader, its in self._leaders.get(word, ()):
-                alike[leader] += weight * its
-        best = max(alike, key=lambda leader: (alike[leader], -leader), default=place)
-        return best if best in alike and alike[best] >= self._similarity else place
+            if word in self._index:
+                numbers, weights = (np.frombuffer(each, each.typecode) for each in self._index[word])
+                alike[numbers] += weight * weights
+        best = int(alike.argmax())
+        return self._leaders[best] if self._leaders and 0 < alike[best] >= self._similarity else place
 
     def lead(self, place: int) -> None:
         """Let a row lead a topic."""
         for word, weight in self._weights(place).items():
-            self._leaders[word].append((place, weight))
+            numbers, weights = self._index[word]
+            numbers.append(len(self._leaders))
+            weights.append(weight)
+        self._leaders.append(place)
 
     def _weights(self, place: int) -> dict[str, float]:
         """Return the weights of a row's words, of length 1 together; a word of one row or of all rows has none."""
