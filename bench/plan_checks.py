@@ -2,7 +2,7 @@
 
 Each run goes through fast_ft itself, in a process of its own, as a user's does: what a run before left in the card's
 context would count as this one's. The processes load their libraries side by side, and use the card in turn. The bases
-are random, of five shapes, and written once. `python -m bench.plan_checks JOB.json` is one run.
+are random, of five shapes (bench/plan_bases.py). `python -m bench.plan_checks JOB.json` is one run.
 """
 
 from __future__ import annotations
@@ -10,46 +10,22 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import emulation, machine, ours
+from bench import emulation, machine, ours, plan_bases
 from bench.clock import say
-from bench.process import WaitingProcess, wait_for_turn
-from bench.training import Order, run_way
+from bench.process import WaitingProcess, card_to_itself, wait_for_turn
+from bench.training import Order
 from fast_ft.common.atomic_files import write_json
 from fast_ft.data import dataset, encoding
 from fast_ft.hub import download
-from fast_ft.recipe import loader, policy_ntu_hw5
+from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import now
 
-STEPS, WARM_UP = 10, 2
-_ALL = {"max_position_embeddings": 4096, "hidden_act": "silu", "rms_norm_eps": 1e-5}
-#: The bases' shapes: Llama-2-7B's, and those of four families' models, some of them less deep. On none of the last four
-#: a constant was fitted.
-BASES: Mapping[str, Mapping[str, Any]] = {
-    "llama-2-7b": {**_ALL, **policy_ntu_hw5.LLAMA_2_7B, "tie_word_embeddings": False},
-    "qwen2.5-7b": {
-        **_ALL, "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 14,
-        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
-    },
-    "llama-3.2-3b": {
-        **_ALL, "model_type": "llama", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
-        "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "smollm2-1.7b": {
-        **_ALL, "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49152, "tie_word_embeddings": True,
-    },
-    "llama-2-13b": {
-        **_ALL, "model_type": "llama", "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 16,
-        "num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 32000, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
+STEPS, WARM_UP = 8, 2
 
 
 @dataclass(frozen=True)
@@ -64,23 +40,28 @@ class Case:
 
 CASES: dict[str, Case] = {
     "Llama-2-7B, r = 24, rows of 300 to 500 tokens, 11 GiB": Case(
-        ("lora.r=24", "lora.lora_alpha=48", "select.where={conversation_tokens: '300..500'}", "select.take=80"), 11.0
+        ("lora.r=24", "lora.lora_alpha=48", "select.where={conversation_tokens: '300..500'}", "select.take=64"),
+        11.0,
     ),
-    "Qwen2.5-7B's shape, 14 layers, bfloat16, 8 GiB": Case(("model.dtype=bfloat16",), 8.0, base="qwen2.5-7b"),
-    "Llama-3.2-3B's shape, no graphs, the longest rows, 18 GiB": Case(
-        ("train.capture=false", "select.rank_by.conversation_tokens=1.0", "lora.r=32"), 18.0, base="llama-3.2-3b"
+    "Llama-2-13B's shape, 12 layers, r = 8, 6 GiB": Case(("lora.r=8", "select.take=64"), 6.0, base="llama-2-13b"),
+    "Qwen2.5-7B's shape, 10 layers, bfloat16, 8 GiB": Case(
+        ("model.dtype=bfloat16", "select.take=64"), 8.0, base="qwen2.5-7b"
     ),
     "SmolLM2-1.7B's shape, 12 rows of 768 tokens a step, 7 GiB": Case(
-        ("train.effective_batch_size=12",), 7.0, base="smollm2-1.7b", row_tokens=768
+        ("train.effective_batch_size=12", "select.take=96"),
+        7.0, base="smollm2-1.7b", row_tokens=768,
     ),
-    "Llama-2-13B's shape, 16 layers, r = 8, 6.5 GiB": Case(("lora.r=8",), 6.5, base="llama-2-13b"),
-}
+    "Llama-3.2-3B's shape, 14 layers, no graphs, the longest rows, 12 GiB": Case(
+        ("train.capture=false", "select.rank_by.conversation_tokens=1.0", "lora.r=32", "select.take=64"),
+        12.0, base="llama-3.2-3b",
+    ),
+}  # fmt: skip
 
 
 def measure(order: Order) -> dict[str, Any]:
     """Run the runs that the result does not hold yet; return the result, which is written after each of them.
 
-    Their bases are written once. A base of Llama-2-7B's shape is the recipe's, where that is a folder. A run whose
+    Their bases are written first. A base of Llama-2-7B's shape is the recipe's, where that is a folder. A run whose
     process fails is told, and left out.
     """
     path = order.path
@@ -96,7 +77,10 @@ def measure(order: Order) -> dict[str, Any]:
         jobs = [_job(order, name, Path(folder), number) for number, name in enumerate(left)]
         runs = [_begin(job) for job in jobs]
         try:
-            _write_bases(order, jobs, Path(folder))
+            log = path.parent / "logs" / f"{path.stem}-bases.log"
+            wanted = [CASES[job["case"]].base for job in jobs if not Path(job["base"]).is_dir()]
+            if wanted:
+                plan_bases.write(wanted, Path(jobs[0]["tokenizer"]), log)
             for job, run_of_it in zip(jobs, runs, strict=True):
                 status = run_of_it.run(order.timeout)
                 if status != 0:
@@ -120,7 +104,7 @@ def _job(order: Order, name: str, folder: Path, number: int) -> dict[str, Any]:
     return {
         "case": name, "changes": asdict(CASES[name]), "recipe": order.recipe, "overrides": list(order.overrides),
         "log": str(log),
-        "base": str(given if there else folder / shape), "tokenizer": str(_tokenizer(recipe)),
+        "base": str(given if there else plan_bases.folder(shape)), "tokenizer": str(_tokenizer(recipe)),
         "work": str(folder / str(number)), "out": str(folder / f"{number}.json"),
     }  # fmt: skip
 
@@ -134,17 +118,6 @@ def _begin(job: dict[str, Any]) -> WaitingProcess:
     file = Path(job["out"]).with_suffix(".job.json")
     file.write_text(json.dumps(job), encoding="utf-8")
     return WaitingProcess([sys.executable, "-m", "bench.plan_checks", str(file)], Path(job["log"]))
-
-
-def _write_bases(order: Order, jobs: list[dict[str, Any]], folder: Path) -> None:
-    missing = {job["base"]: dict(BASES[CASES[job["case"]].base]) for job in jobs if not Path(job["base"]).is_dir()}
-    if missing:
-        job = {
-            "way": "bases", "bases": missing, "tokenizer": jobs[0]["tokenizer"], "work": str(folder / "bases"),
-            "out": str(folder / "bases.json"),
-        }  # fmt: skip
-        log = order.path.parent / "logs" / f"{order.path.stem}-bases.log"
-        run_way(job, log, order.timeout, module="bench.random_checkpoint")
 
 
 def _tell(job: dict[str, Any], status: int | str) -> None:
@@ -168,7 +141,8 @@ def main() -> int:
     import transformers  # noqa: F401
 
     wait_for_turn()
-    write_json(Path(job["out"]), job["changes"] | run(recipe, prepared, work, case.cap_gib))
+    with card_to_itself():
+        write_json(Path(job["out"]), job["changes"] | run(recipe, prepared, work, case.cap_gib))
     return 0
 
 
@@ -210,7 +184,7 @@ def run(recipe: Recipe, prepared: ours.InFileOrder, work: Path, cap_gib: float) 
     }
 
 
-def long_rows(recipe: Recipe, path: Path, tokens: int, count: int = 64) -> Path:
+def long_rows(recipe: Recipe, path: Path, tokens: int, count: int = 96) -> Path:
     """Write rows of at most `tokens` tokens, prompt included: responses of the recipe's file, one behind the other."""
     encoder = encoding.load_encoder(recipe.model)
     pool = dataset.load_pool(recipe.data)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -65,6 +65,19 @@ class WaitingProcess:
 def wait_for_turn() -> None:
     """Wait in a process that a WaitingProcess started until it may work."""
     sys.stdin.readline()
+
+
+@contextlib.contextmanager
+def card_to_itself() -> Iterator[None]:
+    """Hold the lock that the environment's GPU_LOCK names, where several measurements share a machine."""
+    if (name := os.environ.get("GPU_LOCK")) is None:
+        yield
+        return
+    import fcntl
+
+    with Path(name).open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -21,6 +21,7 @@ from fast_ft.plan.micro_batches import cut, share, width
 from fast_ft.plan.training_work import Rates, Training
 
 _SLACK = 0.96  #: of the memory may be planned for
+_BUSY = 2.0  #: how much longer a host launches that others use; a graph does not care
 _LOOKED_AT = 48  #: steps that a choice is judged by, evenly over the run
 
 
@@ -178,8 +179,8 @@ class _Costs:
     def choice(self, plan: TrainPlan, recomputed: int, *, capture: bool) -> tuple[float, TrainPlan]:
         """Return `plan` with this many layers recomputed, and as many tokens in a pass as the budget has room for.
 
-        Before it stand the seconds a step by which it is chosen: capturing, once for each width, is spread over the
-        run.
+        Before it stand the seconds a step by which it is chosen: on a host that others use, too, and with what
+        capturing takes, once for each width, spread over the run.
         """
         fixed = memory_model.fixed_gib(self.shape, self.training)
 
@@ -192,12 +193,15 @@ class _Costs:
         room = next((n for n in counts if gib(width(n, capture=capture)) <= self.budget), longest)
         made = replace(plan, most_tokens=room, recompute_layers=recomputed, capture=capture)
         looked = self.steps[:: max(1, len(self.steps) // _LOOKED_AT)]
-        seconds = sum(step_seconds(self.shape, self.training, made, step, self.rates) for step in looked)
-        seconds /= max(1, len(looked))
+        busy = replace(self.rates, launch=_BUSY * self.rates.launch)
+        seconds, at_worst = (
+            sum(step_seconds(self.shape, self.training, made, step, rates) for step in looked) / max(1, len(looked))
+            for rates in (self.rates, busy)
+        )
         widths = {wide for each in shares for wide in widths_of(made, each)}
         captures = len(widths) * cost_model.CAPTURE_SECONDS / max(1, len(self.steps)) if capture else 0.0
         peak = gib(max(widths, default=1))
-        return seconds + captures, replace(made, train_gib=round(peak, 2), step_seconds=round(seconds, 4))
+        return at_worst + captures, replace(made, train_gib=round(peak, 2), step_seconds=round(seconds, 4))
 
 
 def shares_of(plan: TrainPlan, lengths: Sequence[int]) -> list[list[int]]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench import plan_checks, plan_samples, random_checkpoint, training
+from bench import plan_bases, plan_checks, plan_samples, random_checkpoint, training
 from bench.figures import RESULTS
-from bench.process import WaitingProcess
+from bench.process import WaitingProcess, card_to_itself
 from fast_ft.hub.families import FamilySpec
 from fast_ft.recipe import loader
 from tests.helpers.parts import POCKET
@@ -58,9 +58,9 @@ def test_the_five_runs_are_valid_recipes_and_differ_from_those_that_were_fitted_
         loader.load_recipe(RECIPE, list(each.overrides))
         assert name not in former
         assert all(old.get("overrides") != list(each.overrides) for old in former.values()) or each.base != "llama-2-7b"
-        shape = FamilySpec.from_config(dict(plan_checks.BASES[each.base])).shape
+        shape = FamilySpec.from_config(dict(plan_bases.BASES[each.base])).shape
         assert each.base == "llama-2-7b" or shape not in sampled
-    assert {each.base for each in plan_checks.CASES.values()} == set(plan_checks.BASES)
+    assert {each.base for each in plan_checks.CASES.values()} == set(plan_bases.BASES)
     assert len({each.base for each in plan_checks.CASES.values()}) == len(plan_checks.CASES) == 5
 
 
@@ -87,29 +87,60 @@ def test_runs_take_turns_after_their_bases_are_written_and_one_that_failed_is_ru
         "pathlib.Path(job['out']).write_text(json.dumps(job['changes']))\n"
         "sys.exit(3 if failing else 0)\n"
     )
-    written: list[dict[str, Any]] = []
+    written: list[list[str]] = []
+    there = tmp_path / "bases"
 
-    def run_way(job: dict[str, Any], log: Path, timeout: float, module: str) -> None:
-        assert module == "bench.random_checkpoint"
-        written.append(job["bases"])
-        for folder in job["bases"]:
-            Path(folder).mkdir()
+    def write(names: list[str], tokenizer: Path, log: Path) -> None:
+        written.append(names)
+        for name in names:
+            (there / name).mkdir(parents=True)
 
     real = plan_checks.WaitingProcess
-    monkeypatch.setattr(plan_checks, "run_way", run_way)
+    monkeypatch.setattr(plan_bases, "write", write)
+    monkeypatch.setattr(plan_bases, "folder", lambda name: there / name)
     monkeypatch.setattr(
         plan_checks, "WaitingProcess", lambda command, log: real([sys.executable, "-c", script, command[-1]], log)
     )
     result = plan_checks.measure(_order(tmp_path / "plans.json"))
     names = list(plan_checks.CASES)
     assert said.read_text().splitlines() == [f"{name}: True" for name in names]
-    assert [Path(folder).name for folder in written[0]] == [each.base for each in plan_checks.CASES.values()]
-    assert list(written[0].values()) == [dict(plan_checks.BASES[each.base]) for each in plan_checks.CASES.values()]
+    assert written == [[each.base for each in plan_checks.CASES.values()]]
     assert set(result["cases"]) == {name for name in names if "SmolLM2" not in name}
     assert json.loads((tmp_path / "plans.json").read_text())["cases"] == result["cases"]
     said.with_suffix(".again").touch()
     again = plan_checks.measure(_order(tmp_path / "plans.json"))
     assert set(again["cases"]) == set(names) and len(said.read_text().splitlines()) == 6
+    assert len(written) == 1, "the bases are there"
+
+
+def test_a_measurement_has_the_card_to_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import fcntl
+
+    monkeypatch.delenv("GPU_LOCK", raising=False)
+    with card_to_itself():
+        pass
+    monkeypatch.setenv("GPU_LOCK", str(tmp_path / "lock"))
+    with (tmp_path / "lock").open("a") as other:
+        with card_to_itself(), pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_bases_are_written_once_where_no_card_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(plan_bases, "run_process", lambda command, log, timeout: ran.append(command[3:]))
+    monkeypatch.setattr(plan_bases.tempfile, "gettempdir", lambda: str(tmp_path))
+    plan_bases.write(["llama-2-13b"], POCKET, tmp_path / "log")
+    assert ran == [[str(POCKET), "llama-2-13b"]]
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 4, "vocab_size": 64}  # fmt: skip
+    monkeypatch.setitem(plan_bases.BASES, "llama-2-13b", {**plan_bases.BASES["llama-2-13b"], **small})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert plan_bases.main([str(POCKET), "llama-2-13b"]) == 0
+    assert plan_bases.os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert [each.name for each in plan_bases.folder("llama-2-13b").parent.iterdir()] == ["llama-2-13b"]
+    plan_bases.write(["llama-2-13b"], POCKET, tmp_path / "log")
+    assert len(ran) == 1
 
 
 def test_a_process_that_waits_for_its_turn_is_ended_with_what_it_started(tmp_path: Path) -> None:
@@ -151,8 +182,10 @@ def test_a_written_base_is_loaded_with_the_weights_that_were_drawn(tmp_path: Pat
     section = schema.Model(name_or_path=str(tmp_path / "base"), dtype="float16", load_in_4bit=True)
     loaded = choose.make_loader(section, schema.Lora(), seed=1, name="peft").for_training().model.get_base_model()
     assert type(loaded).__name__ == "MistralForCausalLM"
-    drawn = random_model(config, "float16", r=1).unload()
-    for made, expected in zip(loaded.model.layers, drawn.model.layers, strict=True):
+    drawn = random_model({**config, "num_hidden_layers": 1, "vocab_size": 1000}, "float16", r=1).unload()
+    assert loaded.lm_head.weight[1000:].equal(loaded.lm_head.weight[:1048]), "a thousand tokens' weights, repeated"
+    for made in loaded.model.layers:
+        expected = drawn.model.layers[0]
         for name in ("q_proj", "k_proj"):
             weight, other = getattr(made.self_attn, name).base_layer.weight, getattr(expected.self_attn, name).weight
             assert weight.quant_state.nested and weight.quant_state.quant_type == "nf4"
