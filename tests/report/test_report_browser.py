@@ -21,7 +21,7 @@ from fast_ft.recipe.schema import Data, Select
 from fast_ft.report.data_map import Group, points
 from fast_ft.report.explorer import answer, explore_page
 from fast_ft.report.html import page
-from fast_ft.report.server import make_server
+from fast_ft.report.server import PageServer
 from fast_ft.report.watch import watch_page, watcher
 from fast_ft.report.write import write_comparison, write_report
 from tests.helpers.parts import REAL, needs_real_data
@@ -368,7 +368,8 @@ def test_the_yaml_can_be_pasted(browser: Browser, explorer: tuple[str, Path]) ->
 
 def served(content: str, answered: Any) -> Iterator[str]:
     """Serve a page on this machine's loopback, and yield its address."""
-    server, address = make_server(content, answered)
+    server = PageServer(content, answered)
+    address = server.address
     Thread(target=server.serve_forever, daemon=True).start()
     SERVED.append(address)
     yield address
