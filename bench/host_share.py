@@ -1,0 +1,373 @@
+"""python -m bench.host_share RECIPE [key=value ...] --results FILE: how much of a training step the card works.
+
+A few steps are profiled, after others that warm up. The result holds the time of every kernel of these steps, those of
+the forward and backward pass apart from the others, and the gaps between kernels with what the host did meanwhile.
+`train.CARD.host_share` is 1 less the busy time of the pass's kernels over the steps' wall time. The steps before the
+profile are timed too, since a profiler slows the host down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import machine, ours
+from bench.emulation import T4_GIB, Limits
+from fast_ft.common import environment, gpu
+from fast_ft.common.atomic_files import write_json
+from fast_ft.common.errors import InputError
+from fast_ft.models.loaders import choose
+from fast_ft.plan import planner
+from fast_ft.plan.ways import ways
+from fast_ft.recipe import loader
+
+if TYPE_CHECKING:
+    from fast_ft.train.session import TrainSession
+
+PASS = "forward_and_backward"
+STEP = "step_begins"
+_KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")
+_PLACE = {True: "pass ", False: "other"}
+_HOST = ("cuda_runtime", "cuda_driver")
+Span = tuple[float, float]  #: begin and end, in us
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, write the result and print a table of it; return the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.host_share", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--results", type=Path, required=True, help="a JSON for the raw samples")
+    parser.add_argument("--warm", type=int, default=8, help="steps before the profile; default: %(default)s")
+    parser.add_argument("--profiled", type=int, default=3, help="steps of the profile; default: %(default)s")
+    parser.add_argument("--cap", type=float, default=T4_GIB, help="GiB, context included; default: %(default)s")
+    parser.add_argument("--stacks", action="store_true", help="profile again, with the Python stack of each wait")
+    options = parser.parse_intermixed_args(given)
+    environment.for_libraries()
+    command = shlex.join(["python", "-m", "bench.host_share", *given])
+    result: dict[str, Any] = {"kind": "host_share", **machine.stamp(command)}
+    try:
+        result |= measure(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_json(options.results, result)
+    print(described(result))
+    return 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train a few steps of a recipe with the profiler on; return what it saw."""
+    recipe = loader.load_recipe(options.recipe, options.overrides)
+    prepared = ours.prepared_rows(recipe)
+    names = ways(recipe, gpu.capability()).names
+    maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=names)
+    limits = Limits(options.cap, None, t4_attention=False)
+    limits.begin()
+    plan = planner.settle(recipe, prepared, ours.family(recipe), backend=maker.name, card=planner.card_here())
+    loaded = maker.for_training()
+
+    from fast_ft.train.session import TrainSession
+    from fast_ft.train.task import TrainTask
+
+    steps = options.warm + (options.profiled + 2) * (2 if options.stacks else 1) + 1
+    task = TrainTask(
+        prepared.jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after=steps
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        session = TrainSession(loaded, task, plan.train, Path(folder))
+        found = profiled(session, options.warm, options.profiled, Path(folder), stacks=options.stacks)
+    return {"backend": loaded.backend, "plan": plan.to_json(), **found}
+
+
+def profiled(session: TrainSession, warm: int, count: int, folder: Path, *, stacks: bool) -> dict[str, Any]:
+    """Run the session's only stage with a profile over `count` whole steps after `warm` steps."""
+    from fast_ft.train.sft_trainer import StageTrainer
+
+    session.steps.passes = Marked(session.steps.passes)  # type: ignore[assignment]
+    trainer = StageTrainer(session)  # type: ignore[arg-type]
+    profiler = Profiler(warm, count + 2, folder, stacks=stacks)
+    trainer.add_callback(profiler.callback())
+    try:
+        trainer.train()
+    finally:
+        session.steps.passes.close()
+    found = digest(profiler.events(0), count)
+    found["step_seconds"] = profiler.seconds()
+    found["step_tokens"] = session.task.step_tokens[: len(profiler.seconds())]
+    if stacks:
+        found["waits"] = waits(profiler.events(1))
+    return found
+
+
+class Marked:
+    """The passes of a session, whose calls a profile shows under one name."""
+
+    def __init__(self, passes: Any) -> None:
+        self.__dict__["passes"] = passes
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Run the pass."""
+        import torch
+
+        with torch.profiler.record_function(PASS):
+            return self.passes(*given, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["passes"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.passes, name, value)
+
+
+class Profiler:
+    """Times the steps by events on the card, and profiles `count` of them after the first `warm`."""
+
+    def __init__(self, warm: int, count: int, folder: Path, *, stacks: bool) -> None:
+        self.starts = {warm: False, **({warm + count: True} if stacks else {})}
+        self.count, self.folder, self.step = count, folder, 0
+        self._running: Any = None
+        self._files: list[Path] = []
+        self._events: list[Any] = []
+
+    def callback(self) -> Any:
+        """Return the callback for a trainer."""
+        from transformers import TrainerCallback
+
+        outer = self
+
+        class Callback(TrainerCallback):
+            """Tell the profiler that a step begins or training ends."""
+
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                """Start or stop the profile where it is time to."""
+                outer.begin_step()
+
+            def on_epoch_end(self, *_: Any, **__: Any) -> None:
+                """Stop the profile."""
+                outer.stop()
+
+        return Callback()
+
+    def begin_step(self) -> None:
+        """Note the beginning of a step on the card's own clock, and start or stop the profile."""
+        import torch
+
+        if self._running is not None and self.step - self._since == self.count:
+            self.stop()
+        if self.step in self.starts:
+            torch.cuda.synchronize()
+            kinds = torch.profiler.ProfilerActivity
+            self._since = self.step
+            self._running = torch.profiler.profile(
+                activities=[kinds.CPU, kinds.CUDA], with_stack=self.starts[self.step]
+            )
+            self._running.start()
+        with torch.profiler.record_function(STEP):
+            if self._running is None:
+                event = torch.cuda.Event(enable_timing=True)
+                event.record()
+                self._events.append(event)
+        self.step += 1
+
+    def stop(self) -> None:
+        """Stop the profile, and write what it saw."""
+        if self._running is None:
+            return
+        import torch
+
+        torch.cuda.synchronize()
+        self._running.stop()
+        self._files.append(self.folder / f"trace-{len(self._files)}.json")
+        self._running.export_chrome_trace(str(self._files[-1]))
+        self._running = None
+        gc.collect()
+
+    def seconds(self) -> list[float]:
+        """Return the seconds between the beginnings of the steps before the profile, by the card's clock."""
+        return [round(a.elapsed_time(b) / 1e3, 5) for a, b in itertools.pairwise(self._events)][: min(self.starts) - 1]
+
+    def events(self, index: int) -> list[dict[str, Any]]:
+        """Return the events of a profile."""
+        found: list[dict[str, Any]] = json.loads(self._files[index].read_text(encoding="utf-8"))["traceEvents"]
+        return [each for each in found if each.get("ph") == "X"]
+
+
+def digest(events: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
+    """Return the kernels of `count` whole steps as times in ns since the first of them, and what else tells them apart.
+
+    A step runs from the first kernel of its forward pass to that of the next step's. The first step is left out.
+    """
+    passes = sorted(_span(each) for each in events if each.get("name") == PASS and each.get("cat") == "user_annotation")
+    begins = sorted(
+        _span(each)[0] for each in events if each.get("name") == STEP and each.get("cat") == "user_annotation"
+    )
+    launches = {
+        each["args"]["correlation"]: each for each in events
+        if each.get("cat") in _HOST and "correlation" in each.get("args", {})
+    }  # fmt: skip
+    kernels = sorted((each for each in events if each.get("cat") in _KERNELS), key=lambda each: float(each["ts"]))
+    inside, first = [], [float("inf")] * len(begins)
+    for kernel in kernels:
+        launch = launches.get(kernel["args"].get("correlation"))
+        at = float(launch["ts"]) if launch is not None else -1.0
+        within = any(begin <= at <= end for begin, end in passes)
+        inside.append(within)
+        if within:
+            step = sum(begin <= at for begin in begins) - 1
+            first[step] = min(first[step], float(kernel["ts"]))
+    since, until = first[1], first[1 + count]
+    chosen = [
+        (each, within) for each, within in zip(kernels, inside, strict=True) if since <= float(each["ts"]) < until
+    ]
+    return {
+        "steps": count,
+        "first_kernels_ns": [round((each - since) * 1e3) for each in first[1 : 2 + count]],
+        "pass_ns": _packed([_span(each) for each, within in chosen if within], since),
+        "other_ns": _packed([_span(each) for each, within in chosen if not within], since),
+        "launches": len([each for each in launches.values() if since <= float(each["ts"]) < until]),
+        "kernels": len(chosen),
+        "top": _top(chosen),
+        "gaps": _gaps([_span(each) for each, _ in chosen], since, events),
+        "calls": _calls(events, since, until),
+    }
+
+
+def _span(event: Mapping[str, Any]) -> Span:
+    return float(event["ts"]), float(event["ts"]) + float(event["dur"])
+
+
+def _packed(spans: Sequence[Span], since: float) -> list[int]:
+    """Return the union of spans as one list of ns: the wait before each, and its length."""
+    packed, at = [], 0
+    for begin, end in union(spans):
+        start, stop = round((begin - since) * 1e3), round((end - since) * 1e3)
+        packed += [start - at, stop - start]
+        at = stop
+    return packed
+
+
+def union(spans: Sequence[Span]) -> list[Span]:
+    """Return the times that are within at least one span, in order; spans less than 1 ns apart are one."""
+    found: list[Span] = []
+    for begin, end in sorted(spans):
+        if found and begin <= found[-1][1] + 0.001:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((begin, end))
+    return found
+
+
+def _top(chosen: Sequence[tuple[Mapping[str, Any], bool]]) -> list[dict[str, Any]]:
+    seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)
+    for each, within in chosen:
+        seconds[str(each["name"])[:110], within].append(float(each["dur"]))
+    ranked = sorted(seconds.items(), key=lambda item: -sum(item[1]))
+    rows = [{"name": name, "pass": within, "ms": round(sum(us) / 1e3, 3), "count": len(us)}
+            for (name, within), us in ranked]  # fmt: skip
+    return rows[:30] + [row for row in rows[30:] if not row["pass"]][:20]
+
+
+def _gaps(spans: Sequence[Span], since: float, events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the longest times without a kernel, and the outermost operations that the host was in then."""
+    busy = union(spans)
+    gaps = sorted(((b[0] - a[1], a[1], b[0]) for a, b in itertools.pairwise(busy)), reverse=True)[:14]
+    host = [each for each in events if each.get("cat") in (*_HOST, "cpu_op", "user_annotation", "python_function")]
+    found = []
+    for length, begin, end in gaps:
+        during: Counter[str] = Counter()
+        for each in host:
+            start, stop = _span(each)
+            if start < end and stop > begin:
+                during[str(each["name"])[:60]] += round(min(stop, end) - max(start, begin))
+        found.append({"us": round(length), "at_us": round(begin - since), "host": dict(during.most_common(8))})
+    return found
+
+
+def _calls(events: Sequence[Mapping[str, Any]], since: float, until: float) -> dict[str, list[float]]:
+    """Return how often each function of the CUDA runtime was called, and its ms."""
+    found: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+    for each in events:
+        if each.get("cat") in _HOST and since <= float(each["ts"]) < until:
+            found[each["name"]][0] += 1
+            found[each["name"]][1] += float(each["dur"]) / 1e3
+    return {name: [count, round(ms, 3)] for name, (count, ms) in sorted(found.items(), key=lambda item: -item[1][1])}
+
+
+def waits(events: Sequence[Mapping[str, Any]], least_us: float = 100.0) -> list[dict[str, Any]]:
+    """Return the calls of the runtime that took long, with the Python functions around each, the innermost first."""
+    python = [each for each in events if each.get("cat") == "python_function" and float(each["dur"]) >= least_us]
+    found: Counter[tuple[str, str]] = Counter()
+    seconds: Counter[tuple[str, str]] = Counter()
+    for each in events:
+        if each.get("cat") not in _HOST or float(each["dur"]) < least_us:
+            continue
+        begin, end = _span(each)
+        around = [p for p in python if _span(p)[0] <= begin and _span(p)[1] >= end and p["tid"] == each["tid"]]
+        names = [str(p["name"]).rpartition("site-packages/")[2] for p in sorted(around, key=lambda p: float(p["dur"]))]
+        key = (str(each["name"]), " < ".join(name for name in names if "built-in" not in name)[:400])
+        found[key] += 1
+        seconds[key] += round(float(each["dur"]))
+    return [{"call": call, "stack": stack, "count": found[call, stack], "us": us}
+            for (call, stack), us in seconds.most_common(24)]  # fmt: skip
+
+
+def busy_us(packed: Sequence[int]) -> float:
+    """Return the us of a packed list of spans."""
+    return sum(packed[1::2]) / 1e3
+
+
+def host_share(result: Mapping[str, Any]) -> float:
+    """Return 1 less the busy time of the pass's kernels over the wall time of the profiled steps."""
+    wall = (result["first_kernels_ns"][-1] - result["first_kernels_ns"][0]) / 1e3
+    return 1 - busy_us(result["pass_ns"]) / wall
+
+
+def described(result: Mapping[str, Any]) -> str:
+    """Return the table that is printed."""
+    wall = (result["first_kernels_ns"][-1] - result["first_kernels_ns"][0]) / 1e3
+    steps = result["steps"]
+    per = [
+        f"{result['backend']}: {steps} steps profiled; wall of a step {wall / steps / 1e3:.2f} ms",
+        f"busy in the pass {busy_us(result['pass_ns']) / steps / 1e3:.2f} ms, "
+        f"outside of it {busy_us(result['other_ns']) / steps / 1e3:.2f} ms; host share {host_share(result):.4f}",
+        f"steps before the profile, s: {result['step_seconds']} of tokens {result['step_tokens']}",
+        f"{result['kernels']} kernels, {result['launches']} calls; plan {result['plan']}",
+        "longest gaps:",
+        *(f"  {gap['us']:>7} us at {gap['at_us']:>8}: {gap['host']}" for gap in result["gaps"]),
+        "kernels:",
+        *(
+            f"  {k['ms']:>9.3f} ms {k['count']:>6} {'pass ' if k['pass'] else 'other'} {k['name']}"
+            for k in result["top"]
+        ),
+        "calls of the runtime: " + ", ".join(f"{name} {n} x, {ms} ms" for name, (n, ms) in result["calls"].items()),
+        *(f"  waits {w['us']:>8} us {w['count']:>4} x {w['call']}: {w['stack']}" for w in result.get("waits", [])),
+    ]
+    return "\n".join(per)
+
+
+def figures(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+    """Return {figure: (value, unit)}."""
+    name = "host_share" if result["backend"] == "fused" else f"host_share_{result['backend']}"
+    unit = "1 - busy time of the forward and backward pass's kernels / wall time of a step, profiled"
+    return {f"train.{machine.slug_of(dict(result))}.{name}": (round(host_share(result), 4), unit)}
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    status = main()
+    print(f"{time.monotonic() - started:.1f} s", file=sys.stderr)
+    sys.exit(status)
