@@ -120,7 +120,7 @@ class Passes:
         torch.manual_seed(seed)
         if self.plan.capture:
             return self._graphs[tokens].replay(micro)
-        return self.run(micro.tokens_4T.to(self.device), micro.starts_S.to(self.device))
+        return self.run(*micro.to(self.device))
 
     def rehearse(self, widths: Iterable[int]) -> dict[int, float]:
         """Capture and run a pass of each width, the widest first, and return the seconds that each takes.
@@ -159,7 +159,7 @@ class Passes:
             for each in drawing:
                 each.training = False
             with torch.no_grad():
-                return self._loss(micro.tokens_4T.to(self.device), micro.starts_S.to(self.device), longest).item()
+                return self._loss(*micro.to(self.device), longest).item()
         finally:
             for each, mode in zip(drawing, modes, strict=True):
                 each.training = mode
@@ -167,7 +167,8 @@ class Passes:
     def lay_out(self, rows: Sequence[EncodedRow]) -> MicroBatch:
         """Return these rows as a micro-batch, as wide as a pass over them is."""
         tokens = width(sum(len(row.input_ids) for row in rows), capture=self.plan.capture)
-        return lay_out(rows, tokens=tokens, places=self.shape.places, pad_id=self.shape.pad_id)
+        micro = lay_out(rows, tokens=tokens, places=self.shape.places, pad_id=self.shape.pad_id)
+        return micro.pinned() if self.device == "cuda" else micro
 
     def blank(self, tokens: int) -> MicroBatch:
         """Return a micro-batch of this width that trains nothing."""
@@ -250,7 +251,7 @@ class Graph:
 
     def replay(self, micro: MicroBatch) -> Tensor:
         """Run the pass over this micro-batch and return its loss."""
-        self.tokens_4T.copy_(micro.tokens_4T)
-        self.starts_S.copy_(micro.starts_S)
+        self.tokens_4T.copy_(micro.tokens_4T, non_blocking=True)
+        self.starts_S.copy_(micro.starts_S, non_blocking=True)
         self.graph.replay()
         return self.loss.clone()  # the next graph's memory may lie over it
