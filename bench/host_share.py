@@ -107,6 +107,7 @@ def profiled(session: TrainSession, warm: int, count: int, folder: Path, *, stac
         session.steps.passes.close()
     found = digest(profiler.events(0), count)
     found["step_seconds"] = profiler.seconds()
+    found["losses"] = profiler.losses
     found["step_tokens"] = session.task.step_tokens[: len(profiler.seconds())]
     if stacks:
         found["waits"] = waits(profiler.events(1))
@@ -139,6 +140,7 @@ class Profiler:
     def __init__(self, warm: int, count: int, folder: Path, *, stacks: bool) -> None:
         self.starts = {warm: False, **({warm + count: True} if stacks else {})}
         self.count, self.folder, self.step = count, folder, 0
+        self.losses: list[list[float]] = []  #: of each step, with the gradient's norm
         self._running: Any = None
         self._files: list[Path] = []
         self._events: list[Any] = []
@@ -155,6 +157,11 @@ class Profiler:
             def on_step_begin(self, *_: Any, **__: Any) -> None:
                 """Start or stop the profile where it is time to."""
                 outer.begin_step()
+
+            def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+                """Keep a step's loss and gradient norm."""
+                if "grad_norm" in logs:
+                    outer.losses.append([round(logs["loss"], 6), round(float(logs["grad_norm"]), 6)])
 
             def on_epoch_end(self, *_: Any, **__: Any) -> None:
                 """Stop the profile."""
@@ -207,7 +214,7 @@ class Profiler:
 
 
 def digest(events: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
-    """Return the kernels of `count` whole steps as times in ns since the first of them, and what else tells them apart.
+    """Return the kernels of `count` whole steps, in tenths of a us since the first of them, and what the host did.
 
     A step runs from the first kernel of its forward pass to that of the next step's. The first step is left out.
     """
@@ -235,9 +242,9 @@ def digest(events: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
     ]
     return {
         "steps": count,
-        "first_kernels_ns": [round((each - since) * 1e3) for each in first[1 : 2 + count]],
-        "pass_ns": _packed([_span(each) for each, within in chosen if within], since),
-        "other_ns": _packed([_span(each) for each, within in chosen if not within], since),
+        "first_kernels": [round((each - since) * 10) for each in first[1 : 2 + count]],
+        "pass": _packed([_span(each) for each, within in chosen if within], since),
+        "other": _packed([_span(each) for each, within in chosen if not within], since),
         "launches": len([each for each in launches.values() if since <= float(each["ts"]) < until]),
         "kernels": len(chosen),
         "top": _top(chosen),
@@ -251,10 +258,10 @@ def _span(event: Mapping[str, Any]) -> Span:
 
 
 def _packed(spans: Sequence[Span], since: float) -> list[int]:
-    """Return the union of spans as one list of ns: the wait before each, and its length."""
+    """Return the union of spans as one list, in tenths of a us: the wait before each, and its length."""
     packed, at = [], 0
     for begin, end in union(spans):
-        start, stop = round((begin - since) * 1e3), round((end - since) * 1e3)
+        start, stop = round((begin - since) * 10), round((end - since) * 10)
         packed += [start - at, stop - start]
         at = stop
     return packed
@@ -327,23 +334,23 @@ def waits(events: Sequence[Mapping[str, Any]], least_us: float = 100.0) -> list[
 
 def busy_us(packed: Sequence[int]) -> float:
     """Return the us of a packed list of spans."""
-    return sum(packed[1::2]) / 1e3
+    return sum(packed[1::2]) / 10
 
 
 def host_share(result: Mapping[str, Any]) -> float:
     """Return 1 less the busy time of the pass's kernels over the wall time of the profiled steps."""
-    wall = (result["first_kernels_ns"][-1] - result["first_kernels_ns"][0]) / 1e3
-    return 1 - busy_us(result["pass_ns"]) / wall
+    wall = (result["first_kernels"][-1] - result["first_kernels"][0]) / 10
+    return 1 - busy_us(result["pass"]) / wall
 
 
 def described(result: Mapping[str, Any]) -> str:
     """Return the table that is printed."""
-    wall = (result["first_kernels_ns"][-1] - result["first_kernels_ns"][0]) / 1e3
+    wall = (result["first_kernels"][-1] - result["first_kernels"][0]) / 10
     steps = result["steps"]
     per = [
         f"{result['backend']}: {steps} steps profiled; wall of a step {wall / steps / 1e3:.2f} ms",
-        f"busy in the pass {busy_us(result['pass_ns']) / steps / 1e3:.2f} ms, "
-        f"outside of it {busy_us(result['other_ns']) / steps / 1e3:.2f} ms; host share {host_share(result):.4f}",
+        f"busy in the pass {busy_us(result['pass']) / steps / 1e3:.2f} ms, "
+        f"outside of it {busy_us(result['other']) / steps / 1e3:.2f} ms; host share {host_share(result):.4f}",
         f"steps before the profile, s: {result['step_seconds']} of tokens {result['step_tokens']}",
         f"{result['kernels']} kernels, {result['launches']} calls; plan {result['plan']}",
         "longest gaps:",
