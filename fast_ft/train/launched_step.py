@@ -13,8 +13,6 @@ from fast_ft.train.task import StepFacts
 if TYPE_CHECKING:
     from transformers import TrainerState
 
-    from fast_ft.train.sft_trainer import StageTrainer
-
 
 @dataclass(frozen=True)
 class LaunchedStep:
@@ -34,11 +32,21 @@ class LaunchedStep:
     done: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, trainer: StageTrainer, state: TrainerState, learning_rate: float, skipped: bool | None) -> LaunchedStep:
-        """Return the step that a trainer has just launched; its numbers are copied as soon as they are there."""
-        facts, scale = trainer.step_facts, trainer.loss_scale()
-        loss, norm = facts.loss, trainer.grad_norm
-        numbers_3 = torch.stack([each.detach().float() for each in (loss, norm, loss if scale is None else scale)])
+    def of(
+        cls,
+        state: TrainerState,
+        facts: StepFacts,
+        learning_rate: float,
+        skipped: bool | None,
+        norm: Tensor,
+        scale: Tensor | None,
+    ) -> LaunchedStep:
+        """Return the step that was just launched; its numbers are copied as soon as the device has computed them.
+
+        `norm` and `scale` (0-d) are the gradient's norm before clipping, and fp16's loss scale or None.
+        """
+        last = facts.loss if scale is None else scale
+        numbers_3 = torch.stack([each.detach().float() for each in (facts.loss, norm, last)])
         done, gib = None, 0.0
         if numbers_3.is_cuda:
             on_card, numbers_3 = numbers_3, torch.empty(3, pin_memory=True)

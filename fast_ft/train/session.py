@@ -218,7 +218,7 @@ class TrainSession:
         return loss
 
     def _run_stage(self) -> None:
-        # Imported only now: unsloth, which may have loaded the model, has to be imported before trl and transformers.
+        # Imported only now: unsloth, which may have loaded the model, is imported before trl and transformers.
         with self.callbacks.watch.during("trainer"):
             from fast_ft.train.sft_trainer import StageTrainer
 

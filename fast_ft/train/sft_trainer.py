@@ -8,7 +8,7 @@ the next one, and then reads what came of the first (train/launched_step.py). Wh
 the card, by the loss scale or by gradients that are no finite numbers. Wherever a number decides what comes next, all
 launched steps are read first.
 
-Import this module after a model was loaded: importing unsloth patches trl and transformers, so it must come before
+Import this module after a loader was made: importing unsloth patches trl and transformers, so it must come before
 either.
 """
 
@@ -219,7 +219,11 @@ class StepCallback(TrainerCallback):
             with warnings.catch_warnings(action="ignore"):  # torch expects a step of the optimizer first
                 self.trainer.schedule.step()
         known = None if self.trainer.decides_on_device else is_skipped or self.is_spoilt
-        self.launched.append(LaunchedStep.of(self.trainer, state, self.rate, known))
+        self.launched.append(
+            LaunchedStep.of(
+                state, self.trainer.step_facts, self.rate, known, self.trainer.grad_norm, self.trainer.loss_scale()
+            )
+        )
         if self.settle():
             control.should_training_stop = True  # the stage's end saves the state
 
