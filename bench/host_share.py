@@ -98,7 +98,7 @@ def profiled(session: TrainSession, warm: int, count: int, folder: Path, *, stac
     from fast_ft.train.sft_trainer import StageTrainer
 
     session.steps.passes = Marked(session.steps.passes)  # type: ignore[assignment]
-    trainer = StageTrainer(session)  # type: ignore[arg-type]
+    trainer = StageTrainer(session)
     profiler = Profiler(warm, count + 2, folder, stacks=stacks)
     trainer.add_callback(profiler.callback())
     try:
@@ -139,7 +139,7 @@ class Profiler:
 
     def __init__(self, warm: int, count: int, folder: Path, *, stacks: bool) -> None:
         self.starts = {warm: False, **({warm + count: True} if stacks else {})}
-        self.count, self.folder, self.step = count, folder, 0
+        self.count, self.folder, self.step, self._since = count, folder, 0, 0
         self.losses: list[list[float]] = []  #: of each step, with the gradient's norm
         self._running: Any = None
         self._files: list[Path] = []

@@ -115,7 +115,7 @@ class Passes:
             CaptureFailed: The plan wants graphs, and this pass cannot be captured.
         """
         tokens = micro.tokens_4T.shape[1]
-        if self.plan.capture and tokens not in self._graphs:
+        if self.plan.capture:
             self._capture(tokens)
         torch.manual_seed(seed)
         if self.plan.capture:
@@ -123,17 +123,20 @@ class Passes:
         return self.run(*micro.to(self.device))
 
     def rehearse(self, widths: Iterable[int]) -> dict[int, float]:
-        """Capture and run a pass of each width, the widest first, and return the seconds that each takes.
+        """Capture a pass of each width, the widest first; run the widest, and return the seconds that it takes.
 
-        Without graphs the widest alone is run. All targets are masked, so nothing is learned; random states and
-        gradients are left as they were. Raises what a call raises.
+        Without graphs nothing is captured. All targets are masked, so nothing is learned; random states and gradients
+        are left as they were. Raises what a call raises.
         """
-        seconds = {}
+        seconds: dict[int, float] = {}
         self.model.train()
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.device == "cuda" else []):
             self.begin(1.0, None)
             self._scale.fill_(1.0)
             for tokens in sorted(set(widths), reverse=True)[: None if self.plan.capture else 1]:
+                if seconds:  # a narrower one takes its share of them, and memory that the widest has taken
+                    self._capture(tokens)
+                    continue
                 micro = self.blank(tokens)
                 for _ in range(2):  # the first one captures, or compiles
                     started = time.perf_counter()
@@ -205,6 +208,9 @@ class Passes:
         return torch.autocast(self.device, dtype=self._dtype, cache_enabled=not self.plan.capture)
 
     def _capture(self, tokens: int) -> None:
+        """Capture the pass of this width, unless that was done."""
+        if tokens in self._graphs:
+            return
         try:
             self._graphs[tokens] = Graph(self, tokens, next(iter(self._graphs.values()), None))
             return

@@ -202,7 +202,7 @@ class StepCallback(TrainerCallback):
         if self.trainer.accelerator.scaler is not None:
             return
         if self.trainer.decides_on_device:
-            self.session.optimizer.found_inf = (~self.trainer.grad_norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.session.optimizer.found_inf = (~self.trainer.grad_norm.isfinite()).float()
             return
         self.is_spoilt = not bool(self.session.flat.gradient.isfinite().all())
         if self.is_spoilt:
