@@ -12,6 +12,7 @@ import argparse
 import gc
 import itertools
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import machine, ours
-from bench.emulation import T4_GIB, Limits
+from bench.emulation import LABEL, T4_GIB, Limits
 from fast_ft.common import environment, gpu
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--warm", type=int, default=8, help="steps before the profile; default: %(default)s")
     parser.add_argument("--profiled", type=int, default=3, help="steps of the profile; default: %(default)s")
     parser.add_argument("--cap", type=float, default=T4_GIB, help="GiB, context included; default: %(default)s")
+    parser.add_argument("--emulate", choices=["t4"], help=f"{LABEL}: memory, attention, 8 SMs; ratios only")
+    parser.add_argument("--turn", type=Path, help="a file to lock before the card is used: others wait meanwhile")
     parser.add_argument("--stacks", action="store_true", help="profile again, with the Python stack of each wait")
     options = parser.parse_intermixed_args(given)
     environment.for_libraries()
@@ -75,22 +78,38 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     prepared = ours.prepared_rows(recipe)
     names = ways(recipe, gpu.capability()).names
     maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=names)
-    limits = Limits(options.cap, None, t4_attention=False)
-    limits.begin()
-    plan = planner.settle(recipe, prepared, ours.family(recipe), backend=maker.name, card=planner.card_here())
-    loaded = maker.for_training()
+    import peft  # noqa: F401  # with Unsloth all three are there by now
+    import transformers  # noqa: F401
+    import trl  # noqa: F401
 
     from fast_ft.train.session import TrainSession
     from fast_ft.train.task import TrainTask
 
+    take_turn(options.turn)
+    limits = Limits(options.cap, 8 if options.emulate else None, t4_attention=bool(options.emulate))
+    limits.begin()
+    with limits.stream():
+        card = planner.card_here()
+    plan = planner.settle(recipe, prepared, ours.family(recipe), backend=maker.name, card=card)
+    loaded = maker.for_training()
     steps = options.warm + (options.profiled + 2) * (2 if options.stacks else 1) + 1
     task = TrainTask(
         prepared.jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after=steps
     )
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         session = TrainSession(loaded, task, plan.train, Path(folder))
-        found = profiled(session, options.warm, options.profiled, Path(folder), stacks=options.stacks)
-    return {"backend": loaded.backend, "plan": plan.to_json(), **found}
+        with limits.stream():
+            found = profiled(session, options.warm, options.profiled, Path(folder), stacks=options.stacks)
+    return {"backend": loaded.backend, "plan": plan.to_json(), **limits.to_json(), **found}
+
+
+def take_turn(path: Path | None) -> None:
+    """Wait until this process alone may use the card, and hold it to its end."""
+    if path is None:
+        return
+    import fcntl
+
+    fcntl.flock(os.open(path, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
 
 
 def profiled(session: TrainSession, warm: int, count: int, folder: Path, *, stacks: bool) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""python -m bench.former RECIPE [key=value ...] --former TREE --results FILE: this program against a former commit's.
+
+TREE is an unpacked `git archive` of the former commit. Both train the same rows on the same card in the same call, own
+blocks and Unsloth's layers: bench.host_share times some steps of each, and profiles a few more. With --command the
+whole command from its start to the adapter is timed too, twice for each: the first time kernels may be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import host_share, machine
+from bench.clock import say
+from bench.emulation import LABEL
+from bench.whole_run import CACHES
+from fast_ft.common.atomic_files import write_json
+from fast_ft.common.errors import InputError
+
+WAYS = {"fused": "gain", "unsloth": "unsloth_gain"}
+WARM_UP = 5  #: steps that are not counted
+PROGRAMS = ("former", "now")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, write the result and print its figures; return the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.former", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--former", type=Path, required=True, metavar="TREE", help="the former commit's files")
+    parser.add_argument("--former-commit", required=True, metavar="HASH", help="which commit that is")
+    parser.add_argument("--results", type=Path, required=True, help="a JSON for the raw samples")
+    parser.add_argument("--ways", default=",".join(WAYS), help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each, before the profile")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each is measured, in turn")
+    parser.add_argument("--emulate", choices=["t4"], help=f"{LABEL}: memory, attention, 8 SMs; ratios only")
+    parser.add_argument(
+        "--command", action="store_true", help="time the command through own blocks to its adapter, too"
+    )
+    options = parser.parse_intermixed_args(given)
+    command = shlex.join(["python", "-m", "bench.former", *given])
+    result: dict[str, Any] = {"kind": "former", **machine.stamp(command), "former_commit": options.former_commit}
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-") as name:
+            measure(options, Path(name), result)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({name: value for name, (value, _) in figures(result).items()}, indent=1))
+    return 0
+
+
+def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> None:
+    """Measure both programs; `result` is written after each part, so that what was measured is kept."""
+    trees = {"former": options.former.resolve(), "now": machine.ROOT}
+    shutil.copy(host_share.__file__, trees["former"] / "bench" / "host_share.py")
+    caches = {name: str(work / name) for name in CACHES}
+    result |= {"emulate": options.emulate, "steps": [], "commands": []}
+    jobs = [(way, program) for way in options.ways.split(",") for _ in range(options.rounds) for program in PROGRAMS]
+    running = []
+    for number, (way, program) in enumerate(jobs):  # they import beside each other, and use the card in turn
+        out = work / f"{number}.json"
+        words = [
+            options.recipe, *options.overrides, f"model.backend={way}", "--results", out, "--warm", options.steps + 1,
+            "--turn", work / "turn", *(["--emulate", options.emulate] if options.emulate else []),
+        ]  # fmt: skip
+        running.append((way, program, out, _start(trees[program], "bench.host_share", words, caches, options)))
+    for way, program, out, process in running:
+        said = _ended(process, f"{program}, {way}")
+        result["steps"].append({"program": program, "way": way, **json.loads(out.read_text(encoding="utf-8"))})
+        say(f"{program}, {way}: {said.splitlines()[0] if said else ''}")
+        write_json(options.results, result)
+    for place in range(2 if options.command else 0):
+        for program in PROGRAMS:
+            folder = work / f"run-{program}-{place}"
+            words = ["train", options.recipe, *options.overrides, "model.backend=fused", f"output_dir={folder}"]
+            began = time.monotonic()
+            _ended(_start(trees[program], "fast_ft", words, caches, options), f"{program}, the command")
+            seconds = round(time.monotonic() - began, 2)
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            result["commands"].append({
+                "program": program, "place": place, "seconds": seconds, "start_up": manifest["start_up"],
+                "train": manifest["phases"]["train"], "digests": manifest["digests"],
+            })  # fmt: skip
+            say(f"{program}: {seconds} s from the command to its adapter")
+            write_json(options.results, result)
+
+
+def _start(
+    tree: Path, module: str, words: Sequence[object], caches: Mapping[str, str], options: argparse.Namespace
+) -> subprocess.Popen[str]:
+    """Start a module of a tree; what else Python finds stays as it is here."""
+    others = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each not in ("", ".")]
+    path = os.pathsep.join([*others, str(tree)])
+    commit = machine.commit() if tree == machine.ROOT else options.former_commit
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, words)], cwd=tree, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, **caches, "PYTHONPATH": path, "BENCH_COMMIT": str(commit)},
+    )  # fmt: skip
+
+
+def _ended(process: subprocess.Popen[str], what: str) -> str:
+    """Wait for a process, and return what it said. Raises InputError where it failed."""
+    said, _ = process.communicate()
+    if process.returncode:
+        raise InputError(f"{what}: ended with status {process.returncode}:\n{said[-3000:]}")
+    return said
+
+
+def tokens_per_s(run: Mapping[str, Any]) -> float:
+    """Return the median of a run's steps, the first ones left out, in tokens/s."""
+    pairs = list(zip(run["step_tokens"], run["step_seconds"], strict=True))[WARM_UP:]
+    return statistics.median(tokens / seconds for tokens, seconds in pairs)
+
+
+def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
+    """Return {figure: (value, unit)}: factors over the former commit, and of this one speed and the host's share."""
+    card = f"train.{'t4class' if result['emulate'] else machine.slug_of(result)}"
+    over, label = f"over commit {result['former_commit'][:7]}", f" ({LABEL})" if result["emulate"] else ""
+    found: dict[str, tuple[float, str]] = {}
+    for way, name in WAYS.items():
+        speeds = {
+            program: [tokens_per_s(run) for run in result["steps"] if (run["way"], run["program"]) == (way, program)]
+            for program in PROGRAMS
+        }
+        if not all(speeds.values()):
+            continue
+        factor = statistics.median(speeds["now"]) / statistics.median(speeds["former"])
+        found[f"{card}.{name}"] = (round(factor, 3), f"times as many tokens/s through {way}, {over}{label}")
+        profile = [run for run in result["steps"] if (run["way"], run["program"]) == (way, "now")][-1]
+        if way == "fused" and not result["emulate"]:
+            found |= host_share.figures({**profile, "environment": result["environment"]})
+            found[f"{card}.tokens_per_s"] = (
+                round(statistics.median(speeds["now"]), 1),
+                "tokens/s, median of the steps",
+            )
+    if warm := {run["program"]: run["seconds"] for run in result["commands"] if run["place"] == 1}:
+        unit = f"times as fast from the command to its adapter, kernels compiled before, {over}"
+        found[f"{card}.wall_gain"] = (round(warm["former"] / warm["now"], 3), unit)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
