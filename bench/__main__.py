@@ -13,7 +13,8 @@ Parts, for --only:
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
 
 Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
-step), bench.former (against a former commit), bench.host_share (a step's profile), bench.host_memory, bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep,
+step), bench.former (against a former commit), bench.host_share (a step's profile), bench.host_memory,
+bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep,
 bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.real (three ways on a real model). Raw samples
 hold card, date and commit; --adopt makes figures of them.
 
@@ -219,7 +220,8 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "train": compare.figures, "plans": plan_checks.figures, "decode": decode_figures.figures,
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
         "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
-        "start": start_up.figures, "former": former.figures, "host_share": host_share.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
+        "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
+        "former": former.figures, "host_share": host_share.figures,
         "real": real.headline, "smollm": smollm.headline, "export": export_cost.figures,
     }  # fmt: skip
     return by_kind[kind](result)
