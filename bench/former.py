@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import host_share, machine
+from bench import host_share, machine, step_profile
 from bench.clock import say
 from bench.emulation import LABEL
 from bench.whole_run import CACHES
@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> None:
     """Measure both programs; `result` is written after each part, so that what was measured is kept."""
     trees = {"former": options.former.resolve(), "now": machine.ROOT}
-    shutil.copy(host_share.__file__, trees["former"] / "bench" / "host_share.py")
+    for module in (host_share, step_profile):
+        shutil.copy(str(module.__file__), trees["former"] / "bench")
     caches = {name: str(work / name) for name in CACHES}
     result |= {"emulate": options.emulate, "steps": [], "commands": []}
     jobs = [(way, program) for way in options.ways.split(",") for _ in range(options.rounds) for program in PROGRAMS]

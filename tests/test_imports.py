@@ -22,6 +22,7 @@ ENGINES = ("train.", "generate.engine.", "models.fused_block.")
 #: Modules that are imported in functions only, after a loader was made (and with it unsloth, where that is used).
 LATE_MODULES = {
     "train.sft_trainer": {"torch", "datasets", "transformers", "trl"},
+    "train.sft_settings": {"torch", "trl"},
     "train.adamw_8bit": {"bitsandbytes"},
 }
 #: Rooms and modules that answer without any heavy library, in functions too, but for those named.

@@ -1,7 +1,7 @@
 """The SFTTrainer of one stage: our own batches, our own step, one log line a step.
 
 Trainer keeps what it does well: the loop, fp16's loss scale, the optimizer's and the schedule's steps, and trackers.
-Everything that a step needs of us is asked of the session (StageSession below).
+Everything that a step needs of us is asked of the session (stage_session.py).
 
 The loop never waits for the card where the session runs ahead: while a step is computed, the host lays out and launches
 the next one, and then reads what came of the first (train/launched_step.py). Whether a step is skipped is decided on
@@ -18,58 +18,21 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from fast_ft.data.batches import StageJob
-from fast_ft.data.encoding import EncodedRow
-from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.train.launched_step import LaunchedStep
-from fast_ft.train.optimizer import FlatWeights, decides_on_device, make_scheduler
-from fast_ft.train.state import TrainState
-from fast_ft.train.task import StepFacts, TrainTask
-
-
-class StageSession(Protocol):
-    """What the trainer asks of the session whose stage it runs; train/session.py has the one that is used."""
-
-    task: TrainTask
-    loaded: LoadedModel
-    state: TrainState
-    flat: FlatWeights
-    optimizer: Optimizer
-    work_folder: Path
-
-    @property
-    def left(self) -> int | None:
-        """The steps that may still be taken; None: all."""
-
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether the next step may begin before it is known what came of the last one."""
-
-    def prepare_steps(self) -> None:
-        """Make everything ready for the stage's first step."""
-
-    def train_step(self, rows: Sequence[EncodedRow], loss_scale: Tensor | None) -> StepFacts:
-        """Add the gradients of an effective batch to `flat`."""
-
-    def end_step(self, entry: dict[str, Any]) -> bool:
-        """Take note of a step that has ended; return whether training stops here."""
-
-    def checkpoint_if_due(self, scaler: GradScaler | None) -> None:
-        """Save the state where it is time to, with the state of this loss scale."""
+from fast_ft.train.optimizer import decides_on_device, make_scheduler
+from fast_ft.train.sft_settings import collate, sft_config
+from fast_ft.train.stage_session import StageSession
 
 
 class StageTrainer(SFTTrainer):
@@ -268,53 +231,3 @@ class StepCallback(TrainerCallback):
             return True
         self.session.checkpoint_if_due(self.trainer.accelerator.scaler)
         return False
-
-
-def sft_config(task: TrainTask, job: StageJob, loaded: LoadedModel, work_folder: Path, steps: int) -> SFTConfig:
-    """Return the trainer's settings for `steps` steps of a stage. What is off is off since we do it ourselves."""
-    section = task.section
-    return SFTConfig(
-        output_dir=str(work_folder),
-        # To Trainer an effective batch is one batch; the session cuts it into micro-batches of similar length.
-        per_device_train_batch_size=section.effective_batch_size,
-        gradient_accumulation_steps=1,
-        num_train_epochs=1,  # all epochs of the stage are in its list of batches
-        max_steps=steps,
-        learning_rate=job.learning_rate,  # optimizer and schedule are given; trackers show this one
-        max_grad_norm=section.max_grad_norm,
-        seed=task.seed,
-        data_seed=task.seed,
-        fp16=loaded.dtype == "float16",
-        bf16=loaded.dtype == "bfloat16",
-        use_cpu=loaded.device == "cpu",
-        gradient_checkpointing=False,  # the plan says which layers: models/activation_checkpointing.py
-        logging_strategy="no",  # Trainer would wait for every number; each step has its own line all the same
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,  # we draw our own bar, over all stages
-        save_strategy="no",  # checkpoints are ours (train/checkpoints.py), of the whole run and without pickles
-        eval_strategy="no",  # the test set shapes nothing
-        # A tracker is the recipe's choice, and nothing leaves the machine besides what it sends.
-        report_to=section.report_to,
-        run_name=work_folder.parent.name,
-        project="fast_ft",
-        trackio_space_id=None,
-        trackio_static_space_id=False,
-        push_to_hub=False,
-        # Rows are tokens already: nothing is loaded by processes, renamed, cut, packed, padded or masked by TRL.
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        packing=False,
-        padding_free=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        loss_type="nll",  # never computed by TRL: train/loss.py is the loss
-        neftune_noise_alpha=None,  # Trainer's noise does not know where a row ends: train/neftune.py
-    )
-
-
-def collate(rows: Sequence[EncodedRow]) -> dict[str, Any]:
-    """Return the rows as they are, and beside them ids and labels (1, tokens), which Trainer's own counting wants."""
-    ids = [token for row in rows for token in row.input_ids]
-    labels = [label for row in rows for label in row.labels]
-    return {"rows": list(rows), "input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}

@@ -1,4 +1,4 @@
-"""bench.host_share's digest of a profile, and bench.former's figures, from samples that are made up."""
+"""bench.step_profile's digest of a profile, and bench.former's figures, from samples that are made up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench import former, host_share
+from bench import former, step_profile
 
 
 def event(kind: str, name: str, begin: float, length: float, number: int | None = None) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def profile(*, ahead: bool) -> list[dict[str, Any]]:
         begin = 1000.0 + 100 * step
         launch = begin - (100 if ahead else 0)
         events += [
-            event("user_annotation", host_share.STEP, launch - 3, 1),
-            event("user_annotation", host_share.PASS, launch, 10),
+            event("user_annotation", step_profile.STEP, launch - 3, 1),
+            event("user_annotation", step_profile.PASS, launch, 10),
             event("cuda_runtime", "cudaGraphLaunch", launch + 1, 5, number=2 * step),
             event("cuda_runtime", "cudaLaunchKernel", launch + 20, 5, number=2 * step + 1),
             event("kernel", "product", begin + 4, 30, number=2 * step),
@@ -37,24 +37,24 @@ def profile(*, ahead: bool) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_the_hosts_share_is_what_the_pass_leaves_of_whole_steps(ahead: bool) -> None:
-    found = host_share.digest(profile(ahead=ahead), 2)
+    found = step_profile.digest(profile(ahead=ahead), 2)
     assert found["first_kernels"] == [0, 1000, 2000] and found["kernels"] == 6
-    assert host_share.busy_us(found["pass"]) == pytest.approx(120) and host_share.busy_us(found["other"]) == 30
-    assert host_share.host_share(found) == pytest.approx(1 - 120 / 200)
+    assert step_profile.busy_us(found["pass"]) == pytest.approx(120) and step_profile.busy_us(found["other"]) == 30
+    assert step_profile.host_share(found) == pytest.approx(1 - 120 / 200)
     assert found["gaps"][0]["us"] == 19 and {row["name"]: row["pass"] for row in found["top"]} == {
         "product": True, "attention": True, "adamw": False,
     }  # fmt: skip
 
 
 def test_kernels_beside_each_other_count_once() -> None:
-    assert host_share.union([(0, 10), (5, 12), (12, 13), (20, 21)]) == [(0, 13), (20, 21)]
+    assert step_profile.union([(0, 10), (5, 12), (12, 13), (20, 21)]) == [(0, 13), (20, 21)]
 
 
 def run(program: str, way: str, seconds: float) -> dict[str, Any]:
     tokens = [3000] * 12
     times = [9.0] * former.WARM_UP + [seconds] * 7
     return {"program": program, "way": way, "step_tokens": tokens, "step_seconds": times, "backend": way,
-            **host_share.digest(profile(ahead=True), 2)}  # fmt: skip
+            **step_profile.digest(profile(ahead=True), 2)}  # fmt: skip
 
 
 def test_factors_are_of_medians_in_one_call_and_named_by_the_card() -> None:
