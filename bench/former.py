@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps({name: value for name, (value, _) in figures(result).items()}, indent=1))
-    return 0
+    print("\n".join(result["failed"]), file=sys.stderr)
+    return 1 if result["failed"] else 0
 
 
 def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> None:
@@ -68,27 +69,43 @@ def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> 
     for module in (host_share, step_profile):
         shutil.copy(str(module.__file__), trees["former"] / "bench")
     caches = {name: str(work / name) for name in CACHES}
-    result |= {"emulate": options.emulate, "steps": [], "commands": []}
+    result |= {"emulate": options.emulate, "steps": [], "commands": [], "failed": []}
     jobs = [(way, program) for way in options.ways.split(",") for _ in range(options.rounds) for program in PROGRAMS]
+    turn = work / "turn"
+    turn.mkdir()
     running = []
-    for number, (way, program) in enumerate(jobs):  # they import beside each other, and use the card in turn
-        out = work / f"{number}.json"
-        words = [
-            options.recipe, *options.overrides, f"model.backend={way}", "--results", out, "--warm", options.steps + 1,
-            "--turn", work / "turn", *(["--emulate", options.emulate] if options.emulate else []),
-        ]  # fmt: skip
-        running.append((way, program, out, _start(trees[program], "bench.host_share", words, caches, options)))
-    for way, program, out, process in running:
-        said = _ended(process, f"{program}, {way}")
-        result["steps"].append({"program": program, "way": way, **json.loads(out.read_text(encoding="utf-8"))})
-        say(f"{program}, {way}: {said.splitlines()[0] if said else ''}")
-        write_json(options.results, result)
+    try:
+        for number, (way, program) in enumerate(jobs):
+            out = work / f"{number}.json"
+            words = [
+                options.recipe, *options.overrides, f"model.backend={way}", "--results", out, "--turn", turn,
+                "--warm", options.steps + 1, *(["--emulate", options.emulate] if options.emulate else []),
+            ]  # fmt: skip
+            running.append((way, program, out, _start(trees[program], "bench.host_share", words, caches, options)))
+        # They import beside each other, and then use the card in turn, while nothing else runs.
+        while len(list(turn.glob("ready-*"))) < sum(process.poll() is None for *_, process in running):
+            time.sleep(0.1)
+        (turn / "go").touch()
+        for way, program, out, process in running:
+            said = process.communicate()[0]
+            if process.returncode:  # the others are measured all the same
+                result["failed"].append(f"{program}, {way}: status {process.returncode}: {said[-2000:]}")
+                continue
+            say(f"{program}, {way}: {said.splitlines()[0] if said else ''}")
+            result["steps"].append({"program": program, "way": way, **json.loads(out.read_text(encoding="utf-8"))})
+            write_json(options.results, result)
+    finally:
+        for *_, process in running:
+            process.kill()
     for place in range(options.commands):
         for program in PROGRAMS:
             folder = work / f"run-{program}-{place}"
             words = ["train", options.recipe, *options.overrides, "model.backend=fused", f"output_dir={folder}"]
             began = time.monotonic()
-            _ended(_start(trees[program], "fast_ft", words, caches, options), f"{program}, the command")
+            process = _start(trees[program], "fast_ft", words, caches, options)
+            said = process.communicate()[0]
+            if process.returncode:
+                raise InputError(f"{program}, the command: status {process.returncode}:\n{said[-2000:]}")
             seconds = round(time.monotonic() - began, 2)
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             result["commands"].append({
@@ -111,14 +128,6 @@ def _start(
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, **caches, "PYTHONPATH": path, "BENCH_COMMIT": str(commit)},
     )  # fmt: skip
-
-
-def _ended(process: subprocess.Popen[str], what: str) -> str:
-    """Wait for a process, and return what it said. Raises InputError where it failed."""
-    said, _ = process.communicate()
-    if process.returncode:
-        raise InputError(f"{what}: ended with status {process.returncode}:\n{said[-3000:]}")
-    return said
 
 
 def tokens_per_s(run: Mapping[str, Any]) -> float:

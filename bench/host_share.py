@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profiled", type=int, default=3, help="steps of the profile; default: %(default)s")
     parser.add_argument("--cap", type=float, default=T4_GIB, help="GiB, context included; default: %(default)s")
     parser.add_argument("--emulate", choices=["t4"], help=f"{LABEL}: memory, attention, 8 SMs; ratios only")
-    parser.add_argument("--turn", type=Path, help="a file to lock before the card is used: others wait meanwhile")
+    parser.add_argument("--turn", type=Path, help="a folder: wait for the file `go` in it, then for the card")
     parser.add_argument("--stacks", action="store_true", help="profile again, with the Python stack of each wait")
     options = parser.parse_intermixed_args(given)
     environment.for_libraries()
@@ -98,13 +98,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"backend": loaded.backend, "plan": plan.to_json(), **limits.to_json(), **found}
 
 
-def take_turn(path: Path | None) -> None:
-    """Wait until this process alone may use the card, and hold it to its end."""
-    if path is None:
+def take_turn(folder: Path | None) -> None:
+    """Say that this process has imported all, wait until all have, and then until it alone may use the card."""
+    if folder is None:
         return
     import fcntl
 
-    fcntl.flock(os.open(path, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
+    (folder / f"ready-{os.getpid()}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.05)
+    fcntl.flock(os.open(folder / "lock", os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
 
 
 def profiled(session: TrainSession, warm: int, count: int, folder: Path, *, stacks: bool) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class FlatWeights:
         self._gradients = [part.view_as(weight) for weight, part in parts]
 
     def zero_gradients(self) -> None:
-        """Set all gradients to 0, in place. Trainer drops them after each step; a CUDA graph adds to these tensors."""
+        """Set all gradients to 0, in place: a CUDA graph adds to these tensors."""
         self.gradient.zero_()
         self.parameter.grad = self.gradient
         for weight, gradient in zip(self._weights, self._gradients, strict=True):

@@ -70,6 +70,8 @@ class StageTrainer(SFTTrainer):
         )
         for weight, data in zip(weights, kept, strict=True):
             weight.data = data  # TRL casts a quantised model's adapter to bf16, which fp16's GradScaler refuses
+        # Trainer drops all gradients behind each step, which goes through all modules. Ours are set to 0 at once.
+        session.loaded.patches.replace(session.loaded.model, "zero_grad", _keep_gradients)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.decides_on_device = decides_on_device(session.optimizer)  #: whether a step is skipped
@@ -137,6 +139,10 @@ class StageTrainer(SFTTrainer):
 
     def _rate_scale(self, step: int) -> float:
         return self.session.state.rate_scale(self.steps_before + step)
+
+
+def _keep_gradients(set_to_none: bool = True) -> None:
+    """Do nothing, in place of a model's zero_grad: FlatWeights.zero_gradients does it."""
 
 
 class StepCallback(TrainerCallback):

@@ -44,10 +44,10 @@ def test_the_kernel_steps_as_bitsandbytes_and_as_plain_torch_do() -> None:
             weight.grad = gradient(step)
             optimizer.step()
         left, right = ours[1].state[ours[0]], theirs[1].state[theirs[0]]
-        moved = (theirs[0] - start).norm()
+        moved = (theirs[0] - start).detach().norm()
         off = {name: float((left[name] != right[name]).float().mean()) for name in ("state1", "state2")}
         largest = {name: float((left[name] - right[name]).abs().max()) for name in ("absmax1", "absmax2")}
-        away = float((ours[0] - theirs[0]).norm() / moved)
+        away = float((ours[0] - theirs[0]).detach().norm() / moved)
         print(f"step {step}: weights {away:.2e} of the way, codes that differ {off}, largest {largest}")
         assert away < 1e-3 and max(off.values()) < 0.01
     assert float(left["step"]) == right["step"] == 8
@@ -142,7 +142,8 @@ with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
     session.run()
 torch.cuda.set_sync_debug_mode("default")
-waits = [f"{each.filename}:{each.lineno} {each.message}" for each in found if "synchroniz" in str(each.message)]
+waits = [f"{each.filename}:{each.lineno} {each.message}" for each in found
+         if "synchroniz" in str(each.message) and "prototype" not in str(each.message)]
 bits = int(session.flat.parameter.detach().view(torch.int32).sum(dtype=torch.int64))
 print(json.dumps({"lines": lines, "waits": waits, "bits": bits}))
 """
