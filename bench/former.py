@@ -79,7 +79,8 @@ def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> 
             out = work / f"{number}.json"
             words = [
                 options.recipe, *options.overrides, f"model.backend={way}", "--results", out, "--turn", turn,
-                "--warm", options.steps + 1, "--profiled", 2, *(["--emulate", options.emulate] if options.emulate else []),
+                "--warm", options.steps + 1, "--profiled", 2,
+                *(["--emulate", options.emulate] if options.emulate else []),
             ]  # fmt: skip
             running.append((way, program, out, _start(trees[program], "bench.host_share", words, caches, options)))
         # They import beside each other, and then use the card in turn, while nothing else runs.
