@@ -30,7 +30,8 @@ from fast_ft.common.errors import InputError
 
 WAYS = {"fused": "gain", "unsloth": "unsloth_gain"}
 WARM_UP = 5  #: steps that are not counted
-PROGRAMS = ("former", "now")
+PROGRAMS = ("now", "former")
+Running = tuple[str, str, Path, subprocess.Popen[str]]  #: way, program, where its result comes, its process
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,22 +72,21 @@ def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> 
     caches = {name: str(work / name) for name in CACHES}
     result |= {"emulate": options.emulate, "steps": [], "commands": [], "failed": []}
     jobs = [(way, program) for way in options.ways.split(",") for _ in range(options.rounds) for program in PROGRAMS]
-    turn = work / "turn"
-    turn.mkdir()
-    running = []
+    running: list[Running] = []
     try:
         for number, (way, program) in enumerate(jobs):
             out = work / f"{number}.json"
             words = [
-                options.recipe, *options.overrides, f"model.backend={way}", "--results", out, "--turn", turn,
-                "--warm", options.steps + 1, "--profiled", 2,
+                options.recipe, *options.overrides, f"model.backend={way}", "--results", out,
+                "--turn", work / f"{number}.go", "--warm", options.steps + 1, "--profiled", 2,
                 *(["--emulate", options.emulate] if options.emulate else []),
             ]  # fmt: skip
             running.append((way, program, out, _start(trees[program], "bench.host_share", words, caches, options)))
-        # They import beside each other, and then use the card in turn, while nothing else runs.
-        while len(list(turn.glob("ready-*"))) < sum(process.poll() is None for *_, process in running):
-            time.sleep(0.1)
-        (turn / "go").touch()
+        # They import beside each other, and then use the card one after the other, while nothing else runs.
+        _wait(running, ".ready")
+        for each in running:
+            each[2].with_suffix(".go").touch()
+            _wait([each], ".done")
         for way, program, out, process in running:
             said = process.communicate()[0]
             if process.returncode:  # the others are measured all the same
@@ -120,6 +120,12 @@ def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> 
             })  # fmt: skip
             say(f"{program}: {seconds} s from the command to its adapter")
             write_json(options.results, result)
+
+
+def _wait(running: Sequence[Running], what: str) -> None:
+    """Wait until all of these have said so, or have ended."""
+    while not all(out.with_suffix(what).exists() or process.poll() is not None for _, _, out, process in running):
+        time.sleep(0.1)
 
 
 def _start(

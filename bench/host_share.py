@@ -9,6 +9,7 @@ profile are timed too, since a profiler slows the host down.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
@@ -17,7 +18,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from fast_ft.recipe import loader
 
 if TYPE_CHECKING:
     from fast_ft.train.session import TrainSession
+    from fast_ft.train.task import TrainTask
 
 _PLACE = {True: "pass ", False: "other"}
 
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profiled", type=int, default=3, help="steps of the profile; default: %(default)s")
     parser.add_argument("--cap", type=float, default=T4_GIB, help="GiB, context included; default: %(default)s")
     parser.add_argument("--emulate", choices=["t4"], help=f"{LABEL}: memory, attention, 8 SMs; ratios only")
-    parser.add_argument("--turn", type=Path, help="a folder: wait for the file `go` in it, then for the card")
+    parser.add_argument("--turn", type=Path, help="a file to wait for, once all is imported; .ready and .done say so")
     parser.add_argument("--stacks", action="store_true", help="profile again, with the Python stack of each wait")
     options = parser.parse_intermixed_args(given)
     environment.for_libraries()
@@ -80,55 +82,55 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from fast_ft.train.session import TrainSession
     from fast_ft.train.task import TrainTask
 
-    take_turn(options.turn)
-    limits = Limits(options.cap, 8 if options.emulate else None, t4_attention=bool(options.emulate))
-    limits.begin()
-    with limits.stream():
-        card = planner.card_here()
-    plan = planner.settle(recipe, prepared, ours.family(recipe), backend=maker.name, card=card)
-    loaded = maker.for_training()
     steps = options.warm + (options.profiled + 2) * (2 if options.stacks else 1) + 1
-    task = TrainTask(
-        prepared.jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, stop_after=steps
-    )
+    limits = Limits(options.cap, 8 if options.emulate else None, t4_attention=bool(options.emulate))
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        session = TrainSession(loaded, task, plan.train, Path(folder))
-        with limits.stream():
-            found = profiled(session, options.warm, options.profiled, Path(folder), stacks=options.stacks)
-    return {"backend": loaded.backend, "plan": plan.to_json(), **limits.to_json(), **found}
+        profiler = Profiler(options.warm, options.profiled + 2, Path(folder), stacks=options.stacks)
+        with turn(options.turn):
+            limits.begin()
+            with limits.stream():
+                card = planner.card_here()
+            plan = planner.settle(recipe, prepared, ours.family(recipe), backend=maker.name, card=card)
+            loaded = maker.for_training()
+            carry, pad_id = recipe.curriculum.carry, prepared.encoder.pad_id
+            task = TrainTask(prepared.jobs, recipe.train, carry, recipe.seed, pad_id, stop_after=steps)
+            session = TrainSession(loaded, task, plan.train, Path(folder))
+            with limits.stream():
+                train(session, profiler)
+        return {"backend": loaded.backend, "plan": plan.to_json(), **limits.to_json(), **profiler.result(task)}
 
 
-def take_turn(folder: Path | None) -> None:
-    """Say that this process has imported all, wait until all have, and then until it alone may use the card."""
-    if folder is None:
-        return
+@contextlib.contextmanager
+def turn(file: Path | None) -> Iterator[None]:
+    """Hold the card within: say that this process has imported all, wait for its turn, and say when it is over.
+
+    The file that GPU_LOCK names, where it does, is locked meanwhile: others on the machine may wait for it.
+    """
     import fcntl
 
-    (folder / f"ready-{os.getpid()}").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.05)
-    fcntl.flock(os.open(folder / "lock", os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
+    if file is not None:
+        file.with_suffix(".ready").touch()
+        while not file.exists():
+            time.sleep(0.05)
+    with open(os.environ.get("GPU_LOCK", os.devnull), "a") as lock:  # noqa: PTH123
+        if "GPU_LOCK" in os.environ:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    if file is not None:
+        file.with_suffix(".done").touch()
 
 
-def profiled(session: TrainSession, warm: int, count: int, folder: Path, *, stacks: bool) -> dict[str, Any]:
-    """Run the session's only stage with a profile over `count` whole steps after `warm` steps."""
+def train(session: TrainSession, profiler: Profiler) -> None:
+    """Run the session's only stage, and the profiler beside it."""
     from fast_ft.train.sft_trainer import StageTrainer
 
     session.steps.passes = Marked(session.steps.passes)  # type: ignore[assignment]
     trainer = StageTrainer(session)
-    profiler = Profiler(warm, count + 2, folder, stacks=stacks)
     trainer.add_callback(profiler.callback())
     try:
         trainer.train()
     finally:
         session.steps.passes.close()
-    found = digest(profiler.events(0), count)
-    found["step_seconds"] = profiler.seconds()
-    found["losses"] = profiler.losses
-    found["step_tokens"] = session.task.step_tokens[: len(profiler.seconds())]
-    if stacks:
-        found["waits"] = waits(profiler.events(1))
-    return found
 
 
 class Marked:
@@ -219,6 +221,13 @@ class Profiler:
         self._running.export_chrome_trace(str(self._files[-1]))
         self._running = None
         gc.collect()
+
+    def result(self, task: TrainTask) -> dict[str, Any]:
+        """Return what was seen: the digest of the profile, the seconds of the steps before it, and all losses."""
+        seconds = self.seconds()
+        found = digest(self.events(0), self.count - 2)
+        found |= {"step_seconds": seconds, "step_tokens": task.step_tokens[: len(seconds)], "losses": self.losses}
+        return found | ({"waits": waits(self.events(1))} if len(self._files) > 1 else {})
 
     def seconds(self) -> list[float]:
         """Return the seconds between the beginnings of the steps before the profile, by the card's clock."""

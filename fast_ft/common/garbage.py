@@ -10,7 +10,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-_USUAL = gc.get_threshold()
+USUAL = gc.get_threshold()  #: of this Python, as the program begins
 _SELDOM = (200_000, 20, 20)  #: objects made before the youngest are looked at; how many such looks before older ones
 
 
@@ -22,7 +22,7 @@ def seldom() -> None:
 @contextlib.contextmanager
 def new_objects_only() -> Iterator[None]:
     """Look within as often as Python does, at what is made within. What there is now is left out, its cycles too."""
-    gc.set_threshold(*_USUAL)
+    gc.set_threshold(*USUAL)
     gc.freeze()
     try:
         yield

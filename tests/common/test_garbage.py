@@ -15,9 +15,14 @@ from fast_ft.common import environment, garbage
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    before = gc.get_threshold()
+    before, enabled = gc.get_threshold(), gc.isenabled()
+    gc.enable()
+    gc.set_threshold(*garbage.USUAL)
+    gc.collect()
     yield
     gc.set_threshold(*before)
+    if not enabled:
+        gc.disable()
     gc.unfreeze()
 
 
