@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> 
     trees = {"former": options.former.resolve(), "now": machine.ROOT}
     for module in (host_share, step_profile):
         shutil.copy(str(module.__file__), trees["former"] / "bench")
-    caches = {name: str(work / name) for name in CACHES}
+    caches = {name: os.environ.get(name, str(work / name)) for name in CACHES}
     result |= {"emulate": options.emulate, "steps": [], "commands": [], "failed": []}
     jobs = [(way, program) for way in options.ways.split(",") for _ in range(options.rounds) for program in PROGRAMS]
     running: list[Running] = []
