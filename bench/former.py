@@ -84,22 +84,14 @@ def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> 
             running.append((way, program, out, _start(trees[program], "bench.host_share", words, caches, options)))
         # They import beside each other, and then use the card one after the other, while nothing else runs.
         _wait(running, ".ready")
-        for each in running:
+        for number, each in enumerate(running):
             each[2].with_suffix(".go").touch()
+            if number:  # it computes its digest while the next one trains
+                _collect(running[number - 1], result)
+                write_json(options.results, result)
             _wait([each], ".done")
-        for way, program, out, process in running:
-            said = process.communicate()[0]
-            if process.returncode:  # the others are measured all the same
-                result["failed"].append(f"{program}, {way}: status {process.returncode}: {said[-2000:]}")
-                continue
-            say(f"{program}, {way}: {said.splitlines()[0] if said else ''}")
-            found = json.loads(out.read_text(encoding="utf-8"))
-            if program == "former":  # no figure needs each of its kernels
-                found["host_share"] = round(step_profile.host_share(found), 4)
-                for name in ("pass", "other", "top"):
-                    del found[name]
-            result["steps"].append({"program": program, "way": way, **found})
-            write_json(options.results, result)
+        _collect(running[-1], result)
+        write_json(options.results, result)
     finally:
         for *_, process in running:
             process.kill()
@@ -120,6 +112,22 @@ def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> 
             })  # fmt: skip
             say(f"{program}: {seconds} s from the command to its adapter")
             write_json(options.results, result)
+
+
+def _collect(running: Running, result: dict[str, Any]) -> None:
+    """Take in what a process measured; one that failed leaves the others."""
+    way, program, out, process = running
+    said = process.communicate()[0]
+    if process.returncode:
+        result["failed"].append(f"{program}, {way}: status {process.returncode}: {said[-2000:]}")
+        return
+    found = json.loads(out.read_text(encoding="utf-8"))
+    say(f"{program}, {way}: {statistics.median(found['step_seconds'])} s, the median of its steps")
+    if program == "former":  # no figure needs each of its kernels
+        found["host_share"] = round(step_profile.host_share(found), 4)
+        for name in ("pass", "other", "top"):
+            del found[name]
+    result["steps"].append({"program": program, "way": way, **found})
 
 
 def _wait(running: Sequence[Running], what: str) -> None:
