@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fast_ft.common import atomic_files
@@ -54,24 +54,22 @@ def _read(path: Path) -> bytes | None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """Load NVRTC: the one that torch has loaded, or that lies beside it. OSError if there is none."""
-    for name in _names():
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(name)
-    raise OSError("NVRTC, which torch for CUDA brings, was not found")
-
-
-def _names() -> Iterator[str]:
-    """Yield the names under which NVRTC may be found, those of torch's own version of CUDA first."""
+    """Load NVRTC: that of torch's own packages first, then whichever the system finds. OSError if there is none."""
     import torch
 
     own = int((torch.version.cuda or "0").split(".")[0])
     majors = sorted(_MAJORS, key=lambda major: major != own)
     names = [f"nvrtc64_{major}0_0.dll" if sys.platform == "win32" else f"libnvrtc.so.{major}" for major in majors]
-    yield from names
-    for entry in sys.path:
-        for name in names:
-            yield from map(str, Path(entry or ".").glob(f"nvidia/*/*/{name}"))
+    packaged = [path for name in names for entry in sys.path for path in Path(entry or ".").glob(f"nvidia/*/*/{name}")]
+    for path in packaged:
+        with contextlib.suppress(OSError):
+            for builtins in path.parent.glob(f"{'' if sys.platform == 'win32' else 'lib'}nvrtc-builtins*"):
+                ctypes.CDLL(str(builtins))  # which NVRTC asks for by name alone
+            return ctypes.CDLL(str(path))
+    for name in names:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
+    raise OSError("NVRTC, which torch for CUDA brings, was not found")
 
 
 def _version(library: ctypes.CDLL) -> str:
