@@ -17,13 +17,12 @@ constexpr int STAGE = W_BYTES + X_BYTES + S_BYTES;
 constexpr int TABLE = 256 * 256;                       // an entry's 128 bytes, then 128 free: the block's own sums use them
 constexpr int SUMS = G * MT * 4;                       // of a lane
 constexpr int BATCH = SUMS / ((SUMS * NW + 255) / 256);  // sums of a warp that find room in the table's gaps
+static_assert(TILE * KG / 4 <= THREADS, "one copy of scales a thread");
 static_assert(SUMS % BATCH == 0 && BATCH * NW <= 256 && G % 2 == 0, "a block's cut does not come out even");
 
-__device__ __forceinline__ void copy16(u32 to, const void *from, bool real) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void copy4(u32 to, const void *from, bool real) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(real ? 4 : 0) : "memory");
+// Copies 16 bytes, or 16 zeros where `size` is 0.
+__device__ __forceinline__ void copy(u32 to, const void *from, int size) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
 }
 __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32." KIND "." KIND ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -52,15 +51,14 @@ __device__ __forceinline__ int place(int row, int piece) { return ((row * 2 * KG
 
 __constant__ u16 CODES[16] = {CODE_BITS};
 
-// `words` (N, K / 8), `scales` (K / 64, N): high and low part; `xa` (rows, R), `b` (N, R): a LoRA's, R a multiple of 16.
+// `words` (N, K / 8), `scales` (K / 64, N): high and low part; `xa` (rows, R), `b` (N, R): a LoRA's, R a multiple of 16. N is one of 4.
 // `out`: (parts, rows, N) in fp32, or (rows, N) in the weights' kind if `parts` is 1.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(
     const u8 *__restrict__ x, const u8 *__restrict__ words, const u32 *__restrict__ scales, const u8 *__restrict__ xa,
-    const u8 *__restrict__ b, void *__restrict__ out, int rows, int N, int K, int x_row, int xa_row, int R, int out_row,
-    int parts) {
+    const u8 *__restrict__ b, void *__restrict__ out, int rows, int N, int K, int x_row, int xa_row, int R, int parts) {
   extern __shared__ __align__(1024) u8 shared[];
   u8 *const stages = shared + TABLE;
-  const u32 stages_at = (u32)__cvta_generic_to_shared(stages);
+  const u32 shared_at = (u32)__cvta_generic_to_shared(shared);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, c = lane % 4, r = lane / 4;
   const int along = warp % NW, group = warp / NW;
   const int chunks = (K + CHUNK - 1) / CHUNK, all = (N + TILE - 1) / TILE * chunks, blocks = gridDim.x;
@@ -72,28 +70,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(
   auto fetch = [&](int slot) {
     if (next < end) {
       const int n0 = next_tile * TILE, k0 = next_chunk * CHUNK;
-      const u32 to = stages_at + slot * STAGE;
+      const u32 to = shared_at + TABLE + slot * STAGE;
+      {
+        constexpr int STEP = THREADS / (2 * KG);  // a multiple of 16: all rows of a thread are placed alike
+        const int row = thread / (2 * KG), piece = thread % (2 * KG), k = k0 + 32 * piece;
+        const u8 *const from = words + k / 2;
 #pragma unroll
-      for (int i = 0; i < G; i++) {
-        const int each = thread + THREADS * i, row = each / (2 * KG), piece = each % (2 * KG), k = k0 + 32 * piece;
-        copy16(to + place(row, piece), words + (long long)min(n0 + row, N - 1) * (K / 2) + (k < K ? k / 2 : 0), k < K);
+        for (int i = 0; i < G; i++)
+          copy(to + place(row, piece) + i * (STEP * CHUNK / 2),
+               from + (long long)min(n0 + row + i * STEP, N - 1) * (K / 2), k < K ? 16 : 0);
       }
+      {
+        constexpr int STEP = THREADS / (8 * KG);
+        const int row = thread / (8 * KG), piece = thread % (8 * KG), k = k0 + 8 * piece;
+        const u8 *const from = x + 2 * k;
 #pragma unroll
-      for (int i = 0; i < (ROWS * 8 * KG + THREADS - 1) / THREADS; i++) {
-        const int each = thread + THREADS * i, row = each / (8 * KG), piece = each % (8 * KG), k = k0 + 8 * piece;
-        if (ROWS * 8 * KG % THREADS == 0 || each < ROWS * 8 * KG) {
-          const bool real = row < rows && k < K;
-          copy16(to + W_BYTES + row * (2 * CHUNK) + (piece ^ (row & 1)) * 16,
-                 x + (real ? ((long long)row * x_row + k) * 2 : 0), real);
-        }
+        for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++)
+          if (ROWS % STEP == 0 || row + i * STEP < ROWS)
+            copy(to + W_BYTES + (row + i * STEP) * (2 * CHUNK) + (piece ^ (row & 1)) * 16,
+                 from + (long long)min(row + i * STEP, rows - 1) * (2 * x_row), k < K ? 16 : 0);
       }
-#pragma unroll
-      for (int i = 0; i < (TILE * KG + THREADS - 1) / THREADS; i++) {
-        const int each = thread + THREADS * i, block = k0 / 64 + each / TILE;
-        if (TILE * KG % THREADS == 0 || each < TILE * KG) {
-          const bool real = block < K / 64;
-          copy4(to + W_BYTES + X_BYTES + each * 4, scales + (real ? (long long)block * N : 0) + min(n0 + each % TILE, N - 1), real);
-        }
+      if (thread < TILE * KG / 4) {
+        const int n = n0 + 4 * thread % TILE, block = k0 / 64 + 4 * thread / TILE;
+        copy(to + W_BYTES + X_BYTES + 16 * thread, scales + (long long)block * N + min(n, N - 4), block < K / 64 ? 16 : 0);
       }
       next++;
       if (++next_chunk == chunks) { next_chunk = 0; next_tile++; }
@@ -191,10 +190,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         const int m = 8 * t + 2 * c + e;
-        const long long to = ((long long)part * rows + m) * out_row + n0;
+        const long long to = ((long long)part * rows + m) * N + n0;
 #pragma unroll
         for (int g = 0; g < G; g += 2) {
-          if (m >= rows || n0 + 16 * g >= out_row) continue;
+          if (m >= rows || n0 + 16 * g >= N) continue;
           const float a = sum[g][t][e], b = sum[g][t][e + 2], c = sum[g + 1][t][e], d = sum[g + 1][t][e + 2];
           if (parts == 1) *(uint2 *)((u16 *)out + to + 16 * g) = make_uint2(rounded(a, b), rounded(c, d));
           else *(float4 *)((float *)out + to + 16 * g) = make_float4(a, b, c, d);
@@ -202,8 +201,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(
       }
     for (int empty = part + 1; is_last && empty < parts; empty++)  // parts that this tile has not
       for (int m = c; m < rows; m += 4)
-        for (int g = 0; g < G && n0 + 16 * g < out_row; g += 2)
-          *(float4 *)((float *)out + ((long long)empty * rows + m) * out_row + n0 + 16 * g) = make_float4(0, 0, 0, 0);
+        for (int g = 0; g < G && n0 + 16 * g < N; g += 2)
+          *(float4 *)((float *)out + ((long long)empty * rows + m) * N + n0 + 16 * g) = make_float4(0, 0, 0, 0);
   };
 
   begin();

@@ -87,16 +87,14 @@ def product(
     """Return x times the weights, and xa times b, as MN; or fp32 parts of it, (parts, M, N), to be added in order.
 
     `words` is (N, K / 8) int32 as bitsandbytes packs, `scales` (K / 64, N) as nf4.pack_scales returns them. K is a
-    multiple of 64, R of 16; `xa_MR` None is no LoRA.
+    multiple of 64, R of 16, N of 4; `xa_MR` None is no LoRA.
     """
     rows, inputs = x_MK.shape
     outputs = len(words)
     parts = parts_of(-(-outputs // cut.tile), -(-inputs // cut.chunk), blocks)
-    wide = -(-outputs // 4) * 4
-    out = x_MK.new_empty(rows, wide) if parts == 1 else x_MK.new_empty(parts, rows, wide, dtype=torch.float32)
+    out = x_MK.new_empty(rows, outputs) if parts == 1 else x_MK.new_empty(parts, rows, outputs, dtype=torch.float32)
     xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_NR is None else (xa_MR, b_NR, xa_MR.shape[1])
     kernel(cut, x_MK.dtype, x_MK.device)(
-        (blocks, 1), x_MK, words, scales, xa, b, out, rows, outputs, inputs, x_MK.stride(0), xa.stride(0), ranks, wide,
-        parts,
+        (blocks, 1), x_MK, words, scales, xa, b, out, rows, outputs, inputs, x_MK.stride(0), xa.stride(0), ranks, parts,
     )  # fmt: skip
-    return out if wide == outputs else out[..., :outputs].contiguous()
+    return out
