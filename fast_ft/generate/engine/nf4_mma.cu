@@ -14,9 +14,10 @@ typedef unsigned char u8;
 constexpr int THREADS = 32 * NW * KG, TILE = 16 * G * NW, CHUNK = 64 * KG, ROWS = 8 * MT;
 constexpr int W_BYTES = TILE * CHUNK / 2, X_BYTES = ROWS * CHUNK * 2, S_BYTES = TILE * KG * 4;
 constexpr int STAGE = W_BYTES + X_BYTES + S_BYTES;
-constexpr int TABLE = 256 * 256;                       // an entry's 128 bytes, then 128 free: the block's own sums use them
+constexpr int TABLE = 256 * ENTRY;  // 128 bytes; where an entry takes 256, groups add their sums up in the rest
 constexpr int SUMS = G * MT * 4;                       // of a lane
 constexpr int BATCH = SUMS / ((SUMS * NW + 255) / 256);  // sums of a warp that find room in the table's gaps
+static_assert(ENTRY == 256 || ENTRY == 128 && KG == 1, "the groups' sums lie between the entries");
 static_assert(TILE * KG / 4 <= THREADS, "one copy of scales a thread");
 static_assert(SUMS % BATCH == 0 && BATCH * NW <= 256 && G % 2 == 0, "a block's cut does not come out even");
 
@@ -44,6 +45,11 @@ __device__ __forceinline__ u32 rounded(float low, float high) {
   asm("cvt.rn." KIND "x2.f32 %0, %1, %2;" : "=r"(made) : "f"(high), "f"(low));
   return made;
 }
+// Where the table has a word's byte, for a lane.
+__device__ __forceinline__ u32 entry(u32 word, int byte, int lane) {
+  if (ENTRY == 256) return __byte_perm(word, lane * 4, 0x5504 | byte << 4);
+  return ((byte == 0 ? word << 7 : word >> (8 * byte - 7)) & 0x7f80) | lane * 4;
+}
 // A warp's output: the i-th of the 2 G that lanes 4 r to 4 r + 3 share. Four in a row, so that they are stored at once.
 __device__ __forceinline__ int output(int i, int r) { return i / 4 * 32 + 4 * r + i % 4; }
 // Where 16 bytes of a tile's codes lie: lanes that read at once find them in different banks.
@@ -53,7 +59,7 @@ __constant__ u16 CODES[16] = {CODE_BITS};
 
 // `words` (N, K / 8), `scales` (K / 64, N): high and low part; `xa` (rows, R), `b` (N, R): a LoRA's, R a multiple of 16. N is one of 4.
 // `out`: (parts, rows, N) in fp32, or (rows, N) in the weights' kind if `parts` is 1.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(
+extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     const u8 *__restrict__ x, const u8 *__restrict__ words, const u32 *__restrict__ scales, const u8 *__restrict__ xa,
     const u8 *__restrict__ b, void *__restrict__ out, int rows, int N, int K, int x_row, int xa_row, int R, int parts) {
   extern __shared__ __align__(1024) u8 shared[];
@@ -102,8 +108,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(
 
 #pragma unroll
   for (int slot = 0; slot < STAGES - 1; slot++) fetch(slot);
-  for (int entry = warp; entry < 256; entry += NW * KG)
-    *(u32 *)(shared + entry * 256 + lane * 4) = CODES[entry / 16] | (u32)CODES[entry % 16] << 16;
+  for (int byte = warp; byte < 256; byte += NW * KG)  // a byte's first code is its high half
+    *(u32 *)(shared + byte * ENTRY + lane * 4) = CODES[byte / 16] | (u32)CODES[byte % 16] << 16;
 
   float sum[G][MT][4];
   auto begin = [&] {  // a LoRA's share goes to a tile's first part
@@ -153,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product(
         const u32 w = half ? word[i].y : word[i].x;
 #pragma unroll
         for (int pair = 0; pair < 4; pair++)
-          a[pair / 2][i / 2][i % 2 + pair % 2 * 2] = decoded(__byte_perm(w, lane * 4, 0x5504 | pair << 4), scale[i]);
+          a[pair / 2][i / 2][i % 2 + pair % 2 * 2] = decoded(entry(w, pair, lane), scale[i]);
       }
 #pragma unroll
       for (int t = 0; t < MT; t++) {

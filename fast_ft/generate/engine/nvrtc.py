@@ -91,7 +91,9 @@ def _compile(library: ctypes.CDLL, source: str, options: Sequence[str]) -> bytes
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def _bytes(library: ctypes.CDLL, program: ctypes.c_void_p, size: ctypes._FuncPointer, read: ctypes._FuncPointer) -> bytes:
+def _bytes(
+    library: ctypes.CDLL, program: ctypes.c_void_p, size: ctypes._FuncPointer, read: ctypes._FuncPointer
+) -> bytes:
     length = ctypes.c_size_t()
     _check(library, size(program, ctypes.byref(length)))
     content = ctypes.create_string_buffer(length.value)
