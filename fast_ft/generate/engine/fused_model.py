@@ -70,7 +70,8 @@ class FusedModel:
     def forward(self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, few: bool = False) -> Tensor:
         """Return the last hidden states, normalised, TE.
 
-        `few` decodes 4-bit weights in registers; attend's columns must then be in plane order if the model is `ordered`.
+        `few` decodes 4-bit weights in registers; attend's columns must then be in plane order if the model is
+        `ordered`.
         """
         ops, eps, planes = self.ops, self.eps, few and self.ordered
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)

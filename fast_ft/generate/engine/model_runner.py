@@ -140,17 +140,11 @@ class ModelRunner:
             keys, values = self.cache.keys[layer], self.cache.values[layer]
             q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values)
             return model.ops.paged_attention(
-                q_SHD,
-                keys,
-                values,
-                table_SW,
-                slot.length,
-                columns=columns,
-                planes=few and model.ordered,
-                window=model.windows[layer],
+                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=ordered, window=model.windows[layer]
             )
 
         few = model.planes and slots <= nf4_linear.FEW
+        ordered = few and model.ordered
         logits_SV = model.logits(model.forward(slot.token, slot.length, attend, few=few))
         self.logits[:slots].copy_(logits_SV)
         seen_SV = self.seen[:slots] if self.seen is not None else None
