@@ -83,10 +83,15 @@ def parts_of(tiles: int, chunks: int, blocks: int) -> int:
     return max(owner((tile + 1) * chunks - 1) - owner(tile * chunks) for tile in range(tiles)) + 1
 
 
-@functools.cache
 def cut_for(rows: int, device: torch.device) -> Cut:
-    """Return how work is cut for that many rows, by the shared memory that a block may have on the card."""
-    room, eights = torch.cuda.get_device_properties(device).shared_memory_per_block_optin, -(-rows // 8)
+    """Return how work is cut for that many rows on a card."""
+    return fitting(rows, torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+@functools.cache
+def fitting(rows: int, room: int) -> Cut:
+    """Return how work is cut for that many rows where a block may have `room` bytes of shared memory."""
+    eights = -(-rows // 8)
     many = eights > 8
     large = Cut(eights, 2, 8, 1, 0) if many else Cut(eights, 4, 4, 2, 0)
     small = Cut(eights, 2, 8, 1, 0, 128) if many else Cut(eights, 4, 4, 1, 0, 128)
