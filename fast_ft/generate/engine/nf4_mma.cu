@@ -142,34 +142,45 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     }
   };
 
-  auto multiply = [&](int slot) {
+  // What is read of a stage: a lane's codes and scales of all its outputs, and x at its columns.
+  uint2 word[2 * G];
+  u32 scale[2 * G];
+  uint4 v[MT];       // half of the lane's columns, two products' second operands
+  u32 a[2][2][4];    // of one g, two steps of 16 columns: what is multiplied, what is decoded meanwhile
+  auto read_codes = [&](int slot) {
     const u8 *const from = stages + slot * STAGE;
-    const u8 *const x_at = from + W_BYTES + r * 128;
-    uint2 word[2 * G];
-    u32 scale[2 * G];
 #pragma unroll
     for (int i = 0; i < 2 * G; i++)
       word[i] = *(const uint2 *)(from + place(along * 16 * G + output(i, r), c / 2) + c % 2 * 8);
 #pragma unroll
     for (int i = 0; i < 2 * G; i += 4)
       *(uint4 *)(scale + i) = *(const uint4 *)(from + W_BYTES + X_BYTES + (along * 16 * G + output(i, r)) * 4);
+  };
+  auto read_x = [&](int slot, int half, int t) {
+    v[t] = *(const uint4 *)(stages + slot * STAGE + W_BYTES + t * 1024 + r * 128 + ((2 * c + half) ^ (r & 1)) * 16);
+  };
+  auto decode = [&](int half, int g) {
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      u32 a[2][G][4];  // of two steps of 16 columns
+    for (int i = 2 * g; i < 2 * g + 2; i++)
 #pragma unroll
-      for (int i = 0; i < 2 * G; i++) {
-        const u32 w = half ? word[i].y : word[i].x;
+      for (int pair = 0; pair < 4; pair++)
+        a[g % 2][pair / 2][i % 2 + pair % 2 * 2] = decoded(entry(half ? word[i].y : word[i].x, pair, lane), scale[i]);
+  };
+  // Multiplies a half of the group's 64 columns, and reads and decodes what comes next meanwhile.
+  auto multiply = [&](int half, int next_slot, int next_half) {
 #pragma unroll
-        for (int pair = 0; pair < 4; pair++)
-          a[pair / 2][i / 2][i % 2 + pair % 2 * 2] = decoded(entry(w, pair, lane), scale[i]);
+    for (int g = 0; g < G; g++) {
+      if (g + 1 < G) decode(half, g + 1);
+      else {
+        if (next_half == 0) read_codes(next_slot);
+        decode(next_half, 0);
       }
 #pragma unroll
+      for (int t = 0; t < MT; t++) mma(sum[g][t], a[g % 2][0], v[t].x, v[t].y);
+#pragma unroll
       for (int t = 0; t < MT; t++) {
-        const uint4 v = *(const uint4 *)(x_at + t * 1024 + ((2 * c + half) ^ (r & 1)) * 16);
-#pragma unroll
-        for (int g = 0; g < G; g++) mma(sum[g][t], a[0][g], v.x, v.y);
-#pragma unroll
-        for (int g = 0; g < G; g++) mma(sum[g][t], a[1][g], v.z, v.w);
+        mma(sum[g][t], a[g % 2][1], v[t].z, v[t].w);
+        if (g + 1 == G) read_x(next_slot, next_half, t);
       }
     }
   };
@@ -213,13 +224,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
           *(float4 *)((float *)out + ((long long)empty * rows + m) * N + n0 + 16 * g) = make_float4(0, 0, 0, 0);
   };
 
-  begin();
-  for (int slot = 0; at < end; at++) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+  auto arrived = [&] {  // the next stage, for all warps of the group, which are done with the last one
+    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 3) : "memory");
     asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(GROUP) : "memory");
+  };
+  begin();
+  asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(GROUP) : "memory");
+  read_codes(0);
+#pragma unroll
+  for (int t = 0; t < MT; t++) read_x(0, 0, t);
+  decode(0, 0);
+  for (int slot = 0; at < end; at++) {
+    const int after = slot + 1 == STAGES ? 0 : slot + 1;
+    multiply(0, slot, 1);
+    arrived();
     fetch(slot == 0 ? STAGES - 1 : slot - 1);
-    multiply(slot);
-    slot = slot + 1 == STAGES ? 0 : slot + 1;
+    multiply(1, after, 0);
+    slot = after;
     const bool is_last = ++chunk == chunks;
     if (is_last || at + 1 == end) {
       finish(is_last);
