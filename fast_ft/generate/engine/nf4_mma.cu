@@ -21,6 +21,7 @@ constexpr int BATCH = SUMS / ((SUMS * NW + 255) / 256);  // sums of a warp that 
 static_assert(ENTRY == 256 || ENTRY == 128 && KG == 1, "the groups' sums lie between the entries");
 static_assert(TILE / 4 <= GROUP, "one copy of scales a thread");
 static_assert(SUMS % BATCH == 0 && BATCH * NW <= 256 && G % 2 == 0, "a block's cut does not come out even");
+static_assert(STAGES >= 3 && (MT <= 8 || MT % 4 == 0), "the order of what is read and multiplied does not come out even");
 
 // Copies 16 bytes, or 16 zeros where `size` is 0.
 __device__ __forceinline__ void copy(u32 to, const void *from, int size) {
@@ -145,8 +146,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
   // What is read of a stage: a lane's codes and scales of all its outputs, and x at its columns.
   uint2 word[2 * G];
   u32 scale[2 * G];
-  uint4 v[MT];       // half of the lane's columns, two products' second operands
-  u32 a[2][2][4];    // of one g, two steps of 16 columns: what is multiplied, what is decoded meanwhile
+  constexpr int HELD = MT > 8 ? 4 : MT;  // eights of rows of x that are held: all, or the next few
+  uint4 v[HELD];                         // half of the lane's columns: of two products of 16 columns
+  u32 a[2][MT > 8 ? G : 1][2][4];        // decoded weights: what is multiplied, and what is decoded meanwhile
   auto read_codes = [&](int slot) {
     const u8 *const from = stages + slot * STAGE;
 #pragma unroll
@@ -157,30 +159,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
       *(uint4 *)(scale + i) = *(const uint4 *)(from + W_BYTES + X_BYTES + (along * 16 * G + output(i, r)) * 4);
   };
   auto read_x = [&](int slot, int half, int t) {
-    v[t] = *(const uint4 *)(stages + slot * STAGE + W_BYTES + t * 1024 + r * 128 + ((2 * c + half) ^ (r & 1)) * 16);
+    v[t % HELD] = *(const uint4 *)(stages + slot * STAGE + W_BYTES + t * 1024 + r * 128 + ((2 * c + half) ^ (r & 1)) * 16);
   };
-  auto decode = [&](int half, int g) {
+  auto decode = [&](int half, int g, u32(&to)[2][4]) {
 #pragma unroll
-    for (int i = 2 * g; i < 2 * g + 2; i++)
+    for (int i = 0; i < 2; i++)
 #pragma unroll
-      for (int pair = 0; pair < 4; pair++)
-        a[g % 2][pair / 2][i % 2 + pair % 2 * 2] = decoded(entry(half ? word[i].y : word[i].x, pair, lane), scale[i]);
-  };
-  // Multiplies a half of the group's 64 columns, and reads and decodes what comes next meanwhile.
-  auto multiply = [&](int half, int next_slot, int next_half) {
-#pragma unroll
-    for (int g = 0; g < G; g++) {
-      if (g + 1 < G) decode(half, g + 1);
-      else {
-        if (next_half == 0) read_codes(next_slot);
-        decode(next_half, 0);
+      for (int pair = 0; pair < 4; pair++) {
+        const uint2 w = word[2 * g + i];
+        to[pair / 2][i + pair % 2 * 2] = decoded(entry(half ? w.y : w.x, pair, lane), scale[2 * g + i]);
       }
+  };
+  // Multiplies a half of the group's 64 columns, and reads and decodes the next half meanwhile; `here` and `slot` are their stages.
+  auto multiply = [&](int half, int here, int slot) {
+    const int other = 1 - half;
+    if constexpr (MT <= 8) {  // 16 outputs at a time, all rows of x held
 #pragma unroll
-      for (int t = 0; t < MT; t++) mma(sum[g][t], a[g % 2][0], v[t].x, v[t].y);
+      for (int g = 0; g < G; g++) {
+        if (g + 1 < G) decode(half, g + 1, a[(g + 1) % 2][0]);
+        else {
+          if (other == 0) read_codes(slot);
+          decode(other, 0, a[0][0]);
+        }
 #pragma unroll
-      for (int t = 0; t < MT; t++) {
-        mma(sum[g][t], a[g % 2][1], v[t].z, v[t].w);
-        if (g + 1 == G) read_x(next_slot, next_half, t);
+        for (int t = 0; t < MT; t++) mma(sum[g][t], a[g % 2][0][0], v[t].x, v[t].y);
+#pragma unroll
+        for (int t = 0; t < MT; t++) {
+          mma(sum[g][t], a[g % 2][0][1], v[t].z, v[t].w);
+          if (g + 1 == G) read_x(slot, other, t);
+        }
+      }
+    } else {  // 16 rows at a time, all weights held
+      if (other == 0) read_codes(slot);
+#pragma unroll
+      for (int g = 0; g < G; g++) decode(other, g, a[other][g]);
+#pragma unroll
+      for (int t = 0; t < MT; t += 2) {
+#pragma unroll
+        for (int step = 0; step < 2; step++)
+#pragma unroll
+          for (int g = 0; g < G; g++)
+#pragma unroll
+            for (int u = 0; u < 2; u++) {
+              const uint4 x = v[(t + u) % HELD];
+              mma(sum[g][t + u], a[half][g][step], step ? x.z : x.x, step ? x.w : x.y);
+            }
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+          if (t + u + HELD < MT) read_x(here, half, t + u + HELD);
+          else read_x(slot, other, t + u + HELD - MT);
       }
     }
   };
@@ -233,14 +260,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
   asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(GROUP) : "memory");
   read_codes(0);
 #pragma unroll
-  for (int t = 0; t < MT; t++) read_x(0, 0, t);
-  decode(0, 0);
+  for (int t = 0; t < HELD; t++) read_x(0, 0, t);
+#pragma unroll
+  for (int g = 0; g < (MT > 8 ? G : 1); g++) decode(0, g, a[0][g]);
   for (int slot = 0; at < end; at++) {
     const int after = slot + 1 == STAGES ? 0 : slot + 1;
-    multiply(0, slot, 1);
+    multiply(0, slot, slot);
     arrived();
     fetch(slot == 0 ? STAGES - 1 : slot - 1);
-    multiply(1, after, 0);
+    multiply(1, slot, after);
     slot = after;
     const bool is_last = ++chunk == chunks;
     if (is_last || at + 1 == end) {

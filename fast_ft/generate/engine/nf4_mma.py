@@ -94,6 +94,7 @@ def fitting(rows: int, room: int) -> Cut:
     """Return how work is cut for that many rows where a block may have `room` bytes of shared memory."""
     eights = -(-rows // 8)
     if eights > 8:
+        eights = -(-eights // 4) * 4
         cuts = [Cut(eights, 2, 8, 1, 0), Cut(eights, 2, 8, 1, 0, 128), Cut(eights, 2, 4, 1, 0, 128)]
     else:
         cuts = [Cut(eights, 4, 4, 2, 0), Cut(eights, 4, 4, 1, 0, 128)]
