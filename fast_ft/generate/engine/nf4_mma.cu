@@ -69,15 +69,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
   const int along = warp % NW, group = warp / NW, own = thread % GROUP;
   u8 *const stages = shared + TABLE + group * (STAGES * STAGE);  // each group's own
   const u32 shared_at = (u32)__cvta_generic_to_shared(stages);
-  const int chunks = (K + CHUNK - 1) / CHUNK, all = (N + TILE - 1) / TILE * chunks, blocks = gridDim.x;
-  int at = (int)((long long)all * blockIdx.x / blocks);
-  const int end = (int)((long long)all * (blockIdx.x + 1) / blocks);
-  int tile = at / chunks, chunk = at % chunks;
-  int next = at, next_tile = tile, next_chunk = chunk;
+  const u32 chunks = (K + CHUNK - 1) / CHUNK, all = (N + TILE - 1) / TILE * chunks, blocks = gridDim.x;
+  u32 at = all * blockIdx.x / blocks;  // all * blocks is below 2^31
+  const u32 end = all * (blockIdx.x + 1) / blocks;
+  u32 tile = at / chunks, chunk = at % chunks;
+  u32 next = at, next_tile = tile, next_chunk = chunk;
 
   auto fetch = [&](int slot) {
     if (next < end) {
-      const int n0 = next_tile * TILE, k0 = next_chunk * CHUNK + 64 * group, size = k0 < K ? 16 : 0;
+      const int n0 = (int)next_tile * TILE, k0 = next_chunk * CHUNK + 64 * group, size = k0 < K ? 16 : 0;
       const u32 to = shared_at + slot * STAGE;
       {
         constexpr int STEP = GROUP / 2;  // a multiple of 16: all rows of a thread are placed alike
@@ -229,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
           for (int i = 0; i < BATCH; i++) flat[first + i] += gap[i * 64];
       }
     if (group != 0) return;
-    const int owner = (int)(((long long)tile * chunks + 1) * blocks - 1) / all;  // of the tile's first chunk
+    const u32 owner = ((tile * chunks + 1) * blocks - 1) / all;  // of the tile's first chunk
     const int part = blockIdx.x - owner, n0 = tile * TILE + along * 16 * G + 4 * r;
 #pragma unroll
     for (int t = 0; t < MT; t++)

@@ -106,9 +106,10 @@ def fitting(rows: int, room: int) -> Cut:
 
 
 def blocks_for(cut: Cut, outputs: int, inputs: int, device: torch.device) -> int:
-    """Return how many blocks share a product: one for each multiprocessor, or fewer where there is less to do."""
-    most = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(most, -(-outputs // cut.tile) * -(-inputs // cut.chunk))
+    """Return how many blocks share a product: the fewest with as small a largest share as all multiprocessors."""
+    chunks = -(-outputs // cut.tile) * -(-inputs // cut.chunk)
+    share = -(-chunks // torch.cuda.get_device_properties(device).multi_processor_count)
+    return -(-chunks // share)
 
 
 def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
