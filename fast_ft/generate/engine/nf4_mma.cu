@@ -73,38 +73,53 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
   u32 at = all * blockIdx.x / blocks;  // all * blocks is below 2^31
   const u32 end = all * (blockIdx.x + 1) / blocks;
   u32 tile = at / chunks, chunk = at % chunks;
-  u32 next = at, next_tile = tile, next_chunk = chunk;
 
+  // What is copied next: where a thread's 16 bytes come from, and how many of its rows there are from there on.
+  constexpr int W_STEP = GROUP / 2, X_STEP = GROUP / 8;  // rows between a thread's copies; multiples of 16 and of 2
+  const u32 w_to = shared_at + place(own / 2, own % 2), s_to = shared_at + W_BYTES + X_BYTES + own * 16;
+  const u32 x_to = shared_at + W_BYTES + own / 8 * 128 + (own % 8 ^ own / 8 & 1) * 16;
+  const int x_left = rows - own / 8;
+  u32 next = at, next_tile = tile, next_chunk = chunk;
+  const u8 *w_from, *x_from;
+  const u32 *s_from;
+  int w_left, s_left, k_left;
+  auto aim = [&] {
+    const int n = next_tile * TILE, k = next_chunk * CHUNK + 64 * group;
+    w_from = words + (long long)(n + own / 2) * (K / 2) + k / 2 + own % 2 * 16;
+    x_from = x + (long long)(own / 8) * (2 * x_row) + 2 * k + own % 8 * 16;
+    s_from = scales + (long long)(k / 64) * N + n + 4 * own;
+    w_left = N - n - own / 2;
+    s_left = own < TILE / 4 ? N - n - 4 * own : 0;
+    k_left = K - k;
+  };
   auto fetch = [&](int slot) {
     if (next < end) {
-      const int n0 = (int)next_tile * TILE, k0 = next_chunk * CHUNK + 64 * group, size = k0 < K ? 16 : 0;
-      const u32 to = shared_at + slot * STAGE;
-      {
-        constexpr int STEP = GROUP / 2;  // a multiple of 16: all rows of a thread are placed alike
-        const int row = own / 2, piece = own % 2;
-        const u8 *const from = words + k0 / 2 + 16 * piece;
+      const u32 to = slot * STAGE;
 #pragma unroll
-        for (int i = 0; i < G; i++)
-          copy(to + place(row, piece) + i * (STEP * 32), from + (long long)min(n0 + row + i * STEP, N - 1) * (K / 2), size);
-      }
-      {
-        constexpr int STEP = GROUP / 8;
-        const int row = own / 8, piece = own % 8;
-        const u8 *const from = x + 2 * k0 + 16 * piece;
+      for (int i = 0; i < G; i++)
+        copy(w_to + to + i * (W_STEP * 32), w_from + (long long)(K / 2) * (i * W_STEP),
+             k_left > 0 && w_left > i * W_STEP ? 16 : 0);
 #pragma unroll
-        for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++)
-          if (ROWS % STEP == 0 || row + i * STEP < ROWS)
-            copy(to + W_BYTES + (row + i * STEP) * 128 + (piece ^ (row & 1)) * 16,
-                 from + (long long)min(row + i * STEP, rows - 1) * (2 * x_row), size);
-      }
-      if (own < TILE / 4)
-        copy(to + W_BYTES + X_BYTES + 16 * own, scales + (long long)(k0 / 64) * N + min(n0 + 4 * own, N - 4), size);
+      for (int i = 0; i < (ROWS + X_STEP - 1) / X_STEP; i++)
+        if (ROWS % X_STEP == 0 || own / 8 + i * X_STEP < ROWS)
+          copy(x_to + to + i * (X_STEP * 128), x_from + (long long)(2 * x_row) * (i * X_STEP),
+               k_left > 0 && x_left > i * X_STEP ? 16 : 0);
+      if (own < TILE / 4) copy(s_to + to, s_from, k_left > 0 && s_left > 0 ? 16 : 0);
+      w_from += CHUNK / 2;
+      x_from += CHUNK * 2;
+      s_from += (long long)KG * N;
+      k_left -= CHUNK;
       next++;
-      if (++next_chunk == chunks) { next_chunk = 0; next_tile++; }
+      if (++next_chunk == chunks) {
+        next_chunk = 0;
+        next_tile++;
+        aim();
+      }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
+  aim();
 #pragma unroll
   for (int slot = 0; slot < STAGES - 1; slot++) fetch(slot);
   for (int byte = thread; byte < 256; byte += THREADS) {  // a byte's first code is its high half
