@@ -41,7 +41,7 @@ def test_what_is_compiled_is_kept_and_a_damaged_file_is_compiled_again(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiled: list[str] = []
 
-    def compiler(library: object, source: str, options: object) -> bytes:
+    def compiler(library: object, source: str, options: object, kind: str) -> bytes:
         compiled.append(source)
         return f"machine code of {source}".encode()
 
@@ -86,5 +86,6 @@ def test_the_products_compile_for_every_card_that_they_are_for(tmp_path: Path, m
         assert cubin.startswith(b"\x7fELF"), (capability, rows)
     for tiles in (2, 4, 8):
         assert nvrtc.compiled(nf4_turing.source(tiles), (), (7, 5)).startswith(b"\x7fELF")
+    assert b".target sm_75" in nvrtc.compiled(nf4_turing.source(8), (), (7, 5), portable=True)
     with pytest.raises(RuntimeError, match=r"NVRTC: kernel\.cu"):
         nvrtc.compiled("no C++", (), (9, 0))
