@@ -141,8 +141,9 @@ def product(
     """
     (rows, inputs), outputs = x_MK.shape, len(words)
     cut = cut or cut_for(rows, x_MK.device)
-    blocks = blocks or blocks_for(cut, outputs, inputs, x_MK.device)
-    parts = parts_of(-(-outputs // cut.tile), -(-inputs // cut.chunk), blocks)
+    tiles, chunks = -(-outputs // cut.tile), -(-inputs // cut.chunk)
+    blocks = min(blocks or blocks_for(cut, outputs, inputs, x_MK.device), tiles * chunks)
+    parts = parts_of(tiles, chunks, blocks)
     out = x_MK.new_empty(rows, outputs) if parts == 1 else x_MK.new_empty(parts, rows, outputs, dtype=torch.float32)
     xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_NR is None else (xa_MR, b_NR, xa_MR.shape[1])
     kernel(cut, x_MK.dtype, x_MK.device)(
