@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _DECODE_F16 = tl.constexpr(nf4.decoder(nf4.code_bits("float16"), "f16", 1))
 _DECODE_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1))
+_EXACT_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1, nf4.rest_bits("bfloat16")))
 _REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r")
 
 
@@ -109,6 +110,14 @@ def pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _weights(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
+    """As `pairs`, but in bf16 rounded as bitsandbytes rounds: with few bits a neighbour is far."""
+    return tl.inline_asm_elementwise(
+        _EXACT_BF16 if BF16 else _DECODE_F16, _REGISTERS, [words, scales], dtype=(tl.int32,) * 4, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def _unpack(  # type: ignore[no-untyped-def]
     words, scale, scale_code, group_scale, group_offset, out, over,
     NESTED: tl.constexpr, BF16: tl.constexpr, BLOCKS: tl.constexpr, ROUNDS: tl.constexpr,
@@ -138,7 +147,7 @@ def _unpack(  # type: ignore[no-untyped-def]
         both = tl.broadcast_to(both[:, None], (BLOCKS, 4))
         for half in tl.static_range(2):
             word = tl.load(words + block[:, None] * 8 + half * 4 + tl.arange(0, 4)[None, :])
-            p0, p1, p2, p3 = pairs(word, both, BF16)
+            p0, p1, p2, p3 = _weights(word, both, BF16)
             made = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(BLOCKS, 16)
             tl.store(out + block[:, None] * 32 + half * 16 + tl.arange(0, 16)[None, :], made)
 
