@@ -41,7 +41,26 @@ def main() -> int:
     parser.add_argument("--base", required=True, help="the model: a folder or a .gguf file")
     parser.add_argument("--results", type=Path, help="the raw result; default: bench/results/real-CARD.json")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--train", type=Path, help="in place of all this: ways of choosing 100 of these rows")
+    parser.add_argument("--held-out", type=Path, help="with --train: other rows of the same source")
+    parser.add_argument("--samples", type=Path, default=Path("runs/choices"), help="with --train: a folder of samples")
+    parser.add_argument("--processes", type=int, default=4, help="with --train: side by side on the card")
+    parser.add_argument("--minutes", type=float, default=3.0, help="with --train: no run begins after these")
+    parser.add_argument("--capture", action="store_true", help="with --train: replay passes from CUDA graphs")
+    parser.add_argument("--only", default="", help="with --train: these choices, separated by commas")
     options = parser.parse_args()
+    if options.train or options.held_out:
+        if not (options.train and options.held_out):
+            parser.error("--train and --held-out go together")
+        from bench import choices_measure
+
+        choices_measure.measure(
+            choices_measure.Call(
+                options.base, options.train, options.held_out, options.samples, options.processes, options.minutes,
+                capture=options.capture, only=tuple(filter(None, options.only.split(","))), target=options.results,
+            )
+        )  # fmt: skip
+        return 0
     if options.way:
         child(options.way, options.base, options.results)
         return 0
