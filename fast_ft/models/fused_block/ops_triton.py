@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _DECODE_F16 = tl.constexpr(nf4.decoder(nf4.code_bits("float16"), "f16", 1))
 _DECODE_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1))
+_EXACT_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1, nf4.rest_bits("bfloat16")))
 _REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r")
 
 
@@ -101,11 +102,15 @@ def _swiglu_backward(gate_up, grad, inner, BLOCK: tl.constexpr):  # type: ignore
 
 
 @triton.jit
-def pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Four int32 of two 16-bit weights each for every word of eight NF4 codes; scales as nf4.pack_scales makes them."""
+def pairs(words, scales, BF16: tl.constexpr, EXACT: tl.constexpr = False):  # type: ignore[no-untyped-def]
+    """Four int32 of two 16-bit weights each for every word of eight NF4 codes; scales as nf4.pack_scales makes them.
+
+    EXACT: bf16 weights are rounded as bitsandbytes rounds them; with so few bits a neighbour is far.
+    """
     return tl.inline_asm_elementwise(
-        _DECODE_BF16 if BF16 else _DECODE_F16, _REGISTERS, [words, scales], dtype=(tl.int32,) * 4, is_pure=True, pack=1
-    )
+        (_EXACT_BF16 if EXACT else _DECODE_BF16) if BF16 else _DECODE_F16,
+        _REGISTERS, [words, scales], dtype=(tl.int32,) * 4, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -138,7 +143,7 @@ def _unpack(  # type: ignore[no-untyped-def]
         both = tl.broadcast_to(both[:, None], (BLOCKS, 4))
         for half in tl.static_range(2):
             word = tl.load(words + block[:, None] * 8 + half * 4 + tl.arange(0, 4)[None, :])
-            p0, p1, p2, p3 = pairs(word, both, BF16)
+            p0, p1, p2, p3 = pairs(word, both, BF16, True)
             made = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(BLOCKS, 16)
             tl.store(out + block[:, None] * 32 + half * 16 + tl.arange(0, 16)[None, :], made)
 
