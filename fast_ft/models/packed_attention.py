@@ -6,8 +6,9 @@
 A window of w tokens lets a token attend to itself and the w - 1 before it; rows of up to w tokens do not notice it.
 
 Linear layers do not care where a row begins. Only attention and positions do, so rows of any lengths share a pass and
-nothing is spent on padding. On a card one kernel takes all rows (torch's memory-efficient attention with boundaries:
-it exists for every card from compute capability 5.0 on, so for a T4). On a CPU each row is attended by itself.
+nothing is spent on padding. On a card one kernel takes all rows: torch's flash attention (flash_attention.py) where the
+card has it, else torch's memory-efficient attention with boundaries, which exists for every card from compute
+capability 5.0 on, so for a T4. On a CPU each row is attended by itself.
 
 Shapes: T tokens, H heads, G KV heads, D head dimension, S places for rows.
 """
@@ -19,6 +20,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from fast_ft.models import flash_attention
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +129,10 @@ def backward(
             q, k, v = (part.detach().transpose(1, 2).requires_grad_() for part in (q_THD, k_TGD, v_TGD))
             grads = torch.autograd.grad(attend(q, k, v, rows, window=window), (q, k, v), grad_THD)
         return torch.cat([grad.transpose(1, 2) for grad in grads], dim=2)[0]
+    if flash_attention.takes(q_THD):
+        hiding = _hiding(window, rows)
+        given = (grad_THD, q_THD, k_TGD, v_TGD, out_THD, kept, rows.starts, rows.longest, hiding)
+        return torch.cat(flash_attention.backward(*given), dim=1)
     group, (_, tokens, heads, size) = q_THD.shape[2] // k_TGD.shape[2], q_THD.shape
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
         grad_THD, q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, out_THD, rows.starts, rows.starts, rows.longest,
@@ -148,6 +155,9 @@ def one_kernel(
     """
     import torch
 
+    if flash_attention.takes(q_THD):
+        hiding = _hiding(window, rows)
+        return flash_attention.forward(q_THD, k_TGD, v_TGD, rows.starts, rows.longest, scale=scale, window=hiding)
     return torch.ops.aten._efficient_attention_forward(
         q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, rows.starts, rows.starts, rows.longest, rows.longest, 0.0,
         _CAUSAL, goes_backward, scale=scale, window_size=_hiding(window, rows),

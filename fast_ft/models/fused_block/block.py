@@ -23,6 +23,7 @@ from fast_ft.hub.families import LINEARS, FamilySpec, ModelShape
 from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import dispatch
 from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer, base_of
+from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.packed_attention import PackedRows
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ def install(model: PeftModel, patches: ModelPatches) -> str | None:
     family, embedding = FamilySpec.from_config(core.config.to_dict()), core.get_input_embeddings().weight
     if reason := unknown(family) or _obstacle(core):
         return reason
-    buffer = WeightBuffer()
+    buffer, copies = WeightBuffer(), LoraCopies(embedding.dtype)
     for index, layer in enumerate(core.model.layers):
-        block = Block(layer, family, index, embedding.dtype, buffer)
+        block = Block(layer, family, index, embedding.dtype, buffer, copies)
         patches.replace(layer, "forward", _TrainingForward(block, layer.forward))
     if embedding.is_cuda:
         torch.cuda.empty_cache()  # the pieces that the layers' weights were in before
@@ -73,8 +74,9 @@ class Block:
     """One layer's weights, in groups that share an input, and its pass."""
 
     def __init__(
-        self, layer: nn.Module, family: FamilySpec, index: int, dtype: torch.dtype, buffer: WeightBuffer
-    ) -> None:
+        self, layer: nn.Module, family: FamilySpec, index: int, dtype: torch.dtype, buffer: WeightBuffer,
+        copies: LoraCopies,
+    ) -> None:  # fmt: skip
         attn, mlp, shape = layer.self_attn, layer.mlp, family.shape
         self.norm_1, self.norm_2 = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.qk_norms = [attn.q_norm.weight, attn.k_norm.weight] if family.qk_norms else []
@@ -82,16 +84,25 @@ class Block:
         self.heads, self.kv_heads = shape.num_attention_heads, shape.num_key_value_heads
         qkv, gate_up = [attn.q_proj, attn.k_proj, attn.v_proj], [mlp.gate_proj, mlp.up_proj]
         parts = (qkv, [attn.o_proj], gate_up, [mlp.down_proj])
-        self.groups = [LinearGroup(modules, dtype, buffer) for modules in parts]
-        self._lora = [weight for group in self.groups for weight in group.lora()]
+        self.groups = [LinearGroup(modules, dtype, buffer, copies) for modules in parts]
+        self.lora = [weight for group in self.groups for weight in group.lora]
+        self._copies = copies
 
     def __call__(self, hidden_1TE: Tensor, cos_1TD: Tensor, sin_1TD: Tensor, rows: PackedRows) -> Tensor:
         """Return the layer's output, (1, T, E)."""
-        return BlockPass.apply(hidden_1TE[0], self, cos_1TD[0], sin_1TD[0], rows, *self._lora)[None]
+        self._copies.renew(rows)
+        return BlockPass.apply(hidden_1TE[0], self, cos_1TD[0], sin_1TD[0], rows, *self.lora)[None]
 
-    def split(self, lora: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """Return the LoRA's matrices by group: of q, k, v; o; gate, up; down."""
-        return [lora[:6], lora[6:8], lora[8:12], lora[12:14]]
+    def add_gradients(self, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Add gradients to those that the LoRA's matrices have, in one kernel; return what is left to autograd.
+
+        Training gives each matrix a place for its gradient before a pass (train/optimizer.py); without, autograd adds.
+        """
+        pairs = [(weight.grad, grad) for weight, grad in zip(self.lora, grads, strict=True) if weight.numel()]
+        if any(place is None for place, _ in pairs):
+            return grads
+        torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+        return [None] * len(grads)
 
     def heads_of(self, qkv_TN: Tensor) -> list[Tensor]:
         """Return q, k and v, each (1, T, H or G, D)."""
@@ -131,7 +142,7 @@ class Block:
 
 
 class BlockPass(torch.autograd.Function):
-    """A block's forward and backward pass as autograd sees it: x (T, E), and the LoRA's matrices as in Block.split."""
+    """A block's forward and backward pass as autograd sees it: x (T, E), and the LoRA's matrices as in Block.lora."""
 
     @staticmethod
     def forward(
@@ -139,61 +150,64 @@ class BlockPass(torch.autograd.Function):
     ) -> Tensor:
         """Return the layer's output, (T, E), and keep what `backward` needs."""
         ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
-        lora_qkv, lora_out, lora_gate_up, lora_down = block.split(lora)
         x_TE = x_TE.contiguous()
         norm_TE, scale_1 = ops.rms_norm(x_TE, block.norm_1, block.eps)
-        qkv_TN, kept_qkv = qkv.forward(norm_TE, lora_qkv)
+        qkv_TN, xa_qkv = qkv.forward(norm_TE)
         kept_norms = block.normalise_(qkv_TN)
         ops.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD, back=False)
         q, k, v = block.heads_of(qkv_TN)
         mixed_THD, kept_mixed = packed_attention.forward(q, k, v, rows, block.window)
         mixed_TN = mixed_THD.reshape(len(x_TE), -1)
-        mid_TE, kept_out = out.forward(mixed_TN, lora_out, add_TN=x_TE)
+        mid_TE, xa_out = out.forward(mixed_TN, add_TN=x_TE)
         norm_TE, scale_2 = ops.rms_norm(mid_TE, block.norm_2, block.eps)
-        gate_up_TN, kept_gate_up = gate_up.forward(norm_TE, lora_gate_up)
-        y_TE, kept_down = down.forward(ops.swiglu(gate_up_TN), lora_down, add_TN=mid_TE)
-        groups = (kept_qkv, kept_norms, kept_mixed, kept_out, kept_gate_up, kept_down)
-        ctx.block, ctx.rows, ctx.counts = block, rows, [len(group) for group in groups]
+        gate_up_TN, xa_gate_up = gate_up.forward(norm_TE)
+        y_TE, xa_down = down.forward(ops.swiglu(gate_up_TN), add_TN=mid_TE)
+        ctx.block, ctx.rows, ctx.norms = block, rows, len(kept_norms)
         ctx.save_for_backward(
-            x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD,
-            *(each for group in groups for each in group),
+            x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD, xa_qkv, xa_out, xa_gate_up,
+            xa_down, *kept_norms, *kept_mixed,
         )  # fmt: skip
         return y_TE
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x and of the LoRA's matrices, given that of the output, (T, E)."""
+        """Return the gradients of x, where it is wanted, and of the LoRA's matrices, given the output's, (T, E)."""
         block, rows = ctx.block, ctx.rows
         x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD, *kept = ctx.saved_tensors
-        each = iter(kept)
-        kept_qkv, kept_norms, kept_mixed, kept_out, kept_gate_up, kept_down = (
-            tuple(next(each) for _ in range(count)) for count in ctx.counts
-        )
+        xa_qkv, xa_out, xa_gate_up, xa_down, *kept = kept
+        kept_norms, kept_mixed = tuple(kept[: ctx.norms]), tuple(kept[ctx.norms :])
         ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
         dy_TE = grads[0].contiguous()
 
-        dh_TM, inner_TR = down.input_gradient(dy_TE, kept_down)
+        inner_TR = down.inner_gradient(dy_TE)
+        dh_TM = down.input_gradient(dy_TE, inner_TR)
         ops.swiglu_backward_(gate_up_TN, dh_TM)  # gate and up are their gradients now, dh is h again
-        grads_down = down.lora_gradients(dh_TM, dy_TE, inner_TR, kept_down)
+        grads_down = down.lora_gradients(dh_TM, dy_TE, inner_TR, xa_down)
         del dh_TM
-        dnorm_TE, inner_TR = gate_up.input_gradient(gate_up_TN, kept_gate_up)
+        inner_TR = gate_up.inner_gradient(gate_up_TN)
+        dnorm_TE = gate_up.input_gradient(gate_up_TN, inner_TR)
         norm_TE, _ = ops.rms_norm(mid_TE, block.norm_2, block.eps)
-        grads_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, kept_gate_up)
+        grads_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, xa_gate_up)
         dmid_TE = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE)
 
-        dmixed_TN, inner_TR = out.input_gradient(dmid_TE, kept_out)
-        grads_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, kept_out)
+        inner_TR = out.inner_gradient(dmid_TE)
+        dmixed_TN = out.input_gradient(dmid_TE, inner_TR)
+        grads_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, xa_out)
         q, k, v = block.heads_of(qkv_TN)
         dqkv_TN = packed_attention.backward(
             dmixed_TN.view(q.shape), q, k, v, mixed_TN.view(q.shape), kept_mixed, rows, block.window
         ).reshape(len(x_TE), -1)
         ops.rotate_(block.rotated(dqkv_TN), cos_TD, sin_TD, back=True)
         block.normalise_backward_(dqkv_TN, kept_norms)
-        dnorm_TE, inner_TR = qkv.input_gradient(dqkv_TN, kept_qkv)
+        inner_TR = qkv.inner_gradient(dqkv_TN)
         norm_TE, _ = ops.rms_norm(x_TE, block.norm_1, block.eps)
-        grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, kept_qkv)
-        dx_TE = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE)
-        return (dx_TE, None, None, None, None, *grads_qkv, *grads_out, *grads_gate_up, *grads_down)
+        grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, xa_qkv)
+        dx_TE = None
+        if ctx.needs_input_grad[0]:  # not the first layer's, below which nothing is trained
+            dnorm_TE = qkv.input_gradient(dqkv_TN, inner_TR)
+            dx_TE = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE)
+        left = block.add_gradients([*grads_qkv, *grads_out, *grads_gate_up, *grads_down])
+        return (dx_TE, None, None, None, None, *left)
 
 
 def check(like: Tensor, shape: ModelShape) -> str | None:

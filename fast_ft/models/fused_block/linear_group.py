@@ -16,6 +16,7 @@ import torch
 
 from fast_ft.models.fused_block import ops_torch
 from fast_ft.models.fused_block.dispatch import ops_for
+from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.weight_layout import side_by_side
 
 if TYPE_CHECKING:
@@ -30,72 +31,82 @@ def base_of(module: Any) -> Any:
 
 
 class LinearGroup:
-    """A group of linear layers, with PEFT's LoRA or without: their base weights, and where their LoRA's matrices are.
+    """A group of linear layers, with PEFT's LoRA or without: their base weights, and copies of their LoRA's matrices.
 
     A layer without LoRA counts as one of rank 0. `dtype` is that of the products. `buffer` takes the weights in 16
     bits, where they are stored in 4.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype, buffer: WeightBuffer) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], dtype: torch.dtype, buffer: WeightBuffer, copies: LoraCopies
+    ) -> None:
         bases = [base_of(module) for module in modules]
-        self.modules, self.dtype = list(modules), dtype
         self.widths = [base.out_features for base in bases]
-        self.inputs = bases[0].in_features
         scalings = {module.scaling["default"] for module in modules if hasattr(module, "lora_A")}
         (self.scaling,) = scalings or {1.0}
         self.bias_N = side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
+        self.lora = _matrices(modules)
+        self.a_RE, self.b_nr = copies.take(self.lora)
+        self.ranks = [b.shape[1] for b in self.b_nr]
         if hasattr(bases[0].weight, "quant_state"):
             self._weights: Callable[[], Tensor] = FourBitWeights(bases, dtype, buffer)
         else:
             whole_NE = side_by_side([base.weight for base in bases])
             self._weights = lambda: whole_NE
 
-    def lora(self) -> list[Tensor]:
-        """Return A and B of each layer: fp32 parameters (r, E) and (n, r); empty ones where it has no LoRA."""
-        found: list[Tensor] = []
-        for module, width in zip(self.modules, self.widths, strict=True):
-            if hasattr(module, "lora_A"):
-                found += [module.lora_A["default"].weight, module.lora_B["default"].weight]
-            else:
-                like = base_of(module).weight
-                found += [torch.zeros(*size, device=like.device) for size in ((0, self.inputs), (width, 0))]
-        return found
-
-    def forward(
-        self, x_TE: Tensor, lora: Sequence[Tensor], add_TN: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return (y_TN, with `add_TN` added to it; the tensors that the backward pass needs as `kept`)."""
-        a_RE = torch.cat([a.to(self.dtype) for a in lora[::2]]) * self.scaling  # here alone: it scales B's side too
-        bs = [b.to(self.dtype) for b in lora[1::2]]
+    def forward(self, x_TE: Tensor, add_TN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (y_TN, with `add_TN` added to it; x A, TR, which the backward pass needs)."""
         weight_NE = self._weights()
         y_TN = x_TE @ weight_NE.t() if add_TN is None else torch.addmm(add_TN, x_TE, weight_NE.t())
         if self.bias_N is not None:
             y_TN += self.bias_N
-        xa_TR = x_TE @ a_RE.t()
-        for y_Tn, xa_Tr, b_nr in zip(y_TN.split(self.widths, 1), xa_TR.split(_ranks(bs), 1), bs, strict=True):
+        xa_TR = x_TE.new_empty(len(x_TE), sum(self.ranks))
+        xa_TR.addmm_(x_TE, self.a_RE.t(), beta=0, alpha=self.scaling)  # beta 0: what the memory held is ignored
+        for y_Tn, xa_Tr, b_nr in zip(y_TN.split(self.widths, 1), xa_TR.split(self.ranks, 1), self.b_nr, strict=True):
             y_Tn.addmm_(xa_Tr, b_nr.t())
-        return y_TN, (a_RE, xa_TR, *bs)
+        return y_TN, xa_TR
 
-    def input_gradient(self, grad_TN: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return (the gradient of x, TE; the gradient on the LoRA's inner side, TR)."""
-        a_RE, xa_TR, *bs = kept
-        inner_TR = torch.empty_like(xa_TR)
-        parts = zip(inner_TR.split(_ranks(bs), 1), grad_TN.split(self.widths, 1), bs, strict=True)
+    def inner_gradient(self, grad_TN: Tensor) -> Tensor:
+        """Return the gradient on the LoRA's inner side, TR."""
+        inner_TR = grad_TN.new_empty(len(grad_TN), sum(self.ranks))
+        parts = zip(inner_TR.split(self.ranks, 1), grad_TN.split(self.widths, 1), self.b_nr, strict=True)
         for inner_Tr, grad_Tn, b_nr in parts:
-            inner_Tr.addmm_(grad_Tn, b_nr, beta=0)  # beta 0: what the memory held before is ignored
-        grad_TE = grad_TN @ self._weights()
-        return grad_TE.addmm_(inner_TR, a_RE), inner_TR
+            inner_Tr.addmm_(grad_Tn, b_nr, beta=0, alpha=self.scaling)
+        return inner_TR
 
-    def lora_gradients(self, x_TE: Tensor, grad_TN: Tensor, inner_TR: Tensor, kept: tuple[Tensor, ...]) -> list[Tensor]:
+    def input_gradient(self, grad_TN: Tensor, inner_TR: Tensor) -> Tensor:
+        """Return the gradient of x, TE."""
+        return (grad_TN @ self._weights()).addmm_(inner_TR, self.a_RE)
+
+    def lora_gradients(self, x_TE: Tensor, grad_TN: Tensor, inner_TR: Tensor, xa_TR: Tensor) -> list[Tensor]:
         """Return the gradients of A and B of each layer, in the order of `lora`, fp32."""
-        _, xa_TR, *bs = kept
-        ranks = _ranks(bs)
-        a_RE = (inner_TR.t() @ x_TE).float() * self.scaling
+        a_RE = _product_fp32(inner_TR.t(), x_TE)
         grads: list[Tensor] = []
-        parts = zip(a_RE.split(ranks), grad_TN.split(self.widths, 1), xa_TR.split(ranks, 1), strict=True)
+        parts = zip(a_RE.split(self.ranks), grad_TN.split(self.widths, 1), xa_TR.split(self.ranks, 1), strict=True)
         for a_rE, grad_Tn, xa_Tr in parts:
-            grads += [a_rE, (grad_Tn.t() @ xa_Tr).float()]
+            grads += [a_rE, _product_fp32(grad_Tn.t(), xa_Tr)]
         return grads
+
+
+def _matrices(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Return A and B of each layer: fp32 parameters (r, E) and (n, r); empty ones where it has no LoRA."""
+    found: list[Tensor] = []
+    for module in modules:
+        base = base_of(module)
+        if hasattr(module, "lora_A"):
+            found += [module.lora_A["default"].weight, module.lora_B["default"].weight]
+        else:
+            device = base.weight.device
+            sizes = ((0, base.in_features), (base.out_features, 0))
+            found += [torch.zeros(*size, device=device) for size in sizes]
+    return found
+
+
+def _product_fp32(left: Tensor, right: Tensor) -> Tensor:
+    """Return a product in fp32: its sums are so already, and are not rounded to 16 bits first, on a card."""
+    if left.is_cuda and left.element_size() == 2:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
 
 
 class WeightBuffer:
@@ -159,7 +170,3 @@ def check_unpacking(base: Any, dtype: torch.dtype) -> str | None:
     if not difference <= _TOLERANCE:  # a NaN, too
         return f"unpacked 4-bit weights differ from bitsandbytes' by {difference:.3g} of the largest"
     return None
-
-
-def _ranks(bs: Sequence[Tensor]) -> list[int]:
-    return [b.shape[1] for b in bs]

@@ -14,6 +14,8 @@ from fast_ft.models import nf4
 if TYPE_CHECKING:
     from torch import Tensor
 
+_FEW = 128  #: positions whose exponents are summed at a time: torch makes copies of their logits
+
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (the norm, TE; 1 / the root mean square of each row, fp32 T)."""
@@ -54,6 +56,21 @@ def swiglu_backward_(gate_up_T2M: Tensor, grad_TM: Tensor) -> None:
     result_TM = (gate * share).to(grad_TM.dtype) * up.to(grad_TM.dtype)  # before gate and up are written over
     gate_up_T2M[:, :inner], gate_up_T2M[:, inner:] = both
     grad_TM.copy_(result_TM)
+
+
+def cross_entropy_(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Return each position's cross-entropy in nats, fp32 C; put the gradients of the logits in their places.
+
+    Both are 0 where the target is negative. One copy of the logits in fp32 is made.
+    """
+    kept_C, index_C1 = target_C >= 0, target_C.clamp(min=0)[:, None]
+    p_CV = logits_CV.float()  # logits still; themselves, where they are in fp32
+    norm_C = torch.cat([torch.logsumexp(few_CV, dim=-1) for few_CV in p_CV.split(_FEW)])
+    loss_C = (norm_C - p_CV.gather(1, index_C1)[:, 0]) * kept_C
+    p_CV.sub_(norm_C[:, None]).exp_()
+    p_CV.scatter_(1, index_C1, p_CV.gather(1, index_C1) - 1)
+    logits_CV.copy_(p_CV.mul_(kept_C[:, None]))
+    return loss_C
 
 
 def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:

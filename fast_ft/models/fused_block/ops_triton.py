@@ -101,6 +101,34 @@ def _swiglu_backward(gate_up, grad, inner, BLOCK: tl.constexpr):  # type: ignore
 
 
 @triton.jit
+def _cross_entropy(logits, target, loss, vocabulary, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One program a position: its logits once for their sum of exponents, and once more for the gradient."""
+    position = tl.program_id(0).to(tl.int64)
+    logits += position * vocabulary
+    wanted = tl.load(target + position)
+    column = tl.arange(0, BLOCK)
+    most = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        value = tl.load(logits + start + column, mask=start + column < vocabulary, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(most, value)
+        gone = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(most - gone) + tl.exp(value - gone)
+        most = higher
+    top = tl.max(most, axis=0)
+    norm = top + tl.log(tl.sum(total * tl.exp(most - top), axis=0))
+    kept = wanted >= 0
+    own = tl.load(logits + tl.where(kept, wanted, 0)).to(tl.float32)
+    tl.store(loss + position, tl.where(kept, norm - own, 0.0))
+    tl.debug_barrier()  # the gradient is written over the logits
+    for start in range(0, vocabulary, BLOCK):
+        real = start + column < vocabulary
+        value = tl.load(logits + start + column, mask=real, other=0.0)
+        share = tl.exp(value.to(tl.float32) - norm) - (start + column == wanted).to(tl.float32)
+        tl.store(logits + start + column, tl.where(kept, share, 0.0).to(value.dtype), mask=real)
+
+
+@triton.jit
 def pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
     """Four int32 of two 16-bit weights each for every word of eight NF4 codes; scales as nf4.pack_scales makes them."""
     return tl.inline_asm_elementwise(
@@ -181,6 +209,17 @@ def swiglu_backward_(gate_up_T2M: Tensor, grad_TM: Tensor) -> None:
     """Put the gradients of gate and up in their places, and swiglu's own result in the gradient's."""
     rows, inner = grad_TM.shape
     _swiglu_backward[(rows, triton.cdiv(inner, 1024))](gate_up_T2M, grad_TM, inner, BLOCK=1024, num_warps=4)
+
+
+def cross_entropy_(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Return each position's cross-entropy in nats, fp32 C; put the gradients of the logits in their places.
+
+    Both are 0 where the target is negative.
+    """
+    positions, vocabulary = logits_CV.shape
+    loss = logits_CV.new_empty(positions, dtype=torch.float32)
+    _cross_entropy[(positions,)](logits_CV, target_C, loss, vocabulary, BLOCK=4096, num_warps=8)
+    return loss
 
 
 def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:
