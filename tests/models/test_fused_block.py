@@ -110,6 +110,85 @@ def test_training_and_decoding_share_one_copy_of_the_weights(tiny: Path, first: 
         assert found[name].equal(gradient), name
 
 
+def trained(tiny: Path) -> LoadedModel:
+    """The tiny model with our blocks and a LoRA whose matrices are all drawn."""
+    section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
+    made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
+    with torch.no_grad():
+        for name, weight in made.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    assert block.install(made.model, made.patches) is None
+    return made
+
+
+def loss_of(model: Any) -> torch.Tensor:
+    """A number that a pass over two rows leads to."""
+    core = model.get_base_model()
+    at = packed_attention.PackedRows(torch.tensor([0, 6, 16], dtype=torch.int32), 10)
+    with packed_attention.packed_pass(core.config, at):
+        ids = torch.arange(300, 316)[None]
+        out: torch.Tensor = core.model(input_ids=ids, position_ids=torch.arange(16)[None], use_cache=False)[0]
+        return out.pow(3).sum()  # of squares a norm would make the same sum whatever the layers do
+
+
+def test_gradients_are_added_in_place_or_left_to_autograd(tiny: Path) -> None:
+    """Where a matrix has a place for its gradient, a block adds to it; else autograd takes what the block returns."""
+    model = trained(tiny).model
+    weights = [weight for name, weight in model.named_parameters() if "lora_" in name]
+    expected = torch.autograd.grad(loss_of(model), weights)
+    places = [torch.full_like(weight, 3.0) for weight in weights]
+    for weight, place in zip(weights, places, strict=True):
+        weight.grad = place
+    loss_of(model).backward()
+    for weight, place, gradient in zip(weights, places, expected, strict=True):
+        assert weight.grad is place and gradient.abs().max() > 0
+        torch.testing.assert_close(place, gradient + 3.0)
+
+
+def test_each_pass_multiplies_with_the_lora_as_it_is_then(tiny: Path) -> None:
+    """Copies of the LoRA's matrices are made once a pass; an optimizer changes the matrices between two passes."""
+    model = trained(tiny).model
+    first = loss_of(model).item()
+    flat = FlatWeights(model)  # gives the matrices other memory
+    assert loss_of(model).item() == first
+    with torch.no_grad():
+        flat.parameter.mul_(2)
+    assert loss_of(model).item() != pytest.approx(first, rel=1e-3)
+    with torch.no_grad():
+        flat.parameter.div_(2)
+    assert loss_of(model).item() == first
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_first_layers_input_gets_a_gradient_only_where_something_is_trained_below(
+    tiny: Path, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(tiny).model
+    core, asked = model.get_base_model(), []
+    groups = [layer.forward.block.groups[0] for layer in core.model.layers]
+    right = type(groups[0]).input_gradient
+    monkeypatch.setattr(
+        type(groups[0]), "input_gradient", lambda self, *given: (asked.append(self), right(self, *given))[1]
+    )
+    core.get_input_embeddings().weight.requires_grad_(wanted)
+    loss_of(model).backward()
+    assert [group in asked for group in groups] == [wanted] + [True] * (len(groups) - 1)
+    assert (core.get_input_embeddings().weight.grad is not None) == wanted
+
+
+def test_a_loss_whose_kernel_is_wrong_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any model is trained with this loss, also one that our other kernels do not take."""
+    wrong = types.SimpleNamespace(**vars(ops_torch))
+    monkeypatch.setattr(dispatch, "ops_for", lambda tensor: wrong)
+    assert dispatch.ops_of_the_loss(torch.empty(0)) is wrong
+    wrong.cross_entropy_ = lambda logits, target: ops_torch.cross_entropy_(logits, target) * 1.05
+    assert dispatch.ops_of_the_loss(torch.empty(0)) is ops_torch
+    assert "differs from plain torch" in (dispatch.check(torch.zeros(1), 96, 100, 16) or "")
+    wrong.cross_entropy_ = other_torch
+    assert dispatch.ops_of_the_loss(torch.empty(0)) is ops_torch
+
+
 def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
     for lora, reason in (

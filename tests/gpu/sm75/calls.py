@@ -71,6 +71,17 @@ def swiglu(device: str, peak: float) -> Iterator[Pair]:
     yield from (Pair(made, expected) for made, expected in zip(*changed, strict=True))
 
 
+def losses(device: str, vocabulary: int) -> Iterator[Pair]:
+    """The loss of each position and the gradients of its logits, some of them as large as fp16 goes; one is masked."""
+    from fast_ft.models.fused_block import ops_torch, ops_triton
+
+    logits, target = _normal(device, 65, vocabulary, times=5), torch.randint(vocabulary, (65,), device=device)
+    logits[0, 3], logits[1, 7], target[2] = 60000.0, -60000.0, -100
+    both = [logits.clone(), logits.clone()]
+    made, expected = (ops.cross_entropy_(each, target) for ops, each in zip((ops_triton, ops_torch), both, strict=True))
+    yield from (Pair(made, expected), Pair(*both))
+
+
 def weights(device: str, shape: tuple[int, int], *, nested: bool) -> Iterator[Pair]:
     """4-bit weights turned to 16 bits as training does it: 32 blocks four times in a program."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -142,6 +153,8 @@ def calls(*, small: bool) -> dict[str, Call]:
     for peak in (3.0, 200.0):
         found[f"swiglu, {peak:g}"] = lambda device, peak=peak: swiglu(device, peak)  # type: ignore[misc]
     found["rotations"] = rotations
+    for vocabulary in (32000, 9001):
+        found[f"losses over {vocabulary} tokens"] = lambda device, v=vocabulary: losses(device, v)  # type: ignore[misc]
     for shape in ((128, 256),) if small else SHAPES:
         for nested in (True, False):
             name = f"weights {shape[0]} x {shape[1]}{', doubly quantised' if nested else ''}"

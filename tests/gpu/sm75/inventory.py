@@ -14,7 +14,7 @@ _FUSED, _ENGINE, _NF4 = "models.fused_block.ops_triton", "generate.engine.ops_tr
 COVERED: frozenset[Kernel] = frozenset(
     {
         (_FUSED, "_rms_norm"), (_FUSED, "_rms_norm_backward"), (_FUSED, "_rotate"), (_FUSED, "_swiglu"),
-        (_FUSED, "_swiglu_backward"), (_FUSED, "_unpack"),
+        (_FUSED, "_swiglu_backward"), (_FUSED, "_unpack"), (_FUSED, "_cross_entropy"),
         (_ENGINE, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"),
     }
 )  # fmt: skip
