@@ -120,29 +120,28 @@ def forward(
 def backward(
     grad_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, kept: tuple[Tensor, ...],
     rows: PackedRows, window: int | None = None,
-) -> Tensor:  # fmt: skip
-    """Return the gradients of q, k and v side by side, (T, H + 2 G, D), given that of the result and `forward`'s."""
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of q, k and v, (T, H or G, D), given that of the result and `forward`'s."""
     import torch
 
     if not q_THD.is_cuda:
         with torch.enable_grad():
             q, k, v = (part.detach().transpose(1, 2).requires_grad_() for part in (q_THD, k_TGD, v_TGD))
-            grads = torch.autograd.grad(attend(q, k, v, rows, window=window), (q, k, v), grad_THD)
-        return torch.cat([grad.transpose(1, 2) for grad in grads], dim=2)[0]
+            dq, dk, dv = torch.autograd.grad(attend(q, k, v, rows, window=window), (q, k, v), grad_THD)
+        return dq.transpose(1, 2)[0], dk.transpose(1, 2)[0], dv.transpose(1, 2)[0]
+    hiding = _hiding(window, rows)
     if flash_attention.takes(q_THD):
-        hiding = _hiding(window, rows)
-        given = (grad_THD, q_THD, k_TGD, v_TGD, out_THD, kept, rows.starts, rows.longest, hiding)
-        return torch.cat(flash_attention.backward(*given), dim=1)
-    group, (_, tokens, heads, size) = q_THD.shape[2] // k_TGD.shape[2], q_THD.shape
+        return flash_attention.backward(
+            grad_THD, q_THD, k_TGD, v_TGD, out_THD, kept, rows.starts, rows.longest, hiding
+        )  # fmt: skip
+    (_, tokens, heads, size), kv_heads = q_THD.shape, k_TGD.shape[2]
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
         grad_THD, q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, out_THD, rows.starts, rows.starts, rows.longest,
-        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, window_size=_hiding(window, rows),
-        shared_storage_dqdkdv=group == 1,
+        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, window_size=hiding,
     )  # fmt: skip
-    if group == 1:  # the three lie token by token in one block of memory
-        return dq.as_strided((tokens, 3 * heads, size), (3 * heads * size, size, 1), dq.storage_offset())
-    dk, dv = (part.view(1, tokens, heads // group, group, size).sum(3) for part in (dk, dv))
-    return torch.cat((dq, dk, dv), dim=2)[0]
+    if kv_heads < heads:
+        dk, dv = (part.view(1, tokens, kv_heads, heads // kv_heads, size).sum(3) for part in (dk, dv))
+    return dq[0], dk[0], dv[0]
 
 
 def one_kernel(
@@ -188,7 +187,7 @@ def check(like: Tensor, heads: int, kv_heads: int, size: int) -> str | None:
         q, k, v, grad = normal(heads), normal(kv_heads), normal(kv_heads), normal(heads)
         for window in (None, 20):
             out, kept = forward(q, k, v, rows, window)
-            found = (out, backward(grad, q, k, v, out, kept, rows, window))
+            found = (out, torch.cat(backward(grad, q, k, v, out, kept, rows, window), dim=1))
             right = _written_out(q, k, v, grad, rows, window)
             for name, made, expected in zip(("result", "gradient"), found, right, strict=True):
                 difference = ((made.float() - expected).abs().max() / expected.abs().max()).item()
@@ -202,7 +201,7 @@ def check(like: Tensor, heads: int, kv_heads: int, size: int) -> str | None:
 def _written_out(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, grad_THD: Tensor, rows: PackedRows, window: int | None
 ) -> list[Tensor]:
-    """Return each row's own attention in fp32, (1, T, H, D), and the gradients as `backward` returns them."""
+    """Return each row's own attention in fp32, (1, T, H, D), and the gradients side by side, (T, H + 2 G, D)."""
     import torch
 
     with torch.enable_grad():

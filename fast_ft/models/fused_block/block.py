@@ -91,7 +91,9 @@ class Block:
     def __call__(self, hidden_1TE: Tensor, cos_1TD: Tensor, sin_1TD: Tensor, rows: PackedRows) -> Tensor:
         """Return the layer's output, (1, T, E)."""
         self._copies.renew(rows)
-        return BlockPass.apply(hidden_1TE[0], self, cos_1TD[0], sin_1TD[0], rows, *self.lora)[None]
+        # squeezed, not indexed: the gradient of an index is a copy
+        y_TE = BlockPass.apply(hidden_1TE.squeeze(0), self, cos_1TD[0], sin_1TD[0], rows, *self.lora)
+        return y_TE.unsqueeze(0)
 
     def add_gradients(self, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Add gradients to those that the LoRA's matrices have, in one kernel; return what is left to autograd.
@@ -101,7 +103,12 @@ class Block:
         pairs = [(weight.grad, grad) for weight, grad in zip(self.lora, grads, strict=True) if weight.numel()]
         if any(place is None for place, _ in pairs):
             return grads
-        torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+        whole = [pair for pair in pairs if pair[1].is_contiguous()]
+        if whole:
+            torch._foreach_add_(*(list(side) for side in zip(*whole, strict=True)))
+        for place, grad in pairs:
+            if not grad.is_contiguous():  # B's of several layers are blocks of one product
+                place.add_(grad)
         return [None] * len(grads)
 
     def heads_of(self, qkv_TN: Tensor) -> list[Tensor]:
@@ -151,17 +158,17 @@ class BlockPass(torch.autograd.Function):
         """Return the layer's output, (T, E), and keep what `backward` needs."""
         ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
         x_TE = x_TE.contiguous()
-        norm_TE, scale_1 = ops.rms_norm(x_TE, block.norm_1, block.eps)
-        qkv_TN, xa_qkv = qkv.forward(norm_TE)
+        norm_TX, scale_1 = ops.rms_norm(x_TE, block.norm_1, block.eps, qkv.room)
+        qkv_TN, xa_qkv = qkv.forward(norm_TX)
         kept_norms = block.normalise_(qkv_TN)
-        ops.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD, back=False)
+        ops.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD)
         q, k, v = block.heads_of(qkv_TN)
         mixed_THD, kept_mixed = packed_attention.forward(q, k, v, rows, block.window)
         mixed_TN = mixed_THD.reshape(len(x_TE), -1)
         mid_TE, xa_out = out.forward(mixed_TN, add_TN=x_TE)
-        norm_TE, scale_2 = ops.rms_norm(mid_TE, block.norm_2, block.eps)
-        gate_up_TN, xa_gate_up = gate_up.forward(norm_TE)
-        y_TE, xa_down = down.forward(ops.swiglu(gate_up_TN), add_TN=mid_TE)
+        norm_TX, scale_2 = ops.rms_norm(mid_TE, block.norm_2, block.eps, gate_up.room)
+        gate_up_TN, xa_gate_up = gate_up.forward(norm_TX)
+        y_TE, xa_down = down.forward(ops.swiglu(gate_up_TN, down.room), add_TN=mid_TE)
         ctx.block, ctx.rows, ctx.norms = block, rows, len(kept_norms)
         ctx.save_for_backward(
             x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD, xa_qkv, xa_out, xa_gate_up,
@@ -177,10 +184,11 @@ class BlockPass(torch.autograd.Function):
         xa_qkv, xa_out, xa_gate_up, xa_down, *kept = kept
         kept_norms, kept_mixed = tuple(kept[: ctx.norms]), tuple(kept[ctx.norms :])
         ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
-        dy_TE = grads[0].contiguous()
+        dy_TX = _with_room(grads[0], down.room)
+        dy_TE = dy_TX[:, : x_TE.shape[1]]
 
-        inner_TR = down.inner_gradient(dy_TE)
-        dh_TM = down.input_gradient(dy_TE, inner_TR)
+        inner_TR = down.inner_gradient(dy_TX)
+        dh_TM = down.input_gradient(dy_TX, inner_TR)
         ops.swiglu_backward_(gate_up_TN, dh_TM)  # gate and up are their gradients now, dh is h again
         grads_down = down.lora_gradients(dh_TM, dy_TE, inner_TR, xa_down)
         del dh_TM
@@ -188,26 +196,39 @@ class BlockPass(torch.autograd.Function):
         dnorm_TE = gate_up.input_gradient(gate_up_TN, inner_TR)
         norm_TE, _ = ops.rms_norm(mid_TE, block.norm_2, block.eps)
         grads_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, xa_gate_up)
-        dmid_TE = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE)
+        dmid_TX = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE, out.room)
+        dmid_TE = dmid_TX[:, : x_TE.shape[1]]
 
-        inner_TR = out.inner_gradient(dmid_TE)
-        dmixed_TN = out.input_gradient(dmid_TE, inner_TR)
+        inner_TR = out.inner_gradient(dmid_TX)
+        dmixed_TN = out.input_gradient(dmid_TX, inner_TR)
         grads_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, xa_out)
         q, k, v = block.heads_of(qkv_TN)
-        dqkv_TN = packed_attention.backward(
+        grads_qkv_THD = packed_attention.backward(
             dmixed_TN.view(q.shape), q, k, v, mixed_TN.view(q.shape), kept_mixed, rows, block.window
-        ).reshape(len(x_TE), -1)
-        ops.rotate_(block.rotated(dqkv_TN), cos_TD, sin_TD, back=True)
+        )
+        dqkv_TX = ops.rotate_back(*grads_qkv_THD, cos_TD, sin_TD, qkv.room)
+        del grads_qkv_THD
+        dqkv_TN = dqkv_TX[:, : qkv_TN.shape[1]]
         block.normalise_backward_(dqkv_TN, kept_norms)
-        inner_TR = qkv.inner_gradient(dqkv_TN)
+        inner_TR = qkv.inner_gradient(dqkv_TX)
         norm_TE, _ = ops.rms_norm(x_TE, block.norm_1, block.eps)
         grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, xa_qkv)
         dx_TE = None
         if ctx.needs_input_grad[0]:  # not the first layer's, below which nothing is trained
-            dnorm_TE = qkv.input_gradient(dqkv_TN, inner_TR)
-            dx_TE = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE)
+            dnorm_TE = qkv.input_gradient(dqkv_TX, inner_TR)
+            dx_TX = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE, down.room)
+            dx_TE = dx_TX[:, : x_TE.shape[1]]  # the layer below finds the room again, if its LoRA is as wide
         left = block.add_gradients([*grads_qkv, *grads_out, *grads_gate_up, *grads_down])
         return (dx_TE, None, None, None, None, *left)
+
+
+def _with_room(grad_TE: Tensor, room: int) -> Tensor:
+    """Return a gradient with `room` columns of zeros behind it: what a block made it a part of, or else a copy."""
+    whole, wanted = grad_TE._base, (len(grad_TE), grad_TE.shape[1] + room)
+    if whole is not None and (whole.shape, whole.stride()) == (wanted, grad_TE.stride()):
+        assert grad_TE.data_ptr() == whole.data_ptr(), "the room is behind"
+        return whole
+    return torch.nn.functional.pad(grad_TE, (0, room)) if room else grad_TE.contiguous()
 
 
 def check(like: Tensor, shape: ModelShape) -> str | None:

@@ -18,6 +18,7 @@ _TOLERANCE = 0.01  #: of the largest value: 16-bit rounding is a tenth of it, a 
 #: Blocks of 64 weights that unpacking is tried on. 512 are cut as a 7B's are: four times 32 in a program, two groups of
 #: double quantisation. 8 are one program of a small layer.
 _BLOCKS = (512, 8)
+_ROOM = 64  #: columns behind a row of which there may be none, too (linear_group.py)
 _VOCABULARY = 10_000  #: whose logits the loss's kernel is tried on: it takes them in three rounds
 
 
@@ -47,20 +48,21 @@ def check(like: Tensor, width: int, inner: int, head: int) -> str | None:
         draw.manual_seed(0)
         x, grad, residual, weight = normal(3, width), normal(3, width), normal(3, width), normal(width)
         norm, scale = ops.rms_norm(x, weight, 1e-5)
-        heads, cos, sin = normal(3, 2, head), normal(3, head // 2).repeat(1, 2), normal(3, head // 2).repeat(1, 2)
         found = [norm, scale, ops.rms_norm_backward(grad, x, weight, scale, residual)]
-        for back in (False, True):
-            ops.rotate_(heads, cos, sin, back=back)
-            found.append(heads.clone())
+        heads, cos, sin = normal(3, 2, head), normal(3, head // 2).repeat(1, 2), normal(3, head // 2).repeat(1, 2)
+        ops.rotate_(heads, cos, sin)
         gate_up, back = normal(3, 2 * inner), normal(3, inner)
-        found.append(ops.swiglu(gate_up))
+        found += [heads, ops.rotate_back(*normal(3, 3, 2, head), cos, sin), ops.swiglu(gate_up)]
+        found += [ops.rms_norm(x, weight, 1e-5, _ROOM)[0], ops.swiglu(gate_up, _ROOM)]
+        found.append(ops.rms_norm_backward(grad, x, weight, scale, found[-2][:, :width], _ROOM))
+        found.append(ops.rotate_back(normal(3, 5, head), *normal(2, 3, 2, head), cos, sin, _ROOM))
         ops.swiglu_backward_(gate_up, back)
         logits, target = normal(3, _VOCABULARY), torch.tensor([0, -100, _VOCABULARY - 1], device=like.device)
         found += [ops.cross_entropy_(logits, target), logits]
         return [*found, gate_up, back, *(each for count in _BLOCKS for each in unpacked(ops, count))]
 
     def unpacked(ops: ModuleType, count: int) -> list[Tensor]:
-        """Return the weights of `count` blocks, their scales plain and quantised themselves."""
+        """Return the weights of `count` blocks, their scales plain, and quantised themselves; the latter with room."""
         number = torch.arange(count * 32, device=like.device)
         packed, scales = (number % 256).to(torch.uint8), number[:count] % 97 + 1
         half = torch.bfloat16 if like.dtype == torch.bfloat16 else torch.float16

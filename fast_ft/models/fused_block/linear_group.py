@@ -9,11 +9,13 @@ Shapes: T tokens, E inputs, N outputs of all layers, n outputs of one layer, R r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fast_ft.models import nf4
 from fast_ft.models.fused_block import ops_torch
 from fast_ft.models.fused_block.dispatch import ops_for
 from fast_ft.models.fused_block.lora_copies import LoraCopies
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _TOLERANCE = 0.01  #: of the largest weight: both round to 16 bits
+_COLUMNS = 64  #: products are fastest over rows that are a multiple of 128 bytes long
 
 
 def base_of(module: Any) -> Any:
@@ -34,7 +37,11 @@ class LinearGroup:
     """A group of linear layers, with PEFT's LoRA or without: their base weights, and copies of their LoRA's matrices.
 
     A layer without LoRA counts as one of rank 0. `dtype` is that of the products. `buffer` takes the weights in 16
-    bits, where they are stored in 4.
+    bits, where they are stored in 4. There the LoRA's matrices may stand beside them, so that one product does both:
+
+        [x, x A] [W, B]' = x W' + x A B'        [dy, dy B] [W; A] = dy W + dy B A
+
+    `room` is the number of columns that this takes behind x or dy, filled up with zeros; 0 where it is not done.
     """
 
     def __init__(
@@ -46,46 +53,51 @@ class LinearGroup:
         (self.scaling,) = scalings or {1.0}
         self.bias_N = side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
         self.lora = _matrices(modules)
-        self.a_RE, self.b_nr = copies.take(self.lora)
-        self.ranks = [b.shape[1] for b in self.b_nr]
+        self.ranks, self.room = [len(a) for a in self.lora[::2]], 0
+        self.a_RE, self.b_NR = copies.take(self.lora)
         if hasattr(bases[0].weight, "quant_state"):
-            self._weights: Callable[[], Tensor] = FourBitWeights(bases, dtype, buffer)
+            if bases[0].in_features % nf4.BLOCK == 0:
+                self.room = -(-len(self.a_RE) // _COLUMNS) * _COLUMNS
+            self.weights: FourBitWeights | Weights = FourBitWeights(bases, dtype, buffer, self.room)
         else:
-            whole_NE = side_by_side([base.weight for base in bases])
-            self._weights = lambda: whole_NE
+            self.weights = Weights(bases)
 
-    def forward(self, x_TE: Tensor, add_TN: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (y_TN, with `add_TN` added to it; x A, TR, which the backward pass needs)."""
-        weight_NE = self._weights()
-        y_TN = x_TE @ weight_NE.t() if add_TN is None else torch.addmm(add_TN, x_TE, weight_NE.t())
+    def forward(self, x_TX: Tensor, add_TN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (y_TN, with `add_TN` added to it; x A, TR, which the backward pass needs).
+
+        `x_TX` are the inputs, or inputs and room, which is written over.
+        """
+        rank, inputs = self.a_RE.shape
+        x_TE, has_room = x_TX[:, :inputs], x_TX.shape[1] > inputs
+        weight_NX = self.weights.beside(self.b_NR, self.room) if has_room else self.weights()
+        xa_TR = x_TX[:, inputs : inputs + rank] if has_room else x_TE.new_empty(len(x_TE), rank)
+        xa_TR.addmm_(x_TE, self.a_RE.t(), beta=0, alpha=self.scaling)  # beta 0: what the memory held is ignored
+        y_TN = x_TX @ weight_NX.t() if add_TN is None else torch.addmm(add_TN, x_TX, weight_NX.t())
+        if not has_room:
+            y_TN.addmm_(xa_TR, self.b_NR.t())
         if self.bias_N is not None:
             y_TN += self.bias_N
-        xa_TR = x_TE.new_empty(len(x_TE), sum(self.ranks))
-        xa_TR.addmm_(x_TE, self.a_RE.t(), beta=0, alpha=self.scaling)  # beta 0: what the memory held is ignored
-        for y_Tn, xa_Tr, b_nr in zip(y_TN.split(self.widths, 1), xa_TR.split(self.ranks, 1), self.b_nr, strict=True):
-            y_Tn.addmm_(xa_Tr, b_nr.t())
-        return y_TN, xa_TR
+        return y_TN, xa_TR.contiguous()
 
-    def inner_gradient(self, grad_TN: Tensor) -> Tensor:
-        """Return the gradient on the LoRA's inner side, TR."""
-        inner_TR = grad_TN.new_empty(len(grad_TN), sum(self.ranks))
-        parts = zip(inner_TR.split(self.ranks, 1), grad_TN.split(self.widths, 1), self.b_nr, strict=True)
-        for inner_Tr, grad_Tn, b_nr in parts:
-            inner_Tr.addmm_(grad_Tn, b_nr, beta=0, alpha=self.scaling)
-        return inner_TR
+    def inner_gradient(self, grad_TX: Tensor) -> Tensor:
+        """Return the gradient on the LoRA's inner side, TR, given that of y, or y and room, which is written over."""
+        rank, outputs = len(self.a_RE), len(self.b_NR)
+        has_room = grad_TX.shape[1] > outputs
+        inner_TR = grad_TX[:, outputs : outputs + rank] if has_room else grad_TX.new_empty(len(grad_TX), rank)
+        return inner_TR.addmm_(grad_TX[:, :outputs], self.b_NR, beta=0, alpha=self.scaling)
 
-    def input_gradient(self, grad_TN: Tensor, inner_TR: Tensor) -> Tensor:
-        """Return the gradient of x, TE."""
-        return (grad_TN @ self._weights()).addmm_(inner_TR, self.a_RE)
+    def input_gradient(self, grad_TX: Tensor, inner_TR: Tensor) -> Tensor:
+        """Return the gradient of x, TE, given what `inner_gradient` was given, and its result."""
+        if grad_TX.shape[1] > len(self.b_NR):
+            return grad_TX @ self.weights.above(self.a_RE, self.room)
+        return (inner_TR @ self.a_RE).addmm_(grad_TX, self.weights())
 
     def lora_gradients(self, x_TE: Tensor, grad_TN: Tensor, inner_TR: Tensor, xa_TR: Tensor) -> list[Tensor]:
         """Return the gradients of A and B of each layer, in the order of `lora`, fp32."""
-        a_RE = _product_fp32(inner_TR.t(), x_TE)
-        grads: list[Tensor] = []
-        parts = zip(a_RE.split(self.ranks), grad_TN.split(self.widths, 1), xa_TR.split(self.ranks, 1), strict=True)
-        for a_rE, grad_Tn, xa_Tr in parts:
-            grads += [a_rE, _product_fp32(grad_Tn.t(), xa_Tr)]
-        return grads
+        a_RE, b_NR = _product_fp32(inner_TR.t(), x_TE), _product_fp32(grad_TN.t(), xa_TR)
+        bs = zip(b_NR.split(self.widths), self.ranks, itertools.accumulate(self.ranks), strict=True)
+        b_nr = [part_nR[:, end - rank : end] for part_nR, rank, end in bs]
+        return [each for pair in zip(a_RE.split(self.ranks), b_nr, strict=True) for each in pair]
 
 
 def _matrices(modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -109,6 +121,22 @@ def _product_fp32(left: Tensor, right: Tensor) -> Tensor:
     return (left @ right).float()
 
 
+class Weights:
+    """Weights of several layers in the dtype of the products, side by side, (N, E)."""
+
+    def __init__(self, bases: Sequence[Any]) -> None:
+        self._whole_NE = side_by_side([base.weight for base in bases])
+
+    def __call__(self) -> Tensor:
+        return self._whole_NE
+
+    def beside(self, b_NR: Tensor, room: int) -> Tensor:
+        """Never asked for: a group of such weights has no room."""
+        raise NotImplementedError
+
+    above = beside
+
+
 class WeightBuffer:
     """One buffer for the 16-bit weights of the group that is computing. `largest`: how many weights it must hold."""
 
@@ -119,22 +147,26 @@ class WeightBuffer:
     def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the buffer's start as (rows, columns). What it held before is lost."""
         if self._buffer is None:
-            self._buffer = torch.empty(self.largest, dtype=dtype, device=device)
+            self._buffer = torch.zeros(self.largest, dtype=dtype, device=device)  # zeros: all of it is finite
         return self._buffer[: rows * columns].view(rows, columns)
 
 
 class FourBitWeights:
     """NF4 weights of several layers, side by side. Call it for them in 16 bits, (N, E), until the next group's call.
 
+    `beside` and `above` return them together with a LoRA's matrix; `room` is the most that this takes.
+
     Doubly quantised scales (bytes) stay so: `scale` are the bytes, `nested` = (what each byte stands for, 256; the
     scale, and the offset, of each group of 256 bytes). Else `nested` is None and `scale` is fp32.
     """
 
-    def __init__(self, bases: Sequence[Any], dtype: torch.dtype, buffer: WeightBuffer) -> None:
+    def __init__(self, bases: Sequence[Any], dtype: torch.dtype, buffer: WeightBuffer, room: int = 0) -> None:
         states = [base.weight.quant_state for base in bases]
         self.shape = (sum(state.shape[0] for state in states), states[0].shape[1])
         self.dtype, self._buffer = dtype, buffer
-        buffer.largest = max(buffer.largest, self.shape[0] * self.shape[1])
+        buffer.largest = max(
+            buffer.largest, (self.shape[0] + room) * self.shape[1], self.shape[0] * (self.shape[1] + room)
+        )
         self.packed = side_by_side([base.weight for base in bases]).view(-1)
         self.scale = torch.cat([state.absmax.view(-1) for state in states])
         for state, part in zip(states, self.scale.split([state.absmax.numel() for state in states]), strict=True):
@@ -152,8 +184,25 @@ class FourBitWeights:
         self.unpack = ops_for(self.packed).unpack
 
     def __call__(self) -> Tensor:
-        out = self._buffer.take(*self.shape, self.dtype, self.packed.device)
-        self.unpack(self.packed, self.scale, self.nested, out)
+        return self._unpacked(*self.shape)
+
+    def beside(self, b_NR: Tensor, room: int) -> Tensor:
+        """Return [W, B], (N, E + room); what stands behind B is finite."""
+        rows, columns = self.shape
+        out_NX = self._unpacked(rows, columns + room)
+        out_NX[:, columns : columns + b_NR.shape[1]] = b_NR
+        return out_NX
+
+    def above(self, a_RE: Tensor, room: int) -> Tensor:
+        """Return [W; A], (N + room, E); what stands below A is finite."""
+        rows, columns = self.shape
+        out_XE = self._unpacked(rows + room, columns)
+        out_XE[rows : rows + len(a_RE)] = a_RE
+        return out_XE
+
+    def _unpacked(self, rows: int, columns: int) -> Tensor:
+        out = self._buffer.take(rows, columns, self.dtype, self.packed.device)
+        self.unpack(self.packed, self.scale, self.nested, out[: self.shape[0], : self.shape[1]])
         return out
 
 

@@ -1,13 +1,18 @@
-"""LoRA's matrices as products take them: in 16 bits, and side by side in a group of layers that share an input.
+"""LoRA's matrices as products take them: in 16 bits, and those of layers that share an input as one.
 
 The matrices that are trained are fp32. They change between passes only, so all of them are cast at the beginning of a
 pass, by few kernels, and not layer by layer.
 
-Shapes: E inputs, n outputs of one layer, r rank of one layer, R ranks of all layers of a group.
+    A of q      B of q    0     0
+    A of k        0    B of k   0       with zeros between, one product does what three would
+    A of v        0       0   B of v
+
+Shapes: E inputs, N outputs of all layers of a group, R their ranks, n outputs and r rank of one layer.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,24 +33,27 @@ class LoraCopies:
         self._copies: list[Tensor] = []
         self._rows: PackedRows | None = None
 
-    def take(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return where copies of a group's matrices A, B, A, B, ... will stand: (A side by side, RE; each B, nr).
+    def take(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return where copies of a group's matrices A, B, A, B, ... will stand: (A, RE; B, NR).
 
         `weights` are parameters, and are looked at again for each pass: their memory may be another one then.
         """
         as_, bs = weights[::2], weights[1::2]
-        a_RE = torch.empty(sum(map(len, as_)), as_[0].shape[1], dtype=self._dtype, device=as_[0].device)
-        b_nr = [torch.empty(b.shape, dtype=self._dtype, device=b.device) for b in bs]
-        for weight, copy in zip([*as_, *bs], [*a_RE.split([len(a) for a in as_]), *b_nr], strict=True):
+        ranks = [len(a) for a in as_]
+        a_RE = torch.empty(sum(ranks), as_[0].shape[1], dtype=self._dtype, device=as_[0].device)
+        b_NR = torch.zeros(sum(len(b) for b in bs), sum(ranks), dtype=self._dtype, device=as_[0].device)
+        parts = zip(b_NR.split([len(b) for b in bs]), ranks, itertools.accumulate(ranks), strict=True)
+        b_nr = [part_nR[:, end - rank : end] for part_nR, rank, end in parts]
+        for weight, copy in zip([*as_, *bs], [*a_RE.split(ranks), *b_nr], strict=True):
             if weight.numel():
                 self._weights.append(weight)
                 self._copies.append(copy)
-        return a_RE, b_nr
+        return a_RE, b_NR
 
     def renew(self, rows: PackedRows) -> None:
         """Copy the matrices as they are now, once for each pass: `rows` are the pass's own."""
         if rows is self._rows:
             return
         self._rows = rows
-        with torch.no_grad():
+        if self._copies:
             torch._foreach_copy_(self._copies, [weight.detach() for weight in self._weights])

@@ -22,8 +22,18 @@ _REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r")
 
 
 @triton.jit
-def _rms_norm(x, weight, out, scale, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _clear(start, ROOM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Zeros in the ROOM columns from here on, a multiple of 64."""
+    for part in tl.static_range(ROOM // 64):
+        tl.store(start + part * 64 + tl.arange(0, 64), tl.zeros((64,), start.dtype.element_ty))
+
+
+@triton.jit
+def _rms_norm(  # type: ignore[no-untyped-def]
+    x, weight, out, scale, width, eps, BLOCK: tl.constexpr, ROOM: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
+    out += row * (width + ROOM)
     column = tl.arange(0, BLOCK)
     real = column < width
     value = tl.load(x + row * width + column, mask=real, other=0.0)
@@ -31,14 +41,16 @@ def _rms_norm(x, weight, out, scale, width, eps, BLOCK: tl.constexpr):  # type: 
     factor = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
     tl.store(scale + row, factor)
     unit = (wide * factor).to(value.dtype)
-    tl.store(out + row * width + column, unit * tl.load(weight + column, mask=real, other=0.0), mask=real)
+    tl.store(out + column, unit * tl.load(weight + column, mask=real, other=0.0), mask=real)
+    _clear(out + width, ROOM)
 
 
 @triton.jit
 def _rms_norm_backward(  # type: ignore[no-untyped-def]
-    grad, x, weight, scale, residual, out, width, BLOCK: tl.constexpr
+    grad, x, weight, scale, residual, out, width, residual_step, BLOCK: tl.constexpr, ROOM: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
+    out += row * (width + ROOM)
     column = tl.arange(0, BLOCK)
     real = column < width
     at = row * width + column
@@ -47,13 +59,14 @@ def _rms_norm_backward(  # type: ignore[no-untyped-def]
     inner = tl.load(grad + at, mask=real, other=0.0).to(tl.float32)
     inner *= tl.load(weight + column, mask=real, other=0.0).to(tl.float32)
     through = (inner - unit * (tl.sum(inner * unit, axis=0) / width)) * factor
-    past = tl.load(residual + at, mask=real, other=0.0)
-    tl.store(out + at, past + through.to(past.dtype), mask=real)
+    past = tl.load(residual + row * residual_step + column, mask=real, other=0.0)
+    tl.store(out + column, past + through.to(past.dtype), mask=real)
+    _clear(out + width, ROOM)
 
 
 @triton.jit
 def _rotate(  # type: ignore[no-untyped-def]
-    x, cos, sin, row_step, heads, BACK: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr
+    x, cos, sin, row_step, heads, HEADS: tl.constexpr, HALF: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
@@ -62,8 +75,6 @@ def _rotate(  # type: ignore[no-untyped-def]
     at = x + row * row_step + head * (2 * HALF) + d
     c = tl.load(cos + row * (2 * HALF) + d).to(tl.float32)
     s = tl.load(sin + row * (2 * HALF) + d).to(tl.float32)
-    if BACK:
-        s = -s
     low = tl.load(at, mask=real, other=0.0)
     high = tl.load(at + HALF, mask=real, other=0.0)
     a, b = low.to(tl.float32), high.to(tl.float32)
@@ -72,7 +83,37 @@ def _rotate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rotate_back(  # type: ignore[no-untyped-def]
+    dq, dk, dv, cos, sin, out, q_step, k_step, v_step, heads, kv_heads,
+    HEADS: tl.constexpr, HALF: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    """One program a token and HEADS of its heads, those of q, k and v counted through; v's are not rotated."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    d = tl.arange(0, HALF)[None, :]
+    both = heads + kv_heads
+    every = both + kv_heads
+    out += row * (every * 2 * HALF + ROOM)
+    at_q = dq + row * q_step + head * (2 * HALF) + d
+    at_k = dk + row * k_step + (head - heads) * (2 * HALF) + d
+    at_v = dv + row * v_step + (head - both) * (2 * HALF) + d
+    of_q, of_k, of_v = head < heads, (head >= heads) & (head < both), (head >= both) & (head < every)
+    low = tl.load(at_q, mask=of_q, other=0.0) + tl.load(at_k, mask=of_k, other=0.0)
+    high = tl.load(at_q + HALF, mask=of_q, other=0.0) + tl.load(at_k + HALF, mask=of_k, other=0.0)
+    low += tl.load(at_v, mask=of_v, other=0.0)
+    high += tl.load(at_v + HALF, mask=of_v, other=0.0)
+    c = tl.where(head < both, tl.load(cos + row * (2 * HALF) + d).to(tl.float32), 1.0)
+    s = tl.where(head < both, tl.load(sin + row * (2 * HALF) + d).to(tl.float32), 0.0)
+    a, b = low.to(tl.float32), high.to(tl.float32)
+    at = out + head * (2 * HALF) + d
+    tl.store(at, (a * c + b * s).to(low.dtype), mask=head < every)
+    tl.store(at + HALF, (b * c - a * s).to(low.dtype), mask=head < every)
+    if tl.program_id(1) == 0:
+        _clear(out + every * 2 * HALF, ROOM)
+
+
+@triton.jit
+def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr, ROOM: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = column < inner
@@ -80,7 +121,10 @@ def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):  # type: ignore[no-untype
     gate = tl.load(at, mask=real, other=0.0)
     up = tl.load(at + inner, mask=real, other=0.0)
     wide = gate.to(tl.float32)
-    tl.store(out + row * inner + column, (wide * tl.sigmoid(wide)).to(gate.dtype) * up, mask=real)
+    out += row * (inner + ROOM)
+    tl.store(out + column, (wide * tl.sigmoid(wide)).to(gate.dtype) * up, mask=real)
+    if tl.program_id(1) == 0:
+        _clear(out + inner, ROOM)
 
 
 @triton.jit
@@ -139,12 +183,14 @@ def pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit
 def _unpack(  # type: ignore[no-untyped-def]
     words, scale, scale_code, group_scale, group_offset, out, over,
+    ROOM: tl.constexpr, ROW_BLOCKS: tl.constexpr,
     NESTED: tl.constexpr, BF16: tl.constexpr, BLOCKS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
     """ROUNDS times BLOCKS blocks of 64 weights, which are 8 words each and become 32 pairs.
 
     Four threads share a block. Each takes the words t and t + 4: one scale serves both, and the 16 bytes that a word
     becomes lie beside those of the thread before. A program's blocks are in one group, since 256 is a multiple of them.
+    ROOM pairs are left out behind each row of ROW_BLOCKS blocks.
     """
     kind = tl.bfloat16 if BF16 else tl.float16
     first = tl.program_id(0).to(tl.int64) * (ROUNDS * BLOCKS)
@@ -156,6 +202,9 @@ def _unpack(  # type: ignore[no-untyped-def]
         offset = tl.load(group_offset + first // 256) * over
     for number in tl.static_range(ROUNDS):
         block = number * BLOCKS + tl.arange(0, BLOCKS)
+        place = block * 32
+        if ROOM:
+            place += (first + block) // ROW_BLOCKS * ROOM
         if NESTED:
             factor = tl.load(scale_code + tl.load(scale + block).to(tl.int32)) * step_of_group + offset
         else:
@@ -168,40 +217,58 @@ def _unpack(  # type: ignore[no-untyped-def]
             word = tl.load(words + block[:, None] * 8 + half * 4 + tl.arange(0, 4)[None, :])
             p0, p1, p2, p3 = pairs(word, both, BF16)
             made = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(BLOCKS, 16)
-            tl.store(out + block[:, None] * 32 + half * 16 + tl.arange(0, 16)[None, :], made)
+            tl.store(out + place[:, None] + half * 16 + tl.arange(0, 16)[None, :], made)
 
 
-def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return (the norm, TE; 1 / the root mean square of each row, fp32 T)."""
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, room: int = 0) -> tuple[Tensor, Tensor]:
+    """Return (the norm, TE, and `room` columns of zeros; 1 / the root mean square of each row, fp32 T)."""
     rows, width = x_TE.shape
-    out, scale = torch.empty_like(x_TE), x_TE.new_empty(rows, dtype=torch.float32)
-    _rms_norm[(rows,)](x_TE, weight_E, out, scale, width, eps, BLOCK=triton.next_power_of_2(width), num_warps=8)
+    out, scale = x_TE.new_empty(rows, width + room), x_TE.new_empty(rows, dtype=torch.float32)
+    block = triton.next_power_of_2(width)
+    _rms_norm[(rows,)](x_TE, weight_E, out, scale, width, eps, BLOCK=block, ROOM=room, num_warps=8)
     return out, scale
 
 
-def rms_norm_backward(grad_TE: Tensor, x_TE: Tensor, weight_E: Tensor, scale_T: Tensor, residual_TE: Tensor) -> Tensor:
-    """Return the gradient of x, TE: what comes through the norm, and `residual_TE`, which went past it."""
+def rms_norm_backward(
+    grad_TE: Tensor, x_TE: Tensor, weight_E: Tensor, scale_T: Tensor, residual_TE: Tensor, room: int = 0
+) -> Tensor:
+    """Return the gradient of x, TE, and `room` columns of zeros: what comes through the norm, and `residual_TE`."""
     rows, width = x_TE.shape
-    out = torch.empty_like(x_TE)
+    out = x_TE.new_empty(rows, width + room)
     _rms_norm_backward[(rows,)](
-        grad_TE, x_TE, weight_E, scale_T, residual_TE, out, width, BLOCK=triton.next_power_of_2(width), num_warps=8
-    )
+        grad_TE, x_TE, weight_E, scale_T, residual_TE, out, width, residual_TE.stride(0),
+        BLOCK=triton.next_power_of_2(width), ROOM=room, num_warps=8,
+    )  # fmt: skip
     return out
 
 
-def rotate_(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, *, back: bool) -> None:
-    """Rotate each head by its token's angles, in place; with `back` the other way round, as for gradients."""
+def rotate_(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> None:
+    """Rotate each head by its token's angles, in place."""
     rows, heads, size = x_TND.shape
     _rotate[(rows, triton.cdiv(heads, 8))](
-        x_TND, cos_TD, sin_TD, x_TND.stride(0), heads, BACK=back, HEADS=8, HALF=size // 2, num_warps=4
+        x_TND, cos_TD, sin_TD, x_TND.stride(0), heads, HEADS=8, HALF=size // 2, num_warps=4
     )
 
 
-def swiglu(gate_up_T2M: Tensor) -> Tensor:
-    """Return silu(gate) * up, TM."""
+def rotate_back(
+    dq_THD: Tensor, dk_TGD: Tensor, dv_TGD: Tensor, cos_TD: Tensor, sin_TD: Tensor, room: int = 0
+) -> Tensor:
+    """Return gradients of q and k before `rotate_`, and that of v, side by side, TN, and `room` columns of zeros."""
+    rows, heads, size = dq_THD.shape
+    every = heads + 2 * dk_TGD.shape[1]
+    out = dq_THD.new_empty(rows, every * size + room)
+    _rotate_back[(rows, triton.cdiv(every, 8))](
+        dq_THD, dk_TGD, dv_TGD, cos_TD, sin_TD, out, dq_THD.stride(0), dk_TGD.stride(0), dv_TGD.stride(0), heads,
+        dk_TGD.shape[1], HEADS=8, HALF=size // 2, ROOM=room, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def swiglu(gate_up_T2M: Tensor, room: int = 0) -> Tensor:
+    """Return silu(gate) * up, TM, and `room` columns of zeros."""
     rows, inner = gate_up_T2M.shape[0], gate_up_T2M.shape[1] // 2
-    out = gate_up_T2M.new_empty(rows, inner)
-    _swiglu[(rows, triton.cdiv(inner, 2048))](gate_up_T2M, out, inner, BLOCK=2048, num_warps=8)
+    out = gate_up_T2M.new_empty(rows, inner + room)
+    _swiglu[(rows, triton.cdiv(inner, 2048))](gate_up_T2M, out, inner, BLOCK=2048, ROOM=room, num_warps=8)
     return out
 
 
@@ -223,7 +290,9 @@ def cross_entropy_(logits_CV: Tensor, target_C: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:
-    """Write the weights that `packed` (bytes of NF4 codes) holds to `out`, flat, fp16 or bf16: code * scale.
+    """Write the weights that `packed` (bytes of NF4 codes) holds to `out`, row by row, fp16 or bf16: code * scale.
+
+    Rows of `out` (N, E) may lie apart, by a multiple of 16 bytes.
 
     `scale` is fp32, one for 64 weights; or, with `nested` = (code, scale, offset), bytes that are themselves codes of
     numbers whose scale and offset 256 of them share.
@@ -232,8 +301,9 @@ def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] 
     each = next(n for n in (32, 16, 8, 4, 2, 1) if blocks % n == 0)
     rounds = next(n for n in (4, 2, 1) if blocks % (n * each) == 0)
     scale_code, group_scale, group_offset = nested if nested is not None else (scale, scale, scale)
+    row, room = out.shape[1], out.stride(0) - out.shape[1]
     _unpack[(blocks // (each * rounds),)](
         packed.view(torch.int32), scale, scale_code, group_scale, group_offset, out.view(torch.int32),
-        1 / nf4.FACTOR[kind], NESTED=nested is not None, BF16=kind == "bfloat16", BLOCKS=each, ROUNDS=rounds,
-        num_warps=4,
+        1 / nf4.FACTOR[kind], ROOM=room // 2, ROW_BLOCKS=row // 64 if room else 0, NESTED=nested is not None,
+        BF16=kind == "bfloat16", BLOCKS=each, ROUNDS=rounds, num_warps=4,
     )  # fmt: skip
