@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fast_ft.hub.families import LINEARS, FamilySpec, ModelShape
+from fast_ft.hub.families import FamilySpec, ModelShape
 from fast_ft.models import packed_attention
-from fast_ft.models.fused_block import dispatch
-from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer, base_of
+from fast_ft.models.fused_block import dispatch, obstacles
+from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
 from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.packed_attention import PackedRows
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
     from torch.autograd.function import FunctionCtx
-    from transformers import PreTrainedModel
 
     from fast_ft.models.patches import ModelPatches
 
@@ -45,7 +44,7 @@ def install(model: PeftModel, patches: ModelPatches) -> str | None:
     """
     core = model.get_base_model()
     family, embedding = FamilySpec.from_config(core.config.to_dict()), core.get_input_embeddings().weight
-    if reason := unknown(family) or _obstacle(core):
+    if reason := obstacles.unknown(family) or obstacles.in_layers(core):
         return reason
     buffer, copies = WeightBuffer(), LoraCopies(embedding.dtype)
     for index, layer in enumerate(core.model.layers):
@@ -236,35 +235,3 @@ def check(like: Tensor, shape: ModelShape) -> str | None:
     heads = (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
     between = dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
     return between or packed_attention.check(like, *heads)
-
-
-def unknown(family: FamilySpec) -> str | None:
-    """Return what of a base model a Block does not know, or None."""
-    size = family.shape.head_dim
-    if family.general is not None:
-        return family.general
-    return None if size & (size - 1) == 0 else f"a head's dimension is {size}, no power of two"
-
-
-def _obstacle(core: PreTrainedModel) -> str | None:
-    """Return what of a loaded model's layers a Block does not know, or None."""
-    layer = core.model.layers[0]
-    for path in LINEARS:
-        part, name = path.split(".")
-        module = getattr(getattr(layer, part), name)
-        if hasattr(module, "lora_A"):
-            if list(module.active_adapters) != ["default"]:
-                return f"{name} has several adapters"
-            if type(module.lora_dropout["default"]).__name__ != "Identity":
-                return "the LoRA has dropout"
-            if module.use_dora.get("default") or module.lora_bias.get("default"):
-                return "the LoRA is of another kind"
-        weight = base_of(module).weight
-        state = getattr(weight, "quant_state", None)
-        if state is not None and not (weight.is_cuda and state.quant_type == "nf4" and state.blocksize == 64):
-            return "the 4-bit weights are not NF4 in blocks of 64 on a card"
-        if state is not None and core.get_input_embeddings().weight.element_size() != 2:
-            return "4-bit weights become 16-bit ones here"
-        if state is None and not weight.is_floating_point():
-            return f"the weights are {weight.dtype}"
-    return None

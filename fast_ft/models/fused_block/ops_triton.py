@@ -1,4 +1,4 @@
-"""What lies between a block's products, and 4-bit weights turned to 16 bits, in Triton; functions as in ops_torch.py.
+"""What lies between a block's products, in Triton; functions as in ops_torch.py. 4-bit weights: unpack_triton.py.
 
 Imported only where there is an NVIDIA GPU. Each kernel passes over memory once; sums are in fp32.
 """
@@ -11,14 +11,15 @@ import torch
 import triton
 import triton.language as tl
 
-from fast_ft.models import nf4
+from fast_ft.models.fused_block.unpack_triton import pairs, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DECODE_F16 = tl.constexpr(nf4.decoder(nf4.code_bits("float16"), "f16", 1))
-_DECODE_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1))
-_REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r")
+__all__ = (
+    "cross_entropy_", "pairs", "rms_norm", "rms_norm_backward", "rotate_", "rotate_back", "swiglu", "swiglu_backward_",
+    "unpack",
+)  # fmt: skip
 
 
 @triton.jit
@@ -172,54 +173,6 @@ def _cross_entropy(logits, target, loss, vocabulary, BLOCK: tl.constexpr):  # ty
         tl.store(logits + start + column, tl.where(kept, share, 0.0).to(value.dtype), mask=real)
 
 
-@triton.jit
-def pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Four int32 of two 16-bit weights each for every word of eight NF4 codes; scales as nf4.pack_scales makes them."""
-    return tl.inline_asm_elementwise(
-        _DECODE_BF16 if BF16 else _DECODE_F16, _REGISTERS, [words, scales], dtype=(tl.int32,) * 4, is_pure=True, pack=1
-    )
-
-
-@triton.jit
-def _unpack(  # type: ignore[no-untyped-def]
-    words, scale, scale_code, group_scale, group_offset, out, over,
-    ROOM: tl.constexpr, ROW_BLOCKS: tl.constexpr,
-    NESTED: tl.constexpr, BF16: tl.constexpr, BLOCKS: tl.constexpr, ROUNDS: tl.constexpr,
-):  # fmt: skip
-    """ROUNDS times BLOCKS blocks of 64 weights, which are 8 words each and become 32 pairs.
-
-    Four threads share a block. Each takes the words t and t + 4: one scale serves both, and the 16 bytes that a word
-    becomes lie beside those of the thread before. A program's blocks are in one group, since 256 is a multiple of them.
-    ROOM pairs are left out behind each row of ROW_BLOCKS blocks.
-    """
-    kind = tl.bfloat16 if BF16 else tl.float16
-    first = tl.program_id(0).to(tl.int64) * (ROUNDS * BLOCKS)
-    words += first * 8
-    scale += first
-    out += first * 32
-    if NESTED:
-        step_of_group = tl.load(group_scale + first // 256) * over
-        offset = tl.load(group_offset + first // 256) * over
-    for number in tl.static_range(ROUNDS):
-        block = number * BLOCKS + tl.arange(0, BLOCKS)
-        place = block * 32
-        if ROOM:
-            place += (first + block) // ROW_BLOCKS * ROOM
-        if NESTED:
-            factor = tl.load(scale_code + tl.load(scale + block).to(tl.int32)) * step_of_group + offset
-        else:
-            factor = tl.load(scale + block) * over
-        high = factor.to(kind)
-        low = (factor - high.to(tl.float32)).to(kind)
-        both = high.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF | low.to(tl.int16, bitcast=True).to(tl.int32) << 16
-        both = tl.broadcast_to(both[:, None], (BLOCKS, 4))
-        for half in tl.static_range(2):
-            word = tl.load(words + block[:, None] * 8 + half * 4 + tl.arange(0, 4)[None, :])
-            p0, p1, p2, p3 = pairs(word, both, BF16)
-            made = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(BLOCKS, 16)
-            tl.store(out + place[:, None] + half * 16 + tl.arange(0, 16)[None, :], made)
-
-
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, room: int = 0) -> tuple[Tensor, Tensor]:
     """Return (the norm, TE, and `room` columns of zeros; 1 / the root mean square of each row, fp32 T)."""
     rows, width = x_TE.shape
@@ -287,23 +240,3 @@ def cross_entropy_(logits_CV: Tensor, target_C: Tensor) -> Tensor:
     loss = logits_CV.new_empty(positions, dtype=torch.float32)
     _cross_entropy[(positions,)](logits_CV, target_C, loss, vocabulary, BLOCK=4096, num_warps=8)
     return loss
-
-
-def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:
-    """Write the weights that `packed` (bytes of NF4 codes) holds to `out`, row by row, fp16 or bf16: code * scale.
-
-    Rows of `out` (N, E) may lie apart, by a multiple of 16 bytes.
-
-    `scale` is fp32, one for 64 weights; or, with `nested` = (code, scale, offset), bytes that are themselves codes of
-    numbers whose scale and offset 256 of them share.
-    """
-    blocks, kind = packed.numel() // 32, str(out.dtype).removeprefix("torch.")
-    each = next(n for n in (32, 16, 8, 4, 2, 1) if blocks % n == 0)
-    rounds = next(n for n in (4, 2, 1) if blocks % (n * each) == 0)
-    scale_code, group_scale, group_offset = nested if nested is not None else (scale, scale, scale)
-    row, room = out.shape[1], out.stride(0) - out.shape[1]
-    _unpack[(blocks // (each * rounds),)](
-        packed.view(torch.int32), scale, scale_code, group_scale, group_offset, out.view(torch.int32),
-        1 / nf4.FACTOR[kind], ROOM=room // 2, ROW_BLOCKS=row // 64 if room else 0, NESTED=nested is not None,
-        BF16=kind == "bfloat16", BLOCKS=each, ROUNDS=rounds, num_warps=4,
-    )  # fmt: skip
