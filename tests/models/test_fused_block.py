@@ -228,7 +228,7 @@ def test_one_product_over_weights_and_lora_is_what_two_are(ranks: tuple[int, ...
     layers: Any = [Lora(outputs, rank, draw) for outputs, rank in zip((96, 64, 64), ranks, strict=True)]
     buffer, copies = linear_group.WeightBuffer(), LoraCopies(torch.float32)
     group = linear_group.LinearGroup(layers, torch.float32, buffer, copies)
-    assert group.room == (0 if not sum(ranks) else 64 if sum(ranks) < 64 else 128)
+    assert group.room == (64 if 0 < sum(ranks) <= 64 else 0)
     rows = packed_attention.PackedRows(torch.tensor([0, 9], dtype=torch.int32), 9)
     copies.renew(rows)
     x, dy, add = (torch.randn(9, n, generator=draw) for n in (128, 224, 224))

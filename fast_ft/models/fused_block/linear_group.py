@@ -10,7 +10,7 @@ Shapes: T tokens, E inputs, N outputs of all layers, n outputs of one layer, R r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +41,8 @@ class LinearGroup:
 
         [x, x A] [W, B]' = x W' + x A B'        [dy, dy B] [W; A] = dy W + dy B A
 
-    `room` is the number of columns that this takes behind x or dy, filled up with zeros; 0 where it is not done.
+    `room` is the number of columns that this takes behind x or dy, filled up with zeros; 0 where it is not done, as
+    where ranks are large.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class LinearGroup:
         self.bias_N = side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
         self.lora = _matrices(modules)
         self.ranks, self.room = [len(a) for a in self.lora[::2]], 0
-        self.a_RE, self.b_NR = copies.take(self.lora)
+        self.a_RE, self._bs = copies.take(self.lora)
+        self._is_joint = len(self._bs) == 1
         if hasattr(bases[0].weight, "quant_state"):
-            if bases[0].in_features % nf4.BLOCK == 0:
+            if self._is_joint and bases[0].in_features % nf4.BLOCK == 0:
                 self.room = -(-len(self.a_RE) // _COLUMNS) * _COLUMNS
             self.weights: FourBitWeights | Weights = FourBitWeights(bases, dtype, buffer, self.room)
         else:
@@ -69,35 +71,46 @@ class LinearGroup:
         """
         rank, inputs = self.a_RE.shape
         x_TE, has_room = x_TX[:, :inputs], x_TX.shape[1] > inputs
-        weight_NX = self.weights.beside(self.b_NR, self.room) if has_room else self.weights()
+        weight_NX = self.weights.beside(self._bs[0], self.room) if has_room else self.weights()
         xa_TR = x_TX[:, inputs : inputs + rank] if has_room else x_TE.new_empty(len(x_TE), rank)
         xa_TR.addmm_(x_TE, self.a_RE.t(), beta=0, alpha=self.scaling)  # beta 0: what the memory held is ignored
         y_TN = x_TX @ weight_NX.t() if add_TN is None else torch.addmm(add_TN, x_TX, weight_NX.t())
         if not has_room:
-            y_TN.addmm_(xa_TR, self.b_NR.t())
+            for y_Tn, xa_Tr, b_nr in self._parts(y_TN, xa_TR):
+                y_Tn.addmm_(xa_Tr, b_nr.t())
         if self.bias_N is not None:
             y_TN += self.bias_N
         return y_TN, xa_TR.contiguous()
 
     def inner_gradient(self, grad_TX: Tensor) -> Tensor:
         """Return the gradient on the LoRA's inner side, TR, given that of y, or y and room, which is written over."""
-        rank, outputs = len(self.a_RE), len(self.b_NR)
+        rank, outputs = len(self.a_RE), sum(self.widths)
         has_room = grad_TX.shape[1] > outputs
         inner_TR = grad_TX[:, outputs : outputs + rank] if has_room else grad_TX.new_empty(len(grad_TX), rank)
-        return inner_TR.addmm_(grad_TX[:, :outputs], self.b_NR, beta=0, alpha=self.scaling)
+        for grad_Tn, inner_Tr, b_nr in self._parts(grad_TX[:, :outputs], inner_TR):
+            inner_Tr.addmm_(grad_Tn, b_nr, beta=0, alpha=self.scaling)
+        return inner_TR
 
     def input_gradient(self, grad_TX: Tensor, inner_TR: Tensor) -> Tensor:
         """Return the gradient of x, TE, given what `inner_gradient` was given, and its result."""
-        if grad_TX.shape[1] > len(self.b_NR):
+        if grad_TX.shape[1] > sum(self.widths):
             return grad_TX @ self.weights.above(self.a_RE, self.room)
         return (inner_TR @ self.a_RE).addmm_(grad_TX, self.weights())
 
     def lora_gradients(self, x_TE: Tensor, grad_TN: Tensor, inner_TR: Tensor, xa_TR: Tensor) -> list[Tensor]:
         """Return the gradients of A and B of each layer, in the order of `lora`, fp32."""
-        a_RE, b_NR = _product_fp32(inner_TR.t(), x_TE), _product_fp32(grad_TN.t(), xa_TR)
-        bs = zip(b_NR.split(self.widths), self.ranks, itertools.accumulate(self.ranks), strict=True)
-        b_nr = [part_nR[:, end - rank : end] for part_nR, rank, end in bs]
-        return [each for pair in zip(a_RE.split(self.ranks), b_nr, strict=True) for each in pair]
+        a_rE = _product_fp32(inner_TR.t(), x_TE).split(self.ranks)
+        b_nr = [_product_fp32(grad_Tn.t(), xa_Tr) for grad_Tn, xa_Tr, _ in self._parts(grad_TN, xa_TR)]
+        if self._is_joint:
+            blocks = zip(b_nr[0].split(self.widths), self.ranks, itertools.accumulate(self.ranks), strict=True)
+            b_nr = [rows_nR[:, end - rank : end] for rows_nR, rank, end in blocks]
+        return [each for pair in zip(a_rE, b_nr, strict=True) for each in pair]
+
+    def _parts(self, outer_TN: Tensor, inner_TR: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Return what belongs to each matrix B: columns of outputs, columns of the LoRA's inner side, the matrix."""
+        if self._is_joint:
+            return [(outer_TN, inner_TR, self._bs[0])]
+        return zip(outer_TN.split(self.widths, 1), inner_TR.split(self.ranks, 1), self._bs, strict=True)
 
 
 def _matrices(modules: Sequence[nn.Module]) -> list[Tensor]:

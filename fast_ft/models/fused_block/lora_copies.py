@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fast_ft.models.packed_attention import PackedRows
 
 
+_JOINT = 64  #: the largest sum of ranks of which B's are one matrix
+
+
 class LoraCopies:
     """Copies of all LoRA matrices of a model's blocks, in the dtype of the products."""
 
@@ -33,22 +36,27 @@ class LoraCopies:
         self._copies: list[Tensor] = []
         self._rows: PackedRows | None = None
 
-    def take(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return where copies of a group's matrices A, B, A, B, ... will stand: (A, RE; B, NR).
+    def take(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return where copies of a group's matrices A, B, A, B, ... will stand: A, RE, and B: one, NR, or each, nr.
 
-        `weights` are parameters, and are looked at again for each pass: their memory may be another one then.
+        It is one where ranks are small: the zeros between take memory. `weights` are parameters, and are looked at
+        again for each pass: their memory may be another one then.
         """
         as_, bs = weights[::2], weights[1::2]
         ranks = [len(a) for a in as_]
-        a_RE = torch.empty(sum(ranks), as_[0].shape[1], dtype=self._dtype, device=as_[0].device)
-        b_NR = torch.zeros(sum(len(b) for b in bs), sum(ranks), dtype=self._dtype, device=as_[0].device)
-        parts = zip(b_NR.split([len(b) for b in bs]), ranks, itertools.accumulate(ranks), strict=True)
-        b_nr = [part_nR[:, end - rank : end] for part_nR, rank, end in parts]
+        like = {"dtype": self._dtype, "device": as_[0].device}
+        a_RE = torch.empty(sum(ranks), as_[0].shape[1], **like)
+        if sum(ranks) <= _JOINT:
+            whole_NR = torch.zeros(sum(len(b) for b in bs), sum(ranks), **like)
+            parts = zip(whole_NR.split([len(b) for b in bs]), ranks, itertools.accumulate(ranks), strict=True)
+            taken, b_nr = [whole_NR], [part_nR[:, end - rank : end] for part_nR, rank, end in parts]
+        else:
+            taken = b_nr = [torch.empty(b.shape, **like) for b in bs]
         for weight, copy in zip([*as_, *bs], [*a_RE.split(ranks), *b_nr], strict=True):
             if weight.numel():
                 self._weights.append(weight)
                 self._copies.append(copy)
-        return a_RE, b_NR
+        return a_RE, taken
 
     def renew(self, rows: PackedRows) -> None:
         """Copy the matrices as they are now, once for each pass: `rows` are the pass's own."""
