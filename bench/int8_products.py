@@ -164,10 +164,10 @@ def _round(layer: nn.Linear, backward: bool) -> Callable[[], None]:
             return ((_int8(dy_TN) if backward else dy_TN) @ back_NE)[None]
 
     former = layer.forward
-    layer.forward = Product.apply  # type: ignore[method-assign]
+    layer.forward = Product.apply
 
     def undo() -> None:
-        layer.forward = former  # type: ignore[method-assign]
+        layer.forward = former
 
     return undo
 
