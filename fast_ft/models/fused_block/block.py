@@ -139,7 +139,7 @@ class Block:
         parts = zip(self._normed_heads(grad_TN), self.qk_norms, raw, scales, strict=True)
         for heads_TND, weight, before, scale in parts:
             grad = heads_TND.reshape(-1, self.size).contiguous()
-            through = ops.rms_norm_backward(grad, before, weight, scale, torch.zeros_like(grad))
+            through, _ = ops.rms_norm_backward(grad, before, weight, scale, torch.zeros_like(grad))
             heads_TND.copy_(through.view(heads_TND.shape))
 
     def _normed_heads(self, qkv_TN: Tensor) -> Sequence[Tensor]:
@@ -193,10 +193,10 @@ class BlockPass(torch.autograd.Function):
         del dh_TM
         inner_TR = gate_up.inner_gradient(gate_up_TN)
         dnorm_TE = gate_up.input_gradient(gate_up_TN, inner_TR)
-        norm_TE, _ = ops.rms_norm(mid_TE, block.norm_2, block.eps)
+        dmid_TX, norm_TE = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE, out.room)
         grads_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, xa_gate_up)
-        dmid_TX = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE, out.room)
         dmid_TE = dmid_TX[:, : x_TE.shape[1]]
+        del dnorm_TE, norm_TE
 
         inner_TR = out.inner_gradient(dmid_TX)
         dmixed_TN = out.input_gradient(dmid_TX, inner_TR)
@@ -210,13 +210,13 @@ class BlockPass(torch.autograd.Function):
         dqkv_TN = dqkv_TX[:, : qkv_TN.shape[1]]
         block.normalise_backward_(dqkv_TN, kept_norms)
         inner_TR = qkv.inner_gradient(dqkv_TX)
-        norm_TE, _ = ops.rms_norm(x_TE, block.norm_1, block.eps)
-        grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, xa_qkv)
-        dx_TE = None
-        if ctx.needs_input_grad[0]:  # not the first layer's, below which nothing is trained
+        if ctx.needs_input_grad[0]:
             dnorm_TE = qkv.input_gradient(dqkv_TX, inner_TR)
-            dx_TX = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE, down.room)
+            dx_TX, norm_TE = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE, down.room)
             dx_TE = dx_TX[:, : x_TE.shape[1]]  # the layer below finds the room again, if its LoRA is as wide
+        else:  # the first layer, below which nothing is trained
+            dx_TE, (norm_TE, _) = None, ops.rms_norm(x_TE, block.norm_1, block.eps)
+        grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, xa_qkv)
         left = block.add_gradients([*grads_qkv, *grads_out, *grads_gate_up, *grads_down])
         return (dx_TE, None, None, None, None, *left)
 

@@ -48,13 +48,13 @@ def check(like: Tensor, width: int, inner: int, head: int) -> str | None:
         draw.manual_seed(0)
         x, grad, residual, weight = normal(3, width), normal(3, width), normal(3, width), normal(width)
         norm, scale = ops.rms_norm(x, weight, 1e-5)
-        found = [norm, scale, ops.rms_norm_backward(grad, x, weight, scale, residual)]
+        found = [norm, scale, *ops.rms_norm_backward(grad, x, weight, scale, residual)]
         heads, cos, sin = normal(3, 2, head), normal(3, head // 2).repeat(1, 2), normal(3, head // 2).repeat(1, 2)
         ops.rotate_(heads, cos, sin)
         gate_up, back = normal(3, 2 * inner), normal(3, inner)
         found += [heads, ops.rotate_back(*normal(3, 3, 2, head), cos, sin), ops.swiglu(gate_up)]
         found += [ops.rms_norm(x, weight, 1e-5, _ROOM)[0], ops.swiglu(gate_up, _ROOM)]
-        found.append(ops.rms_norm_backward(grad, x, weight, scale, found[-2][:, :width], _ROOM))
+        found += ops.rms_norm_backward(grad, x, weight, scale, found[-2][:, :width], _ROOM)
         found.append(ops.rotate_back(normal(3, 5, head), *normal(2, 3, 2, head), cos, sin, _ROOM))
         ops.swiglu_backward_(gate_up, back)
         logits, target = normal(3, _VOCABULARY), torch.tensor([0, -100, _VOCABULARY - 1], device=like.device)

@@ -26,12 +26,15 @@ def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, room: int = 0) -> tuple
 
 def rms_norm_backward(
     grad_TE: Tensor, x_TE: Tensor, weight_E: Tensor, scale_T: Tensor, residual_TE: Tensor, room: int = 0
-) -> Tensor:
-    """Return the gradient of x, TE, and `room` columns of zeros: what comes through the norm, and `residual_TE`."""
+) -> tuple[Tensor, Tensor]:
+    """Return (the gradient of x, TE, and `room` columns of zeros; the norm, TE).
+
+    The gradient is what comes through the norm, and `residual_TE`, which went past it.
+    """
     unit_TE = x_TE.float() * scale_T[:, None]
     inner_TE = grad_TE.float() * weight_E.float()
     through_TE = (inner_TE - unit_TE * (inner_TE * unit_TE).mean(dim=-1, keepdim=True)) * scale_T[:, None]
-    return _with_room(residual_TE + through_TE.to(x_TE.dtype), room)
+    return _with_room(residual_TE + through_TE.to(x_TE.dtype), room), unit_TE.to(x_TE.dtype) * weight_E
 
 
 def rotate_(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> None:

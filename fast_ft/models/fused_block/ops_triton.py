@@ -48,7 +48,7 @@ def _rms_norm(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _rms_norm_backward(  # type: ignore[no-untyped-def]
-    grad, x, weight, scale, residual, out, width, residual_step, BLOCK: tl.constexpr, ROOM: tl.constexpr
+    grad, x, weight, scale, residual, out, norm, width, residual_step, BLOCK: tl.constexpr, ROOM: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     out += row * (width + ROOM)
@@ -56,9 +56,11 @@ def _rms_norm_backward(  # type: ignore[no-untyped-def]
     real = column < width
     at = row * width + column
     factor = tl.load(scale + row)
-    unit = tl.load(x + at, mask=real, other=0.0).to(tl.float32) * factor
-    inner = tl.load(grad + at, mask=real, other=0.0).to(tl.float32)
-    inner *= tl.load(weight + column, mask=real, other=0.0).to(tl.float32)
+    value = tl.load(x + at, mask=real, other=0.0)
+    unit = value.to(tl.float32) * factor
+    times = tl.load(weight + column, mask=real, other=0.0)
+    tl.store(norm + at, unit.to(value.dtype) * times, mask=real)
+    inner = tl.load(grad + at, mask=real, other=0.0).to(tl.float32) * times.to(tl.float32)
     through = (inner - unit * (tl.sum(inner * unit, axis=0) / width)) * factor
     past = tl.load(residual + row * residual_step + column, mask=real, other=0.0)
     tl.store(out + column, past + through.to(past.dtype), mask=real)
@@ -184,15 +186,18 @@ def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, room: int = 0) -> tuple
 
 def rms_norm_backward(
     grad_TE: Tensor, x_TE: Tensor, weight_E: Tensor, scale_T: Tensor, residual_TE: Tensor, room: int = 0
-) -> Tensor:
-    """Return the gradient of x, TE, and `room` columns of zeros: what comes through the norm, and `residual_TE`."""
+) -> tuple[Tensor, Tensor]:
+    """Return (the gradient of x, TE, and `room` columns of zeros; the norm, TE).
+
+    The gradient is what comes through the norm, and `residual_TE`, which went past it.
+    """
     rows, width = x_TE.shape
-    out = x_TE.new_empty(rows, width + room)
+    out, norm = x_TE.new_empty(rows, width + room), torch.empty_like(x_TE)
     _rms_norm_backward[(rows,)](
-        grad_TE, x_TE, weight_E, scale_T, residual_TE, out, width, residual_TE.stride(0),
+        grad_TE, x_TE, weight_E, scale_T, residual_TE, out, norm, width, residual_TE.stride(0),
         BLOCK=triton.next_power_of_2(width), ROOM=room, num_warps=8,
     )  # fmt: skip
-    return out
+    return out, norm
 
 
 def rotate_(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> None:

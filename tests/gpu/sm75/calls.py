@@ -42,10 +42,10 @@ def norms(device: str, peak: float) -> Iterator[Pair]:
     yield Pair(ops_triton.rms_norm(x, weight, 1e-5, 64)[0][:, :HIDDEN], expected)
     yield Pair(scale, plain_scale)
     backs = [ops.rms_norm_backward(grad, x, weight, plain_scale, residual) for ops in (ops_triton, ops_torch)]
-    yield Pair(*backs)
+    yield from (Pair(made, expected) for made, expected in zip(*backs, strict=True))
     apart = torch.cat((residual, residual), dim=1)[:, :HIDDEN]
-    wide = ops_triton.rms_norm_backward(grad, x, weight, plain_scale, apart, 64)
-    yield Pair(wide[:, :HIDDEN], backs[1])
+    wide, _ = ops_triton.rms_norm_backward(grad, x, weight, plain_scale, apart, 64)
+    yield Pair(wide[:, :HIDDEN], backs[1][0])
     yield Pair(wide[:, HIDDEN:], torch.zeros(257, 64, device=device))
 
 
