@@ -54,7 +54,7 @@ def measure(folder: Path) -> dict[str, Any]:
     model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # as large as after some steps of training
-            torch.nn.init.normal_(weight, std=0.005)
+            torch.nn.init.normal_(weight, std=0.001)
     batch = _rows(folder)
     exact_loss, exact = _pass(model, batch)
     layers: dict[str, dict[str, float]] = {}
@@ -63,8 +63,12 @@ def measure(folder: Path) -> dict[str, Any]:
     for each in (hook for pair in hooks for hook in pair):
         each.remove()
     whole: dict[str, Any] = {"loss": round(exact_loss, 5)}
-    for name, backward in (("forward", False), ("both ways", True)):
-        undo = [_round(layer, backward) for layer in base.values()]
+    ways: dict[str, Callable[[nn.Linear], Callable[[], None]]] = {
+        "nf4": _in_nf4, "int8 forward": lambda layer: _round(layer, False), "int8": lambda layer: _round(layer, True),
+        "int8, down in full": lambda layer: _round(layer, True) if layer.in_features < 1536 else lambda: None,
+    }  # fmt: skip
+    for name, change in ways.items():
+        undo = [change(layer) for layer in base.values()]
         loss, gradient = _pass(model, batch)
         cosine = torch.nn.functional.cosine_similarity(gradient.double(), exact.double(), dim=0).item()
         whole[name] = {"loss": round(loss, 5), "gradient_cosine": round(cosine, 5)}
@@ -115,6 +119,7 @@ def _watch(layer: nn.Linear, found: dict[str, float]) -> tuple[Any, Any]:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     weight_NE = layer.weight.detach()
+    there_NE, back_NE = _int8(weight_NE), _int8(weight_NE.t()).t()
     four_NE = dequantize_4bit(*quantize_4bit(weight_NE, blocksize=64, quant_type="nf4")).float()
 
     def keep(name: str, error: float) -> None:
@@ -123,17 +128,30 @@ def _watch(layer: nn.Linear, found: dict[str, float]) -> tuple[Any, Any]:
     def forward(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         x_TE = given[0].detach()[0]
         exact_TN = x_TE @ weight_NE.t()
-        keep("forward", _error(_int8(x_TE) @ _int8(weight_NE).t(), exact_TN))
-        keep("forward_weights_alone", _error(x_TE @ _int8(weight_NE).t(), exact_TN))
+        keep("forward", _error(_int8(x_TE) @ there_NE.t(), exact_TN))
+        keep("forward_weights_alone", _error(x_TE @ there_NE.t(), exact_TN))
         keep("nf4", _error(x_TE @ four_NE.t(), exact_TN))
         keep("largest_over_rms", (x_TE.abs().amax(dim=1) / x_TE.square().mean(dim=1).sqrt()).max().item())
 
     def backward(_: nn.Module, __: Any, given: tuple[Tensor, ...]) -> None:
         dy_TN = given[0].detach()[0]
-        keep("backward", _error(_int8(dy_TN) @ _int8(weight_NE.t()).t(), dy_TN @ weight_NE))
+        keep("backward", _error(_int8(dy_TN) @ back_NE, dy_TN @ weight_NE))
 
     assert isinstance(layer, torch.nn.Linear)
     return layer.register_forward_hook(forward), layer.register_full_backward_hook(backward)
+
+
+def _in_nf4(layer: nn.Linear) -> Callable[[], None]:
+    """Give a layer the weights that NF4 makes of its own; return what undoes it."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    former_NE = layer.weight.data
+    layer.weight.data = dequantize_4bit(*quantize_4bit(former_NE, blocksize=64, quant_type="nf4")).float()
+
+    def undo() -> None:
+        layer.weight.data = former_NE
+
+    return undo
 
 
 def _int8(rows: Tensor) -> Tensor:
