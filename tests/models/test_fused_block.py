@@ -306,8 +306,8 @@ def test_a_check_unpacks_as_training_does_and_finds_a_wrong_group(monkeypatch: p
     """Weights whose 256th block and later ones are wrong: two groups of double quantisation are looked at."""
     right = ops_torch.unpack
 
-    def wrong(packed: torch.Tensor, scale: torch.Tensor, nested: Any, out: torch.Tensor) -> None:
-        right(packed, scale, nested, out)
+    def wrong(packed: torch.Tensor, scale: torch.Tensor, nested: Any, out: torch.Tensor, *lora: torch.Tensor) -> None:
+        right(packed, scale, nested, out, *lora)
         if nested is not None:
             out[256:] *= 1.05
 

@@ -197,26 +197,24 @@ class FourBitWeights:
         self.unpack = ops_for(self.packed).unpack
 
     def __call__(self) -> Tensor:
-        return self._unpacked(*self.shape)
+        out_NE = self._buffer.take(*self.shape, self.dtype, self.packed.device)
+        self.unpack(self.packed, self.scale, self.nested, out_NE)
+        return out_NE
 
     def beside(self, b_NR: Tensor, room: int) -> Tensor:
         """Return [W, B], (N, E + room); what stands behind B is finite."""
         rows, columns = self.shape
-        out_NX = self._unpacked(rows, columns + room)
-        out_NX[:, columns : columns + b_NR.shape[1]] = b_NR
+        out_NX = self._buffer.take(rows, columns + room, self.dtype, self.packed.device)
+        place_NR = out_NX[:, columns : columns + b_NR.shape[1]]
+        self.unpack(self.packed, self.scale, self.nested, out_NX[:, :columns], b_NR, place_NR)
         return out_NX
 
     def above(self, a_RE: Tensor, room: int) -> Tensor:
         """Return [W; A], (N + room, E); what stands below A is finite."""
         rows, columns = self.shape
-        out_XE = self._unpacked(rows + room, columns)
-        out_XE[rows : rows + len(a_RE)] = a_RE
+        out_XE = self._buffer.take(rows + room, columns, self.dtype, self.packed.device)
+        self.unpack(self.packed, self.scale, self.nested, out_XE[:rows], a_RE, out_XE[rows : rows + len(a_RE)])
         return out_XE
-
-    def _unpacked(self, rows: int, columns: int) -> Tensor:
-        out = self._buffer.take(rows, columns, self.dtype, self.packed.device)
-        self.unpack(self.packed, self.scale, self.nested, out[: self.shape[0], : self.shape[1]])
-        return out
 
 
 def check_unpacking(base: Any, dtype: torch.dtype) -> str | None:

@@ -94,15 +94,20 @@ def cross_entropy_(logits_CV: Tensor, target_C: Tensor) -> Tensor:
     return loss_C
 
 
-def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:
+def unpack(
+    packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor,
+    lora: Tensor | None = None, place: Tensor | None = None,
+) -> None:  # fmt: skip
     """Write the weights that `packed` (bytes of two NF4 codes, the upper half first) holds to `out`, row by row.
 
-    `scale` is fp32, one for 64 weights; or, with `nested`, bytes: see `scales`.
+    `scale` is fp32, one for 64 weights; or, with `nested`, bytes: see `scales`. With `lora`, copy it to `place`, too.
     """
     scale = scale if nested is None else scales(scale, nested)
     code = torch.tensor(nf4.CODES, device=packed.device)
     nibbles = torch.stack((packed.view(-1) >> 4, packed.view(-1) & 15), dim=1)
     out.copy_((code[nibbles.long()].view(-1, 64) * scale.view(-1, 1)).view(out.shape))
+    if lora is not None and place is not None:
+        place.copy_(lora)
 
 
 def scales(scale: Tensor, nested: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -107,9 +107,10 @@ def weights(device: str, shape: tuple[int, int], *, nested: bool) -> Iterator[Pa
     ops_triton.unpack(packed.view(-1), state.absmax.view(-1), groups, out)
     yield Pair(out, dequantize_4bit(packed, state), 5e-4)
     wide = torch.zeros(shape[0], shape[1] + 64, dtype=torch.float16, device=device)
-    ops_triton.unpack(packed.view(-1), state.absmax.view(-1), groups, wide[:, :-64])
+    lora = _normal(device, shape[0], 48)
+    ops_triton.unpack(packed.view(-1), state.absmax.view(-1), groups, wide[:, :-64], lora, wide[:, -64:-16])
     yield Pair(wide[:, :-64], dequantize_4bit(packed, state), 5e-4)
-    yield Pair(wide[:, -64:], torch.zeros(shape[0], 64, device=device), 0.0001)
+    yield Pair(wide[:, -64:], torch.nn.functional.pad(lora, (0, 16)), 1e-6)
 
 
 def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
