@@ -57,15 +57,15 @@ def forward(
 
 def backward(
     grad_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, kept: tuple[Tensor, ...],
-    starts: Tensor, longest: int, window: int | None,
+    starts: Tensor, longest: int, *, scale: float | None, window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of q, k and v, (T, H or G, D), of `forward` with the default scale."""
+    """Return the gradients of q, k and v, (T, H or G, D)."""
     import torch
 
     logsumexp_HT, random_state, unused = kept
     made: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
         grad_THD[0], q_THD[0], k_TGD[0], v_TGD[0], out_THD[0], logsumexp_HT, starts, starts, longest, longest, 0.0,
-        True, random_state, unused, **_sizes(window),
+        True, random_state, unused, scale=scale, **_sizes(window),
     )  # fmt: skip
     return made
 

@@ -19,6 +19,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.models import flash_attention
@@ -77,8 +78,12 @@ def attend(
     from torch.nn.functional import scaled_dot_product_attention
 
     if q_HTD.is_cuda:
+        from fast_ft.models.fused_block.attention_pass import AttentionPass
+
         q, k, v = (part.transpose(1, 2) for part in (q_HTD, k_GTD, v_GTD))
-        return one_kernel(q, k, v, rows, scale=scale, window=window)[0]
+        how: dict[str, Any] = {"rows": rows, "window": window, "scale": scale}
+        out_THD: Tensor = AttentionPass.apply(q, k, v, partial(forward, **how), partial(backward, **how))
+        return out_THD
     ends, group = rows.starts.tolist(), q_HTD.shape[1] // k_GTD.shape[1]
     k_GTD, v_GTD = (part.repeat_interleave(group, dim=1) if group > 1 else part for part in (k_GTD, v_GTD))
     mixed = []
@@ -101,8 +106,9 @@ def window_mask(queries: int, keys: int, window: int | None, device: torch.devic
 
 
 def forward(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows, window: int | None = None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows, window: int | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     """Attend as `attend` does, from (1, T, H or G, D), for a caller that goes backward by hand.
 
     Return (attention's result, (1, T, H, D); the tensors that `backward` needs as `kept`).
@@ -110,16 +116,16 @@ def forward(
     import torch
 
     if q_THD.is_cuda:
-        out_THD, *kept = one_kernel(q_THD, k_TGD, v_TGD, rows, window=window)
+        out_THD, *kept = one_kernel(q_THD, k_TGD, v_TGD, rows, scale=scale, window=window)
         return out_THD, tuple(kept[:3])
     with torch.no_grad():
         q, k, v = (part.transpose(1, 2) for part in (q_THD, k_TGD, v_TGD))
-        return attend(q, k, v, rows, window=window), ()
+        return attend(q, k, v, rows, scale, window), ()
 
 
 def backward(
     grad_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, kept: tuple[Tensor, ...],
-    rows: PackedRows, window: int | None = None,
+    rows: PackedRows, window: int | None = None, scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k and v, (T, H or G, D), given that of the result and `forward`'s."""
     import torch
@@ -127,17 +133,17 @@ def backward(
     if not q_THD.is_cuda:
         with torch.enable_grad():
             q, k, v = (part.detach().transpose(1, 2).requires_grad_() for part in (q_THD, k_TGD, v_TGD))
-            dq, dk, dv = torch.autograd.grad(attend(q, k, v, rows, window=window), (q, k, v), grad_THD)
+            dq, dk, dv = torch.autograd.grad(attend(q, k, v, rows, scale, window), (q, k, v), grad_THD)
         return dq.transpose(1, 2)[0], dk.transpose(1, 2)[0], dv.transpose(1, 2)[0]
     hiding = _hiding(window, rows)
     if flash_attention.takes(q_THD):
         return flash_attention.backward(
-            grad_THD, q_THD, k_TGD, v_TGD, out_THD, kept, rows.starts, rows.longest, hiding
+            grad_THD, q_THD, k_TGD, v_TGD, out_THD, kept, rows.starts, rows.longest, scale=scale, window=hiding
         )  # fmt: skip
     (_, tokens, heads, size), kv_heads = q_THD.shape, k_TGD.shape[2]
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
         grad_THD, q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, out_THD, rows.starts, rows.starts, rows.longest,
-        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, window_size=hiding,
+        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, scale=scale, window_size=hiding,
     )  # fmt: skip
     if kv_heads < heads:
         dk, dv = (part.view(1, tokens, kv_heads, heads // kv_heads, size).sum(3) for part in (dk, dv))

@@ -90,27 +90,27 @@ def _rotate_back(  # type: ignore[no-untyped-def]
     dq, dk, dv, cos, sin, out, q_step, k_step, v_step, heads, kv_heads,
     HEADS: tl.constexpr, HALF: tl.constexpr, ROOM: tl.constexpr,
 ):  # fmt: skip
-    """One program a token and HEADS of its heads, those of q, k and v counted through; v's are not rotated."""
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    d = tl.arange(0, HALF)[None, :]
+    """One program a token and HEADS of its heads, all of q, k or v; v's are not rotated."""
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS
     both = heads + kv_heads
     every = both + kv_heads
     out += row * (every * 2 * HALF + ROOM)
-    at_q = dq + row * q_step + head * (2 * HALF) + d
-    at_k = dk + row * k_step + (head - heads) * (2 * HALF) + d
-    at_v = dv + row * v_step + (head - both) * (2 * HALF) + d
-    of_q, of_k, of_v = head < heads, (head >= heads) & (head < both), (head >= both) & (head < every)
-    low = tl.load(at_q, mask=of_q, other=0.0) + tl.load(at_k, mask=of_k, other=0.0)
-    high = tl.load(at_q + HALF, mask=of_q, other=0.0) + tl.load(at_k + HALF, mask=of_k, other=0.0)
-    low += tl.load(at_v, mask=of_v, other=0.0)
-    high += tl.load(at_v + HALF, mask=of_v, other=0.0)
-    c = tl.where(head < both, tl.load(cos + row * (2 * HALF) + d).to(tl.float32), 1.0)
-    s = tl.where(head < both, tl.load(sin + row * (2 * HALF) + d).to(tl.float32), 0.0)
-    a, b = low.to(tl.float32), high.to(tl.float32)
-    at = out + head * (2 * HALF) + d
-    tl.store(at, (a * c + b * s).to(low.dtype), mask=head < every)
-    tl.store(at + HALF, (b * c - a * s).to(low.dtype), mask=head < every)
+    at = tl.arange(0, HEADS)[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
+    angle = row * (2 * HALF) + tl.arange(0, HALF)[None, :]
+    if first < both:
+        c, s = tl.load(cos + angle).to(tl.float32), tl.load(sin + angle).to(tl.float32)
+        if first < heads:
+            given = dq + row * q_step + first * (2 * HALF)
+        else:
+            given = dk + row * k_step + (first - heads) * (2 * HALF)
+        low, high = tl.load(given + at), tl.load(given + HALF + at)
+        a, b = low.to(tl.float32), high.to(tl.float32)
+        tl.store(out + first * (2 * HALF) + at, (a * c + b * s).to(low.dtype))
+        tl.store(out + first * (2 * HALF) + HALF + at, (b * c - a * s).to(low.dtype))
+    else:
+        given = dv + row * v_step + (first - both) * (2 * HALF)
+        tl.store(out + first * (2 * HALF) + at, tl.load(given + at))
+        tl.store(out + first * (2 * HALF) + HALF + at, tl.load(given + HALF + at))
     if tl.program_id(1) == 0:
         _clear(out + every * 2 * HALF, ROOM)
 
@@ -212,12 +212,12 @@ def rotate_back(
     dq_THD: Tensor, dk_TGD: Tensor, dv_TGD: Tensor, cos_TD: Tensor, sin_TD: Tensor, room: int = 0
 ) -> Tensor:
     """Return gradients of q and k before `rotate_`, and that of v, side by side, TN, and `room` columns of zeros."""
-    rows, heads, size = dq_THD.shape
-    every = heads + 2 * dk_TGD.shape[1]
+    (rows, heads, size), kv_heads = dq_THD.shape, dk_TGD.shape[1]
+    every, each = heads + 2 * kv_heads, next(n for n in (8, 4, 2, 1) if heads % n == 0 and kv_heads % n == 0)
     out = dq_THD.new_empty(rows, every * size + room)
-    _rotate_back[(rows, triton.cdiv(every, 8))](
+    _rotate_back[(rows, every // each)](
         dq_THD, dk_TGD, dv_TGD, cos_TD, sin_TD, out, dq_THD.stride(0), dk_TGD.stride(0), dv_TGD.stride(0), heads,
-        dk_TGD.shape[1], HEADS=8, HALF=size // 2, ROOM=room, num_warps=4,
+        kv_heads, HEADS=each, HALF=size // 2, ROOM=room, num_warps=4,
     )  # fmt: skip
     return out
 
