@@ -72,8 +72,8 @@ def check(like: Tensor, width: int, inner: int, head: int) -> str | None:
         nested = (torch.linspace(-1, 1, 256, device=like.device), groups, groups)
         ops.unpack(packed, scales.to(torch.uint8), nested, twice)
         wide = torch.zeros(count // 4, 4 * 64 + _ROOM, dtype=half, device=like.device)  # four blocks are a row
-        lora = (torch.arange(count // 4 * 5, device=like.device) % 7).to(half).view(-1, 5)
-        ops.unpack(packed, scales.to(torch.uint8), nested, wide[:, :-_ROOM], lora, wide[:, -_ROOM : 5 - _ROOM])
+        lora = (torch.arange(count // 4 * 16, device=like.device) % 7).to(half).view(-1, 16)
+        ops.unpack(packed, scales.to(torch.uint8), nested, wide[:, :-_ROOM], lora, wide[:, -_ROOM : 16 - _ROOM])
         return [plain, twice, wide]
 
     return _difference(lambda: zip(results(ours), results(ops_torch), strict=True))

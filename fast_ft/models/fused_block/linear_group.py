@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _TOLERANCE = 0.01  #: of the largest weight: both round to 16 bits
+_ALIGNED = 8  #: numbers of 16 bits, which are read and written at a time
 _COLUMNS = 64  #: products are fastest over rows that are a multiple of 128 bytes long
 
 
@@ -42,7 +43,7 @@ class LinearGroup:
         [x, x A] [W, B]' = x W' + x A B'        [dy, dy B] [W; A] = dy W + dy B A
 
     `room` is the number of columns that this takes behind x or dy, filled up with zeros; 0 where it is not done, as
-    where ranks are large.
+    where ranks are large, or no multiple of 8.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class LinearGroup:
         self.a_RE, self._bs = copies.take(self.lora)
         self._is_joint = len(self._bs) == 1
         if hasattr(bases[0].weight, "quant_state"):
-            if self._is_joint and bases[0].in_features % nf4.BLOCK == 0:
+            if self._is_joint and len(self.a_RE) % _ALIGNED == 0 and bases[0].in_features % nf4.BLOCK == 0:
                 self.room = -(-len(self.a_RE) // _COLUMNS) * _COLUMNS
             self.weights: FourBitWeights | Weights = FourBitWeights(bases, dtype, buffer, self.room)
         else:
