@@ -68,19 +68,23 @@ class LinearGroup:
     def forward(self, x_TX: Tensor, add_TN: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (y_TN, with `add_TN` added to it; x A, TR, which the backward pass needs).
 
-        `x_TX` are the inputs, or inputs and room, which is written over.
+        `x_TX` are the inputs, or inputs and room, which is written over. A residual stream's few huge numbers in
+        `add_TN` are rounded once, with all that is added to them.
         """
         rank, inputs = self.a_RE.shape
         x_TE, has_room = x_TX[:, :inputs], x_TX.shape[1] > inputs
         weight_NX = self.weights.beside(self._bs[0], self.room) if has_room else self.weights()
         xa_TR = x_TX[:, inputs : inputs + rank] if has_room else x_TE.new_empty(len(x_TE), rank)
         xa_TR.addmm_(x_TE, self.a_RE.t(), beta=0, alpha=self.scaling)  # beta 0: what the memory held is ignored
-        y_TN = x_TX @ weight_NX.t() if add_TN is None else torch.addmm(add_TN, x_TX, weight_NX.t())
+        if has_room and add_TN is not None and self.bias_N is None:
+            return torch.addmm(add_TN, x_TX, weight_NX.t()), xa_TR.contiguous()
+        y_TN = x_TX @ weight_NX.t()
         if not has_room:
             for y_Tn, xa_Tr, b_nr in self._parts(y_TN, xa_TR):
                 y_Tn.addmm_(xa_Tr, b_nr.t())
-        if self.bias_N is not None:
-            y_TN += self.bias_N
+        for more in (self.bias_N, add_TN):
+            if more is not None:
+                y_TN += more
         return y_TN, xa_TR.contiguous()
 
     def inner_gradient(self, grad_TX: Tensor) -> Tensor:
