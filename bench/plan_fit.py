@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from bench.least_squares import least_squares
 from fast_ft.common.gpu_rates import MeasuredRates
 from fast_ft.hub.families import FamilySpec, ModelShape
 from fast_ft.plan import cards, constants, cost_model, memory_model, plans
@@ -31,7 +30,7 @@ from fast_ft.plan.training_work import Rates, Training, takes_flash
 GIB = 2**30
 _BLOCKED = 0.9  #: of a pass that the host spends in launching: then the card waits for it
 _ALONE_GIB = 1.5  #: of a card that are outside of the allocator; more is taken by other processes
-_PULL = 0.05  #: how strongly a factor that is twice what it is expected to be counts, as a relative error
+_IDLE_GIB = 0.05  #: between a loaded base's tensors: the rests of pages
 #: Factors of a pass's parts that are fitted, and what is expected of them: the card's rates; of unpacking 2.5 bytes
 #: read and written for a weight; of flash attention a third of a large product's rate (FlashAttention-2's paper).
 _CARD = {
@@ -50,6 +49,11 @@ class Trained:
     training: Training
     rates: Rates
     plan: TrainPlan
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process used the card; others' memory is outside of this one's allocator, and shows."""
+        return bool(self.line["context_gib"] < _ALONE_GIB)
 
     @property
     def captured(self) -> bool:
@@ -85,8 +89,7 @@ def _trained(line: dict[str, Any], card: cards.Card) -> Trained:
 
 def fit(found: Sequence[Trained]) -> dict[str, dict[str, Any]]:
     """Return the fitted constants, as constants.json has them."""
-    alone = [each for each in found if each.line["context_gib"] < _ALONE_GIB]  # else others slowed the card down
-    seconds = dict(SECONDS) | _card_constants(alone) | _host_constants(alone)
+    seconds = dict(SECONDS) | _card_constants(found) | _host_constants([each for each in found if each.alone])
     memory = dict(MEMORY)
     ways = {"captured": True, "eager": False}
     memory["rest_gib"] = {name: _rest(found, name, captured=flag) for name, flag in ways.items()}
@@ -116,10 +119,10 @@ def _card_constants(found: Sequence[Trained]) -> dict[str, float]:
             for step in each.line["steps"]:
                 parts = parts_of(each, step["lengths"]) | {"optimizer": _optimizer_seconds(each), "step": 1.0}
                 values.append([parts.get(name, 0.0) for name in _CARD])
-                wanted.append(middle(step["seconds"]))
+                wanted.append(stepped(each, step))
             continue
         for one in each.line["passes"]:
-            if not _is_blocked(one):
+            if not _is_blocked(one) and not each.plan.recompute_layers:
                 parts = parts_of(each, one["lengths"])
                 values.append([parts.get(name, 0.0) for name in _CARD])
                 wanted.append(one["one_behind_another"])
@@ -135,57 +138,26 @@ def _host_constants(found: Sequence[Trained]) -> dict[str, float]:
     made = {"captured_host_layer": statistics.median(seconds / layers for layers, seconds in captured)}
     # where the host is longer at it, a whole step is the host's
     rows = [
-        (each, middle(step["seconds"]))
+        (each, stepped(each, step))
         for each in found
-        if not each.captured and each.line["passes"]
+        if not each.captured and not each.plan.recompute_layers
         for one, step in zip(each.line["passes"], each.line["steps"], strict=True)
         if _is_blocked(one)
     ]
     if not rows:
         return made
-    values = [
-        [each.shape.num_hidden_layers * each.rates.launch, each.plan.recompute_layers * each.rates.launch]
-        for each, _ in rows
-    ]
-    factors = least_squares(values, [seconds for _, seconds in rows], expected=[2e-3, 1e-3])
-    return made | dict(zip(("host_layer", "host_again"), factors, strict=True))
+    values = [[each.shape.num_hidden_layers * each.rates.launch] for each, _ in rows]
+    (layer,) = least_squares(values, [seconds for _, seconds in rows])
+    return made | {"host_layer": layer, "host_again": layer / 3}  # forward is a third of both
 
 
 def _optimizer_seconds(each: Trained) -> float:
     return cost_model.OPTIMIZER_BYTES * each.shape.lora_weights(each.training.r) / (each.rates.gb_per_s * 1e9)
 
 
-def middle(seconds: Sequence[float]) -> float:
-    """Return the median of a step's rounds after the first one."""
-    return statistics.median(seconds[1:])
-
-
-def least_squares(
-    values: Sequence[Sequence[float]], wanted: Sequence[float], weights: Sequence[float] | None = None,
-    expected: Sequence[float] | None = None,
-) -> list[float]:  # fmt: skip
-    """Return factors of at least 0 for the columns of `values`, whose sums are `wanted`: least relative errors.
-
-    `weights` are in the place of 1 over what is wanted. Factors are pulled towards those that are `expected`. Columns
-    are taken one after the other until none changes (coordinate descent).
-    """
-    scale = np.array(weights if weights is not None else [1 / each for each in wanted])
-    columns, target = np.array(values, dtype=float) * scale[:, None], np.array(wanted) * scale
-    if expected is not None:
-        columns = np.vstack([columns, np.diag([_PULL / each for each in expected])])
-        target = np.concatenate([target, np.full(len(expected), _PULL)])
-    factors = np.zeros(columns.shape[1])
-    left = target.copy()
-    squares = (columns**2).sum(0)
-    for _ in range(20_000):
-        before = factors.copy()
-        for i in np.flatnonzero(squares):
-            better = max(0.0, factors[i] + columns[:, i] @ left / squares[i])
-            left += columns[:, i] * (factors[i] - better)
-            factors[i] = better
-        if (np.abs(factors - before) <= 1e-9 * np.abs(factors)).all():
-            break
-    return [float(each) for each in factors]
+def stepped(each: Trained, step: dict[str, Any]) -> float:
+    """Return the median of a step's rounds after the first; the fastest where others used the card and slowed it."""
+    return float((statistics.median if each.alone else min)(step["seconds"][1:]))
 
 
 def _rest(found: Sequence[Trained], name: str, *, captured: bool) -> float:
@@ -198,15 +170,21 @@ def _rest(found: Sequence[Trained], name: str, *, captured: bool) -> float:
 def planned_gib(each: Trained) -> float:
     """Return the GiB that the plan says a sample's allocator reserves at its peak, without the CUDA context."""
     widest = max(width(sum(step["lengths"]), capture=each.captured) for step in each.line["steps"])
+    context = MEMORY["context_gib"] + (MEMORY["graphs_context_gib"] if each.captured else 0.0)
     return (
-        memory_model.fixed_gib(each.shape, each.training) - MEMORY["context_gib"]
+        memory_model.fixed_gib(each.shape, each.training) - context
         + memory_model.pass_gib(each.shape, each.training, widest, each.plan.recompute_layers, capture=each.captured)
     )  # fmt: skip
 
 
 def measured_gib(each: Trained) -> float:
-    """Return the GiB that a sample's allocator reserved at its peak, less what trainings before it had left."""
-    return float(each.line["trained"]["most_reserved"] - each.line["reserved_before_gib"])
+    """Return the GiB that a sample's allocator reserved at its peak, as if its base had been loaded.
+
+    What trainings before it had left is taken off, and what making a random base left idle, but for the usual.
+    """
+    base = each.line["base"]
+    idle = max(0.0, base["reserved"] - base["allocated"] - _IDLE_GIB)
+    return float(each.line["trained"]["most_reserved"] - each.line["reserved_before_gib"] - idle)
 
 
 def lines(found: Sequence[Trained]) -> list[str]:
@@ -222,11 +200,11 @@ def lines(found: Sequence[Trained]) -> list[str]:
                 each.shape, each.training, each.rates, wide, each.plan.recompute_layers, row=row, capture=each.captured
             )
             whole = plans.step_seconds(each.shape, each.training, each.plan, lengths, each.rates)
-            stepped, alone = middle(step["seconds"]), f"{one['one_behind_another']:.4f}" if one else ""
-            sums = [sums[0] + whole, sums[1] + stepped]
+            real, alone = stepped(each, step), f"{one['one_behind_another']:.4f}" if one else ""
+            sums = [sums[0] + whole, sums[1] + real]
             made.append(
                 f"| {each.title} | {len(lengths)}, {wide} | {pass_of_it.card:.4f} | {pass_of_it.host:.4f} | {alone} | "
-                f"{whole:.4f} | {stepped:.4f} | {whole / stepped - 1:+.1%} |"
+                f"{whole:.4f} | {real:.4f} | {whole / real - 1:+.1%} |"
             )
         made.append(f"| {each.title} | all | | | | {sums[0]:.4f} | {sums[1]:.4f} | {sums[0] / sums[1] - 1:+.1%} |")
     made += ["", "| sample | planned GiB | measured | error | context |", "|---" * 5 + "|"]
@@ -249,8 +227,7 @@ def main() -> int:
         made = fit(found)
         SECONDS.update(made["seconds"])
         MEMORY.update(made["memory"])
-        source = ", ".join(path.name for path in options.samples)
-        content = {"source": f"python -m bench.plan_fit {source}", **made}
+        content = {"source": constants.SOURCE, **made}
         print(json.dumps(content, indent=2))
         if options.write:
             constants.PATH.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

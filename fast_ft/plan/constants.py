@@ -11,5 +11,6 @@ from typing import Any
 
 PATH = Path(__file__).with_name("constants.json")
 _CONTENT: dict[str, Any] = json.loads(PATH.read_text(encoding="utf-8"))
+SOURCE: str = _CONTENT["source"]
 MEMORY: dict[str, Any] = _CONTENT["memory"]
 SECONDS: dict[str, float] = _CONTENT["seconds"]

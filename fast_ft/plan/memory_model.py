@@ -49,7 +49,8 @@ def pass_gib(
         return held / GIB + MEMORY["others_gib"][way]
     moments = pass_moments(shape, training, tokens, recompute_layers)
     workspaces = MEMORY["workspaces"][way] * MEMORY["workspace_mib"] / 1024
-    return max(moments.values()) / GIB + workspaces + MEMORY["rest_gib"][way]
+    grown = MEMORY["graphs_context_gib"] if capture else 0.0
+    return max(moments.values()) / GIB + workspaces + MEMORY["rest_gib"][way] + grown
 
 
 def pass_moments(shape: ModelShape, training: Training, tokens: int, recompute_layers: int) -> dict[str, float]:
