@@ -10,13 +10,14 @@ from tests.helpers.parts import ROOT
 Kernel = tuple[str, str]  #: module below fast_ft, function
 
 _FUSED, _UNPACK = "models.fused_block.ops_triton", "models.fused_block.unpack_triton"
+_ADAMW = "train.adamw_8bit_triton"
 _ENGINE, _NF4 = "generate.engine.ops_triton", "generate.engine.nf4_triton"
 #: What calls.py launches. A kernel that is new belongs here, with a call of its own there, or below.
 COVERED: frozenset[Kernel] = frozenset(
     {
         (_FUSED, "_rms_norm"), (_FUSED, "_rms_norm_backward"), (_FUSED, "_rotate"), (_FUSED, "_rotate_back"),
         (_FUSED, "_swiglu"),
-        (_FUSED, "_swiglu_backward"), (_UNPACK, "_unpack"), (_FUSED, "_cross_entropy"),
+        (_FUSED, "_swiglu_backward"), (_UNPACK, "_unpack"), (_FUSED, "_cross_entropy"), (_ADAMW, "_step"),
         (_ENGINE, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"),
     }
 )  # fmt: skip
@@ -24,6 +25,8 @@ COVERED: frozenset[Kernel] = frozenset(
 WITHIN: dict[Kernel, Kernel] = {
     (_UNPACK, "pairs"): (_UNPACK, "_unpack"),
     (_FUSED, "_clear"): (_FUSED, "_rms_norm"),
+    (_ADAMW, "_unit"): (_ADAMW, "_step"),
+    (_ADAMW, "_code_of"): (_ADAMW, "_step"),
     (_ENGINE, "plane"): (_ENGINE, "_attend"),
 }
 #: Kernels that a T4 never runs, and why.
