@@ -13,6 +13,8 @@ from fast_ft.plan.cost_model import train_flops
 
 WARM_UP, MEASURED = 6, 12  #: steps that are left out, and the fewest steps that must follow
 COSINE, LOSS_DROP = 0.99, 0.05
+FEWEST = 6  #: steps that a slow way runs at least in a survey
+STANDS = 0.05  #: by how much the median of the last steps may differ from the median before
 _ENDS = 4  #: steps at either end whose mean losses make the drop
 
 
@@ -29,6 +31,41 @@ def tokens_per_s(settings: dict[str, Any], part: dict[str, Any], steps: int | No
         "median": round(median, 1), "quartiles": [round(low, 1), round(high, 1)], "total": round(total, 1),
         "steps": len(kept),
     }  # fmt: skip
+
+
+def step_tokens(settings: dict[str, Any], part: dict[str, Any]) -> list[int]:
+    """Return the tokens of each step's rows; of packed rows what the way itself was seen to pass through the model."""
+    if part.get("packed"):
+        return [step["positions"] + step["passes"] for step in part["steps"]]
+    tokens: list[int] = settings["tokens_per_step"][: len(part["steps"])]
+    return tokens
+
+
+def last_rate(settings: dict[str, Any], part: dict[str, Any], count: int = MEASURED, end: int | None = None) -> float:
+    """Return the median tokens/s of the last `count` steps, or of those before step `end`."""
+    pairs = list(zip(step_tokens(settings, part), part["steps"], strict=False))[:end]
+    return statistics.median(tokens / step["seconds"] for tokens, step in pairs[-count:])
+
+
+def stands_by_epochs(settings: dict[str, Any], part: dict[str, Any]) -> bool:
+    """Return whether an epoch has just ended, and the rate of its last steps is that of the epoch before."""
+    epoch, done = settings["steps_per_epoch"], len(part["steps"])
+    if done % epoch or done - epoch < max(MEASURED, WARM_UP):
+        return False
+    before = last_rate(settings, part, min(MEASURED, epoch), done - epoch)
+    return abs(last_rate(settings, part, min(MEASURED, epoch)) / before - 1) <= STANDS
+
+
+def stands(settings: dict[str, Any], part: dict[str, Any]) -> bool:
+    """Return whether a run's last rate stands: by its epochs, or in a shorter run by its last six steps."""
+    done = len(part["steps"])
+    if done < WARM_UP + MEASURED:
+        return False
+    if done >= settings["steps_per_epoch"] + MEASURED:
+        whole = done - done % settings["steps_per_epoch"]
+        return stands_by_epochs(settings, part | {"steps": part["steps"][:whole]})
+    half = MEASURED // 2
+    return abs(last_rate(settings, part, half) / last_rate(settings, part, half, done - half) - 1) <= 2 * STANDS
 
 
 def ratio(settings: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ ratios between ways of doing the same work, never minutes.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fast_ft.common import gpu, gpu_rates
@@ -18,20 +20,39 @@ LABEL = "T4-class emulation, not a T4"
 
 
 class Limits:
-    """One process's limits. `cap_gib` (0: none) includes the CUDA context; `sms` None is the whole card."""
+    """One process's limits. `cap_gib` (0: none) includes the CUDA context; `sms` None is the whole card.
 
-    def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool) -> None:
+    turn: a file that must be there before the process may use the card; other processes import while one measures.
+    """
+
+    def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool, turn: str | None = None) -> None:
         self.cap_gib, self.sms, self.t4_attention = cap_gib, sms, t4_attention
+        self._turn = Path(turn) if turn else None
+        self._begun = False
+        self.turn_began = 0.0  #: time.monotonic() when the process might use the card
         self.context_gib = 0.0
         self.rates: dict[str, Any] = {}
         self._kept: Any = None
 
+    def take_turn(self) -> None:
+        """Wait until this process may use the card."""
+        while self._turn is not None and not self._turn.exists():
+            time.sleep(0.02)
+        self.turn_began = self.turn_began or time.monotonic()
+
     def begin(self) -> None:
-        """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded."""
+        """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded.
+
+        Of several ways in one process, the first sets the limits, and each counts its own peak of memory.
+        """
         import torch
 
         if not torch.cuda.is_available():
             return
+        if self._begun:
+            torch.cuda.reset_peak_memory_stats()
+            return
+        self._begun = True
         self.context_gib = gpu.context_gib()
         if self.cap_gib:
             gpu.cap_gpu_gib(self.cap_gib)

@@ -16,6 +16,9 @@ class Observer(Protocol):
 
     steps: list[dict[str, Any]]
 
+    def settled(self, steps: list[dict[str, Any]], /) -> bool:
+        """Whether the steps so far are enough."""
+
     def train_began(self) -> None:
         """Training begins."""
 
@@ -33,7 +36,10 @@ class Observer(Protocol):
 
 
 class WatchCallback(TrainerCallback):
-    """Tell `watch` of each event, and stop the trainer after `stop_after` steps; its schedule stays as it is."""
+    """Tell `watch` of each event, and stop the trainer after `stop_after` steps, or once the watch has seen enough.
+
+    The trainer's schedule stays as it is.
+    """
 
     def __init__(self, watch: Observer, trainer: Trainer, stop_after: int) -> None:
         self.watch, self.trainer, self.stop_after = watch, trainer, stop_after
@@ -53,7 +59,8 @@ class WatchCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Record the step, and stop the trainer after the last one."""
         self.watch.step_ended(skipped=bool(self.trainer.accelerator.optimizer_step_was_skipped))
-        control.should_training_stop |= len(self.watch.steps) >= self.stop_after
+        enough = len(self.watch.steps) >= self.stop_after or self.watch.settled(self.watch.steps)
+        control.should_training_stop |= enough
 
     def on_log(
         self,
