@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 import traceback
@@ -45,6 +46,7 @@ def main() -> int:
 
 def measured(job: dict[str, Any], limits: Any) -> dict[str, Any]:
     """Train one way; return its samples."""
+    os.environ.pop("UNSLOTH_TOKEN_BUDGET", None)  # of a way before
     watch = Watch(job["started"])
     watch.stamp("python")
     from bench import compare, ours, peers
