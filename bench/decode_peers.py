@@ -45,10 +45,9 @@ def static(subject: Subject) -> Iterator[dict[str, Any]]:
 
 def compiled(subject: Subject) -> Iterator[dict[str, Any]]:
     """Yield the same with a static cache and a compiled forward pass, which has to be asked for, on the first size."""
-    quantizer = getattr(subject.model, "hf_quantizer", None) or getattr(
-        subject.model.get_base_model(), "hf_quantizer", 0
-    )
-    type(quantizer).is_compileable = True
+    base: Any = subject.model.get_base_model()
+    quantizer: Any = type(base.hf_quantizer)
+    quantizer.is_compileable = True
     try:
         yield next(_batches(subject, cache_implementation="static"))
     except Exception as error:
