@@ -44,6 +44,7 @@ from bench import (
     headers,
     host_memory,
     machine,
+    peer_figures,
     plan_checks,
     pocket,
     prose,
@@ -56,6 +57,7 @@ from bench import (
     sweep,
     table,
     training,
+    whole_compare,
     whole_run,
 )
 from fast_ft.common import gpu
@@ -218,6 +220,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
         "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
         "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
+        "peers": peer_figures.figures, "whole": whole_compare.figures,
         "real": real.headline, "smollm": smollm.headline, "export": export_cost.figures,
     }  # fmt: skip
     return by_kind[kind](result)

@@ -24,20 +24,8 @@ if TYPE_CHECKING:
 
 def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; see bench.way for what it holds. Returns settings worth keeping beside the samples."""
+    train(job, limits, watch)
     peer = PEERS[job["way"]]
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a CPU kernel that it would fetch from the hub
-    os.environ["UNSLOTH_TOKEN_BUDGET"] = str(peer.token_budget or 0)  # read when the trainer is made
-    load = _unsloth if peer.unsloth else _plain
-    model, tokenizer, device = load(job, peer, limits, watch)
-    trainer = _trainer(job, peer, model, tokenizer, _config(job, peer, device))
-    load_adapter(trainer.model, job["adapter"])
-    _see_batches(trainer, watch)
-    watch.attach(trainer, stop_after=job["stop_after"])
-    with limits.stream():
-        trainer.train()
-    watch.stamp("trained")
-    trainer.save_model(str(Path(job["work"]) / "adapter"))
-    watch.stamp("saved")
     return {
         "backend": "unsloth" if peer.unsloth else "peft",
         "dtype": job["dtype"],
@@ -45,6 +33,26 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
         "padding_free": peer.padding_free,
         "packed": peer.packed,
     }
+
+
+def train(job: dict[str, Any], limits: Limits, watch: Watch) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
+    """Train and save the adapter into the job's `work`; return trainer (with the model) and tokenizer."""
+    peer = PEERS[job["way"]]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a CPU kernel that it would fetch from the hub
+    os.environ["UNSLOTH_TOKEN_BUDGET"] = str(peer.token_budget or 0)  # read when the trainer is made
+    load = _unsloth if peer.unsloth else _plain
+    model, tokenizer, device = load(job, peer, limits, watch)
+    trainer = _trainer(job, peer, model, tokenizer, _config(job, peer, device))
+    load_adapter(trainer.model, job["adapter"])
+    if not job.get("unwatched"):
+        _see_batches(trainer, watch)
+        watch.attach(trainer, stop_after=job["stop_after"])
+    with limits.stream():
+        trainer.train()
+    watch.stamp("trained")
+    trainer.save_model(str(Path(job["work"]) / "adapter"))
+    watch.stamp("saved")
+    return trainer, tokenizer
 
 
 def _config(job: dict[str, Any], peer: Peer, device: str) -> SFTConfig:
