@@ -153,7 +153,11 @@ def ceiling(settings: dict[str, Any], part: dict[str, Any]) -> dict[str, float] 
 
 
 def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    """Return {figure's name: (value, unit)} of everything in a result; a refused ratio makes no figure."""
+    """Return {figure's name: (value, unit)} of everything in a result; a refused ratio makes no figure.
+
+    None compares with another library: single runs of some settings do not say how fast it can be. See
+    bench/peer_figures.py.
+    """
     settings, found = result["settings"], {}
     card = card_slug(settings["card"])
     for name, parts in result["setups"].items():
@@ -163,12 +167,6 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         whole = name == "whole"
         prefix = f"train.{card}" if whole else f"train.{name}"
         emulated = "" if whole else "; T4-class emulation, not a T4"
-        others = {"notebook": "unsloth-notebook", "trl_peft": "trl-peft", "budget": budget_way(settings, parts)}
-        for figure, other in others.items():
-            if other in parts:
-                value = ratio(settings, ours, parts[other])["ratio"]
-                if value is not None:
-                    found[f"{prefix}.vs_{figure}"] = (value, f"times the tokens/s of {other}{emulated}")
         if "fast_ft-unsloth" in parts:
             value = ratio(settings, parts["fast_ft-unsloth"], ours)["ratio"]
             if value is not None:
@@ -187,29 +185,14 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
 
 def _whole_run(settings: dict[str, Any], parts: dict[str, Any], prefix: str) -> dict[str, tuple[float, str]]:
     found: dict[str, tuple[float, str]] = {}
-    ours, notebook = parts["fast_ft"], parts.get("unsloth-notebook")
+    ours = parts["fast_ft"]
     epochs = epoch_seconds(settings, ours)
     if len(epochs) >= 3:
         found[f"{prefix}.first_over_third_epoch"] = (round(epochs[0] / epochs[2], 3), "first epoch's time / third's")
     if settings["prequantised"]:
         seconds = seconds_to_first_step(ours)
         found[f"{prefix}.seconds_to_first_step"] = (seconds, "s, end of import to end of first step")
-    full = settings["schedule_steps"]
-    both = notebook is not None and len(ours["steps"]) == len(notebook["steps"]) == full
-    if both and notebook is not None and not ratio(settings, ours, notebook)["refused"]:
-        value = round(notebook["stamps"]["saved"] / ours["stamps"]["saved"], 3)
-        found[f"{prefix}.wall_vs_notebook"] = (value, f"the notebook's time / ours, command to adapter, {full} steps")
     return found
-
-
-def budget_way(settings: dict[str, Any], parts: dict[str, Any]) -> str:
-    """Return the faster of the ways with Unsloth's token budget, since a peer is compared at its best."""
-    speeds = {
-        way: (tokens_per_s(settings, part) or {"median": 0.0})["median"]
-        for way, part in parts.items()
-        if way.startswith("unsloth-budget")
-    }
-    return max(speeds, key=lambda way: speeds[way], default="unsloth-budget")
 
 
 def ordered(ways: Sequence[str]) -> list[str]:

@@ -72,7 +72,7 @@ def around_median(ids: list[list[int]], size: int) -> list[list[int]]:
 
 
 def _one_batch(model: PreTrainedModel, batch: list[list[int]], limit: int, values: dict[str, Any]) -> dict[str, Any]:
-    """Answer a batch twice, the first time with few tokens; return the second time's samples."""
+    """Answer a batch to warm up, and again; return the second time's samples."""
     plain_generate(model, batch, limit if values else 4, **values)  # a static cache is as long as its answers
     seconds = clock(lambda: plain_generate(model, batch, limit, **values))
     tokens = len(batch) * limit
@@ -167,14 +167,14 @@ def llama_cpp(subject: Subject) -> Iterator[dict[str, Any]]:
 
 
 def _batched_bench(options: Any, model: Path, words: list[str], cells: int, counts: list[int]) -> list[dict[str, Any]]:
-    """Return what the program says of each number of answers; the first is run twice, and its first pass left out."""
+    """Return what the program says of each number of answers; each runs twice, and a first pass is left out."""
     if not counts:
         return [{"failed": "not one answer fits"}]
     command = [
         str(options.llama / "llama-batched-bench"), "-m", str(model), "-ngl", "99", "-fa", "on", *words,
         "-b", "2048", "-ub", str(options.llama_ubatch), "-c", str(max(counts) * cells),
         "-npp", str(options.llama_prompt), "-ntg", str(options.limit),
-        "-npl", ",".join(map(str, [counts[0], *counts])), "--output-format", "jsonl",
+        "-npl", ",".join(map(str, [counts[0], *counts, *counts])), "--output-format", "jsonl",
     ]  # fmt: skip
     places = [str(options.llama), os.environ.get("LD_LIBRARY_PATH", "")]
     env = os.environ | {"LD_LIBRARY_PATH": ":".join(each for each in places if each)}

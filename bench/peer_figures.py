@@ -156,3 +156,35 @@ def _row(settings: dict[str, Any], parts: dict[str, Any], way: str) -> str:
     peak = max((each["peak_reserved_gib"] + each["context_after_gib"] for each in held), default=0.0)
     about = PEERS[way].about if way in PEERS else TITLES[way]
     return f"| {way} | {shown} | {rates} | {f'{peak:.1f}' if peak else ''} | {about} |"
+
+
+def readme(result: dict[str, Any] | None) -> str:
+    """Return the README's table of training: fast_ft both ways, the two best peers, and the notebook's settings."""
+    if result is None:
+        return "No comparison with other libraries at their best is kept yet."
+    settings, setups = result["settings"], result["setups"]
+    whole = setups["whole"]
+    lines = [
+        "| training | tokens/s, whole card | fast_ft, own blocks, is | tokens/s, T4-class emulation | fast_ft, own blocks, is |",
+        "|---|---|---|---|---|",
+    ]
+    best = [way for name in setups for way in best_two(settings, setups[name]["survey"])]
+    for way in dict.fromkeys((*ours.WAYS, *best, NOTEBOOK)):
+        cells = []
+        for name in ("whole", "t4class"):
+            parts = setups.get(name, {"survey": {}, "finals": []})
+            mine, speed = final_rate(settings, parts, "fast_ft"), final_rate(settings, parts, way)
+            once = "" if speed is not None else " (one short run)"
+            speed = speed if speed is not None else rate(settings, parts["survey"].get(way, {}))
+            ratio = f"{mine / speed:.2f} times as fast" if mine and speed and way != "fast_ft" else ""
+            cells += [f"{speed:,.0f}{once}" if speed else "", ratio]
+        about = TITLES[way] if way in TITLES else PEERS[way].about
+        lines.append(f"| {about} | {' | '.join(cells)} |")
+    against = [f"{name}: {each}" for name in setups for each in problems(result, name)]
+    notes = [f"Not a figure yet, {'; '.join(against)}."] if against else []
+    steps = max(len(part["steps"]) for part in whole["finals"]) if whole["finals"] else 0
+    about = (
+        f"{settings['card']}, {settings['rows']} rows, up to {steps} steps of {settings['effective_batch_size']} rows, "
+        f"{result['date'][:10]}. Rates are of a run's last {compare.MEASURED} steps, the mean of {RUNS} runs."
+    )
+    return "\n".join([*lines, "", about, *notes])

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import budget, calibration, card_table, compare, figures, plan_checks, quickstart, smollm, sweep
+from bench import budget, calibration, card_table, compare, comparisons, figures, plan_checks, quickstart, smollm, sweep
 from fast_ft.common.errors import InputError
 
 CITED = re.compile(
@@ -210,7 +210,7 @@ def rendered(path: Path) -> str:
     text = render(path.read_text(encoding="utf-8"))
     if "<!-- figures -->" in text:
         text = figures.between(text, "figures", figures.table())
-    for name, table in (("minutes", _minutes), ("published", _published)):
+    for name, table in {"minutes": _minutes, "published": _published, **comparisons.TABLES}.items():
         if f"<!-- {name} -->" in text:
             text = figures.between(text, name, table())
     if "<!-- received -->" in text:
