@@ -165,7 +165,7 @@ def readme(result: dict[str, Any] | None) -> str:
     settings, setups = result["settings"], result["setups"]
     whole = setups["whole"]
     lines = [
-        "| training | tokens/s, whole card | fast_ft, own blocks, is | tokens/s, T4-class emulation | fast_ft, own blocks, is |",
+        "| training | tokens/s, whole card | own blocks are | tokens/s, T4-class emulation | own blocks are |",
         "|---|---|---|---|---|",
     ]
     best = [way for name in setups for way in best_two(settings, setups[name]["survey"])]

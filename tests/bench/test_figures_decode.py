@@ -46,7 +46,6 @@ def test_figures_follow_from_the_samples() -> None:
         "decode.h200.tokens_per_s": 4000.0,  # the median of three
         "decode.h200.peak_gib": 14.6,
         "decode.h200.floor_share": 0.1,  # 10 ms of weights and 10 ms of cells in 200 ms
-        "decode.h200.vs_notebook": 160.0,
         "decode.h200.vs_generate": 10.0,
         "decode.h200.mixed_over_fixed": 0.75,
         "decode.h200.refill_gain": 2.0,
