@@ -47,26 +47,29 @@ def runs_of(parts: dict[str, Any], way: str) -> list[dict[str, Any]]:
     return [part for part in parts["finals"] if part["way"] == way]
 
 
-def problems(result: dict[str, Any], name: str) -> list[str]:
-    """Say why a set-up's comparison makes no figure."""
+def problems(result: dict[str, Any], name: str, mine: str = "fast_ft") -> list[str]:
+    """Say why a set-up's comparison of one of our ways with the best peer makes no figure."""
     settings, parts = result["settings"], result["setups"][name]
     best = best_two(settings, parts["survey"])
     if not best:
         return ["no best peer: no peer was surveyed"]
     left_out = {way for way, peer in PEERS.items() if name != "whole" and peer.not_emulated}
     found = [f"{way} was not surveyed" for way in PEERS if way not in parts["survey"] and way not in left_out]
-    for way in ("fast_ft", *best):
+    for way in (mine, *best):
         runs = [part for part in runs_of(parts, way) if rate(settings, part) is not None]
         if len(runs) < RUNS:
             found.append(f"{way}: {len(runs)} runs, {RUNS} are needed")
         found += [
             f"{way}: the rate of its last steps does not stand" for part in runs if not compare.stands(settings, part)
         ]
-    for part in parts["finals"]:
+    first = runs_of(parts, mine)[:1]
+    for part in [part for part in parts["finals"] if part["way"] in (mine, *best)]:
+        if part.get("failed"):
+            found.append(f"{part['way']}: {part['failed']}")
+            continue
         if not part.get("commit") or "+" in part["commit"]:
             found.append(f"{part['way']}: measured from no commit")
-        first = runs_of(parts, "fast_ft")[:1]
-        if first and not part.get("packed") and part["way"] in (*best, *ours.WAYS):
+        if first and not first[0].get("failed") and not part.get("packed"):
             found += [f"{part['way']}: {each}" for each in compare.disagreements(first[0], part)]
     return list(dict.fromkeys(found))
 
@@ -78,25 +81,23 @@ def final_rate(settings: dict[str, Any], parts: dict[str, Any], way: str) -> flo
 
 
 def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    """Return {figure: (value, unit)}; a set-up with a problem makes none."""
-    settings, found, card = result["settings"], {}, slug_of(result)
+    """Return {figure: (value, unit)}; a comparison with a problem makes none."""
+    settings, card = result["settings"], slug_of(result)
+    found: dict[str, tuple[float, str]] = {}
     for name, parts in result["setups"].items():
-        if problems(result, name):
-            continue
         speeds = {way: final_rate(settings, parts, way) or 0.0 for way in best_two(settings, parts["survey"])}
-        best = max(speeds, key=lambda way: speeds[way])
+        best = max(speeds, key=lambda way: speeds[way], default="")
         prefix = f"train.{card}" if name == "whole" else f"train.{name}"
         emulated = "" if name == "whole" else f"; {emulation.LABEL}"
         for way, figure in NAMES.items():
             speed = final_rate(settings, parts, way)
-            if speed is not None and len(runs_of(parts, way)) >= RUNS:
-                unit = f"times the tokens/s of {best} ({PEERS[best].about}), mean of {RUNS} runs{emulated}"
-                found[f"{prefix}.{figure}"] = (round(speed / speeds[best], 3), unit)
-        if name == "whole":
-            for way in NAMES:
-                if (speed := final_rate(settings, parts, way)) is not None and len(runs_of(parts, way)) >= RUNS:
-                    key = "tokens_per_s" if way == "fast_ft" else "unsloth_layers_tokens_per_s"
-                    found[f"{prefix}.{key}"] = (speed, f"tokens/s of training, {TITLES[way]}, mean of {RUNS} runs")
+            if problems(result, name, way) or speed is None:
+                continue
+            unit = f"times the tokens/s of {best} ({PEERS[best].about}), mean of {RUNS} runs{emulated}"
+            found[f"{prefix}.{figure}"] = (round(speed / speeds[best], 3), unit)
+            if name == "whole":
+                key = "tokens_per_s" if way == "fast_ft" else "unsloth_layers_tokens_per_s"
+                found[f"{prefix}.{key}"] = (speed, f"tokens/s of training, {TITLES[way]}, mean of {RUNS} runs")
     return found
 
 
@@ -127,7 +128,8 @@ def markdown(result: dict[str, Any]) -> str:
             {*parts["survey"], *(part["way"] for part in parts["finals"])}, key=lambda way: _place(settings, parts, way)
         )
         lines += [_row(settings, parts, way) for way in ways]
-        lines += [""] + [f"No figure: {each}." for each in problems(result, name)] + [""]
+        against = dict.fromkeys(each for way in ours.WAYS for each in problems(result, name, way))
+        lines += ["", *(f"No figure: {each}." for each in against), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -182,7 +184,7 @@ def readme(result: dict[str, Any] | None) -> str:
         lines.append(f"| {about} | {' | '.join(cells)} |")
     against = [f"{name}: {each}" for name in setups for each in problems(result, name)]
     notes = [f"Not a figure yet, {'; '.join(against)}."] if against else []
-    steps = max(len(part["steps"]) for part in whole["finals"]) if whole["finals"] else 0
+    steps = max((len(part.get("steps", ())) for part in whole["finals"]), default=0)
     about = (
         f"{settings['card']}, {settings['rows']} rows, up to {steps} steps of {settings['effective_batch_size']} rows, "
         f"{result['date'][:10]}. Rates are of a run's last {compare.MEASURED} steps, the mean of {RUNS} runs."
