@@ -1,8 +1,10 @@
-"""python -m bench.best_peer survey|finals [RECIPE] [key=value ...] --results FILE: peers at their best, beside fast_ft.
+"""python -m bench.best_peer survey|finals|merge [RECIPE] [key=value ...] --results FILE: peers at their best, beside fast_ft.
 
     survey   every way of bench/peer_table.py once, 18 steps each; ways that share an import share a process
     finals   the survey's two fastest and fast_ft, through its own blocks and through Unsloth's layers: each way twice,
              interleaved, in a process of its own, until the median of its last 12 steps stands, or all steps are done
+
+    merge    no measuring: --results FILE takes in what OTHER.json, given in RECIPE's place, measured on the same rows
 
 With --emulate t4 both run on 8 of the card's SMs: a T4-class emulation, not a T4. Processes import while others measure
 and wait for their turn before they use the card; the waiting counts nowhere. A result holds both parts and both
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.best_peer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["survey", "finals"])
+    parser.add_argument("part", choices=["survey", "finals", "merge"])
     parser.add_argument("recipe", nargs="?", default=RECIPE)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--results", type=Path, required=True, help="a JSON, new or with the parts before")
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.recipe, options.overrides = RECIPE, [options.recipe, *options.overrides]
     options.command = shlex.join(["python", "-m", "bench.best_peer", *given])
     try:
-        result = Comparison(options).measure()
+        merging = options.part == "merge"
+        result = merge(options.results, Path(options.recipe)) if merging else Comparison(options).measure()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -148,6 +151,26 @@ class Comparison:
     def _write(self) -> None:
         self.result["date"] = now()
         write_json(self.options.results, self.result)
+
+
+def merge(path: Path, other: Path) -> dict[str, Any]:
+    """Take another result's parts into the result at `path`, which may be new; return it. InputError where they differ."""
+    found: dict[str, Any] = json.loads(other.read_text(encoding="utf-8"))
+    if path.is_file():
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        different = sorted(key for key in result["settings"] if result["settings"][key] != found["settings"].get(key))
+        if different:
+            raise InputError(f"{other}: measured with other settings ({', '.join(different)}) than {path}.")
+        for name, parts in found["setups"].items():
+            into = result["setups"].setdefault(name, {"survey": {}, "finals": []})
+            into["survey"] = parts["survey"] | into["survey"]
+            into["finals"] += [part for part in parts["finals"] if part not in into["finals"]]
+        for key in ("command", "commit"):
+            result[key] = "; ".join(dict.fromkeys(f"{result[key]}; {found[key]}".split("; ")))
+        result["date"] = max(result["date"], found["date"])
+        found = result
+    write_json(path, found)
+    return found
 
 
 def library_of(way: str) -> str:
