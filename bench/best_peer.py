@@ -1,10 +1,10 @@
-"""python -m bench.best_peer survey|finals|merge [RECIPE] [key=value ...] --results FILE: peers at their best, beside fast_ft.
+"""python -m bench.best_peer survey|finals|merge [RECIPE] [key=value ...] --results FILE: peers at their best.
 
     survey   every way of bench/peer_table.py once, 18 steps each; ways that share an import share a process
     finals   the survey's two fastest and fast_ft, through its own blocks and through Unsloth's layers: each way twice,
              interleaved, in a process of its own, until the median of its last 12 steps stands, or all steps are done
 
-    merge    no measuring: --results FILE takes in what OTHER.json, given in RECIPE's place, measured on the same rows
+    merge    measures nothing: --results FILE takes in OTHER.json, given in RECIPE's place, of the same rows
 
 With --emulate t4 both run on 8 of the card's SMs: a T4-class emulation, not a T4. Processes import while others measure
 and wait for their turn before they use the card; the waiting counts nowhere. A result holds both parts and both
@@ -154,7 +154,7 @@ class Comparison:
 
 
 def merge(path: Path, other: Path) -> dict[str, Any]:
-    """Take another result's parts into the result at `path`, which may be new; return it. InputError where they differ."""
+    """Take another result's parts into that at `path`, which may be new; return it. InputError for other settings."""
     found: dict[str, Any] = json.loads(other.read_text(encoding="utf-8"))
     if path.is_file():
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -218,3 +218,18 @@ def test_a_survey_and_its_finals_on_a_cpu(where: str, tmp_path: Path, monkeypatc
     assert best_peer.main(["survey", str(recipe), "--results", str(results), "--ways", "none"]) == 2
     other = ["finals", str(recipe), "lora.r=8", "--results", str(tmp_path / "other.json")]
     assert best_peer.main(other) == 2, "finals without a survey"
+
+
+def test_results_of_two_calls_become_one(tmp_path: Path, result: dict[str, Any]) -> None:
+    whole, emulated, both = (tmp_path / f"{name}.json" for name in ("whole", "emulated", "both"))
+    for path, name, commit in ((whole, "whole", "aaaaaaa"), (emulated, "t4class", "bbbbbbb")):
+        one = result | {"setups": {name: result["setups"][name]}, "command": f"python -m {name}", "commit": commit}
+        path.write_text(json.dumps(one))
+    for path in (whole, emulated, emulated):
+        assert best_peer.main(["merge", str(path), "--results", str(both)]) == 0
+    merged = json.loads(both.read_text())
+    assert merged["setups"] == result["setups"], "and nothing twice"
+    assert (merged["commit"], merged["command"]) == ("aaaaaaa; bbbbbbb", "python -m whole; python -m t4class")
+    emulated.write_text(json.dumps(result | {"settings": result["settings"] | {"rows": 99}}))
+    assert best_peer.main(["merge", str(emulated), "--results", str(both)]) == 2
+    assert json.loads(both.read_text()) == merged
