@@ -2,7 +2,7 @@
 
 Parts, for --only:
 
-    fast_ft, fast_ft-unsloth, unsloth-notebook, unsloth-notebook-as-is, unsloth-budget, unsloth-budget-kept, trl-peft
+    fast_ft, fast_ft-unsloth, unsloth-notebook, trl-peft and the other ways of bench/peer_table.py
                  training the recipe's rows this way, in a process of its own; fast_ft-unsloth: Unsloth's layers in
                  our passes
     train        fast_ft and the ways that it is compared with: unsloth-notebook, unsloth-budget, trl-peft
@@ -12,7 +12,8 @@ Parts, for --only:
 
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
 
-Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
+Commands of their own: bench.best_peer (other libraries at their best), bench.whole_compare (whole commands, ours and a
+peer's), bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
 step), bench.host_memory, bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep,
 bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.real (three ways on a real model). Raw samples
 hold card, date and commit; --adopt makes figures of them.
