@@ -343,7 +343,7 @@ def test_the_judged_rows_are_the_first_hundred() -> None:
 @pytest.mark.parametrize("arguments", [["--only", "warp"], ["--only", "train:0"], ["--only", "fast_ft:x"]])
 def test_unknown_parts_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(arguments) == 2
-    assert "is none of fast_ft, fast_ft-unsloth, unsloth-notebook" in capsys.readouterr().err
+    assert "is none of fast_ft, fast_ft-unsloth, unsloth-budget-kept" in capsys.readouterr().err
 
 
 def test_nothing_to_send_is_said(tmp_path: Path) -> None:
