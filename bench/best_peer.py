@@ -1,6 +1,7 @@
 """python -m bench.best_peer survey|finals|merge [RECIPE] [key=value ...] --results FILE: peers at their best.
 
-    survey   every way of bench/peer_table.py once, 18 steps each; ways that share an import share a process
+    survey   every way of bench/peer_table.py once, 18 steps over the recipe's first 24 rows: few lengths, so that what
+             is compiled for each length is soon compiled
     finals   the survey's two fastest and fast_ft, through its own blocks and through Unsloth's layers: each way twice,
              interleaved, in a process of its own, until the median of its last 12 steps stands, or all steps are done
 
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from fast_ft.recipe import loader
 from fast_ft.run.folder import now
 
 RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
-SURVEY_STEPS, SURVEY_SECONDS = 18, 10.0  #: steps of each way; a way that is slower than these seconds stops earlier
+SURVEY_ROWS, SURVEY_STEPS, SURVEY_SECONDS = 24, 18, 8.0  #: of each way; a way that takes more seconds stops earlier
+AHEAD = 4  #: processes that import while one measures
 RUNS = 2
 
 
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cap", type=float, default=emulation.T4_GIB, help="GiB, context included; 0: no cap")
     parser.add_argument("--ways", help="survey these, separated by commas; default: all")
     parser.add_argument("--steps", type=int, help="finals: at most this number of steps; default: the schedule's")
-    parser.add_argument("--seconds", type=float, default=1e9, help="survey: a process starts no way later than this")
+    parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="no way starts later than this")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one process")
     options = parser.parse_intermixed_args(given)
     if "=" in options.recipe:
@@ -74,45 +76,54 @@ class Comparison:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.where = training.setup(options.emulate, 8, options.cap)
-        recipe = loader.load_recipe(options.recipe, options.overrides)
-        self.settings, self.rows = training.describe(recipe)
-        self.recipe = recipe
+        self.settings, _ = training.describe(loader.load_recipe(options.recipe, options.overrides))
         self.result = training.merged(options.results, self.settings, options.command, kind="peers")
         self.parts = self.result["setups"].setdefault(self.where.name, {"survey": {}, "finals": []})
 
     def measure(self) -> dict[str, Any]:
         """Do the part that was asked for; return the whole result."""
-        order = training.Order(
-            self.options.results, self.options.recipe, self.options.overrides, self.where, self.options.timeout,
-            again=True, command=self.options.command,
-        )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
-            work = Path(name)
-            shared = training.job_of(order, self.recipe, self.settings) | {
-                "rows": self.rows, "adapter": str(training.initial_adapter(work, self.recipe)),
-            }  # fmt: skip
-            (self._survey if self.options.part == "survey" else self._finals)(work, shared)
+            (self._survey if self.options.part == "survey" else self._finals)(Path(name))
         return self.result
 
-    def _survey(self, work: Path, shared: dict[str, Any]) -> None:
+    def _job(self, work: Path, overrides: list[str]) -> dict[str, Any]:
+        """Return what the jobs of all ways have in common, and under "settings" what is measured."""
+        recipe = loader.load_recipe(self.options.recipe, overrides)
+        settings, rows = training.describe(recipe)
+        order = training.Order(
+            self.options.results, self.options.recipe, overrides, self.where, self.options.timeout,
+            again=True, command=self.options.command,
+        )  # fmt: skip
+        adapter = str(training.initial_adapter(work, recipe))
+        return training.job_of(order, recipe, settings) | {"rows": rows, "adapter": adapter, "settings": settings}
+
+    def _survey(self, work: Path) -> None:
         peers = [way for way, peer in PEERS.items() if not (self.options.emulate and peer.not_emulated)]
         wanted = self.options.ways.split(",") if self.options.ways else ["fast_ft", *peers, "fast_ft-unsloth"]
         if unknown := [way for way in wanted if way not in (*ours.WAYS, *PEERS)]:
             raise InputError(f"--ways: {unknown[0]!r} is none of {', '.join((*ours.WAYS, *PEERS))}.")
-        groups: dict[str, list[str]] = {}
-        for way in wanted:
-            groups.setdefault("fast_ft" if way == "fast_ft" else library_of(way), []).append(way)
-        limit = {"stop_after": min(SURVEY_STEPS, self.settings["schedule_steps"]), "seconds": SURVEY_SECONDS}
-        turns = [
-            Turn(work, name, ways, shared | limit | {"until_seconds": self.options.seconds}, self._log(name))
-            for name, ways in groups.items()
-        ]
+        rows = min(SURVEY_ROWS, self.settings["rows"])
+        epochs = -(-SURVEY_STEPS // -(-rows // self.settings["effective_batch_size"]))
+        more = [f"select.take={rows}", f"train.num_train_epochs={epochs}"]
+        job = self._job(work, [*self.options.overrides, *more]) | {
+            "stop_after": SURVEY_STEPS, "seconds": SURVEY_SECONDS,
+        }  # fmt: skip
+        own = {key: job["settings"][key] for key in ("tokens_per_step", "rows", "rows_digest")}
+        for part in self._in_turn([Turn(work, way, way, job, self._log(way)) for way in wanted]):
+            self._keep_survey(part | {"settings": own})
+
+    def _in_turn(self, turns: list[Turn]) -> Iterator[dict[str, Any]]:
+        """Yield what each way measured. While one uses the card, those after it import and wait."""
+        began = time.monotonic()
         with contextlib.ExitStack() as running:
-            for turn in turns:
-                running.enter_context(turn)
-            for turn in turns:
-                for part in turn.run(self.options.timeout):
-                    self._keep_survey(part)
+            for place, turn in enumerate(turns):
+                for each in turns[place : place + AHEAD]:
+                    if not each.started:
+                        running.enter_context(each)
+                if time.monotonic() - began > self.options.seconds:
+                    say(f"{self.options.seconds:.0f} s are over before {', '.join(each.way for each in turns[place:])}")
+                    return
+                yield turn.run(self.options.timeout)
 
     def _keep_survey(self, part: dict[str, Any]) -> None:
         survey = self.parts["survey"]
@@ -123,26 +134,21 @@ class Comparison:
         self._write()
         say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
 
-    def _finals(self, work: Path, shared: dict[str, Any]) -> None:
+    def _finals(self, work: Path) -> None:
         best = peer_figures.best_two(self.settings, self.parts["survey"])
         if not best:
             raise InputError(f"{self.options.results}: no survey of {self.where.name}; measure that first.")
         steps = min(self.options.steps or self.settings["schedule_steps"], self.settings["schedule_steps"])
-        job = shared | {"stop_after": steps, "settle": self.settings}
+        job = self._job(work, self.options.overrides) | {"stop_after": steps, "settle": self.settings}
         turns = [
-            Turn(work, f"{way}-{run}", [way], job, self._log(f"{way}-{run}"))
+            Turn(work, f"{way}-{run}", way, job, self._log(f"{way}-{run}"))
             for run in range(RUNS)
             for way in (*ours.WAYS, *best)
         ]
-        with contextlib.ExitStack() as running:
-            running.enter_context(turns[0])
-            for turn, after in zip(turns, [*turns[1:], None], strict=True):
-                if after is not None:
-                    running.enter_context(after)  # it imports, and waits
-                for part in turn.run(self.options.timeout):
-                    self.parts["finals"].append(part)
-                    self._write()
-                    say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
+        for part in self._in_turn(turns):
+            self.parts["finals"].append(part)
+            self._write()
+            say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
 
     def _log(self, name: str) -> Path:
         path: Path = self.options.results
@@ -173,28 +179,20 @@ def merge(path: Path, other: Path) -> dict[str, Any]:
     return found
 
 
-def library_of(way: str) -> str:
-    """Return which processes a way may share: importing Unsloth patches transformers and TRL."""
-    return "unsloth" if way == "fast_ft-unsloth" or (way in PEERS and PEERS[way].unsloth) else "trl"
-
-
 class Turn:
-    """A process that imports at once, and uses the card when its turn comes."""
+    """One way's process, which imports at once, and uses the card when its turn comes."""
 
-    def __init__(self, work: Path, name: str, ways: Sequence[str], job: dict[str, Any], log: Path) -> None:
-        self.name, self.log = name, log
-        self._go, self._file = work / f"{name}.turn", work / f"{name}.job.json"
-        each = [
-            {"way": way, "out": str(work / f"{name}-{way}.json"), "work": str(work / f"{name}-{way}")} for way in ways
-        ]
-        for one in each:
-            Path(one["work"]).mkdir()
-        self._outs = [Path(one["out"]) for one in each]
-        self._job = {"until_seconds": 1e9} | job | {"turn": str(self._go), "ways": each}
+    def __init__(self, work: Path, name: str, way: str, job: dict[str, Any], log: Path) -> None:
+        self.way, self.log, self.started = way, log, False
+        self._go, self._file, self._out = (work / f"{name}.{kind}" for kind in ("turn", "job.json", "json"))
+        folder = work / name
+        folder.mkdir()
+        self._job = job | {"way": way, "out": str(self._out), "work": str(folder), "turn": str(self._go)}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Turn:
         """Start the process; it imports, and waits for its turn."""
+        self.started = True
         self._file.write_text(json.dumps(self._job | {"started": time.monotonic()}), encoding="utf-8")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._process = process.start([sys.executable, "-m", "bench.way", str(self._file)], self.log)
@@ -205,19 +203,19 @@ class Turn:
         if self._process is not None:
             process.end(self._process)
 
-    def run(self, timeout: float) -> list[dict[str, Any]]:
-        """Let it use the card until it ends; return what its ways wrote, each with the commit that measured it."""
+    def run(self, timeout: float) -> dict[str, Any]:
+        """Let it use the card until it ends; return what it wrote, with the commit, or how it failed."""
         assert self._process is not None
         self._go.touch()
         status = process.wait(self._process, timeout)
-        found = [json.loads(out.read_text(encoding="utf-8")) for out in self._outs if out.is_file()]
-        if status != 0:
+        if status == 0:
+            part: dict[str, Any] = json.loads(self._out.read_text(encoding="utf-8"))
+            part["gradient"].pop("norms", None)
+        else:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
-            say(f"{self.name} failed ({status}); {self.log} ends with:\n  " + "\n  ".join(lines))
-        for part in found:
-            part.get("gradient", {}).pop("norms", None)
-            part["commit"] = machine.commit()
-        return found
+            say(f"{self.way} failed ({status}); {self.log} ends with:\n  " + "\n  ".join(lines))
+            part = {"way": self.way, "failed": f"{status}: {lines[-1][:300] if lines else ''}"}
+        return part | {"commit": machine.commit()}
 
 
 if __name__ == "__main__":

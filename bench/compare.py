@@ -13,7 +13,7 @@ from fast_ft.plan.cost_model import train_flops
 
 WARM_UP, MEASURED = 6, 12  #: steps that are left out, and the fewest steps that must follow
 COSINE, LOSS_DROP = 0.99, 0.05
-FEWEST = 6  #: steps that a slow way runs at least in a survey
+FEWEST, FIRST = 7, 3  #: steps that a slow way runs at least in a survey, and those of them that compile
 STANDS = 0.05  #: by how much the median of the last steps may differ from the median before
 _ENDS = 4  #: steps at either end whose mean losses make the drop
 
@@ -45,6 +45,11 @@ def last_rate(settings: dict[str, Any], part: dict[str, Any], count: int = MEASU
     """Return the median tokens/s of the last `count` steps, or of those before step `end`."""
     pairs = list(zip(step_tokens(settings, part), part["steps"], strict=False))[:end]
     return statistics.median(tokens / step["seconds"] for tokens, step in pairs[-count:])
+
+
+def long_enough(steps: list[dict[str, Any]], seconds: float) -> bool:
+    """Return whether a way's steps took so long in a survey that no more are needed."""
+    return len(steps) >= FEWEST and sum(step["seconds"] for step in steps[FIRST:]) > seconds
 
 
 def stands_by_epochs(settings: dict[str, Any], part: dict[str, Any]) -> bool:

@@ -28,8 +28,6 @@ class Limits:
     def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool, turn: str | None = None) -> None:
         self.cap_gib, self.sms, self.t4_attention = cap_gib, sms, t4_attention
         self._turn = Path(turn) if turn else None
-        self._begun = False
-        self.turn_began = 0.0  #: time.monotonic() when the process might use the card
         self.context_gib = 0.0
         self.rates: dict[str, Any] = {}
         self._kept: Any = None
@@ -38,21 +36,13 @@ class Limits:
         """Wait until this process may use the card."""
         while self._turn is not None and not self._turn.exists():
             time.sleep(0.02)
-        self.turn_began = self.turn_began or time.monotonic()
 
     def begin(self) -> None:
-        """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded.
-
-        Of several ways in one process, the first sets the limits, and each counts its own peak of memory.
-        """
+        """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded."""
         import torch
 
         if not torch.cuda.is_available():
             return
-        if self._begun:
-            torch.cuda.reset_peak_memory_stats()
-            return
-        self._begun = True
         self.context_gib = gpu.context_gib()
         if self.cap_gib:
             gpu.cap_gpu_gib(self.cap_gib)

@@ -16,11 +16,11 @@ TITLES = {"fast_ft": "fast_ft, own blocks", "fast_ft-unsloth": "fast_ft, Unsloth
 
 
 def rate(settings: dict[str, Any], part: dict[str, Any]) -> float | None:
-    """Return the tokens/s of a part's last steps, or None where it has none."""
+    """Return the tokens/s of a part's last steps, or None where it has none. A survey's part has its own settings."""
     if part.get("out_of_memory") or part.get("failed") or len(part.get("steps", ())) < compare.FEWEST:
         return None
     count = min(compare.MEASURED, len(part["steps"]) // 2)
-    return round(compare.last_rate(settings, part, count), 1)
+    return round(compare.last_rate(settings | part.get("settings", {}), part, count), 1)
 
 
 def rivals(settings: dict[str, Any], survey: dict[str, Any]) -> dict[str, float]:
