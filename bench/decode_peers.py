@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+COMPILE_SECONDS = 90  #: that compiling and answering one batch twice may take
 LLAMA_OVERHEAD_GIB = 1.0  #: of llama.cpp's own context and compute buffers, beside weights and cache
 PER_SEQUENCE = 256  #: llama.cpp rounds a sequence's own cache up to this number of tokens
 Q8_0 = 34 / 32  #: bytes of a number in a q8_0 cache
@@ -48,10 +50,21 @@ def compiled(subject: Subject) -> Iterator[dict[str, Any]]:
     base: Any = subject.model.get_base_model()
     quantizer: Any = type(base.hf_quantizer)
     quantizer.is_compileable = True
+    before = signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(COMPILE_SECONDS)
     try:
-        yield next(_batches(subject, cache_implementation="static"))
+        found = next(_batches(subject, cache_implementation="static"))
     except Exception as error:
-        yield {"failed": f"{type(error).__name__}: {error}"[:300]}
+        found = {"failed": f"{type(error).__name__}: {error}"[:300]}
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        quantizer.is_compileable = False
+    yield found
+
+
+def _too_long(*_: Any) -> None:
+    raise TimeoutError(f"not compiled and answered within {COMPILE_SECONDS} s")
 
 
 def _batches(subject: Subject, **values: Any) -> Iterator[dict[str, Any]]:
