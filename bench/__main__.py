@@ -15,7 +15,8 @@ Parts, for --only:
 Commands of their own: bench.best_peer (other libraries at their best), bench.whole_compare (whole commands, ours and a
 peer's), bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
 step), bench.host_memory, bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep,
-bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.real (three ways on a real model). Raw samples
+bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.real (three ways on a real model, or ways of
+choosing rows). Raw samples
 hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
@@ -36,6 +37,7 @@ from bench import (
     budget,
     calibration,
     card_file,
+    choices_figures,
     compare,
     decode_cpu,
     decode_figures,
@@ -223,6 +225,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
         "peers": peer_figures.figures, "whole": whole_compare.figures,
         "real": real.headline, "smollm": smollm.headline, "export": export_cost.figures,
+        "choices": choices_figures.headline,
     }  # fmt: skip
     return by_kind[kind](result)
 

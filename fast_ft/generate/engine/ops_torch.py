@@ -63,13 +63,17 @@ def paged_attention(
     if window is not None:
         hidden_SC |= column_C <= length_S[:, None] - window
     k_SCGD, v_SCGD = (
-        part.view(-1, PAGE, *part.shape[1:])
-        .index_select(0, page_T)
-        .view(len(q_SHD), columns, *part.shape[1:])
-        # what a cell held before must not count, not even as 0 * NaN
-        .masked_fill_(hidden_SC[..., None, None], 0.0)
+        part.view(-1, PAGE, *part.shape[1:]).index_select(0, page_T).view(len(q_SHD), columns, *part.shape[1:])
         for part in (keys, values)
     )
+    for part_SCGD in (k_SCGD, v_SCGD):  # what a cell held before must not count, not even as 0 * NaN
+        if part_SCGD.is_cuda:
+            part_SCGD.masked_fill_(hidden_SC[..., None, None], 0.0)
+            continue
+        for part_CGD, length in zip(part_SCGD, length_S.tolist(), strict=True):  # faster there than a mask
+            part_CGD[length + 1 :].zero_()
+            if window is not None:
+                part_CGD[: max(0, length + 1 - window)].zero_()
     return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
 
 
