@@ -35,7 +35,7 @@ from fast_ft.recipe import loader
 from fast_ft.run.folder import now
 
 RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
-SURVEY_ROWS, SURVEY_STEPS, SURVEY_SECONDS = 24, 18, 8.0  #: of each way; a way that takes more seconds stops earlier
+SURVEY_ROWS, SURVEY_STEPS, SURVEY_SECONDS = 24, 18, 6.0  #: of each way; a way that takes more seconds stops earlier
 AHEAD = 4  #: processes that import while one measures
 RUNS = 2
 
