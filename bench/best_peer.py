@@ -127,9 +127,11 @@ class Comparison:
 
     def _keep_survey(self, part: dict[str, Any]) -> None:
         survey = self.parts["survey"]
-        mine = survey.get("fast_ft") or part
+        mine = part if part["way"] == "fast_ft" else survey.get("fast_ft", part)
         if "failed" not in part and "failed" not in mine:
-            part["refused"] = compare.disagreements(mine, part)
+            part |= {"refused": compare.disagreements(mine, part), "cosine": compare.cosine(mine, part)}
+        if part["way"] != "fast_ft":
+            part.get("gradient", {}).pop("sketch", None)  # 20 KB, which nothing else asks for
         survey[part["way"]] = part
         self._write()
         say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
