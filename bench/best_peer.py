@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cap", type=float, default=emulation.T4_GIB, help="GiB, context included; 0: no cap")
     parser.add_argument("--ways", help="survey these, separated by commas; default: all")
     parser.add_argument("--steps", type=int, help="finals: at most this number of steps; default: the schedule's")
-    parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="no way starts later than this")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, metavar="S", help="no way starts once the card was used so long"
+    )
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one process")
     options = parser.parse_intermixed_args(given)
     if "=" in options.recipe:
@@ -114,16 +116,19 @@ class Comparison:
 
     def _in_turn(self, turns: list[Turn]) -> Iterator[dict[str, Any]]:
         """Yield what each way measured. While one uses the card, those after it import and wait."""
-        began = time.monotonic()
+        used = 0.0  # seconds on the card, waiting left out
         with contextlib.ExitStack() as running:
             for place, turn in enumerate(turns):
                 for each in turns[place : place + AHEAD]:
                     if not each.started:
                         running.enter_context(each)
-                if time.monotonic() - began > self.options.seconds:
+                if used > self.options.seconds:
                     say(f"{self.options.seconds:.0f} s are over before {', '.join(each.way for each in turns[place:])}")
                     return
-                yield turn.run(self.options.timeout)
+                part = turn.run(self.options.timeout)
+                stamps = part.get("stamps", {})
+                used += max(stamps.values(), default=0.0) - stamps.get("imported", 0.0)
+                yield part
 
     def _keep_survey(self, part: dict[str, Any]) -> None:
         survey = self.parts["survey"]

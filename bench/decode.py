@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--unsloth-batches", default="1,16,32,48", help="batch sizes for unsloth")
     parser.add_argument("--llama", type=Path, metavar="FOLDER", help="llama-batched-bench and its libraries")
     parser.add_argument("--llama-batches", default="1,8,32,48,64,96,128", help="answers at once for llama.cpp")
+    parser.add_argument("--llama-caches", default="q8_0,q8_0-unified,f16", help="its kinds of cache")
     parser.add_argument("--llama-prompt", type=int, help="tokens of its prompts; default: the mean of the prompts")
     parser.add_argument("--llama-ubatch", default=512, type=int, help="llama.cpp's -ub")
     parser.add_argument("--lengths", type=Path, help="a file of rows whose responses give the lengths for mixed")

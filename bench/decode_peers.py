@@ -169,7 +169,8 @@ def llama_cpp(subject: Subject) -> Iterator[dict[str, Any]]:
         random_gguf.write(model, json.loads((Path(options.base) / "config.json").read_text(encoding="utf-8")))
         weights = model.stat().st_size / GIB
         room = (options.cap or 100.0) - weights - LLAMA_OVERHEAD_GIB
-        for cache, unified in (("q8_0", False), ("q8_0", True), ("f16", False)):
+        for kind in options.llama_caches.split(","):
+            cache, unified = kind.removesuffix("-unified"), kind.endswith("-unified")
             cells = prompt + options.limit if unified else -(-(prompt + options.limit) // PER_SEQUENCE) * PER_SEQUENCE
             a_prompt = cells * shape.kv_bytes * (Q8_0 / 2 if cache == "q8_0" else 1.0) / GIB
             counts = [n for n in map(int, options.llama_batches.split(",")) if n * a_prompt <= room]
@@ -183,8 +184,9 @@ def _batched_bench(options: Any, model: Path, words: list[str], cells: int, coun
     """Return what the program says of each number of answers; each runs twice, and a first pass is left out."""
     if not counts:
         return [{"failed": "not one answer fits"}]
+    lock = ["flock", name] if (name := os.environ.get("GPU_LOCK")) else []
     command = [
-        str(options.llama / "llama-batched-bench"), "-m", str(model), "-ngl", "99", "-fa", "on", *words,
+        *lock, str(options.llama / "llama-batched-bench"), "-m", str(model), "-ngl", "99", "-fa", "on", *words,
         "-b", "2048", "-ub", str(options.llama_ubatch), "-c", str(max(counts) * cells),
         "-npp", str(options.llama_prompt), "-ntg", str(options.limit),
         "-npl", ",".join(map(str, [counts[0], *counts, *counts])), "--output-format", "jsonl",
@@ -193,7 +195,7 @@ def _batched_bench(options: Any, model: Path, words: list[str], cells: int, coun
     env = os.environ | {"LD_LIBRARY_PATH": ":".join(each for each in places if each)}
     if (traps := options.llama / "libtraps.so").is_file():  # functions that the build left out
         env["LD_PRELOAD"] = str(traps)
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"n_kv_max"')]
     samples = [json.loads(line) for line in lines][1:]
     if done.returncode or not samples:

@@ -7,10 +7,11 @@ ratios between ways of doing the same work, never minutes.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fast_ft.common import gpu, gpu_rates
 from fast_ft.hub.families import GIB
@@ -28,14 +29,26 @@ class Limits:
     def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool, turn: str | None = None) -> None:
         self.cap_gib, self.sms, self.t4_attention = cap_gib, sms, t4_attention
         self._turn = Path(turn) if turn else None
+        self._lock: IO[bytes] | None = None
         self.context_gib = 0.0
         self.rates: dict[str, Any] = {}
         self._kept: Any = None
 
     def take_turn(self) -> None:
-        """Wait until this process may use the card."""
+        """Wait until this process may use the card: for its turn, and for the lock that GPU_LOCK names, if it does."""
         while self._turn is not None and not self._turn.exists():
             time.sleep(0.02)
+        if name := os.environ.get("GPU_LOCK"):
+            import fcntl  # which Windows lacks
+
+            self._lock = Path(name).open("ab")  # noqa: SIM115  # until `end_turn`
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def end_turn(self) -> None:
+        """Let others use the card: all that is timed is done."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def begin(self) -> None:
         """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded."""

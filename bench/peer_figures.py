@@ -161,32 +161,38 @@ def _row(settings: dict[str, Any], parts: dict[str, Any], way: str) -> str:
 
 
 def readme(result: dict[str, Any] | None) -> str:
-    """Return the README's table of training: fast_ft both ways, the two best peers, and the notebook's settings."""
+    """Return the README's table of training: fast_ft both ways, the best peers, and the notebook's settings."""
     if result is None:
         return "No comparison with other libraries at their best is kept yet."
     settings, setups = result["settings"], result["setups"]
-    whole = setups["whole"]
-    lines = [
-        "| training | tokens/s, whole card | own blocks are | tokens/s, T4-class emulation | own blocks are |",
-        "|---|---|---|---|---|",
-    ]
-    best = [way for name in setups for way in best_two(settings, setups[name]["survey"])]
+    names = {"whole": "whole card", "t4class": emulation.LABEL}
+    columns = [name for name in names if name in setups]
+    heads = " | ".join(f"tokens/s, {names[name]} | own blocks are" for name in columns)
+    lines = [f"| training | {heads} |", "|---" * (1 + 2 * len(columns)) + "|"]
+    best = [way for name in columns for way in best_two(settings, setups[name]["survey"])]
     for way in dict.fromkeys((*ours.WAYS, *best, NOTEBOOK)):
-        cells = []
-        for name in ("whole", "t4class"):
-            parts = setups.get(name, {"survey": {}, "finals": []})
-            mine, speed = final_rate(settings, parts, "fast_ft"), final_rate(settings, parts, way)
-            once = "" if speed is not None else " (one short run)"
-            speed = speed if speed is not None else rate(settings, parts["survey"].get(way, {}))
-            ratio = f"{mine / speed:.2f} times as fast" if mine and speed and way != "fast_ft" else ""
-            cells += [f"{speed:,.0f}{once}" if speed else "", ratio]
-        about = TITLES[way] if way in TITLES else PEERS[way].about
-        lines.append(f"| {about} | {' | '.join(cells)} |")
-    against = [f"{name}: {each}" for name in setups for each in problems(result, name)]
-    notes = [f"Not a figure yet, {'; '.join(against)}."] if against else []
-    steps = max((len(part.get("steps", ())) for part in whole["finals"]), default=0)
-    about = (
-        f"{settings['card']}, {settings['rows']} rows, up to {steps} steps of {settings['effective_batch_size']} rows, "
-        f"{result['date'][:10]}. Rates are of a run's last {compare.MEASURED} steps, the mean of {RUNS} runs."
-    )
-    return "\n".join([*lines, "", about, *notes])
+        cells = [cell for name in columns for cell in _cells(settings, setups[name], way)]
+        if any(cells):
+            lines.append(f"| {TITLES[way] if way in TITLES else PEERS[way].about} | {' | '.join(cells)} |")
+    against = {name: problems(result, name) for name in columns}
+    untried = max(sum(each.endswith("was not surveyed") for each in found) for found in against.values())
+    about = f"{settings['card']}, {result['date'][:10]}, the median of a run's last steps. "
+    if any(against.values()):
+        about += (
+            f"These are no figures yet: {untried} of {len(PEERS)} settings were not tried, or runs were not repeated. "
+            "[Which](docs/measurements.md#peers-at-their-best)."
+        )
+    else:
+        about += f"The mean of {RUNS} runs. [All settings](docs/measurements.md#peers-at-their-best)."
+    return "\n".join([*lines, "", about])
+
+
+def _cells(settings: dict[str, Any], parts: dict[str, Any], way: str) -> list[str]:
+    """Return a way's tokens/s, and how many times that our own blocks reach: of final runs, or of the survey's."""
+    speed, mine, once = final_rate(settings, parts, way), final_rate(settings, parts, "fast_ft"), ""
+    if speed is None or mine is None:
+        speed, mine = (rate(settings, parts["survey"].get(each, {})) for each in (way, "fast_ft"))
+        once = " (one short run)"
+    if speed is None:
+        return ["", ""]
+    return [f"{speed:,.0f}{once}", f"{mine / speed:.2f} times as fast" if mine and way != "fast_ft" else ""]

@@ -41,6 +41,7 @@ def main() -> int:
         if not isinstance(error, torch.OutOfMemoryError):
             raise
         found = {"out_of_memory": True}
+    limits.end_turn()
     watch.finish()
     result = {
         "way": job["way"],

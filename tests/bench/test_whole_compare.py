@@ -87,3 +87,18 @@ def test_a_peer_trains_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     answers = json.loads((tmp_path / "pred.json").read_text())
     assert set(answers) == {"a", "b", "c"} and all(isinstance(text, str) for text in answers.values())
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_card_is_locked_while_a_way_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock that GPU_LOCK names keeps other programs' timings apart from ours."""
+    monkeypatch.setenv("GPU_LOCK", str(tmp_path / "lock"))
+    first, second = (emulation.Limits(0, None, t4_attention=False) for _ in range(2))
+    first.take_turn()
+    waiting = threading.Thread(target=second.take_turn)
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    first.end_turn()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    second.end_turn()
