@@ -26,9 +26,14 @@ def ways() -> str:
     return peer_figures.markdown(result).rstrip() if result else peer_figures.readme(None)
 
 
+def answers() -> str:
+    """Return every setting of every way of answering that was tried, with its rate in each run."""
+    return decode_figures.markdown(newest("decode-peers-*.json"))
+
+
 def answering() -> str:
     """Return the README's table of answering."""
     return decode_figures.readme(newest("decode-h*00.json"))
 
 
-TABLES: dict[str, Callable[[], str]] = {"peers": peers, "ways": ways, "answering": answering}
+TABLES: dict[str, Callable[[], str]] = {"peers": peers, "ways": ways, "answering": answering, "answers": answers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from bench.machine import slug_of
+from bench.machine import card_of, slug_of
 
 BYTES_PER_SECOND = {"h200": 4.28e12}  #: memory's speed, measured before results held the card's own
 RUNS = 2  #: of the best peer, at least
@@ -149,3 +149,14 @@ def readme(result: dict[str, Any] | None) -> str:
     for speed, setting in sorted(best.values(), reverse=True):
         lines.append(f"| {setting} | {speed:,.0f} | {statistics.median(ours) / speed:.1f} times as fast |")
     return "\n".join(lines)
+
+
+def markdown(result: dict[str, Any] | None) -> str:
+    """Return every other way of answering in a result, each with the rates of its runs."""
+    settings = settings_of(result) if result is not None else {}
+    if result is None or not settings:
+        return "No rates of other ways of answering are kept yet."
+    lines = ["| answering | tokens/s |", "|---|---|"]
+    for setting, runs in sorted(settings.items(), key=lambda each: -statistics.median(each[1])):
+        lines.append(f"| {setting} | {' and '.join(f'{speed:,.0f}' for speed in runs)} |")
+    return "\n".join([*lines, "", f"{card_of(result)}, {result['date'][:10]}, new tokens over prefill and steps."])

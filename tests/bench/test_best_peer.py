@@ -152,7 +152,12 @@ def test_tables_hold_every_setting_and_its_rate(result: dict[str, Any]) -> None:
     result["setups"]["whole"] |= {"finals": []}
     once = peer_figures.readme(result)
     assert f"| {PEERS[FASTEST].about} | 4,000 (one short run) | 2.00 times as fast |" in once
+    assert "is kept yet" not in once
     assert f"no figures yet: 1 of {len(PEERS)} settings were not tried" in once and "T4-class" not in once
+    for way in peer_figures.KINDS:
+        survey = {name: found for name, found in result["setups"]["whole"]["survey"].items() if name != way}
+        partial = result | {"setups": {"whole": {"survey": survey, "finals": []}}}
+        assert peer_figures.readme(partial) == peer_figures.readme(None), "one kind of peer was not tried"
 
 
 def test_a_rate_stands_where_an_epoch_repeats_the_one_before() -> None:

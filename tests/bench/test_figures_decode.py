@@ -144,6 +144,9 @@ def test_the_best_peer_of_answering_is_the_best_setting_of_all_that_were_tried()
     shown = decode_figures.readme(whole)
     assert "| fast_ft | 4,000 | |" in shown and "| transformers' generate, 48 at once | 400 | 10.0 times" in shown
     assert "f16" not in shown, "each library in its best setting"
+    every = decode_figures.markdown(whole | {"date": "2026-11-28T12:00"})
+    assert "| llama.cpp, Q4_K_M without LoRA, f16 cache, 48 at once | 800 and 800 |" in every and "2026-11-28" in every
+    assert "kept yet" in decode_figures.markdown(None)
     once = result(*[each for each in whole["measurements"] if each != llama[0]])
     assert "decode.h200.vs_best_peer" not in figures_of(once), "the best ran once"
 
