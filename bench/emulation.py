@@ -56,7 +56,7 @@ class Limits:
 
         if not torch.cuda.is_available():
             return
-        self.context_gib = gpu.context_gib()
+        self.context_gib = own_context_gib()
         if self.cap_gib:
             gpu.cap_gpu_gib(self.cap_gib)
         if self.t4_attention:
@@ -102,10 +102,30 @@ class Limits:
             "sms_got": self._kept[2] if self._kept else None,
             "flash_and_cudnn_attention": not self.t4_attention,
             "context_gib": round(self.context_gib, 3),
-            "context_after_gib": round(gpu.context_gib(), 3),
+            "context_after_gib": round(own_context_gib(), 3),
             "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
             "rates": self.rates,
         }
+
+
+def own_context_gib() -> float:
+    """Return the GiB of this process's CUDA context. Processes that wait for their turn have contexts too.
+
+    The driver says what each process holds. Where it does not, all that is held outside this process's allocator counts.
+    """
+    import torch
+
+    held = gpu.context_gib()
+    try:
+        import pynvml  # of nvidia-ml-py, where it is installed
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        used = {each.pid: each.usedGpuMemory for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        own = used[os.getpid()] - torch.cuda.memory_reserved()
+    except Exception:  # no package, no right to ask, or another name for this process inside a container
+        return held
+    return min(held, float(own) / GIB)
 
 
 def measured_rates() -> dict[str, float]:
