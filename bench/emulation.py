@@ -111,7 +111,7 @@ class Limits:
 def own_context_gib() -> float:
     """Return the GiB of this process's CUDA context. Processes that wait for their turn have contexts too.
 
-    The driver says what each process holds. Where it does not, all that is held outside this process's allocator counts.
+    The driver says what each process holds. Where it does not, all that is held outside of our allocator counts.
     """
     import torch
 

@@ -28,8 +28,9 @@ def main() -> int:
 
     limits = emulation.Limits(job["cap_gib"], job["sms"], job["t4_attention"], job.get("turn"))
     if settings := job.get("settle"):
-        packed = job["way"] in peers.PEERS and peers.PEERS[job["way"]].packed
-        watch.settled = lambda steps: compare.stands_by_epochs(settings, {"steps": steps, "packed": packed})
+        if job["way"] in peers.PEERS and peers.PEERS[job["way"]].packed:
+            settings |= {"tokens_per_step": [1] * len(settings["tokens_per_step"])}  # its sequences are of one length
+        watch.settled = lambda steps: compare.stands_by_epochs(settings, {"steps": steps})
     elif seconds := job.get("seconds"):
         watch.settled = lambda steps: compare.long_enough(steps, seconds)
     run = ours.run if job["way"] in ours.WAYS else peers.run

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fast_ft.common import out_of_memory
+from fast_ft.common import environment, garbage, out_of_memory
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate.engine.scheduler import shapes
@@ -111,7 +110,6 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         return None
     shape = family.shape
     is_nf4 = recipe.model.load_in_4bit or family.quantised
-    planes = is_nf4 and not plan.dequantise and all(inputs % 128 == 0 for inputs, _ in shape.linear_shapes)
     rows = min(plan.slots, len(prepared.prompts) * recipe.generate.num_return_sequences)
     kind = kernel_checks.Kind(
         heads=shape.num_attention_heads,
@@ -122,7 +120,7 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         dtype=maker.dtype,
         device="cuda:0",
         steps=tuple(shapes(max(1, rows), planes=True)),
-        planes=planes,
+        planes=is_nf4 and not plan.dequantise,
     )
     return kernel_checks.ahead(kind)
 
@@ -133,12 +131,11 @@ def collects_new_objects_only() -> Iterator[None]:
 
     What earlier phases left in reference cycles is collected first.
     """
+    with environment.without_compiler(), contextlib.suppress(ImportError):  # said where a base is loaded
+        import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     import transformers  # noqa: F401
 
     out_of_memory.release()
-    gc.freeze()
-    try:
+    with garbage.new_objects_only():
         yield
-    finally:
-        gc.unfreeze()

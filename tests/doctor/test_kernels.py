@@ -53,7 +53,8 @@ def test_a_trial_runs_every_check_on_one_real_layer(monkeypatch: pytest.MonkeyPa
         "packed attention", "training blocks", "NF4 unpacking", "decoding",
     ]  # fmt: skip
     assert problems["blocks in a model"] == "the 4-bit weights are not NF4 in blocks of 64 on a card"
-    assert made[-1] == {"dtype": "float32", "decoding": {"planes": False, "triton": False, "notes": []}}
+    decoding = {"planes": False, "few_rows": None, "triton": False, "notes": []}
+    assert made[-1] == {"dtype": "float32", "decoding": decoding}
 
     def breaks(*_: Any) -> None:
         raise RuntimeError("no kernel image\nis available")
@@ -106,6 +107,23 @@ def test_the_way_of_training_is_that_with_evidence_on_the_card() -> None:
     assert on_a_t4(unsloth="ImportError: x", training_blocks="off").text.startswith("through PEFT")
     broken = on_a_t4(packed_attention="off")
     assert broken.level == "broken" and broken.text.startswith("through Unsloth, which would go wrong")
+
+
+def test_4_bit_products_are_told_with_their_times_and_what_is_wrong_with_them() -> None:
+    about = {"outputs": 12288, "inputs": 4096, "rows": 64}
+    timed = [
+        about | {"way": "bitsandbytes", "off": 0.0002, "us": 84.7},
+        about | {"way": "the CUDA kernel", "off": 0.0002, "us": 30.4},
+        about | {"rows": 16, "way": "the CUDA kernel", "off": 0.5, "us": 17.1},
+        about | {"rows": 16, "way": "the CUDA kernel for 7.5", "failed": "OSError: NVRTC was not found"},
+    ]
+    given = lines()
+    (found,) = named(kernels.judged([*given[:-1], given[-1] | {"products": timed}]))["4-bit products"]
+    assert found.level == "note" and found.text == (
+        "12288 x 4096, 64 rows: bitsandbytes 85 us, the CUDA kernel 30 us; 12288 x 4096, 16 rows: the CUDA kernel "
+        "17 us, wrong by 0.500, the CUDA kernel for 7.5 fails (OSError: NVRTC was not found)"
+    )
+    assert "4-bit products" not in named(kernels.judged(given)), "there are none without a card"
 
 
 def test_the_way_of_decoding_says_why() -> None:

@@ -1,0 +1,182 @@
+"""A product of few rows with 4-bit weights, on tensor cores: nf4_mma.cu for one cut, its compilation and its launch.
+
+For compute capability 8.0 and up. Shapes: M rows of x, K inputs, N outputs, R ranks of the LoRA.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fast_ft.generate.engine.cuda_kernel import CudaKernel
+from fast_ft.generate.engine.nvrtc import compiled
+from fast_ft.models.nf4 import code_bits
+
+NAME = "the CUDA kernel"
+PLANES, MULTIPLE, CAPABILITY = False, 64, (8, 0)  #: as nf4_linear.Way's
+_COPIED = 1 << 30  #: rows from which on a Hopper card has warps that only copy: never, before it was measured
+_FEWEST = 3  #: stages: what is multiplied, what comes next, what is under way
+_RESERVED = 1024  #: bytes of shared memory that the driver keeps in front of a block's own
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a block divides its work; the names in nf4_mma.cu are the same, in capitals."""
+
+    mt: int  #: eights of rows
+    g: int  #: sixteens of outputs in a warp
+    nw: int  #: warps along the outputs
+    kg: int  #: groups of warps, 64 columns each
+    stages: int  #: chunks under way
+    entry: int = 256  #: bytes of an entry of the codes' table: 256, or 128 where kg is 1
+    copiers: int = 0  #: warps that only copy, in nf4_hopper.cu; 0 is nf4_mma.cu
+
+    @property
+    def threads(self) -> int:
+        """Threads in a block."""
+        return 32 * (self.nw * self.kg + self.copiers)
+
+    @property
+    def tile(self) -> int:
+        """Outputs of a block."""
+        return 16 * self.g * self.nw
+
+    @property
+    def chunk(self) -> int:
+        """Columns in a stage."""
+        return 64 * self.kg
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that a block asks for."""
+        stage = self.tile * 32 + self.mt * 1024 + self.tile * 4  # of one group
+        if self.copiers:
+            return 256 * self.entry + self.stages * (self.kg * -(-stage // 1024) * 1024 + 16)
+        return 256 * self.entry + self.stages * self.kg * stage
+
+
+def source(cut: Cut, dtype: str) -> str:
+    """Return the CUDA C++ for a cut and "float16" or "bfloat16"."""
+    given = {
+        **dict(zip(("MT", "G", "NW", "KG", "STAGES", "ENTRY", "COPIERS"), astuple(cut), strict=True)),
+        "KIND": '"f16"' if dtype == "float16" else '"bf16"', "BASE": f'"{_RESERVED}"',
+        "CODE_BITS": ", ".join(map(str, code_bits(dtype))),
+    }  # fmt: skip
+    head = "".join(f"#define {name} {value}\n" for name, value in given.items())
+    if cut.copiers:
+        head += _wgmma(cut.mt, "f16" if dtype == "float16" else "bf16")
+    return head + Path(__file__).with_name("nf4_hopper.cu" if cut.copiers else "nf4_mma.cu").read_text(encoding="utf-8")
+
+
+def _wgmma(mt: int, kind: str) -> str:
+    """Return the function that multiplies 64 outputs by 8 mt rows over 16 columns, whose operands are that many."""
+    last = 4 * mt
+    sums = ", ".join(f"%{i}" for i in range(last))
+    bound = ", ".join(f'"+f"(d[{i // 4}][{i % 4}])' for i in range(last))
+    weights = ", ".join(f"%{last + i}" for i in range(4))
+    return (
+        f"__device__ __forceinline__ void wgmma(float (&d)[{mt}][4], const unsigned (&a)[4], unsigned long long x) {{\n"
+        f'  asm volatile("wgmma.mma_async.sync.aligned.m64n{8 * mt}k16.f32.{kind}.{kind} '
+        f'{{{sums}}}, {{{weights}}}, %{last + 4}, 1, 1, 1, 0;"\n'
+        f'      : {bound} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(x));\n}}\n'
+    )
+
+
+@functools.cache
+def kernel(cut: Cut, dtype: torch.dtype, device: torch.device) -> CudaKernel:
+    """Return the kernel for a cut, compiled and loaded."""
+    capability = torch.cuda.get_device_capability(device)
+    cubin = compiled(source(cut, str(dtype).removeprefix("torch.")), (), capability, own=cut.copiers > 0)
+    return CudaKernel(cubin, "product", device, threads=cut.threads, shared=cut.shared)
+
+
+@functools.cache
+def parts_of(tiles: int, chunks: int, blocks: int) -> int:
+    """Return into how many parts at most a tile's chunks fall where all tiles' are dealt out evenly, in order."""
+
+    def owner(chunk: int) -> int:
+        return ((chunk + 1) * blocks - 1) // (tiles * chunks)
+
+    return max(owner((tile + 1) * chunks - 1) - owner(tile * chunks) for tile in range(tiles)) + 1
+
+
+def cut_for(rows: int, device: torch.device) -> Cut:
+    """Return how work is cut for that many rows on a card."""
+    card = torch.cuda.get_device_properties(device)
+    return fitting(rows, card.shared_memory_per_block_optin, is_hopper=(card.major, card.minor) == (9, 0))
+
+
+@functools.cache
+def fitting(rows: int, room: int, *, is_hopper: bool = False) -> Cut:
+    """Return how work is cut for that many rows where a block may have `room` bytes of shared memory."""
+    eights = -(-rows // 8)
+    if is_hopper and rows >= _COPIED:
+        return hopper(rows)
+    if eights > 8:
+        eights = -(-eights // 4) * 4
+        cuts = [Cut(eights, 2, 8, 1, 0), Cut(eights, 2, 8, 1, 0, 128), Cut(eights, 2, 4, 1, 0, 128)]
+    else:
+        cuts = [Cut(eights, 4, 4, 2, 0), Cut(eights, 4, 4, 1, 0, 128)]
+    for cut in cuts:
+        stages = (room - cut.shared) // (replace(cut, stages=1).shared - cut.shared)
+        if stages >= _FEWEST:
+            return replace(cut, stages=min(stages, 5 if eights <= 2 else 4))
+    raise ValueError(f"{room} bytes of shared memory are too few for {rows} rows")
+
+
+def hopper(rows: int) -> Cut:
+    """Return how work is cut for that many rows by the kernel for Hopper cards."""
+    eights = -(-rows // 8)
+    return Cut(eights, 4, 4, 2, 4, copiers=4) if eights <= 8 else Cut(-(-eights // 4) * 4, 2, 4, 2, 3, copiers=4)
+
+
+def blocks_for(cut: Cut, outputs: int, inputs: int, device: torch.device) -> int:
+    """Return how many blocks share a product: the fewest with as small a largest share as all multiprocessors."""
+    chunks = -(-outputs // cut.tile) * -(-inputs // cut.chunk)
+    share = -(-chunks // torch.cuda.get_device_properties(device).multi_processor_count)
+    return -(-chunks // share)
+
+
+def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
+    """Return in how many parts `product` leaves a product."""
+    cut = cut_for(rows, device)
+    blocks = blocks_for(cut, outputs, inputs, device)
+    return parts_of(-(-outputs // cut.tile), -(-inputs // cut.chunk), blocks)
+
+
+def compare(x_MK: Tensor, words: Tensor, scales: Tensor, shapes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    """Return x's products as the kernel for its rows makes them: whole, and in parts that end within chunks' rows."""
+    cut = cut_for(len(x_MK), x_MK.device)
+    return {f"{cut}, {n} blocks": product(x_MK, words, scales, None, None, cut, n) for n in (1, 3, 5)}
+
+
+def product(
+    x_MK: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    xa_MR: Tensor | None,
+    b_NR: Tensor | None,
+    cut: Cut | None = None,
+    blocks: int = 0,
+) -> Tensor:
+    """Return x times the weights, and xa times b, as MN; or fp32 parts of it, (parts, M, N), to be added in order.
+
+    `words` is (N, K / 8) int32 as bitsandbytes packs, `scales` (K / 64, N) as nf4.pack_scales returns them. K is a
+    multiple of 64, R of 16, N of 4; `xa_MR` None is no LoRA.
+    """
+    (rows, inputs), outputs = x_MK.shape, len(words)
+    cut = cut or cut_for(rows, x_MK.device)
+    tiles, chunks = -(-outputs // cut.tile), -(-inputs // cut.chunk)
+    blocks = min(blocks or blocks_for(cut, outputs, inputs, x_MK.device), tiles * chunks)
+    parts = parts_of(tiles, chunks, blocks)
+    out = x_MK.new_empty(rows, outputs) if parts == 1 else x_MK.new_empty(parts, rows, outputs, dtype=torch.float32)
+    xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_NR is None else (xa_MR, b_NR, xa_MR.shape[1])
+    kernel(cut, x_MK.dtype, x_MK.device)(
+        (blocks, 1), x_MK, words, scales, xa, b, out, rows, outputs, inputs, x_MK.stride(0), xa.stride(0), ranks, parts,
+    )  # fmt: skip
+    return out
