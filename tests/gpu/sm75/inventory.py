@@ -9,17 +9,23 @@ from tests.helpers.parts import ROOT
 
 Kernel = tuple[str, str]  #: module below fast_ft, function
 
-_FUSED, _ENGINE, _NF4 = "models.fused_block.ops_triton", "generate.engine.ops_triton", "generate.engine.nf4_triton"
+_FUSED, _UNPACK = "models.fused_block.ops_triton", "models.fused_block.unpack_triton"
+_ENGINE, _NF4 = "generate.engine.ops_triton", "generate.engine.nf4_triton"
 #: What calls.py launches. A kernel that is new belongs here, with a call of its own there, or below.
 COVERED: frozenset[Kernel] = frozenset(
     {
-        (_FUSED, "_rms_norm"), (_FUSED, "_rms_norm_backward"), (_FUSED, "_rotate"), (_FUSED, "_swiglu"),
-        (_FUSED, "_swiglu_backward"), (_FUSED, "_unpack"),
+        (_FUSED, "_rms_norm"), (_FUSED, "_rms_norm_backward"), (_FUSED, "_rotate"), (_FUSED, "_rotate_back"),
+        (_FUSED, "_swiglu"),
+        (_FUSED, "_swiglu_backward"), (_UNPACK, "_unpack"), (_FUSED, "_cross_entropy"),
         (_ENGINE, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"),
     }
 )  # fmt: skip
 #: Parts of the kernels above: each is compiled within one that calls it.
-WITHIN: dict[Kernel, Kernel] = {(_FUSED, "pairs"): (_FUSED, "_unpack"), (_ENGINE, "plane"): (_ENGINE, "_attend")}
+WITHIN: dict[Kernel, Kernel] = {
+    (_UNPACK, "pairs"): (_UNPACK, "_unpack"),
+    (_FUSED, "_clear"): (_FUSED, "_rms_norm"),
+    (_ENGINE, "plane"): (_ENGINE, "_attend"),
+}
 #: Kernels that a T4 never runs, and why.
 NOT_ON_A_T4: dict[Kernel, str] = {
     (_NF4, "_product"): "nf4_linear.check_shapes refuses it below 8.0, where tl.dot has no tensor cores",
