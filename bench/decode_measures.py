@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
+from bench import decode_peers
+from bench.clock import clock, empty_cache, peak_gib, reset_peak, say
 from bench.decode_subject import Subject
-from bench.timed import TimedEngine, plain_generate, step_bytes
+from bench.timed import TimedEngine, step_bytes
 from fast_ft.common import gpu
 from fast_ft.data import dataset
 from fast_ft.generate.engine.block_manager import PAGE
@@ -86,50 +83,11 @@ def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
         yield named | subject.with_room(_once, refill, shrinks)
 
 
-def plain(subject: Subject) -> Iterator[dict[str, Any]]:
-    """Yield transformers' generate on one batch of each size.
-
-    The prompts are those around the median length: as little padding as sorting by length can come to.
-    """
-    by_length, limit = sorted(subject.ids, key=len), subject.options.limit
-
-    def _once(batch: list[list[int]]) -> dict[str, Any]:
-        plain_generate(subject.model, batch, 4)
-        seconds = clock(lambda: plain_generate(subject.model, batch, limit))
-        tokens = len(batch) * limit
-        return {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1),
-                "longest_prompt": len(batch[-1]), "peak_gib": _peak()}  # fmt: skip
-
-    for size in map(int, subject.options.batches.split(",")):
-        reset_peak()
-        first = max(0, (len(by_length) - size) // 2)
-        yield {"batch": size} | out_of_memory_is_a_result(_once, by_length[first : first + size])
-        empty_cache()
-
-
-def unsloth(subject: Subject) -> Iterator[dict[str, Any]]:
-    """Yield Unsloth's rate, measured in a new process: importing Unsloth patches transformers.
-
-    This process gives its memory back first.
-    """
-    options = subject.options
-    if options.random:
-        yield {"failed": "with --random there is no checkpoint that Unsloth could load"}
-        return
-    if options.adapter is None:
-        _ = subject.model
-    subject.free()
-    job = {"base": options.base, "adapter": str(options.adapter), "limit": options.limit, "dtype": options.dtype,
-           "ids": subject.ids[::10], "cap": options.cap}  # fmt: skip
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(job, file)
-        file.flush()
-        done = subprocess.run([sys.executable, "-m", "bench.timed", file.name], capture_output=True, text=True)
-    last = done.stdout.strip().splitlines()[-1:] or ["{}"]
-    yield json.loads(last[0]) if done.returncode == 0 else {"failed": done.stderr[-1500:]}
-
-
-MEASURES = {"steps": steps, "check": check, "fixed": fixed, "plain": plain, "mixed": mixed, "unsloth": unsloth}
+MEASURES = {
+    "steps": steps, "check": check, "fixed": fixed, "plain": decode_peers.plain, "static": decode_peers.static,
+    "compiled": decode_peers.compiled, "mixed": mixed, "unsloth": decode_peers.unsloth,
+    "llama.cpp": decode_peers.llama_cpp,
+}  # fmt: skip
 
 
 def _timed(

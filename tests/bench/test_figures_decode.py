@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import decode, decode_figures, decode_measures
+from bench import decode, decode_figures, decode_measures, random_gguf
 from bench.__main__ import figures_of
 from bench.decode_subject import Subject
 from fast_ft.generate.engine.cuda_graphs import Graphs
@@ -46,7 +46,6 @@ def test_figures_follow_from_the_samples() -> None:
         "decode.h200.tokens_per_s": 4000.0,  # the median of three
         "decode.h200.peak_gib": 14.6,
         "decode.h200.floor_share": 0.1,  # 10 ms of weights and 10 ms of cells in 200 ms
-        "decode.h200.vs_notebook": 160.0,
         "decode.h200.vs_generate": 10.0,
         "decode.h200.mixed_over_fixed": 0.75,
         "decode.h200.refill_gain": 2.0,
@@ -125,6 +124,48 @@ def test_a_run_on_a_small_model_becomes_figures(
     }  # fmt: skip
     assert made["command"].startswith("python -m bench.decode --base ")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*", made["date"]) and made["cores"] >= 1
+
+
+def peer(name: str, speed: float, **more: Any) -> dict[str, Any]:
+    return {"name": name, "tokens": 1000, "seconds": 1000 / speed, "tokens_per_s": speed, "batch": 48, **more}
+
+
+def test_the_best_peer_of_answering_is_the_best_setting_of_all_that_were_tried() -> None:
+    llama = [peer("llama.cpp", speed, cache="q8_0", batch=96) for speed in (900, 1100)]
+    tried = [
+        {"name": "fixed", **RUN}, {"name": "fixed", **RUN}, peer("plain", 400), peer("static", 300), *llama,
+        peer("llama.cpp", 800, cache="f16"), peer("llama.cpp", 800, cache="f16"), {"name": "unsloth", "failed": "so"},
+    ]  # fmt: skip
+    assert "decode.h200.vs_best_peer" not in figures_of(result(*tried)), "one peer was not tried"
+    assert all("kept yet" in decode_figures.readme(each) for each in (None, result(*tried)))
+    whole = result(*tried, {"name": "compiled", "failed": "no"})
+    value, unit = figures_of(whole)["decode.h200.vs_best_peer"]
+    assert value == 4.0 and unit.endswith("llama.cpp, Q4_K_M without LoRA, q8_0 cache, 96 at once")
+    shown = decode_figures.readme(whole)
+    assert "| fast_ft | 4,000 | |" in shown and "| transformers' generate, 48 at once | 400 | 10.0 times" in shown
+    assert "f16" not in shown, "each library in its best setting"
+    every = decode_figures.markdown(whole | {"date": "2026-11-28T12:00"})
+    assert "| llama.cpp, Q4_K_M without LoRA, f16 cache, 48 at once | 800 and 800 |" in every and "2026-11-28" in every
+    assert "kept yet" in decode_figures.markdown(None)
+    once = result(*[each for each in whole["measurements"] if each != llama[0]])
+    assert "decode.h200.vs_best_peer" not in figures_of(once), "the best ran once"
+
+
+def test_a_random_model_for_llama_cpp_has_the_shape_and_types_of_q4_k_m(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    config = {
+        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 512,
+    }  # fmt: skip
+    random_gguf.write(tmp_path / "a.gguf", config)
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert len(kinds) == 3 + 9 * 8 and kinds["output.weight"] == "Q6_K" and kinds["token_embd.weight"] == "Q4_K"
+    wide = [layer for layer in range(8) if kinds[f"blk.{layer}.ffn_down.weight"] == "Q6_K"]
+    assert wide == [layer for layer in range(8) if random_gguf.more_bits(layer, 8)] == [0, 3, 6, 7]
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert abs(values).max() <= 1.0 and values.size == tensor.n_elements, tensor.name
 
 
 def test_a_runner_counts_captures_apart_and_takes_as_many_steps() -> None:
