@@ -17,9 +17,9 @@ from bench import calibration
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cards, decode_time, planner, plans
-from fast_ft.plan.cost_model import Training
 from fast_ft.plan.decode_pool import Answers
 from fast_ft.plan.plans import Machine, RunPlan
+from fast_ft.plan.training_work import Training
 from fast_ft.plan.ways import ways
 from fast_ft.recipe import loader, policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe

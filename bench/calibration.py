@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from fast_ft.hub.families import ModelShape
-from fast_ft.plan import cards, cost_model, decode_time
-from fast_ft.plan.cost_model import Rates, Training
+from fast_ft.plan import cards, cost_model, decode_time, memory_model
+from fast_ft.plan.constants import MEMORY
+from fast_ft.plan.training_work import UNPACK_BYTES, Rates, Training
 
 PUBLISHED = Path(__file__).parent / "results" / "published-t4.json"
 _JUDGED_BILLIONS = range(7, 15)  #: parameters of the runs whose peak is judged
@@ -67,7 +68,8 @@ def _run(entry: dict[str, Any], content: dict[str, Any]) -> Run:
     training = Training(
         r=entry["r"], optim="adamw_8bit", load_in_4bit=True, backend="unsloth", rows=rows,
         longest=round(longest * share),
-        unpack_bytes=old if entry["unpacking"].startswith("before") else cost_model.UNPACK_BYTES,
+        unpack_bytes=old if entry["unpacking"].startswith("before") else UNPACK_BYTES,
+        offloaded=entry.get("inputs") != "on the card", loss_positions=_ALL_POSITIONS,
     )  # fmt: skip
     return Run(
         entry["what"], entry["seconds"], entry["peak_gib"], entry["unsloth"], entry["billions"], shape, training,
@@ -86,7 +88,7 @@ def seconds_of(run: Run, tflops: float, attention_share: float | None = None) ->
     one = cost_model.pass_seconds(
         run.shape, run.training, rates, run.tokens, run.recompute_layers, row=run.row, capture=False
     )
-    return run.steps * (run.passes_a_step * one + cost_model.STEP_SECONDS)
+    return run.steps * (run.passes_a_step * max(one.card, one.host) + cost_model.STEP_SECONDS)
 
 
 def rate_of(run: Run, attention_share: float | None = None) -> float:
@@ -114,10 +116,8 @@ def leave_one_out(found: list[Run], attention_share: float | None = None) -> lis
 
 def peak_gib(run: Run) -> float:
     """Return the peak that the planner's model of memory gives a published run, without the CUDA context."""
-    taken = cost_model.fixed_gib(run.shape, run.training) - cost_model.CONTEXT_GIB
-    return taken + cost_model.pass_gib(
-        run.shape, run.training, run.widest, run.recompute_layers, loss_positions=_ALL_POSITIONS, offloaded=True
-    )
+    taken = memory_model.fixed_gib(run.shape, run.training) - MEMORY["context_gib"]
+    return taken + memory_model.pass_gib(run.shape, run.training, run.widest, run.recompute_layers)
 
 
 def decoded(entry: dict[str, Any], content: dict[str, Any] | None = None) -> dict[str, Any]:

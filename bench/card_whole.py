@@ -20,8 +20,8 @@ from fast_ft.hub.families import ModelShape, read_config
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import planner, plans
-from fast_ft.plan.cost_model import Training
 from fast_ft.plan.decode_pool import Answers
+from fast_ft.plan.training_work import Training, takes_flash
 from fast_ft.recipe import schema
 
 RANK = 16  #: simple.yaml's
@@ -53,10 +53,14 @@ def plan_here(scale: Scale, config: dict[str, Any]) -> plans.RunPlan | None:
     if card is None:
         return None
     size = scale.simple_tokens
-    work = Training(r=RANK, optim=SIMPLE.optim, load_in_4bit=True, backend="fused", rows=8, longest=size)
+    shape = ModelShape.from_config(config)
+    work = Training(
+        r=RANK, optim=SIMPLE.optim, load_in_4bit=True, backend="fused", rows=8, longest=size,
+        flash=takes_flash(card.capability, shape.head_dim),
+    )  # fmt: skip
     machine = plans.Machine(card.memory_gib, card.expected)
     answers = Answers([scale.length] * 150, 100)
-    return plans.settle(ModelShape.from_config(config), work, _steps(scale), answers, plans.Wanted(), machine)
+    return plans.settle(shape, work, _steps(scale), answers, plans.Wanted(), machine)
 
 
 def simple(scale: Scale, loaded: LoadedModel, config: dict[str, Any], plan: plans.RunPlan | None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     if job["adapter"]:
         lora_files.load(loaded.model, Path(job["adapter"]))
     watch.stamp("loaded")
-    task = _task(recipe, prepared, job["stop_after"])
+    task = task_of(recipe, prepared, job["stop_after"])
     session = TrainSession(loaded, task, settled.train, Path(job["work"]) / "stages")
     with limits.stream():
         train(session, watch)
@@ -97,7 +97,7 @@ def predicted(
     if card is None:
         return {"peak_gib": None, "step_seconds": None}
     shape = family(recipe).shape
-    work = planner.training(recipe, prepared, backend=backend_name)
+    work = planner.training(recipe, prepared, family(recipe), backend=backend_name, card=card)
     steps = planner.step_lengths(recipe, prepared)
     seconds = [round(plans.step_seconds(shape, work, settled.train, step, card.expected), 5) for step in steps]
     return {"peak_gib": settled.train.train_gib, "step_seconds": seconds}
@@ -108,7 +108,8 @@ def family(recipe: Recipe) -> FamilySpec:
     return download.family(recipe.model.name_or_path, recipe.model.revision)
 
 
-def _task(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:
+def task_of(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:
+    """Return a recipe's rows as training takes them, ended after this number of steps."""
     jobs, carry = prepared.jobs, recipe.curriculum.carry
     return TrainTask(jobs, recipe.train, carry, recipe.seed, prepared.encoder.pad_id, stop_after)
 

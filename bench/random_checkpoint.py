@@ -1,4 +1,4 @@
-"""Write a checkpoint of a given shape with random NF4 weights: `python -m bench.random_checkpoint JOB.json`.
+"""Write checkpoints of given shapes with random NF4 weights.
 
 Speed and memory do not depend on the weights' values.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_DRAWN = 1000  #: tokens whose embeddings are drawn
 _STORED = {
     "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float16", "bnb_4bit_quant_storage": "uint8",
@@ -20,14 +20,30 @@ _STORED = {
 
 
 def write(folder: Path, config: Mapping[str, Any], tokenizer: Path) -> None:
-    """Write a base in fp16, and the tokenizer of a folder beside it. `config` is that of a Llama or a Mistral."""
+    """Write a base in fp16, and the tokenizer of a folder beside it; `config` is of a family with blocks of ours.
+
+    One layer is drawn, and written as often as the base has layers; a thousand tokens' embeddings likewise.
+    """
     from safetensors.torch import save_file
 
     from fast_ft.models.random_base import random_model
 
     folder.mkdir(parents=True)
-    model = random_model({**config, "model_type": "llama"}, "float16", r=1).unload()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    vocabulary = config["vocab_size"]
+    drawn = {**config, "num_hidden_layers": 1, "vocab_size": min(_DRAWN, vocabulary)}
+    model = random_model(drawn, "float16", r=1).unload()
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        value = tensor.detach().cpu()
+        if name.startswith("model.layers.0."):
+            for index in range(config["num_hidden_layers"]):
+                tensors[name.replace(".0.", f".{index}.", 1)] = value.clone()
+        elif name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = value.repeat(-(-vocabulary // len(value)), 1)[:vocabulary].contiguous()
+        else:
+            tensors[name] = value.clone()
+    if config.get("tie_word_embeddings"):
+        del tensors["lm_head.weight"]
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     architecture = {"architectures": [f"{config['model_type'].capitalize()}ForCausalLM"], "torch_dtype": "float16"}
     content = {**config, **architecture, **_IDS, "quantization_config": _STORED}
@@ -35,15 +51,3 @@ def write(folder: Path, config: Mapping[str, Any], tokenizer: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(_IDS), encoding="utf-8")
     for file in tokenizer.glob("tokenizer*"):
         shutil.copy(file, folder)
-
-
-def main() -> int:
-    """Write the base of a job: base, config, tokenizer, out."""
-    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    write(Path(job["base"]), job["config"], Path(job["tokenizer"]))
-    Path(job["out"]).write_text(json.dumps({"base": job["base"]}), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

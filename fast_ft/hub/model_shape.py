@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,11 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes as transformers' LlamaConfig names them. Of a model with other blocks, the counts below are estimates."""
+    """Sizes as transformers' LlamaConfig names them.
+
+    `own_linears`: (in, out) of each linear layer of all blocks, where these are not Llama's; see
+    models/base_layers.counted. Empty: Llama's.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -36,6 +41,7 @@ class ModelShape:
     head_dim: int
     vocab_size: int
     tied: bool
+    own_linears: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelShape:
@@ -70,11 +76,21 @@ class ModelShape:
     @property
     def linear_weights(self) -> int:
         """Number of weights in all blocks' linear layers, which 4-bit quantisation covers."""
-        return self.num_hidden_layers * sum(a * b for a, b in self.linear_shapes)
+        return sum(a * b for a, b in self._linears)
 
     def lora_weights(self, r: int) -> int:
         """Return the number of weights of a LoRA of rank `r` on all linear layers."""
-        return self.num_hidden_layers * r * sum(a + b for a, b in self.linear_shapes)
+        return r * sum(a + b for a, b in self._linears)
+
+    @property
+    def linear_sides(self) -> tuple[float, float]:
+        """Inputs and outputs of a block's linear layers, added up; in the mean over the blocks."""
+        inside, outside = (sum(sides) / self.num_hidden_layers for sides in zip(*self._linears, strict=True))
+        return inside, outside
+
+    @property
+    def _linears(self) -> Sequence[tuple[int, int]]:
+        return self.own_linears or self.linear_shapes * self.num_hidden_layers
 
     @property
     def kv_bytes(self) -> int:

@@ -6,6 +6,7 @@ without memory for its weights.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,17 @@ def linear_layers(folder: Path, family: FamilySpec) -> dict[str, tuple[int, int]
         for name, module in _without_weights(folder, family).named_modules()
         if type(module).__name__ == "Linear"
     }
+
+
+def counted(folder: Path, family: FamilySpec) -> FamilySpec:
+    """Return a base's description with the linear layers that it really has, for the plan.
+
+    Raises InputError as `linear_layers` does.
+    """
+    if family.general is None:
+        return family
+    own = tuple(size for name, size in linear_layers(folder, family).items() if "." in name)  # the head has no dot
+    return replace(family, shape=replace(family.shape, own_linears=own))
 
 
 def check(folder: Path, family: FamilySpec, lora: schema.Lora) -> None:

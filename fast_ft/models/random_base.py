@@ -83,17 +83,19 @@ def random_model(config: dict[str, Any], dtype: str, *, r: int = 16) -> PeftMode
 
     kind, device = getattr(torch, dtype), "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    settings = transformers.LlamaConfig.from_dict(config)
+    settings = transformers.AutoConfig.for_model(**{"model_type": "llama"} | config)
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(settings).to(kind)
+        model = transformers.AutoModelForCausalLM.from_config(settings).to(kind)
     _quantise(model, kind, device)
     for name, weight in list(model.named_parameters()):
         if weight.device.type == "meta":
             owner, _, last = name.rpartition(".")
             value = torch.ones(weight.shape) if "norm" in name else torch.randn(weight.shape, device=device) * 0.02
             setattr(model.get_submodule(owner), last, torch.nn.Parameter(value.to(device, kind), requires_grad=False))
+    model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=settings).to(device)
-    model = get_peft_model(model, LoraConfig(r=r, lora_alpha=r, target_modules=list(TARGET_MODULES)))
+    with torch.device(device):  # PEFT draws its matrices before they are put on the base's device
+        model = get_peft_model(model, LoraConfig(r=r, lora_alpha=r, target_modules=list(TARGET_MODULES)))
     for name, weight in model.named_parameters():
         if "lora_" in name:
             weight.data = torch.randn(weight.shape, device=device) * (0.02 if "lora_A" in name else 0.002)
@@ -112,8 +114,9 @@ def _quantise(module: torch.nn.Module, kind: torch.dtype, device: str) -> None:
             drawn = torch.randn(child.out_features, child.in_features, device=device, dtype=kind) * 0.02
             packed, state = bnb.functional.quantize_4bit(drawn, quant_type="nf4", compress_statistics=True)
             layer = bnb.nn.Linear4bit(
-                child.in_features, child.out_features, bias=False, compute_dtype=kind, quant_type="nf4", device="meta"
-            )
+                child.in_features, child.out_features, bias=child.bias is not None, compute_dtype=kind,
+                quant_type="nf4", device="meta",
+            )  # fmt: skip
             layer.weight = bnb.nn.Params4bit(
                 packed, requires_grad=False, quant_state=state, quant_type="nf4", bnb_quantized=True, module=layer
             )

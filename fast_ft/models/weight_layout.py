@@ -6,11 +6,11 @@ taken back: training, decoding and the optimizer read the same numbers wherever 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.nn import Parameter
 
 
@@ -32,6 +32,23 @@ def side_by_side(parameters: Sequence[Parameter]) -> Tensor:
         each.data = whole[start : start + len(each)]
         start += len(each)
     return whole
+
+
+def by_layer(layers: Iterable[nn.Module]) -> None:
+    """Put each layer's 4-bit weights in one block of memory, in the layer's own order: q, k, v, o, gate, up, down.
+
+    Groups of them are side by side then. Groups that are put side by side later leave holes where their weights were,
+    in between weights that stay: a 7B loses 0.8 GiB to them. What a whole layer leaves is one hole, which the next
+    layer fits.
+    """
+    import torch
+
+    for layer in layers:
+        packed = [each for each in layer.parameters() if hasattr(each, "quant_state")]
+        if packed:
+            side_by_side(packed)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _are_side_by_side(parameters: Sequence[Parameter]) -> bool:

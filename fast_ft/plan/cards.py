@@ -10,7 +10,7 @@ from typing import Any
 
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.gpu_rates import MeasuredRates
-from fast_ft.plan.cost_model import Rates
+from fast_ft.plan.training_work import Rates
 
 _CARDS = Path(__file__).with_name("cards.json")
 _OLDEST = (7, 5)  #: compute capability that CUDA 13 and the bitsandbytes built with it have code for
@@ -20,7 +20,7 @@ _REACHED = (0.6, 1.0)
 #: Of the same rate, what torch's memory-efficient attention reaches: by the H200, whose instructions for products it
 #: does not use, and by what FlashAttention-2's paper (arXiv 2307.08691) shows of it on an A100.
 _HOPPER_ATTENTION, _ATTENTION = 0.12, 0.4
-_LAUNCH_SECONDS = 4.5e-6  #: of a small kernel on the host that cost_model.LAUNCH_SECONDS are of; assumed
+_LAUNCH_SECONDS = 9.6e-6  #: of a small kernel on the host that the host's constants are of; H200 hosts: 7 to 11 us
 _BARE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb)")
 _MOST_GIB = 1024
 

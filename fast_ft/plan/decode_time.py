@@ -8,8 +8,8 @@ step, written and read back. Which one a card runs faster is known of few cards,
 from __future__ import annotations
 
 from fast_ft.hub.families import ModelShape
-from fast_ft.plan.cost_model import UNPACK_BYTES, Rates
 from fast_ft.plan.decode_pool import Answers
+from fast_ft.plan.training_work import UNPACK_BYTES, Rates
 
 #: Bytes that a step moves for a 4-bit weight: codes and 32-bit scales; or codes turned to 16 bits, and these read.
 FUSED_BYTES, UNPACKED_BYTES = 0.5 + 4 / 64, UNPACK_BYTES + 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fast_ft.common import gpu, gpu_rates
@@ -13,10 +14,11 @@ from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import FamilySpec
 from fast_ft.plan import base_fits, cards, decode_time, plans
-from fast_ft.plan.cost_model import CONTEXT_GIB, Training
+from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.decode_pool import Answers
 from fast_ft.plan.micro_batches import share
 from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted
+from fast_ft.plan.training_work import Training, takes_flash
 from fast_ft.plan.ways import ways
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
@@ -32,12 +34,13 @@ def settle(
     world_size: int = 1,
 ) -> RunPlan:
     """Return the plan of a recipe over a base on a card, None being a CPU; see plans.settle."""
+    family = _counted(recipe, family)
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
     return plans.settle(
         family.shape,
-        training(recipe, prepared, backend=backend),
+        training(recipe, prepared, family, backend=backend, card=card),
         step_lengths(recipe, prepared),
         answers(recipe, prepared, family),
         wanted(recipe, family),
@@ -45,10 +48,13 @@ def settle(
     )
 
 
-def training(recipe: Recipe, prepared: PreparedData, *, backend: str) -> Training:
-    """Return what the recipe says of a pass's cost."""
+def training(
+    recipe: Recipe, prepared: PreparedData, family: FamilySpec, *, backend: str, card: cards.Card | None
+) -> Training:
+    """Return what the recipe, its base and the card say of a pass's cost."""
+    shape = family.shape
     lengths = [len(row.input_ids) for row in prepared.rows.values()] or [1]
-    return Training(
+    made = Training(
         r=recipe.lora.r,
         optim=recipe.train.optim,
         load_in_4bit=recipe.model.load_in_4bit,
@@ -56,7 +62,14 @@ def training(recipe: Recipe, prepared: PreparedData, *, backend: str) -> Trainin
         rows=recipe.train.effective_batch_size,
         longest=max(lengths),
         draws=recipe.lora.lora_dropout > 0,
+        flash=takes_flash(card.capability if card is not None else None, shape.head_dim),
+        qk_norms=family.qk_norms,
+        whole_weights=len(recipe.lora.modules_to_save) * shape.vocab_size * shape.hidden_size,
     )
+    if family.general is None:
+        return made
+    # a row by itself, and torch's own loss over all of it: in 16 bits, in 32 and as logarithms, and its gradients
+    return replace(made, loss_positions=made.longest, logit_bytes=16)
 
 
 def step_lengths(recipe: Recipe, prepared: PreparedData) -> list[list[int]]:
@@ -97,7 +110,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
                 "longest_row": max(len(row.input_ids) for row in job.rows),
             }
         )
-    family = base_family(recipe)
+    family = _counted(recipe, base_family(recipe))
     base_fits.check(family, recipe, prepared)
     card = card_for(recipe, gpu)
     (backend, *_), why = ways(recipe, card.capability if card is not None else None, world_size)
@@ -109,7 +122,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
     if card is None:
         return content
     settled = settle(recipe, prepared, family, backend=backend, card=card, world_size=world_size)
-    shape, work = family.shape, training(recipe, prepared, backend=backend)
+    shape, work = family.shape, training(recipe, prepared, family, backend=backend, card=card)
     ends: list[float] = []
     for rates in card.rates:
         by_stage = [
@@ -171,6 +184,17 @@ def base_family(recipe: Recipe) -> FamilySpec:
     return download.family(recipe.model.name_or_path, recipe.model.revision, weights=False)
 
 
+def _counted(recipe: Recipe, family: FamilySpec) -> FamilySpec:
+    """Return a base's description with the linear layers that it has, where it is not one of ours."""
+    if family.general is None or family.shape.own_linears:
+        return family
+    from fast_ft.models import base_layers  # loads torch
+
+    return base_layers.counted(
+        download.model_folder(recipe.model.name_or_path, recipe.model.revision, weights=False), family
+    )
+
+
 def card_for(recipe: Recipe, gpu_name: str | None) -> cards.Card | None:
     """Return the card of this name; without one the card here; without that the one that the recipe names, or None."""
     if gpu_name is not None:
@@ -192,7 +216,9 @@ def card_here() -> cards.Card | None:
     capability, built_for = gpu.capabilities()
     cards.refuse_old(here["name"], capability, built_for)
     measured = gpu_rates.measure()
-    return None if measured is None else cards.at_hand(here["name"], capability, memory + CONTEXT_GIB, measured)
+    return (
+        None if measured is None else cards.at_hand(here["name"], capability, memory + MEMORY["context_gib"], measured)
+    )
 
 
 def _verdict(minutes: list[float], budget: float | None, settled: TrainPlan) -> str:

@@ -14,12 +14,14 @@ from typing import Any, get_type_hints
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import ModelShape
-from fast_ft.plan import cost_model
-from fast_ft.plan.cost_model import Rates, Training
+from fast_ft.plan import cost_model, memory_model
+from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.decode_pool import Answers, DecodePlan, PoolMemory, settle_pool, slots_without_card
 from fast_ft.plan.micro_batches import cut, share, width
+from fast_ft.plan.training_work import Rates, Training
 
 _SLACK = 0.96  #: of the memory may be planned for
+_BUSY = 2.0  #: how much longer a host launches that others use; a graph does not care
 _LOOKED_AT = 48  #: steps that a choice is judged by, evenly over the run
 
 
@@ -140,7 +142,7 @@ def settle(
         return RunPlan(replace(plan, recompute_layers=recomputed), DecodePlan(slots))
     budget = machine.memory_gib * _SLACK
     memory = PoolMemory(
-        fixed_gib=shape.weights_gib(load_in_4bit=training.load_in_4bit) + cost_model.CONTEXT_GIB,
+        fixed_gib=shape.weights_gib(load_in_4bit=training.load_in_4bit) + MEMORY["context_gib"],
         budget_gib=budget,
         load_in_4bit=training.load_in_4bit,
     )
@@ -177,13 +179,13 @@ class _Costs:
     def choice(self, plan: TrainPlan, recomputed: int, *, capture: bool) -> tuple[float, TrainPlan]:
         """Return `plan` with this many layers recomputed, and as many tokens in a pass as the budget has room for.
 
-        Before it stand the seconds a step by which it is chosen: capturing, once for each width, is spread over the
-        run.
+        Before it stand the seconds a step by which it is chosen: on a host that others use, too, and with what
+        capturing takes, once for each width, spread over the run.
         """
-        fixed = cost_model.fixed_gib(self.shape, self.training)
+        fixed = memory_model.fixed_gib(self.shape, self.training)
 
         def gib(wide: int) -> float:
-            return fixed + cost_model.pass_gib(self.shape, self.training, wide, recomputed, capture=capture)
+            return fixed + memory_model.pass_gib(self.shape, self.training, wide, recomputed, capture=capture)
 
         shares = [each for step in self.steps for each in shares_of(plan, step)]
         largest, longest = max((sum(each) for each in shares), default=1), self.training.longest
@@ -191,12 +193,15 @@ class _Costs:
         room = next((n for n in counts if gib(width(n, capture=capture)) <= self.budget), longest)
         made = replace(plan, most_tokens=room, recompute_layers=recomputed, capture=capture)
         looked = self.steps[:: max(1, len(self.steps) // _LOOKED_AT)]
-        seconds = sum(step_seconds(self.shape, self.training, made, step, self.rates) for step in looked)
-        seconds /= max(1, len(looked))
+        busy = replace(self.rates, launch=_BUSY * self.rates.launch)
+        seconds, at_worst = (
+            sum(step_seconds(self.shape, self.training, made, step, rates) for step in looked) / max(1, len(looked))
+            for rates in (self.rates, busy)
+        )
         widths = {wide for each in shares for wide in widths_of(made, each)}
         captures = len(widths) * cost_model.CAPTURE_SECONDS / max(1, len(self.steps)) if capture else 0.0
         peak = gib(max(widths, default=1))
-        return seconds + captures, replace(made, train_gib=round(peak, 2), step_seconds=round(seconds, 4))
+        return at_worst + captures, replace(made, train_gib=round(peak, 2), step_seconds=round(seconds, 4))
 
 
 def shares_of(plan: TrainPlan, lengths: Sequence[int]) -> list[list[int]]:
@@ -213,14 +218,21 @@ def widths_of(plan: TrainPlan, lengths: Sequence[int]) -> list[int]:
 def step_seconds(shape: ModelShape, training: Training, plan: TrainPlan, lengths: Sequence[int], rates: Rates) -> float:
     """Return the predicted seconds of one optimizer step over rows of these token counts.
 
-    The slowest process's passes count; adding up gradients does not: 160 MB for a 7B with r = 16.
+    The slowest process's passes count; adding up gradients does not: 160 MB for a 7B with r = 16. Through our own
+    blocks a process that trains alone launches a step while the one before is computed.
     """
+    ours = training.backend == "fused"
 
     def seconds(own: Sequence[int]) -> float:
         row = sum(n * n for n in own) / max(1, sum(own))
-        return sum(
+        parts = [
             cost_model.pass_seconds(shape, training, rates, each, plan.recompute_layers, row=row, capture=plan.capture)
             for each in widths_of(plan, own)
-        )
+        ]
+        if not ours or plan.world_size > 1:
+            return sum(max(each.card, each.host) for each in parts)
+        parts.append(cost_model.step_overhead(shape, training, rates))
+        return max(sum(each.card for each in parts), sum(each.host for each in parts))
 
-    return cost_model.STEP_SECONDS + max(seconds(own) for own in shares_of(plan, lengths))
+    beside = 0.0 if ours and plan.world_size == 1 else cost_model.STEP_SECONDS
+    return beside + max(seconds(own) for own in shares_of(plan, lengths))

@@ -132,6 +132,8 @@ class Passes:
         """
         seconds: dict[int, float] = {}
         self.model.train()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()  # where weights were before they were laid side by side
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.device == "cuda" else []):
             self.begin(1.0, None)
             self._scale.fill_(1.0)

@@ -23,6 +23,7 @@ from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape, lay_out
 from fast_ft.train.optimizer import FlatWeights
+from tests.helpers.parts import POCKET
 
 
 def rows(seed: int = 0) -> list[EncodedRow]:
@@ -277,6 +278,20 @@ def test_weights_are_laid_side_by_side_once() -> None:
     for others in (pieces[::-1], pieces[::2], [pieces[0], pieces[2].clone()]):
         values = torch.cat([each.data for each in others])
         assert weight_layout.side_by_side(others).equal(values)
+
+
+def test_a_layers_4_bit_weights_lie_in_one_block_when_a_base_is_loaded() -> None:
+    """Groups that are laid side by side later find them so, and leave no holes between weights that stay."""
+    section = schema.Model(name_or_path=str(POCKET), load_in_4bit=True, max_length=64)
+    model = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training().model.get_base_model()
+    for layer in model.model.layers:
+        packed = [each for each in layer.parameters() if hasattr(each, "quant_state")]
+        assert len(packed) == 7
+        whole, before = weight_layout.side_by_side(packed), [each.clone() for each in packed]
+        assert whole.data_ptr() == packed[0].data_ptr(), "nothing was moved"
+        for group in (packed[:3], packed[4:6]):
+            assert weight_layout.side_by_side(group).data_ptr() == group[0].data_ptr()
+        assert all(each.equal(value) for each, value in zip(packed, before, strict=True))
 
 
 def test_four_bits_unpack_as_bitsandbytes_does() -> None:

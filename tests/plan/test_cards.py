@@ -13,6 +13,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.gpu_rates import MeasuredRates
 from fast_ft.plan import cards, planner
 from fast_ft.plan.cards import at_hand, card, known, refuse_old, short_name
+from fast_ft.plan.constants import MEMORY
 from fast_ft.recipe.loader import load_recipe
 from tests.helpers.parts import ROOT
 
@@ -58,7 +59,7 @@ def test_a_t4_that_measures_fast_for_a_second_is_still_a_t4() -> None:
     """24 TFLOP/s were an RTX 3060's once, bandwidth and all; and 42 in a short run are not kept up."""
     t4 = card("t4")
     for measured in (24.0, 42.3):
-        here = at_hand("Tesla T4", (7, 5), 14.5, MeasuredRates(measured, 255.0, 9e-6))
+        here = at_hand("Tesla T4", (7, 5), 14.5, MeasuredRates(measured, 255.0, 19.2e-6))
         assert here.tflops == t4.tflops and here.attention == t4.attention
         assert (here.name, here.memory_gib, here.gb_per_s, here.launch) == ("Tesla T4", 14.5, 255.0, 2.0)
     slow = at_hand("Tesla T4", (7, 5), 14.5, MeasuredRates(12.0, 255.0, 9e-6))
@@ -118,7 +119,7 @@ def test_a_gpu_that_is_too_old_is_refused_before_it_is_measured(monkeypatch: pyt
     monkeypatch.setattr(gpu_rates, "measure", lambda: MeasuredRates(30.0, 250.0, 9e-6))
     here = planner.card_here()
     assert here is not None and here.tflops == cards.card("t4").tflops
-    assert here.memory_gib == pytest.approx(15.73)
+    assert here.memory_gib == pytest.approx(15.0 + MEMORY["context_gib"])
 
 
 def test_a_recipe_names_the_card_to_plan_for_where_none_is_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,8 @@ def optimizer_steps(device: str) -> Iterator[Pair]:
         numbers = torch.tensor([skip, 3e-4, 1.5], device=device)
         found = []
         for part in (adamw_8bit_triton, adamw_8bit):
-            weight, state = start.clone(), {}
+            weight = start.clone()
+            state: dict[str, Tensor] = {}
             for index, (moment, table) in enumerate(zip(moments, tables, strict=True), 1):
                 codes, made = functional.quantize_blockwise(moment, code=table, blocksize=256)
                 state |= {f"state{index}": codes, f"qmap{index}": table, f"absmax{index}": made.absmax}
