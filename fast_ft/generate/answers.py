@@ -25,7 +25,7 @@ from fast_ft.data.examples import Prompt
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
 from fast_ft.generate.pace import shortening
-from fast_ft.generate.parity import PARITY, parity
+from fast_ft.generate.parity import allowed, parity
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import base_fits
 from fast_ft.plan.decode_pool import DecodePlan
@@ -182,7 +182,9 @@ class _Work:
             with watch.during("checks", covers=frozenset({"prefill", "steps"})):
                 difference = parity(engine, self.loaded, self.ids, self.section.max_new_tokens)
             self.difference = difference
-            if difference <= PARITY[self.loaded.dtype] or (plan.slots == 1 and self.loaded.general is not None):
+            if difference <= allowed(self.loaded.dtype, plan.kv_cache) or (
+                plan.slots == 1 and self.loaded.general is not None
+            ):
                 return engine, plan
             reason = f"batched and single decoding differ by {difference:.4f} nat"
             if plan.slots == 1:

@@ -62,8 +62,11 @@ def make_engine(
     from fast_ft.generate.engine.fused_model import FusedModel
 
     if goes_general_way(loaded):
+        if plan.kv_cache != "16bit":
+            note(f"note: generate.kv_cache: {plan.kv_cache} has no effect: transformers' generate keeps its own cache")
         return library_engine(loaded, encoder, section, plan.slots, longest)
-    model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=shapes(plan.slots, planes=True))
+    rows = shapes(plan.slots, planes=True)
+    model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=rows, kv_bits=plan.kv_bits)
     if loaded.device == "cuda":
         torch.cuda.empty_cache()  # what was put side by side leaves holes
     return engine_over(model, encoder, section, plan, longest)
@@ -101,6 +104,6 @@ def engine_over(
     from fast_ft.generate.engine.sampler import Sampler
 
     enough = plan.slots * pages_for(longest) if plan.cache_tokens is None else plan.cache_tokens // PAGE
-    cache = KVCache(model, max(pages_for(longest), enough))
+    cache = KVCache(model, max(pages_for(longest), enough), bits=plan.kv_bits)
     config = EngineConfig(slots=plan.slots, longest=longest, end_ids=encoder.end_ids, pad_id=encoder.pad_id)
     return LLMEngine(model, cache, Sampler.of(section), config)

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -70,9 +70,8 @@ def load(
 
 
 def decode_plan(recipe: Recipe, settled: RunPlan) -> DecodePlan:
-    """Return how answers are decoded: as planned, in batches of the size that the recipe may have been given since."""
-    fixed = recipe.generate.batch_size
-    return settled.decode if fixed == "auto" else replace(settled.decode, slots=fixed)
+    """Return how answers are decoded: as planned, with the batch and the cache that the recipe may have been given since."""
+    return settled.decode.given(recipe.generate)
 
 
 def maker_of(folder: RunDir, recipe: Recipe) -> Loader:
@@ -123,6 +122,7 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         device="cuda:0",
         steps=tuple(shapes(max(1, rows), planes=True)),
         planes=planes,
+        kv_bits=plan.kv_bits,
     )
     return kernel_checks.ahead(kind)
 

@@ -33,14 +33,15 @@ Attend = Callable[[int, Tensor, tuple[Tensor, Tensor]], Tensor]
 class FusedModel:
     """The model as prefill and decoding see it. `dequantise` turns NF4 weights to 16 bits once and for all.
 
-    `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`.
+    `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`, and
+    for a cache of `kv_bits`.
     `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows.
     InputError where `unknown` finds something.
     """
 
     def __init__(
         self, model: nn.Module, *, dequantise: bool = False, workspace_mib: int = 96, kernels: bool = True,
-        step_rows: Sequence[int] = (3, 64, nf4_linear.FEW),
+        step_rows: Sequence[int] = (3, 64, nf4_linear.FEW), kv_bits: int = 16,
     ) -> None:  # fmt: skip
         core: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         if problem := unknown(core):
@@ -60,7 +61,7 @@ class FusedModel:
         if self.planes:
             # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
             self._space = torch.empty(workspace_mib * 2**19, dtype=self.dtype, device=self.device)
-        self._take_kernels(core, tuple(step_rows), wanted=kernels and self.device.type == "cuda")
+        self._take_kernels(core, tuple(step_rows), kv_bits, wanted=kernels and self.device.type == "cuda")
         with torch.no_grad():
             self.layers = [self._layer(layer) for layer in core.model.layers]
             norms = [self._head_norms(layer) for layer in core.model.layers] if self.family.qk_norms else []
@@ -122,13 +123,13 @@ class FusedModel:
             base = nf4_linear.pieces(bases, self.dtype, self._space)
         return Product(modules, base, self.dtype)
 
-    def _take_kernels(self, core: Any, step_rows: tuple[int, ...], *, wanted: bool) -> None:
+    def _take_kernels(self, core: Any, step_rows: tuple[int, ...], kv_bits: int, *, wanted: bool) -> None:
         """Settle on Triton's kernels, all or but for products, where they work and are `wanted`."""
         dtype = str(self.dtype).removeprefix("torch.")
         kind = kernel_checks.Kind(
             heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, hidden=self.family.shape.hidden_size,
             inner=self.family.shape.intermediate_size, dtype=dtype, device=str(self.device), steps=step_rows,
-            planes=self.planes,
+            planes=self.planes, kv_bits=kv_bits,
         )  # fmt: skip
         self.planes = self.planes and wanted and self._can_decode_in_registers(core, kind)
         if wanted:

@@ -137,11 +137,12 @@ class ModelRunner:
         cell_S = table_SW.gather(1, (slot.length // PAGE)[:, None])[:, 0] * PAGE + slot.length % PAGE
 
         def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-            keys, values = self.cache.keys[layer], self.cache.values[layer]
-            q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values)
+            keys, values, scales = self.cache.layer(layer)
+            q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values, scales)
             return model.ops.paged_attention(
-                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes, window=model.windows[layer]
-            )
+                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes,
+                window=model.windows[layer], scales=scales,
+            )  # fmt: skip
 
         planes = model.planes and slots <= nf4_linear.FEW
         logits_SV = model.logits(model.forward(slot.token, slot.length, attend, planes=planes))

@@ -145,12 +145,12 @@ class _Pass:
 
     def attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
         """Return what attention gives, TE; keys and values go to the cache."""
-        ops, keys, values = self.model.ops, self.cache.keys[layer], self.cache.values[layer]
-        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, keys, values)
+        ops, cells = self.model.ops, self.cache.layer(layer)
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, *cells)
         mixed, at = [], 0
         for length, before in zip(self.lengths, self.before_T, strict=True):
             here = slice(at, at + length)
-            k, v = (k_TGD[here], v_TGD[here]) if before is None else (keys[before], values[before])
+            k, v = (k_TGD[here], v_TGD[here]) if before is None else self.cache.read(layer, before)
             mixed.append(ops.causal(q_THD[here], k, v, self.model.windows[layer]))
             at += length
         return torch.cat(mixed)
@@ -197,8 +197,8 @@ class _Sized:
         return self.model.logits(self.model.forward(self.ids_T, self.position_T, self._attend)[self.last_P])
 
     def _attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-        ops, keys, values = self.model.ops, self.cache.keys[layer], self.cache.values[layer]
-        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, keys, values)
+        ops, cells = self.model.ops, self.cache.layer(layer)
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, *cells)
         return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest, self.model.windows[layer])
 
 
