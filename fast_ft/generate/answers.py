@@ -182,9 +182,8 @@ class _Work:
             with watch.during("checks", covers=frozenset({"prefill", "steps"})):
                 difference = parity(engine, self.loaded, self.ids, self.section.max_new_tokens)
             self.difference = difference
-            if difference <= allowed(self.loaded.dtype, plan.kv_cache) or (
-                plan.slots == 1 and self.loaded.general is not None
-            ):
+            agrees = difference <= allowed(self.loaded.dtype, plan.kv_cache)
+            if agrees or (plan.slots == 1 and self.loaded.general is not None):
                 return engine, plan
             reason = f"batched and single decoding differ by {difference:.4f} nat"
             if plan.slots == 1:

@@ -70,7 +70,7 @@ def load(
 
 
 def decode_plan(recipe: Recipe, settled: RunPlan) -> DecodePlan:
-    """Return how answers are decoded: as planned, with the batch and the cache that the recipe may have been given since."""
+    """Return how answers are decoded: as planned, with the batch and the cache that the recipe has by now."""
     return settled.decode.given(recipe.generate)
 
 
@@ -110,7 +110,6 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         return None
     shape = family.shape
     is_nf4 = recipe.model.load_in_4bit or family.quantised
-    planes = is_nf4 and not plan.dequantise and all(inputs % 128 == 0 for inputs, _ in shape.linear_shapes)
     rows = min(plan.slots, len(prepared.prompts) * recipe.generate.num_return_sequences)
     kind = kernel_checks.Kind(
         heads=shape.num_attention_heads,
@@ -121,7 +120,7 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         dtype=maker.dtype,
         device="cuda:0",
         steps=tuple(shapes(max(1, rows), planes=True)),
-        planes=planes,
+        planes=is_nf4 and not plan.dequantise,
         kv_bits=plan.kv_bits,
     )
     return kernel_checks.ahead(kind)

@@ -6,7 +6,7 @@ import random
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -588,6 +588,10 @@ def test_grouped_heads_give_what_repeated_ones_give() -> None:
 # Checks of the kernels
 
 
+ORDERED: Any = ModuleType("a way whose columns come in plane order")
+ORDERED.PLANES = True
+
+
 def kind_of(**values: Any) -> kernel_checks.Kind:
     given = {
         "heads": 4,
@@ -642,11 +646,12 @@ def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "fast_ft.generate.engine.ops_triton", without_planes)
     monkeypatch.setattr(fast_ft.generate.engine, "ops_triton", without_planes, raising=False)
     products: list[int] = []
-    monkeypatch.setattr(nf4_linear, "compare_planes", lambda dtype, device, rows, shapes: products.append(rows))
-    wanted = kind_of(planes=True, steps=(24,))
+    monkeypatch.setattr(nf4_linear, "compare_few", lambda way, dtype, device, rows, shapes: products.append(rows))
+    monkeypatch.setattr(nf4_linear, "compare_many", lambda dtype, device: products.append(129))
+    wanted = kind_of(planes=True, steps=(24,), way=ORDERED)
     found = kernel_checks.ahead(wanted).exception(timeout=60)
     assert sorted(products) == [24, 129] and isinstance(found, RuntimeError), "plain torch knows no plane order"
-    assert {name for name, _ in kernel_checks._passed} == {"products of 24 rows", "products of 129 rows"}
+    assert {name for name, _ in kernel_checks._passed} == {"products of 24 rows", "products of many rows"}
     assert kernel_checks.ahead(kind_of()).exception(timeout=60) is None
     kernel_checks.attention(kind_of(), None)  # it was done
     kernel_checks.products(wanted)
@@ -682,7 +687,7 @@ def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monke
     made = {"add_norm": add_norm, "gated": gated, "paged_attention": paged_attention}
     ops = SimpleNamespace(**vars(ops_torch) | made | {"rotate_into_cache": rotate_into_cache})
     if not wrong:
-        kernel_checks.attention(kind_of(planes=True), ops)
+        kernel_checks.attention(kind_of(planes=True, way=ORDERED), ops)
     else:
         with pytest.raises(RuntimeError, match="differ from plain torch by"):
-            kernel_checks.attention(kind_of(planes=True), ops)
+            kernel_checks.attention(kind_of(planes=True, way=ORDERED), ops)

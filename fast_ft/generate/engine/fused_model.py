@@ -33,9 +33,10 @@ Attend = Callable[[int, Tensor, tuple[Tensor, Tensor]], Tensor]
 class FusedModel:
     """The model as prefill and decoding see it. `dequantise` turns NF4 weights to 16 bits once and for all.
 
-    `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`, and
-    for a cache of `kv_bits`.
-    `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows.
+    `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`,
+    and for a cache of `kv_bits`.
+    `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows, whose
+    columns then come in plane order if the model is `ordered`.
     InputError where `unknown` finds something.
     """
 
@@ -67,16 +68,20 @@ class FusedModel:
             norms = [self._head_norms(layer) for layer in core.model.layers] if self.family.qk_norms else []
         self._norms_ND: list[Tensor] = norms
 
-    def forward(self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, planes: bool = False) -> Tensor:
-        """Return the last hidden states, normalised, TE. With `planes`, attend's columns must be in plane order."""
-        ops, eps = self.ops, self.eps
+    def forward(self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, few: bool = False) -> Tensor:
+        """Return the last hidden states, normalised, TE.
+
+        `few` decodes 4-bit weights in registers; attend's columns must then be in plane order if the model is
+        `ordered`.
+        """
+        ops, eps, planes = self.ops, self.eps, few and self.ordered
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
         x_TE, delta = self.embed(ids_T), None
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
             hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes)
-            mixed_TE = attend(index, self._normed(index, qkv(hidden_TE, planes)), cos_sin)
-            hidden_TE = ops.add_norm(x_TE, out(mixed_TE, planes), norm_2, eps, planes=planes)
-            delta = down(ops.gated(gate_up(hidden_TE, planes), self.dtype, planes=planes), planes)
+            mixed_TE = attend(index, self._normed(index, qkv(hidden_TE, few)), cos_sin)
+            hidden_TE = ops.add_norm(x_TE, out(mixed_TE, few), norm_2, eps, planes=planes)
+            delta = down(ops.gated(gate_up(hidden_TE, few), self.dtype, planes=planes), few)
         return ops.add_norm(x_TE, delta, self.norm, eps)
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
@@ -112,7 +117,8 @@ class FusedModel:
         bases = [base_of(module) for module in modules]
         if self.planes:
             assert self._space is not None
-            return nf4_linear.Planes(modules, bases, self.dtype, self._space)
+            assert self._way is not None
+            return nf4_linear.InRegisters(self._way, modules, bases, self.dtype, self._space)
         if all(type(base).__name__ == "Linear" for base in bases):
             base: Linear = dense(bases)
         elif not all(base.weight.is_cuda and hasattr(base.weight, "quant_state") for base in bases):
@@ -131,9 +137,10 @@ class FusedModel:
             inner=self.family.shape.intermediate_size, dtype=dtype, device=str(self.device), steps=step_rows,
             planes=self.planes, kv_bits=kv_bits,
         )  # fmt: skip
-        self.planes = self.planes and wanted and self._can_decode_in_registers(core, kind)
+        self._way = self._way_that_works(core, kind) if self.planes and wanted else None
+        self.planes, self.ordered = self._way is not None, self._way is not None and self._way.PLANES
         if wanted:
-            self.ops = self._kernels(replace(kind, planes=self.planes))
+            self.ops = self._kernels(replace(kind, planes=self.planes, way=self._way))
         self.planes = self.planes and self.ops is not ops_torch
 
     @staticmethod
@@ -141,17 +148,19 @@ class FusedModel:
         weight = base_of(core.model.layers[0].mlp.down_proj).weight
         return weight.is_cuda and hasattr(weight, "quant_state")
 
-    def _can_decode_in_registers(self, core: Any, kind: kernel_checks.Kind) -> bool:
-        """Whether the product's kernel works here; if not, a note says why."""
+    def _way_that_works(self, core: Any, kind: kernel_checks.Kind) -> nf4_linear.Way | None:
+        """Return the first way of decoding in registers that works here; a note says why another did not."""
         layer = core.model.layers[0]
-        try:
-            for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj):
-                nf4_linear.check_planes(base_of(module))
-            kernel_checks.products(kind)
-        except Exception as error:  # a compiler on a card that it does not know may fail in any way
-            self._note(f"4-bit products by bitsandbytes, more slowly: {_first_words(error)}")
-            return False
-        return True
+        for way in nf4_linear.ways():
+            try:
+                for each in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj):
+                    nf4_linear.check_layer(way, base_of(each))
+                kernel_checks.products(replace(kind, way=way))
+            except Exception as error:  # a compiler on a card that it does not know may fail in any way
+                self._note(f"4-bit products not by {way.NAME}, so more slowly: {_first_words(error)}")
+            else:
+                return way
+        return None
 
     def _kernels(self, kind: kernel_checks.Kind) -> Any:
         """Return the module of Triton kernels if it works here and agrees with plain torch; else plain, and say why."""

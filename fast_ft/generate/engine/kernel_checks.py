@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,13 +22,12 @@ from fast_ft.models import nf4
 
 #: that compile side by side: a kernel takes half a second of a CPU core. Few: each keeps a cuBLAS handle on the card.
 _THREADS = 3
-_MANY = nf4_linear.FEW + 1  #: rows for which weights are dequantised
 _passed: set[tuple[str, Kind]] = set()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the kernels are compiled for. `steps`: how many rows a step may have; `planes`: as FusedModel's.
+    """What the kernels are compiled for. `steps`: how many rows a step may have; `planes`: as FusedModel's, by `way`.
 
     `hidden` and `inner` are the model's hidden size and its MLP's. `device` names the index of a card, as "cuda:0".
     `kv_bits`: 16, the model's dtype, or 8.
@@ -43,7 +42,13 @@ class Kind:
     device: str
     steps: tuple[int, ...]
     planes: bool
+    way: nf4_linear.Way | None = None
     kv_bits: int = 16
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the columns of few rows come in plane order."""
+        return self.planes and self.way is not None and self.way.PLANES
 
     @property
     def products(self) -> list[tuple[int, int]]:
@@ -68,10 +73,21 @@ def ahead(kind: Kind) -> Future[None]:
     with contextlib.suppress(Exception):  # libraries are imported by one thread, whatever becomes of it
         import bitsandbytes  # noqa: F401
 
-        from fast_ft.generate.engine import nf4_triton, ops_triton  # noqa: F401
+        from fast_ft.generate.engine import ops_triton  # noqa: F401
+
+    if kind.planes and kind.way is None:
+        kind = replace(kind, way=_first_way(kind))
+        kind = replace(kind, planes=kind.way is not None)
     done: Future[None] = Future()
     threading.Thread(target=_do_all, args=(kind, done), name="kernels", daemon=True).start()
     return done
+
+
+def _first_way(kind: Kind) -> nf4_linear.Way | None:
+    """Return the fastest way for weights like these on this card, if there is one."""
+    with contextlib.suppress(Exception):
+        return nf4_linear.first_way(kind.products, torch.device(kind.device))
+    return None
 
 
 def _do_all(kind: Kind, done: Future[None]) -> None:
@@ -94,14 +110,17 @@ Check = tuple[tuple[str, Kind], Callable[[], None]]  #: what is remembered once 
 
 
 def _product_checks(kind: Kind) -> list[Check]:
-    rows = [*(each for each in kind.steps if each <= nf4_linear.FEW), _MANY]
-    return [
+    way = kind.way
+    assert way is not None
+    few: list[Check] = [
         (
             (f"products of {each} rows", kind),
-            lambda each=each: nf4_linear.compare_planes(kind.dtype, kind.device, each, kind.products),  # type: ignore[misc]
+            lambda each=each: nf4_linear.compare_few(way, kind.dtype, kind.device, each, kind.products),  # type: ignore[misc]
         )
-        for each in rows
+        for each in kind.steps
+        if each <= nf4_linear.FEW
     ]
+    return [*few, (("products of many rows", kind), lambda: nf4_linear.compare_many(kind.dtype, kind.device))]
 
 
 def _layer_checks(kind: Kind, kernels: Any) -> list[Check]:
@@ -161,23 +180,21 @@ def _compare_attention(kind: Kind, kernels: Any) -> None:
                 table[:n],
                 length[:n],
                 columns=3 * PAGE,
-                planes=kind.planes,
+                planes=kind.ordered,
                 window=window,
                 scales=scales,
-            )  # fmt: skip
+            )
             for n in sizes
             for window in (None, PAGE + 3)
         ]
-        if kind.planes and ops is ops_torch:  # to which the order means nothing
+        if kind.ordered and ops is ops_torch:  # to which the order means nothing
             mixed = [nf4.to_planes(each) for each in mixed]
         if ops.PACKED:
             packed = ops.packed_attention(q, k, v, starts, count)
         else:
             packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, count))])
         if scales is not None:
-            keys, values = (
-                dequantised(each, scale, draw.dtype) for each, scale in zip((keys, values), scales, strict=True)
-            )
+            keys, values = dequantised(keys, scales[0], draw.dtype), dequantised(values, scales[1], draw.dtype)
         found.append([keys, values, *mixed, packed])
     _refuse_difference(kind, *found)
 
@@ -190,14 +207,14 @@ def _compare_between(kind: Kind, kernels: Any) -> None:
 
     def drawn(*shapes: tuple[int, int]) -> list[tuple[bool, Tensor]]:
         """Return what each of these products may leave, and whether the next one wants plane order."""
-        cuts = [(1, False), *((parts, kind.planes) for parts in _parts(kind, shapes))]
+        cuts = [(1, False), *((parts, kind.ordered) for parts in _parts(kind, shapes))]
         return [(planes, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, planes in cuts]
 
     deltas, gates, mixed = drawn(out, down), drawn(gate_up), drawn(qkv)
     found: list[list[Tensor]] = []
     for ops in (ops_torch, kernels):
         taken = _whole if ops is ops_torch else _split
-        made = [_normed(ops, x, None, weight, planes=planes) for planes in (kind.planes, False)]
+        made = [_normed(ops, x, None, weight, planes=planes) for planes in (kind.ordered, False)]
         for planes, parts in deltas:
             made += [_normed(ops, x, taken(parts), weight, planes=order) for order in (planes, False)]
         for planes, parts in gates:
@@ -226,12 +243,11 @@ def _normed(ops: Any, x: Tensor, delta: Tensor | None, weight: Tensor, *, planes
 
 def _parts(kind: Kind, shapes: Sequence[tuple[int, int]]) -> list[int]:
     """Return into how many parts steps' products of these shapes are split: none where products are whole anyway."""
-    if not kind.planes or kind.device == "cpu":
+    way, device = kind.way, torch.device(kind.device)
+    if not kind.planes or way is None or kind.device == "cpu":
         return [1] if kind.planes else []
-    from fast_ft.generate.engine import nf4_triton
-
     rows = [each for each in kind.steps if each <= nf4_linear.FEW]
-    return sorted({nf4_triton.settings_for(n, outputs, k // 8)["split"] for n in rows for outputs, k in shapes})
+    return sorted({way.parts_for(n, outputs, inputs, device) for n in rows for outputs, inputs in shapes})
 
 
 def _rotated(kind: Kind, ops: Any, qkv: Tensor) -> list[Tensor]:

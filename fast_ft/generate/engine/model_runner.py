@@ -140,12 +140,13 @@ class ModelRunner:
             keys, values, scales = self.cache.layer(layer)
             q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values, scales)
             return model.ops.paged_attention(
-                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=planes,
+                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=ordered,
                 window=model.windows[layer], scales=scales,
             )  # fmt: skip
 
-        planes = model.planes and slots <= nf4_linear.FEW
-        logits_SV = model.logits(model.forward(slot.token, slot.length, attend, planes=planes))
+        few = model.planes and slots <= nf4_linear.FEW
+        ordered = few and model.ordered
+        logits_SV = model.logits(model.forward(slot.token, slot.length, attend, few=few))
         self.logits[:slots].copy_(logits_SV)
         seen_SV = self.seen[:slots] if self.seen is not None else None
         fresh_S = self.sampler.choose(logits_SV, slot.key, slot.made, seen_SV)

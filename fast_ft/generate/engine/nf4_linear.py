@@ -1,6 +1,6 @@
 """Products with 4-bit weights on a GPU, in the way that suits the card and the number of rows.
 
-    Planes         few rows: decoded in registers (nf4_triton.py); many: dequantised in pieces, then multiplied
+    InRegisters    few rows: decoded in registers (nf4_mma.py or nf4_triton.py); many: dequantised in pieces, multiplied
     pieces         bitsandbytes' fused product for few rows, else dequantised in pieces: where the kernel does not work
     dequantised    to 16 bits once and for all: where memory allows it
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,77 +26,135 @@ from fast_ft.models.weight_layout import side_by_side
 FEW = 128  #: rows up to which weights are decoded in registers: more would take more registers than there are
 
 
-class Planes:
-    """A product, LoRA included: TN, or parts to be added, (parts, T, N).
+class Way(Protocol):
+    """A module that multiplies few rows with weights decoded in registers. PLANES: x's columns come in plane order.
 
-    Called with `planes`, x has at most FEW rows and its columns in plane order.
+    MULTIPLE: of inputs. CAPABILITY: of the oldest card on which it is fast.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], bases: Sequence[Any], dtype: torch.dtype, space: Tensor) -> None:
+    NAME: str
+    PLANES: bool
+    MULTIPLE: int
+    CAPABILITY: tuple[int, int]
+
+    def product(self, x_MK: Tensor, words: Tensor, scales: Tensor, xa_MR: Tensor | None, b_NR: Tensor | None) -> Tensor:
+        """Return the product, MN, or parts of it in fp32, (parts, M, N), to be added in their order."""
+
+    def parts_for(self, rows: int, outputs: int, inputs: int, device: torch.device) -> int:
+        """Return how many parts a product is left in."""
+
+    def compare(
+        self, x_MK: Tensor, words: Tensor, scales: Tensor, shapes: Sequence[tuple[int, int]]
+    ) -> dict[str, Tensor]:
+        """Return x's products for each kind of kernel that products of these (outputs, inputs) take."""
+
+
+def ways() -> list[Way]:
+    """Return the ways for few rows, the fastest first."""
+    from fast_ft.generate.engine import nf4_mma, nf4_triton
+
+    return [nf4_mma, nf4_triton]
+
+
+def first_way(shapes: Sequence[tuple[int, int]], device: torch.device) -> Way:
+    """Return the fastest way that takes weights of these (outputs, inputs) on this card. ValueError if none does."""
+    for way in ways():
+        try:
+            check_shapes(way, shapes, device)
+        except ValueError as error:
+            problem = error
+        else:
+            return way
+    raise problem
+
+
+class InRegisters:
+    """A product, LoRA included: TN, or parts to be added, (parts, T, N).
+
+    Called with `few`, x has at most FEW rows, and its columns in plane order where the way wants that.
+    """
+
+    def __init__(
+        self, way: Way, modules: Sequence[nn.Module], bases: Sequence[Any], dtype: torch.dtype, space: Tensor
+    ) -> None:
         from fast_ft.generate.engine import nf4_triton
 
-        self.kernel = nf4_triton
+        self.way, self.dequantise = way, nf4_triton.dequantise
         states = [base.weight.quant_state for base in bases]
         outputs, inputs = sum(state.shape[0] for state in states), states[0].shape[1]
         absmax = torch.cat([_scales(state) for state in states])
         self.scales = nf4.pack_scales(absmax, dtype).view(outputs, inputs // nf4.BLOCK).T.contiguous()
         self.words = side_by_side([base.weight for base in bases]).view(-1).view(torch.int32).view(outputs, inputs // 8)
-        self.a_ER, self.b_RN = lora(modules, dtype)
-        self.planes_a_ER = self.a_ER
-        if self.a_ER is not None:
-            more = -self.a_ER.shape[1] % 16  # the kernel takes ranks 16 at a time
-            self.a_ER, self.b_RN = pad(self.a_ER, (0, more)), pad(self.b_RN, (0, 0, 0, more))
-            self.planes_a_ER = self.a_ER[nf4.plane_order(inputs).to(self.a_ER.device)]
+        self.a_ER, b_RN = lora(modules, dtype)
+        self.few_a_ER, self.b_NR = self.a_ER, None
+        if self.a_ER is not None and b_RN is not None:
+            more = -self.a_ER.shape[1] % 16  # the kernels take ranks 16 at a time
+            self.few_a_ER = self.a_ER = pad(self.a_ER, (0, more))
+            self.b_NR = pad(b_RN.T, (0, more)).contiguous()
+            if way.PLANES:
+                self.few_a_ER = self.a_ER[nf4.plane_order(inputs).to(self.a_ER.device)]
         self.pieces = _pieces(outputs, inputs, space)
 
-    def __call__(self, x_TE: Tensor, planes: bool = False) -> Tensor:
+    def __call__(self, x_TE: Tensor, few: bool = False) -> Tensor:
         """Return the product."""
-        if planes:
-            xa_TR = None if self.planes_a_ER is None else x_TE @ self.planes_a_ER
-            return self.kernel.product(x_TE, self.words, self.scales, xa_TR, self.b_RN)
+        if few:
+            xa_TR = None if self.few_a_ER is None else x_TE @ self.few_a_ER
+            return self.way.product(x_TE, self.words, self.scales, xa_TR, self.b_NR)
         y_TN = x_TE.new_empty(len(x_TE), len(self.words))
         for a, b, weight_NE in self.pieces:
-            self.kernel.dequantise(self.words[a:b], self.scales[:, a:b], weight_NE)
+            self.dequantise(self.words[a:b], self.scales[:, a:b], weight_NE)
             torch.mm(x_TE, weight_NE.T, out=y_TN[:, a:b])
-        return y_TN if self.a_ER is None or self.b_RN is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
+        return y_TN if self.a_ER is None or self.b_NR is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_NR.T)
 
 
-def check_planes(base: Any) -> None:
-    """Raise where `Planes` cannot take weights like these."""
+def check_layer(way: Way, base: Any) -> None:
+    """Raise where a way cannot take weights like these."""
     state = base.weight.quant_state
-    if (state.quant_type, state.blocksize) != ("nf4", nf4.BLOCK) or base.bias is not None or state.shape[1] % 128:
-        raise ValueError("the weights are not NF4 in blocks of 64, without bias, of a multiple of 128 inputs")
-    if torch.cuda.get_device_capability(base.weight.device) < (8, 0):
-        raise ValueError("Triton's products use no tensor cores on this card")
+    outputs, inputs = state.shape
+    if (state.quant_type, state.blocksize) != ("nf4", nf4.BLOCK) or base.bias is not None:
+        raise ValueError("the weights are not NF4 in blocks of 64, without bias")
+    check_shapes(way, [(outputs, inputs)], base.weight.device)
 
 
-def compare_planes(dtype: str, device: str, rows: int, shapes: Sequence[tuple[int, int]]) -> None:
-    """Raise where products of `rows` rows do not say what bitsandbytes says; more than FEW rows are dequantised for.
+def check_shapes(way: Way, shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
+    """Raise where a way cannot take weights of these (outputs, inputs) on this card."""
+    if any(inputs % way.MULTIPLE or outputs % 4 for outputs, inputs in shapes):
+        raise ValueError(f"not all weights have a multiple of {way.MULTIPLE} inputs and of 4 outputs")
+    if torch.cuda.get_device_capability(device) < way.CAPABILITY:
+        raise ValueError("the card is older than {}.{}, from where on this is fast".format(*way.CAPABILITY))
+
+
+def compare_few(way: Way, dtype: str, device: str, rows: int, shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise where a way's products of `rows` rows do not say what bitsandbytes' weights say.
 
     `shapes` are (outputs, inputs) of the products that will run: each is tried as it will be cut, on smaller weights,
     so that what decoding runs is compiled here.
     """
-    from fast_ft.generate.engine import nf4_triton
-
     kind = getattr(torch, dtype)
     layer, expected_NE = _small_layer(kind, device)
-    product = Planes([layer], [layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
+    product = InRegisters(way, [layer], [layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
     x_TE = _normal(rows, 512, kind, device)
-    if rows > FEW:
-        made = {"dequantised": product(x_TE)}
-    else:
-        x_TP = nf4.to_planes(x_TE)
-        cuts = {tuple(nf4_triton.settings_for(rows, outputs, inputs // 8).items()) for outputs, inputs in shapes}
-        made = {
-            str(cut): nf4_triton.product(x_TP, product.words, product.scales, None, None, **dict(cut))
-            for cut in sorted(cuts)
-        }
-    expected_TN = x_TE.float() @ expected_NE.float().T
+    made = way.compare(nf4.to_planes(x_TE) if way.PLANES else x_TE, product.words, product.scales, shapes)
+    _refuse(made, x_TE, expected_NE, dtype)
+
+
+def compare_many(dtype: str, device: str) -> None:
+    """Raise where the product of many rows, with dequantised weights, does not say what bitsandbytes' weights say."""
+    kind = getattr(torch, dtype)
+    layer, expected_NE = _small_layer(kind, device)
+    product = InRegisters(ways()[0], [layer], [layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
+    x_TE = _normal(FEW + 1, 512, kind, device)
+    _refuse({"dequantised": product(x_TE)}, x_TE, expected_NE, dtype)
+
+
+def _refuse(made: dict[str, Tensor], x_TE: Tensor, weight_NE: Tensor, dtype: str) -> None:
+    """Raise where one of these, a product or its parts, is not x times the weights."""
+    expected_TN = x_TE.float() @ weight_NE.float().T
     for way, y in made.items():
         y_TN = y.sum(dim=0) if y.dim() == 3 else y
         off = ((y_TN.float() - expected_TN).norm() / expected_TN.norm()).item()
         if not off < (0.002 if dtype == "float16" else 0.02):  # a NaN, too
-            raise RuntimeError(f"the product of {rows} rows is off by {off:.4f} ({way})")
+            raise RuntimeError(f"the product of {len(x_TE)} rows is off by {off:.4f} ({way})")
 
 
 def compare_pieces(dtype: str, device: str) -> None:

@@ -14,6 +14,8 @@ Shapes: M rows of x, K inputs, N outputs, R ranks of the LoRA.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +23,9 @@ from torch import Tensor
 
 from fast_ft.models.fused_block.ops_triton import pairs
 from fast_ft.models.nf4 import code_bits, decoder
+
+NAME = "Triton's kernel"
+PLANES, MULTIPLE, CAPABILITY = True, 128, (8, 0)  #: as nf4_linear.Way's
 
 _TWO_F16 = tl.constexpr(decoder(code_bits("float16"), "f16", 2))
 _TWO_BF16 = tl.constexpr(decoder(code_bits("bfloat16"), "bf16", 2))
@@ -75,7 +80,7 @@ def _product(  # type: ignore[no-untyped-def]
     if part == 0:
         r = tl.arange(0, 16)
         for start in range(0, R, 16):
-            b_NR = tl.load(b + (start + r)[None, :] * N + row[:, None])
+            b_NR = tl.load(b + row[:, None] * R + (start + r)[None, :])
             xa_RM = tl.load(xa + m[None, :] * xa_row + (start + r)[:, None])
             sum_NM = tl.dot(b_NR, xa_RM, sum_NM)
     m = tl.arange(0, M_BLOCK)
@@ -108,23 +113,34 @@ def dequantise(words: Tensor, scales: Tensor, out_NK: Tensor) -> None:
 
 
 def product(
-    x_MK: Tensor, words: Tensor, scales: Tensor, xa_MR: Tensor | None, b_RN: Tensor | None, **settings: int
+    x_MK: Tensor, words: Tensor, scales: Tensor, xa_MR: Tensor | None, b_NR: Tensor | None, **settings: int
 ) -> Tensor:
     """Return x times the weights, and xa times b, as MN; or that many fp32 parts of it as `settings` split it in.
 
     `x_MK` is in plane order. `words` is (N, K / 8) int32 as bitsandbytes packs, `scales` (K / 64, N) as nf4.pack_scales
-    returns them. K is a multiple of 128, R of 16; `xa_MR` None is no LoRA.
+    returns them. K is a multiple of 128, R of 16; `xa_MR` None is no LoRA; `b_NR` lies without gaps.
     """
     rows, outputs = len(x_MK), len(words)
     n_block, split, warps, stages = (settings or settings_for(rows, outputs, words.shape[1])).values()
     out = x_MK.new_empty(rows, outputs) if split == 1 else x_MK.new_empty(split, rows, outputs, dtype=torch.float32)
-    xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_RN is None else (xa_MR, b_RN, xa_MR.shape[1])
+    xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_NR is None else (xa_MR, b_NR, xa_MR.shape[1])
     _product[(triton.cdiv(outputs, n_block), split)](
         x_MK, words, scales, xa, b, out, rows, outputs, words.shape[1], x_MK.stride(0), xa.stride(0), ranks,
         M_BLOCK=max(16, triton.next_power_of_2(rows)), N_BLOCK=n_block, BF16=_is_bf16(x_MK.dtype), num_warps=warps,
         num_stages=stages,
     )  # fmt: skip
     return out
+
+
+def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
+    """Return in how many parts `product` leaves a product."""
+    return settings_for(rows, outputs, inputs // 8)["split"]
+
+
+def compare(x_MK: Tensor, words: Tensor, scales: Tensor, shapes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    """Return x's products as products of these (outputs, inputs) are cut, each by its settings."""
+    cuts = {tuple(settings_for(len(x_MK), outputs, inputs // 8).items()) for outputs, inputs in shapes}
+    return {str(cut): product(x_MK, words, scales, None, None, **dict(cut)) for cut in sorted(cuts)}
 
 
 def settings_for(rows: int, outputs: int, inside: int) -> dict[str, int]:

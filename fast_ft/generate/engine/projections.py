@@ -39,7 +39,7 @@ class Product:
             assert self.b_RN is not None, "DoRA comes with LoRA"
             self.b_RN = (self.b_RN.float() * size_N).to(dtype)
 
-    def __call__(self, x_TE: Tensor, planes: bool = False) -> Tensor:
+    def __call__(self, x_TE: Tensor, few: bool = False) -> Tensor:
         y_TN = self.base(x_TE)
         if self.size_N is not None:
             y_TN = y_TN * self.size_N if self.shift_N is None else torch.addcmul(self.shift_N, y_TN, self.size_N)

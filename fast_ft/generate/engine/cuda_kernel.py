@@ -1,0 +1,69 @@
+"""A compiled CUDA kernel, loaded into torch's context of a card and launched on torch's current stream.
+
+Through the driver's own library: launches are captured by CUDA graphs like torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+
+import torch
+from torch import Tensor
+
+_MOST_SHARED = 8  #: CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class CudaKernel:
+    """The function `name` of a cubin on one card; its blocks have `threads` threads and `shared` bytes of memory."""
+
+    def __init__(self, cubin: bytes, name: str, device: torch.device, *, threads: int, shared: int) -> None:
+        self.threads, self.shared = threads, shared
+        self._context = _context(torch.cuda.current_device() if device.index is None else device.index)
+        self._enter()
+        module, self._function = ctypes.c_void_p(), ctypes.c_void_p()  # never unloaded: a graph may hold it
+        _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
+        _check(_driver().cuModuleGetFunction(ctypes.byref(self._function), module, name.encode()))
+        _check(_driver().cuFuncSetAttribute(self._function, _MOST_SHARED, shared))
+
+    def __call__(self, blocks: tuple[int, int], *given: Tensor | int) -> None:
+        """Launch that many blocks (x, y); an int is passed as C's int, a tensor as its address."""
+        self._enter()
+        values = [ctypes.c_int(each) if isinstance(each, int) else ctypes.c_void_p(each.data_ptr()) for each in given]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        _check(
+            _driver().cuLaunchKernel(
+                self._function, *blocks, 1, self.threads, 1, 1, self.shared, stream, pointers, None
+            )
+        )
+
+    def _enter(self) -> None:
+        """Give a thread that has used no card so far the card's context."""
+        current = ctypes.c_void_p()
+        _check(_driver().cuCtxGetCurrent(ctypes.byref(current)))
+        if not current:
+            _check(_driver().cuCtxSetCurrent(self._context))
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+@functools.cache
+def _context(index: int) -> ctypes.c_void_p:
+    """Return the context that torch uses on a card."""
+    torch.cuda.init()
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    _check(_driver().cuDeviceGet(ctypes.byref(device), index))
+    _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
+    return context
+
+
+def _check(status: int) -> None:
+    if status:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(status, ctypes.byref(text))
+        raise RuntimeError(f"CUDA: {text.value.decode() if text.value else status}")

@@ -1,0 +1,147 @@
+"""A product of few rows with 4-bit weights, on tensor cores: nf4_mma.cu for one cut, its compilation and its launch.
+
+For compute capability 8.0 and up. Shapes: M rows of x, K inputs, N outputs, R ranks of the LoRA.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fast_ft.generate.engine.cuda_kernel import CudaKernel
+from fast_ft.generate.engine.nvrtc import compiled
+from fast_ft.models.nf4 import code_bits
+
+NAME = "the CUDA kernel"
+PLANES, MULTIPLE, CAPABILITY = False, 64, (8, 0)  #: as nf4_linear.Way's
+_RESERVED = 1024  #: bytes of shared memory that the driver keeps in front of a block's own
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a block divides its work; the names in nf4_mma.cu are the same, in capitals."""
+
+    mt: int  #: eights of rows
+    g: int  #: sixteens of outputs in a warp
+    nw: int  #: warps along the outputs
+    kg: int  #: groups of warps, 64 columns each
+    stages: int  #: chunks under way
+    entry: int = 256  #: bytes of an entry of the codes' table: 256, or 128 where kg is 1
+
+    @property
+    def threads(self) -> int:
+        """Threads in a block."""
+        return 32 * self.nw * self.kg
+
+    @property
+    def tile(self) -> int:
+        """Outputs of a block."""
+        return 16 * self.g * self.nw
+
+    @property
+    def chunk(self) -> int:
+        """Columns in a stage."""
+        return 64 * self.kg
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that a block asks for."""
+        stage = self.tile * self.chunk // 2 + 8 * self.mt * self.chunk * 2 + self.tile * self.kg * 4
+        return 256 * self.entry + self.stages * stage
+
+
+def source(cut: Cut, dtype: str) -> str:
+    """Return the CUDA C++ for a cut and "float16" or "bfloat16"."""
+    given = {
+        **dict(zip(("MT", "G", "NW", "KG", "STAGES", "ENTRY"), astuple(cut), strict=True)),
+        "KIND": '"f16"' if dtype == "float16" else '"bf16"', "BASE": f'"{_RESERVED}"',
+        "CODE_BITS": ", ".join(map(str, code_bits(dtype))),
+    }  # fmt: skip
+    head = "".join(f"#define {name} {value}\n" for name, value in given.items())
+    return head + Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
+
+
+@functools.cache
+def kernel(cut: Cut, dtype: torch.dtype, device: torch.device) -> CudaKernel:
+    """Return the kernel for a cut, compiled and loaded."""
+    cubin = compiled(source(cut, str(dtype).removeprefix("torch.")), (), torch.cuda.get_device_capability(device))
+    return CudaKernel(cubin, "product", device, threads=cut.threads, shared=cut.shared)
+
+
+@functools.cache
+def parts_of(tiles: int, chunks: int, blocks: int) -> int:
+    """Return into how many parts at most a tile's chunks fall where all tiles' are dealt out evenly, in order."""
+
+    def owner(chunk: int) -> int:
+        return ((chunk + 1) * blocks - 1) // (tiles * chunks)
+
+    return max(owner((tile + 1) * chunks - 1) - owner(tile * chunks) for tile in range(tiles)) + 1
+
+
+def cut_for(rows: int, device: torch.device) -> Cut:
+    """Return how work is cut for that many rows on a card."""
+    return fitting(rows, torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+@functools.cache
+def fitting(rows: int, room: int) -> Cut:
+    """Return how work is cut for that many rows where a block may have `room` bytes of shared memory."""
+    eights = -(-rows // 8)
+    many = eights > 8
+    large = Cut(eights, 2, 8, 1, 0) if many else Cut(eights, 4, 4, 2, 0)
+    small = Cut(eights, 2, 8, 1, 0, 128) if many else Cut(eights, 4, 4, 1, 0, 128)
+    for cut, most, fewest in ((large, 4 if eights > 2 else 5, 3), (small, 4, 2)):
+        stages = min(most, (room - cut.shared) // (replace(cut, stages=1).shared - cut.shared))
+        if stages >= fewest:
+            return replace(cut, stages=stages)
+    raise ValueError(f"{room} bytes of shared memory are too few for {rows} rows")
+
+
+def blocks_for(cut: Cut, outputs: int, inputs: int, device: torch.device) -> int:
+    """Return how many blocks share a product: one for each multiprocessor, or fewer where there is less to do."""
+    most = torch.cuda.get_device_properties(device).multi_processor_count
+    return min(most, -(-outputs // cut.tile) * -(-inputs // cut.chunk))
+
+
+def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
+    """Return in how many parts `product` leaves a product."""
+    cut = cut_for(rows, device)
+    blocks = blocks_for(cut, outputs, inputs, device)
+    return parts_of(-(-outputs // cut.tile), -(-inputs // cut.chunk), blocks)
+
+
+def compare(x_MK: Tensor, words: Tensor, scales: Tensor, shapes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    """Return x's products as the kernel for its rows makes them: whole, and in parts that end within chunks' rows."""
+    cut = cut_for(len(x_MK), x_MK.device)
+    return {f"{cut}, {n} blocks": product(x_MK, words, scales, None, None, cut, n) for n in (1, 3, 5)}
+
+
+def product(
+    x_MK: Tensor,
+    words: Tensor,
+    scales: Tensor,
+    xa_MR: Tensor | None,
+    b_NR: Tensor | None,
+    cut: Cut | None = None,
+    blocks: int = 0,
+) -> Tensor:
+    """Return x times the weights, and xa times b, as MN; or fp32 parts of it, (parts, M, N), to be added in order.
+
+    `words` is (N, K / 8) int32 as bitsandbytes packs, `scales` (K / 64, N) as nf4.pack_scales returns them. K is a
+    multiple of 64, R of 16, N of 4; `xa_MR` None is no LoRA.
+    """
+    (rows, inputs), outputs = x_MK.shape, len(words)
+    cut = cut or cut_for(rows, x_MK.device)
+    blocks = blocks or blocks_for(cut, outputs, inputs, x_MK.device)
+    parts = parts_of(-(-outputs // cut.tile), -(-inputs // cut.chunk), blocks)
+    out = x_MK.new_empty(rows, outputs) if parts == 1 else x_MK.new_empty(parts, rows, outputs, dtype=torch.float32)
+    xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_NR is None else (xa_MR, b_NR, xa_MR.shape[1])
+    kernel(cut, x_MK.dtype, x_MK.device)(
+        (blocks, 1), x_MK, words, scales, xa, b, out, rows, outputs, inputs, x_MK.stride(0), xa.stride(0), ranks, parts,
+    )  # fmt: skip
+    return out
