@@ -101,7 +101,8 @@ def decode(scale: Scale, model: Any, *, kernels: bool) -> dict[str, Any]:
     fused = FusedModel(model, kernels=kernels)
     longest = scale.length + 9 * BURST
     found: dict[str, Any] = {
-        "planes": fused.planes, "triton": fused.ops is not ops_torch, "notes": fused.notes, "steps": [],
+        "planes": fused.planes, "few_rows": fused.few_rows, "triton": fused.ops is not ops_torch,
+        "notes": fused.notes, "steps": [],
     }  # fmt: skip
 
     def step(slots: int) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def _timed(
         "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
         "set_aside": pool.preempted, "weight_bytes": step_bytes(subject.shape), "cells_read": cells,
         "bytes_a_cell": subject.shape.kv_bytes, "planes": pool.runner.model.planes,
+        "few_rows": pool.runner.model.few_rows,
         "captured": pool.runner.graphs.works, "graphs": pool.runner.graphs.count, "peak_gib": _peak(),
     }  # fmt: skip
 

@@ -19,6 +19,7 @@ from fast_ft.recipe.policy_ntu_hw5 import LLAMA_2_7B
 BLOCKS, UNPACKING, INSTALLED = "training blocks", "NF4 unpacking", "blocks in a model"
 ATTENTION, PRODUCTS, DECODING = "packed attention", "bitsandbytes' products", "decoding"
 UNSLOTH = "unsloth"
+TIMED = ((12288, 4096), (4096, 11008))  #: (outputs, inputs) of products that are timed: q, k and v; the MLP's last
 CONFIG = {**LLAMA_2_7B, "num_hidden_layers": 1, "vocab_size": 2048}
 
 Check = tuple[str, Callable[[], "str | None"]]  #: a check's name, and what returns why it failed, or None
@@ -27,9 +28,9 @@ Check = tuple[str, Callable[[], "str | None"]]  #: a check's name, and what retu
 def trial(config: dict[str, Any], device: str) -> Iterator[dict[str, Any]]:
     """Yield {"begins": name} before each check, {"check", "problem"} behind it, at last {"dtype", "decoding"}.
 
-    On a card the last has its compute "capability", too. "decoding" is {"planes", "triton", "notes"}: whether 4-bit
-    weights are decoded in registers, whether Triton's kernels are taken, and why not; None where it could not be found
-    out.
+    On a card the last has its compute "capability", too, and the times of 4-bit "products" (product_times.py).
+    "decoding" is {"planes", "few_rows", "triton", "notes"}: whether 4-bit weights are decoded in registers, by which
+    kernel, whether Triton's kernels are taken, and why not; None where it could not be found out.
     """
     from fast_ft.models.loaders.base import compute_dtype
 
@@ -42,8 +43,17 @@ def trial(config: dict[str, Any], device: str) -> Iterator[dict[str, Any]]:
         except Exception as error:  # whatever it is, it is what was to be found out
             problem = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:300]}"
         yield {"check": name, "problem": problem}
-    capability = {"capability": gpu.capability()} if device != "cpu" else {}
-    yield {"dtype": dtype, **capability, "decoding": decoding or None}
+    of_card = {"capability": gpu.capability(), "products": _products(dtype, device)} if device != "cpu" else {}
+    yield {"dtype": dtype, **of_card, "decoding": decoding or None}
+
+
+def _products(dtype: str, device: str) -> list[dict[str, Any]]:
+    """Return how long our 4-bit products and bitsandbytes' take; nothing where that cannot be found out."""
+    with contextlib.suppress(Exception):  # bitsandbytes or the card was found broken by a check
+        from fast_ft.generate.engine.product_times import time_products
+
+        return time_products(TIMED, (16, 64), dtype, device)
+    return []
 
 
 def _checks(config: dict[str, Any], dtype: str, device: str, decoding: dict[str, Any]) -> Iterator[Check]:
@@ -75,7 +85,8 @@ def _checks(config: dict[str, Any], dtype: str, device: str, decoding: dict[str,
         from fast_ft.generate.engine.fused_model import FusedModel
 
         engine = FusedModel(model())
-        decoding.update(planes=engine.planes, triton=engine.ops is not ops_torch, notes=engine.notes)
+        ours = engine.ops is not ops_torch
+        decoding.update(planes=engine.planes, few_rows=engine.few_rows, triton=ours, notes=engine.notes)
 
     def products() -> None:
         """Compare bitsandbytes' own products with its own weights."""

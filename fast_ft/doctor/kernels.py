@@ -15,6 +15,7 @@ from fast_ft.plan import cards
 
 _ORDER = ("fused", "unsloth", "peft")  #: of the ways of training, where the card's capability is not known
 MODULE = "fast_ft.doctor.kernel_trial"
+_OFF = 0.02  #: by which a product may differ from the one with dequantised weights, of its norm: bf16 leaves 0.005
 SECONDS = 400  #: each kernel is compiled, and unsloth is imported
 _INSTALL = f"{versions.install(gpu=True)}; if that does not mend it, report this output, please"
 _WITHOUT_OURS = "model.backend=peft needs none of our kernels; report this output, please"
@@ -73,6 +74,20 @@ def judged(lines: list[dict[str, Any]], ended: str = "") -> Iterator[Finding]:
     yield training(problems, order)
     if facts.get("decoding"):
         yield decoding(facts["decoding"])
+    if timed := facts.get("products"):
+        yield Finding("4-bit products", "note", "; ".join(_times(timed)))
+
+
+def _times(timed: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a clause for each product: what each way takes, or why it fails."""
+    products: dict[tuple[int, int, int], list[str]] = {}
+    for each in timed:
+        says = f"fails ({each['failed']})" if "failed" in each else f"{each['us']:.0f} us"
+        if each.get("off", 0) > _OFF:
+            says += f", wrong by {each['off']:.3f}"
+        products.setdefault((each["outputs"], each["inputs"], each["rows"]), []).append(f"{each['way']} {says}")
+    for (outputs, inputs, rows), ways in products.items():
+        yield f"{outputs} x {inputs}, {rows} rows: {', '.join(ways)}"
 
 
 def training(problems: dict[str, str | None], order: Sequence[str] = _ORDER) -> Finding:
@@ -120,7 +135,10 @@ def decoding(facts: dict[str, Any]) -> Finding:
     """Return which way answers are decoded here, and why: `facts` are kernel_trial's of decoding."""
     why = "; ".join(facts["notes"])
     if facts["planes"]:
-        return Finding("decoding", "fine", "4-bit weights are decoded in registers, all in Triton kernels of ours")
+        by = facts.get("few_rows") or "Triton's kernel"
+        return Finding(
+            "decoding", "fine", f"4-bit weights are decoded in registers by {by}, Triton kernels of ours do the rest"
+        )
     if facts["triton"]:
         return Finding("decoding", "note", f"bitsandbytes multiplies, Triton kernels of ours do the rest: {why}")
     return Finding("decoding", "warning", f"bitsandbytes multiplies, plain torch does the rest: {why}", _INSTALL)

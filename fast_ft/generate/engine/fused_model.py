@@ -68,6 +68,11 @@ class FusedModel:
             norms = [self._head_norms(layer) for layer in core.model.layers] if self.family.qk_norms else []
         self._norms_ND: list[Tensor] = norms
 
+    @property
+    def few_rows(self) -> str | None:
+        """The name of the kernel that decodes 4-bit weights in registers for few rows; None without one."""
+        return self._way.NAME if self.planes and self._way is not None else None
+
     def forward(self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, few: bool = False) -> Tensor:
         """Return the last hidden states, normalised, TE.
 

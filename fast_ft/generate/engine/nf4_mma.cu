@@ -6,19 +6,20 @@
 // tile is shared, each block writes a part, fp32, which whoever reads the product adds in the parts' order. Equal bytes
 // each time: no atomics.
 //
-// A block is NW x KG warps: NW lie side by side along the outputs, KG share a chunk's columns, 64 each, and are added here.
-// A warp has 16 G outputs and 8 MT rows. Chunks are STAGES deep on their way through shared memory (cp.async).
+// A block is KG groups of NW warps. A group's warps lie side by side along the outputs; groups share a chunk's columns, 64
+// each, and meet only where a tile ends, to add up. A warp has 16 G outputs and 8 MT rows. What a group reads is STAGES deep
+// on its way through shared memory (cp.async).
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
-constexpr int THREADS = 32 * NW * KG, TILE = 16 * G * NW, CHUNK = 64 * KG, ROWS = 8 * MT;
-constexpr int W_BYTES = TILE * CHUNK / 2, X_BYTES = ROWS * CHUNK * 2, S_BYTES = TILE * KG * 4;
+constexpr int GROUP = 32 * NW, THREADS = GROUP * KG, TILE = 16 * G * NW, CHUNK = 64 * KG, ROWS = 8 * MT;
+constexpr int W_BYTES = TILE * 32, X_BYTES = ROWS * 128, S_BYTES = TILE * 4;  // of a group's 64 columns
 constexpr int STAGE = W_BYTES + X_BYTES + S_BYTES;
 constexpr int TABLE = 256 * ENTRY;  // 128 bytes; where an entry takes 256, groups add their sums up in the rest
 constexpr int SUMS = G * MT * 4;                       // of a lane
 constexpr int BATCH = SUMS / ((SUMS * NW + 255) / 256);  // sums of a warp that find room in the table's gaps
 static_assert(ENTRY == 256 || ENTRY == 128 && KG == 1, "the groups' sums lie between the entries");
-static_assert(TILE * KG / 4 <= THREADS, "one copy of scales a thread");
+static_assert(TILE / 4 <= GROUP, "one copy of scales a thread");
 static_assert(SUMS % BATCH == 0 && BATCH * NW <= 256 && G % 2 == 0, "a block's cut does not come out even");
 
 // Copies 16 bytes, or 16 zeros where `size` is 0.
@@ -53,9 +54,9 @@ __device__ __forceinline__ u32 entry(u32 word, int byte, int lane) {
 // A warp's output: the i-th of the 2 G that lanes 4 r to 4 r + 3 share. Four in a row, so that they are stored at once.
 __device__ __forceinline__ int output(int i, int r) { return i / 4 * 32 + 4 * r + i % 4; }
 // Where 16 bytes of a tile's codes lie: lanes that read at once find them in different banks.
-__device__ __forceinline__ int place(int row, int piece) { return ((row * 2 * KG + piece) ^ (row / 4 % 4 * 2)) * 16; }
+__device__ __forceinline__ int place(int row, int piece) { return ((2 * row + piece) ^ (row / 4 % 4 * 2)) * 16; }
 
-__constant__ u16 CODES[16] = {CODE_BITS};
+__device__ const u16 CODES[16] = {CODE_BITS};
 
 // `words` (N, K / 8), `scales` (K / 64, N): high and low part; `xa` (rows, R), `b` (N, R): a LoRA's, R a multiple of 16. N is one of 4.
 // `out`: (parts, rows, N) in fp32, or (rows, N) in the weights' kind if `parts` is 1.
@@ -63,10 +64,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     const u8 *__restrict__ x, const u8 *__restrict__ words, const u32 *__restrict__ scales, const u8 *__restrict__ xa,
     const u8 *__restrict__ b, void *__restrict__ out, int rows, int N, int K, int x_row, int xa_row, int R, int parts) {
   extern __shared__ __align__(1024) u8 shared[];
-  u8 *const stages = shared + TABLE;
-  const u32 shared_at = (u32)__cvta_generic_to_shared(shared);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, c = lane % 4, r = lane / 4;
-  const int along = warp % NW, group = warp / NW;
+  const int along = warp % NW, group = warp / NW, own = thread % GROUP;
+  u8 *const stages = shared + TABLE + group * (STAGES * STAGE);  // each group's own
+  const u32 shared_at = (u32)__cvta_generic_to_shared(stages);
   const int chunks = (K + CHUNK - 1) / CHUNK, all = (N + TILE - 1) / TILE * chunks, blocks = gridDim.x;
   int at = (int)((long long)all * blockIdx.x / blocks);
   const int end = (int)((long long)all * (blockIdx.x + 1) / blocks);
@@ -75,31 +76,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
 
   auto fetch = [&](int slot) {
     if (next < end) {
-      const int n0 = next_tile * TILE, k0 = next_chunk * CHUNK;
-      const u32 to = shared_at + TABLE + slot * STAGE;
+      const int n0 = next_tile * TILE, k0 = next_chunk * CHUNK + 64 * group, size = k0 < K ? 16 : 0;
+      const u32 to = shared_at + slot * STAGE;
       {
-        constexpr int STEP = THREADS / (2 * KG);  // a multiple of 16: all rows of a thread are placed alike
-        const int row = thread / (2 * KG), piece = thread % (2 * KG), k = k0 + 32 * piece;
-        const u8 *const from = words + k / 2;
+        constexpr int STEP = GROUP / 2;  // a multiple of 16: all rows of a thread are placed alike
+        const int row = own / 2, piece = own % 2;
+        const u8 *const from = words + k0 / 2 + 16 * piece;
 #pragma unroll
         for (int i = 0; i < G; i++)
-          copy(to + place(row, piece) + i * (STEP * CHUNK / 2),
-               from + (long long)min(n0 + row + i * STEP, N - 1) * (K / 2), k < K ? 16 : 0);
+          copy(to + place(row, piece) + i * (STEP * 32), from + (long long)min(n0 + row + i * STEP, N - 1) * (K / 2), size);
       }
       {
-        constexpr int STEP = THREADS / (8 * KG);
-        const int row = thread / (8 * KG), piece = thread % (8 * KG), k = k0 + 8 * piece;
-        const u8 *const from = x + 2 * k;
+        constexpr int STEP = GROUP / 8;
+        const int row = own / 8, piece = own % 8;
+        const u8 *const from = x + 2 * k0 + 16 * piece;
 #pragma unroll
         for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++)
           if (ROWS % STEP == 0 || row + i * STEP < ROWS)
-            copy(to + W_BYTES + (row + i * STEP) * (2 * CHUNK) + (piece ^ (row & 1)) * 16,
-                 from + (long long)min(row + i * STEP, rows - 1) * (2 * x_row), k < K ? 16 : 0);
+            copy(to + W_BYTES + (row + i * STEP) * 128 + (piece ^ (row & 1)) * 16,
+                 from + (long long)min(row + i * STEP, rows - 1) * (2 * x_row), size);
       }
-      if (thread < TILE * KG / 4) {
-        const int n = n0 + 4 * thread % TILE, block = k0 / 64 + 4 * thread / TILE;
-        copy(to + W_BYTES + X_BYTES + 16 * thread, scales + (long long)block * N + min(n, N - 4), block < K / 64 ? 16 : 0);
-      }
+      if (own < TILE / 4)
+        copy(to + W_BYTES + X_BYTES + 16 * own, scales + (long long)(k0 / 64) * N + min(n0 + 4 * own, N - 4), size);
       next++;
       if (++next_chunk == chunks) { next_chunk = 0; next_tile++; }
     }
@@ -108,8 +106,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
 
 #pragma unroll
   for (int slot = 0; slot < STAGES - 1; slot++) fetch(slot);
-  for (int byte = warp; byte < 256; byte += NW * KG)  // a byte's first code is its high half
-    *(u32 *)(shared + byte * ENTRY + lane * 4) = CODES[byte / 16] | (u32)CODES[byte % 16] << 16;
+  for (int byte = thread; byte < 256; byte += THREADS) {  // a byte's first code is its high half
+    const u32 two = CODES[byte / 16] | (u32)CODES[byte % 16] << 16;
+#pragma unroll
+    for (int i = 0; i < 8; i++) *(uint4 *)(shared + byte * ENTRY + (i + lane) % 8 * 16) = make_uint4(two, two, two, two);
+  }
+  __syncthreads();
 
   float sum[G][MT][4];
   auto begin = [&] {  // a LoRA's share goes to a tile's first part
@@ -142,15 +144,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
 
   auto multiply = [&](int slot) {
     const u8 *const from = stages + slot * STAGE;
-    const u8 *const x_at = from + W_BYTES + r * (2 * CHUNK) + group * 128;
+    const u8 *const x_at = from + W_BYTES + r * 128;
     uint2 word[2 * G];
     u32 scale[2 * G];
 #pragma unroll
     for (int i = 0; i < 2 * G; i++)
-      word[i] = *(const uint2 *)(from + place(along * 16 * G + output(i, r), 2 * group + c / 2) + c % 2 * 8);
+      word[i] = *(const uint2 *)(from + place(along * 16 * G + output(i, r), c / 2) + c % 2 * 8);
 #pragma unroll
     for (int i = 0; i < 2 * G; i += 4)
-      *(uint4 *)(scale + i) = *(const uint4 *)(from + W_BYTES + X_BYTES + (group * TILE + along * 16 * G + output(i, r)) * 4);
+      *(uint4 *)(scale + i) = *(const uint4 *)(from + W_BYTES + X_BYTES + (along * 16 * G + output(i, r)) * 4);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       u32 a[2][G][4];  // of two steps of 16 columns
@@ -163,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
       }
 #pragma unroll
       for (int t = 0; t < MT; t++) {
-        const uint4 v = *(const uint4 *)(x_at + t * (16 * CHUNK) + ((2 * c + half) ^ (r & 1)) * 16);
+        const uint4 v = *(const uint4 *)(x_at + t * 1024 + ((2 * c + half) ^ (r & 1)) * 16);
 #pragma unroll
         for (int g = 0; g < G; g++) mma(sum[g][t], a[0][g], v.x, v.y);
 #pragma unroll
@@ -214,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
   begin();
   for (int slot = 0; at < end; at++) {
     asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
-    __syncthreads();
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(GROUP) : "memory");
     fetch(slot == 0 ? STAGES - 1 : slot - 1);
     multiply(slot);
     slot = slot + 1 == STAGES ? 0 : slot + 1;

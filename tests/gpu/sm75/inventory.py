@@ -22,7 +22,7 @@ COVERED: frozenset[Kernel] = frozenset(
 WITHIN: dict[Kernel, Kernel] = {(_FUSED, "pairs"): (_FUSED, "_unpack"), (_ENGINE, "plane"): (_ENGINE, "_attend")}
 #: Kernels that a T4 never runs, and why.
 NOT_ON_A_T4: dict[Kernel, str] = {
-    (_NF4, "_product"): "nf4_linear.check_planes refuses it below 8.0, where tl.dot has no tensor cores",
+    (_NF4, "_product"): "nf4_linear.check_shapes refuses it below 8.0, where tl.dot has no tensor cores",
     (_NF4, "_decode"): "a part of _product",
     (_NF4, "_dequantise"): "of the same products, for more rows",
 }
