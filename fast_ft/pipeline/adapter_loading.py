@@ -14,6 +14,7 @@ from fast_ft.common import out_of_memory
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate.engine.scheduler import shapes
+from fast_ft.hub.families import TARGET_MODULES
 from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
@@ -122,8 +123,19 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         steps=tuple(shapes(max(1, rows), planes=True)),
         planes=is_nf4 and not plan.dequantise,
         kv_bits=plan.kv_bits,
+        ranks=_ranks(recipe),
     )
     return kernel_checks.ahead(kind)
+
+
+def _ranks(recipe: Recipe) -> tuple[int, int, int, int]:
+    """Return the padded ranks of each product's LoRA: q, k and v side by side, o, gate and up side by side, down."""
+    from fast_ft.generate.engine.projections import padded_ranks
+
+    targets = set(TARGET_MODULES if recipe.lora.target_modules == "all-linear" else recipe.lora.target_modules)
+    groups = ({"q_proj", "k_proj", "v_proj"}, {"o_proj"}, {"gate_proj", "up_proj"}, {"down_proj"})
+    qkv, out, gate_up, down = (padded_ranks(recipe.lora.r * len(group & targets)) for group in groups)
+    return qkv, out, gate_up, down
 
 
 @contextlib.contextmanager

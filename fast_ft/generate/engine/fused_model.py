@@ -20,14 +20,16 @@ from torch.nn.functional import rms_norm
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch
-from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora
+from fast_ft.generate.engine.first_half import FirstHalf
+from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora, ranks_of
 from fast_ft.hub.families import TARGET_MODULES, FamilySpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-#: (layer, q, k and v side by side, rope) -> what attention gives, TE. It also writes k and v to the cache.
-Attend = Callable[[int, Tensor, tuple[Tensor, Tensor]], Tensor]
+#: (layer, q, k and v side by side, rope, what to compute beside) -> what attention gives, TE. It writes k and v to the
+#: cache, too.
+Attend = Callable[[int, Tensor, tuple[Tensor, Tensor], FirstHalf | None], Tensor]
 
 
 class FusedModel:
@@ -82,11 +84,18 @@ class FusedModel:
         ops, eps, planes = self.ops, self.eps, few and self.ordered
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
         x_TE, delta = self.embed(ids_T), None
+
+        def first(product: Any) -> FirstHalf | None:
+            return product.first(len(ids_T)) if few else None
+
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
-            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes)
-            mixed_TE = attend(index, self._normed(index, qkv(hidden_TE, few)), cos_sin)
-            hidden_TE = ops.add_norm(x_TE, out(mixed_TE, few), norm_2, eps, planes=planes)
-            delta = down(ops.gated(gate_up(hidden_TE, few), self.dtype, planes=planes), few)
+            before = first(qkv)
+            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes, first=before)
+            qkv_TN, before = self._normed(index, qkv(hidden_TE, few, before)), first(out)
+            delta, before = out(attend(index, qkv_TN, cos_sin, before), few, before), first(gate_up)
+            hidden_TE = ops.add_norm(x_TE, delta, norm_2, eps, planes=planes, first=before)
+            both_TN, before = gate_up(hidden_TE, few, before), first(down)
+            delta = down(ops.gated(both_TN, self.dtype, planes=planes, first=before), few, before)
         return ops.add_norm(x_TE, delta, self.norm, eps)
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
@@ -118,7 +127,7 @@ class FusedModel:
             layer.post_attention_layernorm.weight, self._product(m.gate_proj, m.up_proj), self._product(m.down_proj),
         )  # fmt: skip
 
-    def _product(self, *modules: nn.Module) -> Callable[[Tensor, bool], Tensor]:
+    def _product(self, *modules: nn.Module) -> nf4_linear.InRegisters | Product:
         bases = [base_of(module) for module in modules]
         if self.planes:
             assert self._space is not None
@@ -140,13 +149,19 @@ class FusedModel:
         kind = kernel_checks.Kind(
             heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, hidden=self.family.shape.hidden_size,
             inner=self.family.shape.intermediate_size, dtype=dtype, device=str(self.device), steps=step_rows,
-            planes=self.planes, kv_bits=kv_bits,
+            planes=self.planes, kv_bits=kv_bits, ranks=self._ranks(core.model.layers[0]),
         )  # fmt: skip
         self._way = self._way_that_works(core, kind) if self.planes and wanted else None
         self.planes, self.ordered = self._way is not None, self._way is not None and self._way.PLANES
         if wanted:
             self.ops = self._kernels(replace(kind, planes=self.planes, way=self._way))
         self.planes = self.planes and self.ops is not ops_torch
+
+    @staticmethod
+    def _ranks(layer: Any) -> tuple[int, int, int, int]:
+        a, m = layer.self_attn, layer.mlp
+        qkv, gate_up = (a.q_proj, a.k_proj, a.v_proj), (m.gate_proj, m.up_proj)
+        return ranks_of(qkv), ranks_of([a.o_proj]), ranks_of(gate_up), ranks_of([m.down_proj])
 
     @staticmethod
     def _is_nf4_on_gpu(core: Any) -> bool:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fast_ft.generate.engine import nf4_linear, ops_torch
 from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.first_half import FirstHalf, first_half
 from fast_ft.generate.engine.kv_cache import dequantised, quantised
 from fast_ft.models import nf4
 
@@ -30,7 +32,7 @@ class Kind:
     """What the kernels are compiled for. `steps`: how many rows a step may have; `planes`: as FusedModel's, by `way`.
 
     `hidden` and `inner` are the model's hidden size and its MLP's. `device` names the index of a card, as "cuda:0".
-    `kv_bits`: 16, the model's dtype, or 8.
+    `kv_bits`: 16, the model's dtype, or 8. `ranks`: of each product's LoRA, as InRegisters pads them; 0: none.
     """
 
     heads: int
@@ -44,6 +46,7 @@ class Kind:
     planes: bool
     way: nf4_linear.Way | None = None
     kv_bits: int = 16
+    ranks: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def ordered(self) -> bool:
@@ -164,29 +167,34 @@ def _compare_attention(kind: Kind, kernels: Any) -> None:
     length, table = state[:, 1], state[:, 7:]
     cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
     starts = torch.tensor([0, 1, count], dtype=torch.int32, device=device)
-    # steps of few rows have an attention kernel of their own
-    sizes = [count, 3] if not kind.planes or min(kind.steps) <= 16 else [count]
+    # how each (row, head) is divided hangs on a step's rows, and is another kernel
+    splits = sorted({kernels.splits_for(rows, kind.heads) for rows in kind.steps}) if kernels.FUSES else [None]
     found = []
     for ops in (ops_torch, kernels):
         keys, values = held.clone()
         scales = None if steps is None else steps.clone()
         cos_sin = ops.rope(length, frequencies, 1.0, draw.dtype)
         q, k, v = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, cell, keys, values, scales)
-        mixed = [
-            ops.paged_attention(
-                q[:n],
-                keys,
-                values,
-                table[:n],
-                length[:n],
-                columns=3 * PAGE,
-                planes=kind.ordered,
-                window=window,
-                scales=scales,
-            )
-            for n in sizes
-            for window in (None, PAGE + 3)
-        ]
+        mixed, halves = [], []
+        for each in splits:
+            for window in (None, PAGE + 3):
+                first = _first(kind, kind.products[1][1], kind.ranks[1], count)
+                mixed.append(
+                    ops.paged_attention(
+                        q,
+                        keys,
+                        values,
+                        table,
+                        length,
+                        columns=3 * PAGE,
+                        planes=kind.ordered,
+                        window=window,
+                        scales=scales,
+                        first=first,
+                        splits=each,
+                    )
+                )
+                halves += [] if first is None else [first.xa_TR]
         if kind.ordered and ops is ops_torch:  # to which the order means nothing
             mixed = [nf4.to_planes(each) for each in mixed]
         if ops.PACKED:
@@ -195,7 +203,7 @@ def _compare_attention(kind: Kind, kernels: Any) -> None:
             packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, count))])
         if scales is not None:
             keys, values = dequantised(keys, scales[0], draw.dtype), dequantised(values, scales[1], draw.dtype)
-        found.append([keys, values, *mixed, packed])
+        found.append([keys, values, *mixed, *halves, packed])
     _refuse_difference(kind, *found)
 
 
@@ -210,20 +218,40 @@ def _compare_between(kind: Kind, kernels: Any) -> None:
         cuts = [(1, False), *((parts, kind.ordered) for parts in _parts(kind, shapes))]
         return [(planes, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, planes in cuts]
 
-    deltas, gates, mixed = drawn(out, down), drawn(gate_up), drawn(qkv)
+    ranks_qkv, _, ranks_gate, ranks_down = kind.ranks
+    deltas = [(ranks_gate, drawn(out)), (ranks_qkv, drawn(down))]
+    gates, mixed = drawn(gate_up), drawn(qkv)
     found: list[list[Tensor]] = []
     for ops in (ops_torch, kernels):
         taken = _whole if ops is ops_torch else _split
-        made = [_normed(ops, x, None, weight, planes=planes) for planes in (kind.ordered, False)]
-        for planes, parts in deltas:
-            made += [_normed(ops, x, taken(parts), weight, planes=order) for order in (planes, False)]
+        made = [_normed(ops, x, None, weight, planes=False)]
+        made += _with_half(kind, kind.hidden, ranks_qkv, partial(_normed, ops, x, None, weight, planes=kind.ordered))
+        for ranks, cuts in deltas:
+            for planes, parts in cuts:
+                made.append(_normed(ops, x, taken(parts), weight, planes=False))
+                work = partial(_normed, ops, x, taken(parts), weight, planes=planes)
+                made += _with_half(kind, kind.hidden, ranks, work)
         for planes, parts in gates:
-            gated = ops.gated(taken(parts), draw.dtype, planes=planes)
-            made.append(nf4.to_planes(gated) if planes and ops is ops_torch else gated)
+            work = partial(_gated, ops, taken(parts), draw.dtype, planes=planes)
+            made += _with_half(kind, kind.inner, ranks_down, work)
         for _, parts in mixed:
             made += _rotated(kind, ops, taken(parts))
         found.append(made)
     _refuse_difference(kind, *found)
+
+
+def _first(kind: Kind, inputs: int, ranks: int, tokens: int) -> FirstHalf | None:
+    """Return a first half for `ranks`, always of the same numbers, so small that x A is of x's size; None for 0."""
+    if not ranks:
+        return None
+    return first_half(_Draw(kind).normal(inputs, ranks) / inputs**0.5, tokens)
+
+
+def _with_half(kind: Kind, inputs: int, ranks: int, work: Callable[..., Tensor]) -> list[Tensor]:
+    """Return what `work` makes, and the first half that it computes beside it, if there are ranks."""
+    first = _first(kind, inputs, ranks, 4)
+    made = work(first=first)
+    return [made] if first is None else [made, first.xa_TR]
 
 
 def _whole(parts: Tensor) -> Tensor:
@@ -236,8 +264,15 @@ def _split(parts: Tensor) -> Tensor:
     return parts.float() if len(parts) > 1 else parts[0]
 
 
-def _normed(ops: Any, x: Tensor, delta: Tensor | None, weight: Tensor, *, planes: bool) -> Tensor:
-    made = ops.add_norm(x.clone(), delta, weight, 1e-5, planes=planes)
+def _normed(
+    ops: Any, x: Tensor, delta: Tensor | None, weight: Tensor, *, planes: bool, first: FirstHalf | None = None
+) -> Tensor:
+    made = ops.add_norm(x.clone(), delta, weight, 1e-5, planes=planes, first=first)
+    return nf4.to_planes(made) if planes and ops is ops_torch else made
+
+
+def _gated(ops: Any, x: Tensor, dtype: torch.dtype, *, planes: bool, first: FirstHalf | None = None) -> Tensor:
+    made = ops.gated(x, dtype, planes=planes, first=first)
     return nf4.to_planes(made) if planes and ops is ops_torch else made
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fast_ft.generate.engine import nf4_linear
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.prefill import Prefill
@@ -136,12 +137,12 @@ class ModelRunner:
         table_SW = state[:, _TABLE:]
         cell_S = table_SW.gather(1, (slot.length // PAGE)[:, None])[:, 0] * PAGE + slot.length % PAGE
 
-        def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+        def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], first: FirstHalf | None) -> Tensor:
             keys, values, scales = self.cache.layer(layer)
             q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values, scales)
             return model.ops.paged_attention(
                 q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=ordered,
-                window=model.windows[layer], scales=scales,
+                window=model.windows[layer], scales=scales, first=first,
             )  # fmt: skip
 
         few = model.planes and slots <= nf4_linear.FEW

@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.kv_cache import dequantised, quantised, spreading
 from fast_ft.models.packed_attention import window_mask
 
 COLUMNS = 256  #: a captured step of `paged_attention` copies a multiple of this number of cells of each row
+FUSES = False  #: a first half is a product of its own anyway
 PACKED = False  #: whether `packed_attention` is here
 
 
@@ -65,11 +67,14 @@ def paged_attention(
     planes: bool = False,
     window: int | None = None,
     scales: Tensor | None = None,
+    first: FirstHalf | None = None,
+    splits: int | None = None,
 ) -> Tensor:
     """Attention of one token of each row over its first `length_S` + 1 cells, its own included; SE.
 
     Of these it sees the last `window`; None: all. `columns`, a multiple of PAGE, is at least the longest row's. Each
-    row's pages are copied side by side. `scales` (2, 2, cells, G) are those of 8-bit keys and values.
+    row's pages are copied side by side. `scales` (2, 2, cells, G) are those of 8-bit keys and values. x A is written
+    where `first` asks for it. `splits` means nothing here.
     """
     page_T = table_SW[:, : columns // PAGE].flatten()
     column_C = torch.arange(columns, device=table_SW.device)
@@ -89,7 +94,8 @@ def paged_attention(
         )
     for part in (k_SCGD, v_SCGD):  # what a cell held before must not count, not even as 0 * NaN
         part.masked_fill_(hidden_SC[..., None, None], 0.0)
-    return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
+    mixed_SE = _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
+    return _with_first(mixed_SE, first)
 
 
 def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor, window: int | None = None) -> Tensor:
@@ -101,17 +107,26 @@ def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor, window: int | No
     return _sdpa(*parts, mask=mask, is_causal=mask is None and count > 1)[0].flatten(1)
 
 
-def add_norm(x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False) -> Tensor:
-    """Add `delta` (TE or None) to x in place and return its RMS norm, TE."""
+def add_norm(
+    x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False,
+    first: FirstHalf | None = None,
+) -> Tensor:  # fmt: skip
+    """Add `delta` (TE or None) to x in place and return its RMS norm, TE; and x A, where `first` asks for it."""
     if delta is not None:
         x_TE.add_(delta)
-    return rms_norm(x_TE, weight_E.shape, weight_E, eps)
+    return _with_first(rms_norm(x_TE, weight_E.shape, weight_E, eps), first)
 
 
-def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
-    """Return silu of the first half of the columns times the second."""
+def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False, first: FirstHalf | None = None) -> Tensor:
+    """Return silu of the first half of the columns times the second; and x A, where `first` asks for it."""
     gate, up = x.chunk(2, dim=-1)
-    return silu(gate) * up
+    return _with_first(silu(gate) * up, first)
+
+
+def _with_first(x_TE: Tensor, first: FirstHalf | None) -> Tensor:
+    if first is not None:
+        torch.mm(x_TE, first.a_ER, out=first.xa_TR)
+    return x_TE
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, is_causal: bool = False) -> Tensor:

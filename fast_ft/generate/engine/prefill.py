@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.sequence import Sequence
@@ -143,7 +144,7 @@ class _Pass:
         self.before_T = [cells and _tensor(cells, self.model.device) for cells in self.before]
         return ids_T, position_T
 
-    def attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], _: FirstHalf | None) -> Tensor:
         """Return what attention gives, TE; keys and values go to the cache."""
         ops, cells = self.model.ops, self.cache.layer(layer)
         q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, *cells)
@@ -196,7 +197,7 @@ class _Sized:
     def _logits(self) -> Tensor:
         return self.model.logits(self.model.forward(self.ids_T, self.position_T, self._attend)[self.last_P])
 
-    def _attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], _: FirstHalf | None) -> Tensor:
         ops, cells = self.model.ops, self.cache.layer(layer)
         q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, *cells)
         return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest, self.model.windows[layer])

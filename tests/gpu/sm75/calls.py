@@ -91,6 +91,7 @@ def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
     """Attention over pages for many rows and for few, which have a kernel of their own."""
     from fast_ft.generate.engine import ops_torch, ops_triton
     from fast_ft.generate.engine.block_manager import PAGE
+    from fast_ft.generate.engine.kv_cache import quantised
 
     lengths = torch.tensor([0, 1, 15, 16, 31, 200, 511, 1000] * 3, device=device)
     keys, values = (_normal(device, 1600 * PAGE, kv_heads, HEAD) for _ in range(2))
@@ -100,6 +101,10 @@ def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
         given = (q[:rows], keys, values, table[:rows], lengths[:rows])
         made, expected = (ops.paged_attention(*given, columns=64 * PAGE) for ops in (ops_triton, ops_torch))
         yield Pair(made, expected)
+    (keys, of_keys), (values, of_values) = quantised(keys), quantised(values)
+    given, scales = (q, keys, values, table, lengths), torch.stack([of_keys, of_values])
+    made, expected = (ops.paged_attention(*given, columns=64 * PAGE, scales=scales) for ops in (ops_triton, ops_torch))
+    yield Pair(made, expected)
 
 
 def between(device: str, peak: float) -> Iterator[Pair]:

@@ -10,18 +10,24 @@ from tests.helpers.parts import ROOT
 Kernel = tuple[str, str]  #: module below fast_ft, function
 
 _FUSED, _ENGINE, _NF4 = "models.fused_block.ops_triton", "generate.engine.ops_triton", "generate.engine.nf4_triton"
+_PAGES = "generate.engine.attention_triton"
 #: What calls.py launches. A kernel that is new belongs here, with a call of its own there, or below.
 COVERED: frozenset[Kernel] = frozenset(
     {
         (_FUSED, "_rms_norm"), (_FUSED, "_rms_norm_backward"), (_FUSED, "_rotate"), (_FUSED, "_swiglu"),
         (_FUSED, "_swiglu_backward"), (_FUSED, "_unpack"),
-        (_ENGINE, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"),
+        (_PAGES, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"),
     }
 )  # fmt: skip
 #: Parts of the kernels above: each is compiled within one that calls it.
-WITHIN: dict[Kernel, Kernel] = {(_FUSED, "pairs"): (_FUSED, "_unpack"), (_ENGINE, "plane"): (_ENGINE, "_attend")}
+WITHIN: dict[Kernel, Kernel] = {
+    (_FUSED, "pairs"): (_FUSED, "_unpack"), (_PAGES, "plane"): (_ENGINE, "_gate"), (_PAGES, "share"): (_ENGINE, "_gate"),
+    (_PAGES, "gather"): (_ENGINE, "_gate"), (_PAGES, "_finish"): (_PAGES, "_attend"),
+    (_ENGINE, "_spread"): (_ENGINE, "_rotate"),
+}  # fmt: skip
 #: Kernels that a T4 never runs, and why.
 NOT_ON_A_T4: dict[Kernel, str] = {
+    (_ENGINE, "_add_norm_first"): "LoRA's first half beside a norm, for products that are decoded in registers",
     (_NF4, "_product"): "nf4_linear.check_shapes refuses it below 8.0, where tl.dot has no tensor cores",
     (_NF4, "_decode"): "a part of _product",
     (_NF4, "_dequantise"): "of the same products, for more rows",
