@@ -105,6 +105,7 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
     if not isinstance(maker, LoaderBase) or maker.device != "cuda":
         return None
     from fast_ft.generate.engine import kernel_checks
+    from fast_ft.generate.engine.sampler import Sampler
 
     family = base_family(recipe)
     if family.general is not None:
@@ -125,7 +126,7 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         kv_bits=plan.kv_bits,
         ranks=_ranks(recipe),
     )
-    return kernel_checks.ahead(kind)
+    return kernel_checks.ahead(kind, Sampler.of(recipe.generate), shape.vocab_size)
 
 
 def _ranks(recipe: Recipe) -> tuple[int, int, int, int]:

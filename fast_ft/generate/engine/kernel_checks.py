@@ -20,11 +20,12 @@ from fast_ft.generate.engine import nf4_linear, ops_torch
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.first_half import FirstHalf, first_half
 from fast_ft.generate.engine.kv_cache import dequantised, quantised
+from fast_ft.generate.engine.sampler import Sampler, fits
 from fast_ft.models import nf4
 
 #: that compile side by side: a kernel takes half a second of a CPU core. Few: each keeps a cuBLAS handle on the card.
 _THREADS = 3
-_passed: set[tuple[str, Kind]] = set()
+_passed: set[tuple[Any, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,30 @@ def attention(kind: Kind, kernels: Any) -> None:
     _do(_layer_checks(kind, kernels))
 
 
-def ahead(kind: Kind) -> Future[None]:
-    """Do all checks in threads. What fails there fails again where the kernels are wanted, and is said there."""
+def drawing(sampler: Sampler, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise where the kernel that draws a step's tokens does not work here, or draws others than the sampler."""
+    _do([_draw_check(sampler, vocabulary, dtype, device)])
+
+
+def _draw_check(sampler: Sampler, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Check:
+    return ("draw", sampler, vocabulary, dtype, device), lambda: _compare_draws(sampler, vocabulary, dtype, device)
+
+
+def ahead(kind: Kind, sampler: Sampler | None = None, vocabulary: int = 0) -> Future[None]:
+    """Do all checks in threads, that of a sampler's draws included.
+
+    What fails there fails again where the kernels are wanted, and is said there.
+    """
     with contextlib.suppress(Exception):  # libraries are imported by one thread, whatever becomes of it
         import bitsandbytes  # noqa: F401
 
-        from fast_ft.generate.engine import ops_triton  # noqa: F401
+        from fast_ft.generate.engine import draw_triton, ops_triton  # noqa: F401
 
     if kind.planes and kind.way is None:
         kind = replace(kind, way=_first_way(kind))
         kind = replace(kind, planes=kind.way is not None)
     done: Future[None] = Future()
-    threading.Thread(target=_do_all, args=(kind, done), name="kernels", daemon=True).start()
+    threading.Thread(target=_do_all, args=(kind, sampler, vocabulary, done), name="kernels", daemon=True).start()
     return done
 
 
@@ -93,13 +106,16 @@ def _first_way(kind: Kind) -> nf4_linear.Way | None:
     return None
 
 
-def _do_all(kind: Kind, done: Future[None]) -> None:
+def _do_all(kind: Kind, sampler: Sampler | None, vocabulary: int, done: Future[None]) -> None:
     """Do all checks, several at a time, and tell `done` of the first failure."""
     try:
         from fast_ft.generate.engine import ops_triton
 
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="kernels") as threads:
             checks = [*(_product_checks(kind) if kind.planes else []), *_layer_checks(kind, ops_triton)]
+            if sampler is not None and fits(sampler, vocabulary):
+                dtype, device = getattr(torch, kind.dtype), torch.device(kind.device)
+                checks.insert(0, _draw_check(sampler, vocabulary, dtype, device))  # it takes longest to compile
             made = [threads.submit(_do, [check]) for check in checks]
         for each in made:
             each.result()
@@ -109,7 +125,7 @@ def _do_all(kind: Kind, done: Future[None]) -> None:
         done.set_result(None)
 
 
-Check = tuple[tuple[str, Kind], Callable[[], None]]  #: what is remembered once it has passed, and the check
+Check = tuple[tuple[Any, ...], Callable[[], None]]  #: what is remembered once it has passed, and the check
 
 
 def _product_checks(kind: Kind) -> list[Check]:
@@ -150,6 +166,26 @@ class _Draw:
     def normal(self, *shape: int) -> Tensor:
         """Return normally distributed numbers in the kind's dtype."""
         return torch.randn(*shape, generator=self.generator, device=self.device, dtype=torch.float32).to(self.dtype)
+
+
+def _compare_draws(sampler: Sampler, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Compare the tokens of a step's end and the state after it; the largest logits are all different."""
+    from fast_ft.generate.engine.draw_triton import Draw
+
+    count, draw = 4, torch.Generator(device).manual_seed(0)
+    ranks_SV = torch.stack([torch.randperm(vocabulary, generator=draw, device=device) for _ in range(count)])
+    given_SV = (-(ranks_SV.float() / 8)).clamp(min=-200).to(dtype)
+    keys_S = torch.randint(0, 1 << 62, (count,), generator=draw, device=device)
+    zero_S = torch.zeros_like(keys_S)
+    state = torch.stack([zero_S, zero_S + 5, zero_S + 3, zero_S + 9, zero_S + 1, keys_S, zero_S], dim=1)
+    chunk, logits_SV = torch.full((count, 8), -7, device=device), torch.empty_like(given_SV, dtype=torch.float32)
+    expected_S = sampler.choose(given_SV.float(), keys_S, zero_S + 3)
+    Draw(sampler, count, zero_S[:1] - 1)(given_SV, logits_SV, state, chunk, zero_S[:1] + 2)
+    after = torch.stack([expected_S, zero_S + 6, zero_S + 4, zero_S + 9, zero_S + 1, keys_S, zero_S], dim=1)
+    if not (torch.equal(state, after) and torch.equal(chunk[:, 2], expected_S) and (chunk[:, 3:] == -7).all()):
+        raise RuntimeError(f"tokens {chunk[:, 2].tolist()} were drawn, not {expected_S.tolist()}")
+    if not torch.equal(logits_SV, given_SV.float()):
+        raise RuntimeError("the logits were not copied")
 
 
 def _compare_attention(kind: Kind, kernels: Any) -> None:

@@ -107,6 +107,16 @@ def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
     yield Pair(made, expected)
 
 
+def draws(device: str) -> Iterator[Pair]:
+    """A step's end: the check compares tokens and state, and raises."""
+    from fast_ft.generate.engine import kernel_checks
+    from fast_ft.generate.engine.sampler import Sampler
+
+    for sampler in (Sampler(True, 0.7, 30, 0.9), Sampler(False)):
+        kernel_checks.drawing(sampler, 32000, torch.float16, torch.device(device))
+    yield from ()
+
+
 def between(device: str, peak: float) -> Iterator[Pair]:
     """What lies between a decoding step's products: norms with and without what is added, gate, rope and cache."""
     from fast_ft.generate.engine import ops_torch, ops_triton
@@ -146,7 +156,7 @@ def calls(*, small: bool) -> dict[str, Call]:
         found[f"norms, {peak:g}"] = lambda device, peak=peak: norms(device, peak)  # type: ignore[misc]
     for peak in (3.0, 200.0):
         found[f"swiglu, {peak:g}"] = lambda device, peak=peak: swiglu(device, peak)  # type: ignore[misc]
-    found["rotations"] = rotations
+    found["rotations"], found["draws"] = rotations, draws
     for shape in ((128, 256),) if small else SHAPES:
         for nested in (True, False):
             name = f"weights {shape[0]} x {shape[1]}{', doubly quantised' if nested else ''}"

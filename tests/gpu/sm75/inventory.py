@@ -10,20 +10,22 @@ from tests.helpers.parts import ROOT
 Kernel = tuple[str, str]  #: module below fast_ft, function
 
 _FUSED, _ENGINE, _NF4 = "models.fused_block.ops_triton", "generate.engine.ops_triton", "generate.engine.nf4_triton"
-_PAGES = "generate.engine.attention_triton"
+_PAGES, _DRAW = "generate.engine.attention_triton", "generate.engine.draw_triton"
 #: What calls.py launches. A kernel that is new belongs here, with a call of its own there, or below.
 COVERED: frozenset[Kernel] = frozenset(
     {
         (_FUSED, "_rms_norm"), (_FUSED, "_rms_norm_backward"), (_FUSED, "_rotate"), (_FUSED, "_swiglu"),
         (_FUSED, "_swiglu_backward"), (_FUSED, "_unpack"),
-        (_PAGES, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"),
+        (_PAGES, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"), (_DRAW, "_draw"),
     }
 )  # fmt: skip
 #: Parts of the kernels above: each is compiled within one that calls it.
 WITHIN: dict[Kernel, Kernel] = {
-    (_FUSED, "pairs"): (_FUSED, "_unpack"), (_PAGES, "plane"): (_ENGINE, "_gate"), (_PAGES, "share"): (_ENGINE, "_gate"),
+    (_FUSED, "pairs"): (_FUSED, "_unpack"), (_PAGES, "plane"): (_ENGINE, "_gate"),
+    (_PAGES, "share"): (_ENGINE, "_gate"),
     (_PAGES, "gather"): (_ENGINE, "_gate"), (_PAGES, "_finish"): (_PAGES, "_attend"),
-    (_ENGINE, "_spread"): (_ENGINE, "_rotate"),
+    (_ENGINE, "_spread"): (_ENGINE, "_rotate"), (_DRAW, "_ordered"): (_DRAW, "_draw"),
+    (_DRAW, "_mix"): (_DRAW, "_draw"),
 }  # fmt: skip
 #: Kernels that a T4 never runs, and why.
 NOT_ON_A_T4: dict[Kernel, str] = {
