@@ -7,6 +7,7 @@ setup(
     package_dir={"fast_ft.recipes": "recipes"},
     package_data={
         "fast_ft.doctor": ["measured.json"],
+        "fast_ft.generate.engine": ["*.cu"],
         "fast_ft.plan": ["cards.json"],
         "fast_ft.pocket": ["*.json", "README.md", "base/*"],
         "fast_ft.report": ["static/*"],

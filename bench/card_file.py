@@ -43,12 +43,13 @@ class Part:
 
 
 PARTS = (
-    Part("rates", 95, "large products until their rate stops falling (60 to 80 s), memory bandwidth, kernel launches"),
+    Part("rates", 110, "large products until their rate stops falling (60 to 80 s), memory bandwidth, kernel launches, "
+         "4-bit products by our kernels and by bitsandbytes"),
     Part("whole", 150, "a 7B of random weights, made on the card: simple.yaml's training, all 13 steps, and a "
          "decoding step, by our kernels and by bitsandbytes alone"),
     Part("doctor", 140, "`python -m fast_ft doctor`: driver, packages, and the check of every kernel"),
     Part("ours", 75, "18 training steps through our own layers, 8 of a 7B's 32"),
-    Part("unsloth", 130, "the same steps through Unsloth's layers, from the same weights, and whether they agree"),
+    Part("unsloth", 115, "the same steps through Unsloth's layers, from the same weights, and whether they agree"),
 )  # fmt: skip
 HOLDS = (
     "rates and seconds, losses, a sketch of one gradient (2,048 numbers), the doctor's findings, the card's name, "

@@ -1,4 +1,7 @@
-"""What a card sustains, which no emulation tells: products until the rate stops falling, memory, kernel launches."""
+"""What a card sustains, which no emulation tells: products until the rate stops falling, memory, kernel launches.
+
+Also how long its 4-bit products take, by each kernel that may run there, beside bitsandbytes' own.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,24 @@ from typing import Any
 
 from bench.card_scale import Scale
 from bench.clock import clock
+from fast_ft.generate.engine import product_times
 
 _SETTLED = 0.01  #: a rate has stopped falling where two halves of the last windows are this close
 _STATE = ("clocks.sm", "temperature.gpu", "power.draw", "power.limit", "pstate")
 _LOOKED_AT = 20  #: windows
+_PRODUCTS = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))  #: (outputs, inputs) of a 7B's layer
 
 
 def measure(scale: Scale, keep: Callable[[str, Any], None]) -> None:
-    """Keep GB/s of a copy, launches a second, and the TFLOP/s of each window, the last of them measured last."""
+    """Keep GB/s of a copy, launches a second, each window's TFLOP/s, and times of 4-bit products."""
     keep("gb_per_s", round(copy_rate(scale.copied), 1))
     keep("launches_per_s", round(launch_rate(scale.launches)))
     keep("matrix", scale.matrix)
     keep("before", state())
     sustained(scale, keep)
     keep("after", state())
+    if _device() == "cuda":
+        keep("products", product_times.time_products(_PRODUCTS, (1, 16, 64), "float16", "cuda:0"))
 
 
 def state() -> dict[str, str] | None:

@@ -257,7 +257,8 @@ def _decoded(loaded: Any, ids: list[list[int]], encoder: Any) -> dict[str, Any]:
     model, graphs = engine.runner.model, engine.runner.graphs
     product = model.layers[0][1]
     ran = {"between_products": model.ops.__name__, "planes": model.planes, "few_rows": model.few_rows,
-           "captured": graphs.works, "graphs": graphs.count, "product": _name(getattr(product, "base", product))}  # fmt: skip
+           "captured": graphs.works, "graphs": graphs.count,
+           "product": _name(getattr(product, "base", product))}  # fmt: skip
     found = teacher_forced(loaded.model, ids, [row.tokens for row in rows])
     return found | {"ran": ran, "answers": [encoder.decode(row.tokens) for row in rows[:6]]}
 

@@ -190,7 +190,7 @@ def test_the_boxes_stay_below_ten_minutes_and_later_parts_get_what_is_left(
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [("nothing after 95 s", "not done after 95 s"), (-9, "ended by SIGKILL"), (1, "status 1: the last line")],
+    [("nothing after 110 s", "not done after 110 s"), (-9, "ended by SIGKILL"), (1, "status 1: the last line")],
 )
 def test_a_part_that_does_not_end_leaves_its_reason_and_what_it_had(
     status: int | str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

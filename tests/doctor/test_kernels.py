@@ -53,7 +53,8 @@ def test_a_trial_runs_every_check_on_one_real_layer(monkeypatch: pytest.MonkeyPa
         "packed attention", "training blocks", "NF4 unpacking", "decoding",
     ]  # fmt: skip
     assert problems["blocks in a model"] == "the 4-bit weights are not NF4 in blocks of 64 on a card"
-    assert made[-1] == {"dtype": "float32", "decoding": {"planes": False, "triton": False, "notes": []}}
+    decoding = {"planes": False, "few_rows": None, "triton": False, "notes": []}
+    assert made[-1] == {"dtype": "float32", "decoding": decoding}
 
     def breaks(*_: Any) -> None:
         raise RuntimeError("no kernel image\nis available")

@@ -21,6 +21,7 @@ constexpr int BATCH = SUMS / ((SUMS * NW + 255) / 256);  // sums of a warp that 
 static_assert(ENTRY == 256 || ENTRY == 128 && KG == 1, "the groups' sums lie between the entries");
 static_assert(TILE / 4 <= GROUP, "one copy of scales a thread");
 static_assert(SUMS % BATCH == 0 && BATCH * NW <= 256 && G % 2 == 0, "a block's cut does not come out even");
+static_assert(STAGES >= 3 && (MT <= 8 || MT % 4 == 0), "the order of what is read and multiplied does not come out even");
 
 // Copies 16 bytes, or 16 zeros where `size` is 0.
 __device__ __forceinline__ void copy(u32 to, const void *from, int size) {
@@ -68,42 +69,57 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
   const int along = warp % NW, group = warp / NW, own = thread % GROUP;
   u8 *const stages = shared + TABLE + group * (STAGES * STAGE);  // each group's own
   const u32 shared_at = (u32)__cvta_generic_to_shared(stages);
-  const int chunks = (K + CHUNK - 1) / CHUNK, all = (N + TILE - 1) / TILE * chunks, blocks = gridDim.x;
-  int at = (int)((long long)all * blockIdx.x / blocks);
-  const int end = (int)((long long)all * (blockIdx.x + 1) / blocks);
-  int tile = at / chunks, chunk = at % chunks;
-  int next = at, next_tile = tile, next_chunk = chunk;
+  const u32 chunks = (K + CHUNK - 1) / CHUNK, all = (N + TILE - 1) / TILE * chunks, blocks = gridDim.x;
+  u32 at = all * blockIdx.x / blocks;  // all * blocks is below 2^31
+  const u32 end = all * (blockIdx.x + 1) / blocks;
+  u32 tile = at / chunks, chunk = at % chunks;
 
+  // What is copied next: where a thread's 16 bytes come from, and how many of its rows there are from there on.
+  constexpr int W_STEP = GROUP / 2, X_STEP = GROUP / 8;  // rows between a thread's copies; multiples of 16 and of 2
+  const u32 w_to = shared_at + place(own / 2, own % 2), s_to = shared_at + W_BYTES + X_BYTES + own * 16;
+  const u32 x_to = shared_at + W_BYTES + own / 8 * 128 + (own % 8 ^ own / 8 & 1) * 16;
+  const int x_left = rows - own / 8;
+  u32 next = at, next_tile = tile, next_chunk = chunk;
+  const u8 *w_from, *x_from;
+  const u32 *s_from;
+  int w_left, s_left, k_left;
+  auto aim = [&] {
+    const int n = next_tile * TILE, k = next_chunk * CHUNK + 64 * group;
+    w_from = words + (long long)(n + own / 2) * (K / 2) + k / 2 + own % 2 * 16;
+    x_from = x + (long long)(own / 8) * (2 * x_row) + 2 * k + own % 8 * 16;
+    s_from = scales + (long long)(k / 64) * N + n + 4 * own;
+    w_left = N - n - own / 2;
+    s_left = own < TILE / 4 ? N - n - 4 * own : 0;
+    k_left = K - k;
+  };
   auto fetch = [&](int slot) {
     if (next < end) {
-      const int n0 = next_tile * TILE, k0 = next_chunk * CHUNK + 64 * group, size = k0 < K ? 16 : 0;
-      const u32 to = shared_at + slot * STAGE;
-      {
-        constexpr int STEP = GROUP / 2;  // a multiple of 16: all rows of a thread are placed alike
-        const int row = own / 2, piece = own % 2;
-        const u8 *const from = words + k0 / 2 + 16 * piece;
+      const u32 to = slot * STAGE;
 #pragma unroll
-        for (int i = 0; i < G; i++)
-          copy(to + place(row, piece) + i * (STEP * 32), from + (long long)min(n0 + row + i * STEP, N - 1) * (K / 2), size);
-      }
-      {
-        constexpr int STEP = GROUP / 8;
-        const int row = own / 8, piece = own % 8;
-        const u8 *const from = x + 2 * k0 + 16 * piece;
+      for (int i = 0; i < G; i++)
+        copy(w_to + to + i * (W_STEP * 32), w_from + (long long)(K / 2) * (i * W_STEP),
+             k_left > 0 && w_left > i * W_STEP ? 16 : 0);
 #pragma unroll
-        for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++)
-          if (ROWS % STEP == 0 || row + i * STEP < ROWS)
-            copy(to + W_BYTES + (row + i * STEP) * 128 + (piece ^ (row & 1)) * 16,
-                 from + (long long)min(row + i * STEP, rows - 1) * (2 * x_row), size);
-      }
-      if (own < TILE / 4)
-        copy(to + W_BYTES + X_BYTES + 16 * own, scales + (long long)(k0 / 64) * N + min(n0 + 4 * own, N - 4), size);
+      for (int i = 0; i < (ROWS + X_STEP - 1) / X_STEP; i++)
+        if (ROWS % X_STEP == 0 || own / 8 + i * X_STEP < ROWS)
+          copy(x_to + to + i * (X_STEP * 128), x_from + (long long)(2 * x_row) * (i * X_STEP),
+               k_left > 0 && x_left > i * X_STEP ? 16 : 0);
+      if (own < TILE / 4) copy(s_to + to, s_from, k_left > 0 && s_left > 0 ? 16 : 0);
+      w_from += CHUNK / 2;
+      x_from += CHUNK * 2;
+      s_from += (long long)KG * N;
+      k_left -= CHUNK;
       next++;
-      if (++next_chunk == chunks) { next_chunk = 0; next_tile++; }
+      if (++next_chunk == chunks) {
+        next_chunk = 0;
+        next_tile++;
+        aim();
+      }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
+  aim();
 #pragma unroll
   for (int slot = 0; slot < STAGES - 1; slot++) fetch(slot);
   for (int byte = thread; byte < 256; byte += THREADS) {  // a byte's first code is its high half
@@ -142,34 +158,71 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     }
   };
 
-  auto multiply = [&](int slot) {
+  // What is read of a stage: a lane's codes and scales of all its outputs, and x at its columns.
+  uint2 word[2 * G];
+  u32 scale[2 * G];
+  constexpr int HELD = MT > 8 ? 4 : MT;  // eights of rows of x that are held: all, or the next few
+  uint4 v[HELD];                         // half of the lane's columns: of two products of 16 columns
+  u32 a[2][MT > 8 ? G : 1][2][4];        // decoded weights: what is multiplied, and what is decoded meanwhile
+  auto read_codes = [&](int slot) {
     const u8 *const from = stages + slot * STAGE;
-    const u8 *const x_at = from + W_BYTES + r * 128;
-    uint2 word[2 * G];
-    u32 scale[2 * G];
 #pragma unroll
     for (int i = 0; i < 2 * G; i++)
       word[i] = *(const uint2 *)(from + place(along * 16 * G + output(i, r), c / 2) + c % 2 * 8);
 #pragma unroll
     for (int i = 0; i < 2 * G; i += 4)
       *(uint4 *)(scale + i) = *(const uint4 *)(from + W_BYTES + X_BYTES + (along * 16 * G + output(i, r)) * 4);
+  };
+  auto read_x = [&](int slot, int half, int t) {
+    v[t % HELD] = *(const uint4 *)(stages + slot * STAGE + W_BYTES + t * 1024 + r * 128 + ((2 * c + half) ^ (r & 1)) * 16);
+  };
+  auto decode = [&](int half, int g, u32(&to)[2][4]) {
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      u32 a[2][G][4];  // of two steps of 16 columns
+    for (int i = 0; i < 2; i++)
 #pragma unroll
-      for (int i = 0; i < 2 * G; i++) {
-        const u32 w = half ? word[i].y : word[i].x;
-#pragma unroll
-        for (int pair = 0; pair < 4; pair++)
-          a[pair / 2][i / 2][i % 2 + pair % 2 * 2] = decoded(entry(w, pair, lane), scale[i]);
+      for (int pair = 0; pair < 4; pair++) {
+        const uint2 w = word[2 * g + i];
+        to[pair / 2][i + pair % 2 * 2] = decoded(entry(half ? w.y : w.x, pair, lane), scale[2 * g + i]);
       }
+  };
+  // Multiplies a half of the group's 64 columns, and reads and decodes the next half meanwhile; `here` and `slot` are their stages.
+  auto multiply = [&](int half, int here, int slot) {
+    const int other = 1 - half;
+    if constexpr (MT <= 8) {  // 16 outputs at a time, all rows of x held
 #pragma unroll
-      for (int t = 0; t < MT; t++) {
-        const uint4 v = *(const uint4 *)(x_at + t * 1024 + ((2 * c + half) ^ (r & 1)) * 16);
+      for (int g = 0; g < G; g++) {
+        if (g + 1 < G) decode(half, g + 1, a[(g + 1) % 2][0]);
+        else {
+          if (other == 0) read_codes(slot);
+          decode(other, 0, a[0][0]);
+        }
 #pragma unroll
-        for (int g = 0; g < G; g++) mma(sum[g][t], a[0][g], v.x, v.y);
+        for (int t = 0; t < MT; t++) mma(sum[g][t], a[g % 2][0][0], v[t].x, v[t].y);
 #pragma unroll
-        for (int g = 0; g < G; g++) mma(sum[g][t], a[1][g], v.z, v.w);
+        for (int t = 0; t < MT; t++) {
+          mma(sum[g][t], a[g % 2][0][1], v[t].z, v[t].w);
+          if (g + 1 == G) read_x(slot, other, t);
+        }
+      }
+    } else {  // 16 rows at a time, all weights held
+      if (other == 0) read_codes(slot);
+#pragma unroll
+      for (int g = 0; g < G; g++) decode(other, g, a[other][g]);
+#pragma unroll
+      for (int t = 0; t < MT; t += 2) {
+#pragma unroll
+        for (int step = 0; step < 2; step++)
+#pragma unroll
+          for (int g = 0; g < G; g++)
+#pragma unroll
+            for (int u = 0; u < 2; u++) {
+              const uint4 x = v[(t + u) % HELD];
+              mma(sum[g][t + u], a[half][g][step], step ? x.z : x.x, step ? x.w : x.y);
+            }
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+          if (t + u + HELD < MT) read_x(here, half, t + u + HELD);
+          else read_x(slot, other, t + u + HELD - MT);
       }
     }
   };
@@ -191,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
           for (int i = 0; i < BATCH; i++) flat[first + i] += gap[i * 64];
       }
     if (group != 0) return;
-    const int owner = (int)(((long long)tile * chunks + 1) * blocks - 1) / all;  // of the tile's first chunk
+    const u32 owner = ((tile * chunks + 1) * blocks - 1) / all;  // of the tile's first chunk
     const int part = blockIdx.x - owner, n0 = tile * TILE + along * 16 * G + 4 * r;
 #pragma unroll
     for (int t = 0; t < MT; t++)
@@ -213,13 +266,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
           *(float4 *)((float *)out + ((long long)empty * rows + m) * N + n0 + 16 * g) = make_float4(0, 0, 0, 0);
   };
 
-  begin();
-  for (int slot = 0; at < end; at++) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+  auto arrived = [&] {  // the next stage, for all warps of the group, which are done with the last one
+    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 3) : "memory");
     asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(GROUP) : "memory");
+  };
+  begin();
+  asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(GROUP) : "memory");
+  read_codes(0);
+#pragma unroll
+  for (int t = 0; t < HELD; t++) read_x(0, 0, t);
+#pragma unroll
+  for (int g = 0; g < (MT > 8 ? G : 1); g++) decode(0, g, a[0][g]);
+  for (int slot = 0; at < end; at++) {
+    const int after = slot + 1 == STAGES ? 0 : slot + 1;
+    multiply(0, slot, slot);
+    arrived();
     fetch(slot == 0 ? STAGES - 1 : slot - 1);
-    multiply(slot);
-    slot = slot + 1 == STAGES ? 0 : slot + 1;
+    multiply(1, slot, after);
+    slot = after;
     const bool is_last = ++chunk == chunks;
     if (is_last || at + 1 == end) {
       finish(is_last);

@@ -19,6 +19,7 @@ from fast_ft.models.nf4 import code_bits
 
 NAME = "the CUDA kernel"
 PLANES, MULTIPLE, CAPABILITY = False, 64, (8, 0)  #: as nf4_linear.Way's
+_FEWEST = 3  #: stages: what is multiplied, what comes next, what is under way
 _RESERVED = 1024  #: bytes of shared memory that the driver keeps in front of a block's own
 
 
@@ -92,20 +93,23 @@ def cut_for(rows: int, device: torch.device) -> Cut:
 def fitting(rows: int, room: int) -> Cut:
     """Return how work is cut for that many rows where a block may have `room` bytes of shared memory."""
     eights = -(-rows // 8)
-    many = eights > 8
-    large = Cut(eights, 2, 8, 1, 0) if many else Cut(eights, 4, 4, 2, 0)
-    small = Cut(eights, 2, 8, 1, 0, 128) if many else Cut(eights, 4, 4, 1, 0, 128)
-    for cut, most, fewest in ((large, 4 if eights > 2 else 5, 3), (small, 4, 2)):
-        stages = min(most, (room - cut.shared) // (replace(cut, stages=1).shared - cut.shared))
-        if stages >= fewest:
-            return replace(cut, stages=stages)
+    if eights > 8:
+        eights = -(-eights // 4) * 4
+        cuts = [Cut(eights, 2, 8, 1, 0), Cut(eights, 2, 8, 1, 0, 128), Cut(eights, 2, 4, 1, 0, 128)]
+    else:
+        cuts = [Cut(eights, 4, 4, 2, 0), Cut(eights, 4, 4, 1, 0, 128)]
+    for cut in cuts:
+        stages = (room - cut.shared) // (replace(cut, stages=1).shared - cut.shared)
+        if stages >= _FEWEST:
+            return replace(cut, stages=min(stages, 5 if eights <= 2 else 4))
     raise ValueError(f"{room} bytes of shared memory are too few for {rows} rows")
 
 
 def blocks_for(cut: Cut, outputs: int, inputs: int, device: torch.device) -> int:
-    """Return how many blocks share a product: one for each multiprocessor, or fewer where there is less to do."""
-    most = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(most, -(-outputs // cut.tile) * -(-inputs // cut.chunk))
+    """Return how many blocks share a product: the fewest with as small a largest share as all multiprocessors."""
+    chunks = -(-outputs // cut.tile) * -(-inputs // cut.chunk)
+    share = -(-chunks // torch.cuda.get_device_properties(device).multi_processor_count)
+    return -(-chunks // share)
 
 
 def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:

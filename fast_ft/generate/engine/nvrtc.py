@@ -20,17 +20,18 @@ from fast_ft.common.errors import InputError
 _MAJORS = (13, 12)  #: of CUDA, for which torch 2.10 to 2.13 are built
 
 
-def compiled(source: str, options: Sequence[str], capability: tuple[int, int]) -> bytes:
-    """Return the cubin of a source for cards of this compute capability. RuntimeError, with NVRTC's log, if it fails.
+def compiled(source: str, options: Sequence[str], capability: tuple[int, int], *, portable: bool = False) -> bytes:
+    """Return a source's machine code for cards of this compute capability; `portable`: PTX, which newer ones take too.
 
-    OSError where there is no NVRTC.
+    RuntimeError, with NVRTC's log, if it does not compile; OSError where there is no NVRTC.
     """
     library = _library()
-    wanted = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17", "-default-device", *options]
+    target = f"{'compute' if portable else 'sm'}_{capability[0]}{capability[1]}"
+    wanted = [f"--gpu-architecture={target}", "--std=c++17", "-default-device", *options]
     asked = "\0".join([source, *wanted, _version(library)])
     kept = folder() / f"{hashlib.sha256(asked.encode()).hexdigest()}.cubin"
     if (cubin := _read(kept)) is None:
-        cubin = _compile(library, source, wanted)
+        cubin = _compile(library, source, wanted, "PTX" if portable else "CUBIN")
         with contextlib.suppress(InputError):  # a disk that refuses costs the next run two seconds
             atomic_files.write_bytes(kept, hashlib.sha256(cubin).digest() + cubin)
     return cubin
@@ -78,7 +79,7 @@ def _version(library: ctypes.CDLL) -> str:
     return f"{major.value}.{minor.value}"
 
 
-def _compile(library: ctypes.CDLL, source: str, options: Sequence[str]) -> bytes:
+def _compile(library: ctypes.CDLL, source: str, options: Sequence[str], kind: str) -> bytes:
     program = ctypes.c_void_p()
     _check(library, library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
     try:
@@ -86,7 +87,7 @@ def _compile(library: ctypes.CDLL, source: str, options: Sequence[str]) -> bytes
         if library.nvrtcCompileProgram(program, len(options), given):
             log = _bytes(library, program, library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog)
             raise RuntimeError(f"NVRTC: {log.rstrip(bytes(1)).decode(errors='replace').strip()}")
-        return _bytes(library, program, library.nvrtcGetCUBINSize, library.nvrtcGetCUBIN)
+        return _bytes(library, program, library[f"nvrtcGet{kind}Size"], library[f"nvrtcGet{kind}"])
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 

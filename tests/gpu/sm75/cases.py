@@ -68,6 +68,23 @@ def test_the_start_up_check_of_decoding_passes_and_products_are_bitsandbytes() -
     assert not model.planes and fused_rows(model.device) == 64
 
 
+def test_the_cuda_product_for_it_says_what_bitsandbytes_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing chooses it yet. Here the driver compiles its PTX for sm_75; its times mean nothing."""
+    from fast_ft.generate.engine import nf4_turing, nvrtc
+    from fast_ft.generate.engine.product_times import time_products
+
+    def portable(source: str, options: tuple[str, ...], capability: tuple[int, int]) -> bytes:
+        assert capability == (7, 5)
+        return nvrtc.compiled(source, options, capability, portable=True)
+
+    monkeypatch.setattr(nf4_turing, "compiled", portable)
+    nf4_turing.kernel.cache_clear()
+    found = time_products([(4096, 4096), (1000, 192)], [1, 16, 31, 64], "float16", "cuda:0")
+    print(*found, sep="\n")
+    assert {each["way"] for each in found} == {"bitsandbytes", nf4_turing.NAME}
+    assert all(each["off"] < 0.002 for each in found), "a failed one has no difference"
+
+
 def test_a_pool_decodes_as_the_model_does_and_its_steps_are_captured() -> None:
     from bench.agreement_decode import teacher_forced
     from fast_ft.generate.engine.fused_model import FusedModel
