@@ -8,6 +8,9 @@ With --results FILE the raw samples are kept there; `python -m bench --adopt FIL
     plain    transformers' generate on one batch of each size, of prompts of like length
     mixed    answers as long as Alpaca's long ones (mean 250, up to 1,024): refill; and the pool in batches, each to
              its end, in steps that stay as wide and in steps that shrink with what is left
+    long     every prompt with 1,024 new tokens, from a 16-bit cache and from one of 8 bits
+    products the 4-bit products of one step, 64 rows
+    before   `fixed` by the checkout at --against
     unsloth  Unsloth, prompt by prompt, on every tenth prompt, in a process of its own
 
 The adapter is r = 16 on all linear layers with random B unless --adapter names one. No answer ends at EOS, so that all
@@ -50,6 +53,8 @@ def main() -> int:
     parser.add_argument("--workspace", default="96", help="MiB for dequantised weights: 0 is 16-bit weights throughout")
     parser.add_argument("--batches", default="32,48,64", help="batch sizes for plain")
     parser.add_argument("--lengths", type=Path, help="a file of rows whose responses give the lengths for mixed")
+    parser.add_argument("--draws", type=int, default=5, help="draws of lengths for mixed")
+    parser.add_argument("--against", type=Path, help="an older checkout, for before")
     parser.add_argument("--sms", type=int, help="use this number of the card's SMs; 8 of an H200's are a T4's class")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--repeat", type=int, default=3, help="runs of fixed, each with a pool of its own")

@@ -93,7 +93,7 @@ class InRegisters:
             more = padded_ranks(self.a_ER.shape[1]) - self.a_ER.shape[1]
             self.a_ER = pad(self.a_ER, (0, more)).contiguous()
             self.b_NR = pad(b_RN.T, (0, more)).contiguous()
-        self.pieces = _pieces(outputs, inputs, space)
+        self.inputs, self.pieces = inputs, _pieces(outputs, inputs, space)
 
     def first(self, tokens: int) -> FirstHalf | None:
         """Return what the kernel that makes x must compute beside it for few rows: x A, where there is a LoRA."""

@@ -28,7 +28,7 @@ class Product:
     """
 
     def __init__(self, modules: Sequence[nn.Module], base: Linear, dtype: torch.dtype) -> None:
-        self.base = base
+        self.base, self.inputs = base, base_of(modules[0]).in_features
         self.a_ER, self.b_RN = lora(modules, dtype)
         self.size_N = self.shift_N = None
         if has_dora(modules):
