@@ -29,6 +29,7 @@ class Engine(Protocol):
 
     config: EngineConfig
     watch: Stopwatch
+    products: str  #: how 4-bit weights are multiplied, as a plan has it; "" where there is nothing to choose
 
     @property
     def logits(self) -> Tensor:
@@ -60,6 +61,7 @@ def make_engine(
     import torch
 
     from fast_ft.generate.engine.fused_model import FusedModel
+    from fast_ft.generate.engine.product_choice import choose
 
     if goes_general_way(loaded):
         if plan.kv_cache != "16bit":
@@ -67,9 +69,12 @@ def make_engine(
         return library_engine(loaded, encoder, section, plan.slots, longest)
     rows = shapes(plan.slots, planes=True)
     model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=rows, kv_bits=plan.kv_bits)
+    products = choose(model, rows, plan.products)
     if loaded.device == "cuda":
         torch.cuda.empty_cache()  # what was put side by side leaves holes
-    return engine_over(model, encoder, section, plan, longest)
+    engine = engine_over(model, encoder, section, plan, longest)
+    engine.products = products
+    return engine
 
 
 def goes_general_way(loaded: LoadedModel) -> bool:

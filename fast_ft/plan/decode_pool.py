@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -23,7 +24,8 @@ class DecodePlan:
 
     `dequantise`: from weights turned to 16 bits, since there is memory for them. `gib` is the predicted peak, CUDA
     context included; 0 on a CPU, where nothing is predicted. `kv_cache`: "16bit", or "8bit" with a scale for each token
-    and head.
+    and head. `products`: how 4-bit weights are multiplied in steps of each number of rows, chosen by a timing where the
+    answers are made first; see generate/engine/product_choice.py.
     """
 
     slots: int = 1
@@ -31,10 +33,13 @@ class DecodePlan:
     dequantise: bool = False
     gib: float = 0.0
     kv_cache: str = "16bit"
+    products: str = ""
 
     def __post_init__(self) -> None:
         if self.kv_cache not in get_args(schema.KvCache):
             raise ValueError(f"its kv_cache is {self.kv_cache!r}")
+        if not re.fullmatch(r"(\d+:\w+( \d+:\w+)*)?", self.products):
+            raise ValueError(f"its products are {self.products!r}")
 
     @property
     def kv_bits(self) -> int:

@@ -57,6 +57,7 @@ _KEYS = {
     "cache_tokens": ("decode", "cache_tokens"),
     "dequantise": ("decode", "dequantise"),
     "kv_cache": ("decode", "kv_cache"),
+    "products": ("decode", "products"),
     "step_seconds": ("train", "step_seconds"),
     "world_size": ("train", "world_size"),
     "backend": ("train", "backend"),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fast_ft.common.errors import InputError
-from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch, prefill, scheduler
+from fast_ft.generate.engine import kernel_checks, kernel_compare, nf4_linear, ops_torch, prefill, scheduler
 from fast_ft.generate.engine.block_manager import PAGE, BlockManager, pages_for
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
@@ -665,7 +665,7 @@ def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.
 @pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order", "half"])
 def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a card's kernels do, here in plain torch: right ones pass, and each fault is found."""
-    monkeypatch.setattr(kernel_checks, "_parts", lambda kind, shapes: [2, 4])
+    monkeypatch.setattr(kernel_compare, "_parts", lambda kind, shapes: [2, 4])
 
     def whole(x: torch.Tensor) -> torch.Tensor:
         lost = int(wrong == "parts" and len(x) == 4)

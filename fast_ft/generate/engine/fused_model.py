@@ -69,6 +69,16 @@ class FusedModel:
             self.layers = [self._layer(layer) for layer in core.model.layers]
             norms = [self._head_norms(layer) for layer in core.model.layers] if self.family.qk_norms else []
         self._norms_ND: list[Tensor] = norms
+        self.dequantised_at: frozenset[int] = frozenset()  #: rows of steps whose weights are dequantised all the same
+
+    @property
+    def way_name(self) -> str | None:
+        """What a plan calls the kernel for few rows; None without one."""
+        return self._way.__name__.rpartition(".")[2] if self.planes and self._way is not None else None
+
+    def takes_few(self, rows: int) -> bool:
+        """Return whether steps of that many rows decode 4-bit weights in registers."""
+        return self.planes and rows <= nf4_linear.FEW and rows not in self.dequantised_at
 
     @property
     def few_rows(self) -> str | None:

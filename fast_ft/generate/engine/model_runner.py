@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fast_ft.common.console import note
-from fast_ft.generate.engine import kernel_checks, nf4_linear
+from fast_ft.generate.engine import kernel_checks
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.cuda_graphs import Graphs
 from fast_ft.generate.engine.first_half import FirstHalf
@@ -164,7 +164,7 @@ class ModelRunner:
                 window=model.windows[layer], scales=scales, first=first,
             )  # fmt: skip
 
-        few = model.planes and slots <= nf4_linear.FEW
+        few = model.takes_few(slots)
         ordered = few and model.ordered
         hidden_SE = model.forward(slot.token, slot.length, attend, few=few)
         if self.draw is not None:

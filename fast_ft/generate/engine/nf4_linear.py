@@ -33,6 +33,7 @@ class Way(Protocol):
     MULTIPLE: of inputs. CAPABILITY: of the oldest card on which it is fast.
     """
 
+    __name__: str
     NAME: str
     PLANES: bool
     MULTIPLE: int
