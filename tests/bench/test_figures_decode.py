@@ -109,7 +109,8 @@ def test_a_run_on_a_small_model_becomes_figures(
     prompts.write_text(json.dumps([{"id": str(i), "instruction": "word " * (3 + i)} for i in range(6)]))
     arguments = [
         "--base", str(base), "--prompts", str(prompts), "--results", str(tmp_path / "out.json"), "--random",
-        "--only", "fixed,plain,mixed,unsloth,long,products", "--limit", "4", "--repeat", "2", "--draws", "2", "--batches", "3,6", "--cap", "0",
+        "--draws", "2", "--only", "fixed,plain,mixed,unsloth,long,products",
+        "--limit", "4", "--repeat", "2", "--batches", "3,6", "--cap", "0",
         "--dtype", "float32",
     ]  # fmt: skip
     monkeypatch.setattr(decode_measures, "MEAN", 8)

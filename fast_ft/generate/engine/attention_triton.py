@@ -18,7 +18,7 @@ from fast_ft.generate.engine.first_half import MOST_ROWS, FirstHalf, counters
 
 # Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
 _ALL = 1 << 30  #: cells of a row's window where it has none
-_PROGRAMS = 4096  #: that a card is filled with
+_PROGRAMS = 2048  #: that fill a card (of 512 to 16,384 tried on an H200); twice as many where each is long
 _MOST_SPLITS = 32
 BLOCK = 32  #: cells at a time: one warp reaches the most of the memory's speed
 
@@ -168,7 +168,7 @@ def paged_attention(
 
 def splits_for(rows: int, heads: int) -> int:
     """Return over how many programs each (row, head) is divided: a power of two that fills a card."""
-    if rows * heads > min(MOST_ROWS, _PROGRAMS // 2):
+    if (whole := rows * heads) > min(MOST_ROWS, _PROGRAMS):
         return 1
-    most = min(_MOST_SPLITS, _PROGRAMS // (rows * heads))
+    most = min(_MOST_SPLITS, (2 * _PROGRAMS if whole > _PROGRAMS // 2 else _PROGRAMS) // whole)
     return 1 << most.bit_length() - 1

@@ -18,7 +18,7 @@ from fast_ft.generate.engine import kernel_compare, nf4_linear
 from fast_ft.generate.engine.sampler import Sampler, fits
 
 #: that compile side by side: a kernel takes half a second of a CPU core. Few: each keeps a cuBLAS handle on the card.
-_THREADS = 3
+_THREADS = 6
 _passed: set[tuple[Any, ...]] = set()
 
 

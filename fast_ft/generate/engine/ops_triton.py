@@ -25,7 +25,7 @@ COLUMNS = 0  #: attention reads as many cells as a row has
 PACKED = True
 FUSES = True  #: a FirstHalf costs no launch of its own
 # Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
-_SHARE = 512  #: columns of a program that computes its share of a first half
+_SHARE, _SHARE_WARPS = 512, 4  #: columns and warps of a program that computes its share of a first half
 
 
 def packed_attention(
@@ -200,7 +200,7 @@ def add_norm(
     _add_norm_first[(tokens, programs)](
         x_TE, delta, weight_E, out, first.a_ER, left[tokens * programs :], left, counters(out.device, "rows"),
         first.xa_TR, eps, tokens, columns, programs, BLOCK=_SHARE, WHOLE=whole, PARTS=parts, PLANES=planes, RANKS=ranks,
-        POW2=triton.next_power_of_2(programs), num_warps=4,
+        POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS,
     )  # fmt: skip
     return out
 
@@ -238,6 +238,6 @@ def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False, first: FirstHa
     left = torch.empty(tokens * programs * ranks, dtype=torch.float32, device=out.device) if ranks else out
     _gate[(tokens, programs)](
         x, out, a, left, counters(out.device, "rows"), xa, tokens, columns, programs, BLOCK=block, PARTS=parts,
-        PLANES=planes, RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=4,
+        PLANES=planes, RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS if ranks else 4,
     )  # fmt: skip
     return out

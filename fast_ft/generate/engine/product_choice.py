@@ -33,10 +33,12 @@ def choose(model: FusedModel, rows: Sequence[int], planned: str) -> str:
     if way is None:
         return ""
     asked = dict(part.split(":") for part in planned.split()) if planned else {}
-    chosen = {}
-    for count in rows:
-        name = asked.get(str(count))
-        chosen[count] = name if name in (way, DEQUANTISED) else _faster(model, count, way)
+    chosen: dict[int, str] = {}
+    fastest = DEQUANTISED
+    for count in sorted(rows, reverse=True):
+        if fastest == DEQUANTISED:  # the kernel takes less time for fewer rows, and dequantising as much
+            fastest = _faster(model, count, way) if asked.get(str(count)) not in (way, DEQUANTISED) else fastest
+        chosen[count] = name if (name := asked.get(str(count))) in (way, DEQUANTISED) else fastest
     model.dequantised_at = frozenset(count for count, name in chosen.items() if name == DEQUANTISED)
     return " ".join(f"{count}:{name}" for count, name in chosen.items())
 
