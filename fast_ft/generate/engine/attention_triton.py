@@ -152,8 +152,8 @@ def paged_attention(
     out = q_SHD.new_empty(rows, heads * head_dim)
     ranks = 0 if first is None else first.a_ER.shape[1]
     wide = {"dtype": torch.float32, "device": out.device}
-    partial = torch.empty(rows * heads * splits * (head_dim + 2), **wide) if splits > 1 else out  # type: ignore[call-overload]
-    parts = torch.empty(rows * heads * ranks, **wide) if ranks else out  # type: ignore[call-overload]
+    partial = torch.empty(rows * heads * splits * (head_dim + 2), **wide) if splits > 1 else out
+    parts = torch.empty(rows * heads * ranks, **wide) if ranks else out
     a, xa = (out, out) if first is None else first
     _attend[(rows, heads, splits)](
         q_SHD, keys, values, keys if scales is None else scales, table_SW, length_S, out, partial,

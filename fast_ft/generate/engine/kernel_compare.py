@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,10 @@ from torch import Tensor
 from fast_ft.generate.engine import nf4_linear, ops_torch
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.first_half import FirstHalf, first_half
+from fast_ft.generate.engine.kernel_kind import Kind
 from fast_ft.generate.engine.kv_cache import dequantised, quantised
 from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.models import nf4
-
-if TYPE_CHECKING:
-    from fast_ft.generate.engine.kernel_checks import Kind
 
 
 class _Numbers:
