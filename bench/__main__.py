@@ -15,7 +15,8 @@ Parts, for --only:
 Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
 step), bench.host_memory, bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep,
 bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.decode_kv (an 8-bit cache on a real model),
-bench.real (three ways on a real model). Raw samples hold card, date and commit; --adopt makes figures of them.
+bench.real (three ways on a real model, or ways of choosing rows). Raw samples hold card, date and commit; --adopt makes
+figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.
@@ -35,6 +36,7 @@ from bench import (
     budget,
     calibration,
     card_file,
+    choices_figures,
     compare,
     decode_cpu,
     decode_figures,
@@ -221,6 +223,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
         "decode-kv": decode_kv.headline,
         "real": real.headline, "smollm": smollm.headline, "export": export_cost.figures,
+        "choices": choices_figures.headline,
     }  # fmt: skip
     return by_kind[kind](result)
 

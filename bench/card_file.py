@@ -45,7 +45,7 @@ class Part:
 PARTS = (
     Part("rates", 110, "large products until their rate stops falling (60 to 80 s), memory bandwidth, kernel launches, "
          "4-bit products by our kernels and by bitsandbytes"),
-    Part("whole", 150, "a 7B of random weights, made on the card: simple.yaml's training, all 13 steps, and a "
+    Part("whole", 150, "a 7B of random weights, made on the card: simple.yaml's first epoch, 13 steps, and a "
          "decoding step, by our kernels and by bitsandbytes alone"),
     Part("doctor", 140, "`python -m fast_ft doctor`: driver, packages, and the check of every kernel"),
     Part("ours", 75, "18 training steps through our own layers, 8 of a 7B's 32"),

@@ -32,7 +32,7 @@ class Scale:
     row_tokens: int = 256
     steps: int = 18
     simple_rows: int = 100
-    simple_tokens: int = 48  #: the mean of the 100 shortest Alpaca rows in the recipe's template, counted
+    simple_tokens: int = 136  #: the mean of the 100 shortest Alpaca rows in the recipe's template, counted
     slots: tuple[int, ...] = (16, 64)
     length: int = 128
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"

@@ -20,7 +20,8 @@ LOSS = 0.002  #: by which the first losses of two ways may differ, of the loss
 _WARM_UP = 6  #: steps
 _COLUMNS = (
     "received from an owner, not by us", "TFLOP/s, first and last", "GB/s", "launches/s",
-    "training, tokens/s: our layers, Unsloth's", "simple.yaml's training", "decoding step: our kernels, bitsandbytes",
+    "training, tokens/s: our layers, Unsloth's", "simple.yaml's first epoch",
+    "decoding step: our kernels, bitsandbytes",
     "doctor",
 )  # fmt: skip
 NONE = "Nobody has sent a file from a T4 yet. [You have a T4? Ten minutes](docs/t4.md)."
@@ -116,7 +117,7 @@ def _speed(part: dict[str, Any]) -> float | None:
 
 
 def _simple(part: dict[str, Any]) -> float | None:
-    """Return the minutes of simple.yaml's training; None where it was not trained to its end."""
+    """Return the minutes of simple.yaml's first epoch; None where it was not trained to its end."""
     seconds = _number(part.get("seconds"))
     return seconds / 60 if seconds is not None and part["steps"] == part["planned_steps"] else None
 

@@ -1,4 +1,4 @@
-"""A whole 7B in the card's memory: simple.yaml's training, and a decoding step in each way that the card takes."""
+"""A whole 7B in the card's memory: simple.yaml's first epoch, and a decoding step in each way that the card takes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from fast_ft.plan.cost_model import Training
 from fast_ft.plan.decode_pool import Answers
 from fast_ft.recipe import schema
 
-RANK = 8  #: simple.yaml's
+RANK = 16  #: simple.yaml's
 SIMPLE = schema.Train(effective_batch_size=8, num_train_epochs=1, warmup_steps=10, weight_decay=0.01)
 
 
 def measure(scale: Scale, keep: Callable[[str, Any], None], base: str | None) -> None:
-    """Keep what training as simple.yaml does takes, and the milliseconds of a decoding step."""
+    """Keep what an epoch as simple.yaml trains it takes, and the milliseconds of a decoding step."""
     environment.expand_segments()
     config = scale.config if base is None else read_config(Path(base))
     plan = plan_here(scale, config)
@@ -48,7 +48,7 @@ def measure(scale: Scale, keep: Callable[[str, Any], None], base: str | None) ->
 
 
 def plan_here(scale: Scale, config: dict[str, Any]) -> plans.RunPlan | None:
-    """Return the plan that a run of simple.yaml would follow on this card; None without a card."""
+    """Return the plan that an epoch of simple.yaml would follow on this card; None without a card."""
     card = planner.card_here()
     if card is None:
         return None
@@ -60,7 +60,7 @@ def plan_here(scale: Scale, config: dict[str, Any]) -> plans.RunPlan | None:
 
 
 def simple(scale: Scale, loaded: LoadedModel, config: dict[str, Any], plan: plans.RunPlan | None) -> dict[str, Any]:
-    """Train as simple.yaml does, all of it, over rows of random tokens; return its seconds, step by step and in all."""
+    """Train as simple.yaml does, for one epoch, over random tokens; return its seconds, step by step and in all."""
     import torch
 
     from fast_ft.models.fused_block import block

@@ -80,7 +80,7 @@ def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
         reset_peak()
         pool = subject.pool(None, LONGEST, subject.workspaces[0])
         rows = [Sequence(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
-        pool.forced = dict(zip(rows, lengths, strict=True))
+        pool.forced.update(zip(rows, lengths, strict=True))  # the scheduler holds this very dictionary
         return _timed(subject, pool, rows, refill, shrinks)
 
     for draw in range(subject.options.draws):

@@ -24,7 +24,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench import budget, calibration, card_table, compare, figures, plan_checks, quickstart, smollm, sweep
+from bench import (
+    budget,
+    calibration,
+    card_table,
+    choices_figures,
+    compare,
+    figures,
+    plan_checks,
+    quickstart,
+    smollm,
+    sweep,
+)
 from fast_ft.common.errors import InputError
 
 CITED = re.compile(
@@ -219,6 +230,8 @@ def rendered(path: Path) -> str:
         text = figures.between(text, "quickstart", quickstart.markdown(raw("quickstart.json")))
     if "<!-- smollm -->" in text:
         text = figures.between(text, "smollm", smollm.markdown(raw("smollm.json")))
+    if "<!-- choices -->" in text and (found := sorted(figures.RESULTS.glob("choices-*.json"))):
+        text = figures.between(text, "choices", choices_figures.markdown(raw(found[-1].name)))
     return text
 
 

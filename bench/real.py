@@ -1,12 +1,19 @@
 """python -m bench.real --base FILE.gguf: do our blocks, Unsloth and PEFT agree on a real model? On one NVIDIA card.
 
-Each way is a process, since importing Unsloth patches transformers; the three run side by side. In each: fp16 and bf16,
-over a 4-bit and a 16-bit base, STEPS steps over our own rows, from one initial adapter whose B matrices are not zero.
+Each way is a process, since importing Unsloth patches transformers; the three run side by side (bench/real_ways.py). In
+each: fp16 and bf16, over a 4-bit and a 16-bit base, STEPS steps over our own rows, from one initial adapter whose B
+matrices are not zero.
 
-What a way is compared with is PEFT in the same dtype over the same base: both round alike, so a difference is the way's
-own. PEFT in fp32 over the same base is measured too, and how far each way, PEFT in 16 bits included, is from it.
+What is compared with what:
+
+    to PEFT      a way's first gradients, and its losses, with PEFT's in the same dtype over the same base. Both round
+                 alike, so a difference beyond rounding is the way's own. `problems` looks at this.
+    to fp32      a way's first gradients with those of PEFT in fp32, over the very weights that the way computes with:
+                 the base as this dtype holds it, 4 bits turned to 16. PEFT itself is measured so too.
+    to itself    PEFT with PEFT in passes of two rows: the same sums, rounded in another order.
+    all rows     the first two again, of one step over all rows. Rounding averages out there; a mistake does not.
+
 Decoding: the engine's greedy answers, taken through transformers' own forward pass of the same model.
-
 Which kernels ran is printed and kept: hidden 576 is no size for each of them.
 """
 
@@ -18,19 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-WAYS = ("peft", "fused", "unsloth")
-Dtype = Literal["float16", "bfloat16", "float32"]
-SETUPS: tuple[tuple[Dtype, int], ...] = (("float16", 4), ("float16", 16), ("bfloat16", 4), ("bfloat16", 16))
-EXACT: tuple[tuple[Dtype, int], ...] = (("float32", 4), ("float32", 16))
-STEPS, ROWS_A_STEP, PROMPTS, NEW_TOKENS = 10, 8, 24, 64
+from bench.real_ways import AGAIN, ALL_ROWS, BORDER, EXACT, SETUPS, WAYS, child
+
 COSINE, LOSS, ARGMAX = 0.999, 0.005, 0.99  #: least cosine, most difference of a step's loss, least share of tokens
-ROWS = "recipes/smollm"
-_BORDER = ": "  #: between set-up and weight, in the name of a gradient
 
 
 def main() -> int:
@@ -40,9 +40,28 @@ def main() -> int:
     parser.add_argument("--base", required=True, help="the model: a folder or a .gguf file")
     parser.add_argument("--results", type=Path, help="the raw result; default: bench/results/real-CARD.json")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--train", type=Path, help="in place of all this: ways of choosing 100 of these rows")
+    parser.add_argument("--held-out", type=Path, help="with --train: other rows of the same source")
+    parser.add_argument("--samples", type=Path, default=Path("runs/choices"), help="with --train: a folder of samples")
+    parser.add_argument("--processes", type=int, default=4, help="with --train: side by side on the card")
+    parser.add_argument("--minutes", type=float, default=3.0, help="with --train: no run begins after these")
+    parser.add_argument("--capture", action="store_true", help="with --train: replay passes from CUDA graphs")
+    parser.add_argument("--only", default="", help="with --train: these choices, separated by commas")
     options = parser.parse_args()
+    if options.train or options.held_out:
+        if not (options.train and options.held_out):
+            parser.error("--train and --held-out go together")
+        from bench import choices_measure
+
+        choices_measure.measure(
+            choices_measure.Call(
+                options.base, options.train, options.held_out, options.samples, options.processes, options.minutes,
+                capture=options.capture, only=tuple(filter(None, options.only.split(","))), target=options.results,
+            )
+        )  # fmt: skip
+        return 0
     if options.way:
-        _child(options.way, options.base, options.results)
+        child(options.way, options.base, options.results)
         return 0
     result = measure(options.base, options.results)
     print(json.dumps({name: value for name, (value, _) in headline(result).items()}))
@@ -70,10 +89,12 @@ def measure(base: str, target: Path | None = None) -> dict[str, Any]:
             raise RuntimeError(f"{failed[0]}: {said[failed[0]][-3000:]}")
         ways = {way: json.loads(out.read_text(encoding="utf-8")) for way, out in outs.items()}
         gradients = {way: out.with_suffix(".safetensors") for way, out in outs.items()}
-        compared = _compared(ways, {way: _load(path) for way, path in gradients.items()})
+        made = {way: _load(path) for way, path in gradients.items()}
+        compared, again = _compared(ways, made), _again(made["peft"])
     result = {
         "kind": "real", **machine.stamp("python -m bench.real --base models/smollm2-135m-instruct.gguf"),
         "seconds": round(time.monotonic() - started, 1), "ways": ways, "compared": compared,
+        "again": again,
     }  # fmt: skip
     write_json(target or figures.RESULTS / f"real-{machine.slug_of(result)}.json", result)
     return result
@@ -81,20 +102,28 @@ def measure(base: str, target: Path | None = None) -> dict[str, Any]:
 
 def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     """Return {figure: (value, unit)}, computed from the raw samples."""
-    worst = min(each["cosine"] for each in result["compared"])
-    matrix = min(each["cosine_worst_matrix"] for each in result["compared"])
+    compared, peft = result["compared"], result["ways"]["peft"]
+
+    def least(key: str, entries: list[dict[str, Any]]) -> float:
+        return min(each[key] for each in entries)
+
+    own = [each for each in compared if each["way"] == "fused"]
+    alone = [each for each in peft["training"].values() if "cosine_to_fp32" in each]
+    to_peft = "cosine of first gradients to PEFT's in the same dtype"
     found = {
-        "real.grad_cosine_worst": (
-            worst,
-            "cosine of all first gradients to PEFT's in the same dtype, worst of all ways",
+        "real.grad_cosine_worst": (least("cosine", compared), f"{to_peft}, worst of all ways"),
+        "real.grad_cosine_worst_matrix": (least("cosine_worst_matrix", compared), "the same of one LoRA matrix"),
+        "real.grad_cosine_own_worst": (least("cosine", own), f"{to_peft}, worst of our blocks'"),
+        "real.grad_cosine_all_rows_worst": (least("cosine_all_rows", compared), "the same of all rows in one step"),
+        "real.grad_cosine_to_fp32_own_worst": (least("cosine_to_fp32", own), "cosine of our blocks' to fp32's"),
+        "real.grad_cosine_to_fp32_peft_worst": (least("cosine_to_fp32", alone), "cosine of PEFT's own to fp32's"),
+        "real.grad_cosine_peft_again_worst": (
+            least("cosine", result["again"]), "cosine of PEFT's to PEFT's own in passes of two rows",
         ),
-        "real.grad_cosine_worst_matrix": (matrix, "the same of one LoRA matrix, the worst of all"),
-        "real.loss_apart_worst": (
-            max(map(_apart, result["compared"])),
-            "largest difference of a step's loss, as a share",
-        ),
-    }
-    for name, answers in result["ways"]["peft"]["decoding"].items():
+        "real.loss_apart_worst": (max(map(_apart, compared)), "largest difference of a step's loss, as a share"),
+        "real.loss_apart_own_worst": (max(map(_apart, own)), "the same of our blocks"),
+    }  # fmt: skip
+    for name, answers in peft["decoding"].items():
         found[f"real.argmax_agreement_{name}"] = (answers["argmax_agrees"], "share of greedy tokens, teacher-forced")
     return found
 
@@ -122,25 +151,36 @@ def _apart(each: dict[str, Any]) -> float:
 
 
 def _compared(ways: dict[str, Any], gradients: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    found = []
+    """Return how far each way but PEFT is from PEFT, and from fp32; PEFT's own distance from fp32 goes to its entry."""
+    found, peft = [], gradients["peft"]
     for way in WAYS:
-        for dtype, bits in SETUPS:
-            setup = f"{dtype}/{bits}"
-            mine, ours = gradients[way][setup], ways[way]["training"][setup]
-            theirs, exact = gradients["peft"][setup], gradients["peft"][f"float32/{bits}"]
-            both = _cosines(mine, exact)
-            to_fp32 = {"cosine_to_fp32": both[0], "cosine_to_fp32_worst_matrix": both[1]}
+        for setup in SETUPS:
+            mine, ours = gradients[way], ways[way]["training"][setup]
+            both = _cosines(mine[setup], peft[EXACT + setup])
+            all_rows = _cosines(mine[setup + ALL_ROWS], peft[EXACT + setup + ALL_ROWS])[0]
+            to_fp32 = {"cosine_to_fp32": both[0], "cosine_to_fp32_worst_matrix": both[1],
+                       "cosine_to_fp32_all_rows": all_rows}  # fmt: skip
             if way == "peft":
-                ways[way]["training"][setup] |= to_fp32
+                ours |= to_fp32
                 continue
-            whole, matrix = _cosines(mine, theirs)
+            whole, matrix = _cosines(mine[setup], peft[setup])
             found.append(
                 {
-                    "way": way, "setup": setup, "cosine": whole, "cosine_worst_matrix": matrix, **to_fp32,
+                    "way": way, "setup": setup, "cosine": whole, "cosine_worst_matrix": matrix,
+                    "cosine_all_rows": _cosines(mine[setup + ALL_ROWS], peft[setup + ALL_ROWS])[0], **to_fp32,
                     "losses": ours["losses"], "losses_of_peft": ways["peft"]["training"][setup]["losses"],
                     "skipped": sum(ours["skipped"]),
                 }
             )  # fmt: skip
+    return found
+
+
+def _again(peft: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return how far PEFT is from itself in passes of two rows."""
+    found = []
+    for setup in SETUPS:
+        whole, matrix = _cosines(peft[AGAIN + setup], peft[setup])
+        found.append({"setup": setup, "cosine": whole, "cosine_worst_matrix": matrix})
     return found
 
 
@@ -160,113 +200,9 @@ def _load(path: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name, gradient in load_file(str(path)).items():
-        setup, _, weight = name.partition(_BORDER)
+        setup, _, weight = name.partition(BORDER)
         found.setdefault(setup, {})[weight] = gradient
     return found
-
-
-def _child(way: str, base: str, out: Path) -> None:
-    """Measure one way; write its JSON to `out` and its gradients beside it."""
-    from fast_ft.data import dataset
-    from fast_ft.data.encoding import Encoder
-    from fast_ft.models.loaders import choose
-    from fast_ft.recipe import schema
-
-    encoder = Encoder(Path(base), "tokenizer")
-    pool = dataset.load_pool(schema.Data(train=f"{ROWS}/train.json"))
-    rows = [encoder.row(example) for example in pool.examples(range(STEPS * ROWS_A_STEP))]
-    prompts = dataset.load_prompts(f"{ROWS}/test.json")[0][:PROMPTS]
-    ids = [encoder.prompt_ids(prompt.messages) for prompt in prompts]
-    found: dict[str, Any] = {"training": {}, "decoding": {}}
-    gradients: dict[str, Any] = {}
-    for dtype, bits in [*SETUPS, *(EXACT if way == "peft" else ())]:
-        section = schema.Model(name_or_path=base, dtype=dtype, load_in_4bit=bits == 4, template="tokenizer")
-        maker = choose.make_loader(section, schema.Lora(r=16), seed=1, name=way)
-        assert maker.name == way, maker.notes
-        loaded = maker.for_training()
-        _set_adapter(loaded.model)
-        name = f"{dtype}/{bits}"
-        found["training"][name], gradients[name] = _trained(
-            loaded, rows, encoder.pad_id, out.parent / f"{way}-{dtype}-{bits}"
-        )
-        if way == "peft" and dtype == "float16":
-            loaded.free()
-            loaded = maker.for_training()
-            _set_adapter(loaded.model)
-            found["decoding"]["nf4" if bits == 4 else "fp16"] = _decoded(loaded, ids, encoder)
-        loaded.free()
-    from safetensors.torch import save_file
-
-    flat = {f"{setup}{_BORDER}{name}": g.contiguous() for setup, each in gradients.items() for name, g in each.items()}
-    save_file(flat, str(out.with_suffix(".safetensors")))
-    out.write_text(json.dumps(found), encoding="utf-8")
-
-
-def _set_adapter(model: Any) -> None:
-    """Give every LoRA matrix the same numbers whichever way loaded the model: drawn by its name, B not zero."""
-    import torch
-
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-                spread = 0.002 if "lora_B" in name else weight.shape[1] ** -0.5
-                weight.copy_(torch.randn(weight.shape, generator=draw) * spread)
-
-
-def _trained(loaded: Any, rows: list[Any], pad_id: int, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (losses, skipped steps and what ran; the first step's gradients)."""
-    from bench.agreement import RowsInSteps, run_steps
-    from fast_ft.plan.plans import TrainPlan
-
-    steps = [list(range(start, start + ROWS_A_STEP)) for start in range(0, len(rows), ROWS_A_STEP)]
-    plan = TrainPlan(ROWS_A_STEP, backend=loaded.backend)
-    work.mkdir()
-    gradients, log = run_steps(loaded, RowsInSteps(rows, steps), pad_id=pad_id, plan=plan, work_folder=work)
-    core = loaded.model.get_base_model()
-    ran = {
-        "forward_of_a_layer": _name(core.model.layers[0].forward), "forward_of_a_projection":
-        _name(core.model.layers[0].self_attn.q_proj.forward), "attention": core.config._attn_implementation,
-        "weights": type(core.model.layers[0].self_attn.q_proj.base_layer).__name__, "notes": loaded.notes,
-    }  # fmt: skip
-    return {
-        "losses": [each["loss"] for each in log],
-        "skipped": [bool(each["skipped"]) for each in log],
-        "ran": ran,
-    }, gradients
-
-
-def _decoded(loaded: Any, ids: list[list[int]], encoder: Any) -> dict[str, Any]:
-    """Return the share of the engine's greedy tokens that the model itself takes for the likeliest, and what ran."""
-    import torch
-
-    from bench.agreement_decode import teacher_forced
-    from fast_ft.generate.engine.llm_engine import LLMEngine
-    from fast_ft.generate.engine.sequence import Sequence
-    from fast_ft.generate.engine_setup import make_engine
-    from fast_ft.plan.decode_pool import DecodePlan
-    from fast_ft.recipe import schema
-
-    loaded.model.eval()
-    greedy = schema.Generate(do_sample=False, max_new_tokens=NEW_TOKENS)
-    engine = make_engine(loaded, encoder, greedy, DecodePlan(len(ids)), max(map(len, ids)) + NEW_TOKENS)
-    assert isinstance(engine, LLMEngine), "SmolLM2 is of a family with our own decoding"
-    rows = [Sequence(prompt, NEW_TOKENS) for prompt in ids]
-    with torch.inference_mode():
-        list(engine.run(rows))
-    model, graphs = engine.runner.model, engine.runner.graphs
-    product = model.layers[0][1]
-    ran = {"between_products": model.ops.__name__, "planes": model.planes, "few_rows": model.few_rows,
-           "captured": graphs.works, "graphs": graphs.count,
-           "product": _name(getattr(product, "base", product))}  # fmt: skip
-    found = teacher_forced(loaded.model, ids, [row.tokens for row in rows])
-    return found | {"ran": ran, "answers": [encoder.decode(row.tokens) for row in rows[:6]]}
-
-
-def _name(work: Callable[..., Any]) -> str:
-    """Return where a function or an object that is called comes from."""
-    kind = work if hasattr(work, "__qualname__") else type(work)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 if __name__ == "__main__":

@@ -94,18 +94,23 @@ def _init(options: argparse.Namespace) -> int:
 
 def _data(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
-    from fast_ft.cli.tables import print_list, print_row, print_selection, selection_json
+    from fast_ft.cli.row_tables import print_fallen, print_list, print_why
+    from fast_ft.cli.tables import print_row, print_selection, selection_json
     from fast_ft.common.text_safety import harmless
     from fast_ft.data.prepare import select_data
 
     prepared = select_data(recipe)
     if options.json:
-        print(harmless(json.dumps(selection_json(prepared), indent=2, ensure_ascii=False)))
+        print(harmless(json.dumps(selection_json(recipe, prepared), indent=2, ensure_ascii=False)))
         return 0
     if options.stand_in is not None:
         return _stand_in(recipe, prepared, options.stand_in, options.output)
+    if options.why is not None:
+        print_why(recipe, prepared, options.why)
+        return 0
     if options.list:
         print_list(prepared)
+        print_fallen(recipe, prepared)
         return 0
     if options.explore:
         return _explore(recipe, prepared, options.output)

@@ -96,7 +96,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--show", type=whole(0), default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     add("--row", metavar="ID", help="print this selected row")
-    add("--list", action="store_true", help="list the selected rows with their metrics and prompts")
+    add("--list", action="store_true", help="list the selected rows, and those that were passed over, with prompts")
+    add("--why", metavar="ID", help="say of any row what it fell for, or that it is taken")
     _json_options(parser)
     add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
     add(

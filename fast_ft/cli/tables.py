@@ -9,17 +9,19 @@ from fast_ft.common.streams import new_console
 from fast_ft.common.text_safety import harmless, plain
 from fast_ft.common.wording import counted, minutes_between
 from fast_ft.data.contamination import GRAM_WORDS
+from fast_ft.data.curriculum import stage_spreads
 from fast_ft.data.encoding import IGNORE_INDEX
 from fast_ft.data.prepare import PreparedData, SelectedData
+from fast_ft.data.why import fallen
 from fast_ft.recipe.schema import Recipe
 
 
-def selection_json(prepared: SelectedData) -> dict[str, Any]:
-    """Return `data --json`: selected, rows, metrics, contract, leakage, notes.
+def selection_json(recipe: Recipe, prepared: SelectedData) -> dict[str, Any]:
+    """Return `data --json`: selected, stages, rows, metrics, contract, duplicates, passed_over, leakage, notes.
 
     `selected` holds each row's id, stages, prompt and metrics, in training order.
     """
-    stages_of = _stages_of(prepared)
+    stages = stages_of(prepared)
     measured = {row["id"]: row for row in prepared.selection.rows}
     names = sorted({name for row in measured.values() for name in row if name != "id"})
     rows = prepared.rows if isinstance(prepared, PreparedData) else {}
@@ -28,12 +30,13 @@ def selection_json(prepared: SelectedData) -> dict[str, Any]:
         "selected": [
             {
                 "id": each.id,
-                "stages": stages_of[each.id],
+                "stages": stages[each.id],
                 "prompt": each.prompt,
                 "metrics": {name: value for name, value in measured[each.id].items() if name != "id"},
             }
             for each in prepared.examples
         ],
+        "stages": [each._asdict() for each in stage_spreads(recipe.curriculum, prepared.selection, prepared.stages)],
         "rows": {"pool": len(prepared.selection.pool), "selected": len(prepared.examples)},
         "metrics": {name: _summary([measured[e.id].get(name) for e in prepared.examples]) for name in names},
         "contract": {
@@ -43,6 +46,7 @@ def selection_json(prepared: SelectedData) -> dict[str, Any]:
             "supervised_tokens": _summary([r.supervised for r in rows.values()]),
         },
         "duplicates": [pair._asdict() for pair in prepared.selection.duplicates],
+        "passed_over": [row._asdict() for row in fallen(recipe.select, prepared.selection)],
         "leakage": prepared.leakage,
         "notes": prepared.notes,
     }
@@ -53,7 +57,7 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
     from rich.table import Table
 
     console = new_console()
-    content = selection_json(prepared)
+    content = selection_json(recipe, prepared)
     title = f"{content['rows']['selected']} of {content['rows']['pool']:,} rows of {plain(recipe.data.train_name)}"
     console.print(title, markup=False)
     table = Table()
@@ -64,11 +68,14 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
         if summary is not None:
             table.add_row(name, *(f"{summary[key]:g}" for key in ("least", "median", "most")))
     console.print(table)
+    spreads = {each.stage: each for each in stage_spreads(recipe.curriculum, prepared.selection, prepared.stages)}
     for stage in prepared.stages:
         console.print(
             f"stage {stage.name}: {counted(len(stage.examples), 'row')}, {counted(stage.num_train_epochs, 'epoch')}, "
             f"learning rate {stage.learning_rate:g}, {stage.order}"
         )
+        if stage.name in spreads:
+            console.print(f"  {spreads[stage.name].sentence(recipe.curriculum.by)}", markup=False)
     for note in prepared.notes:
         console.print(f"note: {plain(note)}", markup=False)
     if isinstance(prepared, PreparedData):
@@ -82,45 +89,13 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
         print_row(prepared, example.id)
 
 
-def print_list(prepared: SelectedData) -> None:
-    """Print every selected row in a line: its id, its stages, its metrics, and its prompt as far as the width goes."""
-    from rich.cells import cell_len
-    from rich.markup import escape
-    from rich.table import Table
-
-    stages_of, measured = _stages_of(prepared), {row["id"]: row for row in prepared.selection.rows}
-    names = [name for name in next(iter(measured.values()), {}) if name != "id"]
-    headings = ["id", "stages", *(name.replace("_", "\n") for name in names)]
-    rows = [
-        [plain(row.id), plain(", ".join(stages_of[row.id])), *(_measure(measured[row.id].get(name)) for name in names)]
-        for row in prepared.examples
-    ]
-    table, console = Table(), new_console()
-    widths = [
-        max(map(cell_len, [*heading.split("\n"), *cells]))
-        for heading, cells in zip(headings, zip(*rows, strict=True), strict=True)
-    ]
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index > 1 else "left", no_wrap=True)
-    room = console.width - sum(widths) - 3 * len(widths) - 4  # the borders'
-    table.add_column("prompt", no_wrap=True, overflow="ellipsis", width=max(8, room))
-    for cells, row in zip(rows, prepared.examples, strict=True):
-        table.add_row(*map(escape, cells), escape(plain(" ".join(row.prompt.split()))))
-    console.print(table)
-
-
-def _measure(value: Any) -> str:
-    if value is None:
-        return ""
-    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:g}"
-
-
-def _stages_of(prepared: SelectedData) -> dict[str, list[str]]:
-    stages_of: dict[str, list[str]] = {}
+def stages_of(prepared: SelectedData) -> dict[str, list[str]]:
+    """Return the names of each row's stages, by id."""
+    found: dict[str, list[str]] = {}
     for stage in prepared.stages:
         for example in stage.examples:
-            stages_of.setdefault(example.id, []).append(stage.name)
-    return stages_of
+            found.setdefault(example.id, []).append(stage.name)
+    return found
 
 
 def _contamination(hits: int, prompts: int) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted
@@ -11,6 +14,9 @@ from fast_ft.data.examples import Example
 from fast_ft.data.selection import Selection
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import Curriculum, StageSpec, Train
+
+APART = 1.5  #: times that a stage's median should be above the one before it
+FEW = 20  #: words or tokens: medians below are so coarse that a ratio of two says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,60 @@ class Stage:
     num_train_epochs: float
     learning_rate: float
     order: Literal["shuffled", "ascending"]
+
+
+class Spread(NamedTuple):
+    """What the rows that a stage adds have in curriculum.by; overlap: the share of them within the range before.
+
+    A cumulative stage holds the rows of the stages before it too. They say nothing of what it adds.
+    """
+
+    stage: str
+    rows: int
+    least: float
+    median: float
+    most: float
+    overlap: float | None  #: None: there is no former stage
+
+    def sentence(self, metric: str) -> str:
+        """Return it in words."""
+        text = f"{metric}: {self.least:g} to {self.most:g}, median {self.median:g}"
+        if self.overlap is None:
+            return text
+        return (
+            f"{counted(self.rows, 'row')} that no stage before has: {text}; {self.overlap:.0%} within the range before"
+        )
+
+
+def stage_spreads(section: Curriculum, selection: Selection, stages: Sequence[Stage]) -> list[Spread]:
+    """Return range, median and overlap of the rows that each stage adds; nothing without stages in the recipe."""
+    if not section.stages or section.by not in selection.pool.table.column_names:
+        return []
+    by_id = {row["id"]: row[section.by] for row in selection.rows}
+    found: list[Spread] = []
+    seen: set[str] = set()
+    for stage in stages:
+        values = [float(by_id[each.id]) for each in stage.examples if each.id not in seen]  # none is missing
+        seen |= {each.id for each in stage.examples}
+        if not values:
+            continue
+        before = found[-1] if found else None
+        within = None if before is None else statistics.fmean(before.least <= x <= before.most for x in values)
+        found.append(Spread(stage.name, len(values), min(values), statistics.median(values), max(values), within))
+    return found
+
+
+def alike_stages(section: Curriculum, spreads: Sequence[Spread]) -> Iterator[str]:
+    """Yield a warning for each stage that is hardly harder than the one before it: medians under APART times."""
+    if not section.by.endswith(("_words", "_tokens")):  # only counts have a ratio
+        return
+    for one, other in itertools.pairwise(spreads):
+        if one.median >= FEW and other.median < APART * one.median:
+            yield (
+                f"WARNING: curriculum.stages: stages {one.stage} and {other.stage} hardly differ: their medians of "
+                f"{section.by} are {one.median:g} and {other.median:g}, less than {APART:g} times apart. Choose rows "
+                "that spread further (select.strata), or train in one stage."
+            )
 
 
 def metrics_needed(section: Curriculum) -> list[str]:

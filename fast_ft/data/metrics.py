@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from fast_ft.common import words as text_words
 from fast_ft.common.errors import InputError
+from fast_ft.data import asked_length
 from fast_ft.data.examples import Pool
 from fast_ft.recipe.conditions import check_metric
 
@@ -36,7 +37,8 @@ SLICE_ROWS = 8192
 def measure(pool: Pool, names: Iterable[str], token_counter: TokenCounter | None = None) -> Pool:
     """Return the pool with a column for each named metric that it lacks.
 
-    Counts are int64 words or tokens, ends_cleanly is boolean, type_token_ratio float64 in (0, 1]. Raises InputError for
+    Counts are int64 words or tokens, ends_cleanly is boolean, type_token_ratio float64 in (0, 1],
+    length_missed float64 from 0. Raises InputError for
     a token metric without a token_counter.
     """
     table = pool.table
@@ -90,6 +92,15 @@ def _type_token_ratio(table: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array(parts, pa.float64())
 
 
+def _length_missed(table: pa.Table) -> pa.ChunkedArray:
+    """Return by what share each response misses the number of words that its prompt asks for; 0 where none is asked."""
+    asks = pc.match_substring_regex(table["prompt"], pattern=asked_length.MENTIONS)
+    texts = table.select(["prompt", "response"]).filter(asks).to_pylist()
+    shares = pa.array([asked_length.missed(**row) for row in texts], pa.float64())
+    none = pa.repeat(pa.scalar(0.0), table.num_rows)
+    return pa.chunked_array([pc.replace_with_mask(none, pa.array(asks.to_pylist(), pa.bool_()), shares)])
+
+
 def _tokens(pool: Pool, name: str, counter: TokenCounter | None) -> dict[str, pa.Array]:
     if counter is None:
         raise InputError(f"{name}: counting tokens needs a tokenizer: set model.tokenizer to a folder or a hub id.")
@@ -105,4 +116,5 @@ _COMPUTE: dict[str, Callable[[pa.Table], pa.ChunkedArray]] = {
     "conversation_words": lambda table: pc.add(_words(table["prompt"]), _words(table["response"])),
     "ends_cleanly": _ends_cleanly,
     "type_token_ratio": _type_token_ratio,
+    "length_missed": _length_missed,
 }

@@ -188,6 +188,8 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
         measured = list(found.values())
     examples_held_out = held_out.examples if held_out is not None else []
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
+    spreads = curriculum.stage_spreads(recipe.curriculum, chosen, stages)
+    notes += curriculum.alike_stages(recipe.curriculum, spreads)
     examples = _distinct(stages)
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
         raise InputError("\n".join(broken))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,19 +11,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fast_ft.common import seeds
 from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted
-from fast_ft.data.duplicates import ExactDuplicates, Exchange, NearDuplicates
 from fast_ft.data.examples import Example, Pool
 from fast_ft.data.metrics import TokenCounter, measure
+from fast_ft.data.taking import PassedOver, take
 from fast_ft.recipe.conditions import ParsedCondition, check_metric, parse_condition
-from fast_ft.recipe.schema import Select
+from fast_ft.recipe.schema import Reject, Select
 
 _COMPUTE = {">=": pc.greater_equal, "<=": pc.less_equal, ">": pc.greater, "<": pc.less, "==": pc.equal}
 #: Parts of the rows looked at that near-duplicates may be before a warning, and before a stop.
 MANY_NEAR, MOST_NEAR = 0.1, 0.5
-_BLOCK = 256  # rows turned into Python objects at a time while taking
+_KINDS = ("verb", "opening", "topic")  #: what select.diversify limits
 
 
 class Duplicate(NamedTuple):
@@ -39,13 +37,22 @@ class Selection:
     """The rows taken.
 
     pool: all rows, measured. indices: positions in the pool, best rank first. notes: what was dropped and why, and
-    what in the recipe had no effect. duplicates: which rows were skipped as duplicates, and of which rows.
+    what in the recipe had no effect. ranked: the positions of all rows that could be taken, best rank first.
+    passed_over: rows of these that were visited and not taken, and why.
     """
 
     pool: Pool
     indices: list[int]
     notes: list[str]
-    duplicates: list[Duplicate]
+    ranked: list[int]
+    passed_over: list[PassedOver]
+
+    @cached_property
+    def duplicates(self) -> list[Duplicate]:
+        """Which rows were skipped as duplicates, and of which rows."""
+        pairs = [(each.row, each.like) for each in self.passed_over if each.why.endswith("duplicate")]
+        ids = _ids(self.pool, [index for pair in pairs for index in pair if index is not None])
+        return [Duplicate(*pair) for pair in zip(ids[::2], ids[1::2], strict=True)]
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -89,28 +96,38 @@ def select(
         check_metric(name, "select.rank_by")
         if not math.isfinite(weight):
             raise InputError(f"select.rank_by.{name}: {weight} is no weight. Give a finite number.")
-    pool = measure(pool, [*conditions, *section.rank_by, *also_measure], token_counter)
-    if "score" in {*conditions, *section.rank_by} and pool.table["score"].null_count == len(pool):
+    for name in section.strata:
+        check_metric(name, "select.strata")
+    pool = measure(pool, [*conditions, *section.rank_by, *section.strata, *also_measure], token_counter)
+    if "score" in {*conditions, *section.rank_by, *section.strata} and pool.table["score"].null_count == len(pool):
         raise InputError(f"{pool.source}: no row has a score. Take score out of select, or add scores to the rows.")
     notes: list[str] = []
-    ranked = _rank(pool.table, _filter(pool, conditions, notes), section.rank_by, notes)
-    indices, skipped, near = _take(pool, ranked, section, seed)
-    notes += _duplicate_notes(section, len(indices), skipped, near, typed)
-    if section.take and len(indices) < section.take:
-        notes.append(f"select.take: only {counted(len(indices), 'row')} of the {section.take} asked for.")
-    if limit and len(indices) > limit:
+    ranked = _rank(pool.table, _filter(pool, section.reject, conditions, notes), section.rank_by, notes)
+    taken = take(pool, ranked, section, seed)
+    found = Selection(pool, taken.indices, notes, ranked, taken.passed_over)
+    notes += _duplicate_notes(section, len(taken.indices), found.duplicates, taken.near, typed)
+    notes += _kind_notes(found)
+    count = len(taken.indices)
+    if section.take and count < section.take:
+        notes.append(f"select.take: only {counted(count, 'row')} of the {section.take} asked for.")
+    if limit and count > limit:
         raise InputError(
-            f"select leaves {counted(len(indices), 'row')}, where data.max_train_rows allows {limit}. Set select.take."
+            f"select leaves {counted(count, 'row')}, where data.max_train_rows allows {limit}. Set select.take."
         )
-    return Selection(pool, indices, notes, skipped)
+    return found
 
 
-def _filter(pool: Pool, conditions: dict[str, ParsedCondition], notes: list[str]) -> list[int]:
+def _filter(pool: Pool, reject: Reject, conditions: dict[str, ParsedCondition], notes: list[str]) -> list[int]:
     """Return the positions of the rows that have a response and pass all conditions, in file order."""
     mask = pc.not_equal(pool.table["response"], "")
     left = pc.sum(mask).as_py() or 0
     if left < len(pool):
         notes.append(f"{counted(len(pool) - left, 'row')} with an empty response left out.")
+    usable = mask
+    for key, pattern, found in rejections(pool.table, reject):
+        mask, before = pc.and_not(mask, found), left
+        left = pc.sum(mask).as_py() or 0
+        notes.append(f"{key} {pattern!r}: {counted(before - left, 'row')} left out.")
     for name, condition in conditions.items():
         column, before = pool.table[name], left
         absent = pc.sum(pc.and_(mask, pc.is_null(column))).as_py() or 0
@@ -119,8 +136,40 @@ def _filter(pool: Pool, conditions: dict[str, ParsedCondition], notes: list[str]
         unscored = f" ({counted(absent, 'row')} without {name} dropped)" if absent else ""
         notes.append(f"{name} {condition.text}: {left:,} of {counted(before, 'row')} left{unscored}.")
     if not left:
-        raise InputError(f"select.where leaves no row of {pool.source}. {' '.join(notes)} Loosen a condition.")
+        raise InputError(
+            f"select leaves no row of {pool.source}. {' '.join(notes)} Loosen a condition of select.where, or a "
+            "pattern of select.reject."
+            if reject.prompt or reject.response
+            else f"select.where leaves no row of {pool.source}. {' '.join(notes)} Loosen a condition."
+        )
+    notes += _best_scored(pool.table["score"], usable, mask)
     return pc.indices_nonzero(mask).to_pylist()
+
+
+def _best_scored(scores: pa.ChunkedArray, usable: pa.ChunkedArray, mask: pa.ChunkedArray) -> Iterator[str]:
+    """Yield what to say where none of the rows of the best score are left."""
+    best, left = (pc.max(scores.filter(rows)).as_py() for rows in (usable, mask))
+    if best is not None and left is not None and left < best:
+        count = pc.sum(pc.and_(usable, pc.fill_null(pc.equal(scores, best), False))).as_py()
+        rows = "the only row" if count == 1 else f"all {counted(count, 'row')}"
+        yield f"{rows} of the best score, {best:g}, left out by these limits; the best score left is {left:g}."
+
+
+def rejections(table: pa.Table, reject: Reject) -> Iterator[tuple[str, str, pa.ChunkedArray]]:
+    """Yield (key, pattern, boolean column of the rows that hold it). Raises InputError for no regular expression."""
+    for side, patterns in (("prompt", reject.prompt), ("response", reject.response)):
+        for pattern in patterns:
+            key = f"select.reject.{side}"
+            try:
+                yield key, pattern, pc.match_substring_regex(table[side], pattern=pattern, ignore_case=True)
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{key}: {pattern!r} is no regular expression of RE2's: {error}") from None
+
+
+def rejected(table: pa.Table, reject: Reject) -> list[int]:
+    """Return the positions of the rows that a pattern leaves out, in file order."""
+    found = [pc.indices_nonzero(mask).to_pylist() for _, _, mask in rejections(table, reject)]
+    return sorted({index for indices in found for index in indices})
 
 
 def mask_of(column: pa.ChunkedArray, condition: ParsedCondition) -> pa.ChunkedArray:
@@ -151,56 +200,18 @@ def _rank(table: pa.Table, rows: list[int], weights: dict[str, float], notes: li
     return positions.take(order).to_pylist()
 
 
-class _Quotas:
-    """How many more rows each source may give (data.train's `take`)."""
-
-    def __init__(self, pool: Pool, ranked: list[int]) -> None:
-        self._left = [math.inf if source.take is None else source.take for source in pool.sources]
-        self._of: list[int] = []
-        if any(source.take for source in pool.sources):
-            self._of = pool.table["source"].take(pa.array(ranked, pa.int64())).to_pylist()
-
-    def allow(self, place: int) -> bool:
-        """Return whether the source of the row at this place may give it."""
-        return not self._of or self._left[self._of[place]] > 0
-
-    def use(self, place: int) -> None:
-        """Count a row that was taken."""
-        if self._of:
-            self._left[self._of[place]] -= 1
+def _ids(pool: Pool, indices: list[int]) -> list[str]:
+    return pool.table["id"].take(pa.array(indices, pa.int64())).to_pylist()
 
 
-def _take(pool: Pool, ranked: list[int], section: Select, seed: int) -> tuple[list[int], list[Duplicate], int]:
-    """Return the rows taken, in rank order, the duplicates skipped, and how many of these were no exact ones.
-
-    Duplicates are skipped while taking, so that few rows are compared; only near-duplicates need all rows at once.
-    """
-    wanted = section.take or len(ranked)
-    quotas = _Quotas(pool, ranked)
-    near = NearDuplicates(_exchanges(pool, ranked), section.near_duplicate_similarity) if (
-        section.deduplicate == "near") else None  # fmt: skip
-    accepted = near or ExactDuplicates()
-    taken: list[int] = []
-    skipped: list[tuple[int, int]] = []
-    seen: set[int] = set()
-    for places, quota in _visits(len(ranked), wanted, section.method, seed):
-        found = 0
-        for place, row in _lazily(pool, ranked, (place for place in places if place not in seen)):
-            if found == quota or len(taken) == wanted:
-                break
-            seen.add(place)
-            if not quotas.allow(place):
-                continue
-            earlier = None if section.deduplicate == "none" else accepted.add(place, row)
-            if earlier is None:
-                taken.append(place)
-                quotas.use(place)
-                found += 1
-            else:
-                skipped.append((place, earlier))
-    ids = pool.table["id"].take(pa.array([ranked[place] for pair in skipped for place in pair], pa.int64())).to_pylist()
-    pairs = [Duplicate(*pair) for pair in zip(ids[::2], ids[1::2], strict=True)]
-    return [ranked[place] for place in sorted(taken)], pairs, near.by_grams if near else 0
+def _kind_notes(found: Selection) -> Iterator[str]:
+    """Yield what to say of rows that select.diversify kept out."""
+    for kind in _KINDS:
+        out = [each for each in found.passed_over if each.why == kind]
+        if out:
+            ids = _ids(found.pool, [index for each in out[:3] for index in (each.row, each.like) if index is not None])
+            shown = "; ".join(f"{row} (like {like})" for row, like in zip(ids[::2], ids[1::2], strict=True))
+            yield f"select.diversify.{kind}: {counted(len(out), 'row')} passed over: {shown}{'; ...' * bool(out[3:])}."
 
 
 def _duplicate_notes(section: Select, taken: int, skipped: list[Duplicate], near: int, typed: bool) -> Iterator[str]:
@@ -226,30 +237,3 @@ def _duplicate_notes(section: Select, taken: int, skipped: list[Duplicate], near
         f"WARNING: {text}. Look at some of them (data --json lists all pairs); select.deduplicate: exact keeps rows "
         "that only have much in common."
     )
-
-
-def _visits(count: int, wanted: int, method: str, seed: int) -> Iterator[tuple[list[int], int]]:
-    """Yield (places in the ranking, how many of them to accept); the last pair fills what duplicates left open."""
-    everything = list(range(count))
-    if method == "middle":  # from the centre outwards, so that the rows taken are the central ones
-        everything.sort(key=lambda place: abs(2 * place - (count - 1)))
-    elif method == "random":
-        seeds.generator(seed).shuffle(everything)
-    elif method == "stratified" and wanted < count:
-        for stratum in range(wanted):
-            places = list(range(stratum * count // wanted, (stratum + 1) * count // wanted))
-            centre = (places[0] + places[-1]) / 2
-            yield sorted(places, key=lambda place: abs(place - centre)), 1
-    yield everything, wanted
-
-
-def _lazily(pool: Pool, ranked: list[int], places: Iterable[int]) -> Iterator[tuple[int, Exchange]]:
-    """Yield places with their rows; rows become Python objects one block at a time."""
-    places = iter(places)
-    while block := list(itertools.islice(places, _BLOCK)):
-        yield from zip(block, _exchanges(pool, [ranked[place] for place in block]), strict=True)
-
-
-def _exchanges(pool: Pool, rows: list[int]) -> list[Exchange]:
-    table = pool.table.select(["prompt", "response"]).take(pa.array(rows, pa.int64()))
-    return [Exchange(*row) for row in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)]

@@ -22,7 +22,8 @@ def hold_out(
     """Return the rows that may be trained on, the validation rows, and a sentence on both.
 
     Rows of a file are taken as they are. Rows of the training pool are drawn by the seed from those that pass
-    select.where. No row is trained on whose prompt and response fold to those of a validation row. Raises InputError.
+    select.where and select.reject. No row is trained on whose prompt and response fold to those of a validation row.
+    Raises InputError.
     """
     section = data.held_out
     assert section is not None
@@ -30,7 +31,7 @@ def hold_out(
         pool_asked = dataset.load_pool(data.model_copy(update={"train": section.path, "split": section.split}))
         chosen = Select(take=section.take)
     else:
-        pool_asked, chosen = pool, Select(take=section.take, where=select.where)
+        pool_asked, chosen = pool, Select(take=section.take, where=select.where, reject=select.reject)
     method = "top" if section.take is None else "random"
     drawn = selection.select(
         pool_asked, chosen.model_copy(update={"method": method}),

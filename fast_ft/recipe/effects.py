@@ -66,10 +66,26 @@ _RULES = (
         ("select.method=top",),
     ),
     _Rule(
-        ("select.method", "select.rank_by"),
-        "select.take is null and select.deduplicate is none, which takes all rows",
-        lambda recipe: recipe.select.take is None and recipe.select.deduplicate == "none",
+        ("select.method", "select.rank_by", "select.strata"),
+        "select.take is null and nothing is skipped, which takes all rows",
+        lambda recipe: (
+            recipe.select.take is None
+            and recipe.select.deduplicate == "none"
+            and all(getattr(recipe.select.diversify, kind) is None for kind in ("verb", "opening", "topic"))
+        ),
         ("select.take=100",),
+    ),
+    _Rule(
+        ("select.strata",),
+        "select.method is not stratified",
+        lambda recipe: recipe.select.method != "stratified",
+        ("select.method=stratified",),
+    ),
+    _Rule(
+        ("select.diversify.topic_similarity",),
+        "select.diversify.topic is null",
+        lambda recipe: recipe.select.diversify.topic is None,
+        ("select.diversify.topic=2",),
     ),
     _Rule(
         ("select.near_duplicate_similarity",),
@@ -235,7 +251,8 @@ def _written(recipe: Recipe, key: str) -> bool:
         if (section := getattr(section, part)) is None:
             return False
     assert isinstance(section, Section)
-    value, default = getattr(section, name), type(section).model_fields[name].default
+    field, value = type(section).model_fields[name], getattr(section, name)
+    default = field.get_default(call_default_factory=True)
     if name not in section.model_fields_set:
         return False
     # A section with every key in it was written out by `sweep` or `submit`: nobody chose its defaults.

@@ -38,7 +38,9 @@ lora.r lora.lora_alpha lora.lora_dropout lora.target_modules lora.use_rslora lor
 data.max_train_rows data.train_on data.overlong data.unencodable data.exclude
 data.split data.validation data.columns.messages data.columns.prompt data.columns.response data.columns.system
 data.columns.context data.columns.id data.columns.score train.eval_steps train.load_best
-select.where select.rank_by select.method select.take select.deduplicate select.near_duplicate_similarity
+select.where select.rank_by select.reject.prompt select.reject.response select.method select.strata select.take
+select.deduplicate select.near_duplicate_similarity
+select.diversify.verb select.diversify.opening select.diversify.topic select.diversify.topic_similarity
 curriculum.by curriculum.cumulative curriculum.carry.optimizer curriculum.carry.schedule
 curriculum.stages.name curriculum.stages.upto curriculum.stages.where curriculum.stages.num_train_epochs
 curriculum.stages.learning_rate curriculum.stages.order

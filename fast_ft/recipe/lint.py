@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fast_ft.common.errors import InputError, nearest
+from fast_ft.common.errors import nearest
 from fast_ft.common.folders import expanded
 from fast_ft.common.wording import counted
 from fast_ft.hub.families import context_length
-from fast_ft.recipe import effects, lint_adapter, lora_kinds, policy_ntu_hw5
-from fast_ft.recipe.conditions import parse_condition
-from fast_ft.recipe.schema import METRICS, Condition, Data, Recipe
+from fast_ft.recipe import effects, lint_adapter, lint_selection, lora_kinds
+from fast_ft.recipe.schema import Data, Recipe
 from fast_ft.recipe.steps import epoch_steps, stage_steps, warmup_steps
 
 PLACEHOLDERS = ("recipe", "digest8")  #: what output_dir may hold in braces
@@ -33,27 +31,11 @@ class Problem(NamedTuple):
 def lint(recipe: Recipe) -> tuple[list[Problem], list[Problem]]:
     """Return (errors, warnings): an error is a run that fails or does not do what the recipe says."""
     errors = [
-        *_selection(recipe), *_stages(recipe), *_warmup(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe),
+        *(Problem(*each) for each in lint_selection.problems(recipe)), *_stages(recipe),
+        *_warmup(recipe), *_steps(recipe), *_context(recipe), *_batch(recipe),
         *(Problem(*each) for each in lint_adapter.problems(recipe)), *_paths(recipe),
     ]  # fmt: skip
     return errors, list(_warnings(recipe))
-
-
-def _selection(recipe: Recipe) -> Iterator[Problem]:
-    select, curriculum = recipe.select, recipe.curriculum
-    yield from _conditions("select.where", select.where)
-    for metric in select.rank_by:
-        yield from _metric(f"select.rank_by.{metric}", metric)
-    yield from _metric("curriculum.by", curriculum.by)
-    allowed = policy_ntu_hw5.max_train_rows(recipe)
-    if (
-        select.take
-        and allowed
-        and select.take > allowed
-        and not (recipe.rules and select.take > policy_ntu_hw5.MAX_ROWS)
-    ):
-        text = f"select.take: {counted(select.take, 'row')}, where data.max_train_rows allows {allowed}: lower one"
-        yield Problem(f"{text} or raise the other", ("select.take", "data.max_train_rows"))
 
 
 def _stages(recipe: Recipe) -> Iterator[Problem]:
@@ -69,7 +51,7 @@ def _stages(recipe: Recipe) -> Iterator[Problem]:
             text = f"{path}.name: {stage.name!r} is the name of {names[stage.name]} too; stages need names of their own"
             yield Problem(text, (f"{path}.name",))
         names.setdefault(stage.name, path)
-        yield from _conditions(f"{path}.where", stage.where or {})
+        yield from (Problem(*each) for each in lint_selection.conditions(f"{path}.where", stage.where or {}))
         if stage.upto is not None:
             if stage.upto < before or (stage.upto == before and not recipe.curriculum.cumulative):
                 text = f"{path}.upto: {stage.upto:g} comes after {before:g}; stages go from easy to all: let upto rise"
@@ -201,7 +183,7 @@ def _warnings(recipe: Recipe) -> Iterator[Problem]:
     if recipe.model.backend == "auto" and (kind := lora_kinds.unknown("fused", recipe.lora)):
         text = f"{kind.key}: our own blocks do not know {kind.name}; Unsloth or PEFT trains it, more slowly"
         yield Problem(text, (kind.key, "model.backend"))
-    if not select.rank_by and select.method in ("middle", "stratified"):
+    if not select.rank_by and (select.method == "middle" or (select.method == "stratified" and not select.strata)):
         text = f"select.method: {select.method} of the file's order, since select.rank_by names no metric"
         yield Problem(text, ("select.method", "select.rank_by"))
     for metric, weight in select.rank_by.items():
@@ -236,27 +218,6 @@ def _never(recipe: Recipe) -> Iterator[Problem]:
         text = f"train.save_steps: step {train.save_steps} never comes, since {where} has at most "
         text += counted(longest, "step")
         yield Problem(f"{text}; there will be checkpoints at stage ends only", ("train.save_steps",))
-
-
-def _conditions(path: str, where: dict[str, Condition]) -> Iterator[Problem]:
-    for metric, condition in where.items():
-        key = f"{path}.{metric}"
-        if metric not in METRICS:
-            yield from _metric(key, metric)
-        elif (metric == "ends_cleanly") != isinstance(condition, bool):
-            takes = "true or false" if metric == "ends_cleanly" else 'a number, ">= 4.5" or "150..450"'
-            yield Problem(f"{key}: {json.dumps(condition)} is not allowed; it takes {takes}", (key,))
-        elif isinstance(condition, str):
-            try:
-                parse_condition(condition)
-            except InputError as error:
-                yield Problem(f"{key}: {error}", (key,))
-
-
-def _metric(key: str, metric: str) -> Iterator[Problem]:
-    if metric not in METRICS:
-        hint = nearest(metric, METRICS) or f"; there are {', '.join(METRICS)}"
-        yield Problem(f"{key}: unknown metric {metric!r}{hint}", (key,))
 
 
 def unknown_placeholder(output_dir: str) -> str | None:

@@ -24,7 +24,7 @@ Condition = bool | float | str
 METRICS = (
     "conversation_words", "prompt_words", "response_words",
     "conversation_tokens", "prompt_tokens", "response_tokens",
-    "score", "ends_cleanly", "type_token_ratio",
+    "score", "ends_cleanly", "type_token_ratio", "length_missed",
 )  # fmt: skip
 
 
@@ -199,6 +199,32 @@ class Data(Section):
         return " + ".join(PurePath(each.path).name for each in self.sources)
 
 
+class Reject(Section):
+    """Texts that no row taken holds: regular expressions (RE2's), found anywhere in a text, case ignored."""
+
+    prompt: tuple[str, ...] = Field(default=(), description="Patterns of prompts whose rows are left out.")
+    response: tuple[str, ...] = Field(default=(), description="Patterns of responses whose rows are left out.")
+
+
+class Diversify(Section):
+    """How many rows of one kind are taken at most. The kinds come from the rows' own texts; null: no limit."""
+
+    verb: Count | None = Field(
+        default=None,
+        description="Most rows whose prompts begin with the same word, which in most instructions is the verb.",
+    )
+    opening: Count | None = Field(
+        default=None, description="Most rows whose responses begin with the same three words."
+    )
+    topic: Count | None = Field(
+        default=None, description="Most rows of one topic: rows that have many of their rare words in common."
+    )
+    topic_similarity: Share = Field(
+        default=0.2,
+        description="Cosine similarity of tf-idf weighted words from which a row is of the topic of a row before it.",
+    )
+
+
 class Select(Section):
     """Which rows are taken: `where` filters, `rank_by` orders, `method` and `take` pick, duplicates go."""
 
@@ -210,10 +236,16 @@ class Select(Section):
         description="One metric, or a weighted sum of z-scores over the rows that `where` "
         "left. The highest come first; a negative weight turns a metric round. Ties keep file order.",
     )
+    reject: Reject = Reject()
     method: Literal["top", "middle", "stratified", "random"] = Field(
         default="top",
-        description="top: the first ranks; middle: the central ones; stratified: evenly over all ranks; "
-        "random: drawn with the recipe's seed.",
+        description="top: the first ranks; middle: the central ones; stratified: evenly over all ranks, or over "
+        "`strata`; random: drawn with the recipe's seed.",
+    )
+    strata: dict[str, Count | tuple[float, ...]] = Field(
+        default_factory=dict,
+        description="stratified: {metric: borders}, or a number of parts with equally many rows. Several metrics make "
+        "cells. Each cell gives as many rows as the others while it has some, its best ranks first.",
     )
     take: Count | None = Field(default=None, description="How many rows; null: all that are left.")
     deduplicate: Literal["none", "exact", "near"] = Field(
@@ -224,6 +256,7 @@ class Select(Section):
     near_duplicate_similarity: Share = Field(
         default=0.6, description="Jaccard similarity of word 5-gram sets; a gram that many rows hold does not count."
     )
+    diversify: Diversify = Diversify()
 
 
 class StageSpec(Section):

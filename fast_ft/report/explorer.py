@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from fast_ft.common.errors import InputError
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import PreparedData, SelectedData
-from fast_ft.data.selection import select
+from fast_ft.data.selection import rejected, select
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe, Select
 from fast_ft.report.data_map import Group, points
@@ -33,6 +33,7 @@ def explore_page(recipe: Recipe, prepared: SelectedData, live: bool = False) -> 
     explore = {
         "select": recipe.model_dump(mode="json")["select"],
         "taken": chosen.indices,
+        "rejected": rejected(chosen.pool.table, recipe.select.reject),  # whatever the sliders say
         "limit": policy_ntu_hw5.max_train_rows(recipe),
         # How many rows each file of several may give is known to `select` alone.
         "quotas": any(source.take for source in chosen.pool.sources),

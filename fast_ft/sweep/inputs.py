@@ -46,13 +46,26 @@ def of_trial(recipe: Recipe) -> dict[str, str]:
 
 
 def training_digest(recipe: Recipe, prepared: PreparedData) -> str:
-    """Return the digest of what makes an adapter: base, rows and their order, adapter, training, seed."""
+    """Return the digest of what makes an adapter: base, rows and their order, adapter, training, seed.
+
+    Validation rows make it only where the adapter of the least validation loss is kept.
+    """
     tree = resolved(recipe)
     train = {key: value for key, value in tree["train"].items() if key not in ("report_to", "save_steps", "capture")}
     stages = [[stage.name, stage.order, stage.learning_rate, stage.num_train_epochs, [e.digest for e in stage.examples]]
               for stage in prepared.stages]  # fmt: skip
     folder = download.model_folder(recipe.model.name_or_path, recipe.model.revision)
-    content = [tree["model"], str(folder), tree["lora"], train, tree["curriculum"]["carry"], recipe.seed, stages]
+    held_out = [example.digest for example in prepared.held_out] if recipe.train.load_best else []
+    content = [
+        tree["model"],
+        str(folder),
+        tree["lora"],
+        train,
+        tree["curriculum"]["carry"],
+        recipe.seed,
+        stages,
+        held_out,
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

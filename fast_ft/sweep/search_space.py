@@ -31,6 +31,7 @@ FIXED = (
     "data.exclude",
 )
 MOST_POINTS = 10_000  #: of a grid
+_MAPPINGS = ("select.where.", "select.rank_by.", "select.strata.")  #: mappings that are values: any metric may be a key
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _check_key(recipe: Recipe, key: str) -> None:
     for part in key.split("."):
         if isinstance(parent, list) and part.isdigit() and int(part) < len(parent):
             parent = parent[int(part)]
-        elif isinstance(parent, dict) and (part in parent or key.startswith(("select.where.", "select.rank_by."))):
+        elif isinstance(parent, dict) and (part in parent or key.startswith(_MAPPINGS)):
             parent = parent.get(part)
         else:
             known = parent if isinstance(parent, dict) else []
@@ -190,7 +191,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
             at[part] = {}
         at = at[int(part)] if isinstance(at, list) else at[part]
     name: Any = int(last) if isinstance(at, list) else last
-    free = key in ("select.where", "select.rank_by")  # mappings that are values
+    free = f"{key}." in _MAPPINGS
     if isinstance(value, dict) and not free and not isinstance(at, list) and isinstance(at.get(name), dict):
         at[name] = at[name] | copy.deepcopy(value)
     else:

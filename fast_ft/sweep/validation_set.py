@@ -31,7 +31,7 @@ def draw(recipe: Recipe) -> list[Example]:
     assert search is not None
     encoder = encoding.load_encoder(recipe.model)
     pool, _ = contamination.without_excluded(mixing.load_pool(recipe.data), recipe.data.exclude)
-    section = Select(where={**recipe.select.where, **search.where}, deduplicate="none")
+    section = Select(where={**recipe.select.where, **search.where}, reject=recipe.select.reject, deduplicate="none")
     found = selection.select(pool, section, seed=recipe.seed, limit=None, token_counter=encoder.count_pool)
     different = {contamination.text_digest(example.prompt): example for example in reversed(found.examples)}
     fitting = {

@@ -131,6 +131,7 @@ def test_a_run_on_a_small_model_becomes_figures(
     assert wide["tokens"] == narrow["tokens"] == 6 * 24
     assert narrow["bytes_a_cell"] < wide["bytes_a_cell"]
     assert refilled["tokens"] == still["tokens"] == shrinking["tokens"] == pytest.approx(6 * 8, abs=3)
+    assert max(each["steps"] for each in (refilled, still, shrinking)) < 60, "answers end at their forced lengths"
     assert refilled["cells_read"] == still["cells_read"] == shrinking["cells_read"], "the same work"
     assert set(figures_of(made)) >= {
         "decode.cpu.tokens_per_s", "decode.cpu.vs_generate", "decode.cpu.mixed_over_fixed", "decode.cpu.refill_gain",

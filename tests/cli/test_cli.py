@@ -264,6 +264,28 @@ def test_data_list_has_a_line_for_each_selected_row(
     assert all(row["id"] in line and "…" in line for line, row in zip(lines[-17:-1], selected, strict=True))
 
 
+def test_data_tells_what_rows_fell_for(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(recipe_file())
+    assert main(["data", path, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["selected"][0]["id"]
+    assert main(["data", path, "--why", first]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"row {first}\nprompt: ") and "taken, as one of 16 rows" in said
+    assert "none of" in refused(capsys, "data", path, "--why", "r999")
+    words = ["select.diversify.verb=3"]
+    assert main(["data", path, "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    over = found["passed_over"][0]
+    assert over["why"] == "verb" and over["like"] in [row["id"] for row in found["selected"]]
+    assert main(["data", path, "--list", *words]) == 0
+    said = capsys.readouterr().out
+    assert "that passed select.where and fell for something else" in said
+    assert re.search(rf"│ {over['id']} +│ verb +│ +{over['like']} │", said)
+    assert main(["data", path, "--why", over["id"], *words]) == 0
+    said = capsys.readouterr().out
+    assert "passed over: select.diversify.verb: " in said and f"the first {over['like']}\n" in said
+
+
 def test_data_row_shows_one_row_or_the_nearest_id(
     recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from fast_ft.common.errors import InputError
-from fast_ft.data.curriculum import build_stages, metrics_needed
+from fast_ft.data.curriculum import alike_stages, build_stages, metrics_needed, stage_spreads
 from fast_ft.data.examples import Pool
 from fast_ft.data.selection import select
 from fast_ft.recipe.schema import Curriculum, Select, Train
@@ -107,3 +107,38 @@ def test_the_limit_counts_distinct_rows_over_all_stages():
     assert len(stages(section(*specs), limit=4)) == 2
     with pytest.raises(InputError, match=r"4 rows over all stages, where data\.max_train_rows allows 3"):
         stages(section(*specs), limit=3)
+
+
+def spread(section, lengths):
+    """The spreads of stages over rows of these many words, and what is said of them."""
+    found = stages(section, lengths)
+    rows = [{"id": str(length), "response_words": length} for length in lengths]
+
+    class Rows:
+        pool = Pool(pa.table({"response_words": list(lengths)}), "rows.json", "0")
+
+    Rows.rows = rows
+    spreads = stage_spreads(section, Rows, found)
+    return spreads, list(alike_stages(section, spreads))
+
+
+def test_a_stage_is_described_by_the_rows_that_it_adds():
+    specs = ("easy", {"upto": 0.5}), ("all", {"upto": 1.0})
+    for cumulative in (True, False):
+        (easy, all_), said = spread(section(*specs, cumulative=cumulative), (30, 40, 50, 60, 70, 100))
+        assert tuple(easy) == ("easy", 3, 30, 40, 50, None) and tuple(all_) == ("all", 3, 60, 70, 100, 0.0)
+        assert said == []
+    assert all_.sentence("response_words") == (
+        "3 rows that no stage before has: response_words: 60 to 100, median 70; 0% within the range before"
+    )
+    _, said = spread(section(*specs), (30, 40, 50, 51, 52, 53))
+    assert len(said) == 1 and said[0].startswith("WARNING: curriculum.stages: stages easy and all hardly differ")
+    assert "are 40 and 52, less than 1.5 times apart" in said[0]
+    assert spread(section(*specs), (1, 2, 3, 4, 5, 6))[1] == [], "a few words say nothing of how hard a row is"
+    specs = ("a", {"where": {"response_words": "30..60"}}), ("b", {"where": {"response_words": "40..100"}})
+    (_, other), _ = spread(section(*specs, cumulative=False), (30, 40, 60, 100))
+    assert other.rows == 1 and other.overlap == 0.0
+
+
+def test_a_recipe_with_one_stage_has_no_spreads():
+    assert spread(Curriculum(), (30, 40))[0] == []

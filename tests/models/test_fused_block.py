@@ -16,6 +16,7 @@ from fast_ft.models import packed_attention, weight_layout
 from fast_ft.models.fused_block import block, dispatch, ops_torch
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
+from fast_ft.models.packed_attention import PackedRows
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes
@@ -201,3 +202,40 @@ def test_the_start_up_check_covers_attention(
     assert block.check(torch.zeros(1), shape) is None
     monkeypatch.setattr(packed_attention, name, wrong)
     assert reason in (block.check(torch.zeros(1), shape) or "")
+
+
+def test_the_residual_stream_is_rounded_as_seldom_as_pefts(tiny: Path, tmp_path: Path) -> None:
+    """A stream's huge numbers carry the rounding of a whole pass: once more in each layer, and losses drift apart."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=transformers.AutoConfig.from_pretrained(str(tiny)).vocab_size,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = transformers.LlamaForCausalLM(config).bfloat16()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(500)  # far larger than what a layer adds
+    model.save_pretrained(tmp_path)
+    for file in tiny.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    ids_1T, positions_1T = torch.randint(300, 2000, (1, 256)), torch.arange(256)[None]
+
+    def hidden(dtype: str, *, fused: bool = False) -> torch.Tensor:
+        """Return the last hidden states through our blocks or PEFT's layers."""
+        section = schema.Model(name_or_path=str(tmp_path), load_in_4bit=False, max_length=256, dtype=dtype)
+        made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
+        with torch.no_grad():
+            for name, weight in made.model.named_parameters():
+                if "lora_B" in name:
+                    weight.copy_(torch.linspace(-0.1, 0.1, weight.numel()).view(weight.shape))
+        assert not fused or block.install(made.model, made.patches) is None
+        core, packed = made.model.get_base_model(), PackedRows(torch.tensor([0, 256], dtype=torch.int32), 256)
+        half = dtype == "bfloat16"
+        in_16_bits, row_by_row = torch.autocast("cpu", enabled=half), packed_attention.packed_pass(core.config, packed)
+        with torch.no_grad(), in_16_bits, row_by_row:
+            return core.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0].float()
+
+    exact = hidden("float32")
+    ours, pefts = ((hidden("bfloat16", fused=fused) - exact).square().mean().sqrt() for fused in (True, False))
+    assert ours < 1.1 * pefts

@@ -48,20 +48,23 @@ def test_ci_says_at_its_end_that_there_was_no_browser(tmp_path: Path) -> None:
     tools.mkdir()
     for name in ("bash", "dirname", "timeout", "tail", "mktemp", "nice"):
         (tools / name).symlink_to(shutil.which(name) or "")
-    for name, words in {"make": "echo make $1", "id": "echo 1000"}.items():
+    make = 'echo make "$@"; if [ "$*" = "$BROKEN" ]; then exit 3; fi'
+    for name, words in {"make": make, "id": "echo 1000"}.items():
         (tools / name).write_text(f"#!{tools}/bash\n{words}\n")
         (tools / name).chmod(0o755)
 
-    def ci() -> subprocess.CompletedProcess[str]:
+    def ci(broken: str = "nothing") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(tools / "bash"), str(tmp_path / ".ci" / "run")],
             capture_output=True,
             text=True,
-            env={"PATH": str(tools)},
+            env={"PATH": str(tools), "BROKEN": broken},
         )
 
     done = ci()
-    assert done.returncode == 0 and "make test\n" in done.stdout
+    assert done.returncode == 0 and "make test\n" in done.stdout and "make --silent wheel-test\n" in done.stdout
     assert "THE BROWSER TESTS DID NOT RUN" in done.stderr
     (tools / "chromedriver").symlink_to(tools / "make")
     assert ci().stderr == ""
+    for broken, status in {"test": 3, "--silent wheel-test": 3, "--silent newest": 0, "--silent audit": 0}.items():
+        assert ci(broken).returncode == status, broken

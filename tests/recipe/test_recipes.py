@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fast_ft.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
-HOMEWORK = ["simple", "medium", "strong", "strong-flat"]
+HOMEWORK = ["simple", "medium", "strong", "strong-2025", "strong-flat"]
 
 
 def load(name: str) -> Recipe:
@@ -57,16 +58,18 @@ def test_homework_recipes_keep_the_rules_and_find_the_cloned_files(name: str) ->
         "data/fastchat_alpaca_52k",
         "data/test_set_evol_instruct_150.json",
     )
-    assert recipe.model.template == "llama-2" and recipe.lora.lora_dropout == 0.0
+    assert recipe.model.template == ("llama-3.1" if name == "simple" else "llama-2")
+    assert recipe.lora.lora_dropout == 0.0
     assert (recipe.budget.train_minutes, recipe.budget.generate_minutes) == (None, None), "no clock cuts them"
 
 
 @pytest.mark.parametrize(
     ("name", "r", "alpha", "rate", "warmup", "steps", "temperature", "new_tokens", "neftune"),
     [
-        ("simple", 8, 16, 2e-4, 10, [13], 1.5, 100, None),
+        ("simple", 16, 16, 2e-4, 10, [26], 1.5, 100, None),
         ("medium", 16, 32, 2e-4, 5, [65], 0.7, 1024, None),
         ("strong", 16, 32, 1.5e-4, 10, [10, 169], 0.7, 1024, 5),
+        ("strong-2025", 16, 32, 1.5e-4, 10, [10, 169], 0.7, 1024, 5),
         ("strong-flat", 16, 32, 1.5e-4, 10, [179], 0.7, 1024, 5),
     ],
 )
@@ -90,10 +93,23 @@ def test_the_control_differs_from_strong_in_stages_only() -> None:
     assert strong == flat
 
 
-def test_medium_and_strong_differ_in_the_floor_of_their_selection() -> None:
-    medium, strong = load("medium").select, load("strong").select
-    assert medium.where["response_words"] == "60..450" and strong.where["response_words"] == "150..450"
-    assert medium.model_copy(update={"where": {}}) == strong.model_copy(update={"where": {}})
+def test_strong_2025_differs_from_strong_in_its_selection_only() -> None:
+    strong, before = resolved(load("strong")), resolved(load("strong-2025"))
+    now, then = strong.pop("select"), before.pop("select")
+    assert strong == before
+    assert (then["where"]["response_words"], now["where"]["response_words"]) == ("150..450", "60..450")
+    assert not any(then["diversify"][kind] for kind in ("verb", "opening", "topic")) and now["diversify"]["topic"] == 1
+
+
+@pytest.mark.parametrize("name", HOMEWORK)
+def test_a_header_says_that_the_test_prompts_are_no_reason(name: str) -> None:
+    text = " ".join(header(name).replace("#", " ").split())
+    assert re.search(r"No count, keyword, topic or kind of the test prompts is a reason\b", text)
+
+
+def test_medium_and_strong_keep_out_the_same_texts() -> None:
+    assert load("medium").select.reject == load("strong").select.reject != load("strong-2025").select.reject
+    assert load("medium").select.rank_by.keys() == {"score", "response_words"}
 
 
 def test_the_quickstart_needs_no_gpu_and_no_network() -> None:

@@ -26,7 +26,7 @@ from fast_ft.report.data_map import NO_GROUP, Group, points
 from fast_ft.report.html import STATIC, page, table
 from fast_ft.report.run_data import Run, read_run
 from fast_ft.report.run_names import named
-from fast_ft.report.server import make_server
+from fast_ft.report.server import PageServer
 from fast_ft.report.write import write_comparison, write_report
 from fast_ft.run.artifacts import Scores
 from tests.helpers.report_pages import EVIL, big_pool, made_run, recipe_file, training_rows
@@ -174,7 +174,8 @@ def test_the_command_line_writes_reports_and_maps(tmp_path: Path, capsys: pytest
 
 
 def test_the_server_answers_on_this_machine_by_its_name_only() -> None:
-    server, address = make_server("<p>rows</p>")
+    server = PageServer("<p>rows</p>")
+    address = server.address
     Thread(target=server.serve_forever, daemon=True).start()
 
     def get(url: str, host: str | None = None, **headers: str) -> tuple[int, bytes]:
@@ -327,7 +328,8 @@ def test_each_run_has_one_colour_in_tables_curves_answers_and_map(tmp_path: Path
 
 
 def test_the_server_answers_questions_of_its_own_page_only() -> None:
-    server, address = make_server("<p>rows</p>", lambda asked: {"asked": asked})
+    server = PageServer("<p>rows</p>", lambda asked: {"asked": asked})
+    address = server.address
     here = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, daemon=True).start()
 

@@ -15,13 +15,13 @@ import yaml
 
 from fast_ft.data.dataset import load_pool
 from fast_ft.data.prepare import prepare
-from fast_ft.data.selection import select
+from fast_ft.data.selection import rejected, select
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Data, Select
 from fast_ft.report.data_map import Group, points
 from fast_ft.report.explorer import answer, explore_page
 from fast_ft.report.html import page
-from fast_ft.report.server import make_server
+from fast_ft.report.server import PageServer
 from fast_ft.report.watch import watch_page, watcher
 from fast_ft.report.write import write_comparison, write_report
 from tests.helpers.parts import REAL, needs_real_data
@@ -368,7 +368,8 @@ def test_the_yaml_can_be_pasted(browser: Browser, explorer: tuple[str, Path]) ->
 
 def served(content: str, answered: Any) -> Iterator[str]:
     """Serve a page on this machine's loopback, and yield its address."""
-    server, address = make_server(content, answered)
+    server = PageServer(content, answered)
+    address = server.address
     Thread(target=server.serve_forever, daemon=True).start()
     SERVED.append(address)
     yield address
@@ -442,6 +443,47 @@ def test_a_served_page_takes_what_select_takes_near_duplicates_and_random_draws_
         change(browser, "at least response words", "5000")
         browser.wait("document.querySelector('#exactness').textContent.includes('leaves no row')")
         assert browser.js("return fastFt.explorer.taken") == []
+
+
+def test_rejected_rows_strata_and_kinds_are_selects_own_in_a_file_and_on_a_served_page(
+    browser: Browser, tmp_path: Path
+) -> None:
+    section = {
+        "where": {"response_words": ">= 3"}, "rank_by": {"score": 1.0}, "take": 40, "deduplicate": "none",
+        "reject": {"prompt": ["KARAN"], "response": [r"\blo\w+ lo"]},
+    }  # fmt: skip
+    limits = {"method": "stratified", "strata": {"response_words": [10, 20]}, "diversify": {"verb": 9, "topic": 3}}
+    for more in ({}, limits):
+        loaded = loader.load_recipe(
+            recipe_file(tmp_path / f"r{len(more)}", training_rows(300), select=section | more), []
+        )
+        prepared = prepare(loaded)
+        pool, taken = prepared.selection.pool, prepared.selection.indices
+        (tmp_path / "map.html").write_text(explore_page(loaded, prepared), encoding="utf-8")
+        browser.open((tmp_path / "map.html").as_uri())
+        assert browser.js("return fastFt.explorer.taken") == taken
+        shown = yaml.safe_load(browser.js("return document.querySelector('#yaml').textContent"))["select"]
+        assert Select(**shown) == loaded.select
+        change(browser, "at least response words", "6")
+        says = "document.querySelector('#exactness').textContent"
+        shown["where"]["response_words"] = ">= 6"
+        expected = select(pool, Select(**shown), seed=loaded.seed, limit=None).indices
+        assert expected != taken
+        if not more:
+            browser.wait(f"{says}.includes('a run with these settings')")
+            assert browser.js("return fastFt.explorer.taken") == expected, "the page leaves out what a pattern finds"
+            assert browser.js("return fastFt.explorer.rejected") and set(
+                browser.js("return fastFt.explorer.rejected")
+            ) == set(rejected(pool.table, loaded.select.reject))
+            continue
+        browser.wait(f"{says}.includes('About these rows')")
+        assert "of each of its strata" in browser.js(f"return {says}")
+        assert "of a verb, an opening or a topic" in browser.js(f"return {says}")
+        for address in served(explore_page(loaded, prepared, live=True), answer(loaded, prepared)):
+            browser.open(address)
+            change(browser, "at least response words", "6")
+            browser.wait(f"{says}.includes('a run with these settings')")
+            assert browser.js("return fastFt.explorer.taken") == expected
 
 
 def test_the_rows_taken_are_listed_with_their_prompts_best_rank_first(

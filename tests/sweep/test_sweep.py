@@ -373,6 +373,18 @@ def test_a_decoding_only_change_trains_nothing_again(swept: tuple[Path, Path, In
     assert sum(task.trained is not None for task in pool.tasks) == 3  # the two, and the best's answers
 
 
+@pytest.mark.parametrize("load_best", [True, False])
+def test_validation_rows_make_an_adapter_only_where_the_best_weights_are_kept(
+    recipe_file: RecipeFactory, load_best: bool
+) -> None:
+    recipe = load_recipe(recipe_file({"data.validation": {"take": 4}, "train.load_best": load_best}))
+    prepared = prepare(recipe)
+    fewer = replace(prepared, held_out=prepared.held_out[:3])
+    assert len(prepared.held_out) == 4
+    same = inputs.training_digest(recipe, prepared) == inputs.training_digest(recipe, fewer)
+    assert same is not load_best
+
+
 def test_a_trial_is_what_its_recipe_gives_in_a_process_of_its_own(
     swept: tuple[Path, Path, InlineWorker], tmp_path: Path
 ) -> None:

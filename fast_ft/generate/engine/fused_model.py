@@ -19,7 +19,7 @@ from torch.nn.functional import rms_norm
 
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch
+from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch, packed_linear
 from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora, ranks_of
 from fast_ft.hub.families import TARGET_MODULES, FamilySpec
@@ -65,7 +65,11 @@ class FusedModel:
             # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
             self._space = torch.empty(workspace_mib * 2**19, dtype=self.dtype, device=self.device)
         self._take_kernels(core, tuple(step_rows), kv_bits, wanted=kernels and self.device.type == "cuda")
+        self._packs = packed_linear.serves(core)
         with torch.no_grad():
+            self._multiply_by_head: Linear = self.head
+            if self._packs:
+                self._multiply_by_head = packed_linear.PackedLinear(self.head.weight, self.head.bias, self.head)
             self.layers = [self._layer(layer) for layer in core.model.layers]
             norms = [self._head_norms(layer) for layer in core.model.layers] if self.family.qk_norms else []
         self._norms_ND: list[Tensor] = norms
@@ -110,7 +114,7 @@ class FusedModel:
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
         """Return fp32 logits, TV."""
-        return self.head(hidden_TE).float()
+        return self._multiply_by_head(hidden_TE).float()
 
     def _normed(self, index: int, qkv: Tensor) -> Tensor:
         """Return a layer's q, k and v with the norms over q's and k's heads, where the family has them.
@@ -143,6 +147,8 @@ class FusedModel:
             assert self._space is not None
             assert self._way is not None
             return nf4_linear.InRegisters(self._way, modules, bases, self.dtype, self._space)
+        if self._packs:
+            return packed_linear.PackedProduct(modules, bases)
         if all(type(base).__name__ == "Linear" for base in bases):
             base: Linear = dense(bases)
         elif not all(base.weight.is_cuda and hasattr(base.weight, "quant_state") for base in bases):

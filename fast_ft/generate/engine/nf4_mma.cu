@@ -120,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
   };
 
   aim();
-#pragma unroll
+#pragma unroll 1
   for (int slot = 0; slot < STAGES - 1; slot++) fetch(slot);
   for (int byte = thread; byte < 256; byte += THREADS) {  // a byte's first code is its high half
     const u32 two = CODES[byte / 16] | (u32)CODES[byte % 16] << 16;
@@ -246,20 +246,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
     if (group != 0) return;
     const u32 owner = ((tile * chunks + 1) * blocks - 1) / all;  // of the tile's first chunk
     const int part = blockIdx.x - owner, n0 = tile * TILE + along * 16 * G + 4 * r;
+    const long long to = ((long long)part * rows + 2 * c) * N + n0, step = (long long)N;
+    if (parts == 1) {
+      u16 *y = (u16 *)out + to;
 #pragma unroll
-    for (int t = 0; t < MT; t++)
+      for (int t = 0; t < MT; t++, y += 8 * step)
 #pragma unroll
-      for (int e = 0; e < 2; e++) {
-        const int m = 8 * t + 2 * c + e;
-        const long long to = ((long long)part * rows + m) * N + n0;
+        for (int e = 0; e < 2; e++)
 #pragma unroll
-        for (int g = 0; g < G; g += 2) {
-          if (m >= rows || n0 + 16 * g >= N) continue;
-          const float a = sum[g][t][e], b = sum[g][t][e + 2], c = sum[g + 1][t][e], d = sum[g + 1][t][e + 2];
-          if (parts == 1) *(uint2 *)((u16 *)out + to + 16 * g) = make_uint2(rounded(a, b), rounded(c, d));
-          else *(float4 *)((float *)out + to + 16 * g) = make_float4(a, b, c, d);
-        }
-      }
+          for (int g = 0; g < G; g += 2)
+            if (8 * t + 2 * c + e < rows && n0 + 16 * g < N)
+              *(uint2 *)(y + e * step + 16 * g) = make_uint2(rounded(sum[g][t][e], sum[g][t][e + 2]),
+                                                             rounded(sum[g + 1][t][e], sum[g + 1][t][e + 2]));
+    } else {
+      float *y = (float *)out + to;
+#pragma unroll
+      for (int t = 0; t < MT; t++, y += 8 * step)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+#pragma unroll
+          for (int g = 0; g < G; g += 2)
+            if (8 * t + 2 * c + e < rows && n0 + 16 * g < N)
+              *(float4 *)(y + e * step + 16 * g) = make_float4(sum[g][t][e], sum[g][t][e + 2], sum[g + 1][t][e], sum[g + 1][t][e + 2]);
+    }
     for (int empty = part + 1; is_last && empty < parts; empty++)  // parts that this tile has not
       for (int m = c; m < rows; m += 4)
         for (int g = 0; g < G && n0 + 16 * g < N; g += 2)

@@ -32,7 +32,7 @@ def source(tiles: int) -> str:
 
 
 def size_for(rows: int) -> int:
-    """Return the eights of rows of the smallest kernel that takes so many rows."""
+    """Return the eights of rows of the smallest kernel that takes these rows."""
     return next(size for size in _SIZES if 8 * size >= rows)
 
 

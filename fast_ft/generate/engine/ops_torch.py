@@ -92,8 +92,14 @@ def paged_attention(
             dequantised(part, torch.stack([side_by_side(each) for each in of_part]), q_SHD.dtype)
             for part, of_part in zip((k_SCGD, v_SCGD), scales, strict=True)
         )
-    for part in (k_SCGD, v_SCGD):  # what a cell held before must not count, not even as 0 * NaN
-        part.masked_fill_(hidden_SC[..., None, None], 0.0)
+    for part_SCGD in (k_SCGD, v_SCGD):  # what a cell held before must not count, not even as 0 * NaN
+        if part_SCGD.is_cuda:
+            part_SCGD.masked_fill_(hidden_SC[..., None, None], 0.0)
+            continue
+        for part_CGD, length in zip(part_SCGD, length_S.tolist(), strict=True):  # faster there than a mask
+            part_CGD[length + 1 :].zero_()
+            if window is not None:
+                part_CGD[: max(0, length + 1 - window)].zero_()
     mixed_SE = _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
     return _with_first(mixed_SE, first)
 

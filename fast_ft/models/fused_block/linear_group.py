@@ -64,16 +64,21 @@ class LinearGroup:
     def forward(
         self, x_TE: Tensor, lora: Sequence[Tensor], add_TN: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return (y_TN, with `add_TN` added to it; the tensors that the backward pass needs as `kept`)."""
+        """Return (y_TN, with `add_TN` added to it; the tensors that the backward pass needs as `kept`).
+
+        `add_TN` comes last: a residual stream's few huge numbers are rounded once, not before the LoRA and after it.
+        """
         a_RE = torch.cat([a.to(self.dtype) for a in lora[::2]]) * self.scaling  # here alone: it scales B's side too
         bs = [b.to(self.dtype) for b in lora[1::2]]
         weight_NE = self._weights()
-        y_TN = x_TE @ weight_NE.t() if add_TN is None else torch.addmm(add_TN, x_TE, weight_NE.t())
+        y_TN = x_TE @ weight_NE.t()
         if self.bias_N is not None:
             y_TN += self.bias_N
         xa_TR = x_TE @ a_RE.t()
         for y_Tn, xa_Tr, b_nr in zip(y_TN.split(self.widths, 1), xa_TR.split(_ranks(bs), 1), bs, strict=True):
             y_Tn.addmm_(xa_Tr, b_nr.t())
+        if add_TN is not None:
+            y_TN += add_TN
         return y_TN, (a_RE, xa_TR, *bs)
 
     def input_gradient(self, grad_TN: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,10 @@ function writeCondition(name, { low, high, lowOpen, highOpen }) {
   return low === high ? `== ${low}` : `${low}..${high}`;
 }
 
-/** Which rows pass `where`: 1 or 0 for each; a missing value never passes, nor an empty response. */
-function passing(rows, where) {
+/** Which rows pass `where`: 1 or 0 for each; a missing value never passes, nor an empty response, nor a rejected row. */
+function passing(rows, where, rejected) {
   const passes = new Uint8Array(rows.length).fill(1), words = rows.columns.response_words;
+  for (const i of rejected) passes[i] = 0;
   for (let i = 0; i < passes.length; i++) if (words[i] === 0) passes[i] = 0;
   for (const [name, { low, high, lowOpen, highOpen }] of Object.entries(where)) {
     if (low === -Infinity && high === Infinity) continue;
@@ -69,8 +70,8 @@ function ranked(rows, left, weights) {
 }
 
 /** {passes, taken}: taken are positions in rank order. method: top, middle or stratified, as in the recipe. */
-function choose(rows, { where, rank_by, take, method }) {
-  const passes = passing(rows, where), left = [];
+function choose(rows, { where, rank_by, take, method, rejected = [] }) {
+  const passes = passing(rows, where, rejected), left = [];
   for (let i = 0; i < passes.length; i++) if (passes[i]) left.push(i);
   const order = ranked(rows, left, rank_by), n = order.length, wanted = Math.min(take ?? n, n);
   let places = Array.from(order.keys());
@@ -88,8 +89,8 @@ function choose(rows, { where, rank_by, take, method }) {
 const LISTED = 100; // taken rows in the list, before a button shows more
 
 class Explorer {
-  constructor(root, rows, view, { select, taken, limit, quotas }, live) {
-    Object.assign(this, { rows, map: view.map, view, select, limit, quotas, live, own: taken, shown: LISTED, asked: 0 });
+  constructor(root, rows, view, { select, taken, limit, quotas, rejected }, live) {
+    Object.assign(this, { rows, map: view.map, view, select, limit, quotas, rejected, live, own: taken, shown: LISTED, asked: 0 });
     this.build(root);
     this.reset();
   }
@@ -213,9 +214,9 @@ class Explorer {
 
   update() {
     const own = this.setting() === this.start;
-    const found = choose(this.rows, { where: this.where, rank_by: this.rank_by, take: this.take, method: this.select.method });
+    const found = choose(this.rows, { where: this.where, rank_by: this.rank_by, take: this.take, method: this.select.method, rejected: this.rejected });
     const whole = Object.keys({ ...this.select.where, ...this.select.rank_by }).every((name) => name in this.rows.columns);
-    const exact = whole && !this.quotas && this.select.deduplicate === "none" && this.select.method !== "random";
+    const exact = whole && !this.quotas && this.select.deduplicate === "none" && this.select.method !== "random" && !this.kinds() && !this.cells();
     this.passes = found.passes;
     this.yaml.textContent = this.text();
     if (own) this.settle(this.own, "These are the rows that a run of this recipe takes.");
@@ -224,11 +225,18 @@ class Explorer {
     if (own || exact) this.asked++; // an answer that is still on its way is no longer wanted
   }
 
+  /** Whether the recipe limits the rows of a kind, which `select` alone finds in their texts. */
+  kinds() { const { verb, opening, topic } = this.select.diversify; return Boolean(verb || opening || topic); }
+
+  /** Whether the recipe takes rows from cells of metrics. */
+  cells() { return this.select.method === "stratified" && Object.keys(this.select.strata).length > 0; }
+
   /** What a page in a file cannot know of other settings. */
   warning(whole) {
     const unknown = [
       this.select.deduplicate === "none" ? "" : `leaves out ${this.select.deduplicate === "near" ? "near-duplicates" : "duplicates"} and fills up with the next rows`,
-      this.select.method === "random" ? "draws at random" : "", whole ? "" : "uses metrics that this page does not hold",
+      this.select.method === "random" ? "draws at random" : "", this.cells() ? "takes as many rows of each of its strata" : "",
+      this.kinds() ? "takes no more rows of a verb, an opening or a topic than the recipe allows" : "", whole ? "" : "uses metrics that this page does not hold",
       this.quotas ? "takes no more rows of a file than the recipe allows" : "",
     ].filter(Boolean).join(", ");
     return `About these rows: a run also ${unknown}, which this file cannot. \`data RECIPE --explore\` without --output shows the exact rows.`;
@@ -281,11 +289,13 @@ class Explorer {
   }
 
   text() {
-    const { where, rank_by, take, method, deduplicate, near_duplicate_similarity } = this.section();
+    const { where, rank_by, reject, strata, diversify, take, method, deduplicate, near_duplicate_similarity } = this.section();
     const say = (value) => (typeof value === "string" && !/^(true|false)$/.test(value) ? `"${value}"` : String(value));
     const conditions = Object.entries(where).map(([name, value]) => `${name}: ${say(value)}`);
     const ranks = Object.entries(rank_by).map(([name, weight]) => `${name}: ${Number.isInteger(weight) ? weight + ".0" : weight}`);
     const near = deduplicate === "near" ? `\n  near_duplicate_similarity: ${near_duplicate_similarity}` : "";
-    return `select:\n  where: {${conditions.join(", ")}}\n  rank_by: {${ranks.join(", ")}}\n  method: ${method}\n  take: ${take ?? "null"}\n  deduplicate: ${deduplicate}${near}\n`;
+    const json = (name, section, shown) => (shown ? `\n  ${name}: ${JSON.stringify(section)}` : ""); // JSON is YAML too
+    const more = json("reject", reject, reject.prompt.length + reject.response.length) + json("strata", strata, this.cells()) + json("diversify", diversify, this.kinds());
+    return `select:\n  where: {${conditions.join(", ")}}\n  rank_by: {${ranks.join(", ")}}\n  method: ${method}\n  take: ${take ?? "null"}\n  deduplicate: ${deduplicate}${near}${more}\n`;
   }
 }
