@@ -97,7 +97,7 @@ class LoaderBase(ABC):
 
     def _loaded(self, model: PeftModel, patches: ModelPatches | None = None) -> LoadedModel:
         source = self.section.tokenizer or self.section.name_or_path
-        tokenizer = _tokenizer(download.tokenizer_folder(source, self.section.revision))
+        tokenizer = open_tokenizer(download.tokenizer_folder(source, self.section.revision))
         if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
             others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
             tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
@@ -107,18 +107,22 @@ class LoaderBase(ABC):
         )
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return transformers' tokenizer of a folder.
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return transformers' tokenizer of a folder, of the class that its tokenizer_config.json names.
 
-    AutoTokenizer goes by the model_type of some families, whatever the folder's files say; where these ask for the
-    plain tokenizer over tokenizer.json, it is that.
+    AutoTokenizer goes by the model_type of some families, whatever the folder's files say. A Mistral with nothing but
+    SentencePiece's tokenizer.model gets other ids from it than from LlamaTokenizer, which such a folder asks for.
     """
     import transformers
 
     path = folder / "tokenizer_config.json"
     named = untrusted_files.json_object(path).get("tokenizer_class") if path.is_file() else None
-    plain = named in ("PreTrainedTokenizerFast", "TokenizersBackend") and (folder / "tokenizer.json").is_file()
-    kind: Any = transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+    kind: Any = transformers.AutoTokenizer
+    if (folder / "tokenizer.json").is_file():
+        if named in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+            kind = transformers.PreTrainedTokenizerFast
+    elif named in ("LlamaTokenizer", "LlamaTokenizerFast"):
+        kind = transformers.LlamaTokenizer
     return kind.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, padding_side="right")
 
 
