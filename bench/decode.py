@@ -9,6 +9,7 @@ With --results FILE the raw samples are kept there; `python -m bench --adopt FIL
     mixed    answers as long as Alpaca's long ones (mean 250, up to 1,024): refill; and the pool in batches, each to
              its end, in steps that stay as wide and in steps that shrink with what is left
     long     every prompt with 1,024 new tokens, from a 16-bit cache and from one of 8 bits
+    steady   steps in the middle of such answers, from both caches
     products the 4-bit products of one step, 64 rows
     before   `fixed` by the checkout at --against
     unsloth  Unsloth, prompt by prompt, on every tenth prompt, in a process of its own

@@ -49,10 +49,14 @@ def _whole_card(
         found[f"{card}.gain"] = (round(fixed / before, 2), "times the older checkout's rate, same call")
     if each := done.get("products"):
         found[f"{card}.products_ms"] = (each[-1]["milliseconds"], f"ms, products of a step of {each[-1]['rows']} rows")
-    kinds = {each["kv_cache"]: each["tokens"] / each["seconds"] for each in done.get("long", [])}
-    if len(kinds) == 2:
-        unit = "times the rate with a 16-bit cache, 1,024 new tokens"
-        found[f"{card}.long_gain"] = (round(kinds["8bit"] / kinds["16bit"], 2), unit)
+    for measured, name, what in (
+        ("long", "long_gain", "150 x 1,024 new tokens"),
+        ("steady", "long_gain_steady", "steps in the middle of 1,024 new tokens"),
+    ):
+        kinds = {each["kv_cache"]: each["tokens"] / each["seconds"] for each in done.get(measured, [])}
+        if len(kinds) == 2:
+            unit = f"times the rate with a 16-bit cache, {what}"
+            found[f"{card}.{name}"] = (round(kinds["8bit"] / kinds["16bit"], 2), unit)
     runs = [each for each in done.get("mixed", []) if each["refill"]]
     mixed = {(each["refill"], each["shrinks"]): each["tokens"] / each["seconds"] for each in done.get("mixed", [])
              if not each.get("draw")}  # fmt: skip

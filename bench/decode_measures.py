@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from bench import decode_long
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
 from bench.decode_subject import Subject
 from bench.timed import TimedEngine, plain_generate, step_bytes
@@ -63,7 +64,7 @@ def fixed(subject: Subject) -> Iterator[dict[str, Any]]:
     def _once(slots: int | None, workspace: int) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(slots, limit, workspace)
-        return _timed(subject, pool, [Sequence(row, limit, key=index) for index, row in enumerate(subject.ids)])
+        return timed(subject, pool, [Sequence(row, limit, key=index) for index, row in enumerate(subject.ids)])
 
     for workspace in subject.workspaces:
         for slots in subject.slots:
@@ -81,28 +82,13 @@ def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
         pool = subject.pool(None, LONGEST, subject.workspaces[0])
         rows = [Sequence(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
         pool.forced.update(zip(rows, lengths, strict=True))  # the scheduler holds this very dictionary
-        return _timed(subject, pool, rows, refill, shrinks)
+        return timed(subject, pool, rows, refill, shrinks)
 
     for draw in range(subject.options.draws):
         lengths = _lengths(subject, draw)
         for refill, shrinks in ((True, True), (False, False), (False, True))[: 1 if draw else 3]:
             named = {"refill": refill, "shrinks": shrinks, "draw": draw, "mean_length": sum(lengths) / len(lengths)}
             yield named | subject.with_room(_once, lengths, refill, shrinks)
-
-
-def long(subject: Subject) -> Iterator[dict[str, Any]]:
-    """Yield a run of all prompts with answers of full length, from a 16-bit cache and from one of 8 bits."""
-
-    def _once(kv_cache: str) -> dict[str, Any]:
-        reset_peak()
-        pool = subject.pool(None, LONGEST, subject.workspaces[0], kv_cache=kv_cache)
-        list(pool.run([Sequence(row, 3) for row in subject.ids[:40]]))  # kernels are compiled, shapes captured
-        pool.restart_clocks()
-        rows = [Sequence(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
-        return _timed(subject, pool, rows)
-
-    for kv_cache in ("16bit", "8bit"):
-        yield {"kv_cache": kv_cache} | subject.with_room(_once, kv_cache)
 
 
 def products(subject: Subject) -> Iterator[dict[str, Any]]:
@@ -195,10 +181,10 @@ def unsloth(subject: Subject) -> Iterator[dict[str, Any]]:
 
 
 MEASURES = {"steps": steps, "check": check, "fixed": fixed, "plain": plain, "mixed": mixed, "unsloth": unsloth,
-            "long": long, "products": products, "before": before}  # fmt: skip
+            "long": decode_long.long, "steady": decode_long.steady, "products": products, "before": before}  # fmt: skip
 
 
-def _timed(
+def timed(
     subject: Subject, pool: TimedEngine, rows: list[Sequence], refill: bool = True, shrinks: bool = True
 ) -> dict[str, Any]:
     """Run rows, all of them or in batches of the pool's slots. Batches that do not shrink keep their first shape."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import decode, decode_figures, decode_measures
+from bench import decode, decode_figures, decode_long, decode_measures
 from bench.__main__ import figures_of
 from bench.decode_subject import Subject
 from fast_ft.generate.engine.cuda_graphs import Graphs
@@ -42,6 +42,8 @@ def test_figures_follow_from_the_samples() -> None:
         {"name": "mixed", "refill": True, "shrinks": True, "draw": 1, "tokens": 900, "seconds": 0.25},
         {"name": "unsloth", "tokens": 100, "seconds": 4.0}, {"name": "steps", "ms_a_step": 3},
         {"name": "before", **RUN, "seconds": 0.5}, {"name": "products", "rows": 64, "milliseconds": 2.5},
+        {"name": "steady", "kv_cache": "16bit", "tokens": 900, "seconds": 0.6},
+        {"name": "steady", "kv_cache": "8bit", "tokens": 900, "seconds": 0.3},
         {"name": "long", "kv_cache": "16bit", "tokens": 900, "seconds": 0.6},
         {"name": "long", "kv_cache": "8bit", "tokens": 900, "seconds": 0.4},
     )  # fmt: skip
@@ -56,6 +58,7 @@ def test_figures_follow_from_the_samples() -> None:
         "decode.h200.gain": 2.0,
         "decode.h200.products_ms": 2.5,
         "decode.h200.long_gain": 1.5,
+        "decode.h200.long_gain_steady": 2.0,
         "decode.h200.refill_gain": 2.0,
         "decode.h200.refill_gain_shrinking": 1.5,
     }
@@ -109,18 +112,19 @@ def test_a_run_on_a_small_model_becomes_figures(
     prompts.write_text(json.dumps([{"id": str(i), "instruction": "word " * (3 + i)} for i in range(6)]))
     arguments = [
         "--base", str(base), "--prompts", str(prompts), "--results", str(tmp_path / "out.json"), "--random",
-        "--draws", "2", "--only", "fixed,plain,mixed,unsloth,long,products",
+        "--draws", "2", "--only", "fixed,plain,mixed,unsloth,long,steady,products",
         "--limit", "4", "--repeat", "2", "--batches", "3,6", "--cap", "0",
         "--dtype", "float32",
     ]  # fmt: skip
     monkeypatch.setattr(decode_measures, "MEAN", 8)
     monkeypatch.setattr(decode_measures, "LONGEST", 24)
+    monkeypatch.setattr(decode_long, "LONG", 48)
     monkeypatch.setattr(sys, "argv", ["bench.decode", *arguments])
     assert decode.main() == 0
     made = json.loads((tmp_path / "out.json").read_text())
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert made["measurements"] == lines
-    names = [*["fixed"] * 2, *["plain"] * 2, *["mixed"] * 4, "unsloth", *["long"] * 2, "products"]
+    names = [*["fixed"] * 2, *["plain"] * 2, *["mixed"] * 4, "unsloth", *["long"] * 2, *["steady"] * 2, "products"]
     assert [each["name"] for each in lines] == names
     fixed = lines[0]
     assert fixed["tokens"] == 24 and fixed["cells_read"] == sum(4 * n + 6 for n in made["settings"]["prompt_tokens"])
@@ -128,7 +132,7 @@ def test_a_run_on_a_small_model_becomes_figures(
     refilled, still, shrinking, other = (each for each in lines if each["name"] == "mixed")
     assert (refilled["draw"], other["draw"]) == (0, 1)
     wide, narrow = (each for each in lines if each["name"] == "long")
-    assert wide["tokens"] == narrow["tokens"] == 6 * 24
+    assert wide["tokens"] == narrow["tokens"] == 6 * 48
     assert narrow["bytes_a_cell"] < wide["bytes_a_cell"]
     assert refilled["tokens"] == still["tokens"] == shrinking["tokens"] == pytest.approx(6 * 8, abs=3)
     assert max(each["steps"] for each in (refilled, still, shrinking)) < 60, "answers end at their forced lengths"
