@@ -13,10 +13,10 @@ Parts, for --only:
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
 
 Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
-step), bench.host_memory, bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep,
-bench.pocket, bench.quickstart, bench.smollm, bench.decode_cpu, bench.decode_kv (an 8-bit cache on a real model),
-bench.real (three ways on a real model, or ways of choosing rows). Raw samples hold card, date and commit; --adopt makes
-figures of them.
+step), bench.former (against a former commit), bench.host_share (a step's profile), bench.host_memory,
+bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep, bench.pocket,
+bench.quickstart, bench.smollm, bench.decode_cpu, bench.decode_kv (an 8-bit cache on a real model), bench.real (three
+ways on a real model, or ways of choosing rows). Raw samples hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.
@@ -44,8 +44,10 @@ from bench import (
     emulation,
     export_cost,
     figures,
+    former,
     headers,
     host_memory,
+    host_share,
     machine,
     plan_checks,
     pocket,
@@ -221,7 +223,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
         "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
         "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
-        "decode-kv": decode_kv.headline,
+        "decode-kv": decode_kv.headline, "former": former.figures, "host_share": host_share.figures,
         "real": real.headline, "smollm": smollm.headline, "export": export_cost.figures,
         "choices": choices_figures.headline,
     }  # fmt: skip

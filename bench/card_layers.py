@@ -28,9 +28,9 @@ class KeptWatch(Watch):
         self._keep = keep
 
     def logged(self, loss: float, grad_norm: float) -> None:
-        """Add loss and gradient norm to the last step, and keep all steps; no step's seconds hold the writing."""
+        """Record a step, and keep all steps; the card computes the next one meanwhile."""
         super().logged(loss, grad_norm)
-        self._pause(lambda: self._keep("steps", self.steps))
+        self._keep("steps", self.steps)
 
 
 def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend: str, started: float) -> None:
@@ -58,6 +58,7 @@ def measure(scale: Scale, keep: Callable[[str, Any], None], work: Path, backend:
     keep("tokens_per_step", sum(len(row.input_ids) for row in rows))
     ours.train(session, watch)
     watch.finish()
+    keep("steps", watch.steps)
     keep("gradient", {key: watch.gradient[key] for key in ("step", "sketch") if key in watch.gradient})
     keep("stamps", watch.stamps)
 

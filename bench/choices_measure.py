@@ -73,6 +73,7 @@ def measure(call: Call) -> dict[str, Any]:
         raise RuntimeError((call.samples / "0.log").read_text(encoding="utf-8")[-3000:])
     command = "python -m bench.real --base models/smollm2-135m-instruct.gguf --train ROWS --held-out OTHER_ROWS"
     result = {"kind": "choices", **machine.stamp(command), "processes": call.processes, "runs": runs}
+    result["commit"] = "; ".join(dict.fromkeys(str(run["commit"]) for run in runs))  # calls may be of several
     write_text(call.target or figures.RESULTS / f"choices-{machine.slug_of(result)}.json", text_of(result))
     seconds = time.time() - started
     new = [run for run in runs if run["at"] >= started]

@@ -110,7 +110,8 @@ class Worker:
         return {
             "choice": choice.name, "seed": seed, "steps": len(losses), "losses": [round(x, 5) for x in losses],
             "rows": ids, "nats": nats, "answers": answers,
-            "at": round(time.time(), 1), "seconds": {name: round(x, 2) for name, x in watch.seconds().items()},
+            "commit": machine.commit(), "at": round(time.time(), 1),
+            "seconds": {name: round(x, 2) for name, x in watch.seconds().items()},
         }  # fmt: skip
 
     def _train(self, loaded: Any, recipe: schema.Recipe, jobs: list[Any]) -> list[float]:

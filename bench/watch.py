@@ -1,6 +1,8 @@
 """What a way of training does, seen from outside: the same callback on every trainer.
 
-Seconds are between the ends of optimizer steps, the GPU waited for. What the watching itself takes is left out.
+A step has ended when its trainer knows its numbers: Trainer waits for them right after the step, ours while it computes
+the next one. Seconds are between these ends. Watching waits for nothing, but for the first step and its gradients, and
+what that takes is left out. What the steps trained on is described at the end.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class Watch:
         self._started = started  # time.monotonic() of the parent: one clock for all processes of a machine
         self._paused = self._last = 0.0
         self._inputs: list[tuple[Tensor, Tensor]] = []
+        self._launched: list[tuple[bool, list[tuple[Tensor, Tensor]]]] = []  # steps that have not yet ended
+        self._ended: list[list[tuple[Tensor, Tensor]]] = []  # what each step trained on
         self.stamps: dict[str, float] = {}
         self.steps: list[dict[str, Any]] = []
         self.gradient: dict[str, Any] = {}
@@ -72,22 +76,34 @@ class Watch:
         if not self.gradient:
             self._pause(lambda: self._take_gradients(model))
 
-    def step_ended(self, *, skipped: bool) -> None:
-        """Record a step's seconds and what it trained on. A skipped step is one that fp16's loss scale gave up."""
-        _wait()
-        now = self._now()
-        if not self.steps:
-            self.stamp("first_step_end")
-        self.steps.append({"seconds": round(now - self._last, 5), "skipped": skipped})
-        self._last = now
-        self._pause(self._describe_inputs)
+    @property
+    def launched(self) -> int:
+        """How many steps were launched so far."""
+        return len(self.steps) + len(self._launched)
+
+    def step_launched(self, *, skipped: bool) -> None:
+        """Note that a step was launched, and on what. A skipped step is one that fp16's loss scale gave up."""
+        self._launched.append((skipped, self._inputs))
+        self._inputs = []
 
     def logged(self, loss: float, grad_norm: float) -> None:
-        """Add loss (nats per token) and gradient norm to the last step."""
-        self.steps[-1] |= {"loss": _number(loss), "grad_norm": _number(grad_norm)}
+        """Record the seconds of the oldest launched step, whose loss (nats per token) and gradient norm are known."""
+        skipped, inputs = self._launched.pop(0)
+        if not self.steps:
+            _wait()
+            self.stamp("first_step_end")
+        now = self._now()
+        facts = {"skipped": skipped or not math.isfinite(float(grad_norm))}
+        numbers = {"loss": _number(loss), "grad_norm": _number(grad_norm)}
+        self.steps.append({"seconds": round(now - self._last, 5), **facts, **numbers})
+        self._ended.append(inputs)
+        self._last = now
 
     def finish(self) -> None:
-        """Reduce the gradients to a sketch; after training, since it takes a second."""
+        """Describe what the steps trained on, and reduce the gradients to a sketch: both take their time."""
+        for step, inputs in zip(self.steps, self._ended, strict=False):
+            step |= described(inputs)
+        self._ended.clear()
         if self._gradients:
             self.gradient |= {
                 "sketch": sketch(self._gradients),
@@ -117,16 +133,17 @@ class Watch:
             self._gradients = found
             self.gradient = {"step": len(self.steps) + 1}
 
-    def _describe_inputs(self) -> None:
-        pairs = [pair for tokens, targets in self._inputs for pair in trained_pairs(tokens, targets)]
-        self.steps[-1] |= {
-            "supervised_tokens": len(pairs),
-            "positions": sum(tokens.numel() for tokens, _ in self._inputs),
-            "passes": len(self._inputs),
-            "flat": all(tokens.dim() == 1 or tokens.shape[0] == 1 for tokens, _ in self._inputs),
-            "digest": digest(pairs),
-        }
-        self._inputs.clear()
+
+def described(inputs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Return what a step's batches hold, each a pair of tokens and targets as `Watch.saw` takes them."""
+    pairs = [pair for tokens, targets in inputs for pair in trained_pairs(tokens, targets)]
+    return {
+        "supervised_tokens": len(pairs),
+        "positions": sum(tokens.numel() for tokens, _ in inputs),
+        "passes": len(inputs),
+        "flat": all(tokens.dim() == 1 or tokens.shape[0] == 1 for tokens, _ in inputs),
+        "digest": digest(pairs),
+    }
 
 
 def trained_pairs(tokens_BT: Tensor, targets_BT: Tensor) -> list[int]:

@@ -14,7 +14,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 class Observer(Protocol):
     """What is told of a trainer's steps: bench.watch.Watch."""
 
-    steps: list[dict[str, Any]]
+    @property
+    def launched(self) -> int:
+        """How many steps were launched."""
 
     def train_began(self) -> None:
         """Training begins."""
@@ -25,11 +27,11 @@ class Observer(Protocol):
     def gradients_are_there(self, model: nn.Module) -> None:
         """The gradients of a step are complete, and the optimizer has not yet used them."""
 
-    def step_ended(self, *, skipped: bool) -> None:
-        """An optimizer step has ended."""
+    def step_launched(self, *, skipped: bool) -> None:
+        """An optimizer step was launched, or done."""
 
     def logged(self, loss: float, grad_norm: float) -> None:
-        """The trainer logged the last step's loss, in nats per token, and gradient norm."""
+        """The oldest launched step has ended with this loss, in nats per token, and gradient norm."""
 
 
 class WatchCallback(TrainerCallback):
@@ -50,10 +52,13 @@ class WatchCallback(TrainerCallback):
         """Look at the gradients, before the optimizer uses them."""
         self.watch.gradients_are_there(self.trainer.model)
 
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Note the step. Our trainer may log it in its own on_step_end, or after the next one."""
+        self.watch.step_launched(skipped=bool(self.trainer.accelerator.optimizer_step_was_skipped))
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Record the step, and stop the trainer after the last one."""
-        self.watch.step_ended(skipped=bool(self.trainer.accelerator.optimizer_step_was_skipped))
-        control.should_training_stop |= len(self.watch.steps) >= self.stop_after
+        """Stop the trainer after the last step."""
+        control.should_training_stop |= self.watch.launched >= self.stop_after
 
     def on_log(
         self,
@@ -63,6 +68,6 @@ class WatchCallback(TrainerCallback):
         logs: dict[str, Any],
         **_: Any,
     ) -> None:
-        """Add loss and gradient norm to the last step; the log at the end of training has no gradient norm."""
+        """Record a step that has ended; the log at the end of training has no gradient norm."""
         if "grad_norm" in logs:
             self.watch.logged(logs["loss"], logs["grad_norm"])

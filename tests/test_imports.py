@@ -19,8 +19,12 @@ ROOMS = [
 HEAVY = {"torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets", "accelerate"}
 #: Rooms that `pipeline` imports late: torch may stand at the top of their modules.
 ENGINES = ("train.", "generate.engine.", "models.fused_block.")
-#: Modules that are imported in functions only, after a model was loaded (and with it unsloth, where that is used).
-LATE_MODULES = {"train.sft_trainer": {"torch", "datasets", "transformers", "trl"}}
+#: Modules that are imported in functions only, after a loader was made (and with it unsloth, where that is used).
+LATE_MODULES = {
+    "train.sft_trainer": {"torch", "datasets", "transformers", "trl"},
+    "train.sft_settings": {"torch", "trl"},
+    "train.adamw_8bit": {"bitsandbytes"},
+}
 #: Rooms and modules that answer without any heavy library, in functions too, but for those named.
 LIGHT = {"hub": set(), "recipe": set(), "run": set(), "judge": set(), "report": set(), "homework": set()}
 

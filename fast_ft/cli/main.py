@@ -15,7 +15,7 @@ from fast_ft.cli import commands, run_commands
 from fast_ft.cli.arguments import is_override, parse
 from fast_ft.cli.commands import LOADING
 from fast_ft.cli.parser import build_parser
-from fast_ft.common import environment, out_of_memory, process_group, signals, streams
+from fast_ft.common import environment, garbage, out_of_memory, process_group, signals, streams
 from fast_ft.common.console import note
 from fast_ft.common.errors import BudgetMissed, InputError, nearest
 from fast_ft.common.folders import PACKAGE
@@ -33,6 +33,7 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 
 def own_process() -> int:
     """Run the command line of a process that is there for it alone: signals and tracebacks are set up too."""
+    garbage.seldom()
     redact_tracebacks()
     if not environment.launched():  # of several processes, the first may be saving for all
         signals.end_in_time()

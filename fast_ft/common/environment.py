@@ -8,6 +8,7 @@ Set, unless the user has set them:
 | a model is about to be loaded (`for_libraries`) | UNSLOTH_DISABLE_STATISTICS, TOKENIZERS_PARALLELISM, \
 TRANSFORMERS_VERBOSITY, PYTORCH_CUDA_ALLOC_CONF |
 | a recipe asks for the same bits each time (`for_determinism`) | CUBLAS_WORKSPACE_CONFIG |
+| bitsandbytes is imported (`without_compiler`) | TORCHDYNAMO_DISABLE |
 | several processes train (`for_process`) | CUDA_VISIBLE_DEVICES, TORCH_CPP_LOG_LEVEL |
 | in all but the first of these (`without_progress_bars`) | TQDM_DISABLE |
 | a sweep starts workers (`during`) | CUDA_VISIBLE_DEVICES or OMP_NUM_THREADS and MKL_NUM_THREADS, OMP_WAIT_POLICY |
@@ -87,6 +88,14 @@ def for_process(local_rank: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = seen[local_rank] if local_rank < len(seen) else seen[-1]
 
 
+def without_compiler() -> contextlib.AbstractContextManager[None]:
+    """Let torch.compile do nothing within, for libraries that call it as they are imported.
+
+    bitsandbytes does so for functions that a card never calls; that loads the whole compiler, for a second or two.
+    """
+    return during({"TORCHDYNAMO_DISABLE": os.environ.get("TORCHDYNAMO_DISABLE", "1")})
+
+
 def without_progress_bars() -> None:
     """Let libraries draw no bars: the first process of a training draws them."""
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -149,7 +158,7 @@ def for_child(path: str, **changes: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def during(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for a process that is started within: OpenMP and CUDA read them before any of our code runs."""
+    """Set variables within: for a process that is started, or a library that is imported."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -73,6 +73,10 @@ class TrainPace:
             return None
         return fitting
 
+    def is_ample(self, done: int) -> bool:
+        """Return whether the steps after `done` will all end in time, though they took a quarter longer; else False."""
+        return self.fitting(done) is not None and 1.25 * self.seconds(done, len(self.tokens)) < self.left()
+
     def forecast(self, done: int) -> str | None:
         """Return a sentence that says what will happen to a run that does not fit, and what would. None: it fits."""
         fitting, total = self.fitting(done), len(self.tokens)

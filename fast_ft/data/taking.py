@@ -24,7 +24,8 @@ _BLOCK = 256  # rows turned into Python objects at a time while taking
 class PassedOver(NamedTuple):
     """A row that was passed over, as a position in the pool, why, and the row taken before it that it is like.
 
-    why: duplicate, near-duplicate, verb, opening or topic (select.diversify's), or source (its `take` was reached).
+    why: duplicate, near-duplicate, verb, opening or topic (select.diversify's), source (its `take` was reached), or,
+    of a row that was taken first, overlong or unencodable.
     """
 
     row: int

@@ -13,6 +13,7 @@ from fast_ft.data.contract import contract_problems, lost_character
 from fast_ft.data.encoding import EncodedRow, Encoder
 from fast_ft.data.examples import Message, Prompt
 from fast_ft.data.prompt_templates import as_message, turn_name
+from fast_ft.data.taking import PassedOver
 from fast_ft.hub import families
 from fast_ft.recipe.schema import Recipe
 
@@ -28,9 +29,11 @@ def rows(
     """
     made_rows, kept, long, lost, broken = {}, [], [], [], []
     remarks: Counter[str] = Counter()
+    dropped: list[PassedOver] = []
     for index, example in zip(chosen.indices, chosen.examples, strict=True):
         if found := _lost(encoder, example.messages):
             lost.append(f"row {example.id!r}, {found}")
+            dropped.append(PassedOver(index, "unencodable", None))
             continue
         try:
             made = encoder.conversation(example)
@@ -40,6 +43,7 @@ def rows(
         row = encoding.labelled(example.id, made)
         if len(row.input_ids) > recipe.model.max_length and recipe.data.overlong == "drop":
             long.append(example.id)
+            dropped.append(PassedOver(index, "overlong", None))
             continue
         problems = contract_problems(row, example, encoder, recipe.model.max_length)
         broken += [f"row {example.id!r}: {problem}" for problem in problems]
@@ -59,7 +63,7 @@ def rows(
         notes.append(f"{counted(len(lost), 'selected row')} dropped (data.unencodable), the first: {lost[0]}")
     if not kept:
         raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
-    return made_rows, replace(chosen, indices=kept) if long or lost else chosen
+    return made_rows, replace(chosen, indices=kept, passed_over=[*chosen.passed_over, *dropped])
 
 
 def _lost(encoder: Encoder, messages: Sequence[Message]) -> str | None:

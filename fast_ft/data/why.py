@@ -20,6 +20,8 @@ _SAYS = {
     "verb": "select.diversify.verb: enough rows whose prompts begin with the same word were taken, the first {like}",
     "opening": "select.diversify.opening: enough rows whose responses begin alike were taken, the first {like}",
     "topic": "select.diversify.topic: enough rows of its topic were taken, the first {like}",
+    "overlong": "it has more tokens than model.max_length allows, and data.overlong says drop",
+    "unencodable": "the tokenizer cannot give back each of its characters, and data.unencodable says drop",
     "source": "its source had given as many rows as its `take` allows",
 }
 

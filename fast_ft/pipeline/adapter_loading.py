@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fast_ft.common import out_of_memory
+from fast_ft.common import environment, garbage, out_of_memory
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate.engine.scheduler import shapes
@@ -145,12 +144,11 @@ def collects_new_objects_only() -> Iterator[None]:
 
     What earlier phases left in reference cycles is collected first.
     """
+    with environment.without_compiler(), contextlib.suppress(ImportError):  # said where a base is loaded
+        import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     import transformers  # noqa: F401
 
     out_of_memory.release()
-    gc.freeze()
-    try:
+    with garbage.new_objects_only():
         yield
-    finally:
-        gc.unfreeze()

@@ -125,6 +125,9 @@ def _set_up(
     with watch.during("libraries"):
         if maker is None:
             maker = way.training_loader(folder, recipe, together.size)
+            if maker.name != "unsloth":  # Unsloth has imported TRL, and changes it as it loads a model
+                from fast_ft.train import sft_trainer  # noqa: F401  # with TRL
+
             stack.enter_context(collects_new_objects_only())
     together.begin()
     with watch.during("plan"):

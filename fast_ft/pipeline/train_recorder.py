@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,13 @@ def start_up(watch: Stopwatch, step_seconds: float) -> dict[str, float]:
     since = processes.age()
     found = {"total": since - step_seconds, "before": since - sum(parts.values()) - step_seconds} if since else {}
     return {name: round(seconds, 3) for name, seconds in (found | parts).items()}
+
+
+def _import_for_the_end() -> None:
+    """Import what draws the picture behind the last step, which takes a second, while the card computes."""
+    with contextlib.suppress(ImportError):  # said where it is needed
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
 
 
 class Recorder:
@@ -69,6 +78,7 @@ class Recorder:
         """Add a step's line to the log; of this command's first step, note what came before it."""
         if not self._has_begun:
             self._has_begun = True
+            threading.Thread(target=_import_for_the_end, name="imports", daemon=True).start()
             self.folder.update(start_up=start_up(self.watch, line["seconds"]))
         self.log.add(line)
         self.lines.append(line)

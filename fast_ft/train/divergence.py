@@ -29,6 +29,11 @@ class BadStepWatch:
         self._bad: list[int] = []  # the latest steps in a row that were skipped or had a loss that is no number
         self._good = 0  # the latest step after which the weights are known to be good
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether the latest step was good, and one bad step alone decides nothing."""
+        return not self._bad and self.limit > 1
+
     def see(self, entry: Mapping[str, Any], *, is_last: bool) -> None:
         """Take note of a step's line in the log."""
         self.broken = not math.isfinite(entry["loss"])

@@ -115,25 +115,28 @@ class Passes:
             CaptureFailed: The plan wants graphs, and this pass cannot be captured.
         """
         tokens = micro.tokens_4T.shape[1]
-        if self.plan.capture and tokens not in self._graphs:
+        if self.plan.capture:
             self._capture(tokens)
         torch.manual_seed(seed)
         if self.plan.capture:
             return self._graphs[tokens].replay(micro)
-        return self.run(micro.tokens_4T.to(self.device), micro.starts_S.to(self.device))
+        return self.run(*micro.to(self.device))
 
     def rehearse(self, widths: Iterable[int]) -> dict[int, float]:
-        """Capture and run a pass of each width, the widest first, and return the seconds that each takes.
+        """Capture a pass of each width, the widest first; run the widest, and return the seconds that it takes.
 
-        Without graphs the widest alone is run. All targets are masked, so nothing is learned; random states and
-        gradients are left as they were. Raises what a call raises.
+        Without graphs nothing is captured. All targets are masked, so nothing is learned; random states and gradients
+        are left as they were. Raises what a call raises.
         """
-        seconds = {}
+        seconds: dict[int, float] = {}
         self.model.train()
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.device == "cuda" else []):
             self.begin(1.0, None)
             self._scale.fill_(1.0)
             for tokens in sorted(set(widths), reverse=True)[: None if self.plan.capture else 1]:
+                if seconds:  # a narrower one takes its share of them, and memory that the widest has taken
+                    self._capture(tokens)
+                    continue
                 micro = self.blank(tokens)
                 for _ in range(2):  # the first one captures, or compiles
                     started = time.perf_counter()
@@ -159,7 +162,7 @@ class Passes:
             for each in drawing:
                 each.training = False
             with torch.no_grad():
-                return self._loss(micro.tokens_4T.to(self.device), micro.starts_S.to(self.device), longest).item()
+                return self._loss(*micro.to(self.device), longest).item()
         finally:
             for each, mode in zip(drawing, modes, strict=True):
                 each.training = mode
@@ -167,7 +170,8 @@ class Passes:
     def lay_out(self, rows: Sequence[EncodedRow]) -> MicroBatch:
         """Return these rows as a micro-batch, as wide as a pass over them is."""
         tokens = width(sum(len(row.input_ids) for row in rows), capture=self.plan.capture)
-        return lay_out(rows, tokens=tokens, places=self.shape.places, pad_id=self.shape.pad_id)
+        micro = lay_out(rows, tokens=tokens, places=self.shape.places, pad_id=self.shape.pad_id)
+        return micro.pinned() if self.device == "cuda" else micro
 
     def blank(self, tokens: int) -> MicroBatch:
         """Return a micro-batch of this width that trains nothing."""
@@ -204,6 +208,9 @@ class Passes:
         return torch.autocast(self.device, dtype=self._dtype, cache_enabled=not self.plan.capture)
 
     def _capture(self, tokens: int) -> None:
+        """Capture the pass of this width, unless that was done."""
+        if tokens in self._graphs:
+            return
         try:
             self._graphs[tokens] = Graph(self, tokens, next(iter(self._graphs.values()), None))
             return
@@ -250,7 +257,7 @@ class Graph:
 
     def replay(self, micro: MicroBatch) -> Tensor:
         """Run the pass over this micro-batch and return its loss."""
-        self.tokens_4T.copy_(micro.tokens_4T)
-        self.starts_S.copy_(micro.starts_S)
+        self.tokens_4T.copy_(micro.tokens_4T, non_blocking=True)
+        self.starts_S.copy_(micro.starts_S, non_blocking=True)
         self.graph.replay()
         return self.loss.clone()  # the next graph's memory may lie over it

@@ -38,6 +38,14 @@ class MicroBatch:
     tokens_4T: Tensor
     starts_S: Tensor
 
+    def pinned(self) -> MicroBatch:
+        """Return it in memory from which the card copies while the host goes on."""
+        return MicroBatch(self.tokens_4T.pin_memory(), self.starts_S.pin_memory())
+
+    def to(self, device: str) -> tuple[Tensor, Tensor]:
+        """Return both tensors on a device."""
+        return self.tokens_4T.to(device, non_blocking=True), self.starts_S.to(device, non_blocking=True)
+
 
 def lay_out(rows: Sequence[EncodedRow], *, tokens: int, places: int, pad_id: int) -> MicroBatch:
     """Return the rows one behind the other, `tokens` in all, with `places` for rows; padding is one row more.

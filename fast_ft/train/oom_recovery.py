@@ -40,7 +40,7 @@ def widths_to_come(plan: TrainPlan, steps: Sequence[Sequence[int]], rank: int) -
 def predicted_minutes(widths: Sequence[Sequence[int]], seconds: Mapping[int, float]) -> float:
     """Return how long steps with passes of these widths will take.
 
-    `seconds` are measured, by width. Without graphs only the widest pass was run: a narrower one takes its share.
+    `seconds` are measured, by width. The widest pass alone was run: a narrower one takes its share.
     """
     widest = max(seconds)
     total = sum(seconds.get(each, seconds[widest] * each / widest) for step in widths for each in step)

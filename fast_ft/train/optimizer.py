@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -30,11 +31,18 @@ class FlatWeights:
         self._gradients = [part.view_as(weight) for weight, part in parts]
 
     def zero_gradients(self) -> None:
-        """Set all gradients to 0, in place. Trainer drops them after each step; a CUDA graph adds to these tensors."""
+        """Set all gradients to 0, in place: a CUDA graph adds to these tensors."""
         self.gradient.zero_()
         self.parameter.grad = self.gradient
         for weight, gradient in zip(self._weights, self._gradients, strict=True):
             weight.grad = gradient
+
+    def clip(self, most: float) -> Tensor:
+        """Scale the gradient down to a norm of at most `most`; return its norm before (0-d), which nobody waits for."""
+        norm = torch.linalg.vector_norm(self.gradient)
+        if most < math.inf:
+            self.gradient.mul_((most / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
 
 def make_optimizer(flat: FlatWeights, section: schema.Train) -> Optimizer:
@@ -43,10 +51,15 @@ def make_optimizer(flat: FlatWeights, section: schema.Train) -> Optimizer:
     arguments: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": section.weight_decay}
     arguments |= {"betas": (0.9, 0.999), "eps": 1e-8}  # spelled out: libraries' defaults differ
     if section.optim == "adamw_8bit":
-        import bitsandbytes
+        from fast_ft.train.adamw_8bit import AdamW8bit
 
-        return bitsandbytes.optim.AdamW8bit(weights, **arguments)
+        return AdamW8bit(weights, **arguments)
     return torch.optim.AdamW(weights, fused=flat.parameter.is_cuda, **arguments)
+
+
+def decides_on_device(optimizer: Optimizer) -> bool:
+    """Return whether this optimizer skips a step where its `found_inf`, on the device, says so; else the host does."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))  # what torch's GradScaler asks
 
 
 def make_scheduler(

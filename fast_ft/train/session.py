@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from fast_ft.common import process_group, signals
 from fast_ft.common.console import note
+from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import TrainPace, longer
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
@@ -59,6 +62,8 @@ class TrainSession:
         self.notes: list[str] = []  #: what the manifest has to know
         self.peak_gib = 0.0  #: of GPU memory reserved, over all stages
         self.gave_up = False  #: bad numbers came twice; the last good state is the end
+        self.ahead = loaded.device == "cuda" and ranks.size == 1  #: a step may be launched while the last one runs
+        self._in_flight = 0  # steps that were launched, and have not ended
         self._watch = BadStepWatch(task.section.max_bad_steps)
         self._is_rehearsed = False
         self._first_weights: Tensor | None = None  # the adapter before the first step
@@ -146,34 +151,59 @@ class TrainSession:
 
     def train_step(self, rows: Sequence[EncodedRow], loss_scale: Tensor | None) -> StepFacts:
         """Add the gradients of an effective batch to `flat`; `loss_scale` (0-d) is fp16's, or None."""
-        return self.steps.train_step(rows, loss_scale, self.state)
+        facts = self.steps.train_step(rows, loss_scale, self._launched)
+        self._in_flight += 1
+        return facts
+
+    @property
+    def _launched(self) -> state.TrainState:
+        """The state as it will be when all launched steps have ended."""
+        at, more = self.state, self._in_flight
+        return replace(at, step=at.step + more, global_step=at.global_step + more)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the next step may be launched before it is known what came of the last one.
+
+        It may not where the last one's numbers or weights are needed first: where the state is saved or measured after
+        it, where bad numbers are being counted, and where a request or the budget may end the training.
+        """
+        at = self._launched
+        is_needed = self._is_due(at) or self._is_measured(at)
+        return self.ahead and not is_needed and self._watch.is_calm and not self.stopping.is_near(self.state)
 
     def end_step(self, entry: dict[str, Any]) -> bool:
         """Count a step that has ended and log its line; return whether training stops here, whatever the reason."""
         at = self.state
         at.step, at.global_step = at.step + 1, at.global_step + 1
+        self._in_flight -= 1
         if self._is_measured(at):
             entry["validation_loss"] = self._validate(at)
         self.callbacks.on_step(entry)
         self._watch.see(entry, is_last=at.global_step == self.task.total)
-        if warning := self.stopping.count_time(at):
+        if warning := self.stopping.count_time(at, is_newest=self._in_flight == 0):
             self.notes.append(warning)
         self.stopping.agree(at)
         return self.stopping.interrupted or self._watch.diverged or self.out_of_time
 
-    def checkpoint_if_due(self, scaler: dict[str, Any] | None) -> None:
+    def checkpoint_if_due(self, scaler: GradScaler | None) -> None:
         """Save the state every `save_steps` steps, and where the learning rate begins to go down early.
 
-        `scaler` is the state of fp16's GradScaler. At a stage's end the state is saved anyway.
+        `scaler` is fp16's. At a stage's end the state is saved anyway.
         """
-        at, every = self.state, self.task.section.save_steps
-        due = bool(every and at.step % every == 0) or at.begins_to_anneal
-        if due and at.step < len(self.task.jobs[at.stage].batches):
-            at.scaler = scaler
+        if self._is_due(self.state):
+            assert self._in_flight == 0, "the weights are those of the state"
+            self.state.scaler = scaler.state_dict() if scaler is not None else None
             self._checkpoint()
 
+    def _is_due(self, at: state.TrainState) -> bool:
+        """Return whether a checkpoint is due after the step that `at` stands behind."""
+        every = self.task.section.save_steps
+        due = bool(every and at.step % every == 0) or at.begins_to_anneal
+        return due and at.step < len(self.task.jobs[at.stage].batches)
+
     def _is_measured(self, at: state.TrainState) -> bool:
-        """Return whether the validation loss is due after the step that has just ended."""
+        """Return whether the validation loss is due after the step that `at` stands behind."""
         every = self.task.section.eval_steps
         ends = at.step == len(self.task.jobs[at.stage].batches) or at.global_step == at.stop_at
         return bool(self.task.validation) and (ends or bool(every and at.global_step % every == 0))
@@ -188,19 +218,23 @@ class TrainSession:
         return loss
 
     def _run_stage(self) -> None:
-        # Imported only now: unsloth, which may have loaded the model, has to be imported before trl and transformers.
+        # Imported only now: unsloth, which may have loaded the model, is imported before trl and transformers.
         with self.callbacks.watch.during("trainer"):
             from fast_ft.train.sft_trainer import StageTrainer
 
         before, lost = self.state.global_step, None
         with self.callbacks.watch.during("trainer"):
             trainer = StageTrainer(self)
+        self._in_flight = 0
         if self.loaded.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         try:
             trainer.train()
         except process_group.Lost as error:  # the weights are those after the last step
             lost = error
+        except InputError:
+            trainer.steps.settle(all_of_them=True)  # the lines of the steps before
+            raise
         scaler = trainer.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler is not None else None
         if lost is None and not replicas.have_equal_weights(self.ranks, self.flat.parameter):

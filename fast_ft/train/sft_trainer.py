@@ -1,62 +1,38 @@
 """The SFTTrainer of one stage: our own batches, our own step, one log line a step.
 
-Trainer keeps what it does well: gradient clipping, fp16's loss scale, the optimizer's and the schedule's steps, and
-trackers. Everything that a step needs of us is asked of the session (StageSession below).
+Trainer keeps what it does well: the loop, fp16's loss scale, the optimizer's and the schedule's steps, and trackers.
+Everything that a step needs of us is asked of the session (stage_session.py).
 
-Import this module after a model was loaded: importing unsloth patches trl and transformers, so it must come before
+The loop never waits for the card where the session runs ahead: while a step is computed, the host lays out and launches
+the next one, and then reads what came of the first (train/launched_step.py). Whether a step is skipped is decided on
+the card, by the loss scale or by gradients that are no finite numbers. Wherever a number decides what comes next, all
+launched steps are read first.
+
+Import this module after a loader was made: importing unsloth patches trl and transformers, so it must come before
 either.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from fast_ft.data.batches import StageJob
-from fast_ft.data.encoding import EncodedRow
-from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.train.optimizer import FlatWeights, make_scheduler
-from fast_ft.train.state import TrainState
-from fast_ft.train.task import StepFacts, TrainTask
-
-
-class StageSession(Protocol):
-    """What the trainer asks of the session whose stage it runs; train/session.py has the one that is used."""
-
-    task: TrainTask
-    loaded: LoadedModel
-    state: TrainState
-    flat: FlatWeights
-    optimizer: Optimizer
-    work_folder: Path
-
-    @property
-    def left(self) -> int | None:
-        """The steps that may still be taken; None: all."""
-
-    def prepare_steps(self) -> None:
-        """Make everything ready for the stage's first step."""
-
-    def train_step(self, rows: Sequence[EncodedRow], loss_scale: Tensor | None) -> StepFacts:
-        """Add the gradients of an effective batch to `flat`."""
-
-    def end_step(self, entry: dict[str, Any]) -> bool:
-        """Take note of a step that has ended; return whether training stops here."""
-
-    def checkpoint_if_due(self, scaler: dict[str, Any] | None) -> None:
-        """Save the state where it is time to, with this state of the loss scale."""
+from fast_ft.train.launched_step import LaunchedStep
+from fast_ft.train.optimizer import decides_on_device, make_scheduler
+from fast_ft.train.sft_settings import collate, sft_config
+from fast_ft.train.stage_session import StageSession
 
 
 class StageTrainer(SFTTrainer):
@@ -80,6 +56,7 @@ class StageTrainer(SFTTrainer):
             start=state.global_step if carried else state.step,
             scale=self._rate_scale,
         )
+        self.steps = StepCallback(self)
         weights = [p for p in session.loaded.model.parameters() if p.requires_grad]
         kept = [p.data for p in weights]
         super().__init__(
@@ -89,26 +66,68 @@ class StageTrainer(SFTTrainer):
             processing_class=session.loaded.tokenizer,
             data_collator=collate,
             optimizers=(session.optimizer, self.schedule),
-            callbacks=[StepCallback(self)],
+            callbacks=[self.steps],
         )
         for weight, data in zip(weights, kept, strict=True):
             weight.data = data  # TRL casts a quantised model's adapter to bf16, which fp16's GradScaler refuses
+        # Trainer drops all gradients behind each step, which goes through all modules. Ours are set to 0 at once.
+        session.loaded.patches.replace(session.loaded.model, "zero_grad", _keep_gradients)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        self.decides_on_device = decides_on_device(session.optimizer)  #: whether a step is skipped
+        self._operations = 0.0  # a token's, once they are counted
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the stage's remaining batches, in our own order."""
         return DataLoader(list(self.job.rows), batch_sampler=self.batches, collate_fn=collate)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device | None = None
+    ) -> tuple[list[dict[str, Any]], None]:
+        """Return the next batch. Its tokens are not counted here: Trainer would wait for the card to tell it them."""
+        return list(itertools.islice(epoch_iterator, num_batches)), None
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return what Trainer counts for a batch. The model's weights are looked through once, not at every step."""
+        tokens = inputs["input_ids"].numel()
+        self._operations = self._operations or super().floating_point_ops(inputs) / tokens
+        return round(self._operations * tokens)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run forward and backward of an effective batch and return its loss, a 0-d tensor."""
-        model.train()
-        scaler = self.accelerator.scaler
-        scale = scaler.scale(torch.ones((), device=self.session.loaded.device)) if scaler else None
-        self.step_facts = self.session.train_step(inputs["rows"], scale)
+        if not model.training:  # setting it goes through all modules
+            model.train()
+        self.step_facts = self.session.train_step(inputs["rows"], self.loss_scale())
         return self.step_facts.loss
+
+    def loss_scale(self) -> Tensor | None:
+        """Return fp16's loss scale as it is now on the device (0-d), or None."""
+        scaler = self.accelerator.scaler
+        return scaler.scale(torch.ones((), device=self.session.loaded.device)) if scaler is not None else None
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Unscale and clip the flat gradient; return its norm before, on the device. Trainer's own way: each matrix."""
+        return self._clipped(self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+        """Return the gradient's norm on the device, where nothing is clipped too."""
+        return self._clipped(math.inf) if grad_norm is None else grad_norm
+
+    def _clipped(self, most: float) -> Tensor:
+        self.accelerator.unscale_gradients()
+        self.grad_norm = self.session.flat.clip(most)
+        return self.grad_norm
+
+    def log_step(self, step: LaunchedStep, logs: dict[str, float]) -> None:
+        """Log what came of a step, under its own number: Trainer may be at a later one."""
+        now = self.state.global_step, self.state.epoch
+        self.state.global_step, self.state.epoch = step.number, step.epoch
+        try:
+            self.log(logs)
+        finally:
+            self.state.global_step, self.state.epoch = now
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the run's number of steps, over which trackers draw; this trainer counts its own stage's."""
@@ -122,13 +141,19 @@ class StageTrainer(SFTTrainer):
         return self.session.state.rate_scale(self.steps_before + step)
 
 
+def _keep_gradients(set_to_none: bool = True) -> None:
+    """Do nothing, in place of a model's zero_grad: FlatWeights.zero_gradients does it."""
+
+
 class StepCallback(TrainerCallback):
     """Writes one log line a step. Nothing is averaged, and a loss that is no number stays one."""
 
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer, self.session = trainer, trainer.session
-        self.since = 0.0  #: when the step in hand began, by time.monotonic()
-        self.is_spoilt = False  #: the step in hand has gradients that are no finite numbers, and no loss scale
+        self.since = 0.0  #: when the step whose line comes next began, by time.monotonic()
+        self.rate = 0.0  #: the learning rate of the step in hand
+        self.is_spoilt = False  #: the host knows that the step in hand has gradients that are no finite numbers
+        self.launched: list[LaunchedStep] = []  #: the steps that were not yet read, the oldest first
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Put the loss scale back as it was, and make the session ready."""
@@ -139,104 +164,76 @@ class StepCallback(TrainerCallback):
         self.since = time.monotonic()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Drop gradients that are no finite numbers, so that weights and moments stay as they are.
+        """Let gradients that are no finite numbers change neither weights nor moments.
 
-        A loss scale looks for itself; without one, such gradients would reach the weights.
+        A loss scale looks for itself. Without one the optimizer is told on the device, or finds no gradients.
         """
-        finite = self.trainer.accelerator.scaler is not None or bool(self.session.flat.gradient.isfinite().all())
-        self.is_spoilt = not finite
+        if self.trainer.accelerator.scaler is not None:
+            return
+        if self.trainer.decides_on_device:
+            self.session.optimizer.found_inf = (~self.trainer.grad_norm.isfinite()).float()
+            return
+        self.is_spoilt = not bool(self.session.flat.gradient.isfinite().all())
         if self.is_spoilt:
             self.session.optimizer.zero_grad(set_to_none=True)
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Move the schedule on after a step that the loss scale skipped, as Trainer does after the others.
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the step, read those that can be read without waiting, and stop or save where it is time to.
 
-        The log, the checkpoints and the budget count all steps; else the rate would not be down at the last one.
+        The schedule moves on after a step that the loss scale skipped, as Trainer lets it do after the others: log,
+        checkpoints and the budget count all steps, and else the rate would not be down at the last one.
         """
-        if self.trainer.accelerator.optimizer_step_was_skipped:
+        is_skipped = bool(self.trainer.accelerator.optimizer_step_was_skipped)
+        if is_skipped:
             with warnings.catch_warnings(action="ignore"):  # torch expects a step of the optimizer first
                 self.trainer.schedule.step()
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
-        """Hand the step's line to the session, and stop or save where it is time to."""
-        if "grad_norm" not in logs:  # the summary at the end of train()
-            return
-        now, scaler = time.monotonic(), self.trainer.accelerator.scaler
-        entry = self._entry(logs, seconds=now - self.since)
-        self.since = now
-        if self.session.end_step(entry):
+        known = None if self.trainer.decides_on_device else is_skipped or self.is_spoilt
+        self.launched.append(
+            LaunchedStep.of(
+                state, self.trainer.step_facts, self.rate, known, self.trainer.grad_norm, self.trainer.loss_scale()
+            )
+        )
+        if self.settle():
             control.should_training_stop = True  # the stage's end saves the state
-            return
-        self.session.checkpoint_if_due(scaler.state_dict() if scaler is not None else None)
 
-    def _entry(self, logs: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Return the line of the step that has just ended."""
-        facts, at, scaler = self.trainer.step_facts, self.session.state, self.trainer.accelerator.scaler
-        on_card = self.session.loaded.device == "cuda"
-        return {
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Note the learning rate of the step, before the schedule moves on."""
+        self.rate = self.trainer.schedule.get_last_lr()[0]
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        """Read all steps: it is the stage's end."""
+        self.settle(all_of_them=True)
+
+    def settle(self, *, all_of_them: bool = False) -> bool:
+        """Write the lines of launched steps, all but the newest where the session runs ahead; return whether to stop.
+
+        Once a step says that training stops, those behind it are the last.
+        """
+        stops = False
+        while self.launched and (all_of_them or stops or len(self.launched) > 1 or not self.session.runs_ahead):
+            stops |= self._settle(self.launched.pop(0))
+        return stops
+
+    def _settle(self, step: LaunchedStep) -> bool:
+        loss, norm, scale = step.read()
+        now, at = time.monotonic(), self.session.state
+        entry = {
             "stage": self.trainer.job.name,
             "step": at.global_step + 1,
             "stage_step": at.step + 1,
-            "loss": facts.loss.item(),
-            "grad_norm": float(logs["grad_norm"]),
-            "learning_rate": logs["learning_rate"],
-            "tokens": facts.tokens,
-            "supervised_tokens": facts.supervised_tokens,
-            "seconds": round(seconds, 4),
-            "gib": round(torch.cuda.memory_reserved() / 2**30, 3) if on_card else 0.0,
-            "skipped": bool(self.trainer.accelerator.optimizer_step_was_skipped) or self.is_spoilt,
-            "loss_scale": scaler.get_scale() if scaler is not None else None,
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": step.learning_rate,
+            "tokens": step.facts.tokens,
+            "supervised_tokens": step.facts.supervised_tokens,
+            "seconds": round(now - self.since, 4),
+            "gib": step.gib,
+            "skipped": not math.isfinite(norm) if step.skipped is None else step.skipped,
+            "loss_scale": scale if self.trainer.accelerator.scaler is not None else None,
         }
-
-
-def sft_config(task: TrainTask, job: StageJob, loaded: LoadedModel, work_folder: Path, steps: int) -> SFTConfig:
-    """Return the trainer's settings for `steps` steps of a stage. What is off is off since we do it ourselves."""
-    section = task.section
-    return SFTConfig(
-        output_dir=str(work_folder),
-        # To Trainer an effective batch is one batch; the session cuts it into micro-batches of similar length.
-        per_device_train_batch_size=section.effective_batch_size,
-        gradient_accumulation_steps=1,
-        num_train_epochs=1,  # all epochs of the stage are in its list of batches
-        max_steps=steps,
-        learning_rate=job.learning_rate,  # optimizer and schedule are given; trackers show this one
-        max_grad_norm=section.max_grad_norm,
-        seed=task.seed,
-        data_seed=task.seed,
-        fp16=loaded.dtype == "float16",
-        bf16=loaded.dtype == "bfloat16",
-        use_cpu=loaded.device == "cpu",
-        gradient_checkpointing=False,  # the plan says which layers: models/activation_checkpointing.py
-        # Every step has its own line, of numbers as they are.
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,  # we draw our own bar, over all stages
-        save_strategy="no",  # checkpoints are ours (train/checkpoints.py), of the whole run and without pickles
-        eval_strategy="no",  # the test set shapes nothing
-        # A tracker is the recipe's choice, and nothing leaves the machine besides what it sends.
-        report_to=section.report_to,
-        run_name=work_folder.parent.name,
-        project="fast_ft",
-        trackio_space_id=None,
-        trackio_static_space_id=False,
-        push_to_hub=False,
-        # Rows are tokens already: nothing is loaded by processes, renamed, cut, packed, padded or masked by TRL.
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        packing=False,
-        padding_free=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        loss_type="nll",  # never computed by TRL: train/loss.py is the loss
-        neftune_noise_alpha=None,  # Trainer's noise does not know where a row ends: train/neftune.py
-    )
-
-
-def collate(rows: Sequence[EncodedRow]) -> dict[str, Any]:
-    """Return the rows as they are, and beside them ids and labels (1, tokens), which Trainer's own counting wants."""
-    ids = [token for row in rows for token in row.input_ids]
-    labels = [label for row in rows for label in row.labels]
-    return {"rows": list(rows), "input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
+        self.since = now
+        self.trainer.log_step(step, {"loss": loss, "grad_norm": norm, "learning_rate": step.learning_rate})
+        if self.session.end_step(entry):
+            return True
+        self.session.checkpoint_if_due(self.trainer.accelerator.scaler)
+        return False

@@ -45,10 +45,16 @@ class Stopping:
         self.interrupted, self.time_is_up = bool(said[0]), bool(said[1])
         at.anneal_from, at.stop_at = said[2], said[3] or None
 
-    def count_time(self, at: TrainState) -> str | None:
+    def is_near(self, at: TrainState) -> bool:
+        """Return whether training may stop, or the learning rate go down, after one of the next two steps."""
+        pace = self.pace
+        return self._asked > 0 or (pace is not None and (at.stop_at is not None or not pace.is_ample(at.global_step)))
+
+    def count_time(self, at: TrainState, *, is_newest: bool = True) -> str | None:
         """Count a finished step's time, and let the learning rate go down (`at`) where time is running out.
 
-        Where training will take longer than the budget it says so, once, and returns what it said.
+        That begins at the newest step that was launched. Where training will take longer than the budget it says so,
+        once, and returns what it said.
         """
         pace = self.pace
         if pace is None:
@@ -59,7 +65,7 @@ class Stopping:
         if warning:
             self._is_forecast = True
             note(f"warning: {warning}")
-        if at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
+        if is_newest and at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
             at.anneal_from, at.stop_at = at.global_step, at.global_step + over
             note(f"time is running out: the learning rate goes down over the last steps that fit: {over}")
         return warning

@@ -67,7 +67,7 @@ def test_the_figures_are_those_of_the_samples_and_hold_no_text() -> None:
     for name, (value, unit) in choices_figures.headline(result).items():
         assert (kept[name]["value"], kept[name]["unit"]) == (value, unit)
     for run in result["runs"]:
-        assert set(run) == {"choice", "seed", "steps", "losses", "rows", "nats", "answers", "at", "seconds"}
+        assert set(run) == {"choice", "seed", "steps", "losses", "rows", "nats", "answers", "commit", "at", "seconds"}
         assert all(set(each) == {"id", "tokens", "words", "ended", "missed", "distinct"} for each in run["answers"])
 
 

@@ -284,6 +284,12 @@ def test_data_tells_what_rows_fell_for(recipe_file: RecipeFactory, capsys: pytes
     assert main(["data", path, "--why", over["id"], *words]) == 0
     said = capsys.readouterr().out
     assert "passed over: select.diversify.verb: " in said and f"the first {over['like']}\n" in said
+    words = ["model.max_length=40", "data.overlong=drop"]
+    assert main(["data", path, "--json", *words]) == 0
+    dropped = json.loads(capsys.readouterr().out)["passed_over"][0]
+    assert (dropped["why"], dropped["like"]) == ("overlong", None)
+    assert main(["data", path, "--why", dropped["id"], *words]) == 0
+    assert "more tokens than model.max_length allows" in capsys.readouterr().out
 
 
 def test_data_row_shows_one_row_or_the_nearest_id(

@@ -109,6 +109,23 @@ def test_the_way_of_training_is_that_with_evidence_on_the_card() -> None:
     assert broken.level == "broken" and broken.text.startswith("through Unsloth, which would go wrong")
 
 
+def test_4_bit_products_are_told_with_their_times_and_what_is_wrong_with_them() -> None:
+    about = {"outputs": 12288, "inputs": 4096, "rows": 64}
+    timed = [
+        about | {"way": "bitsandbytes", "off": 0.0002, "us": 84.7},
+        about | {"way": "the CUDA kernel", "off": 0.0002, "us": 30.4},
+        about | {"rows": 16, "way": "the CUDA kernel", "off": 0.5, "us": 17.1},
+        about | {"rows": 16, "way": "the CUDA kernel for 7.5", "failed": "OSError: NVRTC was not found"},
+    ]
+    given = lines()
+    (found,) = named(kernels.judged([*given[:-1], given[-1] | {"products": timed}]))["4-bit products"]
+    assert found.level == "note" and found.text == (
+        "12288 x 4096, 64 rows: bitsandbytes 85 us, the CUDA kernel 30 us; 12288 x 4096, 16 rows: the CUDA kernel "
+        "17 us, wrong by 0.500, the CUDA kernel for 7.5 fails (OSError: NVRTC was not found)"
+    )
+    assert "4-bit products" not in named(kernels.judged(given)), "there are none without a card"
+
+
 def test_the_way_of_decoding_says_why() -> None:
     note = "4-bit products by bitsandbytes, more slowly: ValueError: no tensor cores on this card"
     (decoding,) = named(kernels.judged(lines(planes=False, notes=[note])))["decoding"]

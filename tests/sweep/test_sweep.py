@@ -163,6 +163,18 @@ def test_a_space_that_no_recipe_has_is_refused(
         search_space.read(recipe_with(recipe_file, {"space": values}))
 
 
+def test_kinds_strata_and_patterns_can_be_axes(recipe_file: RecipeFactory) -> None:
+    selection = {"select.method": "stratified", "select.strata": {"response_words": [6]}, "select.diversify.topic": 2}
+    axes = {"select.diversify.topic": [1, 2, None], "select.strata.response_words": [[6], [6, 10], 3],
+            "select.reject.prompt": [[], ["a b"]]}  # fmt: skip
+    recipe = load_recipe(recipe_file(SMALL | {"search": SEARCH | {"space": axes}} | selection))
+    found = search_space.read(recipe)
+    assert found.notes == () and len(list(found.grid())) == 18
+    point = {"select.diversify.topic": "1", "select.strata.response_words": "3", "select.reject.prompt": '["a b"]'}
+    section = search_space.at(recipe, point, {}).select
+    assert (section.diversify.topic, section.strata, section.reject.prompt) == (1, {"response_words": 3}, ("a b",))
+
+
 def test_an_axis_can_be_given_on_the_command_line(recipe_file: RecipeFactory) -> None:
     path = recipe_file(SMALL | {"search": SEARCH})
     recipe = load_recipe(path, ["search.space.train.learning_rate=[1e-4, 2e-4]", "search.space.lora.r=[2]"])

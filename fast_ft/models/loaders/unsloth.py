@@ -153,6 +153,7 @@ class UnslothLoader(LoaderBase):
             load_in_4bit=self.section.load_in_4bit,
             trust_remote_code=False,
             use_exact_model_name=True,  # never another repository that Unsloth knows by this name
+            fix_tokenizer=False,  # the tokenizer is ours: Unsloth's is not used, and trying it out takes seconds
         )
         return model
 
