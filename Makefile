@@ -8,6 +8,8 @@ GPU := $(shell nvidia-smi -L 2>/dev/null)
 REQUIREMENTS := $(if $(GPU),-r requirements.txt,--require-hashes -r requirements-cpu.lock)
 TORCH := $(if $(GPU),,"$(shell sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements-cpu.txt)")
 BIN := .venv/bin
+# Python compiles a module when it is first imported; compiling all of them takes longer than installing them.
+INSTALL := --disable-pip-version-check --no-compile
 
 .PHONY: quickstart smollm test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
 .DELETE_ON_ERROR:
@@ -22,17 +24,20 @@ smollm: .venv/run-ready
 	@$(BIN)/python -m tools.smollm
 	@echo "Next: source .venv/bin/activate, then python -m fast_ft recipes/smollm.yaml"
 
+# A worker more than there are cores, up to four: tests wait for other processes, for the disk and for clocks.
+WORKERS = $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
+
 test: lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The wheel with all it depends on, installed into a fresh environment outside of the repository; the quickstart from there.
-# It is built from a copy, so that tests may run beside it. What it imports once is not compiled beforehand.
+# It is built from a copy, so that tests may run beside it.
 wheel-test: .venv/run-ready
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; mkdir "$$place/source"; \
 	cp -r fast_ft recipes pyproject.toml setup.py README.md LICENSE requirements*.txt "$$place/source"; \
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" "$$place/source"; \
 	$(PYTHON) -m venv "$$place/environment"; \
-	"$$place/environment/bin/python" -m pip install --disable-pip-version-check --quiet --no-compile $(TORCH) "$$place"/*.whl; \
+	"$$place/environment/bin/python" -m pip install --quiet $(INSTALL) $(TORCH) "$$place"/*.whl; \
 	cd "$$place"; env -u PYTHONPATH environment/bin/fast-ft quickstart train.max_steps=20; \
 	test -s runs/*/pred.json; echo "the wheel's quickstart wrote $$(ls runs/*/pred.json)"
 
@@ -63,12 +68,12 @@ lint: .venv/test-ready
 .venv/run-ready: requirements.txt requirements-cpu.txt requirements-cpu.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and neither was found. Set PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(if $(TORCH),$(BIN)/python -m pip install --disable-pip-version-check $(TORCH))
-	$(BIN)/python -m pip install --disable-pip-version-check $(REQUIREMENTS)
+	$(if $(TORCH),$(BIN)/python -m pip install $(INSTALL) $(TORCH))
+	$(BIN)/python -m pip install $(INSTALL) $(REQUIREMENTS)
 	touch $@
 
 .venv/test-ready: .venv/run-ready requirements-dev.txt requirements-sweep.txt requirements-gguf.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install $(INSTALL) -r requirements-dev.txt
 	touch $@
 
 # Write requirements-cpu.lock again, for Python 3.11 and 3.12 on any system; torch and what its CUDA build brings stay out.

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def main() -> int:
         return 0
     result = measure(options.base, options.results)
     print(json.dumps({name: value for name, (value, _) in headline(result).items()}))
+    print(f"under the bar: {'; '.join(problems(result)) or 'nothing'}")
     return 0
 
 
@@ -128,13 +130,15 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     return found
 
 
-def problems(result: dict[str, Any]) -> list[str]:
-    """Say what misses its bar, in words."""
+def problems(result: dict[str, Any], ways: Sequence[str] = WAYS) -> list[str]:
+    """Say what of some ways, and of decoding, misses its bar, in words."""
     found = [
         f"{each['way']}, {each['setup']}: {text}"
         for each in result["compared"]
+        if each["way"] in ways
         for text in (
             f"cosine {each['cosine']}" if each["cosine"] < COSINE else "",
+            f"cosine of all rows {each['cosine_all_rows']}" if each["cosine_all_rows"] < COSINE else "",
             f"losses {_apart(each):.4f} apart" if not _apart(each) <= LOSS else "",
             "a step was skipped" if each["skipped"] else "",
         )

@@ -27,7 +27,8 @@ cheap.wait_for_no_disk()
 
 #: Files that take longest, the longest first, so that no worker is left with one of them at the end.
 LONG = (
-    "test_sweep", "test_several_processes", "test_minutes", "test_cli", "test_out_of_memory", "test_resume",
+    "test_sweep", "test_several_processes", "test_smollm", "test_minutes", "test_cli", "test_wheel", "test_fuzz",
+    "test_out_of_memory", "test_resume",
     "test_walk", "test_backup", "test_train", "test_disk", "test_kill", "test_sweep_workers", "test_report_browser",
     "test_run", "test_answers", "test_engine", "test_bench", "test_judge_served", "test_judge", "test_notebook",
     "test_reproduce", "test_submit", "test_doctor", "test_card_file", "test_kernels", "test_hub",

@@ -29,21 +29,41 @@ BLOCK = 64  #: weights of a row that share a scale
 
 def code_bits(dtype: str) -> list[int]:
     """Return the 16 codes, times the factor, as the bits of "float16" or "bfloat16"."""
-    scaled = [code * FACTOR[dtype] for code in CODES]
+    return [_bits(code * FACTOR[dtype], dtype) for code in CODES]
+
+
+def rest_bits(dtype: str) -> list[int]:
+    """Return what `code_bits` lack of the codes, times the factor, as bits."""
+    return [
+        _bits(code * FACTOR[dtype] - _value(bits, dtype), dtype)
+        for code, bits in zip(CODES, code_bits(dtype), strict=True)
+    ]
+
+
+def _bits(value: float, dtype: str) -> int:
     if dtype == "float16":
-        return [struct.unpack("<H", struct.pack("<e", value))[0] for value in scaled]
-    words = [struct.unpack("<I", struct.pack("<f", value))[0] for value in scaled]
-    return [(word + 0x7FFF + (word >> 16 & 1)) >> 16 for word in words]
+        return int(struct.unpack("<H", struct.pack("<e", value))[0])
+    word = struct.unpack("<I", struct.pack("<f", value))[0]
+    return int(word + 0x7FFF + (word >> 16 & 1)) >> 16
 
 
-def decoder(bits: list[int], kind: str, words: int) -> str:
+def _value(bits: int, dtype: str) -> float:
+    if dtype == "float16":
+        return float(struct.unpack("<e", struct.pack("<H", bits))[0])
+    return float(struct.unpack("<f", struct.pack("<I", bits << 16))[0])
+
+
+def decoder(bits: list[int], kind: str, words: int, rest: list[int] | None = None) -> str:
     """Return PTX that turns words of eight codes into pairs of weights, 16 bits each.
 
     `kind` is f16 or bf16. With two words the pairs are $0 to $7, the words $8 and $9, their scale $10; with one $0 to
-    $3, $4 and $5. A byte's first weight is its high nibble. prmt picks four bytes of eight by the low three bits of
-    four nibbles; with the fourth set it repeats the sign, from which the choice between codes 0..7 and 8..15 is made.
+    $3, $4 and $5. A byte's first weight is its high nibble. With `rest`, the codes' second parts, a weight is rounded
+    once, as bitsandbytes rounds it; without, more than one in ten becomes its neighbour in 16 bits.
+
+    prmt picks four bytes of eight by the low three bits of four nibbles; with the fourth set it repeats the sign, from
+    which the choice between codes 0..7 and 8..15 is made.
     """
-    low, high = ([(code >> shift) & 0xFF for code in bits] for shift in (0, 8))
+    tables = [("l", bits, 0), ("h", bits, 8), *([("u", rest, 0), ("v", rest, 8)] if rest else [])]
 
     def table(part: list[int], at: int) -> str:
         """Return four of the codes' bytes as one word."""
@@ -51,7 +71,7 @@ def decoder(bits: list[int], kind: str, words: int) -> str:
 
     scale = f"${5 * words}"
     lines = [
-        "{", ".reg .b32 q, s, m, n, a, b, l, h, c, t, sh, sl, z;", "mov.b32 z, 0x80008000;",
+        "{", ".reg .b32 q, s, m, n, a, b, l, h, u, v, c, t, sh, sl, z;", "mov.b32 z, 0x80008000;",
         f"prmt.b32 sh, {scale}, {scale}, 0x1010;", f"prmt.b32 sl, {scale}, {scale}, 0x3232;",
     ]  # fmt: skip
     for word in range(words):
@@ -61,16 +81,21 @@ def decoder(bits: list[int], kind: str, words: int) -> str:
                 "and.b32 s, q, 0x7777;",
                 "prmt.b32 m, 0x7f7f7f7f, 0x7f7f7f7f, q;", "shl.b32 n, m, 1;", "or.b32 m, m, n;",
             ]  # fmt: skip
-            for name, part in (("l", low), ("h", high)):
+            for name, codes, shift in tables:
+                part = [code >> shift & 0xFF for code in codes]
                 lines += [
                     f"prmt.b32 a, {table(part, 0)}, {table(part, 4)}, s;",
                     f"prmt.b32 b, {table(part, 8)}, {table(part, 12)}, s;",
                     f"lop3.b32 {name}, m, a, b, 0xCA;",
                 ]
             for pair, order in enumerate(("0x4051", "0x6273")):
+                before = "z"  # -0: bf16's mul would need a newer card
+                if rest:
+                    lines += [f"prmt.b32 t, u, v, {order};", f"fma.rn.{kind}x2 t, t, sh, z;"]
+                    before = "t"
                 lines += [
                     f"prmt.b32 c, l, h, {order};",
-                    f"fma.rn.{kind}x2 t, c, sl, z;",  # z is -0: bf16's mul would need a newer card
+                    f"fma.rn.{kind}x2 t, c, sl, {before};",
                     f"fma.rn.{kind}x2 ${4 * word + 2 * half + pair}, c, sh, t;",
                 ]
     return "\n".join([*lines, "}"])

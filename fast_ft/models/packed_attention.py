@@ -6,8 +6,9 @@
 A window of w tokens lets a token attend to itself and the w - 1 before it; rows of up to w tokens do not notice it.
 
 Linear layers do not care where a row begins. Only attention and positions do, so rows of any lengths share a pass and
-nothing is spent on padding. On a card one kernel takes all rows (torch's memory-efficient attention with boundaries:
-it exists for every card from compute capability 5.0 on, so for a T4). On a CPU each row is attended by itself.
+nothing is spent on padding. On a card one kernel takes all rows: torch's flash attention (flash_attention.py) where the
+card has it, else torch's memory-efficient attention with boundaries, which exists for every card from compute
+capability 5.0 on, so for a T4. On a CPU each row is attended by itself.
 
 Shapes: T tokens, H heads, G KV heads, D head dimension, S places for rows.
 """
@@ -18,7 +19,10 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from fast_ft.models import flash_attention
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +78,12 @@ def attend(
     from torch.nn.functional import scaled_dot_product_attention
 
     if q_HTD.is_cuda:
+        from fast_ft.models.fused_block.attention_pass import AttentionPass
+
         q, k, v = (part.transpose(1, 2) for part in (q_HTD, k_GTD, v_GTD))
-        return one_kernel(q, k, v, rows, scale=scale, window=window)[0]
+        how: dict[str, Any] = {"rows": rows, "window": window, "scale": scale}
+        out_THD: Tensor = AttentionPass.apply(q, k, v, partial(forward, **how), partial(backward, **how))
+        return out_THD
     ends, group = rows.starts.tolist(), q_HTD.shape[1] // k_GTD.shape[1]
     k_GTD, v_GTD = (part.repeat_interleave(group, dim=1) if group > 1 else part for part in (k_GTD, v_GTD))
     mixed = []
@@ -98,8 +106,9 @@ def window_mask(queries: int, keys: int, window: int | None, device: torch.devic
 
 
 def forward(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows, window: int | None = None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows, window: int | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     """Attend as `attend` does, from (1, T, H or G, D), for a caller that goes backward by hand.
 
     Return (attention's result, (1, T, H, D); the tensors that `backward` needs as `kept`).
@@ -107,35 +116,38 @@ def forward(
     import torch
 
     if q_THD.is_cuda:
-        out_THD, *kept = one_kernel(q_THD, k_TGD, v_TGD, rows, window=window)
+        out_THD, *kept = one_kernel(q_THD, k_TGD, v_TGD, rows, scale=scale, window=window)
         return out_THD, tuple(kept[:3])
     with torch.no_grad():
         q, k, v = (part.transpose(1, 2) for part in (q_THD, k_TGD, v_TGD))
-        return attend(q, k, v, rows, window=window), ()
+        return attend(q, k, v, rows, scale, window), ()
 
 
 def backward(
     grad_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, out_THD: Tensor, kept: tuple[Tensor, ...],
-    rows: PackedRows, window: int | None = None,
-) -> Tensor:  # fmt: skip
-    """Return the gradients of q, k and v side by side, (T, H + 2 G, D), given that of the result and `forward`'s."""
+    rows: PackedRows, window: int | None = None, scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of q, k and v, (T, H or G, D), given that of the result and `forward`'s."""
     import torch
 
     if not q_THD.is_cuda:
         with torch.enable_grad():
             q, k, v = (part.detach().transpose(1, 2).requires_grad_() for part in (q_THD, k_TGD, v_TGD))
-            grads = torch.autograd.grad(attend(q, k, v, rows, window=window), (q, k, v), grad_THD)
-        return torch.cat([grad.transpose(1, 2) for grad in grads], dim=2)[0]
-    group, (_, tokens, heads, size) = q_THD.shape[2] // k_TGD.shape[2], q_THD.shape
+            dq, dk, dv = torch.autograd.grad(attend(q, k, v, rows, scale, window), (q, k, v), grad_THD)
+        return dq.transpose(1, 2)[0], dk.transpose(1, 2)[0], dv.transpose(1, 2)[0]
+    hiding = _hiding(window, rows)
+    if flash_attention.takes(q_THD):
+        return flash_attention.backward(
+            grad_THD, q_THD, k_TGD, v_TGD, out_THD, kept, rows.starts, rows.longest, scale=scale, window=hiding
+        )  # fmt: skip
+    (_, tokens, heads, size), kv_heads = q_THD.shape, k_TGD.shape[2]
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
         grad_THD, q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, out_THD, rows.starts, rows.starts, rows.longest,
-        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, window_size=_hiding(window, rows),
-        shared_storage_dqdkdv=group == 1,
+        rows.longest, kept[0], 0.0, kept[1], kept[2], _CAUSAL, False, scale=scale, window_size=hiding,
     )  # fmt: skip
-    if group == 1:  # the three lie token by token in one block of memory
-        return dq.as_strided((tokens, 3 * heads, size), (3 * heads * size, size, 1), dq.storage_offset())
-    dk, dv = (part.view(1, tokens, heads // group, group, size).sum(3) for part in (dk, dv))
-    return torch.cat((dq, dk, dv), dim=2)[0]
+    if kv_heads < heads:
+        dk, dv = (part.view(1, tokens, kv_heads, heads // kv_heads, size).sum(3) for part in (dk, dv))
+    return dq[0], dk[0], dv[0]
 
 
 def one_kernel(
@@ -148,6 +160,9 @@ def one_kernel(
     """
     import torch
 
+    if flash_attention.takes(q_THD):
+        hiding = _hiding(window, rows)
+        return flash_attention.forward(q_THD, k_TGD, v_TGD, rows.starts, rows.longest, scale=scale, window=hiding)
     return torch.ops.aten._efficient_attention_forward(
         q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, rows.starts, rows.starts, rows.longest, rows.longest, 0.0,
         _CAUSAL, goes_backward, scale=scale, window_size=_hiding(window, rows),
@@ -178,7 +193,7 @@ def check(like: Tensor, heads: int, kv_heads: int, size: int) -> str | None:
         q, k, v, grad = normal(heads), normal(kv_heads), normal(kv_heads), normal(heads)
         for window in (None, 20):
             out, kept = forward(q, k, v, rows, window)
-            found = (out, backward(grad, q, k, v, out, kept, rows, window))
+            found = (out, torch.cat(backward(grad, q, k, v, out, kept, rows, window), dim=1))
             right = _written_out(q, k, v, grad, rows, window)
             for name, made, expected in zip(("result", "gradient"), found, right, strict=True):
                 difference = ((made.float() - expected).abs().max() / expected.abs().max()).item()
@@ -192,7 +207,7 @@ def check(like: Tensor, heads: int, kv_heads: int, size: int) -> str | None:
 def _written_out(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, grad_THD: Tensor, rows: PackedRows, window: int | None
 ) -> list[Tensor]:
-    """Return each row's own attention in fp32, (1, T, H, D), and the gradients as `backward` returns them."""
+    """Return each row's own attention in fp32, (1, T, H, D), and the gradients side by side, (T, H + 2 G, D)."""
     import torch
 
     with torch.enable_grad():

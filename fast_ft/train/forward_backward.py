@@ -22,6 +22,7 @@ from torch import Tensor
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models import packed_attention
 from fast_ft.models.activation_checkpointing import has_dropout, recompute
+from fast_ft.models.fused_block.dispatch import ops_of_the_loss
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.packed_attention import PackedRows
 from fast_ft.plan.micro_batches import width
@@ -57,6 +58,7 @@ class Passes:
         self.shape = replace(shape, longest=max(shape.longest, 128))
         self._causal = loaded.model.get_base_model()
         self._dtype: torch.dtype | None = None if loaded.dtype == "float32" else getattr(torch, loaded.dtype)
+        self._loss_ops = ops_of_the_loss(torch.empty(0, dtype=self._dtype, device=self.device))
         self._flat = flat
         self._scale = torch.ones((), device=self.device)
         self._supervised = torch.ones((), device=self.device)
@@ -199,7 +201,7 @@ class Passes:
         ids_1T, targets_1T, positions_1T, _ = tokens_4T[:, None].unbind(0)
         with self._autocast():
             hidden_1TD = self._causal.model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)[0]
-            return response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0])
+            return response_loss(hidden_1TD[0], self._causal.lm_head.weight, targets_1T[0], self._loss_ops)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype is None:

@@ -192,10 +192,10 @@ def test_packed_attention_is_held_to_each_rows_own(kv_heads: int, monkeypatch: p
         patch.setattr(packed_attention, "attend", forgets_the_rows)
         assert "attention's result differs" in str(packed_attention.check(like, 4, kv_heads, 16))
     with monkeypatch.context() as patch:
-        patch.setattr(packed_attention, "backward", lambda *given: backward(*given) * 1.1)
+        patch.setattr(packed_attention, "backward", lambda *given: [each * 1.1 for each in backward(*given)])
         assert "attention's gradient differs" in str(packed_attention.check(like, 4, kv_heads, 16))
     with monkeypatch.context() as patch:
-        patch.setattr(packed_attention, "backward", lambda *given: backward(*given) * float("nan"))
+        patch.setattr(packed_attention, "backward", lambda *given: [each * float("nan") for each in backward(*given)])
         assert "differs from each row's own attention by nan" in str(packed_attention.check(like, 4, kv_heads, 16))
 
 

@@ -17,6 +17,7 @@ from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
 from fast_ft.generate import answers as generate
+from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader
@@ -177,18 +178,22 @@ def test_a_prompt_without_room_for_its_answer_is_refused_before_decoding(
 
 
 def test_parity_that_fails_halves_the_batch_and_says_so(
-    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fault is real: in pools of more than two slots the logits are off."""
+    undisturbed = FusedModel.logits
 
-    def disturb(module: Any, given: Any, output: Any) -> Any:
-        return output + torch.randn_like(output) if output.shape[0] > 2 else output
+    def disturbed(self: FusedModel, hidden_TE: torch.Tensor) -> torch.Tensor:
+        logits_TV = undisturbed(self, hidden_TE)
+        return logits_TV + torch.randn_like(logits_TV) if len(logits_TV) > 2 else logits_TV
 
-    hook = loaded.model.get_output_embeddings().register_forward_hook(disturb)
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(FusedModel, "logits", disturbed)
         result = answer(loaded, prompts, tmp_path / "partial", batch_size=8)
-    finally:
-        hook.remove()
     assert result.batch_size == 2 and result.parity is not None and result.parity < 1e-4
     assert len(result.notes) == 2 and "in batches of 8: went on with 4" in result.notes[0]
     assert "batched and single decoding differ by" in capsys.readouterr().err

@@ -37,10 +37,37 @@ for kv_heads in (8, 2):
             rows = packed_attention.PackedRows(starts.to(device), 200)
             out, kept = packed_attention.forward(q, k, v, rows, window)
             back = packed_attention.backward(grad.to(device), q, k, v, out, kept, rows, window)
-            made.append((out.cpu(), back.cpu()))
+            made.append((out.cpu(), torch.cat(back, dim=1).cpu()))
         for ours, plain in zip(made[1], made[0]):
             torch.testing.assert_close(ours, plain, rtol=2e-3, atol=2e-3)
 print("attention agrees")
+"""
+
+#: Holds flash attention, and the kernel that a T4 has, to each row's own attention in fp32, forward and backward.
+FLASH = """
+import torch
+from fast_ft.models import flash_attention, packed_attention
+for dtype in (torch.float16, torch.bfloat16):
+    like = torch.empty(1, dtype=dtype, device="cuda")
+    for heads in ((32, 32, 128), (32, 8, 128), (14, 2, 64), (8, 8, 96), (4, 4, 16)):
+        taken = flash_attention.takes(torch.empty(1, 1, heads[0], heads[2], dtype=dtype, device="cuda"))
+        assert taken == (torch.cuda.get_device_capability() >= (8, 0)), heads
+        for flash in (True, False):
+            torch.backends.cuda.enable_flash_sdp(flash)
+            problem = packed_attention.check(like, *heads)
+            assert problem is None, (dtype, heads, flash, problem)
+        torch.backends.cuda.enable_flash_sdp(True)
+starts = torch.tensor([0, 5, 205, 300, 300, 300], dtype=torch.int32, device="cuda")
+leaf = torch.randn(1, 8, 300, 64, device="cuda").half().requires_grad_()
+rows = packed_attention.PackedRows(starts, 200)
+made = []
+for flash in (True, False):  # through autograd, as PEFT's and Unsloth's layers attend
+    torch.backends.cuda.enable_flash_sdp(flash)
+    packed_attention.attend(leaf, leaf[:, :2], leaf[:, 2:4], rows, window=50).float().square().sum().backward()
+    made.append(leaf.grad)
+    leaf.grad = None
+torch.testing.assert_close(*made, rtol=2e-2, atol=2e-2)
+print("flash attention agrees")
 """
 
 
@@ -64,8 +91,9 @@ def run(base: Path, folder: Path, backend: str) -> tuple[dict[str, Any], list[fl
     return manifest, losses, {key: entry["output"][0] for key, entry in pred.items()}
 
 
-def test_windows_in_the_attention_kernel_are_those_of_plain_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", ATTENTION], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("script", [ATTENTION, FLASH], ids=["fp32", "16 bits"])
+def test_windows_in_the_attention_kernel_are_those_of_plain_torch(script: str) -> None:
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

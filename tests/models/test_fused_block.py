@@ -13,7 +13,8 @@ from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import packed_attention, weight_layout
-from fast_ft.models.fused_block import block, dispatch, ops_torch
+from fast_ft.models.fused_block import block, dispatch, linear_group, ops_torch
+from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.packed_attention import PackedRows
@@ -99,7 +100,7 @@ def test_training_and_decoding_share_one_copy_of_the_weights(tiny: Path, first: 
         for layer, each, (_, qkv, _, _, gate_up, _) in zip(layers, blocks, fused.layers, strict=True):
             q, gate = layer.self_attn.q_proj.get_base_layer().weight, layer.mlp.gate_proj.get_base_layer().weight
             for group, product, weight in ((each.groups[0], qkv, q), (each.groups[2], gate_up, gate)):
-                whole = group._weights()
+                whole = group.weights()
                 assert whole.data_ptr() == weight.data_ptr()
                 with torch.no_grad():  # what decoding multiplies with is that memory, too
                     before = product.base(torch.eye(64)).clone()
@@ -111,6 +112,85 @@ def test_training_and_decoding_share_one_copy_of_the_weights(tiny: Path, first: 
         assert found[name].equal(gradient), name
 
 
+def trained(tiny: Path) -> LoadedModel:
+    """The tiny model with our blocks and a LoRA whose matrices are all drawn."""
+    section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
+    made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
+    with torch.no_grad():
+        for name, weight in made.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    assert block.install(made.model, made.patches) is None
+    return made
+
+
+def loss_of(model: Any) -> torch.Tensor:
+    """A number that a pass over two rows leads to."""
+    core = model.get_base_model()
+    at = packed_attention.PackedRows(torch.tensor([0, 6, 16], dtype=torch.int32), 10)
+    with packed_attention.packed_pass(core.config, at):
+        ids = torch.arange(300, 316)[None]
+        out: torch.Tensor = core.model(input_ids=ids, position_ids=torch.arange(16)[None], use_cache=False)[0]
+        return out.pow(3).sum()  # of squares a norm would make the same sum whatever the layers do
+
+
+def test_gradients_are_added_in_place_or_left_to_autograd(tiny: Path) -> None:
+    """Where a matrix has a place for its gradient, a block adds to it; else autograd takes what the block returns."""
+    model = trained(tiny).model
+    weights = [weight for name, weight in model.named_parameters() if "lora_" in name]
+    expected = torch.autograd.grad(loss_of(model), weights)
+    places = [torch.full_like(weight, 3.0) for weight in weights]
+    for weight, place in zip(weights, places, strict=True):
+        weight.grad = place
+    loss_of(model).backward()
+    for weight, place, gradient in zip(weights, places, expected, strict=True):
+        assert weight.grad is place and gradient.abs().max() > 0
+        torch.testing.assert_close(place, gradient + 3.0)
+
+
+def test_each_pass_multiplies_with_the_lora_as_it_is_then(tiny: Path) -> None:
+    """Copies of the LoRA's matrices are made once a pass; an optimizer changes the matrices between two passes."""
+    model = trained(tiny).model
+    first = loss_of(model).item()
+    flat = FlatWeights(model)  # gives the matrices other memory
+    assert loss_of(model).item() == first
+    with torch.no_grad():
+        flat.parameter.mul_(2)
+    assert loss_of(model).item() != pytest.approx(first, rel=1e-3)
+    with torch.no_grad():
+        flat.parameter.div_(2)
+    assert loss_of(model).item() == first
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_first_layers_input_gets_a_gradient_only_where_something_is_trained_below(
+    tiny: Path, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(tiny).model
+    core, asked = model.get_base_model(), []
+    groups = [layer.forward.block.groups[0] for layer in core.model.layers]
+    right = type(groups[0]).input_gradient
+    monkeypatch.setattr(
+        type(groups[0]), "input_gradient", lambda self, *given: (asked.append(self), right(self, *given))[1]
+    )
+    core.get_input_embeddings().weight.requires_grad_(wanted)
+    loss_of(model).backward()
+    assert [group in asked for group in groups] == [wanted] + [True] * (len(groups) - 1)
+    assert (core.get_input_embeddings().weight.grad is not None) == wanted
+
+
+def test_a_loss_whose_kernel_is_wrong_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any model is trained with this loss, also one that our other kernels do not take."""
+    wrong = types.SimpleNamespace(**vars(ops_torch))
+    monkeypatch.setattr(dispatch, "ops_for", lambda tensor: wrong)
+    assert dispatch.ops_of_the_loss(torch.empty(0)) is wrong
+    wrong.cross_entropy_ = lambda logits, target: ops_torch.cross_entropy_(logits, target) * 1.05
+    assert dispatch.ops_of_the_loss(torch.empty(0)) is ops_torch
+    assert "differs from plain torch" in (dispatch.check(torch.zeros(1), 96, 100, 16) or "")
+    wrong.cross_entropy_ = other_torch
+    assert dispatch.ops_of_the_loss(torch.empty(0)) is ops_torch
+
+
 def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
     for lora, reason in (
@@ -119,6 +199,73 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
     ):
         made = choose.make_loader(section, lora, seed=1, name="peft").for_training()
         assert reason in (block.install(made.model, made.patches) or "")
+
+
+class Lora:
+    """A linear layer in 4 bits with a LoRA, as PEFT keeps it; or without, where the rank is 0."""
+
+    def __init__(self, outputs: int, rank: int, draw: torch.Generator) -> None:
+        from bitsandbytes.functional import quantize_4bit
+
+        weight = torch.randn(outputs, 128, generator=draw)
+        packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+        parameter: Any = torch.nn.Parameter(packed, requires_grad=False)
+        parameter.quant_state = state
+        self.weight, self.bias, self.out_features, self.in_features = parameter, None, outputs, 128
+        if rank:
+            self.get_base_layer = lambda: types.SimpleNamespace(
+                **{k: v for k, v in vars(self).items() if "lora" not in k}
+            )
+            self.scaling = {"default": 3.0}
+            self.lora_A, self.lora_B = (
+                {"default": torch.nn.Linear(*n, bias=False)} for n in ((128, rank), (rank, outputs))
+            )
+
+
+@pytest.mark.parametrize("ranks", [(8, 8, 8), (11, 0, 5), (8, 0, 5), (0, 0, 0), (40, 40, 40)])
+def test_one_product_over_weights_and_lora_is_what_two_are(ranks: tuple[int, ...]) -> None:
+    """With room behind x and dy; in fp32, where nothing but the order of sums differs."""
+    draw = torch.Generator().manual_seed(2)
+    layers: Any = [Lora(outputs, rank, draw) for outputs, rank in zip((96, 64, 64), ranks, strict=True)]
+    buffer, copies = linear_group.WeightBuffer(), LoraCopies(torch.float32)
+    group = linear_group.LinearGroup(layers, torch.float32, buffer, copies)
+    assert group.room == (64 if sum(ranks) in (16, 24) else 0)
+    rows = packed_attention.PackedRows(torch.tensor([0, 9], dtype=torch.int32), 9)
+    copies.renew(rows)
+    x, dy, add = (torch.randn(9, n, generator=draw) for n in (128, 224, 224))
+    pad = torch.nn.functional.pad
+    plain, beside = group.forward(x, add), group.forward(pad(x, (0, group.room)), add)
+    inner, wide = group.inner_gradient(dy), pad(dy, (0, group.room))
+    inside = group.inner_gradient(wide)
+    for made, expected in (
+        (beside[0], plain[0]), (beside[1], plain[1]), (inside, inner),
+        (group.input_gradient(wide, inside), group.input_gradient(dy, inner)),
+    ):  # fmt: skip
+        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+    leaf, weight = x.clone().requires_grad_(), group.weights()
+    halves = [(a, b) for a, b in zip(group.lora[::2], group.lora[1::2], strict=True)]
+    y = (
+        add
+        + leaf @ weight.t()
+        + torch.cat([3.0 * (leaf @ a.t()) @ b.t() if len(a) else leaf.new_zeros(9, len(b)) for a, b in halves], dim=1)
+    )
+    torch.testing.assert_close(plain[0], y, rtol=1e-4, atol=1e-4)
+    trained = [each for each in group.lora if each.numel()]
+    expected = torch.autograd.grad(y, [leaf, *trained], dy)
+    torch.testing.assert_close(group.input_gradient(dy, inner), expected[0], rtol=1e-4, atol=1e-4)
+    found = [each for each in group.lora_gradients(x, dy, inner, plain[1]) if each.numel()]
+    for made, right in zip(found, expected[1:], strict=True):
+        torch.testing.assert_close(made, right, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gradients_room_is_found_again_where_a_block_made_it() -> None:
+    whole = torch.arange(30.0).view(3, 10).clone()
+    part = whole[:, :6].unsqueeze(0).squeeze(0)
+    assert block._with_room(part, 4) is whole
+    for other in (part.clone(), torch.zeros(3, 11)[:, :6], whole[:, 1:7].clone()):
+        found = block._with_room(other, 4)
+        assert found.shape == (3, 10) and found[:, :6].equal(other) and not found[:, 6:].any()
+    assert block._with_room(whole.t(), 0).is_contiguous()
 
 
 def test_weights_are_laid_side_by_side_once() -> None:
@@ -151,7 +298,7 @@ def test_a_check_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dispatch.check(like, 96, 100, 16) is None
     right = ops_torch.swiglu
     wrong = types.SimpleNamespace(**vars(ops_torch))
-    wrong.swiglu = lambda gate_up: right(gate_up) * 1.05
+    wrong.swiglu = lambda *given: right(*given) * 1.05
     monkeypatch.setattr(dispatch, "ops_for", lambda tensor: wrong)
     assert "differs from plain torch by 0.05" in (dispatch.check(like, 96, 100, 16) or "")
 
@@ -160,8 +307,8 @@ def test_a_check_unpacks_as_training_does_and_finds_a_wrong_group(monkeypatch: p
     """Weights whose 256th block and later ones are wrong: two groups of double quantisation are looked at."""
     right = ops_torch.unpack
 
-    def wrong(packed: torch.Tensor, scale: torch.Tensor, nested: Any, out: torch.Tensor) -> None:
-        right(packed, scale, nested, out)
+    def wrong(packed: torch.Tensor, scale: torch.Tensor, nested: Any, out: torch.Tensor, *lora: torch.Tensor) -> None:
+        right(packed, scale, nested, out, *lora)
         if nested is not None:
             out[256:] *= 1.05
 
@@ -183,7 +330,7 @@ def other_torch(*_: Any) -> Any:
     [
         (
             "backward",
-            lambda *given: BACKWARD(*given).roll(1, dims=0),
+            lambda *given: [each.roll(1, dims=0) for each in BACKWARD(*given)],
             "attention's gradient differs from each row's own",
         ),
         (

@@ -71,9 +71,13 @@ def test_the_decoder_gives_what_bitsandbytes_dequantises_to(
     absmax = torch.rand(5000, generator=draw) * 0.1 + 0.005
     inputs = {f"${4 * words + i}": sum(packed[:, 4 * i + b] << 8 * b for b in range(4)) for i in range(words)}
     inputs[f"${5 * words}"] = nf4.pack_scales(absmax, dtype).long() & 0xFFFFFFFF
-    program = nf4.decoder(nf4.code_bits(str(dtype).removeprefix("torch.")), kind, words)
-    made_registers = run(program, inputs, dtype)  # type: ignore[arg-type]
-    made = torch.stack([halves(made_registers[f"${i}"], dtype) for i in range(4 * words)], dim=1).flatten(1)
+    name = str(dtype).removeprefix("torch.")
+
+    def weights(rest: list[int] | None) -> torch.Tensor:
+        registers = run(nf4.decoder(nf4.code_bits(name), kind, words, rest), inputs, dtype)  # type: ignore[arg-type]
+        return torch.stack([halves(registers[f"${i}"], dtype) for i in range(4 * words)], dim=1).flatten(1)
+
+    made = weights(None)
     code = get_4bit_type("nf4", "cpu")
     index = torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1)  # a byte's first weight is its high nibble
     true = code[index].double() * absmax[:, None].double()
@@ -81,6 +85,9 @@ def test_the_decoder_gives_what_bitsandbytes_dequantises_to(
     theirs = (((code[index] * absmax[:, None]).to(dtype).double() - true).norm() / true.norm()).item()
     assert off < bound and off < 1.1 * theirs, "about as far from the true weights as bitsandbytes' rounding"
     assert torch.equal(code, torch.tensor(nf4.CODES))
+    rounded = (code[index] * absmax[:, None]).to(dtype).double()
+    assert (made != rounded).double().mean() > 0.1
+    assert (weights(nf4.rest_bits(name)) != rounded).double().mean() < 0.01, "with both parts of a code"
 
 
 def test_plane_order_puts_the_same_pair_of_each_16_columns_side_by_side() -> None:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fast_ft.hub.families import LINEARS, FamilySpec, ModelShape
+from fast_ft.hub.families import FamilySpec, ModelShape
 from fast_ft.models import packed_attention
-from fast_ft.models.fused_block import dispatch
-from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer, base_of
+from fast_ft.models.fused_block import dispatch, obstacles
+from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
+from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.packed_attention import PackedRows
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
     from torch.autograd.function import FunctionCtx
-    from transformers import PreTrainedModel
 
     from fast_ft.models.patches import ModelPatches
 
@@ -44,11 +44,11 @@ def install(model: PeftModel, patches: ModelPatches) -> str | None:
     """
     core = model.get_base_model()
     family, embedding = FamilySpec.from_config(core.config.to_dict()), core.get_input_embeddings().weight
-    if reason := unknown(family) or _obstacle(core):
+    if reason := obstacles.unknown(family) or obstacles.in_layers(core):
         return reason
-    buffer = WeightBuffer()
+    buffer, copies = WeightBuffer(), LoraCopies(embedding.dtype)
     for index, layer in enumerate(core.model.layers):
-        block = Block(layer, family, index, embedding.dtype, buffer)
+        block = Block(layer, family, index, embedding.dtype, buffer, copies)
         patches.replace(layer, "forward", _TrainingForward(block, layer.forward))
     if embedding.is_cuda:
         torch.cuda.empty_cache()  # the pieces that the layers' weights were in before
@@ -73,8 +73,9 @@ class Block:
     """One layer's weights, in groups that share an input, and its pass."""
 
     def __init__(
-        self, layer: nn.Module, family: FamilySpec, index: int, dtype: torch.dtype, buffer: WeightBuffer
-    ) -> None:
+        self, layer: nn.Module, family: FamilySpec, index: int, dtype: torch.dtype, buffer: WeightBuffer,
+        copies: LoraCopies,
+    ) -> None:  # fmt: skip
         attn, mlp, shape = layer.self_attn, layer.mlp, family.shape
         self.norm_1, self.norm_2 = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.qk_norms = [attn.q_norm.weight, attn.k_norm.weight] if family.qk_norms else []
@@ -82,16 +83,32 @@ class Block:
         self.heads, self.kv_heads = shape.num_attention_heads, shape.num_key_value_heads
         qkv, gate_up = [attn.q_proj, attn.k_proj, attn.v_proj], [mlp.gate_proj, mlp.up_proj]
         parts = (qkv, [attn.o_proj], gate_up, [mlp.down_proj])
-        self.groups = [LinearGroup(modules, dtype, buffer) for modules in parts]
-        self._lora = [weight for group in self.groups for weight in group.lora()]
+        self.groups = [LinearGroup(modules, dtype, buffer, copies) for modules in parts]
+        self.lora = [weight for group in self.groups for weight in group.lora]
+        self._copies = copies
 
     def __call__(self, hidden_1TE: Tensor, cos_1TD: Tensor, sin_1TD: Tensor, rows: PackedRows) -> Tensor:
         """Return the layer's output, (1, T, E)."""
-        return BlockPass.apply(hidden_1TE[0], self, cos_1TD[0], sin_1TD[0], rows, *self._lora)[None]
+        self._copies.renew(rows)
+        # squeezed, not indexed: the gradient of an index is a copy
+        y_TE = BlockPass.apply(hidden_1TE.squeeze(0), self, cos_1TD[0], sin_1TD[0], rows, *self.lora)
+        return y_TE.unsqueeze(0)
 
-    def split(self, lora: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """Return the LoRA's matrices by group: of q, k, v; o; gate, up; down."""
-        return [lora[:6], lora[6:8], lora[8:12], lora[12:14]]
+    def add_gradients(self, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Add gradients to those that the LoRA's matrices have, in one kernel; return what is left to autograd.
+
+        Training gives each matrix a place for its gradient before a pass (train/optimizer.py); without, autograd adds.
+        """
+        pairs = [(weight.grad, grad) for weight, grad in zip(self.lora, grads, strict=True) if weight.numel()]
+        if any(place is None for place, _ in pairs):
+            return grads
+        whole = [pair for pair in pairs if pair[1].is_contiguous()]
+        if whole:
+            torch._foreach_add_(*(list(side) for side in zip(*whole, strict=True)))
+        for place, grad in pairs:
+            if not grad.is_contiguous():  # B's of several layers are blocks of one product
+                place.add_(grad)
+        return [None] * len(grads)
 
     def heads_of(self, qkv_TN: Tensor) -> list[Tensor]:
         """Return q, k and v, each (1, T, H or G, D)."""
@@ -122,7 +139,7 @@ class Block:
         parts = zip(self._normed_heads(grad_TN), self.qk_norms, raw, scales, strict=True)
         for heads_TND, weight, before, scale in parts:
             grad = heads_TND.reshape(-1, self.size).contiguous()
-            through = ops.rms_norm_backward(grad, before, weight, scale, torch.zeros_like(grad))
+            through, _ = ops.rms_norm_backward(grad, before, weight, scale, torch.zeros_like(grad))
             heads_TND.copy_(through.view(heads_TND.shape))
 
     def _normed_heads(self, qkv_TN: Tensor) -> Sequence[Tensor]:
@@ -131,7 +148,7 @@ class Block:
 
 
 class BlockPass(torch.autograd.Function):
-    """A block's forward and backward pass as autograd sees it: x (T, E), and the LoRA's matrices as in Block.split."""
+    """A block's forward and backward pass as autograd sees it: x (T, E), and the LoRA's matrices as in Block.lora."""
 
     @staticmethod
     def forward(
@@ -139,61 +156,78 @@ class BlockPass(torch.autograd.Function):
     ) -> Tensor:
         """Return the layer's output, (T, E), and keep what `backward` needs."""
         ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
-        lora_qkv, lora_out, lora_gate_up, lora_down = block.split(lora)
         x_TE = x_TE.contiguous()
-        norm_TE, scale_1 = ops.rms_norm(x_TE, block.norm_1, block.eps)
-        qkv_TN, kept_qkv = qkv.forward(norm_TE, lora_qkv)
+        norm_TX, scale_1 = ops.rms_norm(x_TE, block.norm_1, block.eps, qkv.room)
+        qkv_TN, xa_qkv = qkv.forward(norm_TX)
         kept_norms = block.normalise_(qkv_TN)
-        ops.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD, back=False)
+        ops.rotate_(block.rotated(qkv_TN), cos_TD, sin_TD)
         q, k, v = block.heads_of(qkv_TN)
         mixed_THD, kept_mixed = packed_attention.forward(q, k, v, rows, block.window)
         mixed_TN = mixed_THD.reshape(len(x_TE), -1)
-        mid_TE, kept_out = out.forward(mixed_TN, lora_out, add_TN=x_TE)
-        norm_TE, scale_2 = ops.rms_norm(mid_TE, block.norm_2, block.eps)
-        gate_up_TN, kept_gate_up = gate_up.forward(norm_TE, lora_gate_up)
-        y_TE, kept_down = down.forward(ops.swiglu(gate_up_TN), lora_down, add_TN=mid_TE)
-        groups = (kept_qkv, kept_norms, kept_mixed, kept_out, kept_gate_up, kept_down)
-        ctx.block, ctx.rows, ctx.counts = block, rows, [len(group) for group in groups]
+        mid_TE, xa_out = out.forward(mixed_TN, add_TN=x_TE)
+        norm_TX, scale_2 = ops.rms_norm(mid_TE, block.norm_2, block.eps, gate_up.room)
+        gate_up_TN, xa_gate_up = gate_up.forward(norm_TX)
+        y_TE, xa_down = down.forward(ops.swiglu(gate_up_TN, down.room), add_TN=mid_TE)
+        ctx.block, ctx.rows, ctx.norms = block, rows, len(kept_norms)
         ctx.save_for_backward(
-            x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD,
-            *(each for group in groups for each in group),
+            x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD, xa_qkv, xa_out, xa_gate_up,
+            xa_down, *kept_norms, *kept_mixed,
         )  # fmt: skip
         return y_TE
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x and of the LoRA's matrices, given that of the output, (T, E)."""
+        """Return the gradients of x, where it is wanted, and of the LoRA's matrices, given the output's, (T, E)."""
         block, rows = ctx.block, ctx.rows
         x_TE, scale_1, qkv_TN, mixed_TN, mid_TE, scale_2, gate_up_TN, cos_TD, sin_TD, *kept = ctx.saved_tensors
-        each = iter(kept)
-        kept_qkv, kept_norms, kept_mixed, kept_out, kept_gate_up, kept_down = (
-            tuple(next(each) for _ in range(count)) for count in ctx.counts
-        )
+        xa_qkv, xa_out, xa_gate_up, xa_down, *kept = kept
+        kept_norms, kept_mixed = tuple(kept[: ctx.norms]), tuple(kept[ctx.norms :])
         ops, (qkv, out, gate_up, down) = dispatch.ops_for(x_TE), block.groups
-        dy_TE = grads[0].contiguous()
+        dy_TX = _with_room(grads[0], down.room)
+        dy_TE = dy_TX[:, : x_TE.shape[1]]
 
-        dh_TM, inner_TR = down.input_gradient(dy_TE, kept_down)
+        inner_TR = down.inner_gradient(dy_TX)
+        dh_TM = down.input_gradient(dy_TX, inner_TR)
         ops.swiglu_backward_(gate_up_TN, dh_TM)  # gate and up are their gradients now, dh is h again
-        grads_down = down.lora_gradients(dh_TM, dy_TE, inner_TR, kept_down)
+        grads_down = down.lora_gradients(dh_TM, dy_TE, inner_TR, xa_down)
         del dh_TM
-        dnorm_TE, inner_TR = gate_up.input_gradient(gate_up_TN, kept_gate_up)
-        norm_TE, _ = ops.rms_norm(mid_TE, block.norm_2, block.eps)
-        grads_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, kept_gate_up)
-        dmid_TE = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE)
+        inner_TR = gate_up.inner_gradient(gate_up_TN)
+        dnorm_TE = gate_up.input_gradient(gate_up_TN, inner_TR)
+        dmid_TX, norm_TE = ops.rms_norm_backward(dnorm_TE, mid_TE, block.norm_2, scale_2, dy_TE, out.room)
+        grads_gate_up = gate_up.lora_gradients(norm_TE, gate_up_TN, inner_TR, xa_gate_up)
+        dmid_TE = dmid_TX[:, : x_TE.shape[1]]
+        del dnorm_TE, norm_TE
 
-        dmixed_TN, inner_TR = out.input_gradient(dmid_TE, kept_out)
-        grads_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, kept_out)
+        inner_TR = out.inner_gradient(dmid_TX)
+        dmixed_TN = out.input_gradient(dmid_TX, inner_TR)
+        grads_out = out.lora_gradients(mixed_TN, dmid_TE, inner_TR, xa_out)
         q, k, v = block.heads_of(qkv_TN)
-        dqkv_TN = packed_attention.backward(
+        grads_qkv_THD = packed_attention.backward(
             dmixed_TN.view(q.shape), q, k, v, mixed_TN.view(q.shape), kept_mixed, rows, block.window
-        ).reshape(len(x_TE), -1)
-        ops.rotate_(block.rotated(dqkv_TN), cos_TD, sin_TD, back=True)
+        )
+        dqkv_TX = ops.rotate_back(*grads_qkv_THD, cos_TD, sin_TD, qkv.room)
+        del grads_qkv_THD
+        dqkv_TN = dqkv_TX[:, : qkv_TN.shape[1]]
         block.normalise_backward_(dqkv_TN, kept_norms)
-        dnorm_TE, inner_TR = qkv.input_gradient(dqkv_TN, kept_qkv)
-        norm_TE, _ = ops.rms_norm(x_TE, block.norm_1, block.eps)
-        grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, kept_qkv)
-        dx_TE = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE)
-        return (dx_TE, None, None, None, None, *grads_qkv, *grads_out, *grads_gate_up, *grads_down)
+        inner_TR = qkv.inner_gradient(dqkv_TX)
+        if ctx.needs_input_grad[0]:
+            dnorm_TE = qkv.input_gradient(dqkv_TX, inner_TR)
+            dx_TX, norm_TE = ops.rms_norm_backward(dnorm_TE, x_TE, block.norm_1, scale_1, dmid_TE, down.room)
+            dx_TE = dx_TX[:, : x_TE.shape[1]]  # the layer below finds the room again, if its LoRA is as wide
+        else:  # the first layer, below which nothing is trained
+            dx_TE, (norm_TE, _) = None, ops.rms_norm(x_TE, block.norm_1, block.eps)
+        grads_qkv = qkv.lora_gradients(norm_TE, dqkv_TN, inner_TR, xa_qkv)
+        left = block.add_gradients([*grads_qkv, *grads_out, *grads_gate_up, *grads_down])
+        return (dx_TE, None, None, None, None, *left)
+
+
+def _with_room(grad_TE: Tensor, room: int) -> Tensor:
+    """Return a gradient with `room` columns of zeros behind it: what a block made it a part of, or else a copy."""
+    whole, wanted = grad_TE._base, (len(grad_TE), grad_TE.shape[1] + room)
+    if whole is not None and (whole.shape, whole.stride()) == (wanted, grad_TE.stride()):
+        assert grad_TE.data_ptr() == whole.data_ptr(), "the room is behind"
+        return whole
+    return torch.nn.functional.pad(grad_TE, (0, room)) if room else grad_TE.contiguous()
 
 
 def check(like: Tensor, shape: ModelShape) -> str | None:
@@ -201,35 +235,3 @@ def check(like: Tensor, shape: ModelShape) -> str | None:
     heads = (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim)
     between = dispatch.check(like, shape.hidden_size, shape.intermediate_size, shape.head_dim)
     return between or packed_attention.check(like, *heads)
-
-
-def unknown(family: FamilySpec) -> str | None:
-    """Return what of a base model a Block does not know, or None."""
-    size = family.shape.head_dim
-    if family.general is not None:
-        return family.general
-    return None if size & (size - 1) == 0 else f"a head's dimension is {size}, no power of two"
-
-
-def _obstacle(core: PreTrainedModel) -> str | None:
-    """Return what of a loaded model's layers a Block does not know, or None."""
-    layer = core.model.layers[0]
-    for path in LINEARS:
-        part, name = path.split(".")
-        module = getattr(getattr(layer, part), name)
-        if hasattr(module, "lora_A"):
-            if list(module.active_adapters) != ["default"]:
-                return f"{name} has several adapters"
-            if type(module.lora_dropout["default"]).__name__ != "Identity":
-                return "the LoRA has dropout"
-            if module.use_dora.get("default") or module.lora_bias.get("default"):
-                return "the LoRA is of another kind"
-        weight = base_of(module).weight
-        state = getattr(weight, "quant_state", None)
-        if state is not None and not (weight.is_cuda and state.quant_type == "nf4" and state.blocksize == 64):
-            return "the 4-bit weights are not NF4 in blocks of 64 on a card"
-        if state is not None and core.get_input_embeddings().weight.element_size() != 2:
-            return "4-bit weights become 16-bit ones here"
-        if state is None and not weight.is_floating_point():
-            return f"the weights are {weight.dtype}"
-    return None

@@ -9,19 +9,24 @@ Shapes: T tokens, E inputs, N outputs of all layers, n outputs of one layer, R r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fast_ft.models import nf4
 from fast_ft.models.fused_block import ops_torch
 from fast_ft.models.fused_block.dispatch import ops_for
+from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.weight_layout import side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _TOLERANCE = 0.01  #: of the largest weight: both round to 16 bits
+_ALIGNED = 8  #: numbers of 16 bits, which are read and written at a time
+_COLUMNS = 64  #: products are fastest over rows that are a multiple of 128 bytes long
 
 
 def base_of(module: Any) -> Any:
@@ -30,77 +35,124 @@ def base_of(module: Any) -> Any:
 
 
 class LinearGroup:
-    """A group of linear layers, with PEFT's LoRA or without: their base weights, and where their LoRA's matrices are.
+    """A group of linear layers, with PEFT's LoRA or without: their base weights, and copies of their LoRA's matrices.
 
     A layer without LoRA counts as one of rank 0. `dtype` is that of the products. `buffer` takes the weights in 16
-    bits, where they are stored in 4.
+    bits, where they are stored in 4. There the LoRA's matrices may stand beside them, so that one product does both:
+
+        [x, x A] [W, B]' = x W' + x A B'        [dy, dy B] [W; A] = dy W + dy B A
+
+    `room` is the number of columns that this takes behind x or dy, filled up with zeros; 0 where it is not done, as
+    where ranks are large, or no multiple of 8.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype, buffer: WeightBuffer) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], dtype: torch.dtype, buffer: WeightBuffer, copies: LoraCopies
+    ) -> None:
         bases = [base_of(module) for module in modules]
-        self.modules, self.dtype = list(modules), dtype
         self.widths = [base.out_features for base in bases]
-        self.inputs = bases[0].in_features
         scalings = {module.scaling["default"] for module in modules if hasattr(module, "lora_A")}
         (self.scaling,) = scalings or {1.0}
         self.bias_N = side_by_side([base.bias for base in bases]) if bases[0].bias is not None else None
+        self.lora = _matrices(modules)
+        self.ranks, self.room = [len(a) for a in self.lora[::2]], 0
+        self.a_RE, self._bs = copies.take(self.lora)
+        self._is_joint = len(self._bs) == 1
         if hasattr(bases[0].weight, "quant_state"):
-            self._weights: Callable[[], Tensor] = FourBitWeights(bases, dtype, buffer)
+            if self._is_joint and len(self.a_RE) % _ALIGNED == 0 and bases[0].in_features % nf4.BLOCK == 0:
+                self.room = -(-len(self.a_RE) // _COLUMNS) * _COLUMNS
+            self.weights: FourBitWeights | Weights = FourBitWeights(bases, dtype, buffer, self.room)
         else:
-            whole_NE = side_by_side([base.weight for base in bases])
-            self._weights = lambda: whole_NE
+            self.weights = Weights(bases)
 
-    def lora(self) -> list[Tensor]:
-        """Return A and B of each layer: fp32 parameters (r, E) and (n, r); empty ones where it has no LoRA."""
-        found: list[Tensor] = []
-        for module, width in zip(self.modules, self.widths, strict=True):
-            if hasattr(module, "lora_A"):
-                found += [module.lora_A["default"].weight, module.lora_B["default"].weight]
-            else:
-                like = base_of(module).weight
-                found += [torch.zeros(*size, device=like.device) for size in ((0, self.inputs), (width, 0))]
-        return found
+    def forward(self, x_TX: Tensor, add_TN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (y_TN, with `add_TN` added to it; x A, TR, which the backward pass needs).
 
-    def forward(
-        self, x_TE: Tensor, lora: Sequence[Tensor], add_TN: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return (y_TN, with `add_TN` added to it; the tensors that the backward pass needs as `kept`).
-
-        `add_TN` comes last: a residual stream's few huge numbers are rounded once, not before the LoRA and after it.
+        `x_TX` are the inputs, or inputs and room, which is written over. A residual stream's few huge numbers in
+        `add_TN` are rounded once, with all that is added to them.
         """
-        a_RE = torch.cat([a.to(self.dtype) for a in lora[::2]]) * self.scaling  # here alone: it scales B's side too
-        bs = [b.to(self.dtype) for b in lora[1::2]]
-        weight_NE = self._weights()
-        y_TN = x_TE @ weight_NE.t()
-        if self.bias_N is not None:
-            y_TN += self.bias_N
-        xa_TR = x_TE @ a_RE.t()
-        for y_Tn, xa_Tr, b_nr in zip(y_TN.split(self.widths, 1), xa_TR.split(_ranks(bs), 1), bs, strict=True):
-            y_Tn.addmm_(xa_Tr, b_nr.t())
-        if add_TN is not None:
-            y_TN += add_TN
-        return y_TN, (a_RE, xa_TR, *bs)
+        rank, inputs = self.a_RE.shape
+        x_TE, has_room = x_TX[:, :inputs], x_TX.shape[1] > inputs
+        weight_NX = self.weights.beside(self._bs[0], self.room) if has_room else self.weights()
+        xa_TR = x_TX[:, inputs : inputs + rank] if has_room else x_TE.new_empty(len(x_TE), rank)
+        xa_TR.addmm_(x_TE, self.a_RE.t(), beta=0, alpha=self.scaling)  # beta 0: what the memory held is ignored
+        if has_room and add_TN is not None and self.bias_N is None:
+            return torch.addmm(add_TN, x_TX, weight_NX.t()), xa_TR.contiguous()
+        y_TN = x_TX @ weight_NX.t()
+        if not has_room:
+            for y_Tn, xa_Tr, b_nr in self._parts(y_TN, xa_TR):
+                y_Tn.addmm_(xa_Tr, b_nr.t())
+        for more in (self.bias_N, add_TN):
+            if more is not None:
+                y_TN += more
+        return y_TN, xa_TR.contiguous()
 
-    def input_gradient(self, grad_TN: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Return (the gradient of x, TE; the gradient on the LoRA's inner side, TR)."""
-        a_RE, xa_TR, *bs = kept
-        inner_TR = torch.empty_like(xa_TR)
-        parts = zip(inner_TR.split(_ranks(bs), 1), grad_TN.split(self.widths, 1), bs, strict=True)
-        for inner_Tr, grad_Tn, b_nr in parts:
-            inner_Tr.addmm_(grad_Tn, b_nr, beta=0)  # beta 0: what the memory held before is ignored
-        grad_TE = grad_TN @ self._weights()
-        return grad_TE.addmm_(inner_TR, a_RE), inner_TR
+    def inner_gradient(self, grad_TX: Tensor) -> Tensor:
+        """Return the gradient on the LoRA's inner side, TR, given that of y, or y and room, which is written over."""
+        rank, outputs = len(self.a_RE), sum(self.widths)
+        has_room = grad_TX.shape[1] > outputs
+        inner_TR = grad_TX[:, outputs : outputs + rank] if has_room else grad_TX.new_empty(len(grad_TX), rank)
+        for grad_Tn, inner_Tr, b_nr in self._parts(grad_TX[:, :outputs], inner_TR):
+            inner_Tr.addmm_(grad_Tn, b_nr, beta=0, alpha=self.scaling)
+        return inner_TR
 
-    def lora_gradients(self, x_TE: Tensor, grad_TN: Tensor, inner_TR: Tensor, kept: tuple[Tensor, ...]) -> list[Tensor]:
+    def input_gradient(self, grad_TX: Tensor, inner_TR: Tensor) -> Tensor:
+        """Return the gradient of x, TE, given what `inner_gradient` was given, and its result."""
+        if grad_TX.shape[1] > sum(self.widths):
+            return grad_TX @ self.weights.above(self.a_RE, self.room)
+        return (inner_TR @ self.a_RE).addmm_(grad_TX, self.weights())
+
+    def lora_gradients(self, x_TE: Tensor, grad_TN: Tensor, inner_TR: Tensor, xa_TR: Tensor) -> list[Tensor]:
         """Return the gradients of A and B of each layer, in the order of `lora`, fp32."""
-        _, xa_TR, *bs = kept
-        ranks = _ranks(bs)
-        a_RE = (inner_TR.t() @ x_TE).float() * self.scaling
-        grads: list[Tensor] = []
-        parts = zip(a_RE.split(ranks), grad_TN.split(self.widths, 1), xa_TR.split(ranks, 1), strict=True)
-        for a_rE, grad_Tn, xa_Tr in parts:
-            grads += [a_rE, (grad_Tn.t() @ xa_Tr).float()]
-        return grads
+        a_rE = _product_fp32(inner_TR.t(), x_TE).split(self.ranks)
+        b_nr = [_product_fp32(grad_Tn.t(), xa_Tr) for grad_Tn, xa_Tr, _ in self._parts(grad_TN, xa_TR)]
+        if self._is_joint:
+            blocks = zip(b_nr[0].split(self.widths), self.ranks, itertools.accumulate(self.ranks), strict=True)
+            b_nr = [rows_nR[:, end - rank : end] for rows_nR, rank, end in blocks]
+        return [each for pair in zip(a_rE, b_nr, strict=True) for each in pair]
+
+    def _parts(self, outer_TN: Tensor, inner_TR: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Return what belongs to each matrix B: columns of outputs, columns of the LoRA's inner side, the matrix."""
+        if self._is_joint:
+            return [(outer_TN, inner_TR, self._bs[0])]
+        return zip(outer_TN.split(self.widths, 1), inner_TR.split(self.ranks, 1), self._bs, strict=True)
+
+
+def _matrices(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Return A and B of each layer: fp32 parameters (r, E) and (n, r); empty ones where it has no LoRA."""
+    found: list[Tensor] = []
+    for module in modules:
+        base = base_of(module)
+        if hasattr(module, "lora_A"):
+            found += [module.lora_A["default"].weight, module.lora_B["default"].weight]
+        else:
+            device = base.weight.device
+            sizes = ((0, base.in_features), (base.out_features, 0))
+            found += [torch.zeros(*size, device=device) for size in sizes]
+    return found
+
+
+def _product_fp32(left: Tensor, right: Tensor) -> Tensor:
+    """Return a product in fp32: its sums are so already, and are not rounded to 16 bits first, on a card."""
+    if left.is_cuda and left.element_size() == 2:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
+class Weights:
+    """Weights of several layers in the dtype of the products, side by side, (N, E)."""
+
+    def __init__(self, bases: Sequence[Any]) -> None:
+        self._whole_NE = side_by_side([base.weight for base in bases])
+
+    def __call__(self) -> Tensor:
+        return self._whole_NE
+
+    def beside(self, b_NR: Tensor, room: int) -> Tensor:
+        """Never asked for: a group of such weights has no room."""
+        raise NotImplementedError
+
+    above = beside
 
 
 class WeightBuffer:
@@ -113,22 +165,26 @@ class WeightBuffer:
     def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the buffer's start as (rows, columns). What it held before is lost."""
         if self._buffer is None:
-            self._buffer = torch.empty(self.largest, dtype=dtype, device=device)
+            self._buffer = torch.zeros(self.largest, dtype=dtype, device=device)  # zeros: all of it is finite
         return self._buffer[: rows * columns].view(rows, columns)
 
 
 class FourBitWeights:
     """NF4 weights of several layers, side by side. Call it for them in 16 bits, (N, E), until the next group's call.
 
+    `beside` and `above` return them together with a LoRA's matrix; `room` is the most that this takes.
+
     Doubly quantised scales (bytes) stay so: `scale` are the bytes, `nested` = (what each byte stands for, 256; the
     scale, and the offset, of each group of 256 bytes). Else `nested` is None and `scale` is fp32.
     """
 
-    def __init__(self, bases: Sequence[Any], dtype: torch.dtype, buffer: WeightBuffer) -> None:
+    def __init__(self, bases: Sequence[Any], dtype: torch.dtype, buffer: WeightBuffer, room: int = 0) -> None:
         states = [base.weight.quant_state for base in bases]
         self.shape = (sum(state.shape[0] for state in states), states[0].shape[1])
         self.dtype, self._buffer = dtype, buffer
-        buffer.largest = max(buffer.largest, self.shape[0] * self.shape[1])
+        buffer.largest = max(
+            buffer.largest, (self.shape[0] + room) * self.shape[1], self.shape[0] * (self.shape[1] + room)
+        )
         self.packed = side_by_side([base.weight for base in bases]).view(-1)
         self.scale = torch.cat([state.absmax.view(-1) for state in states])
         for state, part in zip(states, self.scale.split([state.absmax.numel() for state in states]), strict=True):
@@ -146,9 +202,24 @@ class FourBitWeights:
         self.unpack = ops_for(self.packed).unpack
 
     def __call__(self) -> Tensor:
-        out = self._buffer.take(*self.shape, self.dtype, self.packed.device)
-        self.unpack(self.packed, self.scale, self.nested, out)
-        return out
+        out_NE = self._buffer.take(*self.shape, self.dtype, self.packed.device)
+        self.unpack(self.packed, self.scale, self.nested, out_NE)
+        return out_NE
+
+    def beside(self, b_NR: Tensor, room: int) -> Tensor:
+        """Return [W, B], (N, E + room); what stands behind B is finite."""
+        rows, columns = self.shape
+        out_NX = self._buffer.take(rows, columns + room, self.dtype, self.packed.device)
+        place_NR = out_NX[:, columns : columns + b_NR.shape[1]]
+        self.unpack(self.packed, self.scale, self.nested, out_NX[:, :columns], b_NR, place_NR)
+        return out_NX
+
+    def above(self, a_RE: Tensor, room: int) -> Tensor:
+        """Return [W; A], (N + room, E); what stands below A is finite."""
+        rows, columns = self.shape
+        out_XE = self._buffer.take(rows + room, columns, self.dtype, self.packed.device)
+        self.unpack(self.packed, self.scale, self.nested, out_XE[:rows], a_RE, out_XE[rows : rows + len(a_RE)])
+        return out_XE
 
 
 def check_unpacking(base: Any, dtype: torch.dtype) -> str | None:
@@ -164,7 +235,3 @@ def check_unpacking(base: Any, dtype: torch.dtype) -> str | None:
     if not difference <= _TOLERANCE:  # a NaN, too
         return f"unpacked 4-bit weights differ from bitsandbytes' by {difference:.3g} of the largest"
     return None
-
-
-def _ranks(bs: Sequence[Tensor]) -> list[int]:
-    return [b.shape[1] for b in bs]

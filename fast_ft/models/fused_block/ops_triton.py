@@ -1,4 +1,4 @@
-"""What lies between a block's products, and 4-bit weights turned to 16 bits, in Triton; functions as in ops_torch.py.
+"""What lies between a block's products, in Triton; functions as in ops_torch.py. 4-bit weights: unpack_triton.py.
 
 Imported only where there is an NVIDIA GPU. Each kernel passes over memory once; sums are in fp32.
 """
@@ -11,19 +11,30 @@ import torch
 import triton
 import triton.language as tl
 
-from fast_ft.models import nf4
+from fast_ft.models.fused_block.unpack_triton import pairs, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DECODE_F16 = tl.constexpr(nf4.decoder(nf4.code_bits("float16"), "f16", 1))
-_DECODE_BF16 = tl.constexpr(nf4.decoder(nf4.code_bits("bfloat16"), "bf16", 1))
-_REGISTERS = tl.constexpr("=r,=r,=r,=r,r,r")
+__all__ = (
+    "cross_entropy_", "pairs", "rms_norm", "rms_norm_backward", "rotate_", "rotate_back", "swiglu", "swiglu_backward_",
+    "unpack",
+)  # fmt: skip
 
 
 @triton.jit
-def _rms_norm(x, weight, out, scale, width, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _clear(start, ROOM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Zeros in the ROOM columns from here on, a multiple of 64."""
+    for part in tl.static_range(ROOM // 64):
+        tl.store(start + part * 64 + tl.arange(0, 64), tl.zeros((64,), start.dtype.element_ty))
+
+
+@triton.jit
+def _rms_norm(  # type: ignore[no-untyped-def]
+    x, weight, out, scale, width, eps, BLOCK: tl.constexpr, ROOM: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
+    out += row * (width + ROOM)
     column = tl.arange(0, BLOCK)
     real = column < width
     value = tl.load(x + row * width + column, mask=real, other=0.0)
@@ -31,29 +42,34 @@ def _rms_norm(x, weight, out, scale, width, eps, BLOCK: tl.constexpr):  # type: 
     factor = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
     tl.store(scale + row, factor)
     unit = (wide * factor).to(value.dtype)
-    tl.store(out + row * width + column, unit * tl.load(weight + column, mask=real, other=0.0), mask=real)
+    tl.store(out + column, unit * tl.load(weight + column, mask=real, other=0.0), mask=real)
+    _clear(out + width, ROOM)
 
 
 @triton.jit
 def _rms_norm_backward(  # type: ignore[no-untyped-def]
-    grad, x, weight, scale, residual, out, width, BLOCK: tl.constexpr
+    grad, x, weight, scale, residual, out, norm, width, residual_step, BLOCK: tl.constexpr, ROOM: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
+    out += row * (width + ROOM)
     column = tl.arange(0, BLOCK)
     real = column < width
     at = row * width + column
     factor = tl.load(scale + row)
-    unit = tl.load(x + at, mask=real, other=0.0).to(tl.float32) * factor
-    inner = tl.load(grad + at, mask=real, other=0.0).to(tl.float32)
-    inner *= tl.load(weight + column, mask=real, other=0.0).to(tl.float32)
+    value = tl.load(x + at, mask=real, other=0.0)
+    unit = value.to(tl.float32) * factor
+    times = tl.load(weight + column, mask=real, other=0.0)
+    tl.store(norm + at, unit.to(value.dtype) * times, mask=real)
+    inner = tl.load(grad + at, mask=real, other=0.0).to(tl.float32) * times.to(tl.float32)
     through = (inner - unit * (tl.sum(inner * unit, axis=0) / width)) * factor
-    past = tl.load(residual + at, mask=real, other=0.0)
-    tl.store(out + at, past + through.to(past.dtype), mask=real)
+    past = tl.load(residual + row * residual_step + column, mask=real, other=0.0)
+    tl.store(out + column, past + through.to(past.dtype), mask=real)
+    _clear(out + width, ROOM)
 
 
 @triton.jit
 def _rotate(  # type: ignore[no-untyped-def]
-    x, cos, sin, row_step, heads, BACK: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr
+    x, cos, sin, row_step, heads, HEADS: tl.constexpr, HALF: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
@@ -62,8 +78,6 @@ def _rotate(  # type: ignore[no-untyped-def]
     at = x + row * row_step + head * (2 * HALF) + d
     c = tl.load(cos + row * (2 * HALF) + d).to(tl.float32)
     s = tl.load(sin + row * (2 * HALF) + d).to(tl.float32)
-    if BACK:
-        s = -s
     low = tl.load(at, mask=real, other=0.0)
     high = tl.load(at + HALF, mask=real, other=0.0)
     a, b = low.to(tl.float32), high.to(tl.float32)
@@ -72,7 +86,37 @@ def _rotate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rotate_back(  # type: ignore[no-untyped-def]
+    dq, dk, dv, cos, sin, out, q_step, k_step, v_step, heads, kv_heads,
+    HEADS: tl.constexpr, HALF: tl.constexpr, ROOM: tl.constexpr,
+):  # fmt: skip
+    """One program a token and HEADS of its heads, all of q, k or v; v's are not rotated."""
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS
+    both = heads + kv_heads
+    every = both + kv_heads
+    out += row * (every * 2 * HALF + ROOM)
+    at = tl.arange(0, HEADS)[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
+    angle = row * (2 * HALF) + tl.arange(0, HALF)[None, :]
+    if first < both:
+        c, s = tl.load(cos + angle).to(tl.float32), tl.load(sin + angle).to(tl.float32)
+        if first < heads:
+            given = dq + row * q_step + first * (2 * HALF)
+        else:
+            given = dk + row * k_step + (first - heads) * (2 * HALF)
+        low, high = tl.load(given + at), tl.load(given + HALF + at)
+        a, b = low.to(tl.float32), high.to(tl.float32)
+        tl.store(out + first * (2 * HALF) + at, (a * c + b * s).to(low.dtype))
+        tl.store(out + first * (2 * HALF) + HALF + at, (b * c - a * s).to(low.dtype))
+    else:
+        given = dv + row * v_step + (first - both) * (2 * HALF)
+        tl.store(out + first * (2 * HALF) + at, tl.load(given + at))
+        tl.store(out + first * (2 * HALF) + HALF + at, tl.load(given + HALF + at))
+    if tl.program_id(1) == 0:
+        _clear(out + every * 2 * HALF, ROOM)
+
+
+@triton.jit
+def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr, ROOM: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = column < inner
@@ -80,7 +124,10 @@ def _swiglu(gate_up, out, inner, BLOCK: tl.constexpr):  # type: ignore[no-untype
     gate = tl.load(at, mask=real, other=0.0)
     up = tl.load(at + inner, mask=real, other=0.0)
     wide = gate.to(tl.float32)
-    tl.store(out + row * inner + column, (wide * tl.sigmoid(wide)).to(gate.dtype) * up, mask=real)
+    out += row * (inner + ROOM)
+    tl.store(out + column, (wide * tl.sigmoid(wide)).to(gate.dtype) * up, mask=real)
+    if tl.program_id(1) == 0:
+        _clear(out + inner, ROOM)
 
 
 @triton.jit
@@ -101,79 +148,85 @@ def _swiglu_backward(gate_up, grad, inner, BLOCK: tl.constexpr):  # type: ignore
 
 
 @triton.jit
-def pairs(words, scales, BF16: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Four int32 of two 16-bit weights each for every word of eight NF4 codes; scales as nf4.pack_scales makes them."""
-    return tl.inline_asm_elementwise(
-        _DECODE_BF16 if BF16 else _DECODE_F16, _REGISTERS, [words, scales], dtype=(tl.int32,) * 4, is_pure=True, pack=1
-    )
+def _cross_entropy(logits, target, loss, vocabulary, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One program a position: its logits once for their sum of exponents, and once more for the gradient."""
+    position = tl.program_id(0).to(tl.int64)
+    logits += position * vocabulary
+    wanted = tl.load(target + position)
+    column = tl.arange(0, BLOCK)
+    most = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        value = tl.load(logits + start + column, mask=start + column < vocabulary, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(most, value)
+        gone = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(most - gone) + tl.exp(value - gone)
+        most = higher
+    top = tl.max(most, axis=0)
+    norm = top + tl.log(tl.sum(total * tl.exp(most - top), axis=0))
+    kept = wanted >= 0
+    own = tl.load(logits + tl.where(kept, wanted, 0)).to(tl.float32)
+    tl.store(loss + position, tl.where(kept, norm - own, 0.0))
+    tl.debug_barrier()  # the gradient is written over the logits
+    for start in range(0, vocabulary, BLOCK):
+        real = start + column < vocabulary
+        value = tl.load(logits + start + column, mask=real, other=0.0)
+        share = tl.exp(value.to(tl.float32) - norm) - (start + column == wanted).to(tl.float32)
+        tl.store(logits + start + column, tl.where(kept, share, 0.0).to(value.dtype), mask=real)
 
 
-@triton.jit
-def _unpack(  # type: ignore[no-untyped-def]
-    words, scale, scale_code, group_scale, group_offset, out, over,
-    NESTED: tl.constexpr, BF16: tl.constexpr, BLOCKS: tl.constexpr, ROUNDS: tl.constexpr,
-):  # fmt: skip
-    """ROUNDS times BLOCKS blocks of 64 weights, which are 8 words each and become 32 pairs.
-
-    Four threads share a block. Each takes the words t and t + 4: one scale serves both, and the 16 bytes that a word
-    becomes lie beside those of the thread before. A program's blocks are in one group, since 256 is a multiple of them.
-    """
-    kind = tl.bfloat16 if BF16 else tl.float16
-    first = tl.program_id(0).to(tl.int64) * (ROUNDS * BLOCKS)
-    words += first * 8
-    scale += first
-    out += first * 32
-    if NESTED:
-        step_of_group = tl.load(group_scale + first // 256) * over
-        offset = tl.load(group_offset + first // 256) * over
-    for number in tl.static_range(ROUNDS):
-        block = number * BLOCKS + tl.arange(0, BLOCKS)
-        if NESTED:
-            factor = tl.load(scale_code + tl.load(scale + block).to(tl.int32)) * step_of_group + offset
-        else:
-            factor = tl.load(scale + block) * over
-        high = factor.to(kind)
-        low = (factor - high.to(tl.float32)).to(kind)
-        both = high.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF | low.to(tl.int16, bitcast=True).to(tl.int32) << 16
-        both = tl.broadcast_to(both[:, None], (BLOCKS, 4))
-        for half in tl.static_range(2):
-            word = tl.load(words + block[:, None] * 8 + half * 4 + tl.arange(0, 4)[None, :])
-            p0, p1, p2, p3 = pairs(word, both, BF16)
-            made = tl.join(tl.join(p0, p2), tl.join(p1, p3)).reshape(BLOCKS, 16)
-            tl.store(out + block[:, None] * 32 + half * 16 + tl.arange(0, 16)[None, :], made)
-
-
-def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return (the norm, TE; 1 / the root mean square of each row, fp32 T)."""
+def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float, room: int = 0) -> tuple[Tensor, Tensor]:
+    """Return (the norm, TE, and `room` columns of zeros; 1 / the root mean square of each row, fp32 T)."""
     rows, width = x_TE.shape
-    out, scale = torch.empty_like(x_TE), x_TE.new_empty(rows, dtype=torch.float32)
-    _rms_norm[(rows,)](x_TE, weight_E, out, scale, width, eps, BLOCK=triton.next_power_of_2(width), num_warps=8)
+    out, scale = x_TE.new_empty(rows, width + room), x_TE.new_empty(rows, dtype=torch.float32)
+    block = triton.next_power_of_2(width)
+    _rms_norm[(rows,)](x_TE, weight_E, out, scale, width, eps, BLOCK=block, ROOM=room, num_warps=8)
     return out, scale
 
 
-def rms_norm_backward(grad_TE: Tensor, x_TE: Tensor, weight_E: Tensor, scale_T: Tensor, residual_TE: Tensor) -> Tensor:
-    """Return the gradient of x, TE: what comes through the norm, and `residual_TE`, which went past it."""
+def rms_norm_backward(
+    grad_TE: Tensor, x_TE: Tensor, weight_E: Tensor, scale_T: Tensor, residual_TE: Tensor, room: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return (the gradient of x, TE, and `room` columns of zeros; the norm, TE).
+
+    The gradient is what comes through the norm, and `residual_TE`, which went past it.
+    """
     rows, width = x_TE.shape
-    out = torch.empty_like(x_TE)
+    out, norm = x_TE.new_empty(rows, width + room), torch.empty_like(x_TE)
     _rms_norm_backward[(rows,)](
-        grad_TE, x_TE, weight_E, scale_T, residual_TE, out, width, BLOCK=triton.next_power_of_2(width), num_warps=8
+        grad_TE, x_TE, weight_E, scale_T, residual_TE, out, norm, width, residual_TE.stride(0),
+        BLOCK=triton.next_power_of_2(width), ROOM=room, num_warps=8,
+    )  # fmt: skip
+    return out, norm
+
+
+def rotate_(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> None:
+    """Rotate each head by its token's angles, in place."""
+    rows, heads, size = x_TND.shape
+    _rotate[(rows, triton.cdiv(heads, 8))](
+        x_TND, cos_TD, sin_TD, x_TND.stride(0), heads, HEADS=8, HALF=size // 2, num_warps=4
     )
+
+
+def rotate_back(
+    dq_THD: Tensor, dk_TGD: Tensor, dv_TGD: Tensor, cos_TD: Tensor, sin_TD: Tensor, room: int = 0
+) -> Tensor:
+    """Return gradients of q and k before `rotate_`, and that of v, side by side, TN, and `room` columns of zeros."""
+    (rows, heads, size), kv_heads = dq_THD.shape, dk_TGD.shape[1]
+    every, each = heads + 2 * kv_heads, next(n for n in (8, 4, 2, 1) if heads % n == 0 and kv_heads % n == 0)
+    out = dq_THD.new_empty(rows, every * size + room)
+    _rotate_back[(rows, every // each)](
+        dq_THD, dk_TGD, dv_TGD, cos_TD, sin_TD, out, dq_THD.stride(0), dk_TGD.stride(0), dv_TGD.stride(0), heads,
+        kv_heads, HEADS=each, HALF=size // 2, ROOM=room, num_warps=4,
+    )  # fmt: skip
     return out
 
 
-def rotate_(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, *, back: bool) -> None:
-    """Rotate each head by its token's angles, in place; with `back` the other way round, as for gradients."""
-    rows, heads, size = x_TND.shape
-    _rotate[(rows, triton.cdiv(heads, 8))](
-        x_TND, cos_TD, sin_TD, x_TND.stride(0), heads, BACK=back, HEADS=8, HALF=size // 2, num_warps=4
-    )
-
-
-def swiglu(gate_up_T2M: Tensor) -> Tensor:
-    """Return silu(gate) * up, TM."""
+def swiglu(gate_up_T2M: Tensor, room: int = 0) -> Tensor:
+    """Return silu(gate) * up, TM, and `room` columns of zeros."""
     rows, inner = gate_up_T2M.shape[0], gate_up_T2M.shape[1] // 2
-    out = gate_up_T2M.new_empty(rows, inner)
-    _swiglu[(rows, triton.cdiv(inner, 2048))](gate_up_T2M, out, inner, BLOCK=2048, num_warps=8)
+    out = gate_up_T2M.new_empty(rows, inner + room)
+    _swiglu[(rows, triton.cdiv(inner, 2048))](gate_up_T2M, out, inner, BLOCK=2048, ROOM=room, num_warps=8)
     return out
 
 
@@ -183,18 +236,12 @@ def swiglu_backward_(gate_up_T2M: Tensor, grad_TM: Tensor) -> None:
     _swiglu_backward[(rows, triton.cdiv(inner, 1024))](gate_up_T2M, grad_TM, inner, BLOCK=1024, num_warps=4)
 
 
-def unpack(packed: Tensor, scale: Tensor, nested: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:
-    """Write the weights that `packed` (bytes of NF4 codes) holds to `out`, flat, fp16 or bf16: code * scale.
+def cross_entropy_(logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Return each position's cross-entropy in nats, fp32 C; put the gradients of the logits in their places.
 
-    `scale` is fp32, one for 64 weights; or, with `nested` = (code, scale, offset), bytes that are themselves codes of
-    numbers whose scale and offset 256 of them share.
+    Both are 0 where the target is negative.
     """
-    blocks, kind = packed.numel() // 32, str(out.dtype).removeprefix("torch.")
-    each = next(n for n in (32, 16, 8, 4, 2, 1) if blocks % n == 0)
-    rounds = next(n for n in (4, 2, 1) if blocks % (n * each) == 0)
-    scale_code, group_scale, group_offset = nested if nested is not None else (scale, scale, scale)
-    _unpack[(blocks // (each * rounds),)](
-        packed.view(torch.int32), scale, scale_code, group_scale, group_offset, out.view(torch.int32),
-        1 / nf4.FACTOR[kind], NESTED=nested is not None, BF16=kind == "bfloat16", BLOCKS=each, ROUNDS=rounds,
-        num_warps=4,
-    )  # fmt: skip
+    positions, vocabulary = logits_CV.shape
+    loss = logits_CV.new_empty(positions, dtype=torch.float32)
+    _cross_entropy[(positions,)](logits_CV, target_C, loss, vocabulary, BLOCK=4096, num_warps=8)
+    return loss

@@ -147,10 +147,10 @@ class FusedLoader(PeftLoader):
         """Return why our blocks cannot train this model on this card, or None. Their kernels are compiled for it."""
         import torch
 
-        from fast_ft.models.fused_block import block  # loads torch
+        from fast_ft.models.fused_block import block, obstacles  # loads torch
 
         like = torch.empty(1, dtype=getattr(torch, self.dtype), device=self.device)
-        return block.unknown(self.family) or block.check(like, self.family.shape)
+        return obstacles.unknown(self.family) or block.check(like, self.family.shape)
 
     def with_adapter(self, base: PreTrainedModel, patches: ModelPatches) -> PeftModel:
         """Return the base with a new adapter, drawn from the seed, and our blocks installed."""

@@ -34,28 +34,37 @@ def norms(device: str, peak: float) -> Iterator[Pair]:
     from fast_ft.models.fused_block import ops_torch, ops_triton
 
     x = torch.randn(257, HIDDEN, device=device)
-    x[0, 1415], x[3, 2533] = -peak, peak
+    x[0, 1415 % HIDDEN], x[3, 2533 % HIDDEN] = -peak, peak
     x, weight = x.half(), torch.rand(HIDDEN, device=device).half()
     grad, residual = (_normal(device, 257, HIDDEN, times=30) for _ in range(2))  # as with fp16's loss scale
     (made, scale), (expected, plain_scale) = (ops.rms_norm(x, weight, 1e-5) for ops in (ops_triton, ops_torch))
     yield Pair(made, expected)
+    yield Pair(ops_triton.rms_norm(x, weight, 1e-5, 64)[0][:, :HIDDEN], expected)
     yield Pair(scale, plain_scale)
     backs = [ops.rms_norm_backward(grad, x, weight, plain_scale, residual) for ops in (ops_triton, ops_torch)]
-    yield Pair(*backs)
+    yield from (Pair(made, expected) for made, expected in zip(*backs, strict=True))
+    apart = torch.cat((residual, residual), dim=1)[:, :HIDDEN]
+    wide, _ = ops_triton.rms_norm_backward(grad, x, weight, plain_scale, apart, 64)
+    yield Pair(wide[:, :HIDDEN], backs[1][0])
+    yield Pair(wide[:, HIDDEN:], torch.zeros(257, 64, device=device))
 
 
 def rotations(device: str) -> Iterator[Pair]:
-    """The heads of q and k turned by their tokens' angles, and back; the heads lie within q, k and v side by side."""
+    """The heads of q and k turned by their tokens' angles, and back; those of v lie beside them."""
     from fast_ft.models.fused_block import ops_torch, ops_triton
 
     cos, sin = (_normal(device, 65, HEAD // 2).repeat(1, 2) for _ in range(2))
-    for heads, apart in ((64, 96), (40, 48)):  # 32 heads and 32 KV heads, 32 and 8
+    for heads, kv_heads in ((32, 32), (32, 8)):
+        both, apart = heads + kv_heads, heads + 2 * kv_heads
         whole = _normal(device, 65, apart * HEAD)
-        for back in (False, True):
-            both = [whole.clone(), whole.clone()]
-            for ops, each in zip((ops_triton, ops_torch), both, strict=True):
-                ops.rotate_(each.view(65, apart, HEAD)[:, :heads], cos, sin, back=back)
-            yield Pair(*both)
+        turned = [whole.clone(), whole.clone()]
+        for ops, each in zip((ops_triton, ops_torch), turned, strict=True):
+            ops.rotate_(each.view(65, apart, HEAD)[:, :both], cos, sin)
+        yield Pair(*turned)
+        parts = whole.view(65, apart, HEAD).split([heads, kv_heads, kv_heads], dim=1)
+        for room in (0, 64):
+            made, expected = (ops.rotate_back(*parts, cos, sin, room) for ops in (ops_triton, ops_torch))
+            yield Pair(made, expected)
 
 
 def swiglu(device: str, peak: float) -> Iterator[Pair]:
@@ -65,10 +74,22 @@ def swiglu(device: str, peak: float) -> Iterator[Pair]:
     both = (torch.randn(65, 2 * INNER, device=device) * peak / 3).clamp(-peak, peak).half()
     grad = _normal(device, 65, INNER, times=10)
     yield Pair(ops_triton.swiglu(both), ops_torch.swiglu(both))
+    yield Pair(ops_triton.swiglu(both, 64)[:, :INNER], ops_torch.swiglu(both))
     changed = [(both.clone(), grad.clone()) for _ in range(2)]
     ops_triton.swiglu_backward_(*changed[0])
     ops_torch.swiglu_backward_(*changed[1])
     yield from (Pair(made, expected) for made, expected in zip(*changed, strict=True))
+
+
+def losses(device: str, vocabulary: int) -> Iterator[Pair]:
+    """The loss of each position and the gradients of its logits, some of them as large as fp16 goes; one is masked."""
+    from fast_ft.models.fused_block import ops_torch, ops_triton
+
+    logits, target = _normal(device, 65, vocabulary, times=5), torch.randint(vocabulary, (65,), device=device)
+    logits[0, 3], logits[1, 7], target[2] = 60000.0, -60000.0, -100
+    both = [logits.clone(), logits.clone()]
+    made, expected = (ops.cross_entropy_(each, target) for ops, each in zip((ops_triton, ops_torch), both, strict=True))
+    yield from (Pair(made, expected), Pair(*both))
 
 
 def weights(device: str, shape: tuple[int, int], *, nested: bool) -> Iterator[Pair]:
@@ -85,6 +106,35 @@ def weights(device: str, shape: tuple[int, int], *, nested: bool) -> Iterator[Pa
         groups = (inner.code.float(), inner.absmax.float().view(-1), offset)
     ops_triton.unpack(packed.view(-1), state.absmax.view(-1), groups, out)
     yield Pair(out, dequantize_4bit(packed, state), 5e-4)
+    wide = torch.zeros(shape[0], shape[1] + 64, dtype=torch.float16, device=device)
+    lora = _normal(device, shape[0], 48)
+    ops_triton.unpack(packed.view(-1), state.absmax.view(-1), groups, wide[:, :-64], lora, wide[:, -64:-16])
+    yield Pair(wide[:, :-64], dequantize_4bit(packed, state), 5e-4)
+    yield Pair(wide[:, -64:], torch.nn.functional.pad(lora, (0, 16)), 1e-6)
+
+
+def optimizer_steps(device: str) -> Iterator[Pair]:
+    """A step of AdamW over moments of 8 bits, with weights that fill no whole block; and one that is skipped."""
+    from bitsandbytes import functional
+
+    from fast_ft.train import adamw_8bit, adamw_8bit_triton
+
+    count = 256 * 33 + 77
+    tables = [functional.create_dynamic_map(signed=signed).to(device) for signed in (True, False)]
+    moments = [torch.randn(count, device=device) * 1e-3, torch.rand(count, device=device) * 1e-6]
+    start = torch.randn(count, device=device) * 0.02
+    gradient = torch.randn(count, device=device) * 1e-3
+    for skip in (0.0, 1.0):
+        numbers = torch.tensor([skip, 3e-4, 1.5], device=device)
+        found = []
+        for part in (adamw_8bit_triton, adamw_8bit):
+            weight, state = start.clone(), {}
+            for index, (moment, table) in enumerate(zip(moments, tables, strict=True), 1):
+                codes, made = functional.quantize_blockwise(moment, code=table, blocksize=256)
+                state |= {f"state{index}": codes, f"qmap{index}": table, f"absmax{index}": made.absmax}
+            part.update_(weight, gradient, state, numbers, (0.9, 0.999, 1e-8, 0.999))
+            found.append([weight - start, *(adamw_8bit._moment(state, index) for index in "12")])
+        yield from (Pair(made, expected) for made, expected in zip(*found, strict=True))
 
 
 def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
@@ -157,6 +207,9 @@ def calls(*, small: bool) -> dict[str, Call]:
     for peak in (3.0, 200.0):
         found[f"swiglu, {peak:g}"] = lambda device, peak=peak: swiglu(device, peak)  # type: ignore[misc]
     found["rotations"], found["draws"] = rotations, draws
+    found["optimizer steps"] = optimizer_steps
+    for vocabulary in (32000, 9001):
+        found[f"losses over {vocabulary} tokens"] = lambda device, v=vocabulary: losses(device, v)  # type: ignore[misc]
     for shape in ((128, 256),) if small else SHAPES:
         for nested in (True, False):
             name = f"weights {shape[0]} x {shape[1]}{', doubly quantised' if nested else ''}"
