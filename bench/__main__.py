@@ -15,8 +15,8 @@ Commands of their own: bench.best_peer (other libraries at their best), bench.wh
 peer's), bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first step),
 bench.former (against a former commit), bench.host_share (a step's profile), bench.host_memory, bench.export_cost,
 bench.step_trace (the functions of one pass), bench.decode, bench.sweep, bench.pocket, bench.quickstart, bench.smollm,
-bench.decode_cpu, bench.real (three ways on a real model, or ways of choosing rows). Raw samples hold card, date and
-commit; --adopt makes figures of them.
+bench.decode_cpu, bench.decode_kv (an 8-bit cache on a real model), bench.real (three ways on a real model, or ways of
+choosing rows). Raw samples hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.
@@ -40,6 +40,7 @@ from bench import (
     compare,
     decode_cpu,
     decode_figures,
+    decode_kv,
     emulation,
     export_cost,
     figures,
@@ -224,7 +225,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
         "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
         "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
-        "peers": peer_figures.figures, "whole": whole_compare.figures,
+        "peers": peer_figures.figures, "whole": whole_compare.figures, "decode-kv": decode_kv.headline,
         "former": former.figures, "host_share": host_share.figures,
         "real": real.headline, "smollm": smollm.headline, "export": export_cost.figures,
         "choices": choices_figures.headline,

@@ -11,6 +11,10 @@ With --results FILE the raw samples are kept there; `python -m bench --adopt FIL
              its end, in steps that stay as wide and in steps that shrink with what is left
     unsloth  Unsloth on one batch of each size, in a process of its own; 1 is the homework notebook's way
     llama.cpp  llama-batched-bench, from the folder --llama, on a Q4_K_M model of the same shape
+    long     every prompt with 1,024 new tokens, from a 16-bit cache and from one of 8 bits
+    steady   steps in the middle of such answers, from both caches
+    products the 4-bit products of one step, 64 rows
+    before   `fixed` by the checkout at --against
 
 The adapter is r = 16 on all linear layers with random B unless --adapter names one. No answer ends at EOS, so that all
 ways do the same work. Memory is capped at --cap GiB, the CUDA context included. With --sms N the measurements run on N
@@ -58,6 +62,8 @@ def main() -> int:
     parser.add_argument("--llama-prompt", type=int, help="tokens of its prompts; default: the mean of the prompts")
     parser.add_argument("--llama-ubatch", default=512, type=int, help="llama.cpp's -ub")
     parser.add_argument("--lengths", type=Path, help="a file of rows whose responses give the lengths for mixed")
+    parser.add_argument("--draws", type=int, default=5, help="draws of lengths for mixed")
+    parser.add_argument("--against", type=Path, help="an older checkout, for before")
     parser.add_argument("--sms", type=int, help="use this number of the card's SMs; 8 of an H200's are a T4's class")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--repeat", type=int, default=3, help="runs of fixed, each with a pool of its own")

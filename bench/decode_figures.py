@@ -52,9 +52,25 @@ def _whole_card(
         found[f"{card}.vs_best_peer"] = (round(fixed / speed, 2), f"times the new tokens/s of {setting}")
     if plain is not None:
         found[f"{card}.vs_generate"] = (round(fixed / plain, 2), "times generate at its best batch size")
-    mixed = {(each["refill"], each["shrinks"]): each["tokens"] / each["seconds"] for each in done.get("mixed", [])}
+    if (before := _rate(done.get("before", []))) is not None:
+        found[f"{card}.gain"] = (round(fixed / before, 2), "times the older checkout's rate, same call")
+    if each := done.get("products"):
+        found[f"{card}.products_ms"] = (each[-1]["milliseconds"], f"ms, products of a step of {each[-1]['rows']} rows")
+    for measured, name, what in (
+        ("long", "long_gain", "150 x 1,024 new tokens"),
+        ("steady", "long_gain_steady", "steps in the middle of 1,024 new tokens"),
+    ):
+        kinds = {each["kv_cache"]: each["tokens"] / each["seconds"] for each in done.get(measured, [])}
+        if len(kinds) == 2:
+            unit = f"times the rate with a 16-bit cache, {what}"
+            found[f"{card}.{name}"] = (round(kinds["8bit"] / kinds["16bit"], 2), unit)
+    runs = [each for each in done.get("mixed", []) if each["refill"]]
+    mixed = {(each["refill"], each["shrinks"]): each["tokens"] / each["seconds"] for each in done.get("mixed", [])
+             if not each.get("draw")}  # fmt: skip
     if refilled := mixed.get((True, True)):
-        found[f"{card}.mixed_over_fixed"] = (round(refilled / fixed, 3), "of our rate with equal lengths")
+        rates = [each["tokens"] / each["seconds"] / fixed for each in runs]
+        unit = "of our rate with equal lengths" + (f", mean of {len(rates)} draws" if len(rates) > 1 else "")
+        found[f"{card}.mixed_over_fixed"] = (round(statistics.mean(rates), 3), unit)
         if still := mixed.get((False, False)):
             found[f"{card}.refill_gain"] = (round(refilled / still, 2), "times our own fixed batches, of fixed shape")
         if shrinking := mixed.get((False, True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fast_ft.generate.engine.block_manager import pages_for
@@ -44,6 +45,36 @@ class TimedEngine(LLMEngine):
     def capture_seconds(self) -> float:
         """Seconds of the first step of each shape, and of all captures."""
         return self.runner.graphs.watch.seconds().get("captures", 0.0)
+
+    @property
+    def kv_cache(self) -> str:
+        """The kind of cache, as a recipe names it."""
+        return "16bit" if self.runner.cache.scales is None else "8bit"
+
+    def restart_clocks(self) -> None:
+        """Forget what was timed and counted so far, captures apart."""
+        self.prefill_seconds = self.burst_seconds = 0.0
+        self.steps, self.preempted, self.by_slots = 0, 0, {}
+
+    def graph_milliseconds(self, work: Callable[[], None], repeats: int = 20) -> float:
+        """Return the ms of one replay of `work`, captured in a graph; on a CPU of one run."""
+        import torch
+
+        work()
+        if self.runner.model.device.type != "cuda":
+            started = time.perf_counter()
+            work()
+            return round((time.perf_counter() - started) * 1e3, 3)
+        captured = self.runner.graphs.capture(work)
+        assert captured is not None, "what cannot be captured is not timed"
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        captured[0].replay()
+        begin.record()
+        for _ in range(repeats):
+            captured[0].replay()
+        end.record()
+        torch.cuda.synchronize()
+        return round(begin.elapsed_time(end) / repeats, 3)
 
     def prefill(self, sequences: list[Sequence]) -> None:
         """Prefill as LLMEngine does, timed."""

@@ -142,6 +142,7 @@ def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
     """Attention over pages for many rows and for few, which have a kernel of their own."""
     from fast_ft.generate.engine import ops_torch, ops_triton
     from fast_ft.generate.engine.block_manager import PAGE
+    from fast_ft.generate.engine.kv_cache import quantised
 
     lengths = torch.tensor([0, 1, 15, 16, 31, 200, 511, 1000] * 3, device=device)
     keys, values = (_normal(device, 1600 * PAGE, kv_heads, HEAD) for _ in range(2))
@@ -151,6 +152,20 @@ def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
         given = (q[:rows], keys, values, table[:rows], lengths[:rows])
         made, expected = (ops.paged_attention(*given, columns=64 * PAGE) for ops in (ops_triton, ops_torch))
         yield Pair(made, expected)
+    (keys, of_keys), (values, of_values) = quantised(keys), quantised(values)
+    given, scales = (q, keys, values, table, lengths), torch.stack([of_keys, of_values])
+    made, expected = (ops.paged_attention(*given, columns=64 * PAGE, scales=scales) for ops in (ops_triton, ops_torch))
+    yield Pair(made, expected)
+
+
+def draws(device: str) -> Iterator[Pair]:
+    """A step's end: the check compares tokens and state, and raises."""
+    from fast_ft.generate.engine import kernel_checks
+    from fast_ft.generate.engine.sampler import Sampler
+
+    for sampler in (Sampler(True, 0.7, 30, 0.9), Sampler(False)):
+        kernel_checks.drawing(sampler, 32000, torch.float16, torch.device(device))
+    yield from ()
 
 
 def between(device: str, peak: float) -> Iterator[Pair]:
@@ -192,7 +207,7 @@ def calls(*, small: bool) -> dict[str, Call]:
         found[f"norms, {peak:g}"] = lambda device, peak=peak: norms(device, peak)  # type: ignore[misc]
     for peak in (3.0, 200.0):
         found[f"swiglu, {peak:g}"] = lambda device, peak=peak: swiglu(device, peak)  # type: ignore[misc]
-    found["rotations"] = rotations
+    found["rotations"], found["draws"] = rotations, draws
     found["optimizer steps"] = optimizer_steps
     for vocabulary in (32000, 9001):
         found[f"losses over {vocabulary} tokens"] = lambda device, v=vocabulary: losses(device, v)  # type: ignore[misc]
