@@ -2,9 +2,8 @@
 
 Parts, for --only:
 
-    fast_ft, fast_ft-unsloth, unsloth-notebook, unsloth-notebook-as-is, unsloth-budget, unsloth-budget-kept, trl-peft
-                 training the recipe's rows this way, in a process of its own; fast_ft-unsloth: Unsloth's layers in
-                 our passes
+    fast_ft, fast_ft-unsloth, unsloth-notebook, trl-peft and the other ways of bench/peer_table.py
+                 training the recipe's rows this way; fast_ft-unsloth: Unsloth's layers in our passes
     train        fast_ft and the ways that it is compared with: unsloth-notebook, unsloth-budget, trl-peft
     plan-checks  five short runs, which compare planned memory and time with what is measured
     budget       minutes of the homework's three recipes on a T4, beside what the homework allows
@@ -12,11 +11,12 @@ Parts, for --only:
 
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
 
-Commands of their own: bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first
-step), bench.former (against a former commit), bench.host_share (a step's profile), bench.host_memory,
-bench.export_cost, bench.step_trace (the functions of one pass), bench.decode, bench.sweep, bench.pocket,
-bench.quickstart, bench.smollm, bench.decode_cpu, bench.real (three ways on a real model, or ways of choosing rows).
-Raw samples hold card, date and commit; --adopt makes figures of them.
+Commands of their own: bench.best_peer (other libraries at their best), bench.whole_compare (whole commands, ours and a
+peer's), bench.whole_run (a recipe's whole command, cold and warm), bench.start_up (command to first step),
+bench.former (against a former commit), bench.host_share (a step's profile), bench.host_memory, bench.export_cost,
+bench.step_trace (the functions of one pass), bench.decode, bench.sweep, bench.pocket, bench.quickstart, bench.smollm,
+bench.decode_cpu, bench.decode_kv (an 8-bit cache on a real model), bench.real (three ways on a real model, or ways of
+choosing rows). Raw samples hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.
@@ -40,6 +40,7 @@ from bench import (
     compare,
     decode_cpu,
     decode_figures,
+    decode_kv,
     emulation,
     export_cost,
     figures,
@@ -48,6 +49,7 @@ from bench import (
     host_memory,
     host_share,
     machine,
+    peer_figures,
     plan_checks,
     pocket,
     prose,
@@ -60,6 +62,7 @@ from bench import (
     sweep,
     table,
     training,
+    whole_compare,
     whole_run,
 )
 from fast_ft.common import gpu
@@ -222,6 +225,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "pocket": pocket.headline, "sweep-pocket": sweep.headline, "sweep-cards": sweep.headline,
         "run": whole_run.figures, "published-t4": calibration.figures, "sm75": sm75.figures,
         "start": start_up.figures, "host": host_memory.figures, "decode-cpu": decode_cpu.headline,
+        "peers": peer_figures.figures, "whole": whole_compare.figures, "decode-kv": decode_kv.headline,
         "former": former.figures, "host_share": host_share.figures,
         "real": real.headline, "smollm": smollm.headline, "export": export_cost.figures,
         "choices": choices_figures.headline,

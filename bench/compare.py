@@ -13,6 +13,8 @@ from fast_ft.plan.cost_model import train_flops
 
 WARM_UP, MEASURED = 6, 12  #: steps that are left out, and the fewest steps that must follow
 COSINE, LOSS_DROP = 0.99, 0.05
+FEWEST, FIRST = 7, 3  #: steps that a slow way runs at least in a survey, and those of them that compile
+STANDS = 0.05  #: by how much the median of the last steps may differ from the median before
 _ENDS = 4  #: steps at either end whose mean losses make the drop
 
 
@@ -29,6 +31,46 @@ def tokens_per_s(settings: dict[str, Any], part: dict[str, Any], steps: int | No
         "median": round(median, 1), "quartiles": [round(low, 1), round(high, 1)], "total": round(total, 1),
         "steps": len(kept),
     }  # fmt: skip
+
+
+def step_tokens(settings: dict[str, Any], part: dict[str, Any]) -> list[int]:
+    """Return the tokens of each step's rows; of packed rows what the way itself was seen to pass through the model."""
+    if part.get("packed"):
+        return [step["positions"] + step["passes"] for step in part["steps"]]
+    tokens: list[int] = settings["tokens_per_step"][: len(part["steps"])]
+    return tokens
+
+
+def last_rate(settings: dict[str, Any], part: dict[str, Any], count: int = MEASURED, end: int | None = None) -> float:
+    """Return the median tokens/s of the last `count` steps, or of those before step `end`."""
+    pairs = list(zip(step_tokens(settings, part), part["steps"], strict=False))[:end]
+    return statistics.median(tokens / step["seconds"] for tokens, step in pairs[-count:])
+
+
+def long_enough(steps: list[dict[str, Any]], seconds: float) -> bool:
+    """Return whether a way's steps took so long in a survey that no more are needed."""
+    return len(steps) >= FEWEST and sum(step["seconds"] for step in steps[FIRST:]) > seconds
+
+
+def stands_by_epochs(settings: dict[str, Any], part: dict[str, Any]) -> bool:
+    """Return whether an epoch has just ended, and the rate of its last steps is that of the epoch before."""
+    epoch, done = settings["steps_per_epoch"], len(part["steps"])
+    if done % epoch or done - epoch < max(MEASURED, WARM_UP):
+        return False
+    before = last_rate(settings, part, min(MEASURED, epoch), done - epoch)
+    return abs(last_rate(settings, part, min(MEASURED, epoch)) / before - 1) <= STANDS
+
+
+def stands(settings: dict[str, Any], part: dict[str, Any]) -> bool:
+    """Return whether a run's last rate stands: by its epochs, or in a shorter run by its last six steps."""
+    done = len(part["steps"])
+    if done < WARM_UP + MEASURED:
+        return False
+    if done >= settings["steps_per_epoch"] + MEASURED:
+        whole = done - done % settings["steps_per_epoch"]
+        return stands_by_epochs(settings, part | {"steps": part["steps"][:whole]})
+    half = MEASURED // 2
+    return abs(last_rate(settings, part, half) / last_rate(settings, part, half, done - half) - 1) <= 2 * STANDS
 
 
 def ratio(settings: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +158,11 @@ def ceiling(settings: dict[str, Any], part: dict[str, Any]) -> dict[str, float] 
 
 
 def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    """Return {figure's name: (value, unit)} of everything in a result; a refused ratio makes no figure."""
+    """Return {figure's name: (value, unit)} of everything in a result; a refused ratio makes no figure.
+
+    None compares with another library: single runs of some settings do not say how fast it can be. See
+    bench/peer_figures.py.
+    """
     settings, found = result["settings"], {}
     card = card_slug(settings["card"])
     for name, parts in result["setups"].items():
@@ -126,12 +172,6 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         whole = name == "whole"
         prefix = f"train.{card}" if whole else f"train.{name}"
         emulated = "" if whole else "; T4-class emulation, not a T4"
-        others = {"notebook": "unsloth-notebook", "trl_peft": "trl-peft", "budget": budget_way(settings, parts)}
-        for figure, other in others.items():
-            if other in parts:
-                value = ratio(settings, ours, parts[other])["ratio"]
-                if value is not None:
-                    found[f"{prefix}.vs_{figure}"] = (value, f"times the tokens/s of {other}{emulated}")
         if "fast_ft-unsloth" in parts:
             value = ratio(settings, parts["fast_ft-unsloth"], ours)["ratio"]
             if value is not None:
@@ -150,29 +190,14 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
 
 def _whole_run(settings: dict[str, Any], parts: dict[str, Any], prefix: str) -> dict[str, tuple[float, str]]:
     found: dict[str, tuple[float, str]] = {}
-    ours, notebook = parts["fast_ft"], parts.get("unsloth-notebook")
+    ours = parts["fast_ft"]
     epochs = epoch_seconds(settings, ours)
     if len(epochs) >= 3:
         found[f"{prefix}.first_over_third_epoch"] = (round(epochs[0] / epochs[2], 3), "first epoch's time / third's")
     if settings["prequantised"]:
         seconds = seconds_to_first_step(ours)
         found[f"{prefix}.seconds_to_first_step"] = (seconds, "s, end of import to end of first step")
-    full = settings["schedule_steps"]
-    both = notebook is not None and len(ours["steps"]) == len(notebook["steps"]) == full
-    if both and notebook is not None and not ratio(settings, ours, notebook)["refused"]:
-        value = round(notebook["stamps"]["saved"] / ours["stamps"]["saved"], 3)
-        found[f"{prefix}.wall_vs_notebook"] = (value, f"the notebook's time / ours, command to adapter, {full} steps")
     return found
-
-
-def budget_way(settings: dict[str, Any], parts: dict[str, Any]) -> str:
-    """Return the faster of the ways with Unsloth's token budget, since a peer is compared at its best."""
-    speeds = {
-        way: (tokens_per_s(settings, part) or {"median": 0.0})["median"]
-        for way, part in parts.items()
-        if way.startswith("unsloth-budget")
-    }
-    return max(speeds, key=lambda way: speeds[way], default="unsloth-budget")
 
 
 def ordered(ways: Sequence[str]) -> list[str]:

@@ -6,9 +6,15 @@ With --results FILE the raw samples are kept there; `python -m bench --adopt FIL
     check    greedy answers, captured and twice; teacher-forced through the model's own forward pass
     fixed    every prompt, --limit new tokens each: prefill, capture and all
     plain    transformers' generate on one batch of each size, of prompts of like length
+    static   the same with a static cache;  compiled: and a compiled forward pass, on the first size
     mixed    answers as long as Alpaca's long ones (mean 250, up to 1,024): refill; and the pool in batches, each to
              its end, in steps that stay as wide and in steps that shrink with what is left
-    unsloth  Unsloth, prompt by prompt, on every tenth prompt, in a process of its own
+    unsloth  Unsloth on one batch of each size, in a process of its own; 1 is the homework notebook's way
+    llama.cpp  llama-batched-bench, from the folder --llama, on a Q4_K_M model of the same shape
+    long     every prompt with 1,024 new tokens, from a 16-bit cache and from one of 8 bits
+    steady   steps in the middle of such answers, from both caches
+    products the 4-bit products of one step, 64 rows
+    before   `fixed` by the checkout at --against
 
 The adapter is r = 16 on all linear layers with random B unless --adapter names one. No answer ends at EOS, so that all
 ways do the same work. Memory is capped at --cap GiB, the CUDA context included. With --sms N the measurements run on N
@@ -49,7 +55,15 @@ def main() -> int:
     parser.add_argument("--prefill", type=int, default=2048, help="tokens of prompts in one pass")
     parser.add_argument("--workspace", default="96", help="MiB for dequantised weights: 0 is 16-bit weights throughout")
     parser.add_argument("--batches", default="32,48,64", help="batch sizes for plain")
+    parser.add_argument("--unsloth-batches", default="1,16,32,48", help="batch sizes for unsloth")
+    parser.add_argument("--llama", type=Path, metavar="FOLDER", help="llama-batched-bench and its libraries")
+    parser.add_argument("--llama-batches", default="1,8,32,48,64,96,128", help="answers at once for llama.cpp")
+    parser.add_argument("--llama-caches", default="q8_0,q8_0-unified,f16", help="its kinds of cache")
+    parser.add_argument("--llama-prompt", type=int, help="tokens of its prompts; default: the mean of the prompts")
+    parser.add_argument("--llama-ubatch", default=512, type=int, help="llama.cpp's -ub")
     parser.add_argument("--lengths", type=Path, help="a file of rows whose responses give the lengths for mixed")
+    parser.add_argument("--draws", type=int, default=5, help="draws of lengths for mixed")
+    parser.add_argument("--against", type=Path, help="an older checkout, for before")
     parser.add_argument("--sms", type=int, help="use this number of the card's SMs; 8 of an H200's are a T4's class")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--repeat", type=int, default=3, help="runs of fixed, each with a pool of its own")
@@ -59,6 +73,8 @@ def main() -> int:
     names = options.only.split(",")
     if unknown := [name for name in names if name not in MEASURES]:
         parser.error(f"--only: {unknown[0]!r} is none of {', '.join(MEASURES)}")
+    if "llama.cpp" in names and options.llama is None:
+        parser.error("--only llama.cpp needs --llama FOLDER")
     record = Record(options)
     subject = Subject(options, record.keep)
     record.result["settings"]["prompt_tokens"] = [len(row) for row in subject.ids]

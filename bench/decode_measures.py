@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak, say
+from bench import decode_long, decode_peers
+from bench.clock import clock, empty_cache, peak_gib, reset_peak, say
 from bench.decode_subject import Subject
-from bench.timed import TimedEngine, plain_generate, step_bytes
+from bench.timed import TimedEngine, step_bytes
 from fast_ft.common import gpu
 from fast_ft.data import dataset
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.plan.decode_pool import kv_bytes
 from fast_ft.recipe import schema
 
 LONGEST, MEAN = 1024, 250  #: new tokens of answers of mixed length
@@ -61,7 +63,7 @@ def fixed(subject: Subject) -> Iterator[dict[str, Any]]:
     def _once(slots: int | None, workspace: int) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(slots, limit, workspace)
-        return _timed(subject, pool, [Sequence(row, limit, key=index) for index, row in enumerate(subject.ids)])
+        return timed(subject, pool, [Sequence(row, limit, key=index) for index, row in enumerate(subject.ids)])
 
     for workspace in subject.workspaces:
         for slots in subject.slots:
@@ -71,68 +73,78 @@ def fixed(subject: Subject) -> Iterator[dict[str, Any]]:
 
 
 def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
-    """Yield a run with answers of mixed lengths: with refill, and in batches that shrink or keep their shape."""
-    lengths = _lengths(subject)
+    """Yield runs with answers of mixed lengths, of --draws draws of them: with refill, and of the first draw in batches
+    that shrink or keep their shape, too."""
 
-    def _once(refill: bool, shrinks: bool) -> dict[str, Any]:
+    def _once(lengths: list[int], refill: bool, shrinks: bool) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(None, LONGEST, subject.workspaces[0])
         rows = [Sequence(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
         pool.forced.update(zip(rows, lengths, strict=True))  # the scheduler holds this very dictionary
-        return _timed(subject, pool, rows, refill, shrinks)
+        return timed(subject, pool, rows, refill, shrinks)
 
-    for refill, shrinks in ((True, True), (False, False), (False, True)):
-        named = {"refill": refill, "shrinks": shrinks, "mean_length": sum(lengths) / len(lengths)}
-        yield named | subject.with_room(_once, refill, shrinks)
-
-
-def plain(subject: Subject) -> Iterator[dict[str, Any]]:
-    """Yield transformers' generate on one batch of each size.
-
-    The prompts are those around the median length: as little padding as sorting by length can come to.
-    """
-    by_length, limit = sorted(subject.ids, key=len), subject.options.limit
-
-    def _once(batch: list[list[int]]) -> dict[str, Any]:
-        plain_generate(subject.model, batch, 4)
-        seconds = clock(lambda: plain_generate(subject.model, batch, limit))
-        tokens = len(batch) * limit
-        return {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1),
-                "longest_prompt": len(batch[-1]), "peak_gib": _peak()}  # fmt: skip
-
-    for size in map(int, subject.options.batches.split(",")):
-        reset_peak()
-        first = max(0, (len(by_length) - size) // 2)
-        yield {"batch": size} | out_of_memory_is_a_result(_once, by_length[first : first + size])
-        empty_cache()
+    for draw in range(subject.options.draws):
+        lengths = _lengths(subject, draw)
+        for refill, shrinks in ((True, True), (False, False), (False, True))[: 1 if draw else 3]:
+            named = {"refill": refill, "shrinks": shrinks, "draw": draw, "mean_length": sum(lengths) / len(lengths)}
+            yield named | subject.with_room(_once, lengths, refill, shrinks)
 
 
-def unsloth(subject: Subject) -> Iterator[dict[str, Any]]:
-    """Yield Unsloth's rate, measured in a new process: importing Unsloth patches transformers.
+def products(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Yield the ms of all of a step's products, LoRA's second half included, replayed from a graph of their own."""
+    import torch
 
-    This process gives its memory back first.
+    pool = subject.pool(None, subject.options.limit, subject.workspaces[0])
+    model, rows = pool.runner.model, 64
+
+    def _work() -> None:
+        for _, *parts in model.layers:
+            for product in (parts[0], parts[1], parts[3], parts[4]):
+                first = product.first(rows) if model.planes else None
+                product(given[product.inputs], model.planes, first)
+
+    with torch.inference_mode():
+        sizes = {product.inputs for _, *parts in model.layers for product in (parts[0], parts[1], parts[3], parts[4])}
+        given = {size: torch.randn(rows, size, device=model.device).to(model.dtype) for size in sizes}
+        milliseconds = pool.graph_milliseconds(_work)
+    yield {"rows": rows, "milliseconds": milliseconds, "planes": model.planes, "few_rows": model.few_rows}
+
+
+def before(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Yield what `fixed` yields by the checkout at --against, in a process of its own; this one frees its model first.
+
+    The weights, the prompts and the settings are the same.
     """
     options = subject.options
-    if options.random:
-        yield {"failed": "with --random there is no checkpoint that Unsloth could load"}
-        return
-    if options.adapter is None:
-        _ = subject.model
     subject.free()
-    job = {"base": options.base, "adapter": str(options.adapter), "limit": options.limit, "dtype": options.dtype,
-           "ids": subject.ids[::10], "cap": options.cap}  # fmt: skip
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(job, file)
-        file.flush()
-        done = subprocess.run([sys.executable, "-m", "bench.timed", file.name], capture_output=True, text=True)
-    last = done.stdout.strip().splitlines()[-1:] or ["{}"]
-    yield json.loads(last[0]) if done.returncode == 0 else {"failed": done.stderr[-1500:]}
+    words = [
+        "--base", options.base, "--prompts", options.prompts, "--only", "fixed", "--limit", options.limit, "--take",
+        options.take, "--cap", options.cap, "--dtype", options.dtype, "--repeat", options.repeat,
+        *(["--tokenizer", options.tokenizer] if options.tokenizer else []), *(["--random"] if options.random else []),
+        *(["--adapter", options.adapter] if options.adapter else []),
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "bench.decode", *map(str, words)]
+    paths = os.pathsep.join([str(options.against), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command, cwd=options.against, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    if done.returncode:
+        yield {"failed": done.stderr[-1500:]}
+        return
+    for line in done.stdout.splitlines():
+        if line.startswith('{"name": "fixed"'):
+            yield json.loads(line) | {"name": "before"}
 
 
-MEASURES = {"steps": steps, "check": check, "fixed": fixed, "plain": plain, "mixed": mixed, "unsloth": unsloth}
+MEASURES = {
+    "steps": steps, "check": check, "fixed": fixed, "plain": decode_peers.plain, "static": decode_peers.static,
+    "compiled": decode_peers.compiled, "mixed": mixed, "unsloth": decode_peers.unsloth,
+    "llama.cpp": decode_peers.llama_cpp, "long": decode_long.long, "steady": decode_long.steady, "products": products,
+    "before": before,
+}  # fmt: skip
 
 
-def _timed(
+def timed(
     subject: Subject, pool: TimedEngine, rows: list[Sequence], refill: bool = True, shrinks: bool = True
 ) -> dict[str, Any]:
     """Run rows, all of them or in batches of the pool's slots. Batches that do not shrink keep their first shape."""
@@ -152,15 +164,16 @@ def _timed(
         "capture_seconds": round(pool.capture_seconds, 4),
         "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
         "set_aside": pool.preempted, "weight_bytes": step_bytes(subject.shape), "cells_read": cells,
-        "bytes_a_cell": subject.shape.kv_bytes, "planes": pool.runner.model.planes,
+        "bytes_a_cell": kv_bytes(subject.shape, pool.kv_cache), "kv_cache": pool.kv_cache,
+        "planes": pool.runner.model.planes,
         "few_rows": pool.runner.model.few_rows,
         "captured": pool.runner.graphs.works, "graphs": pool.runner.graphs.count, "peak_gib": _peak(),
     }  # fmt: skip
 
 
-def _lengths(subject: Subject) -> list[int]:
+def _lengths(subject: Subject, seed: int) -> list[int]:
     """Lengths of long Alpaca responses, scaled to the mean; without a file a log-normal like them."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     if subject.options.lengths:
         pool = dataset.load_pool(schema.Data(train=str(subject.options.lengths)))
         counts = subject.encoder.count_pool(pool)[1]

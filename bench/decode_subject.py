@@ -23,6 +23,7 @@ from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.model_runner import EngineConfig
+from fast_ft.generate.engine.scheduler import shapes
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
@@ -96,16 +97,23 @@ class Subject:
         found["launched_tflops"], found["replayed_tflops"] = replayed_tflops()
         self._keep("sm_limit", found | {"sms_got": self._kept[2]})
 
-    def pool(self, slots: int | None, new_tokens: int, workspace: int, *, greedy: bool = False) -> TimedEngine:
+    def pool(
+        self, slots: int | None, new_tokens: int, workspace: int, *, greedy: bool = False, kv_cache: str = "16bit"
+    ) -> TimedEngine:
         """A pool of the plan's shape, or of `slots`."""
         model, started = self.model, time.monotonic()
         fixed_gib = self.shape.weights_gib(load_in_4bit=True) + self.context
         memory = PoolMemory(fixed_gib, self.options.cap or 100.0, load_in_4bit=True)
-        plan = settle_pool(self.shape, Answers([len(row) for row in self.ids], new_tokens), slots, memory)
+        plan = settle_pool(
+            self.shape, Answers([len(row) for row in self.ids], new_tokens, kv_cache=kv_cache), slots, memory
+        )
         cells = round((self.options.cells or plan.cache_tokens or 0) * self.room)
-        fused = FusedModel(model, dequantise=workspace == 0, workspace_mib=workspace or 1)
+        fused = FusedModel(
+            model, dequantise=workspace == 0, workspace_mib=workspace or 1, kv_bits=plan.kv_bits,
+            step_rows=shapes(plan.slots, planes=True),
+        )  # fmt: skip
         empty_cache()
-        cache = KVCache(fused, cells // PAGE)
+        cache = KVCache(fused, cells // PAGE, bits=plan.kv_bits)
         sampler = sampling.Sampler(not greedy, temperature=0.7, top_k=30, top_p=0.9)
         config = EngineConfig(plan.slots, max(map(len, self.ids)) + new_tokens, (), 0, self.options.prefill)
         pool = TimedEngine(fused, cache, sampler, config)

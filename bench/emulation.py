@@ -7,8 +7,11 @@ ratios between ways of doing the same work, never minutes.
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from fast_ft.common import gpu, gpu_rates
 from fast_ft.hub.families import GIB
@@ -18,13 +21,34 @@ LABEL = "T4-class emulation, not a T4"
 
 
 class Limits:
-    """One process's limits. `cap_gib` (0: none) includes the CUDA context; `sms` None is the whole card."""
+    """One process's limits. `cap_gib` (0: none) includes the CUDA context; `sms` None is the whole card.
 
-    def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool) -> None:
+    turn: a file that must be there before the process may use the card; other processes import while one measures.
+    """
+
+    def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool, turn: str | None = None) -> None:
         self.cap_gib, self.sms, self.t4_attention = cap_gib, sms, t4_attention
+        self._turn = Path(turn) if turn else None
+        self._lock: IO[bytes] | None = None
         self.context_gib = 0.0
         self.rates: dict[str, Any] = {}
         self._kept: Any = None
+
+    def take_turn(self) -> None:
+        """Wait until this process may use the card: for its turn, and for the lock that GPU_LOCK names, if it does."""
+        while self._turn is not None and not self._turn.exists():
+            time.sleep(0.02)
+        if name := os.environ.get("GPU_LOCK"):
+            import fcntl  # which Windows lacks
+
+            self._lock = Path(name).open("ab")  # noqa: SIM115  # until `end_turn`
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def end_turn(self) -> None:
+        """Let others use the card: all that is timed is done."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def begin(self) -> None:
         """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded."""
@@ -32,7 +56,7 @@ class Limits:
 
         if not torch.cuda.is_available():
             return
-        self.context_gib = gpu.context_gib()
+        self.context_gib = own_context_gib()
         if self.cap_gib:
             gpu.cap_gpu_gib(self.cap_gib)
         if self.t4_attention:
@@ -78,10 +102,30 @@ class Limits:
             "sms_got": self._kept[2] if self._kept else None,
             "flash_and_cudnn_attention": not self.t4_attention,
             "context_gib": round(self.context_gib, 3),
-            "context_after_gib": round(gpu.context_gib(), 3),
+            "context_after_gib": round(own_context_gib(), 3),
             "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 3),
             "rates": self.rates,
         }
+
+
+def own_context_gib() -> float:
+    """Return the GiB of this process's CUDA context. Processes that wait for their turn have contexts too.
+
+    The driver says what each process holds. Where it does not, all that is held outside of our allocator counts.
+    """
+    import torch
+
+    held = gpu.context_gib()
+    try:
+        import pynvml  # of nvidia-ml-py, where it is installed
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        used = {each.pid: each.usedGpuMemory for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        own = used[os.getpid()] - torch.cuda.memory_reserved()
+    except Exception:  # no package, no right to ask, or another name for this process inside a container
+        return held
+    return min(held, float(own) / GIB)
 
 
 def measured_rates() -> dict[str, float]:

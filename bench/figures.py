@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import compare, machine
+from bench import compare, evidence, machine
 from fast_ft.common.atomic_files import write_json
 from fast_ft.common.errors import InputError
 
@@ -25,8 +25,8 @@ def entries(values: dict[str, tuple[float, str]], result: dict[str, Any], source
     """Return {name: {"value", "unit", "card", "command", "source", "date", "commit"}} for {name: (value, unit)}.
 
     All but the values are what the raw result says of itself. `source` is its file in bench/results/. Where the result
-    does not say its commit, that is null; where its date is another than that of measuring, "date_is" says which.
-    InputError for a result without a date.
+    does not say its commit, that is null; where its date is another than that of measuring, "date_is" says which;
+    "lacks" says what the measurement lacks (bench/evidence.py). InputError for a result without a date.
     """
     if "date" not in result:
         raise InputError(
@@ -39,6 +39,7 @@ def entries(values: dict[str, tuple[float, str]], result: dict[str, Any], source
         "date": result["date"][:10],
         "commit": result.get("commit"),
         **({"date_is": result["date_is"]} if "date_is" in result else {}),
+        **({"lacks": found} if (found := evidence.lacks(result)) else {}),
     }
     return {name: {"value": value, "unit": unit, **about} for name, (value, unit) in values.items()}
 
@@ -50,7 +51,7 @@ def record(values: dict[str, tuple[float, str]], result: dict[str, Any], source:
 
 def table(figures: dict[str, dict[str, Any]] | None = None, sent: Sent | None = None) -> str:
     """Return the table of docs/measurements.md, in Markdown; its last column has what others sent from their cards."""
-    lines = ["| figure | value | card | date | commit | received |", "|---|---|---|---|---|---|"]
+    lines = ["| figure | value | card | date | commit | lacks | received |", "|---|---|---|---|---|---|---|"]
     sent = received() if sent is None else sent
     for name, each in (read() if figures is None else figures).items():
         value = each["value"]
@@ -58,7 +59,10 @@ def table(figures: dict[str, dict[str, Any]] | None = None, sent: Sent | None = 
         theirs = ", ".join(f"{values[_plain(name)]:g} ({card})" for card, values in sent if _plain(name) in values)
         date = each["date"] + (f" ({each['date_is']})" if "date_is" in each else "")
         commit = _short(each["commit"])
-        lines.append(f"| `{name}` | {shown} {each['unit']} | {each['card']} | {date} | {commit} | {theirs} |")
+        lacking = ", ".join(each.get("lacks", ()))
+        lines.append(
+            f"| `{name}` | {shown} {each['unit']} | {each['card']} | {date} | {commit} | {lacking} | {theirs} |"
+        )
     return "\n".join(lines)
 
 

@@ -61,6 +61,7 @@ def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     from fast_ft.train.session import TrainSession
 
     watch.stamp("imported")
+    watch.leave_out(limits.take_turn)
     limits.begin()
     with limits.stream():
         card = planner.card_here()

@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.emulation import Limits
+from bench.peer_table import PEERS, Peer
 from bench.watch import Watch
 from fast_ft.hub.families import TARGET_MODULES
 
@@ -22,69 +22,37 @@ if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer
 
 
-@dataclass(frozen=True)
-class Peer:
-    """How one way differs from the others. `rows` x `accumulation` is the effective batch.
-
-    `token_budget` is the value of UNSLOTH_TOKEN_BUDGET: a step's rows are passed through the model in pieces of at most
-    this number of tokens, and no row is cut.
-    """
-
-    about: str
-    rows: int
-    accumulation: int
-    unsloth: bool = True
-    checkpointing: str | bool = "unsloth"
-    lora_dropout: float = 0.0
-    padding_free: bool = True
-    token_budget: int | None = None
-
-
-PEERS = {
-    "unsloth-notebook": Peer("the homework's notebook at its best: 2 x 4, dropout 0, padding-free", 2, 4),
-    "unsloth-notebook-as-is": Peer(
-        "the notebook as it stands: DataCollatorForSeq2Seq pads, dropout 0.05", 2, 4, lora_dropout=0.05,
-        padding_free=False,
-    ),
-    # 8 rows of these are 2,900 tokens: with activations computed again they fit any card in one or two passes, and
-    # larger passes never were slower.
-    "unsloth-budget": Peer("UNSLOTH_TOKEN_BUDGET=4096: 8 x 1, checkpointing", 8, 1, token_budget=4096),
-    # Without checkpointing a token takes 3.8 MiB: 2,048 of them fit into 14.7 GiB beside the model.
-    "unsloth-budget-kept": Peer(
-        "UNSLOTH_TOKEN_BUDGET=2048: 8 x 1, no checkpointing", 8, 1, checkpointing=False, token_budget=2048
-    ),
-    "trl-peft": Peer(
-        "transformers, PEFT, bitsandbytes and TRL: 2 x 4, checkpointing", 2, 4, unsloth=False, checkpointing=True,
-        padding_free=False,
-    ),
-}  # fmt: skip
-
-
 def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
     """Train as the job says; see bench.way for what it holds. Returns settings worth keeping beside the samples."""
+    train(job, limits, watch)
     peer = PEERS[job["way"]]
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it warns of a CPU kernel that it would fetch from the hub
-    if peer.token_budget:
-        os.environ["UNSLOTH_TOKEN_BUDGET"] = str(peer.token_budget)
-    load = _unsloth if peer.unsloth else _plain
-    model, tokenizer, device = load(job, peer, limits, watch)
-    trainer = _trainer(job, peer, model, tokenizer, _config(job, peer, device))
-    load_adapter(trainer.model, job["adapter"])
-    _see_batches(trainer, watch)
-    watch.attach(trainer, stop_after=job["stop_after"])
-    with limits.stream():
-        trainer.train()
-    watch.stamp("trained")
-    trainer.save_model(str(Path(job["work"]) / "adapter"))
-    watch.stamp("saved")
     return {
         "backend": "unsloth" if peer.unsloth else "peft",
         "dtype": job["dtype"],
         "about": peer.about,
         "padding_free": peer.padding_free,
+        "packed": peer.packed,
     }
+
+
+def train(job: dict[str, Any], limits: Limits, watch: Watch) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
+    """Train and save the adapter into the job's `work`; return trainer (with the model) and tokenizer."""
+    peer = PEERS[job["way"]]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a CPU kernel that it would fetch from the hub
+    os.environ["UNSLOTH_TOKEN_BUDGET"] = str(peer.token_budget or 0)  # read when the trainer is made
+    load = _unsloth if peer.unsloth else _plain
+    model, tokenizer, device = load(job, peer, limits, watch)
+    trainer = _trainer(job, peer, model, tokenizer, _config(job, peer, device))
+    load_adapter(trainer.model, job["adapter"])
+    if not job.get("unwatched"):
+        _see_batches(trainer, watch)
+        watch.attach(trainer, stop_after=job["stop_after"])
+    with limits.stream():
+        trainer.train()
+    watch.stamp("trained")
+    trainer.save_model(str(Path(job["work"]) / "adapter"))
+    watch.stamp("saved")
+    return trainer, tokenizer
 
 
 def _config(job: dict[str, Any], peer: Peer, device: str) -> SFTConfig:
@@ -92,6 +60,13 @@ def _config(job: dict[str, Any], peer: Peer, device: str) -> SFTConfig:
     from trl import SFTConfig
 
     train = job["train"]
+    more: dict[str, Any] = {"max_length": peer.packed or job["max_length"]}
+    if peer.packed:
+        more["packing"] = True
+    if not peer.unsloth:  # Unsloth is padding-free by itself; the watch sees in the batches whether it was
+        more |= {"padding_free": peer.padding_free, "use_liger_kernel": peer.liger}
+        if peer.padding_free:
+            more["max_length"] = None  # TRL asks for it; no row is longer
     return SFTConfig(
         output_dir=str(Path(job["work"]) / "trainer"),
         per_device_train_batch_size=peer.rows,
@@ -110,7 +85,6 @@ def _config(job: dict[str, Any], peer: Peer, device: str) -> SFTConfig:
         use_cpu=device == "cpu",
         gradient_checkpointing=bool(peer.checkpointing),
         train_sampling_strategy="sequential",
-        max_length=job["max_length"],
         # 100 rows: starting workers would take longer than their work; Unsloth does, if not told
         dataset_num_proc=1 if peer.unsloth else None,
         logging_steps=1,
@@ -118,6 +92,7 @@ def _config(job: dict[str, Any], peer: Peer, device: str) -> SFTConfig:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **more,
     )
 
 
@@ -149,12 +124,13 @@ def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> _
     import unsloth  # first, because it patches the others
 
     watch.stamp("imported")
+    watch.leave_out(limits.take_turn)
     limits.begin()
     import torch
 
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         model_name=job["base"],
-        max_seq_length=job["max_length"],
+        max_seq_length=peer.packed or job["max_length"],
         dtype=getattr(torch, job["dtype"]),
         load_in_4bit=True,
         trust_remote_code=False,
@@ -168,6 +144,7 @@ def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> _
         target_modules=list(TARGET_MODULES),
         bias="none",
         use_gradient_checkpointing=peer.checkpointing,
+        checkpoint_skip_layers=peer.kept_layers,
         random_state=job["seed"],
     )
     watch.stamp("loaded")
@@ -181,6 +158,7 @@ def _plain(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> _Lo
     import trl  # noqa: F401
 
     watch.stamp("imported")
+    watch.leave_out(limits.take_turn)
     limits.begin()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, job["dtype"])

@@ -7,30 +7,44 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_process(command: Sequence[str], log: Path, timeout: float, out: Path | None = None) -> int | str:
+def run_process(
+    command: Sequence[str], log: Path, timeout: float, out: Path | None = None, more: Mapping[str, str] | None = None
+) -> int | str:
     """Run a command without the hub; return its exit status, or that nothing came within `timeout` seconds.
 
-    What it prints goes into `log`, what goes to stdout into `out` if that is given. It is ended with all processes
-    that it started where it takes too long, or where this one is interrupted.
+    What it prints goes into `log`, what goes to stdout into `out` if that is given. `more` is added to the environment.
+    It is ended with all processes that it started where it takes too long, or where this one is interrupted.
     """
+    return wait(start(command, log, out, more), timeout)
+
+
+def start(
+    command: Sequence[str], log: Path, out: Path | None = None, more: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command as `run_process` does; `wait` must follow."""
     with contextlib.ExitStack() as files:
         errors = files.enter_context(log.open("wb"))
-        process = subprocess.Popen(
+        return subprocess.Popen(
             list(command), stdout=files.enter_context(out.open("wb")) if out else errors,
-            stderr=errors if out else subprocess.STDOUT, start_new_session=True, env={**os.environ, **_OFFLINE},
+            stderr=errors if out else subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **_OFFLINE, **(more or {})},
         )  # fmt: skip
-        try:
-            return process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return f"nothing after {timeout:.0f} s"
-        finally:
-            _end(process)  # too slow, or Ctrl-C
+
+
+def wait(process: subprocess.Popen[bytes], timeout: float) -> int | str:
+    """Wait for a started command; return its exit status, or that nothing came, and end it then."""
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return f"nothing after {timeout:.0f} s"
+    finally:
+        end(process)
 
 
 class WaitingProcess:
@@ -58,7 +72,7 @@ class WaitingProcess:
 
     def end(self) -> None:
         """End it, with what it started, if it still runs."""
-        _end(self._process)
+        end(self._process)
         self._log.close()
 
 
@@ -80,8 +94,8 @@ def card_to_itself() -> Iterator[None]:
         yield
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs with all that it started, compilers above all."""
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a started command with all that it started, compilers above all, where it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

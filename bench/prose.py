@@ -30,6 +30,7 @@ from bench import (
     card_table,
     choices_figures,
     compare,
+    comparisons,
     figures,
     plan_checks,
     quickstart,
@@ -221,7 +222,7 @@ def rendered(path: Path) -> str:
     text = render(path.read_text(encoding="utf-8"))
     if "<!-- figures -->" in text:
         text = figures.between(text, "figures", figures.table())
-    for name, table in (("minutes", _minutes), ("published", _published)):
+    for name, table in {"minutes": _minutes, "published": _published, **comparisons.TABLES}.items():
         if f"<!-- {name} -->" in text:
             text = figures.between(text, name, table())
     if "<!-- received -->" in text:

@@ -148,7 +148,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
             steps = parts[way]["steps"]
             rates = [t / s["seconds"] for t, s in zip(settings["tokens_per_step"], steps, strict=False)]
             width = 2.2 if way == "fast_ft" else 1.3
-            axis.plot(range(1, len(rates) + 1), rates, label=way, linewidth=width, color=_COLOURS[way])
+            axis.plot(range(1, len(rates) + 1), rates, label=way, linewidth=width, color=_COLOURS.get(way))
         axis.axvspan(0.5, compare.WARM_UP + 0.5, color="0.93", zorder=0, label="warm-up")
         axis.set(title=title(name, parts), xlabel="optimizer step", ylabel="tokens/s", ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

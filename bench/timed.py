@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from fast_ft.generate.engine.block_manager import pages_for
 from fast_ft.generate.engine.fused_model import FusedModel
@@ -17,10 +15,6 @@ from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.generate.engine.scheduler import BURST, Burst, Scheduler
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.hub.families import GIB, ModelShape
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
 
 
 class ForcedScheduler(Scheduler):
@@ -51,6 +45,36 @@ class TimedEngine(LLMEngine):
     def capture_seconds(self) -> float:
         """Seconds of the first step of each shape, and of all captures."""
         return self.runner.graphs.watch.seconds().get("captures", 0.0)
+
+    @property
+    def kv_cache(self) -> str:
+        """The kind of cache, as a recipe names it."""
+        return "16bit" if self.runner.cache.scales is None else "8bit"
+
+    def restart_clocks(self) -> None:
+        """Forget what was timed and counted so far, captures apart."""
+        self.prefill_seconds = self.burst_seconds = 0.0
+        self.steps, self.preempted, self.by_slots = 0, 0, {}
+
+    def graph_milliseconds(self, work: Callable[[], None], repeats: int = 20) -> float:
+        """Return the ms of one replay of `work`, captured in a graph; on a CPU of one run."""
+        import torch
+
+        work()
+        if self.runner.model.device.type != "cuda":
+            started = time.perf_counter()
+            work()
+            return round((time.perf_counter() - started) * 1e3, 3)
+        captured = self.runner.graphs.capture(work)
+        assert captured is not None, "what cannot be captured is not timed"
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        captured[0].replay()
+        begin.record()
+        for _ in range(repeats):
+            captured[0].replay()
+        end.record()
+        torch.cuda.synchronize()
+        return round(begin.elapsed_time(end) / repeats, 3)
 
     def prefill(self, sequences: list[Sequence]) -> None:
         """Prefill as LLMEngine does, timed."""
@@ -108,51 +132,3 @@ class TimedEngine(LLMEngine):
 def step_bytes(shape: ModelShape) -> int:
     """Return the bytes of weights that a step reads: all but the embeddings, of which it reads a row a slot."""
     return round(shape.weights_gib(load_in_4bit=True) * GIB) - shape.vocab_size * shape.hidden_size * 2
-
-
-def plain_generate(model: PreTrainedModel, ids: list[list[int]], limit: int, **values: Any) -> Tensor:
-    """Answer a left-padded batch with transformers' generate, sampling, without an end: the yardstick."""
-    import torch
-    import transformers
-
-    model.generation_config = transformers.GenerationConfig()
-    width = max(map(len, ids))
-    padded = torch.tensor([[0] * (width - len(row)) + list(row) for row in ids], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    config = transformers.GenerationConfig(
-        do_sample=True, temperature=0.7, top_k=30, top_p=0.9, max_new_tokens=limit, pad_token_id=0, use_cache=True,
-        **values,
-    )  # fmt: skip
-    with torch.inference_mode():
-        output = model.generate(input_ids=padded, attention_mask=mask, generation_config=config)
-    assert output.shape == (len(ids), width + limit), "the yardstick must do the same work"
-    return output
-
-
-def unsloth_one_by_one(job: dict[str, Any]) -> dict[str, Any]:
-    """The homework's way: Unsloth's for_inference, one prompt at a time."""
-    from fast_ft.common import gpu
-    from fast_ft.models.loaders import choose
-    from fast_ft.recipe import schema
-
-    model = schema.Model(name_or_path=job["base"], dtype=job["dtype"])
-    maker = choose.make_loader(model, schema.Lora(), seed=1, name="unsloth")
-    import torch
-
-    if job["cap"]:
-        gpu.cap_gpu_gib(job["cap"])
-    loaded = maker.for_generation(Path(job["adapter"]))
-    for ids in (min(job["ids"], key=len), max(job["ids"], key=len)):
-        plain_generate(loaded.model, [ids], 8)
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for ids in job["ids"]:
-        plain_generate(loaded.model, [ids], job["limit"])
-    torch.cuda.synchronize()
-    seconds, tokens = time.perf_counter() - started, len(job["ids"]) * job["limit"]
-    return {"prompts": len(job["ids"]), "tokens": tokens, "seconds": round(seconds, 2),
-            "tokens_per_s": round(tokens / seconds, 2)}  # fmt: skip
-
-
-if __name__ == "__main__":
-    print(json.dumps(unsloth_one_by_one(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))

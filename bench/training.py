@@ -75,10 +75,10 @@ def measure(order: Order, ways: Mapping[str, int | None]) -> dict[str, Any]:
     settings, rows = describe(recipe)
     run = now()
     path, where = order.path, order.where
-    result = merged(path, settings, order.command)
+    result = merged(path, settings, order.command, kind="train")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         work = Path(name)
-        shared = _job(order, recipe, settings) | {"rows": rows, "adapter": str(initial_adapter(work, recipe))}
+        shared = job_of(order, recipe, settings) | {"rows": rows, "adapter": str(initial_adapter(work, recipe))}
         for way, wanted in ways.items():
             steps = min(wanted or settings["schedule_steps"], settings["schedule_steps"])
             parts = result["setups"].setdefault(where.name, {})
@@ -98,7 +98,7 @@ def measure(order: Order, ways: Mapping[str, int | None]) -> dict[str, Any]:
     return result
 
 
-def _job(order: Order, recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+def job_of(order: Order, recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what the jobs of all ways have in common; bench.way says what a job holds."""
     model, where = recipe.model, order.where
     return {
@@ -175,10 +175,10 @@ def describe(recipe: Recipe) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return settings, rows
 
 
-def merged(path: Path, settings: dict[str, Any], command: str) -> dict[str, Any]:
+def merged(path: Path, settings: dict[str, Any], command: str, *, kind: str) -> dict[str, Any]:
     """Return the result at `path`, or a new one; InputError where it was measured on something else."""
     fresh = {
-        "kind": "train", **machine.stamp(command), "t4": dataclasses.asdict(cards.card("t4")), "settings": settings,
+        "kind": kind, **machine.stamp(command), "t4": dataclasses.asdict(cards.card("t4")), "settings": settings,
         "setups": {},
     }  # fmt: skip
     if not path.is_file():

@@ -36,6 +36,13 @@ class Watch:
         self.steps: list[dict[str, Any]] = []
         self.gradient: dict[str, Any] = {}
         self._gradients: dict[str, Tensor] = {}
+        self.settled: Callable[[list[dict[str, Any]]], bool] = lambda _: False  #: whether the steps so far are enough
+
+    def leave_out(self, work: Callable[[], None]) -> None:
+        """Do something that is no part of what is measured: its seconds count nowhere."""
+        started = time.monotonic()
+        work()
+        self._paused += time.monotonic() - started
 
     def stamp(self, name: str) -> float:
         """Note the time under this name, once; return it."""
@@ -116,9 +123,7 @@ class Watch:
 
     def _pause(self, work: Callable[[], None]) -> None:
         _wait()
-        started = time.monotonic()
-        work()
-        self._paused += time.monotonic() - started
+        self.leave_out(work)
 
     def _take_gradients(self, model: nn.Module) -> None:
         """Copy the adapter's gradients of the first step where they are finite: fp16's loss scale skips some steps."""

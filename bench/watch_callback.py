@@ -14,9 +14,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 class Observer(Protocol):
     """What is told of a trainer's steps: bench.watch.Watch."""
 
+    steps: list[dict[str, Any]]
+
     @property
     def launched(self) -> int:
         """How many steps were launched."""
+
+    def settled(self, steps: list[dict[str, Any]], /) -> bool:
+        """Whether the steps that have ended are enough."""
 
     def train_began(self) -> None:
         """Training begins."""
@@ -35,7 +40,10 @@ class Observer(Protocol):
 
 
 class WatchCallback(TrainerCallback):
-    """Tell `watch` of each event, and stop the trainer after `stop_after` steps; its schedule stays as it is."""
+    """Tell `watch` of each event, and stop the trainer after `stop_after` steps, or once the watch has seen enough.
+
+    The trainer's schedule stays as it is.
+    """
 
     def __init__(self, watch: Observer, trainer: Trainer, stop_after: int) -> None:
         self.watch, self.trainer, self.stop_after = watch, trainer, stop_after
@@ -57,8 +65,9 @@ class WatchCallback(TrainerCallback):
         self.watch.step_launched(skipped=bool(self.trainer.accelerator.optimizer_step_was_skipped))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop the trainer after the last step."""
-        control.should_training_stop |= self.watch.launched >= self.stop_after
+        """Stop the trainer after the last step, or once the steps that have ended are enough."""
+        enough = self.watch.launched >= self.stop_after or self.watch.settled(self.watch.steps)
+        control.should_training_stop |= enough
 
     def on_log(
         self,

@@ -2,7 +2,8 @@
 
 A job holds: way, started (the parent's time.monotonic()), out, work, cap_gib, sms, t4_attention, steps (of the
 schedule), stop_after, and for fast_ft recipe and overrides, for the others rows, base, tokenizer, adapter (initial, or
-null), lora, train, seed, dtype, max_length.
+null), lora, train, seed, dtype, max_length. It may hold turn, a file to wait for before the card is used; settle, the
+settings by which a way's steps may be enough before `stop_after`; and seconds, after which a slow way stops.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.watch import Watch
+from fast_ft.common.atomic_files import write_json
 
 
 def main() -> int:
@@ -21,10 +23,16 @@ def main() -> int:
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     watch = Watch(job["started"])
     watch.stamp("python")
-    from bench import emulation, ours, peers
+    from bench import compare, emulation, ours, peers
     from fast_ft.run import provenance
 
-    limits = emulation.Limits(job["cap_gib"], job["sms"], job["t4_attention"])
+    limits = emulation.Limits(job["cap_gib"], job["sms"], job["t4_attention"], job.get("turn"))
+    if settings := job.get("settle"):
+        if job["way"] in peers.PEERS and peers.PEERS[job["way"]].packed:
+            settings |= {"tokens_per_step": [1] * len(settings["tokens_per_step"])}  # its sequences are of one length
+        watch.settled = lambda steps: compare.stands_by_epochs(settings, {"steps": steps})
+    elif seconds := job.get("seconds"):
+        watch.settled = lambda steps: compare.long_enough(steps, seconds)
     run = ours.run if job["way"] in ours.WAYS else peers.run
     try:
         found: dict[str, Any] = run(job, limits, watch)
@@ -34,6 +42,7 @@ def main() -> int:
         if not isinstance(error, torch.OutOfMemoryError):
             raise
         found = {"out_of_memory": True}
+    limits.end_turn()
     watch.finish()
     result = {
         "way": job["way"],
@@ -46,7 +55,7 @@ def main() -> int:
         "gradient": watch.gradient,
         "program": provenance.describe()["program"],
     }
-    Path(job["out"]).write_text(json.dumps(result), encoding="utf-8")
+    write_json(Path(job["out"]), result)
     return 0
 
 

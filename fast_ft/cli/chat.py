@@ -181,9 +181,10 @@ class _Side:
         loaded = self._ready.loaded
         if goes_general_way(loaded):
             return library_engine(loaded, self._encoder, section, 1, self._context)
+        plan = DecodePlan(slots=1, dequantise=self._ready.plan.dequantise, kv_cache=self._ready.plan.kv_cache)
         if self._model is None:
-            self._model = FusedModel(loaded.model, dequantise=self._ready.plan.dequantise, step_rows=(1,))
-        return engine_over(self._model, self._encoder, section, DecodePlan(slots=1), longest)
+            self._model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=(1,), kv_bits=plan.kv_bits)
+        return engine_over(self._model, self._encoder, section, plan, longest)
 
 
 def _stdin() -> Callable[[str], str]:

@@ -25,7 +25,7 @@ from fast_ft.data.examples import Prompt
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
 from fast_ft.generate.pace import shortening
-from fast_ft.generate.parity import PARITY, parity
+from fast_ft.generate.parity import allowed, parity
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import base_fits
 from fast_ft.plan.decode_pool import DecodePlan
@@ -63,6 +63,7 @@ class Generation:
     parity: float | None  #: nats, batched against single; None where all answers were there, so nothing was measured
     notes: list[str]
     cache_tokens: int = 0  #: of the pool; 0 where there was none
+    products: str = ""  #: as DecodePlan's
     steps: int = 0  #: that were decoded
 
     @property
@@ -76,8 +77,8 @@ class Task:
     """How a set of prompts is answered, beside the recipe's section.
 
     `partial` keeps finished answers, one JSON line each, and is read back on a second start; `on_answer` is called
-    after each. `pace` cuts answers where they would not all end in time; each prompt has one even so. `watch` divides
-    the seconds into set_up, checks, captures, prefill and steps.
+    after each, and `on_products` before the first, with DecodePlan's. `pace` cuts answers where they would not all end
+    in time; each prompt has one even so. `watch` divides the seconds into set_up, checks, captures, prefill and steps.
     """
 
     seed: int
@@ -85,6 +86,7 @@ class Task:
     title: str = "answers"
     pace: AnswerPace | None = None
     on_answer: Callable[[], object] = lambda: None
+    on_products: Callable[[str], object] = lambda products: None
     watch: Stopwatch = field(default_factory=Stopwatch)
     prompt_ids: list[list[int]] | None = None  #: the prompts' token ids, where they are known already
 
@@ -122,8 +124,9 @@ def generate(
         for prompt in prompts
     }
     return Generation(
-        by_prompt, time.monotonic() - started, plan.slots, work.difference, work.notes, work.cache_tokens, work.steps
-    )
+        by_prompt, time.monotonic() - started, plan.slots, work.difference, work.notes, work.cache_tokens,
+        plan.products, work.steps,
+    )  # fmt: skip
 
 
 class _Work:
@@ -154,6 +157,9 @@ class _Work:
         """Make the answers that are missing, and return the plan that was kept to. Raises torch.OutOfMemoryError."""
         sequences = self._sequences()
         engine, plan = self._engine(plan)
+        plan = replace(plan, products=engine.products)
+        if plan.products:
+            self.task.on_products(plan.products)
         before = engine.steps_made  # those of the check
         for answer in self._made(engine, sequences):
             self.new_tokens += answer.tokens
@@ -182,7 +188,8 @@ class _Work:
             with watch.during("checks", covers=frozenset({"prefill", "steps"})):
                 difference = parity(engine, self.loaded, self.ids, self.section.max_new_tokens)
             self.difference = difference
-            if difference <= PARITY[self.loaded.dtype] or (plan.slots == 1 and self.loaded.general is not None):
+            agrees = difference <= allowed(self.loaded.dtype, plan.kv_cache)
+            if agrees or (plan.slots == 1 and self.loaded.general is not None):
                 return engine, plan
             reason = f"batched and single decoding differ by {difference:.4f} nat"
             if plan.slots == 1:

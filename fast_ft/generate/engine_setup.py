@@ -29,6 +29,7 @@ class Engine(Protocol):
 
     config: EngineConfig
     watch: Stopwatch
+    products: str  #: how 4-bit weights are multiplied, as a plan has it; "" where there is nothing to choose
 
     @property
     def logits(self) -> Tensor:
@@ -60,13 +61,20 @@ def make_engine(
     import torch
 
     from fast_ft.generate.engine.fused_model import FusedModel
+    from fast_ft.generate.engine.product_choice import choose
 
     if goes_general_way(loaded):
+        if plan.kv_cache != "16bit":
+            note(f"note: generate.kv_cache: {plan.kv_cache} has no effect: transformers' generate keeps its own cache")
         return library_engine(loaded, encoder, section, plan.slots, longest)
-    model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=shapes(plan.slots, planes=True))
+    rows = shapes(plan.slots, planes=True)
+    model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=rows, kv_bits=plan.kv_bits)
+    products = choose(model, rows, plan.products)
     if loaded.device == "cuda":
         torch.cuda.empty_cache()  # what was put side by side leaves holes
-    return engine_over(model, encoder, section, plan, longest)
+    engine = engine_over(model, encoder, section, plan, longest)
+    engine.products = products
+    return engine
 
 
 def goes_general_way(loaded: LoadedModel) -> bool:
@@ -101,6 +109,6 @@ def engine_over(
     from fast_ft.generate.engine.sampler import Sampler
 
     enough = plan.slots * pages_for(longest) if plan.cache_tokens is None else plan.cache_tokens // PAGE
-    cache = KVCache(model, max(pages_for(longest), enough))
+    cache = KVCache(model, max(pages_for(longest), enough), bits=plan.kv_bits)
     config = EngineConfig(slots=plan.slots, longest=longest, end_ids=encoder.end_ids, pad_id=encoder.pad_id)
     return LLMEngine(model, cache, Sampler.of(section), config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from fast_ft.common import environment, garbage, out_of_memory
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate.engine.scheduler import shapes
+from fast_ft.hub.families import TARGET_MODULES
 from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
@@ -69,9 +70,8 @@ def load(
 
 
 def decode_plan(recipe: Recipe, settled: RunPlan) -> DecodePlan:
-    """Return how answers are decoded: as planned, in batches of the size that the recipe may have been given since."""
-    fixed = recipe.generate.batch_size
-    return settled.decode if fixed == "auto" else replace(settled.decode, slots=fixed)
+    """Return how answers are decoded: as planned, with the batch and the cache that the recipe has by now."""
+    return settled.decode.given(recipe.generate)
 
 
 def maker_of(folder: RunDir, recipe: Recipe) -> Loader:
@@ -104,6 +104,7 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
     if not isinstance(maker, LoaderBase) or maker.device != "cuda":
         return None
     from fast_ft.generate.engine import kernel_checks
+    from fast_ft.generate.engine.sampler import Sampler
 
     family = base_family(recipe)
     if family.general is not None:
@@ -121,8 +122,20 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         device="cuda:0",
         steps=tuple(shapes(max(1, rows), planes=True)),
         planes=is_nf4 and not plan.dequantise,
+        kv_bits=plan.kv_bits,
+        ranks=_ranks(recipe),
     )
-    return kernel_checks.ahead(kind)
+    return kernel_checks.ahead(kind, Sampler.of(recipe.generate), shape.vocab_size)
+
+
+def _ranks(recipe: Recipe) -> tuple[int, int, int, int]:
+    """Return the padded ranks of each product's LoRA: q, k and v side by side, o, gate and up side by side, down."""
+    from fast_ft.generate.engine.projections import padded_ranks
+
+    targets = set(TARGET_MODULES if recipe.lora.target_modules == "all-linear" else recipe.lora.target_modules)
+    groups = ({"q_proj", "k_proj", "v_proj"}, {"o_proj"}, {"gate_proj", "up_proj"}, {"down_proj"})
+    qkv, out, gate_up, down = (padded_ranks(recipe.lora.r * len(group & targets)) for group in groups)
+    return qkv, out, gate_up, down
 
 
 @contextlib.contextmanager

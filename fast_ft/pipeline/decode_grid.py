@@ -125,7 +125,8 @@ def _answer(
     partial.parent.mkdir(exist_ok=True)
     partials.append(partial)
     task = Task(recipe.seed, partial, title=name, prompt_ids=ready.prompt_ids)
-    result = answers.generate(ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, task)
+    plan = ready.plan.given(recipe.generate)
+    result = answers.generate(ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, plan, task)
     path = folder.root / FOLDER / f"pred-{name}.json"
     atomic_files.write_json(path, answers.predictions(prepared.prompts, result.answers))
     tokens = [answer.tokens for answer in result.flat]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fast_ft.generate.answers import Generation, Task
 from fast_ft.models.loaders.base import Loader
 from fast_ft.pipeline import base_check, sanity_checks
 from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
-from fast_ft.pipeline.set_up import check_model, check_prompts
+from fast_ft.pipeline.set_up import check_model, check_prompts, keep_products
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -149,7 +150,9 @@ def _answer(
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()
-    task = Task(recipe.seed, folder.pred_partial, pace=pace, on_answer=folder.on_answer, watch=watch)
+    task = Task(
+        recipe.seed, folder.pred_partial, pace=pace, on_answer=folder.on_answer, watch=watch,
+        on_products=partial(keep_products, folder))  # fmt: skip
     with contextlib.ExitStack() as stack:
         if maker is None:  # a sweep's base stays, and is apart from collections already
             with watch.during("loading"):
@@ -167,7 +170,8 @@ def _answer(
             title="answers of the base model",
             prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
         )
-        base = base_answers(ready, recipe, prepared, base_task)
+        settled = replace(ready, plan=replace(ready.plan, products=tuned.products))
+        base = base_answers(settled, recipe, prepared, base_task)
         general = ready.loaded.general
         ready.loaded.free()
     warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)

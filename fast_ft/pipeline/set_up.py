@@ -83,6 +83,14 @@ def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:
     folder.update(plan=settled.to_json())
 
 
+def keep_products(folder: RunDir, products: str) -> None:
+    """Write into the run's plan how 4-bit weights are multiplied, where it does not say so."""
+    content = untrusted_files.json_object(folder.plan)
+    settled = plans.RunPlan.from_json(content, folder.plan)
+    if settled.decode.products != products:
+        keep_plan(folder, replace(settled, decode=replace(settled.decode, products=products)))
+
+
 def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers: bool = True) -> None:
     """Fetch the base model if need be, its configuration first, and check it before its weights are fetched.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 from fast_ft.hub.families import GIB, ModelShape
+from fast_ft.recipe import schema
 
 #: New tokens that a row holds in the mean: half of a long answer, for rows of all ages share the cache.
 _USUAL = 128
@@ -20,13 +23,39 @@ class DecodePlan:
     """How answers are decoded: `slots` side by side, over a KV cache of `cache_tokens` (None: enough for all).
 
     `dequantise`: from weights turned to 16 bits, since there is memory for them. `gib` is the predicted peak, CUDA
-    context included; 0 on a CPU, where nothing is predicted.
+    context included; 0 on a CPU, where nothing is predicted. `kv_cache`: "16bit", or "8bit" with a scale for each token
+    and head. `products`: how 4-bit weights are multiplied in steps of each number of rows, chosen by a timing where the
+    answers are made first; see generate/engine/product_choice.py.
     """
 
     slots: int = 1
     cache_tokens: int | None = None
     dequantise: bool = False
     gib: float = 0.0
+    kv_cache: str = "16bit"
+    products: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kv_cache not in get_args(schema.KvCache):
+            raise ValueError(f"its kv_cache is {self.kv_cache!r}")
+        if not re.fullmatch(r"(\d+:\w+( \d+:\w+)*)?", self.products):
+            raise ValueError(f"its products are {self.products!r}")
+
+    @property
+    def kv_bits(self) -> int:
+        """Bits of each number in the cache: 8, or 16 for the model's own dtype."""
+        return 8 if self.kv_cache == "8bit" else 16
+
+    def given(self, section: schema.Generate) -> DecodePlan:
+        """Return the plan with the batch and the kind of cache that the recipe's section has by now.
+
+        A cache of another kind takes the memory that was planned, or less: tokens of 16 bits are not doubled.
+        """
+        tokens = self.cache_tokens
+        if tokens is not None and section.kv_cache != self.kv_cache and section.kv_cache == "16bit":
+            tokens //= 2
+        slots = self.slots if section.batch_size == "auto" else section.batch_size
+        return replace(self, slots=slots, cache_tokens=tokens, kv_cache=section.kv_cache)
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,7 @@ class Answers:
     max_new_tokens: int
     candidates: int = 1
     pooled: bool = True  #: by our engine; else transformers answers in batches, each row with a cache of full length
+    kv_cache: str = "16bit"  #: as DecodePlan's; transformers' own cache has 16 bits
 
 
 @dataclass(frozen=True)
@@ -53,7 +83,12 @@ def slots_without_card(prompt_tokens: Sequence[int], candidates: int) -> int:
     return min(_MOST_WITHOUT_CARD, max(1, len(prompt_tokens) * candidates))
 
 
-def pool_gib(shape: ModelShape, slots: int, cache_tokens: int) -> float:
+def kv_bytes(shape: ModelShape, kv_cache: str) -> int:
+    """Return the bytes of one token's keys and values: 8 bits come with two numbers of 16 bits for each head."""
+    return shape.kv_bytes if kv_cache == "16bit" else shape.kv_bytes // 2 + 2 * shape.kv_bytes // shape.head_dim
+
+
+def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "16bit") -> float:
     """Memory of decoding beside the base: KV cache, logits of all slots, the passes over prompts (2,048 tokens each).
 
     Passes of up to 1,024 tokens hold memory of their own, for graphs. NF4's scales are undone to 32 bits (1/16 byte a
@@ -66,7 +101,7 @@ def pool_gib(shape: ModelShape, slots: int, cache_tokens: int) -> float:
     prefill = (2048 + 1024) * 2 * (10 * h + 4 * m)
     step = slots * 2 * (10 * h + 4 * m)
     beside = shape.linear_weights * (1 / 16 + 0.15)
-    return (cache_tokens * shape.kv_bytes + logits + prefill + step + beside) / GIB + 0.1
+    return (cache_tokens * kv_bytes(shape, kv_cache) + logits + prefill + step + beside) / GIB + 0.1
 
 
 def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, memory: PoolMemory) -> DecodePlan:
@@ -78,10 +113,11 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
     prompts, limit = answers.prompt_tokens, answers.max_new_tokens
     rows = max(1, len(prompts)) * answers.candidates
     whole = max(prompts, default=1) + limit + 16
+    kind = answers.kv_cache if answers.pooled else "16bit"
     usual = sum(prompts) / max(1, len(prompts)) + min(limit, _USUAL) + PAGE / 2
 
     def cache(slots: int, held: float) -> int:
-        return int((memory.budget_gib - held - pool_gib(shape, slots, 0)) * GIB / shape.kv_bytes)
+        return int((memory.budget_gib - held - pool_gib(shape, slots, 0)) * GIB / kv_bytes(shape, kind))
 
     def most_slots(held: float) -> int:
         counts = range(min(rows, _MOST_SLOTS), 0, -1)
@@ -97,4 +133,5 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
     dequantise = memory.load_in_4bit and slots * whole <= cache(slots, both)
     held = both if dequantise else memory.fixed_gib
     tokens = min(slots * whole, max(cache(slots, held), whole))
-    return DecodePlan(slots, tokens, dequantise, round(held + pool_gib(shape, slots, tokens), 2))
+    gib = held + pool_gib(shape, slots, tokens, kind)
+    return DecodePlan(slots, tokens, dequantise, round(gib, 2), kind)

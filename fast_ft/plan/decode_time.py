@@ -8,7 +8,7 @@ step, written and read back. Which one a card runs faster is known of few cards,
 from __future__ import annotations
 
 from fast_ft.hub.families import ModelShape
-from fast_ft.plan.decode_pool import Answers
+from fast_ft.plan.decode_pool import Answers, kv_bytes
 from fast_ft.plan.training_work import UNPACK_BYTES, Rates
 
 #: Bytes that a step moves for a 4-bit weight: codes and 32-bit scales; or codes turned to 16 bits, and these read.
@@ -16,10 +16,12 @@ FUSED_BYTES, UNPACKED_BYTES = 0.5 + 4 / 64, UNPACK_BYTES + 2.0
 _MEAN_ANSWER = 250  #: tokens; answers end when they are done, long before max_new_tokens
 
 
-def step_seconds(shape: ModelShape, rates: Rates, slots: int, context: float, bytes_a_weight: float) -> float:
+def step_seconds(
+    shape: ModelShape, rates: Rates, slots: int, context: float, bytes_a_weight: float, kv_cache: str = "16bit"
+) -> float:
     """Return the seconds of one step over `slots` rows that have `context` tokens in the cache, in the mean."""
     head = shape.vocab_size * shape.hidden_size
-    moved = shape.linear_weights * bytes_a_weight + 2 * head + slots * context * shape.kv_bytes
+    moved = shape.linear_weights * bytes_a_weight + 2 * head + slots * context * kv_bytes(shape, kv_cache)
     return moved / (rates.gb_per_s * 1e9) + 2 * slots * (shape.linear_weights + head) / (rates.tflops * 1e12)
 
 
@@ -38,7 +40,8 @@ def answer_minutes(
     passed = 2.0 * sum(answers.prompt_tokens) * shape.linear_weights
 
     def minutes(tokens: int, rates: Rates, bytes_a_weight: float) -> float:
-        step = step_seconds(shape, rates, slots, prompt + tokens / 2, bytes_a_weight if load_in_4bit else 2.0)
+        moved = bytes_a_weight if load_in_4bit else 2.0
+        step = step_seconds(shape, rates, slots, prompt + tokens / 2, moved, answers.kv_cache)
         return round((rows * tokens / slots * step + passed / (rates.tflops * 1e12)) / 60, 1)
 
     longest = answers.max_new_tokens

@@ -167,6 +167,7 @@ def answers(recipe: Recipe, prepared: PreparedData, family: FamilySpec) -> Answe
         recipe.generate.max_new_tokens,
         recipe.generate.num_return_sequences,
         pooled=family.general is None,
+        kv_cache=recipe.generate.kv_cache,
     )
 
 

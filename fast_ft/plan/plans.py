@@ -58,6 +58,8 @@ _KEYS = {
     "generate_gib": ("decode", "gib"),
     "cache_tokens": ("decode", "cache_tokens"),
     "dequantise": ("decode", "dequantise"),
+    "kv_cache": ("decode", "kv_cache"),
+    "products": ("decode", "products"),
     "step_seconds": ("train", "step_seconds"),
     "world_size": ("train", "world_size"),
     "backend": ("train", "backend"),
@@ -95,7 +97,7 @@ class RunPlan:
             parts[part][name] = value
         try:
             return cls(TrainPlan(**parts["train"]), DecodePlan(**parts["decode"]))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(f"{path}: the plan is not whole ({error})") from None
 
 
@@ -139,7 +141,8 @@ def settle(
     if machine.memory_gib is None or machine.rates is None:
         slots = wanted.generation_batch or slots_without_card(answers.prompt_tokens, answers.candidates)
         recomputed = shape.num_hidden_layers if wanted.recompute else 0
-        return RunPlan(replace(plan, recompute_layers=recomputed), DecodePlan(slots))
+        kind = answers.kv_cache if answers.pooled else "16bit"
+        return RunPlan(replace(plan, recompute_layers=recomputed), DecodePlan(slots, kv_cache=kind))
     budget = machine.memory_gib * _SLACK
     memory = PoolMemory(
         fixed_gib=shape.weights_gib(load_in_4bit=training.load_in_4bit) + MEMORY["context_gib"],

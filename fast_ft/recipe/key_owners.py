@@ -50,7 +50,7 @@ train.weight_decay train.max_grad_norm train.optim
 train.neftune_noise_alpha train.completion_only_loss train.gradient_checkpointing train.capture train.max_bad_steps
 train.deterministic train.save_steps
 generate.do_sample generate.temperature generate.top_p generate.top_k generate.min_p generate.repetition_penalty
-generate.max_new_tokens generate.num_return_sequences generate.batch_size
+generate.max_new_tokens generate.num_return_sequences generate.batch_size generate.kv_cache
 """
 _LISTS: dict[Owner, str] = {"run": _RUN, "machine": _MACHINE, "hub": _HUB}
 OWNERS: dict[str, Owner] = {key: owner for owner, keys in _LISTS.items() for key in keys.split()}

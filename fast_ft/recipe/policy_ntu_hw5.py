@@ -55,6 +55,11 @@ def check_recipe(recipe: Recipe) -> list[str]:
         problems.append(f"seed: {recipe.seed} is not allowed {why}; the homework fixes it at {SEED}")
     if not recipe.model.load_in_4bit:
         problems.append(f"model.load_in_4bit: false is not allowed {why}; the homework's model has 4 bits: write true")
+    if recipe.generate.kv_cache != "16bit":
+        problems.append(
+            f"generate.kv_cache: {recipe.generate.kv_cache} is not allowed {why}; the homework quantises the model's "
+            "weights and nothing else: write 16bit"
+        )
     for key, rows in (("data.max_train_rows", recipe.data.max_train_rows), ("select.take", recipe.select.take)):
         if rows is not None and rows > MAX_ROWS:
             problems.append(f"{key}: {rows} is not allowed {why}; the homework allows at most {MAX_ROWS} rows")

@@ -381,6 +381,9 @@ class Train(Section):
         return values
 
 
+KvCache = Literal["16bit", "8bit"]
+
+
 class Generate(Section):
     """Decoding, in transformers' terms."""
 
@@ -402,6 +405,11 @@ class Generate(Section):
     num_return_sequences: Count = Field(default=1, description="Answers to each prompt; they share its first pass.")
     batch_size: Count | Literal["auto"] = Field(
         default="auto", description="Answers decoded side by side; auto: as many as the memory budget holds."
+    )
+    kv_cache: KvCache = Field(
+        default="16bit",
+        description="Keys and values of earlier tokens, as the model computes them or in 8 bits with a scale for each "
+        "token and head: then twice as many answers are decoded side by side in the same memory.",
     )
 
 

@@ -117,14 +117,10 @@ def test_what_did_other_work_is_refused(result: dict[str, Any], spoil: Any, says
     spoil(parts["unsloth-notebook"])
     found = compare.ratio(result["settings"], parts["fast_ft"], parts["unsloth-notebook"])
     assert found["ratio"] is None and says in "; ".join(found["refused"])
-    assert "train.h200.vs_notebook" not in compare.figures(result)
-    assert "train.h200.wall_vs_notebook" not in compare.figures(result)
     assert f"not compared: {found['refused'][0]}" in table.markdown(result)
 
 
 def test_figures_by_their_names(result: dict[str, Any]) -> None:
-    result["setups"]["t4class"]["unsloth-budget"] = part(1500, 18)
-    result["setups"]["t4class"]["unsloth-budget-kept"] = part(3000, 18)  # the faster of the two is the one to beat
     result["setups"]["whole"]["fast_ft"]["steps"][0]["seconds"] += 1.0
     for name, speed in (("whole", 8460), ("t4class", 7740)):
         result["setups"][name]["fast_ft-unsloth"] = part(speed)
@@ -133,15 +129,9 @@ def test_figures_by_their_names(result: dict[str, Any]) -> None:
     assert {name: value for name, (value, _) in found.items()} == {
         "train.h200.unsloth_share": 0.94,
         "train.t4class.unsloth_share": 0.86,
-        "train.h200.vs_notebook": 4.5,
-        "train.h200.vs_trl_peft": 9.0,
         "train.h200.ceiling_share": round(9000 / (700e12 / 26.43e9), 3),
         "train.h200.first_over_third_epoch": round((epoch + 1) / epoch, 3),
         "train.h200.seconds_to_first_step": 11.5,
-        "train.h200.wall_vs_notebook": 4.5,
-        "train.t4class.vs_notebook": 4.5,
-        "train.t4class.vs_trl_peft": 9.0,
-        "train.t4class.vs_budget": 3.0,
         "train.t4class.ceiling_share": round(9000 / (700e12 / 26.43e9), 3),
     }
     for name, (_, unit) in found.items():
@@ -270,7 +260,6 @@ def test_a_way_whose_gradients_point_elsewhere_is_refused(
     says = f"the first step's gradients: cosine {cosine:.4f}, under 0.99"
     assert found["refused"] == ([] if agrees else [says])
     assert (found["ratio"] is None) == (found["ratio_of_totals"] is None) == (not agrees)
-    assert ("train.cpu.vs_trl_peft" in compare.figures(result)) == agrees
     assert (f"not compared: {says}" in table.markdown(result)) == (not agrees)
 
 
@@ -304,10 +293,10 @@ def test_received_files_have_a_column(tmp_path: Path, result: dict[str, Any]) ->
     del result["setups"]["t4class"]
     (tmp_path / "one.json").write_text(json.dumps(result))
     entry = {"value": 4.6, "unit": "times", "card": "NVIDIA H200", "date": "2026-11-22", "commit": None}
-    known = {"train.h200.vs_notebook": entry, "train.t4class.vs_notebook": entry}
+    known = {"train.h200.seconds_to_first_step": entry, "train.t4class.seconds_to_first_step": entry}
     shown = figures.table(known, figures.received(tmp_path))
     _, _, real, emulated = shown.splitlines()
-    assert real.endswith("| 4.5 (Tesla T4) |") and emulated.endswith("| 2026-11-22 | not recorded |  |")
+    assert real.endswith("| 11.5 (Tesla T4) |") and emulated.endswith("| 2026-11-22 | not recorded |  |  |")
 
 
 def test_adopted_figures_are_those_of_the_samples(
@@ -333,13 +322,15 @@ def test_adopted_figures_are_those_of_the_samples(
 def test_a_result_names_the_commits_of_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, settings = tmp_path / "a-train.json", {"rows": 12}
     monkeypatch.setenv("BENCH_COMMIT", "aaa1")
-    path.write_text(json.dumps(training.merged(path, settings, "one")))
-    assert training.merged(path, settings, "one")["commit"] == "aaa1"
+    path.write_text(json.dumps(training.merged(path, settings, "one", kind="train")))
+    assert training.merged(path, settings, "one", kind="train")["commit"] == "aaa1"
     monkeypatch.setenv("BENCH_COMMIT", "bbb2")
-    later = training.merged(path, settings, "two")
+    later = training.merged(path, settings, "two", kind="train")
     assert (later["command"], later["commit"]) == ("one; two", "aaa1; bbb2")
     path.write_text(json.dumps({key: value for key, value in later.items() if key != "commit"}))
-    assert training.merged(path, settings, "two")["commit"] == "None; bbb2", "a part's commit was not recorded"
+    assert training.merged(path, settings, "two", kind="train")["commit"] == "None; bbb2", (
+        "a part's commit was not recorded"
+    )
 
 
 def test_the_judged_rows_are_the_first_hundred() -> None:
@@ -352,7 +343,7 @@ def test_the_judged_rows_are_the_first_hundred() -> None:
 @pytest.mark.parametrize("arguments", [["--only", "warp"], ["--only", "train:0"], ["--only", "fast_ft:x"]])
 def test_unknown_parts_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(arguments) == 2
-    assert "is none of fast_ft, fast_ft-unsloth, unsloth-notebook" in capsys.readouterr().err
+    assert "is none of fast_ft, fast_ft-unsloth, unsloth-budget-kept" in capsys.readouterr().err
 
 
 def test_nothing_to_send_is_said(tmp_path: Path) -> None:

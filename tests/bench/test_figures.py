@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import figures, machine, pocket
+from bench import evidence, figures, machine, pocket
 from bench.__main__ import figures_of
 from fast_ft.common.errors import InputError
 
@@ -59,11 +59,51 @@ def test_every_figure_says_where_when_and_by_what_it_was_measured() -> None:
         date = entry["date"] + (f" ({entry['date_is']})" if "date_is" in entry else "")
         assert f" | {date} | " in line, name
         assert ("| not recorded |" in line) == (entry["commit"] is None), "a missing commit is said"
+        assert ("lacks" in entry) == bool(evidence.lacks(result_of(entry))), name
+        assert f" | {', '.join(entry.get('lacks', ()))} | " in line, "what is lacking is said"
         card = "cpu" if entry["card"].startswith("CPU") else machine.card_slug(entry["card"])
         carried = re.split(r"[._-]", name)
         # how far a plan, the model of a T4, or one way from another is off says nothing of a card's speed
-        of_no_card = carried[0] in ("plan", "t4", "real") or "t4class" in carried or name.endswith(".host_gib")
+        of_no_card = carried[0] in ("plan", "t4") or {"real", "t4class"} & {*carried} or name.endswith(".host_gib")
         assert card in carried or of_no_card or (card == "cpu" and "pocket" in name + entry["source"]), name
+
+
+def test_a_comparison_with_others_lacks_nothing() -> None:
+    """A figure that compares with another library's best rests on a commit and two runs; single settings make none."""
+    for name, entry in figures.read().items():
+        if "_best_peer" in name and not name.startswith("run."):  # a command's first time comes once
+            assert "lacks" not in entry, name
+        assert not name.endswith((".vs_notebook", ".vs_budget", ".vs_trl_peft")), name
+
+
+@pytest.mark.parametrize(
+    ("result", "lacking"),
+    [
+        ({"kind": "smollm", "commit": "0123456789abcdef"}, []),
+        ({"kind": "smollm", "commit": None}, ["a commit"]),
+        ({"kind": "smollm", "commit": "0123456789abcdef+changes"}, ["a commit"]),
+        ({"kind": "smollm", "commit": "0123456; None"}, ["a commit"]),
+        ({"kind": "run", "commit": "0123456"}, ["a second run"]),
+        ({"backend": "peft"}, ["a commit", "a second run"]),
+        ({"kind": "decode", "commit": "0123456", "measurements": [{"name": "fixed", "tokens": 1}] * 2}, []),
+        ({"kind": "decode", "commit": "0123456", "measurements": [{"name": "fixed", "tokens": 1}]}, ["a second run"]),
+        ({"kind": "peers", "commit": "0123456", "setups": {"whole": {"finals": [{"way": "a"}, {"way": "b"}] * 2}}}, []),
+        (
+            {"kind": "peers", "commit": "0123456", "setups": {"x": {"finals": [{"way": "a"}] * 2 + [{"way": "b"}]}}},
+            ["a second run"],
+        ),
+        (
+            {
+                "kind": "train", "commit": "0123456",
+                "setups": {"whole": {"fast_ft": {"program": "a"}}, "t4class": {"fast_ft": {"program": "b"}}},
+            },
+            ["one program", "a second run"],
+        ),
+        ({"kind": "published-t4"}, []),
+    ],
+)  # fmt: skip
+def test_what_a_measurement_lacks(result: dict[str, Any], lacking: list[str]) -> None:
+    assert evidence.lacks(result) == lacking
 
 
 def test_a_result_says_when_where_and_by_which_commit(monkeypatch: pytest.MonkeyPatch) -> None:

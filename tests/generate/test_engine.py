@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fast_ft.common.errors import InputError
-from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch, prefill, scheduler
+from fast_ft.generate.engine import kernel_checks, kernel_compare, nf4_linear, ops_torch, prefill, scheduler
 from fast_ft.generate.engine.block_manager import PAGE, BlockManager, pages_for
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
@@ -622,9 +622,12 @@ def test_kernels_are_compared_once_for_each_kind_of_use() -> None:
     ops = SimpleNamespace(**vars(ops_torch) | {"paged_attention": counted})
     for _ in range(2):
         kernel_checks.attention(kind_of(), ops)
-    assert calls == [18, 18, 3, 3], "many rows and few, with a window and without, once"
+    assert calls == [18, 18], "with a window and without, once"
     kernel_checks.attention(kind_of(head_dim=16), ops)
-    assert len(calls) == 8
+    assert len(calls) == 4
+    divided = SimpleNamespace(**vars(ops) | {"FUSES": True, "splits_for": lambda rows, heads: 64 // rows})
+    kernel_checks.attention(kind_of(kv_heads=4), divided)
+    assert len(calls) == 8, "a step's rows decide over how many programs each is divided: another kernel"
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -659,10 +662,10 @@ def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order"])
+@pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order", "half"])
 def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a card's kernels do, here in plain torch: right ones pass, and each fault is found."""
-    monkeypatch.setattr(kernel_checks, "_parts", lambda kind, shapes: [2, 4])
+    monkeypatch.setattr(kernel_compare, "_parts", lambda kind, shapes: [2, 4])
 
     def whole(x: torch.Tensor) -> torch.Tensor:
         lost = int(wrong == "parts" and len(x) == 4)
@@ -671,12 +674,15 @@ def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monke
     def ordered(x: torch.Tensor, planes: bool) -> torch.Tensor:
         return nf4.to_planes(x) if planes and wrong != "order" else x
 
-    def add_norm(x: Any, delta: Any, weight: Any, eps: float, *, planes: bool = False) -> torch.Tensor:
-        made = ops_torch.add_norm(x, None if delta is None else whole(delta), weight, eps)
+    def add_norm(x: Any, delta: Any, weight: Any, eps: float, *, planes: bool = False, first: Any) -> torch.Tensor:
+        made = ops_torch.add_norm(x, None if delta is None else whole(delta), weight, eps, first=first)
         return ordered(made * (1.1 if wrong == "norm" and planes else 1.0), planes)
 
-    def gated(x: Any, dtype: Any, *, planes: bool = False) -> torch.Tensor:
-        return ordered(ops_torch.gated(whole(x), dtype) * (1.2 if wrong == "gate" and planes else 1.0), planes)
+    def gated(x: Any, dtype: Any, *, planes: bool = False, first: Any) -> torch.Tensor:
+        made = ops_torch.gated(whole(x), dtype, first=first) * (1.2 if wrong == "gate" and planes else 1.0)
+        if wrong == "half":
+            first.xa_TR.mul_(1.1)
+        return ordered(made, planes)
 
     def paged_attention(*given: Any, planes: bool, **named: Any) -> torch.Tensor:
         return ordered(ops_torch.paged_attention(*given, **named), planes)
@@ -687,7 +693,7 @@ def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monke
     made = {"add_norm": add_norm, "gated": gated, "paged_attention": paged_attention}
     ops = SimpleNamespace(**vars(ops_torch) | made | {"rotate_into_cache": rotate_into_cache})
     if not wrong:
-        kernel_checks.attention(kind_of(planes=True, way=ORDERED), ops)
+        kernel_checks.attention(kind_of(planes=True, way=ORDERED, ranks=(48, 16, 32, 16)), ops)
     else:
         with pytest.raises(RuntimeError, match="differ from plain torch by"):
-            kernel_checks.attention(kind_of(planes=True, way=ORDERED), ops)
+            kernel_checks.attention(kind_of(planes=True, way=ORDERED, ranks=(48, 16, 32, 16)), ops)

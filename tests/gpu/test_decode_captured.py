@@ -82,7 +82,7 @@ def run(model: Any, prompts: list[list[int]], *, hot: bool = False, fused: dict[
     assert (parts.ops is ops_torch) == (fused.get("kernels") is False), "the Triton kernels do not work here"
     sampler = Sampler(hot, temperature=1.2, top_k=40, top_p=0.95)
     config = EngineConfig(slots=16, longest=200, end_ids=(2,), pad_id=0, **values)
-    pool = LLMEngine(parts, KVCache(parts, 120), sampler, config)
+    pool = LLMEngine(parts, KVCache(parts, 120, bits=fused.get("kv_bits", 16)), sampler, config)
     rows = [Sequence(prompt, 4 + index, key=index) for index, prompt in enumerate(prompts)]
     list(pool.run(rows))
     return [row.tokens for row in rows], pool
@@ -91,7 +91,7 @@ def run(model: Any, prompts: list[list[int]], *, hot: bool = False, fused: dict[
 def test_captured_steps_are_the_uncaptured_ones(model: Any, prompts: list[list[int]]) -> None:
     for hot in (False, True):
         captured, pool = run(model, prompts, hot=hot)
-        assert pool.runner.graphs.works and pool.runner.graphs.count >= 4, "nothing was captured"
+        assert pool.runner.graphs.works and pool.runner.graphs.count >= 3, "nothing was captured"
         assert captured == run(model, prompts, hot=hot, captures=False)[0]
 
 
@@ -109,10 +109,30 @@ def test_the_model_says_the_same_teacher_forced(
     model = request.getfixturevalue(which)
     made, pool = run(model, prompts, fused=fused)
     assert pool.runner.graphs.works and pool.runner.graphs.count
-    assert pool.runner.model.planes == (which == "four_bits" and "kernels" not in fused and "dequantise" not in fused)
+    assert pool.runner.model.planes == ("kernels" not in fused and "dequantise" not in fused)
     found = teacher_forced(model, prompts, made)
     print(found)
     assert found["argmax_agrees"] >= 0.98
+
+
+@pytest.mark.parametrize("hot", [False, True])
+def test_an_8_bit_cache_answers_the_same_captured_and_twice(
+    four_bits: Any, prompts: list[list[int]], hot: bool
+) -> None:
+    from bench.agreement_decode import teacher_forced
+
+    made, pool = run(four_bits, prompts, hot=hot, fused={"kv_bits": 8})
+    assert pool.runner.cache.scales is not None and pool.runner.draw is not None
+    assert made == run(four_bits, prompts, hot=hot, fused={"kv_bits": 8})[0]
+    assert made == run(four_bits, prompts, hot=hot, fused={"kv_bits": 8}, captures=False)[0]
+    if not hot:
+        assert teacher_forced(four_bits, prompts, made)["argmax_agrees"] >= 0.95
+
+
+def test_few_rows_are_divided_and_say_the_same(four_bits: Any, prompts: list[list[int]]) -> None:
+    """One row at a time has its attention divided among many programs; twice, the sums are the same to the bit."""
+    alone, _ = run(four_bits, prompts[:2], hot=True)
+    assert alone == run(four_bits, prompts[:2], hot=True)[0]
 
 
 def test_candidates_and_captures_with_4_bit_weights(four_bits: Any, prompts: list[list[int]]) -> None:
@@ -146,6 +166,6 @@ def test_attention_over_pages_equals_plain_torch() -> None:
         table = torch.randperm(1599, device="cuda")[: 24 * 64].view(24, 64) + 1
         q = torch.randn(24, heads + kv_heads, dim, device="cuda").to(dtype)[:, :heads]
         expected = ops_torch.paged_attention(q, k, v, table, lengths, columns=1024)
-        for rows in (8, 24):  # each has a kernel of its own
-            made = ops_triton.paged_attention(q[:rows], k, v, table[:rows], lengths[:rows])
+        for rows, splits in ((8, None), (24, None), (24, 1), (24, 32)):  # each has a kernel of its own
+            made = ops_triton.paged_attention(q[:rows], k, v, table[:rows], lengths[:rows], splits=splits)
             torch.testing.assert_close(made, expected[:rows], atol=2e-3, rtol=2e-2)

@@ -152,9 +152,9 @@ def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, m
     alive: list[weakref.ref[KVCache]] = []
 
     class Counted(KVCache):
-        def __init__(self, model: Any, pages: int) -> None:
+        def __init__(self, model: Any, pages: int, **named: Any) -> None:
             assert not any(cache() is not None for cache in alive), "two caches at once"
-            super().__init__(model, pages)
+            super().__init__(model, pages, **named)
             alive.append(weakref.ref(self))
             made.append(pages * PAGE)
 

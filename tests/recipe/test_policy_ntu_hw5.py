@@ -41,6 +41,7 @@ def test_the_homeworks_own_settings_pass() -> None:
     [
         ({"seed": 42}, "seed"),
         ({"model": {"name_or_path": "unsloth/llama-2-7b", "load_in_4bit": False}}, "model.load_in_4bit"),
+        ({"generate": {"kv_cache": "8bit"}}, "generate.kv_cache"),
         ({"model": {"name_or_path": "meta-llama/Llama-2-13b-hf"}}, "model.name_or_path"),
         ({"model": {"name_or_path": "meta-llama/Llama-2-7b-chat-hf"}}, "model.name_or_path"),
         ({"data": {"train": "rows", "max_train_rows": 101}}, "data.max_train_rows"),

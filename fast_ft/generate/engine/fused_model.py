@@ -20,20 +20,23 @@ from torch.nn.functional import rms_norm
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch, packed_linear
-from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora
+from fast_ft.generate.engine.first_half import FirstHalf
+from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora, ranks_of
 from fast_ft.hub.families import TARGET_MODULES, FamilySpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-#: (layer, q, k and v side by side, rope) -> what attention gives, TE. It also writes k and v to the cache.
-Attend = Callable[[int, Tensor, tuple[Tensor, Tensor]], Tensor]
+#: (layer, q, k and v side by side, rope, what to compute beside) -> what attention gives, TE. It writes k and v to the
+#: cache, too.
+Attend = Callable[[int, Tensor, tuple[Tensor, Tensor], FirstHalf | None], Tensor]
 
 
 class FusedModel:
     """The model as prefill and decoding see it. `dequantise` turns NF4 weights to 16 bits once and for all.
 
-    `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`.
+    `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`,
+    and for a cache of `kv_bits`.
     `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows, whose
     columns then come in plane order if the model is `ordered`.
     InputError where `unknown` finds something.
@@ -41,7 +44,7 @@ class FusedModel:
 
     def __init__(
         self, model: nn.Module, *, dequantise: bool = False, workspace_mib: int = 96, kernels: bool = True,
-        step_rows: Sequence[int] = (3, 64, nf4_linear.FEW),
+        step_rows: Sequence[int] = (3, 64, nf4_linear.FEW), kv_bits: int = 16,
     ) -> None:  # fmt: skip
         core: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         if problem := unknown(core):
@@ -61,7 +64,7 @@ class FusedModel:
         if self.planes:
             # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
             self._space = torch.empty(workspace_mib * 2**19, dtype=self.dtype, device=self.device)
-        self._take_kernels(core, tuple(step_rows), wanted=kernels and self.device.type == "cuda")
+        self._take_kernels(core, tuple(step_rows), kv_bits, wanted=kernels and self.device.type == "cuda")
         self._packs = packed_linear.serves(core)
         with torch.no_grad():
             self._multiply_by_head: Linear = self.head
@@ -70,6 +73,16 @@ class FusedModel:
             self.layers = [self._layer(layer) for layer in core.model.layers]
             norms = [self._head_norms(layer) for layer in core.model.layers] if self.family.qk_norms else []
         self._norms_ND: list[Tensor] = norms
+        self.dequantised_at: frozenset[int] = frozenset()  #: rows of steps whose weights are dequantised all the same
+
+    @property
+    def way_name(self) -> str | None:
+        """What a plan calls the kernel for few rows; None without one."""
+        return self._way.__name__.rpartition(".")[2] if self.planes and self._way is not None else None
+
+    def takes_few(self, rows: int) -> bool:
+        """Return whether steps of that many rows decode 4-bit weights in registers."""
+        return self.planes and rows <= nf4_linear.FEW and rows not in self.dequantised_at
 
     @property
     def few_rows(self) -> str | None:
@@ -85,11 +98,18 @@ class FusedModel:
         ops, eps, planes = self.ops, self.eps, few and self.ordered
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
         x_TE, delta = self.embed(ids_T), None
+
+        def first(product: Any) -> FirstHalf | None:
+            return product.first(len(ids_T)) if few else None
+
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
-            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes)
-            mixed_TE = attend(index, self._normed(index, qkv(hidden_TE, few)), cos_sin)
-            hidden_TE = ops.add_norm(x_TE, out(mixed_TE, few), norm_2, eps, planes=planes)
-            delta = down(ops.gated(gate_up(hidden_TE, few), self.dtype, planes=planes), few)
+            before = first(qkv)
+            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes, first=before)
+            qkv_TN, before = self._normed(index, qkv(hidden_TE, few, before)), first(out)
+            delta, before = out(attend(index, qkv_TN, cos_sin, before), few, before), first(gate_up)
+            hidden_TE = ops.add_norm(x_TE, delta, norm_2, eps, planes=planes, first=before)
+            both_TN, before = gate_up(hidden_TE, few, before), first(down)
+            delta = down(ops.gated(both_TN, self.dtype, planes=planes, first=before), few, before)
         return ops.add_norm(x_TE, delta, self.norm, eps)
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
@@ -121,7 +141,7 @@ class FusedModel:
             layer.post_attention_layernorm.weight, self._product(m.gate_proj, m.up_proj), self._product(m.down_proj),
         )  # fmt: skip
 
-    def _product(self, *modules: nn.Module) -> Callable[[Tensor, bool], Tensor]:
+    def _product(self, *modules: nn.Module) -> nf4_linear.InRegisters | Product:
         bases = [base_of(module) for module in modules]
         if self.planes:
             assert self._space is not None
@@ -139,19 +159,25 @@ class FusedModel:
             base = nf4_linear.pieces(bases, self.dtype, self._space)
         return Product(modules, base, self.dtype)
 
-    def _take_kernels(self, core: Any, step_rows: tuple[int, ...], *, wanted: bool) -> None:
+    def _take_kernels(self, core: Any, step_rows: tuple[int, ...], kv_bits: int, *, wanted: bool) -> None:
         """Settle on Triton's kernels, all or but for products, where they work and are `wanted`."""
         dtype = str(self.dtype).removeprefix("torch.")
         kind = kernel_checks.Kind(
             heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, hidden=self.family.shape.hidden_size,
             inner=self.family.shape.intermediate_size, dtype=dtype, device=str(self.device), steps=step_rows,
-            planes=self.planes,
+            planes=self.planes, kv_bits=kv_bits, ranks=self._ranks(core.model.layers[0]),
         )  # fmt: skip
         self._way = self._way_that_works(core, kind) if self.planes and wanted else None
         self.planes, self.ordered = self._way is not None, self._way is not None and self._way.PLANES
         if wanted:
             self.ops = self._kernels(replace(kind, planes=self.planes, way=self._way))
         self.planes = self.planes and self.ops is not ops_torch
+
+    @staticmethod
+    def _ranks(layer: Any) -> tuple[int, int, int, int]:
+        a, m = layer.self_attn, layer.mlp
+        qkv, gate_up = (a.q_proj, a.k_proj, a.v_proj), (m.gate_proj, m.up_proj)
+        return ranks_of(qkv), ranks_of([a.o_proj]), ranks_of(gate_up), ranks_of([m.down_proj])
 
     @staticmethod
     def _is_nf4_on_gpu(core: Any) -> bool:

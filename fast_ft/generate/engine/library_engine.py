@@ -34,7 +34,7 @@ class LibraryEngine:
         self.model: Any = loaded.model.get_base_model()
         self.sampler, self.config, self.watch = sampler, config, Stopwatch()
         self.logits = torch.empty(0)
-        self.steps_made = 0
+        self.steps_made, self.products = 0, ""
         self._alone_beyond = FamilySpec.from_config(self.model.config.to_dict()).alone_beyond
 
     @property

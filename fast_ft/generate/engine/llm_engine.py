@@ -24,7 +24,7 @@ class LLMEngine:
     """A scheduler and a model runner over one cache."""
 
     def __init__(self, model: FusedModel, cache: KVCache, sampler: Sampler, config: EngineConfig) -> None:
-        self.config = config
+        self.config, self.products = config, ""
         self.runner = ModelRunner(model, cache, sampler, config)
         self.scheduler = Scheduler(
             BlockManager(cache.pages),

@@ -6,21 +6,26 @@ Shapes: S slots, T tokens, V vocabulary, W pages in a row of the table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fast_ft.generate.engine import nf4_linear
+from fast_ft.common.console import note
+from fast_ft.generate.engine import kernel_checks
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.prefill import Prefill
-from fast_ft.generate.engine.sampler import Sampler
+from fast_ft.generate.engine.sampler import Sampler, fits
 from fast_ft.generate.engine.scheduler import BURST, Burst
 from fast_ft.generate.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from fast_ft.generate.engine.draw_triton import Draw
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,22 @@ class ModelRunner:
         self.state = zeros(slots, _TABLE + config.longest // PAGE + 1)
         self.chunk, self.tick = zeros(slots, BURST), zeros(1)
         self.logits = zeros(slots, vocabulary, dtype=torch.float32)  #: of which the newest tokens were chosen
+        self.draw = self._draw(slots, vocabulary)
         self.seen = zeros(slots, vocabulary, dtype=torch.bool) if sampler.penalises else None
+
+    def _draw(self, slots: int, vocabulary: int) -> Draw | None:
+        """Return the kernel that ends a step, where there is one for this sampler."""
+        head: Tensor = self.model.head.weight
+        if not (self.model.ops.FUSES and fits(self.sampler, vocabulary)):
+            return None
+        try:
+            from fast_ft.generate.engine import draw_triton
+
+            kernel_checks.drawing(self.sampler, vocabulary, head.dtype, head.device)
+        except Exception as error:  # a compiler on a card that it does not know may fail in any way
+            note(f"note: tokens are drawn by plain torch, more slowly: {type(error).__name__}: {str(error)[:300]}")
+            return None
+        return draw_triton.Draw(self.sampler, slots, self.ends)
 
     def prefill(self, sequences: list[Sequence]) -> list[int]:
         """Fill the cache with the sequences' tokens, and return the next token of each."""
@@ -136,16 +156,22 @@ class ModelRunner:
         table_SW = state[:, _TABLE:]
         cell_S = table_SW.gather(1, (slot.length // PAGE)[:, None])[:, 0] * PAGE + slot.length % PAGE
 
-        def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-            keys, values = self.cache.keys[layer], self.cache.values[layer]
-            q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values)
+        def attend(layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], first: FirstHalf | None) -> Tensor:
+            keys, values, scales = self.cache.layer(layer)
+            q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values, scales)
             return model.ops.paged_attention(
-                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=ordered, window=model.windows[layer]
-            )
+                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=ordered,
+                window=model.windows[layer], scales=scales, first=first,
+            )  # fmt: skip
 
-        few = model.planes and slots <= nf4_linear.FEW
+        few = model.takes_few(slots)
         ordered = few and model.ordered
-        logits_SV = model.logits(model.forward(slot.token, slot.length, attend, few=few))
+        hidden_SE = model.forward(slot.token, slot.length, attend, few=few)
+        if self.draw is not None:
+            self.draw(model.head(hidden_SE), self.logits, state, self.chunk, self.tick)
+            self.tick += 1
+            return
+        logits_SV = model.logits(hidden_SE)
         self.logits[:slots].copy_(logits_SV)
         seen_SV = self.seen[:slots] if self.seen is not None else None
         fresh_S = self.sampler.choose(logits_SV, slot.key, slot.made, seen_SV)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from fast_ft.generate.engine.projections import Linear, bias_of, lora
+from fast_ft.generate.engine.first_half import FirstHalf, first_half
+from fast_ft.generate.engine.projections import Linear, bias_of, lora, padded_ranks
 from fast_ft.models import nf4
 from fast_ft.models.weight_layout import side_by_side
 
@@ -32,6 +33,7 @@ class Way(Protocol):
     MULTIPLE: of inputs. CAPABILITY: of the oldest card on which it is fast.
     """
 
+    __name__: str
     NAME: str
     PLANES: bool
     MULTIPLE: int
@@ -71,7 +73,8 @@ def first_way(shapes: Sequence[tuple[int, int]], device: torch.device) -> Way:
 class InRegisters:
     """A product, LoRA included: TN, or parts to be added, (parts, T, N).
 
-    Called with `few`, x has at most FEW rows, and its columns in plane order where the way wants that.
+    Called with `few`, x has at most FEW rows, and its columns in plane order where the way wants that; whatever made x
+    has then computed LoRA's first half.
     """
 
     def __init__(
@@ -86,19 +89,21 @@ class InRegisters:
         self.scales = nf4.pack_scales(absmax, dtype).view(outputs, inputs // nf4.BLOCK).T.contiguous()
         self.words = side_by_side([base.weight for base in bases]).view(-1).view(torch.int32).view(outputs, inputs // 8)
         self.a_ER, b_RN = lora(modules, dtype)
-        self.few_a_ER, self.b_NR = self.a_ER, None
+        self.b_NR: Tensor | None = None
         if self.a_ER is not None and b_RN is not None:
-            more = -self.a_ER.shape[1] % 16  # the kernels take ranks 16 at a time
-            self.few_a_ER = self.a_ER = pad(self.a_ER, (0, more))
+            more = padded_ranks(self.a_ER.shape[1]) - self.a_ER.shape[1]
+            self.a_ER = pad(self.a_ER, (0, more)).contiguous()
             self.b_NR = pad(b_RN.T, (0, more)).contiguous()
-            if way.PLANES:
-                self.few_a_ER = self.a_ER[nf4.plane_order(inputs).to(self.a_ER.device)]
-        self.pieces = _pieces(outputs, inputs, space)
+        self.inputs, self.pieces = inputs, _pieces(outputs, inputs, space)
 
-    def __call__(self, x_TE: Tensor, few: bool = False) -> Tensor:
-        """Return the product."""
+    def first(self, tokens: int) -> FirstHalf | None:
+        """Return what the kernel that makes x must compute beside it for few rows: x A, where there is a LoRA."""
+        return None if self.a_ER is None else first_half(self.a_ER, tokens)
+
+    def __call__(self, x_TE: Tensor, few: bool = False, first: FirstHalf | None = None) -> Tensor:
+        """Return the product; for few rows `first` holds x A already."""
         if few:
-            xa_TR = None if self.few_a_ER is None else x_TE @ self.few_a_ER
+            xa_TR = None if first is None else first.xa_TR
             return self.way.product(x_TE, self.words, self.scales, xa_TR, self.b_NR)
         y_TN = x_TE.new_empty(len(x_TE), len(self.words))
         for a, b, weight_NE in self.pieces:

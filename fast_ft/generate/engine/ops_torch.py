@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.first_half import FirstHalf
+from fast_ft.generate.engine.kv_cache import dequantised, quantised, spreading
 from fast_ft.models.packed_attention import window_mask
 
 COLUMNS = 256  #: a captured step of `paged_attention` copies a multiple of this number of cells of each row
+FUSES = False  #: a first half is a product of its own anyway
 PACKED = False  #: whether `packed_attention` is here
 
 
@@ -27,17 +30,29 @@ def rope(position_T: Tensor, frequencies: Tensor, scale: float, dtype: torch.dty
 
 
 def rotate_into_cache(
-    qkv: Tensor, heads: int, cos_sin: tuple[Tensor, Tensor], cell_T: Tensor, keys: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn q and k by rope, write k and v to their cells of (cells, G, D), and return q, k, v: THD, TGD, TGD."""
+    qkv: Tensor, heads: int, cos_sin: tuple[Tensor, Tensor], cell_T: Tensor, keys: Tensor, values: Tensor,
+    scales: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Turn q and k by rope, write k and v to their cells of (cells, G, D), and return q, k, v: THD, TGD, TGD.
+
+    With `scales` (2, 2, cells, G) the cells hold 8 bits, and q and k are turned by `spreading` too; what is returned is
+    as exact as without.
+    """
     cos, sin = cos_sin
     qkv_THD = qkv.view(len(qkv), -1, keys.shape[-1])
     rotated = heads + keys.shape[1]
     qk_THD = qkv_THD[:, :rotated]
     qk_THD = torch.addcmul(qk_THD * cos, qk_THD.roll(qk_THD.shape[-1] // 2, dims=-1), sin)
+    if scales is not None:
+        qk_THD = qk_THD @ spreading(qk_THD.shape[-1], qk_THD.dtype, qk_THD.device)
     q, k, v = qk_THD[:, :heads], qk_THD[:, heads:], qkv_THD[:, rotated:]
-    keys.index_copy_(0, cell_T, k)
-    values.index_copy_(0, cell_T, v)
+    for index, (part, fresh) in enumerate(((keys, k), (values, v))):
+        if scales is None:
+            part.index_copy_(0, cell_T, fresh)
+        else:
+            fresh_TGD, fresh_scales = quantised(fresh)
+            part.index_copy_(0, cell_T, fresh_TGD)
+            scales[index].index_copy_(1, cell_T, fresh_scales)
     return q, k, v
 
 
@@ -51,21 +66,32 @@ def paged_attention(
     columns: int,
     planes: bool = False,
     window: int | None = None,
+    scales: Tensor | None = None,
+    first: FirstHalf | None = None,
+    splits: int | None = None,
 ) -> Tensor:
     """Attention of one token of each row over its first `length_S` + 1 cells, its own included; SE.
 
     Of these it sees the last `window`; None: all. `columns`, a multiple of PAGE, is at least the longest row's. Each
-    row's pages are copied side by side.
+    row's pages are copied side by side. `scales` (2, 2, cells, G) are those of 8-bit keys and values. x A is written
+    where `first` asks for it. `splits` means nothing here.
     """
     page_T = table_SW[:, : columns // PAGE].flatten()
     column_C = torch.arange(columns, device=table_SW.device)
     hidden_SC = column_C > length_S[:, None]
     if window is not None:
         hidden_SC |= column_C <= length_S[:, None] - window
-    k_SCGD, v_SCGD = (
-        part.view(-1, PAGE, *part.shape[1:]).index_select(0, page_T).view(len(q_SHD), columns, *part.shape[1:])
-        for part in (keys, values)
-    )
+
+    def side_by_side(part: Tensor) -> Tensor:
+        paged = part.view(-1, PAGE, *part.shape[1:])
+        return paged.index_select(0, page_T).view(len(q_SHD), columns, *part.shape[1:])
+
+    k_SCGD, v_SCGD = side_by_side(keys), side_by_side(values)
+    if scales is not None:
+        k_SCGD, v_SCGD = (
+            dequantised(part, torch.stack([side_by_side(each) for each in of_part]), q_SHD.dtype)
+            for part, of_part in zip((k_SCGD, v_SCGD), scales, strict=True)
+        )
     for part_SCGD in (k_SCGD, v_SCGD):  # what a cell held before must not count, not even as 0 * NaN
         if part_SCGD.is_cuda:
             part_SCGD.masked_fill_(hidden_SC[..., None, None], 0.0)
@@ -74,7 +100,8 @@ def paged_attention(
             part_CGD[length + 1 :].zero_()
             if window is not None:
                 part_CGD[: max(0, length + 1 - window)].zero_()
-    return _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
+    mixed_SE = _sdpa(q_SHD[:, None], k_SCGD, v_SCGD, mask=~hidden_SC[:, None, None])[:, 0].flatten(1)
+    return _with_first(mixed_SE, first)
 
 
 def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor, window: int | None = None) -> Tensor:
@@ -86,17 +113,26 @@ def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor, window: int | No
     return _sdpa(*parts, mask=mask, is_causal=mask is None and count > 1)[0].flatten(1)
 
 
-def add_norm(x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False) -> Tensor:
-    """Add `delta` (TE or None) to x in place and return its RMS norm, TE."""
+def add_norm(
+    x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False,
+    first: FirstHalf | None = None,
+) -> Tensor:  # fmt: skip
+    """Add `delta` (TE or None) to x in place and return its RMS norm, TE; and x A, where `first` asks for it."""
     if delta is not None:
         x_TE.add_(delta)
-    return rms_norm(x_TE, weight_E.shape, weight_E, eps)
+    return _with_first(rms_norm(x_TE, weight_E.shape, weight_E, eps), first)
 
 
-def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
-    """Return silu of the first half of the columns times the second."""
+def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False, first: FirstHalf | None = None) -> Tensor:
+    """Return silu of the first half of the columns times the second; and x A, where `first` asks for it."""
     gate, up = x.chunk(2, dim=-1)
-    return silu(gate) * up
+    return _with_first(silu(gate) * up, first)
+
+
+def _with_first(x_TE: Tensor, first: FirstHalf | None) -> Tensor:
+    if first is not None:
+        torch.mm(x_TE, first.a_ER, out=first.xa_TR)
+    return x_TE
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, is_causal: bool = False) -> Tensor:

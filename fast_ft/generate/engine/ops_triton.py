@@ -13,78 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.attention_triton import gather, paged_attention, plane, share, splits_for
+from fast_ft.generate.engine.first_half import FirstHalf, counters
 from fast_ft.generate.engine.ops_torch import causal
 from fast_ft.models import packed_attention as attention
 
-__all__ = ["COLUMNS", "PACKED", "add_norm", "causal", "gated", "packed_attention", "paged_attention", "rope",
-           "rotate_into_cache"]  # fmt: skip
+__all__ = ["COLUMNS", "FUSES", "PACKED", "add_norm", "causal", "gated", "packed_attention", "paged_attention", "rope",
+           "rotate_into_cache", "splits_for"]  # fmt: skip
 
 COLUMNS = 0  #: attention reads as many cells as a row has
 PACKED = True
+FUSES = True  #: a FirstHalf costs no launch of its own
 # Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
-_ALL = 1 << 30  #: cells of a row's window where it has none
-FEW = 16  #: rows that would leave most of a card idle, were each (row, head) one warp's
-
-
-@triton.jit
-def plane(column):  # type: ignore[no-untyped-def]
-    """Where a column stands in plane order (nf4.plane_order)."""
-    return column // 128 * 128 + column // 2 % 8 * 16 + column // 16 % 8 * 2 + column % 2
-
-
-@triton.jit(do_not_specialize=["table_row", "length_step", "window"])
-def _attend(  # type: ignore[no-untyped-def]
-    q, keys, values, table, length, out, scale, q_row, cell_step, head_step, table_row, length_step, window, heads,
-    group, PAGE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr, PLANES: tl.constexpr,
-):  # fmt: skip
-    """One program a (row, head): a pass over the cells in the row's window, BLOCK at a time, with a running maximum and
-    sum."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    count = tl.load(length + row * length_step) + 1
-    d = tl.arange(0, D)
-    q_D = tl.load(q + row * q_row + head * D + d).to(tl.float32) * scale
-    inside = (head // group).to(tl.int64) * head_step + d[None, :]
-    largest = tl.full((), float("-inf"), tl.float32)
-    total = tl.zeros((), tl.float32)
-    sum_D = tl.zeros((D,), tl.float32)
-    for start in tl.range(tl.maximum(count - window, 0), count, BLOCK, num_stages=STAGES):
-        t = start + tl.arange(0, BLOCK)
-        real = t < count
-        page = tl.load(table + row * table_row + t // PAGE, mask=real, other=0)
-        at = (page * PAGE + t % PAGE)[:, None] * cell_step + inside
-        k_TD = tl.load(keys + at, mask=real[:, None], other=0.0)
-        v_TD = tl.load(values + at, mask=real[:, None], other=0.0)
-        score_T = tl.where(real, tl.sum(k_TD.to(tl.float32) * q_D[None, :], axis=1), float("-inf"))
-        higher = tl.maximum(largest, tl.max(score_T, axis=0))
-        fade = tl.exp(largest - higher)
-        weight_T = tl.exp(score_T - higher)
-        sum_D = sum_D * fade + tl.sum(weight_T[:, None] * v_TD.to(tl.float32), axis=0)
-        total = total * fade + tl.sum(weight_T, axis=0)
-        largest = higher
-    column = head * D + d
-    place = plane(column) if PLANES else column
-    tl.store(out + row * heads * D + place, (sum_D / total).to(out.dtype.element_ty))
-
-
-def paged_attention(
-    q_SHD: Tensor, keys: Tensor, values: Tensor, table_SW: Tensor, length_S: Tensor, *, columns: int = 0,
-    planes: bool = False, window: int | None = None, block: int | None = None, warps: int | None = None,
-    stages: int = 1,
-) -> Tensor:  # fmt: skip
-    """As ops_torch.paged_attention; the columns come in plane order where `planes` says so."""
-    rows, heads, head_dim = q_SHD.shape
-    # one warp reaches the most of the memory's speed; of few rows, a long one waits for its cells in turn
-    block, warps = block or (128 if rows <= FEW else 32), warps or (8 if rows <= FEW else 1)
-    if head_dim & (head_dim - 1):
-        raise ValueError(f"a head dimension of {head_dim} is no power of two")
-    out = q_SHD.new_empty(rows, heads * head_dim)
-    _attend[(rows, heads)](
-        q_SHD, keys, values, table_SW, length_S, out, head_dim**-0.5, q_SHD.stride(0), keys.stride(0), keys.stride(1),
-        table_SW.stride(0), length_S.stride(0), window or _ALL, heads, heads // keys.shape[1],
-        PAGE=PAGE, D=head_dim, BLOCK=block, STAGES=stages, PLANES=planes, num_warps=warps,
-    )  # fmt: skip
-    return out
+_SHARE, _SHARE_WARPS = 512, 4  #: columns and warps of a program that computes its share of a first half
 
 
 def packed_attention(
@@ -104,10 +45,20 @@ def rope(position_T: Tensor, frequencies: Tensor, scale: float, dtype: torch.dty
     return angle_TD.cos() * scale, angle_TD.sin() * scale
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
+def _spread(x, ROWS: tl.constexpr, WIDTH: tl.constexpr, LOG: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Each row times Hadamard's matrix, unscaled: LOG times sums and differences of neighbours, sums first."""
+    for _ in tl.static_range(LOG):
+        even, odd = tl.split(tl.reshape(x, (ROWS, WIDTH // 2, 2)))
+        x = tl.reshape(tl.permute(tl.join(even + odd, even - odd), (0, 2, 1)), (ROWS, WIDTH))
+    return x
+
+
+@triton.jit(do_not_specialize=["tokens", "scales_step"])
 def _rotate(  # type: ignore[no-untyped-def]
-    qkv, cos, sin, cell, keys, values, out, tokens, heads, kv_heads, cell_step, head_step, list_step,
-    HALF: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr,
+    qkv, cos, sin, cell, keys, values, scales, out, tokens, heads, kv_heads, cell_step, head_step, list_step,
+    scales_step, HALF: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr,
+    LOG: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """One program a token and HEADS of its q, k and v heads."""
     token = tl.program_id(0).to(tl.int64)
@@ -125,12 +76,30 @@ def _rotate(  # type: ignore[no-untyped-def]
     c = tl.where(turns, tl.load(cos + token * HALF + d), 1.0)
     s = tl.where(turns, tl.load(sin + token * HALF + d), 0.0)
     kind = out.dtype.element_ty
-    a, b = (a * c - b * s).to(kind), (b * c + a * s).to(kind)
+    a, b = a * c - b * s, b * c + a * s
+    if SCALED:
+        spread_a, spread_b = _spread(a + b, HEADS, HALF, LOG), _spread(a - b, HEADS, HALF, LOG)
+        a, b = tl.where(turns, spread_a * SPREAD, a), tl.where(turns, spread_b * SPREAD, b)
+    a, b = a.to(kind), b.to(kind)
     tl.store(out + at, a, mask=real)
     tl.store(out + at + HALF, b, mask=real)
     is_key = (head >= heads) & turns
     is_value = real & (head >= heads + kv_heads)
-    in_cell = tl.load(cell + token * list_step) * cell_step + d
+    own = tl.load(cell + token * list_step)
+    if SCALED:
+        highest = tl.max(tl.maximum(a, b).to(tl.float32), axis=1)[:, None]
+        lowest = tl.min(tl.minimum(a, b).to(tl.float32), axis=1)[:, None]
+        scale = ((highest - lowest) / 254).to(kind)
+        middle = ((highest + lowest) / 2).to(kind)
+        step = tl.maximum(scale.to(tl.float32), 1e-30)
+        a = tl.clamp(tl.floor((a.to(tl.float32) - middle.to(tl.float32)) / step + 0.5), -127, 127).to(tl.int8)
+        b = tl.clamp(tl.floor((b.to(tl.float32) - middle.to(tl.float32)) / step + 0.5), -127, 127).to(tl.int8)
+        scale_at = scales + own * kv_heads + head - heads
+        tl.store(scale_at, scale, mask=is_key)
+        tl.store(scale_at + scales_step, middle, mask=is_key)
+        tl.store(scale_at + 2 * scales_step - kv_heads, scale, mask=is_value)
+        tl.store(scale_at + 3 * scales_step - kv_heads, middle, mask=is_value)
+    in_cell = own * cell_step + d
     k_at = keys + in_cell + (head - heads) * head_step
     v_at = values + in_cell + (head - heads - kv_heads) * head_step
     tl.store(k_at, a, mask=is_key)
@@ -140,17 +109,21 @@ def _rotate(  # type: ignore[no-untyped-def]
 
 
 def rotate_into_cache(
-    qkv: Tensor, heads: int, cos_sin: tuple[Tensor, Tensor], cell_T: Tensor, keys: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    qkv: Tensor, heads: int, cos_sin: tuple[Tensor, Tensor], cell_T: Tensor, keys: Tensor, values: Tensor,
+    scales: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As ops_torch.rotate_into_cache; `qkv` may be parts, (parts, T, columns)."""
     cos, sin = cos_sin
     parts = len(qkv) if qkv.dim() == 3 else 1
     tokens, kv_heads, head_dim = qkv.shape[-2], keys.shape[1], keys.shape[2]
     whole = heads + 2 * kv_heads
-    out = qkv if parts == 1 else qkv.new_empty(tokens, whole * head_dim, dtype=keys.dtype)
+    dtype = (keys if scales is None else scales).dtype
+    out = qkv if parts == 1 else qkv.new_empty(tokens, whole * head_dim, dtype=dtype)
     _rotate[(tokens, triton.cdiv(whole, 8))](
-        qkv, cos, sin, cell_T, keys, values, out, tokens, heads, kv_heads, keys.stride(0), keys.stride(1),
-        cell_T.stride(0), HALF=head_dim // 2, HEADS=8, PARTS=parts, num_warps=4,
+        qkv, cos, sin, cell_T, keys, values, keys if scales is None else scales, out, tokens, heads, kv_heads,
+        keys.stride(0), keys.stride(1), cell_T.stride(0), 0 if scales is None else scales.stride(1),
+        HALF=head_dim // 2, HEADS=8, PARTS=parts, SCALED=scales is not None, LOG=(head_dim // 2).bit_length() - 1,
+        SPREAD=head_dim**-0.5, num_warps=4,
     )  # fmt: skip
     return out.view(tokens, whole, head_dim).split((heads, kv_heads, kv_heads), dim=1)
 
@@ -176,42 +149,95 @@ def _add_norm(  # type: ignore[no-untyped-def]
     tl.store(out + token * columns + place, y_E.to(out.dtype.element_ty), mask=real)
 
 
-def add_norm(x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False) -> Tensor:
+@triton.jit(do_not_specialize=["tokens"])
+def _add_norm_first(  # type: ignore[no-untyped-def]
+    x, delta, weight, out, a, parts, squares, counter, xa, eps, tokens, columns, programs, BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr,
+):  # fmt: skip
+    """As _add_norm, over BLOCK columns of a token each. The norm's factor is known to the last one, which writes y."""
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    e = part * BLOCK + tl.arange(0, BLOCK)
+    real = e < columns
+    x_E = tl.load(x + token * columns + e, mask=real, other=0.0)
+    if PARTS > 0:
+        sum_E = x_E.to(tl.float32)
+        for index in tl.static_range(PARTS):
+            sum_E += tl.load(delta + (index * tokens + token) * columns + e, mask=real, other=0.0).to(tl.float32)
+        x_E = sum_E.to(x.dtype.element_ty)
+        tl.store(x + token * columns + e, x_E, mask=real)
+    wide_E = x_E.to(tl.float32)
+    tl.store(squares + token * programs + part, tl.sum(wide_E * wide_E, axis=0))
+    y_E = wide_E * tl.load(weight + e, mask=real, other=0.0).to(tl.float32)
+    if share(y_E, e, real, a, parts, counter, token, part, programs, RANKS):
+        p = tl.arange(0, POW2)
+        square_P = tl.load(squares + token * programs + p, mask=p < programs, other=0.0, cache_modifier=".cg")
+        factor = 1 / tl.sqrt(tl.sum(square_P, axis=0) / columns + eps)
+        gather(parts, counter, xa, token, factor, programs, POW2, RANKS)
+        all_E = tl.arange(0, WHOLE)
+        held = all_E < columns
+        row_E = tl.load(x + token * columns + all_E, mask=held, other=0.0, cache_modifier=".cg").to(tl.float32)
+        normed_E = row_E * factor * tl.load(weight + all_E, mask=held, other=0.0).to(tl.float32)
+        place = plane(all_E) if PLANES else all_E
+        tl.store(out + token * columns + place, normed_E.to(out.dtype.element_ty), mask=held)
+
+
+def add_norm(
+    x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False,
+    first: FirstHalf | None = None,
+) -> Tensor:  # fmt: skip
     """As ops_torch.add_norm; `delta` may be parts, (parts, T, E)."""
     tokens, columns = x_TE.shape
     parts = 0 if delta is None else len(delta) if delta.dim() == 3 else 1
-    out = x_TE.new_empty(tokens, columns)
-    _add_norm[(tokens,)](
-        x_TE, x_TE if delta is None else delta, weight_E, out, eps, tokens, columns,
-        BLOCK=triton.next_power_of_2(columns), PARTS=parts, PLANES=planes, num_warps=8,
+    out, delta = x_TE.new_empty(tokens, columns), x_TE if delta is None else delta
+    whole = triton.next_power_of_2(columns)
+    if first is None:
+        _add_norm[(tokens,)](
+            x_TE, delta, weight_E, out, eps, tokens, columns, BLOCK=whole, PARTS=parts, PLANES=planes, num_warps=8
+        )
+        return out
+    programs, ranks = triton.cdiv(columns, _SHARE), first.a_ER.shape[1]
+    left = torch.empty(tokens * programs * (ranks + 1), dtype=torch.float32, device=out.device)
+    _add_norm_first[(tokens, programs)](
+        x_TE, delta, weight_E, out, first.a_ER, left[tokens * programs :], left, counters(out.device, "rows"),
+        first.xa_TR, eps, tokens, columns, programs, BLOCK=_SHARE, WHOLE=whole, PARTS=parts, PLANES=planes, RANKS=ranks,
+        POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS,
     )  # fmt: skip
     return out
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gate(  # type: ignore[no-untyped-def]
-    x, out, tokens, columns, BLOCK: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr
-):
-    token = tl.program_id(0).to(tl.int64)
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x, out, a, parts, counter, xa, tokens, columns, programs, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    PLANES: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr,
+):  # fmt: skip
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    e = part * BLOCK + tl.arange(0, BLOCK)
     real = e < columns
     at = token * 2 * columns + e
     gate = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
     up = tl.load(x + at + columns, mask=real, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        gate += tl.load(x + part * tokens * 2 * columns + at, mask=real, other=0.0)
-        up += tl.load(x + part * tokens * 2 * columns + at + columns, mask=real, other=0.0)
+    for index in tl.static_range(1, PARTS):
+        gate += tl.load(x + index * tokens * 2 * columns + at, mask=real, other=0.0)
+        up += tl.load(x + index * tokens * 2 * columns + at + columns, mask=real, other=0.0)
     place = plane(e) if PLANES else e
-    y = gate / (1 + tl.exp(-gate)) * up
-    tl.store(out + token * columns + place, y.to(out.dtype.element_ty), mask=real)
+    y = (gate / (1 + tl.exp(-gate)) * up).to(out.dtype.element_ty)
+    tl.store(out + token * columns + place, y, mask=real)
+    if RANKS > 0:  # noqa: SIM102 - known when it is compiled
+        if share(y.to(tl.float32), e, real, a, parts, counter, token, part, programs, RANKS):
+            gather(parts, counter, xa, token, 1.0, programs, POW2, RANKS)
 
 
-def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False) -> Tensor:
+def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False, first: FirstHalf | None = None) -> Tensor:
     """As ops_torch.gated; `x` may be parts, (parts, T, 2E)."""
     parts = len(x) if x.dim() == 3 else 1
     tokens, columns = x.shape[-2], x.shape[-1] // 2
     out = x.new_empty(tokens, columns, dtype=dtype)
-    _gate[(tokens, triton.cdiv(columns, 1024))](
-        x, out, tokens, columns, BLOCK=1024, PARTS=parts, PLANES=planes, num_warps=4
-    )
+    block, ranks = (1024, 0) if first is None else (_SHARE, first.a_ER.shape[1])
+    programs = triton.cdiv(columns, block)
+    a, xa = (out, out) if first is None else first
+    left = torch.empty(tokens * programs * ranks, dtype=torch.float32, device=out.device) if ranks else out
+    _gate[(tokens, programs)](
+        x, out, a, left, counters(out.device, "rows"), xa, tokens, columns, programs, BLOCK=block, PARTS=parts,
+        PLANES=planes, RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS if ranks else 4,
+    )  # fmt: skip
     return out

@@ -62,7 +62,7 @@ class PackedProduct(Product):
             whole_NE = torch.addmm(whole_NE, self.b_RN.t(), self.a_ER.t())
         self._few = PackedLinear(whole_NE, bias_of(bases), super().__call__)
 
-    def __call__(self, x_TE: Tensor, planes: bool = False) -> Tensor:
+    def __call__(self, x_TE: Tensor, few: bool = False, first: None = None) -> Tensor:
         return self._few(x_TE)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.sequence import Sequence
@@ -143,14 +144,14 @@ class _Pass:
         self.before_T = [cells and _tensor(cells, self.model.device) for cells in self.before]
         return ids_T, position_T
 
-    def attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], _: FirstHalf | None) -> Tensor:
         """Return what attention gives, TE; keys and values go to the cache."""
-        ops, keys, values = self.model.ops, self.cache.keys[layer], self.cache.values[layer]
-        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, keys, values)
+        ops, cells = self.model.ops, self.cache.layer(layer)
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, *cells)
         mixed, at = [], 0
         for length, before in zip(self.lengths, self.before_T, strict=True):
             here = slice(at, at + length)
-            k, v = (k_TGD[here], v_TGD[here]) if before is None else (keys[before], values[before])
+            k, v = (k_TGD[here], v_TGD[here]) if before is None else self.cache.read(layer, before)
             mixed.append(ops.causal(q_THD[here], k, v, self.model.windows[layer]))
             at += length
         return torch.cat(mixed)
@@ -196,9 +197,9 @@ class _Sized:
     def _logits(self) -> Tensor:
         return self.model.logits(self.model.forward(self.ids_T, self.position_T, self._attend)[self.last_P])
 
-    def _attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-        ops, keys, values = self.model.ops, self.cache.keys[layer], self.cache.values[layer]
-        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, keys, values)
+    def _attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], _: FirstHalf | None) -> Tensor:
+        ops, cells = self.model.ops, self.cache.layer(layer)
+        q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, *cells)
         return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest, self.model.windows[layer])
 
 

@@ -28,7 +28,7 @@ class Product:
     """
 
     def __init__(self, modules: Sequence[nn.Module], base: Linear, dtype: torch.dtype) -> None:
-        self.base = base
+        self.base, self.inputs = base, base_of(modules[0]).in_features
         self.a_ER, self.b_RN = lora(modules, dtype)
         self.size_N = self.shift_N = None
         if has_dora(modules):
@@ -39,7 +39,7 @@ class Product:
             assert self.b_RN is not None, "DoRA comes with LoRA"
             self.b_RN = (self.b_RN.float() * size_N).to(dtype)
 
-    def __call__(self, x_TE: Tensor, few: bool = False) -> Tensor:
+    def __call__(self, x_TE: Tensor, few: bool = False, first: None = None) -> Tensor:
         y_TN = self.base(x_TE)
         if self.size_N is not None:
             y_TN = y_TN * self.size_N if self.shift_N is None else torch.addcmul(self.shift_N, y_TN, self.size_N)
@@ -66,6 +66,17 @@ def lora(modules: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor | None, Ten
                 b_parts.append(row)
         at += wide
     return (torch.cat(a_parts).T.contiguous(), torch.cat(b_parts)) if a_parts else (None, None)
+
+
+def padded_ranks(ranks: int) -> int:
+    """Return to how many ranks a LoRA is filled up: kernels take 16 at a time."""
+    return -(-ranks // 16) * 16
+
+
+def ranks_of(modules: Sequence[Any]) -> int:
+    """Return the ranks of these layers' active adapters, padded."""
+    active = [module for module in modules if hasattr(module, "lora_A") and not module.disable_adapters]
+    return padded_ranks(sum(len(module.lora_A[name].weight) for module in active for name in module.active_adapters))
 
 
 def has_dora(modules: Sequence[Any]) -> bool:

@@ -17,7 +17,9 @@ from torch import Tensor
 from fast_ft.recipe import schema
 
 _MASK = 0xFFFFFFFF
-_TIES = 16  #: values equal to the k-th stay, as in transformers; at most this number of them
+KEPT = 64  #: candidates that draw_triton keeps, ties of the last one included
+_LARGEST = 1 << 16  #: vocabulary that fits a program's registers
+TIES = 16  #: values equal to the k-th stay, as in transformers; at most this number of them
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Sampler:
         """Return (weights, tokens), the likeliest first; a token that is filtered out weighs 0."""
         vocabulary = logits_SV.shape[-1]
         limited = 0 < self.top_k < vocabulary
-        width = min(vocabulary, self.top_k + _TIES) if limited else vocabulary
+        width = min(vocabulary, self.top_k + TIES) if limited else vocabulary
         score_SK, token_SK = (logits_SV / self.temperature).topk(width, dim=-1)
         if limited:
             score_SK = score_SK.masked_fill(score_SK < score_SK[:, self.top_k - 1 : self.top_k], -torch.inf)
@@ -76,6 +78,12 @@ class Sampler:
         if self.min_p > 0.0:
             weight_SK = weight_SK.masked_fill(weight_SK < self.min_p * weight_SK[:, :1], 0.0)
         return weight_SK, token_SK
+
+
+def fits(sampler: Sampler, vocabulary: int) -> bool:
+    """Return whether draw_triton can draw so: from few tokens, without a penalty, of logits that fit its registers."""
+    limited = not sampler.do_sample or 0 < sampler.top_k <= KEPT - TIES
+    return limited and not sampler.penalises and KEPT < vocabulary <= _LARGEST
 
 
 def uniform(key_S: Tensor, count_S: Tensor) -> Tensor:

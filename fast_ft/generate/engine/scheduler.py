@@ -24,7 +24,7 @@ BURST = 8  #: steps between two looks at the tokens
 #: that was too hopeful, the youngest sequence is preempted, and its tokens are prefilled again.
 AHEAD = 32
 _SMALLEST = 4  #: slots
-_TILE = 16  #: rows that products take at once: a step of fewer takes as long
+_EIGHTS = (96, 64, 48, 32, 24, 16, 8)  #: slots of steps whose 4-bit weights are decoded in registers
 _GROUPS = 8  #: of sequences that are admitted at once fill the slots
 
 
@@ -134,9 +134,14 @@ class Scheduler:
 
 
 def shapes(slots: int, *, planes: bool) -> list[int]:
-    """Return the numbers of slots that steps may have: a few, since each is captured; the largest comes first."""
+    """Return the numbers of slots that steps may have: a few, since each is captured; the largest comes first.
+
+    Kernels for few rows are compiled for eights of rows, so these are the same in every run.
+    """
+    if planes:
+        return [slots, *(few for few in _EIGHTS if few < slots)]
     found = [slots]
-    while (fewer := (found[-1] + 1) // 2) >= (_TILE if planes else _SMALLEST):
+    while (fewer := (found[-1] + 1) // 2) >= _SMALLEST:
         found.append(fewer)
     return found
 

@@ -113,10 +113,36 @@ def weights(device: str, shape: tuple[int, int], *, nested: bool) -> Iterator[Pa
     yield Pair(wide[:, -64:], torch.nn.functional.pad(lora, (0, 16)), 1e-6)
 
 
+def optimizer_steps(device: str) -> Iterator[Pair]:
+    """A step of AdamW over moments of 8 bits, with weights that fill no whole block; and one that is skipped."""
+    from bitsandbytes import functional
+
+    from fast_ft.train import adamw_8bit, adamw_8bit_triton
+
+    count = 256 * 33 + 77
+    tables = [functional.create_dynamic_map(signed=signed).to(device) for signed in (True, False)]
+    moments = [torch.randn(count, device=device) * 1e-3, torch.rand(count, device=device) * 1e-6]
+    start = torch.randn(count, device=device) * 0.02
+    gradient = torch.randn(count, device=device) * 1e-3
+    for skip in (0.0, 1.0):
+        numbers = torch.tensor([skip, 3e-4, 1.5], device=device)
+        found = []
+        for part in (adamw_8bit_triton, adamw_8bit):
+            weight = start.clone()
+            state: dict[str, Tensor] = {}
+            for index, (moment, table) in enumerate(zip(moments, tables, strict=True), 1):
+                codes, made = functional.quantize_blockwise(moment, code=table, blocksize=256)
+                state |= {f"state{index}": codes, f"qmap{index}": table, f"absmax{index}": made.absmax}
+            part.update_(weight, gradient, state, numbers, (0.9, 0.999, 1e-8, 0.999))
+            found.append([weight - start, *(adamw_8bit._moment(state, index) for index in "12")])
+        yield from (Pair(made, expected) for made, expected in zip(*found, strict=True))
+
+
 def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
     """Attention over pages for many rows and for few, which have a kernel of their own."""
     from fast_ft.generate.engine import ops_torch, ops_triton
     from fast_ft.generate.engine.block_manager import PAGE
+    from fast_ft.generate.engine.kv_cache import quantised
 
     lengths = torch.tensor([0, 1, 15, 16, 31, 200, 511, 1000] * 3, device=device)
     keys, values = (_normal(device, 1600 * PAGE, kv_heads, HEAD) for _ in range(2))
@@ -126,6 +152,20 @@ def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
         given = (q[:rows], keys, values, table[:rows], lengths[:rows])
         made, expected = (ops.paged_attention(*given, columns=64 * PAGE) for ops in (ops_triton, ops_torch))
         yield Pair(made, expected)
+    (keys, of_keys), (values, of_values) = quantised(keys), quantised(values)
+    given, scales = (q, keys, values, table, lengths), torch.stack([of_keys, of_values])
+    made, expected = (ops.paged_attention(*given, columns=64 * PAGE, scales=scales) for ops in (ops_triton, ops_torch))
+    yield Pair(made, expected)
+
+
+def draws(device: str) -> Iterator[Pair]:
+    """A step's end: the check compares tokens and state, and raises."""
+    from fast_ft.generate.engine import kernel_checks
+    from fast_ft.generate.engine.sampler import Sampler
+
+    for sampler in (Sampler(True, 0.7, 30, 0.9), Sampler(False)):
+        kernel_checks.drawing(sampler, 32000, torch.float16, torch.device(device))
+    yield from ()
 
 
 def between(device: str, peak: float) -> Iterator[Pair]:
@@ -167,7 +207,8 @@ def calls(*, small: bool) -> dict[str, Call]:
         found[f"norms, {peak:g}"] = lambda device, peak=peak: norms(device, peak)  # type: ignore[misc]
     for peak in (3.0, 200.0):
         found[f"swiglu, {peak:g}"] = lambda device, peak=peak: swiglu(device, peak)  # type: ignore[misc]
-    found["rotations"] = rotations
+    found["rotations"], found["draws"] = rotations, draws
+    found["optimizer steps"] = optimizer_steps
     for vocabulary in (32000, 9001):
         found[f"losses over {vocabulary} tokens"] = lambda device, v=vocabulary: losses(device, v)  # type: ignore[misc]
     for shape in ((128, 256),) if small else SHAPES:

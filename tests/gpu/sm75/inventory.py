@@ -10,24 +10,35 @@ from tests.helpers.parts import ROOT
 Kernel = tuple[str, str]  #: module below fast_ft, function
 
 _FUSED, _UNPACK = "models.fused_block.ops_triton", "models.fused_block.unpack_triton"
+_ADAMW = "train.adamw_8bit_triton"
 _ENGINE, _NF4 = "generate.engine.ops_triton", "generate.engine.nf4_triton"
+_PAGES, _DRAW = "generate.engine.attention_triton", "generate.engine.draw_triton"
 #: What calls.py launches. A kernel that is new belongs here, with a call of its own there, or below.
 COVERED: frozenset[Kernel] = frozenset(
     {
         (_FUSED, "_rms_norm"), (_FUSED, "_rms_norm_backward"), (_FUSED, "_rotate"), (_FUSED, "_rotate_back"),
         (_FUSED, "_swiglu"),
-        (_FUSED, "_swiglu_backward"), (_UNPACK, "_unpack"), (_FUSED, "_cross_entropy"),
-        (_ENGINE, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"),
+        (_FUSED, "_swiglu_backward"), (_UNPACK, "_unpack"), (_FUSED, "_cross_entropy"), (_ADAMW, "_step"),
+        (_PAGES, "_attend"), (_ENGINE, "_rotate"), (_ENGINE, "_add_norm"), (_ENGINE, "_gate"), (_DRAW, "_draw"),
     }
 )  # fmt: skip
 #: Parts of the kernels above: each is compiled within one that calls it.
 WITHIN: dict[Kernel, Kernel] = {
     (_UNPACK, "pairs"): (_UNPACK, "_unpack"),
     (_FUSED, "_clear"): (_FUSED, "_rms_norm"),
-    (_ENGINE, "plane"): (_ENGINE, "_attend"),
+    (_ADAMW, "_unit"): (_ADAMW, "_step"),
+    (_ADAMW, "_code_of"): (_ADAMW, "_step"),
+    (_PAGES, "plane"): (_ENGINE, "_gate"),
+    (_PAGES, "share"): (_ENGINE, "_gate"),
+    (_PAGES, "gather"): (_ENGINE, "_gate"),
+    (_PAGES, "_finish"): (_PAGES, "_attend"),
+    (_ENGINE, "_spread"): (_ENGINE, "_rotate"),
+    (_DRAW, "_ordered"): (_DRAW, "_draw"),
+    (_DRAW, "_mix"): (_DRAW, "_draw"),
 }
 #: Kernels that a T4 never runs, and why.
 NOT_ON_A_T4: dict[Kernel, str] = {
+    (_ENGINE, "_add_norm_first"): "LoRA's first half beside a norm, for products that are decoded in registers",
     (_NF4, "_product"): "nf4_linear.check_shapes refuses it below 8.0, where tl.dot has no tensor cores",
     (_NF4, "_decode"): "a part of _product",
     (_NF4, "_dequantise"): "of the same products, for more rows",

@@ -1,0 +1,229 @@
+"""python -m bench.best_peer survey|finals|merge [RECIPE] [key=value ...] --results FILE: peers at their best.
+
+    survey   every way of bench/peer_table.py once, 18 steps over the recipe's first 24 rows: few lengths, so that what
+             is compiled for each length is soon compiled
+    finals   the survey's two fastest and fast_ft, through its own blocks and through Unsloth's layers: each way twice,
+             interleaved, in a process of its own, until the median of its last 12 steps stands, or all steps are done
+
+    merge    measures nothing: --results FILE takes in OTHER.json, given in RECIPE's place, of the same rows
+
+With --emulate t4 both run on 8 of the card's SMs: a T4-class emulation, not a T4. Processes import while others measure
+and wait for their turn before they use the card; the waiting counts nowhere. A result holds both parts and both
+set-ups; `python -m bench --adopt FILE` takes its figures, and refuses them without a best peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import compare, emulation, machine, ours, peer_figures, process, training
+from bench.clock import say
+from bench.peer_table import PEERS
+from fast_ft.common.atomic_files import write_json
+from fast_ft.common.errors import InputError
+from fast_ft.recipe import loader
+from fast_ft.run.folder import now
+
+RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
+SURVEY_ROWS, SURVEY_STEPS, SURVEY_SECONDS = 24, 18, 6.0  #: of each way; a way that takes more seconds stops earlier
+AHEAD = 4  #: processes that import while one measures
+RUNS = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, write the result after each way, and print what it says; return the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.best_peer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["survey", "finals", "merge"])
+    parser.add_argument("recipe", nargs="?", default=RECIPE)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--results", type=Path, required=True, help="a JSON, new or with the parts before")
+    parser.add_argument("--emulate", choices=["t4"], help=f"{emulation.LABEL}; ratios only")
+    parser.add_argument("--cap", type=float, default=emulation.T4_GIB, help="GiB, context included; 0: no cap")
+    parser.add_argument("--ways", help="survey these, separated by commas; default: all")
+    parser.add_argument("--steps", type=int, help="finals: at most this number of steps; default: the schedule's")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, metavar="S", help="no way starts once the card was used so long"
+    )
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for one process")
+    options = parser.parse_intermixed_args(given)
+    if "=" in options.recipe:
+        options.recipe, options.overrides = RECIPE, [options.recipe, *options.overrides]
+    options.command = shlex.join(["python", "-m", "bench.best_peer", *given])
+    try:
+        merging = options.part == "merge"
+        result = merge(options.results, Path(options.recipe)) if merging else Comparison(options).measure()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(peer_figures.markdown(result))
+    return 0
+
+
+class Comparison:
+    """One call's measurements: what was asked for, and the result that they go into."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.where = training.setup(options.emulate, 8, options.cap)
+        self.settings, _ = training.describe(loader.load_recipe(options.recipe, options.overrides))
+        self.result = training.merged(options.results, self.settings, options.command, kind="peers")
+        self.parts = self.result["setups"].setdefault(self.where.name, {"survey": {}, "finals": []})
+
+    def measure(self) -> dict[str, Any]:
+        """Do the part that was asked for; return the whole result."""
+        with tempfile.TemporaryDirectory(prefix="bench-") as name:
+            (self._survey if self.options.part == "survey" else self._finals)(Path(name))
+        return self.result
+
+    def _job(self, work: Path, overrides: list[str]) -> dict[str, Any]:
+        """Return what the jobs of all ways have in common, and under "settings" what is measured."""
+        recipe = loader.load_recipe(self.options.recipe, overrides)
+        settings, rows = training.describe(recipe)
+        order = training.Order(
+            self.options.results, self.options.recipe, overrides, self.where, self.options.timeout,
+            again=True, command=self.options.command,
+        )  # fmt: skip
+        adapter = str(training.initial_adapter(work, recipe))
+        return training.job_of(order, recipe, settings) | {"rows": rows, "adapter": adapter, "settings": settings}
+
+    def _survey(self, work: Path) -> None:
+        peers = [way for way, peer in PEERS.items() if not (self.options.emulate and peer.not_emulated)]
+        wanted = self.options.ways.split(",") if self.options.ways else ["fast_ft", *peers, "fast_ft-unsloth"]
+        if unknown := [way for way in wanted if way not in (*ours.WAYS, *PEERS)]:
+            raise InputError(f"--ways: {unknown[0]!r} is none of {', '.join((*ours.WAYS, *PEERS))}.")
+        rows = min(SURVEY_ROWS, self.settings["rows"])
+        epochs = -(-SURVEY_STEPS // -(-rows // self.settings["effective_batch_size"]))
+        more = [f"select.take={rows}", f"train.num_train_epochs={epochs}"]
+        job = self._job(work, [*self.options.overrides, *more]) | {
+            "stop_after": SURVEY_STEPS, "seconds": SURVEY_SECONDS,
+        }  # fmt: skip
+        own = {key: job["settings"][key] for key in ("tokens_per_step", "rows", "rows_digest")}
+        for part in self._in_turn([Turn(work, way, way, job, self._log(way)) for way in wanted]):
+            self._keep_survey(part | {"settings": own})
+
+    def _in_turn(self, turns: list[Turn]) -> Iterator[dict[str, Any]]:
+        """Yield what each way measured. While one uses the card, those after it import and wait."""
+        used = 0.0  # seconds on the card, waiting left out
+        with contextlib.ExitStack() as running:
+            for place, turn in enumerate(turns):
+                for each in turns[place : place + AHEAD]:
+                    if not each.started:
+                        running.enter_context(each)
+                if used > self.options.seconds:
+                    say(f"{self.options.seconds:.0f} s are over before {', '.join(each.way for each in turns[place:])}")
+                    return
+                part = turn.run(self.options.timeout)
+                stamps = part.get("stamps", {})
+                used += max(stamps.values(), default=0.0) - stamps.get("imported", 0.0)
+                yield part
+
+    def _keep_survey(self, part: dict[str, Any]) -> None:
+        survey = self.parts["survey"]
+        mine = part if part["way"] == "fast_ft" else survey.get("fast_ft", part)
+        if "failed" not in part and "failed" not in mine:
+            part |= {"refused": compare.disagreements(mine, part), "cosine": compare.cosine(mine, part)}
+        if part["way"] != "fast_ft":
+            part.get("gradient", {}).pop("sketch", None)  # 20 KB, which nothing else asks for
+        survey[part["way"]] = part
+        self._write()
+        say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
+
+    def _finals(self, work: Path) -> None:
+        best = peer_figures.best_two(self.settings, self.parts["survey"])
+        if not best:
+            raise InputError(f"{self.options.results}: no survey of {self.where.name}; measure that first.")
+        steps = min(self.options.steps or self.settings["schedule_steps"], self.settings["schedule_steps"])
+        job = self._job(work, self.options.overrides) | {"stop_after": steps, "settle": self.settings}
+        turns = [
+            Turn(work, f"{way}-{run}", way, job, self._log(f"{way}-{run}"))
+            for run in range(RUNS)
+            for way in (*ours.WAYS, *best)
+        ]
+        for part in self._in_turn(turns):
+            self.parts["finals"].append(part)
+            self._write()
+            say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
+
+    def _log(self, name: str) -> Path:
+        path: Path = self.options.results
+        return path.parent / "logs" / f"{path.stem}-{self.where.name}-{self.options.part}-{name}.log"
+
+    def _write(self) -> None:
+        self.result["date"] = now()
+        write_json(self.options.results, self.result)
+
+
+def merge(path: Path, other: Path) -> dict[str, Any]:
+    """Take another result's parts into that at `path`, which may be new; return it. InputError for other settings."""
+    found: dict[str, Any] = json.loads(other.read_text(encoding="utf-8"))
+    if path.is_file():
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        different = sorted(key for key in result["settings"] if result["settings"][key] != found["settings"].get(key))
+        if different:
+            raise InputError(f"{other}: measured with other settings ({', '.join(different)}) than {path}.")
+        for name, parts in found["setups"].items():
+            into = result["setups"].setdefault(name, {"survey": {}, "finals": []})
+            into["survey"] = parts["survey"] | into["survey"]
+            into["finals"] += [part for part in parts["finals"] if part not in into["finals"]]
+        for key in ("command", "commit"):
+            result[key] = "; ".join(dict.fromkeys(f"{result[key]}; {found[key]}".split("; ")))
+        result["date"] = max(result["date"], found["date"])
+        found = result
+    write_json(path, found)
+    return found
+
+
+class Turn:
+    """One way's process, which imports at once, and uses the card when its turn comes."""
+
+    def __init__(self, work: Path, name: str, way: str, job: dict[str, Any], log: Path) -> None:
+        self.way, self.log, self.started = way, log, False
+        self._go, self._file, self._out = (work / f"{name}.{kind}" for kind in ("turn", "job.json", "json"))
+        folder = work / name
+        folder.mkdir()
+        self._job = job | {"way": way, "out": str(self._out), "work": str(folder), "turn": str(self._go)}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Turn:
+        """Start the process; it imports, and waits for its turn."""
+        self.started = True
+        self._file.write_text(json.dumps(self._job | {"started": time.monotonic()}), encoding="utf-8")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = process.start([sys.executable, "-m", "bench.way", str(self._file)], self.log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process where it still runs."""
+        if self._process is not None:
+            process.end(self._process)
+
+    def run(self, timeout: float) -> dict[str, Any]:
+        """Let it use the card until it ends; return what it wrote, with the commit, or how it failed."""
+        assert self._process is not None
+        self._go.touch()
+        status = process.wait(self._process, timeout)
+        if status == 0:
+            part: dict[str, Any] = json.loads(self._out.read_text(encoding="utf-8"))
+            part["gradient"].pop("norms", None)
+        else:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+            say(f"{self.way} failed ({status}); {self.log} ends with:\n  " + "\n  ".join(lines))
+            part = {"way": self.way, "failed": f"{status}: {lines[-1][:300] if lines else ''}"}
+        return part | {"commit": machine.commit()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Attention of a step over the cache's pages, in Triton. NVIDIA GPUs only.
+
+Of few rows, each (row, head) is divided over several programs, for one would wait for its cells in turn while most of
+the card is idle. The last of them adds up what all have left.
+
+Shapes: S rows, H heads, G KV heads, D head dimension, W pages of a row's table.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.first_half import MOST_ROWS, FirstHalf, counters
+
+# Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
+_ALL = 1 << 30  #: cells of a row's window where it has none
+_PROGRAMS = 2048  #: that fill a card (of 512 to 16,384 tried on an H200); twice as many where each is long
+_MOST_SPLITS = 32
+BLOCK = 32  #: cells at a time: one warp reaches the most of the memory's speed
+
+
+@triton.jit
+def plane(column):  # type: ignore[no-untyped-def]
+    """Where a column stands in plane order (nf4.plane_order)."""
+    return column // 128 * 128 + column // 2 % 8 * 16 + column // 16 % 8 * 2 + column % 2
+
+
+@triton.jit
+def share(y, column, real, a, parts, counter, token, part, PARTS, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Leave y's columns times their rows of A, (E, RANKS), in `parts`; the last of a token's PARTS programs adds up.
+
+    Return whether this is the last one. It must call `gather` then.
+    """
+    r = tl.arange(0, 16)
+    for block in tl.static_range(RANKS // 16):
+        rank = block * 16 + r
+        a_ER = tl.load(a + column[:, None] * RANKS + rank[None, :], mask=real[:, None], other=0.0).to(tl.float32)
+        tl.store(parts + (token * PARTS + part) * RANKS + rank, tl.sum(y[:, None] * a_ER, axis=0))
+    tl.debug_barrier()
+    return tl.atomic_add(counter + token, 1) == PARTS - 1
+
+
+@triton.jit
+def gather(parts, counter, xa, token, factor, PARTS, POW2: tl.constexpr, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write the sum of a token's parts, times a factor, to xa; the counter is zero again."""
+    r, p = tl.arange(0, 16), tl.arange(0, POW2)
+    for block in tl.static_range(RANKS // 16):
+        rank = block * 16 + r
+        at = parts + (token * PARTS + p)[:, None] * RANKS + rank[None, :]
+        part_PR = tl.load(at, mask=(p < PARTS)[:, None], other=0.0, cache_modifier=".cg")
+        tl.store(xa + token * RANKS + rank, (tl.sum(part_PR, axis=0) * factor).to(xa.dtype.element_ty))
+    tl.store(counter + token, 0)
+
+
+@triton.jit(do_not_specialize=["scales_step", "scale_row", "table_row", "length_step", "window"])
+def _attend(  # type: ignore[no-untyped-def]
+    q, keys, values, scales, table, length, out, partial, split_counter, a, parts, row_counter, xa, scale, q_row,
+    cell_step, head_step, scales_step, scale_row, table_row, length_step, window, heads, group, PAGE: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, PLANES: tl.constexpr, SCALED: tl.constexpr,
+    RANKS: tl.constexpr, POW2: tl.constexpr,
+):  # fmt: skip
+    """One program a (row, head, split): a pass over the split's cells of the row's window, BLOCK at a time, with a
+    running maximum and sum."""
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    count = tl.load(length + row * length_step) + 1
+    first = tl.maximum(count - window, 0)
+    if SPLITS > 1:
+        each = (count - first + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
+        first += split * each
+        count = tl.minimum(first + each, count)
+    d = tl.arange(0, D)
+    q_D = tl.load(q + row * q_row + head * D + d).to(tl.float32) * scale
+    inside = (head // group).to(tl.int64) * head_step + d[None, :]
+    largest = tl.full((), float("-inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    sum_D = tl.zeros((D,), tl.float32)
+    middle = tl.zeros((), tl.float32)
+    for start in tl.range(first, count, BLOCK, num_stages=1):
+        t = start + tl.arange(0, BLOCK)
+        real = t < count
+        page = tl.load(table + row * table_row + t // PAGE, mask=real, other=0)
+        cell = page * PAGE + t % PAGE
+        at = cell[:, None] * cell_step + inside
+        k_TD = tl.load(keys + at, mask=real[:, None], other=0)
+        v_TD = tl.load(values + at, mask=real[:, None], other=0)
+        score_T = tl.sum(k_TD.to(tl.float32) * q_D[None, :], axis=1)
+        if SCALED:
+            scale_at = scales + cell * scale_row + head // group
+            middle_T = tl.load(scale_at + scales_step, mask=real, other=0.0).to(tl.float32)
+            score_T = score_T * tl.load(scale_at, mask=real, other=0.0).to(tl.float32) + middle_T * tl.sum(q_D, axis=0)
+        score_T = tl.where(real, score_T, float("-inf"))
+        higher = tl.maximum(largest, tl.max(score_T, axis=0))
+        fade = tl.exp(largest - higher)
+        weight_T = tl.exp(score_T - higher)
+        total = total * fade + tl.sum(weight_T, axis=0)
+        if SCALED:
+            middle_T = tl.load(scale_at + 3 * scales_step, mask=real, other=0.0).to(tl.float32)
+            middle = middle * fade + tl.sum(weight_T * middle_T, axis=0)
+            weight_T *= tl.load(scale_at + 2 * scales_step, mask=real, other=0.0).to(tl.float32)
+        sum_D = sum_D * fade + tl.sum(weight_T[:, None] * v_TD.to(tl.float32), axis=0)
+        largest = higher
+    if SPLITS > 1:
+        mine = row * heads + head
+        left = partial + (mine * SPLITS + split) * (D + 2)
+        tl.store(left + d, sum_D + middle)
+        tl.store(left + D, largest)
+        tl.store(left + D + 1, total)
+        tl.debug_barrier()
+        if tl.atomic_add(split_counter + mine, 1) == SPLITS - 1:
+            tl.store(split_counter + mine, 0)
+            s = tl.arange(0, SPLITS)
+            left_S = partial + (mine * SPLITS + s) * (D + 2)
+            largest_S = tl.load(left_S + D, cache_modifier=".cg")
+            weight_S = tl.exp(largest_S - tl.max(largest_S, axis=0))
+            total = tl.sum(weight_S * tl.load(left_S + D + 1, cache_modifier=".cg"), axis=0)
+            sum_SD = tl.load(left_S[:, None] + d[None, :], cache_modifier=".cg")
+            sum_D = tl.sum(weight_S[:, None] * sum_SD, axis=0)
+            _finish(sum_D / total, out, a, parts, row_counter, xa, row, head, heads, D, PLANES, RANKS, POW2)
+    else:
+        _finish((sum_D + middle) / total, out, a, parts, row_counter, xa, row, head, heads, D, PLANES, RANKS, POW2)
+
+
+@triton.jit
+def _finish(  # type: ignore[no-untyped-def]
+    mixed_D, out, a, parts, counter, xa, row, head, heads, D: tl.constexpr, PLANES: tl.constexpr, RANKS: tl.constexpr,
+    POW2: tl.constexpr,
+):  # fmt: skip
+    """Write a head's columns, and its share of x A."""
+    column = head * D + tl.arange(0, D)
+    mixed_D = mixed_D.to(out.dtype.element_ty)
+    place = plane(column) if PLANES else column
+    tl.store(out + row * heads * D + place, mixed_D)
+    if RANKS > 0:  # noqa: SIM102 - known when it is compiled
+        if share(mixed_D.to(tl.float32), column, column >= 0, a, parts, counter, row, head, heads, RANKS):
+            gather(parts, counter, xa, row, 1.0, heads, POW2, RANKS)
+
+
+def paged_attention(
+    q_SHD: Tensor, keys: Tensor, values: Tensor, table_SW: Tensor, length_S: Tensor, *, columns: int = 0,
+    planes: bool = False, window: int | None = None, scales: Tensor | None = None, first: FirstHalf | None = None,
+    splits: int | None = None,
+) -> Tensor:  # fmt: skip
+    """As ops_torch.paged_attention; the columns come in plane order where `planes` says so."""
+    rows, heads, head_dim = q_SHD.shape
+    if head_dim & (head_dim - 1):
+        raise ValueError(f"a head dimension of {head_dim} is no power of two")
+    splits = splits or splits_for(rows, heads)
+    out = q_SHD.new_empty(rows, heads * head_dim)
+    ranks = 0 if first is None else first.a_ER.shape[1]
+    wide = {"dtype": torch.float32, "device": out.device}
+    partial = torch.empty(rows * heads * splits * (head_dim + 2), **wide) if splits > 1 else out
+    parts = torch.empty(rows * heads * ranks, **wide) if ranks else out
+    a, xa = (out, out) if first is None else first
+    _attend[(rows, heads, splits)](
+        q_SHD, keys, values, keys if scales is None else scales, table_SW, length_S, out, partial,
+        counters(out.device, "splits"), a, parts, counters(out.device, "rows"), xa, head_dim**-0.5,
+        q_SHD.stride(0), keys.stride(0), keys.stride(1), 0 if scales is None else scales.stride(1), keys.shape[1],
+        table_SW.stride(0), length_S.stride(0), window or _ALL, heads, heads // keys.shape[1],
+        PAGE=PAGE, D=head_dim, BLOCK=BLOCK, SPLITS=splits, PLANES=planes, SCALED=scales is not None, RANKS=ranks,
+        POW2=triton.next_power_of_2(heads), num_warps=1,
+    )  # fmt: skip
+    return out
+
+
+def splits_for(rows: int, heads: int) -> int:
+    """Return over how many programs each (row, head) is divided: a power of two that fills a card."""
+    if (whole := rows * heads) > min(MOST_ROWS, _PROGRAMS):
+        return 1
+    most = min(_MOST_SPLITS, (2 * _PROGRAMS if whole > _PROGRAMS // 2 else _PROGRAMS) // whole)
+    return 1 << most.bit_length() - 1

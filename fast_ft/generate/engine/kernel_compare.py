@@ -1,0 +1,203 @@
+"""The comparisons of kernel_checks: what the Triton kernels make of random numbers beside what plain torch makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fast_ft.generate.engine import nf4_linear, ops_torch
+from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.first_half import FirstHalf, first_half
+from fast_ft.generate.engine.kernel_kind import Kind
+from fast_ft.generate.engine.kv_cache import dequantised, quantised
+from fast_ft.generate.engine.sampler import Sampler
+from fast_ft.models import nf4
+
+
+class _Numbers:
+    """Random tensors on the kind's device."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.dtype, self.device = getattr(torch, kind.dtype), torch.device(kind.device)
+        self.generator = torch.Generator(self.device).manual_seed(0)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return normally distributed numbers in the kind's dtype."""
+        return torch.randn(*shape, generator=self.generator, device=self.device, dtype=torch.float32).to(self.dtype)
+
+
+def draws(sampler: Sampler, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Compare the tokens of a step's end and the state after it; the largest logits are all different."""
+    from fast_ft.generate.engine.draw_triton import Draw
+
+    count, draw = 4, torch.Generator(device).manual_seed(0)
+    ranks_SV = torch.stack([torch.randperm(vocabulary, generator=draw, device=device) for _ in range(count)])
+    given_SV = (-(ranks_SV.float() / 8)).clamp(min=-200).to(dtype)
+    keys_S = torch.randint(0, 1 << 62, (count,), generator=draw, device=device)
+    zero_S = torch.zeros_like(keys_S)
+    state = torch.stack([zero_S, zero_S + 5, zero_S + 3, zero_S + 9, zero_S + 1, keys_S, zero_S], dim=1)
+    chunk, logits_SV = torch.full((count, 8), -7, device=device), torch.empty_like(given_SV, dtype=torch.float32)
+    expected_S = sampler.choose(given_SV.float(), keys_S, zero_S + 3)
+    Draw(sampler, count, zero_S[:1] - 1)(given_SV, logits_SV, state, chunk, zero_S[:1] + 2)
+    after = torch.stack([expected_S, zero_S + 6, zero_S + 4, zero_S + 9, zero_S + 1, keys_S, zero_S], dim=1)
+    if not (torch.equal(state, after) and torch.equal(chunk[:, 2], expected_S) and (chunk[:, 3:] == -7).all()):
+        raise RuntimeError(f"tokens {chunk[:, 2].tolist()} were drawn, not {expected_S.tolist()}")
+    if not torch.equal(logits_SV, given_SV.float()):
+        raise RuntimeError("the logits were not copied")
+
+
+def attention(kind: Kind, kernels: Any) -> None:
+    """Compare rope and cache, attention over pages and attention over prompts."""
+    draw, width = _Numbers(kind), kind.head_dim
+    device, whole, count = draw.device, kind.heads + 2 * kind.kv_heads, 18
+    frequencies = 1e4 ** -(torch.arange(0, width, 2, device=device).float() / width)
+    qkv = draw.normal(count, whole * width)
+    memory = draw.normal(2, (3 * count + 1) * PAGE, kind.kv_heads, width)
+    held, steps = quantised(memory) if kind.kv_bits == 8 else (memory, None)
+    # Lengths and table lie in one tensor, at places of odd alignment, as in a step: kernels are compiled for that.
+    state = torch.zeros(count, 7 + 3, dtype=torch.int64, device=device)
+    state[:, 7:] = torch.randperm(3 * count, generator=draw.generator, device=device).view(count, 3) + 1
+    state[:, 1] = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (count // 3), device=device)
+    length, table = state[:, 1], state[:, 7:]
+    cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
+    starts = torch.tensor([0, 1, count], dtype=torch.int32, device=device)
+    # how each (row, head) is divided hangs on a step's rows, and is another kernel
+    splits = sorted({kernels.splits_for(rows, kind.heads) for rows in kind.steps}) if kernels.FUSES else [None]
+    found = []
+    for ops in (ops_torch, kernels):
+        keys, values = held.clone()
+        scales = None if steps is None else steps.clone()
+        cos_sin = ops.rope(length, frequencies, 1.0, draw.dtype)
+        q, k, v = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, cell, keys, values, scales)
+        mixed, halves = [], []
+        for each in splits:
+            for window in (None, PAGE + 3):
+                first = _first(kind, kind.products[1][1], kind.ranks[1], count)
+                mixed.append(
+                    ops.paged_attention(
+                        q,
+                        keys,
+                        values,
+                        table,
+                        length,
+                        columns=3 * PAGE,
+                        planes=kind.ordered,
+                        window=window,
+                        scales=scales,
+                        first=first,
+                        splits=each,
+                    )
+                )
+                halves += [] if first is None else [first.xa_TR]
+        if kind.ordered and ops is ops_torch:  # to which the order means nothing
+            mixed = [nf4.to_planes(each) for each in mixed]
+        if ops.PACKED:
+            packed = ops.packed_attention(q, k, v, starts, count)
+        else:
+            packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, count))])
+        if scales is not None:
+            keys, values = dequantised(keys, scales[0], draw.dtype), dequantised(values, scales[1], draw.dtype)
+        found.append([keys, values, *mixed, *halves, packed])
+    _refuse_difference(kind, *found)
+
+
+def between(kind: Kind, kernels: Any) -> None:
+    """Compare norms, gate and rope as prefill and steps call them: over whole products, or parts to be added."""
+    draw, count = _Numbers(kind), 4
+    x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
+    qkv, out, gate_up, down = kind.products
+
+    def drawn(*shapes: tuple[int, int]) -> list[tuple[bool, Tensor]]:
+        """Return what each of these products may leave, and whether the next one wants plane order."""
+        cuts = [(1, False), *((parts, kind.ordered) for parts in _parts(kind, shapes))]
+        return [(planes, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, planes in cuts]
+
+    ranks_qkv, _, ranks_gate, ranks_down = kind.ranks
+    deltas = [(ranks_gate, drawn(out)), (ranks_qkv, drawn(down))]
+    gates, mixed = drawn(gate_up), drawn(qkv)
+    found: list[list[Tensor]] = []
+    for ops in (ops_torch, kernels):
+        taken = _whole if ops is ops_torch else _split
+        made = [_normed(ops, x, None, weight, planes=False)]
+        made += _with_half(kind, kind.hidden, ranks_qkv, partial(_normed, ops, x, None, weight, planes=kind.ordered))
+        for ranks, cuts in deltas:
+            for planes, parts in cuts:
+                made.append(_normed(ops, x, taken(parts), weight, planes=False))
+                work = partial(_normed, ops, x, taken(parts), weight, planes=planes)
+                made += _with_half(kind, kind.hidden, ranks, work)
+        for planes, parts in gates:
+            work = partial(_gated, ops, taken(parts), draw.dtype, planes=planes)
+            made += _with_half(kind, kind.inner, ranks_down, work)
+        for _, parts in mixed:
+            made += _rotated(kind, ops, taken(parts))
+        found.append(made)
+    _refuse_difference(kind, *found)
+
+
+def _first(kind: Kind, inputs: int, ranks: int, tokens: int) -> FirstHalf | None:
+    """Return a first half for `ranks`, always of the same numbers, so small that x A is of x's size; None for 0."""
+    if not ranks:
+        return None
+    return first_half(_Numbers(kind).normal(inputs, ranks) / inputs**0.5, tokens)
+
+
+def _with_half(kind: Kind, inputs: int, ranks: int, work: Callable[..., Tensor]) -> list[Tensor]:
+    """Return what `work` makes, and the first half that it computes beside it, if there are ranks."""
+    first = _first(kind, inputs, ranks, 4)
+    made = work(first=first)
+    return [made] if first is None else [made, first.xa_TR]
+
+
+def _whole(parts: Tensor) -> Tensor:
+    """Return the sum of a product's parts, as plain torch takes it."""
+    return parts.float().sum(dim=0).to(parts.dtype)
+
+
+def _split(parts: Tensor) -> Tensor:
+    """Return a product's parts as the kernels take them: in fp32, if there are several."""
+    return parts.float() if len(parts) > 1 else parts[0]
+
+
+def _normed(
+    ops: Any, x: Tensor, delta: Tensor | None, weight: Tensor, *, planes: bool, first: FirstHalf | None = None
+) -> Tensor:
+    made = ops.add_norm(x.clone(), delta, weight, 1e-5, planes=planes, first=first)
+    return nf4.to_planes(made) if planes and ops is ops_torch else made
+
+
+def _gated(ops: Any, x: Tensor, dtype: torch.dtype, *, planes: bool, first: FirstHalf | None = None) -> Tensor:
+    made = ops.gated(x, dtype, planes=planes, first=first)
+    return nf4.to_planes(made) if planes and ops is ops_torch else made
+
+
+def _parts(kind: Kind, shapes: Sequence[tuple[int, int]]) -> list[int]:
+    """Return into how many parts steps' products of these shapes are split: none where products are whole anyway."""
+    way, device = kind.way, torch.device(kind.device)
+    if not kind.planes or way is None or kind.device == "cpu":
+        return [1] if kind.planes else []
+    rows = [each for each in kind.steps if each <= nf4_linear.FEW]
+    return sorted({way.parts_for(n, outputs, inputs, device) for n in rows for outputs, inputs in shapes})
+
+
+def _rotated(kind: Kind, ops: Any, qkv: Tensor) -> list[Tensor]:
+    """Return q, and the cache's keys and values, after rope."""
+    count, device, width = qkv.shape[-2], qkv.device, kind.head_dim
+    dtype: torch.dtype = getattr(torch, kind.dtype)
+    keys, values = torch.zeros(2, (count + 1) * PAGE, kind.kv_heads, width, dtype=dtype, device=device)
+    place = torch.arange(count, device=device)
+    frequencies = 1e4 ** -(torch.arange(0, width, 2, device=device).float() / width)
+    cos_sin = ops.rope(place, frequencies, 1.0, dtype)
+    q, _, _ = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, place + PAGE, keys, values)
+    return [q, keys, values]
+
+
+def _refuse_difference(kind: Kind, expected: list[Tensor], found: list[Tensor]) -> None:
+    off = max((a.float() - b.float()).abs().max().item() for a, b in zip(expected, found, strict=True))
+    # a head of normal numbers spans 6 to 8, of which an 8-bit step is 0.03
+    allowed = (0.02 if kind.dtype != "bfloat16" else 0.1) + (0.04 if kind.kv_bits == 8 else 0.0)
+    if not off <= allowed:  # a NaN, too
+        raise RuntimeError(f"they differ from plain torch by {off}")

@@ -1,0 +1,41 @@
+"""What decoding's kernels are compiled for, and therefore checked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fast_ft.generate.engine import nf4_linear
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the kernels are compiled for. `steps`: how many rows a step may have; `planes`: as FusedModel's, by `way`.
+
+    `hidden` and `inner` are the model's hidden size and its MLP's. `device` names the index of a card, as "cuda:0".
+    `kv_bits`: 16, the model's dtype, or 8. `ranks`: of each product's LoRA, as InRegisters pads them; 0: none.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    inner: int
+    dtype: str
+    device: str
+    steps: tuple[int, ...]
+    planes: bool
+    way: nf4_linear.Way | None = None
+    kv_bits: int = 16
+    ranks: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the columns of few rows come in plane order."""
+        return self.planes and self.way is not None and self.way.PLANES
+
+    @property
+    def products(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of a layer's products: q, k and v side by side, o, gate and up side by side, down."""
+        mixed = self.heads * self.head_dim
+        qkv = mixed + 2 * self.kv_heads * self.head_dim
+        return [(qkv, self.hidden), (self.hidden, mixed), (2 * self.inner, self.hidden), (self.hidden, self.inner)]
