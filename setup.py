@@ -8,7 +8,7 @@ setup(
     package_data={
         "fast_ft.doctor": ["measured.json"],
         "fast_ft.generate.engine": ["*.cu"],
-        "fast_ft.plan": ["cards.json"],
+        "fast_ft.plan": ["cards.json", "constants.json"],
         "fast_ft.pocket": ["*.json", "README.md", "base/*"],
         "fast_ft.report": ["static/*"],
         "fast_ft.recipes": ["*.yaml", "*/*"],
