@@ -51,4 +51,5 @@ def test_kernels_compile_for_a_t4_without_a_card_and_spill_nothing(monkeypatch: 
         print(each)
         assert each["target"] == "sm_75", each
         assert each["spilled"] == each["stack"] == 0, f"{each['name']} spills registers to memory"
-        assert each["registers"] <= 128 and each["shared"] <= compiling.SHARED_BYTES // 4, each
+        assert each["registers"] <= 128, each
+        assert each["shared"] <= compiling.SHARED_BYTES * each["warps"] // 32, each  # its share of an SM, by threads

@@ -112,13 +112,16 @@ def _attend(  # type: ignore[no-untyped-def]
         tl.debug_barrier()
         if tl.atomic_add(split_counter + mine, 1) == SPLITS - 1:
             tl.store(split_counter + mine, 0)
-            s = tl.arange(0, SPLITS)
-            left_S = partial + (mine * SPLITS + s) * (D + 2)
-            largest_S = tl.load(left_S + D, cache_modifier=".cg")
-            weight_S = tl.exp(largest_S - tl.max(largest_S, axis=0))
-            total = tl.sum(weight_S * tl.load(left_S + D + 1, cache_modifier=".cg"), axis=0)
-            sum_SD = tl.load(left_S[:, None] + d[None, :], cache_modifier=".cg")
-            sum_D = tl.sum(weight_S[:, None] * sum_SD, axis=0)
+            at_S = partial + (mine * SPLITS + tl.arange(0, SPLITS)) * (D + 2) + D
+            top = tl.max(tl.load(at_S, cache_modifier=".cg"), axis=0)
+            total = tl.zeros((), tl.float32)
+            sum_D = tl.zeros((D,), tl.float32)
+            for some in tl.static_range(0, SPLITS, 2):  # two at a time: all of them would fill the registers
+                left_2 = partial + (mine * SPLITS + some + tl.arange(0, 2)) * (D + 2)
+                weight_2 = tl.exp(tl.load(left_2 + D, cache_modifier=".cg") - top)
+                total += tl.sum(weight_2 * tl.load(left_2 + D + 1, cache_modifier=".cg"), axis=0)
+                sum_2D = tl.load(left_2[:, None] + d[None, :], cache_modifier=".cg")
+                sum_D += tl.sum(weight_2[:, None] * sum_2D, axis=0)
             _finish(sum_D / total, out, a, parts, row_counter, xa, row, head, heads, D, PLANES, RANKS, POW2)
     else:
         _finish((sum_D + middle) / total, out, a, parts, row_counter, xa, row, head, heads, D, PLANES, RANKS, POW2)
@@ -161,7 +164,7 @@ def paged_attention(
         q_SHD.stride(0), keys.stride(0), keys.stride(1), 0 if scales is None else scales.stride(1), keys.shape[1],
         table_SW.stride(0), length_S.stride(0), window or _ALL, heads, heads // keys.shape[1],
         PAGE=PAGE, D=head_dim, BLOCK=BLOCK, SPLITS=splits, PLANES=planes, SCALED=scales is not None, RANKS=ranks,
-        POW2=triton.next_power_of_2(heads), num_warps=1,
+        POW2=triton.next_power_of_2(heads), num_warps=1, maxnreg=128,  # 16 programs an SM of 65,536 registers
     )  # fmt: skip
     return out
 

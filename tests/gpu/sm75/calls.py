@@ -159,13 +159,13 @@ def pages(device: str, heads: int, kv_heads: int) -> Iterator[Pair]:
 
 
 def draws(device: str) -> Iterator[Pair]:
-    """A step's end: the check compares tokens and state, and raises."""
-    from fast_ft.generate.engine import kernel_checks
+    """A step's end: the tokens that are drawn, the state after them, and the logits, to the last bit."""
+    from fast_ft.generate.engine import kernel_compare
     from fast_ft.generate.engine.sampler import Sampler
 
     for sampler in (Sampler(True, 0.7, 30, 0.9), Sampler(False)):
-        kernel_checks.drawing(sampler, 32000, torch.float16, torch.device(device))
-    yield from ()
+        made, expected = kernel_compare.drawn(sampler, 32000, torch.float16, torch.device(device))
+        yield from (Pair(*each, 1e-12) for each in zip(made, expected, strict=True))
 
 
 def between(device: str, peak: float) -> Iterator[Pair]:
