@@ -61,26 +61,6 @@ def test_a_product_with_lora_says_what_bitsandbytes_weights_say(outputs: int, in
             assert torch.equal(first, nf4_mma.product(x, words, scales, *given)), "not the same bytes"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_kernel_for_hopper_says_the_same(dtype: torch.dtype) -> None:
-    from fast_ft.generate.engine import nf4_mma
-
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("not a card of compute capability 9.0")
-    for outputs, inputs in ((12288, 4096), (4096, 11008), (1000, 192), (576, 576)):
-        words, scales, weight = weights(outputs, inputs, dtype)
-        for rows in (1, 8, 31, 64, 65, 128):
-            cut = nf4_mma.hopper(rows)
-            x, xa = (torch.randn(rows, n, device="cuda").to(dtype) for n in (inputs, 48))
-            b = torch.randn(outputs, 48, device="cuda").to(dtype)
-            made = nf4_mma.product(x, words, scales, xa, b, cut)
-            assert off(made, x.float() @ weight.T + xa.float() @ b.float().T) < (
-                0.001 if dtype == torch.float16 else 0.008
-            )
-            for _ in range(5):
-                assert torch.equal(made, nf4_mma.product(x, words, scales, xa, b, cut)), "not the same bytes"
-
-
 def test_every_share_of_blocks_says_the_same() -> None:
     """Tiles are cut anywhere, and each part is written by one block."""
     from fast_ft.generate.engine import nf4_mma

@@ -19,7 +19,6 @@ from fast_ft.models.nf4 import code_bits
 
 NAME = "the CUDA kernel"
 PLANES, MULTIPLE, CAPABILITY = False, 64, (8, 0)  #: as nf4_linear.Way's
-_COPIED = 1 << 30  #: rows from which on a Hopper card has warps that only copy: never, before it was measured
 _FEWEST = 3  #: stages: what is multiplied, what comes next, what is under way
 _RESERVED = 1024  #: bytes of shared memory that the driver keeps in front of a block's own
 
@@ -34,12 +33,11 @@ class Cut:
     kg: int  #: groups of warps, 64 columns each
     stages: int  #: chunks under way
     entry: int = 256  #: bytes of an entry of the codes' table: 256, or 128 where kg is 1
-    copiers: int = 0  #: warps that only copy, in nf4_hopper.cu; 0 is nf4_mma.cu
 
     @property
     def threads(self) -> int:
         """Threads in a block."""
-        return 32 * (self.nw * self.kg + self.copiers)
+        return 32 * self.nw * self.kg
 
     @property
     def tile(self) -> int:
@@ -55,43 +53,25 @@ class Cut:
     def shared(self) -> int:
         """Bytes of shared memory that a block asks for."""
         stage = self.tile * 32 + self.mt * 1024 + self.tile * 4  # of one group
-        if self.copiers:
-            return 256 * self.entry + self.stages * (self.kg * -(-stage // 1024) * 1024 + 16)
         return 256 * self.entry + self.stages * self.kg * stage
 
 
 def source(cut: Cut, dtype: str) -> str:
     """Return the CUDA C++ for a cut and "float16" or "bfloat16"."""
     given = {
-        **dict(zip(("MT", "G", "NW", "KG", "STAGES", "ENTRY", "COPIERS"), astuple(cut), strict=True)),
+        **dict(zip(("MT", "G", "NW", "KG", "STAGES", "ENTRY"), astuple(cut), strict=True)),
         "KIND": '"f16"' if dtype == "float16" else '"bf16"', "BASE": f'"{_RESERVED}"',
         "CODE_BITS": ", ".join(map(str, code_bits(dtype))),
     }  # fmt: skip
     head = "".join(f"#define {name} {value}\n" for name, value in given.items())
-    if cut.copiers:
-        head += _wgmma(cut.mt, "f16" if dtype == "float16" else "bf16")
-    return head + Path(__file__).with_name("nf4_hopper.cu" if cut.copiers else "nf4_mma.cu").read_text(encoding="utf-8")
-
-
-def _wgmma(mt: int, kind: str) -> str:
-    """Return the function that multiplies 64 outputs by 8 mt rows over 16 columns, whose operands are that many."""
-    last = 4 * mt
-    sums = ", ".join(f"%{i}" for i in range(last))
-    bound = ", ".join(f'"+f"(d[{i // 4}][{i % 4}])' for i in range(last))
-    weights = ", ".join(f"%{last + i}" for i in range(4))
-    return (
-        f"__device__ __forceinline__ void wgmma(float (&d)[{mt}][4], const unsigned (&a)[4], unsigned long long x) {{\n"
-        f'  asm volatile("wgmma.mma_async.sync.aligned.m64n{8 * mt}k16.f32.{kind}.{kind} '
-        f'{{{sums}}}, {{{weights}}}, %{last + 4}, 1, 1, 1, 0;"\n'
-        f'      : {bound} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(x));\n}}\n'
-    )
+    return head + Path(__file__).with_name("nf4_mma.cu").read_text(encoding="utf-8")
 
 
 @functools.cache
 def kernel(cut: Cut, dtype: torch.dtype, device: torch.device) -> CudaKernel:
     """Return the kernel for a cut, compiled and loaded."""
     capability = torch.cuda.get_device_capability(device)
-    cubin = compiled(source(cut, str(dtype).removeprefix("torch.")), (), capability, own=cut.copiers > 0)
+    cubin = compiled(source(cut, str(dtype).removeprefix("torch.")), (), capability)
     return CudaKernel(cubin, "product", device, threads=cut.threads, shared=cut.shared)
 
 
@@ -107,16 +87,13 @@ def parts_of(tiles: int, chunks: int, blocks: int) -> int:
 
 def cut_for(rows: int, device: torch.device) -> Cut:
     """Return how work is cut for that many rows on a card."""
-    card = torch.cuda.get_device_properties(device)
-    return fitting(rows, card.shared_memory_per_block_optin, is_hopper=(card.major, card.minor) == (9, 0))
+    return fitting(rows, torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 @functools.cache
-def fitting(rows: int, room: int, *, is_hopper: bool = False) -> Cut:
+def fitting(rows: int, room: int) -> Cut:
     """Return how work is cut for that many rows where a block may have `room` bytes of shared memory."""
     eights = -(-rows // 8)
-    if is_hopper and rows >= _COPIED:
-        return hopper(rows)
     if eights > 8:
         eights = -(-eights // 4) * 4
         cuts = [Cut(eights, 2, 8, 1, 0), Cut(eights, 2, 8, 1, 0, 128), Cut(eights, 2, 4, 1, 0, 128)]
@@ -127,12 +104,6 @@ def fitting(rows: int, room: int, *, is_hopper: bool = False) -> Cut:
         if stages >= _FEWEST:
             return replace(cut, stages=min(stages, 5 if eights <= 2 else 4))
     raise ValueError(f"{room} bytes of shared memory are too few for {rows} rows")
-
-
-def hopper(rows: int) -> Cut:
-    """Return how work is cut for that many rows by the kernel for Hopper cards."""
-    eights = -(-rows // 8)
-    return Cut(eights, 4, 4, 2, 4, copiers=4) if eights <= 8 else Cut(-(-eights // 4) * 4, 2, 4, 2, 3, copiers=4)
 
 
 def blocks_for(cut: Cut, outputs: int, inputs: int, device: torch.device) -> int:
