@@ -40,8 +40,9 @@ def _whole_card(
     card = f"decode.{slug_of(result)}"
     found = {
         f"{card}.tokens_per_s": (round(fixed, 1), "new tokens/s, prefill and capture included"),
-        f"{card}.peak_gib": (max(each["peak_gib"] for each in done["fixed"]), "GiB reserved, with the context"),
     }
+    if peaks := [each["peak_gib"] for each in done["fixed"] if "peak_gib" in each]:
+        found[f"{card}.peak_gib"] = (max(peaks), "GiB reserved, with the context")
     if (bytes_per_second := memory_speed(result)) is not None:
         share = statistics.median(floor_share(each, bytes_per_second) for each in done["fixed"])
         found[f"{card}.floor_share"] = (
