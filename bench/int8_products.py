@@ -49,7 +49,9 @@ def measure(folder: Path) -> dict[str, Any]:
     import transformers
 
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
     base = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Linear) and "." in name}
     model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     for name, weight in model.named_parameters():

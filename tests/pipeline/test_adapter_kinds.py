@@ -212,7 +212,7 @@ def test_modules_that_are_trained_whole_are_in_fp32_between_16_bit_layers(tiny: 
     assert len(values) == len(ids) - 3
     with torch.no_grad():
         model = FusedModel(made.model)
-        attend = lambda layer, qkv, rope: qkv[:, : model.heads * model.head_dim]  # noqa: E731
+        attend = lambda layer, qkv, rope, first: qkv[:, : model.heads * model.head_dim]  # noqa: E731
         hidden = model.forward(torch.tensor(ids), torch.arange(len(ids)), attend)
     assert model.dtype == torch.bfloat16 and model.logits(hidden).dtype == torch.float32
 

@@ -9,12 +9,11 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fast_ft.common import atomic_files
+from fast_ft.common import atomic_files, environment
 from fast_ft.common.errors import InputError
 
 _MAJORS = (13, 12)  #: of CUDA, for which torch 2.10 to 2.13 are built
@@ -39,8 +38,7 @@ def compiled(source: str, options: Sequence[str], capability: tuple[int, int], *
 
 def folder() -> Path:
     """Return where compiled kernels are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "fast_ft" / "kernels"
+    return environment.cache_folder() / "kernels"
 
 
 def _read(path: Path) -> bytes | None:
