@@ -90,7 +90,7 @@ def _rows(folder: Path) -> list[tuple[Tensor, Tensor]]:
     import torch
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     made = []
     for row in json.loads(ROWS.read_text(encoding="utf-8"))[:FIRST_ROWS]:
         turns = row["messages"]

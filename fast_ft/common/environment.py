@@ -15,9 +15,10 @@ TRANSFORMERS_VERBOSITY, PYTORCH_CUDA_ALLOC_CONF |
 | a Ray cluster is used (`for_ray`) | RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO |
 
 Read: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER (which card), COLUMNS and LINES (how wide tables are), PIP_INDEX_URL
-(what `doctor` asks), XDG_CACHE_HOME (`cache_folder`), and what torchrun or accelerate says of a process (`take_launcher`). Three other places read some
-for reasons of their own: common/redaction.py all values that look like keys, judge/ the address and key of a judge
-(OPENAI_BASE_URL, OPENAI_API_KEY), and data/jinja_sandbox.py four harmless ones, which it passes on.
+(what `doctor` asks), XDG_CACHE_HOME (`cache_folder`), and what torchrun or accelerate says of a process
+(`take_launcher`). Three other places read some for reasons of their own: common/redaction.py all values that look like
+keys, judge/ the address and key of a judge (OPENAI_BASE_URL, OPENAI_API_KEY), and data/jinja_sandbox.py four harmless
+ones, which it passes on.
 """
 
 from __future__ import annotations
