@@ -161,6 +161,7 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     card = f"train.{'t4class' if result['emulate'] else machine.slug_of(result)}"
     over, label = f"over commit {result['former_commit'][:7]}", f" ({LABEL})" if result["emulate"] else ""
     found: dict[str, tuple[float, str]] = {}
+    now: dict[str, float] = {}
     for way, name in WAYS.items():
         speeds = {
             program: [tokens_per_s(run) for run in result["steps"] if (run["way"], run["program"]) == (way, program)]
@@ -168,15 +169,16 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         }
         if not all(speeds.values()):
             continue
-        factor = statistics.median(speeds["now"]) / statistics.median(speeds["former"])
+        now[way] = statistics.median(speeds["now"])
+        factor = now[way] / statistics.median(speeds["former"])
         found[f"{card}.{name}"] = (round(factor, 3), f"times as many tokens/s through {way}, {over}{label}")
         profile = [run for run in result["steps"] if (run["way"], run["program"]) == (way, "now")][-1]
         if way == "fused" and not result["emulate"]:
             found |= host_share.figures({**profile, "environment": result["environment"]})
-            found[f"{card}.tokens_per_s"] = (
-                round(statistics.median(speeds["now"]), 1),
-                "tokens/s, median of the steps",
-            )
+            found[f"{card}.tokens_per_s"] = (round(now[way], 1), "tokens/s, median of the steps")
+    if len(now) == len(WAYS):
+        unit = f"the tokens/s of Unsloth's layers over those of fused, both in our passes{label}"
+        found[f"{card}.unsloth_share"] = (round(now["unsloth"] / now["fused"], 3), unit)
     if result["commands"]:
         took = {
             program: statistics.median(run["seconds"] for run in result["commands"] if run["program"] == program)

@@ -67,8 +67,8 @@ def test_factors_are_of_medians_in_one_call_and_named_by_the_card() -> None:
     found = {name: value for name, (value, _) in former.figures(result).items()}
     assert found == {
         "train.h200.gain": 1.333, "train.h200.unsloth_gain": 1.2, "train.h200.wall_gain": 1.25,
-        "train.h200.tokens_per_s": 20000.0, "train.h200.host_share": 0.4,
+        "train.h200.tokens_per_s": 20000.0, "train.h200.host_share": 0.4, "train.h200.unsloth_share": 0.75,
     }  # fmt: skip
     emulated = former.figures({**result, "emulate": "t4", "commands": []})
-    assert set(emulated) == {"train.t4class.gain", "train.t4class.unsloth_gain"}
+    assert set(emulated) == {f"train.t4class.{name}" for name in ("gain", "unsloth_gain", "unsloth_share")}
     assert "not a T4" in emulated["train.t4class.gain"][1]
