@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.clock import empty_cache, reset_peak
 from bench.decode_subject import Subject
+from bench.timed import timed_run
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.scheduler import BURST, Burst
 from fast_ft.generate.engine.sequence import Sequence
@@ -17,14 +18,13 @@ LONG = 1024  #: new tokens of each answer
 
 def long(subject: Subject) -> Iterator[dict[str, Any]]:
     """Yield a run of all prompts with answers of full length, from a 16-bit cache and from one of 8 bits."""
-    from bench.decode_measures import timed
 
     def _once(kv_cache: str) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(None, LONG, subject.workspaces[0], kv_cache=kv_cache)
         list(pool.run([Sequence(row, 3) for row in subject.ids[:40]]))  # kernels are compiled, shapes captured
         pool.restart_clocks()
-        return timed(subject, pool, [Sequence(row, LONG, key=index) for index, row in enumerate(subject.ids)])
+        return timed_run(subject.shape, pool, [Sequence(row, LONG, key=index) for index, row in enumerate(subject.ids)])
 
     for kv_cache in _KINDS:
         yield {"kv_cache": kv_cache} | subject.with_room(_once, kv_cache)

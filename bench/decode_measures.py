@@ -11,14 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench import decode_long, decode_peers
-from bench.clock import clock, empty_cache, peak_gib, reset_peak, say
+from bench.clock import empty_cache, reset_peak, say
 from bench.decode_subject import Subject
-from bench.timed import TimedEngine, step_bytes
-from fast_ft.common import gpu
+from bench.timed import timed_run
 from fast_ft.data import dataset
-from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.sequence import Sequence
-from fast_ft.plan.decode_pool import kv_bytes
 from fast_ft.recipe import schema
 
 LONGEST, MEAN = 1024, 250  #: new tokens of answers of mixed length
@@ -63,7 +60,9 @@ def fixed(subject: Subject) -> Iterator[dict[str, Any]]:
     def _once(slots: int | None, workspace: int) -> dict[str, Any]:
         reset_peak()
         pool = subject.pool(slots, limit, workspace)
-        return timed(subject, pool, [Sequence(row, limit, key=index) for index, row in enumerate(subject.ids)])
+        return timed_run(
+            subject.shape, pool, [Sequence(row, limit, key=index) for index, row in enumerate(subject.ids)]
+        )
 
     for workspace in subject.workspaces:
         for slots in subject.slots:
@@ -81,7 +80,7 @@ def mixed(subject: Subject) -> Iterator[dict[str, Any]]:
         pool = subject.pool(None, LONGEST, subject.workspaces[0])
         rows = [Sequence(row, LONGEST, key=index) for index, row in enumerate(subject.ids)]
         pool.forced.update(zip(rows, lengths, strict=True))  # the scheduler holds this very dictionary
-        return timed(subject, pool, rows, refill, shrinks)
+        return timed_run(subject.shape, pool, rows, refill, shrinks)
 
     for draw in range(subject.options.draws):
         lengths = _lengths(subject, draw)
@@ -144,33 +143,6 @@ MEASURES = {
 }  # fmt: skip
 
 
-def timed(
-    subject: Subject, pool: TimedEngine, rows: list[Sequence], refill: bool = True, shrinks: bool = True
-) -> dict[str, Any]:
-    """Run rows, all of them or in batches of the pool's slots. Batches that do not shrink keep their first shape."""
-    groups = [rows] if refill else [rows[i : i + pool.config.slots] for i in range(0, len(rows), pool.config.slots)]
-
-    def _work() -> None:
-        for group in groups:
-            list(pool.run(group, slots=None if shrinks else pool.scheduler.shape_for(len(group))))
-
-    seconds = clock(_work)
-    tokens = sum(min(len(row.tokens), pool.forced.get(row, len(row.tokens))) for row in rows)
-    cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
-    return {
-        "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 1),
-        "slots": pool.config.slots, "cells": pool.scheduler.blocks.pages * PAGE, "steps": pool.steps,
-        "prefill_seconds": round(pool.prefill_seconds, 4), "burst_seconds": round(pool.burst_seconds, 4),
-        "capture_seconds": round(pool.capture_seconds, 4),
-        "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
-        "set_aside": pool.preempted, "weight_bytes": step_bytes(subject.shape), "cells_read": cells,
-        "bytes_a_cell": kv_bytes(subject.shape, pool.kv_cache), "kv_cache": pool.kv_cache,
-        "planes": pool.runner.model.planes,
-        "few_rows": pool.runner.model.few_rows,
-        "captured": pool.runner.graphs.works, "graphs": pool.runner.graphs.count, "peak_gib": _peak(),
-    }  # fmt: skip
-
-
 def _lengths(subject: Subject, seed: int) -> list[int]:
     """Lengths of long Alpaca responses, scaled to the mean; without a file a log-normal like them."""
     draw = random.Random(seed)
@@ -182,8 +154,3 @@ def _lengths(subject: Subject, seed: int) -> list[int]:
         picked = [205 + draw.lognormvariate(4.4, 0.9) for _ in subject.ids]
     scale = MEAN * len(picked) / sum(picked)
     return [max(1, min(LONGEST, round(each * scale))) for each in picked]
-
-
-def _peak() -> float:
-    """GiB reserved at most since the last reset, with the context as it is now."""
-    return peak_gib(gpu.context_gib())

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fast_ft.generate.engine.block_manager import pages_for
+from bench.clock import clock, peak_gib
+from fast_ft.common import gpu
+from fast_ft.generate.engine.block_manager import PAGE, pages_for
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.llm_engine import LLMEngine
@@ -15,6 +17,7 @@ from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.generate.engine.scheduler import BURST, Burst, Scheduler
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.hub.families import GIB, ModelShape
+from fast_ft.plan.decode_pool import kv_bytes
 
 
 class ForcedScheduler(Scheduler):
@@ -132,3 +135,35 @@ class TimedEngine(LLMEngine):
 def step_bytes(shape: ModelShape) -> int:
     """Return the bytes of weights that a step reads: all but the embeddings, of which it reads a row a slot."""
     return round(shape.weights_gib(load_in_4bit=True) * GIB) - shape.vocab_size * shape.hidden_size * 2
+
+
+def timed_run(
+    shape: ModelShape, pool: TimedEngine, rows: list[Sequence], refill: bool = True, shrinks: bool = True
+) -> dict[str, Any]:
+    """Run rows, all of them or in batches of the pool's slots. Batches that do not shrink keep their first shape."""
+    groups = [rows] if refill else [rows[i : i + pool.config.slots] for i in range(0, len(rows), pool.config.slots)]
+
+    def _work() -> None:
+        for group in groups:
+            list(pool.run(group, slots=None if shrinks else pool.scheduler.shape_for(len(group))))
+
+    seconds = clock(_work)
+    tokens = sum(min(len(row.tokens), pool.forced.get(row, len(row.tokens))) for row in rows)
+    cells = sum(sum(range(len(row.prompt), len(row.prompt) + len(row.tokens))) for row in rows)
+    return {
+        "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 1),
+        "slots": pool.config.slots, "cells": pool.scheduler.blocks.pages * PAGE, "steps": pool.steps,
+        "prefill_seconds": round(pool.prefill_seconds, 4), "burst_seconds": round(pool.burst_seconds, 4),
+        "capture_seconds": round(pool.capture_seconds, 4),
+        "steps_by_slots": {slots: [count, round(spent, 4)] for slots, (count, spent) in pool.by_slots.items()},
+        "set_aside": pool.preempted, "weight_bytes": step_bytes(shape), "cells_read": cells,
+        "bytes_a_cell": kv_bytes(shape, pool.kv_cache), "kv_cache": pool.kv_cache,
+        "planes": pool.runner.model.planes,
+        "few_rows": pool.runner.model.few_rows,
+        "captured": pool.runner.graphs.works, "graphs": pool.runner.graphs.count, "peak_gib": _peak(),
+    }  # fmt: skip
+
+
+def _peak() -> float:
+    """GiB reserved at most since the last reset, with the context as it is now."""
+    return peak_gib(gpu.context_gib())
