@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from bench.process import card_to_itself
 from fast_ft.common import gpu, gpu_rates
 from fast_ft.hub.families import GIB
 
@@ -29,7 +30,7 @@ class Limits:
     def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool, turn: str | None = None) -> None:
         self.cap_gib, self.sms, self.t4_attention = cap_gib, sms, t4_attention
         self._turn = Path(turn) if turn else None
-        self._lock: IO[bytes] | None = None
+        self._card = contextlib.ExitStack()
         self.context_gib = 0.0
         self.rates: dict[str, Any] = {}
         self._kept: Any = None
@@ -38,17 +39,11 @@ class Limits:
         """Wait until this process may use the card: for its turn, and for the lock that GPU_LOCK names, if it does."""
         while self._turn is not None and not self._turn.exists():
             time.sleep(0.02)
-        if name := os.environ.get("GPU_LOCK"):
-            import fcntl  # which Windows lacks
-
-            self._lock = Path(name).open("ab")  # noqa: SIM115  # until `end_turn`
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._card.enter_context(card_to_itself())
 
     def end_turn(self) -> None:
         """Let others use the card: all that is timed is done."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._card.close()
 
     def begin(self) -> None:
         """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded."""

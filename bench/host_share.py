@@ -13,7 +13,6 @@ import contextlib
 import gc
 import itertools
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import machine, ours
 from bench.emulation import LABEL, T4_GIB, Limits
+from bench.process import card_to_itself
 from bench.step_profile import PASS, STEP, busy_us, digest, host_share, waits
 from fast_ft.common import environment, gpu
 from fast_ft.common.atomic_files import write_json
@@ -102,19 +102,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def turn(file: Path | None) -> Iterator[None]:
-    """Hold the card within: say that this process has imported all, wait for its turn, and say when it is over.
-
-    The file that GPU_LOCK names, where it does, is locked meanwhile: others on the machine may wait for it.
-    """
-    import fcntl
-
+    """Hold the card within: say that this process has imported all, wait for its turn, and say when it is over."""
     if file is not None:
         file.with_suffix(".ready").touch()
         while not file.exists():
             time.sleep(0.05)
-    with open(os.environ.get("GPU_LOCK", os.devnull), "a") as lock:  # noqa: PTH123
-        if "GPU_LOCK" in os.environ:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with card_to_itself():
         yield
     if file is not None:
         file.with_suffix(".done").touch()
