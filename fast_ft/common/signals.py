@@ -41,9 +41,20 @@ def end_in_time() -> None:
     too: what is on the disk then is what a kill leaves, with which the next command goes on. While training finishes
     its step (`calling`), nothing is cut short.
     """
+    raised = False
+
+    def ask(*_: object) -> None:
+        """Raise KeyboardInterrupt once. A second one would break what the first is unwinding, such as a lock."""
+        nonlocal raised
+        if raised:
+            os._exit(130)
+        raised = True
+        raise KeyboardInterrupt
+
     kinds = _known("SIGINT", "SIGTERM", "SIGHUP")
-    for kind in _unhandled():
-        signal.signal(kind, lambda *_: _raise())
+    for kind in kinds:
+        if kind in _unhandled() or signal.getsignal(kind) is signal.default_int_handler:
+            signal.signal(kind, ask)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     # Written to as the signal arrives, also while the main thread is in a call that it cannot leave.

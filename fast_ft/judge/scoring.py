@@ -97,6 +97,9 @@ class Group:
     difficulties: Mapping[str, float | None] = field(default_factory=dict)
 
 
+Ended = tuple["Item", "Judgment | BaseException"]  #: an item, and what came of it
+
+
 def judge_all(
     judge: AnswerJudge,
     items: Sequence[Item],
@@ -110,7 +113,7 @@ def judge_all(
     `stop` is called first, so that a judge begins nothing new in them; `on_judgment` after each, in this thread.
     """
     different = list(dict.fromkeys(items))
-    waiting, ended = deque(different), queue.SimpleQueue[tuple[Item, Judgment | BaseException]]()
+    waiting, ended = deque(different), queue.SimpleQueue[Ended]()
 
     def work() -> None:
         """Judge what is waiting until nothing is left."""
@@ -126,7 +129,7 @@ def judge_all(
             for worker in workers:
                 worker.start()
             while len(done) < len(different):
-                item, outcome = ended.get()
+                item, outcome = _next(ended)
                 if isinstance(outcome, BaseException):
                     raise outcome
                 done[item] = outcome
@@ -142,7 +145,14 @@ def judge_all(
     return done
 
 
-def _judged(judge: AnswerJudge, item: Item) -> tuple[Item, Judgment | BaseException]:
+def _next(ended: queue.SimpleQueue[Ended]) -> Ended:
+    """Wait for a call's end, a little at a time: Ctrl-C that comes just before a wait begins does not end it."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return ended.get(timeout=0.2)
+
+
+def _judged(judge: AnswerJudge, item: Item) -> Ended:
     try:
         return item, judge(*item)
     except BaseException as error:
