@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fast_ft.common.errors import InputError
@@ -73,7 +74,7 @@ class ModelShape:
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         return [(h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)]
 
-    @property
+    @cached_property
     def linear_weights(self) -> int:
         """Number of weights in all blocks' linear layers, which 4-bit quantisation covers."""
         return sum(a * b for a, b in self._linears)
@@ -82,13 +83,13 @@ class ModelShape:
         """Return the number of weights of a LoRA of rank `r` on all linear layers."""
         return r * sum(a + b for a, b in self._linears)
 
-    @property
+    @cached_property
     def linear_sides(self) -> tuple[float, float]:
         """Inputs and outputs of a block's linear layers, added up; in the mean over the blocks."""
         inside, outside = (sum(sides) / self.num_hidden_layers for sides in zip(*self._linears, strict=True))
         return inside, outside
 
-    @property
+    @cached_property
     def _linears(self) -> Sequence[tuple[int, int]]:
         return self.own_linears or self.linear_shapes * self.num_hidden_layers
 
