@@ -81,13 +81,17 @@ class ModelShape:
 
     def lora_weights(self, r: int) -> int:
         """Return the number of weights of a LoRA of rank `r` on all linear layers."""
-        return r * sum(a + b for a, b in self._linears)
+        return r * self._linear_ends
 
     @cached_property
     def linear_sides(self) -> tuple[float, float]:
         """Inputs and outputs of a block's linear layers, added up; in the mean over the blocks."""
         inside, outside = (sum(sides) / self.num_hidden_layers for sides in zip(*self._linears, strict=True))
         return inside, outside
+
+    @cached_property
+    def _linear_ends(self) -> int:
+        return sum(a + b for a, b in self._linears)
 
     @cached_property
     def _linears(self) -> Sequence[tuple[int, int]]:
