@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.text_safety import escaped
 from fast_ft.common.wording import counted
 from fast_ft.data.examples import Example, Pool
 from fast_ft.data.metrics import TokenCounter, measure
@@ -127,7 +128,7 @@ def _filter(pool: Pool, reject: Reject, conditions: dict[str, ParsedCondition], 
     for key, pattern, found in rejections(pool.table, reject):
         mask, before = pc.and_not(mask, found), left
         left = pc.sum(mask).as_py() or 0
-        notes.append(f"{key} {pattern!r}: {counted(before - left, 'row')} left out.")
+        notes.append(f"{key} '{escaped(pattern)}': {counted(before - left, 'row')} left out.")
     for name, condition in conditions.items():
         column, before = pool.table[name], left
         absent = pc.sum(pc.and_(mask, pc.is_null(column))).as_py() or 0

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fast_ft.common.errors import InputError, nearest
+from fast_ft.common.text_safety import escaped
 from fast_ft.common.wording import counted
 from fast_ft.data.selection import Selection, mask_of, rejections
 from fast_ft.recipe.conditions import parse_condition
@@ -44,7 +45,7 @@ def fallen(section: Select, selection: Selection) -> list[Fallen]:
     found: dict[int, tuple[str, int | None]] = {}
     for key, pattern, holds in rejections(table, section.reject):
         for index in pc.indices_nonzero(pc.and_(passes, holds)).to_pylist():
-            found.setdefault(index, (f"{key} {pattern!r}", None))
+            found.setdefault(index, (f"{key} '{escaped(pattern)}'", None))
     found |= {each.row: (each.why, each.like) for each in selection.passed_over}
     rows = table.select(["id", "prompt"]).take(pa.array(sorted(found), pa.int64())).to_pylist()
     return [
@@ -73,7 +74,7 @@ def _steps(section: Select, selection: Selection, index: int) -> Iterator[str]:
         yield "left out: its response is empty"
     for key, pattern, holds in rejections(table, section.reject):
         if holds[0].as_py():
-            yield f"left out: {key} {pattern!r} is found in it"
+            yield f"left out: {key} '{escaped(pattern)}' is found in it"
     for name, condition in section.where.items():
         parsed, value = parse_condition(condition, name), table[name][0].as_py()
         if not parsed(value):

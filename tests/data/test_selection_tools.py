@@ -83,7 +83,7 @@ REJECTED = pool([
 def test_rows_with_a_pattern_are_left_out_and_counted() -> None:
     found = chosen(REJECTED, reject={"prompt": [r"\bno ?input\b"], "response": [r"\[your name\]"]})
     assert found.indices == [1, 3]
-    assert r"select.reject.prompt '\\bno ?input\\b': 1 row left out." in found.notes
+    assert r"select.reject.prompt '\bno ?input\b': 1 row left out." in found.notes, "as the recipe has it"
     assert "1 row with an empty response left out." in found.notes, "no row is counted twice"
     with pytest.raises(InputError, match=r"leaves no row of rows\.json.*pattern of select\.reject"):
         chosen(REJECTED, reject={"response": ["."]})
