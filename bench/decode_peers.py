@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from bench import random_gguf
 from bench.clock import clock, empty_cache, out_of_memory_is_a_result, peak_gib, reset_peak
 from bench.decode_subject import Subject
+from bench.process import card_to_itself
 from fast_ft.common import gpu
 from fast_ft.hub.families import GIB
 
@@ -184,9 +185,8 @@ def _batched_bench(options: Any, model: Path, words: list[str], cells: int, coun
     """Return what the program says of each number of answers; each runs twice, and a first pass is left out."""
     if not counts:
         return [{"failed": "not one answer fits"}]
-    lock = ["flock", name] if (name := os.environ.get("GPU_LOCK")) else []
     command = [
-        *lock, str(options.llama / "llama-batched-bench"), "-m", str(model), "-ngl", "99", "-fa", "on", *words,
+        str(options.llama / "llama-batched-bench"), "-m", str(model), "-ngl", "99", "-fa", "on", *words,
         "-b", "2048", "-ub", str(options.llama_ubatch), "-c", str(max(counts) * cells),
         "-npp", str(options.llama_prompt), "-ntg", str(options.limit),
         "-npl", ",".join(map(str, [counts[0], *counts, *counts])), "--output-format", "jsonl",
@@ -195,7 +195,8 @@ def _batched_bench(options: Any, model: Path, words: list[str], cells: int, coun
     env = os.environ | {"LD_LIBRARY_PATH": ":".join(each for each in places if each)}
     if (traps := options.llama / "libtraps.so").is_file():  # functions that the build left out
         env["LD_PRELOAD"] = str(traps)
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
+    with card_to_itself():
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"n_kv_max"')]
     samples = [json.loads(line) for line in lines][1:]
     if done.returncode or not samples:

@@ -13,6 +13,7 @@ package versions, GPU, the program itself            warned, and recorded in man
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import longer
 from fast_ft.common.wording import counted, listed
+from fast_ft.data.examples import Example
 from fast_ft.data.prepare import PreparedData
 from fast_ft.pipeline import base_check, former_scores
 from fast_ft.recipe.loader import digest, resolved
@@ -110,13 +112,13 @@ def compare(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Changes:
         kinds = ((_FREE, changes.free), (_ANSWERS, changes.answers), (_JUDGED, changes.judging))
         into = next((diff for names, diff in kinds if key.startswith(names)), changes.training)
         into[key] = pair
-    rows = selected(prepared)
+    rows = recorded(prepared.examples)
     if manifest["rows"] != rows or manifest["stages"] != staged(prepared):
         changes.training["the selected rows"] = _rows_differ(manifest["rows"], rows)
     was, is_ = manifest["digests"].get("test"), prepared.digests.get("test")
     if was != is_ and "data.test" not in changes.answers:
         changes.answers[f"{recipe.data.test}'s digest"] = (was, is_)
-    held_out = [{"id": e.id, "digest": e.digest} for e in prepared.held_out]
+    held_out = recorded(prepared.held_out)
     if manifest.get("validation", []) != held_out:
         changes.training["the validation rows"] = _rows_differ(manifest.get("validation", []), held_out)
     record = folder.record()
@@ -136,9 +138,9 @@ def show(diff: Diff) -> str:
     return "\n".join(f"  {key}: {_show(was)} -> {_show(is_)}" for key, (was, is_) in diff.items())
 
 
-def selected(prepared: PreparedData) -> list[dict[str, str]]:
-    """Return what the manifest says of the selected rows."""
-    return [{"id": e.id, "digest": e.digest} for e in prepared.examples]
+def recorded(rows: Iterable[Example]) -> list[dict[str, str]]:
+    """Return what the manifest says of rows."""
+    return [{"id": row.id, "digest": row.digest} for row in rows]
 
 
 def staged(prepared: PreparedData) -> list[dict[str, Any]]:
@@ -160,9 +162,9 @@ def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData, **more: Any)
     folder.update(
         recipe=resolved(recipe),
         recipe_digest=digest(recipe),
-        rows=selected(prepared),
+        rows=recorded(prepared.examples),
         stages=staged(prepared),
-        validation=[{"id": e.id, "digest": e.digest} for e in prepared.held_out],
+        validation=recorded(prepared.held_out),
         tokens=base_check.tokens(prepared),
         leakage=prepared.leakage,
         digests=prepared.digests | kept,

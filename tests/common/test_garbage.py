@@ -32,7 +32,7 @@ class Cycle:
 
 
 def looks(objects: int) -> int:
-    """How often the youngest objects are looked at while so many cycles are made."""
+    """Return how many times Python looks at the youngest objects while that many cycles are made."""
     seen: list[str] = []
 
     def count(phase: str, _: object) -> None:

@@ -81,17 +81,9 @@ def test_wrong_axes_are_said_before_a_model_is_loaded(folder: Path, words: list[
 
 
 def test_a_talk_streams_remembers_and_forgets(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = iter(["What colour is the hat?", "And the cup?", "", "What colour is the hat?", "x " * 400])
-    out = io.StringIO()
-
-    def ask(prompt: str) -> str:
-        try:
-            return next(said)
-        except StopIteration:
-            raise EOFError from None
-
-    chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=out)
-    first, second, again, _ = out.getvalue().split("\n")[:4]
+    first, second, again, *_ = talk(
+        folder, "What colour is the hat?", "And the cup?", "", "What colour is the hat?", "x " * 400
+    )
     assert first == again and first != second
     assert "cut off after 9 tokens" in (notes := capsys.readouterr().err) and "context is 256" in notes
 

@@ -23,7 +23,7 @@ from tests.gpu.sm75.inventory import Kernel, kernel_of
 
 _CAPABILITY = 75
 _SHARED_BYTES = 64 * 1024  #: that a program may have on a T4
-_NEWER = ("wgmma", "cp.async", "mma.sync", "bf16x2")  #: ldmatrix is not: Turing brought it (PTX ISA, 9.7.15.5.15)
+_NEWER = ("wgmma", "cp.async", "mma.sync", "bf16x2")  #: ldmatrix is not: the PTX ISA has it from sm_75 on
 _REAL = torch.cuda.get_device_capability()
 
 #: Kernels that were compiled for 7.5 in this process, and launched.
