@@ -8,10 +8,13 @@ Shapes: S rows, H heads, G KV heads, D head dimension, W pages of a row's table.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import cuda
 
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.first_half import MOST_ROWS, FirstHalf, counters
@@ -21,6 +24,21 @@ _ALL = 1 << 30  #: cells of a row's window where it has none
 _PROGRAMS = 2048  #: that fill a card (of 512 to 16,384 tried on an H200); twice as many where each is long
 _MOST_SPLITS = 32
 BLOCK = 32  #: cells at a time: one warp reaches the most of the memory's speed
+
+
+@cache
+def early(device: torch.device) -> dict[str, bool]:
+    """Return the settings of a kernel that calls `begin`: from 9.0 on, it is launched while the one before it ends."""
+    starts = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"EARLY": True, "launch_pdl": True} if starts else {"EARLY": False}
+
+
+@triton.jit
+def begin(EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Wait for what the launches before have written, and let the next launch come near. A kernel's first line."""
+    if EARLY:
+        cuda.gdc_wait()
+        cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -61,10 +79,11 @@ def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, scales, table, length, out, partial, split_counter, a, parts, row_counter, xa, scale, q_row,
     cell_step, head_step, scales_step, scale_row, table_row, length_step, window, heads, group, PAGE: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, PLANES: tl.constexpr, SCALED: tl.constexpr,
-    RANKS: tl.constexpr, POW2: tl.constexpr,
+    RANKS: tl.constexpr, POW2: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program a (row, head, split): a pass over the split's cells of the row's window, BLOCK at a time, with a
     running maximum and sum."""
+    begin(EARLY)
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count = tl.load(length + row * length_step) + 1
     first = tl.maximum(count - window, 0)
@@ -164,7 +183,7 @@ def paged_attention(
         q_SHD.stride(0), keys.stride(0), keys.stride(1), 0 if scales is None else scales.stride(1), keys.shape[1],
         table_SW.stride(0), length_S.stride(0), window or _ALL, heads, heads // keys.shape[1],
         PAGE=PAGE, D=head_dim, BLOCK=BLOCK, SPLITS=splits, PLANES=planes, SCALED=scales is not None, RANKS=ranks,
-        POW2=triton.next_power_of_2(heads), num_warps=1, maxnreg=128,  # 16 programs an SM of 65,536 registers
+        POW2=triton.next_power_of_2(heads), num_warps=1, maxnreg=128, **early(out.device),  # 16 programs an SM
     )  # fmt: skip
     return out
 

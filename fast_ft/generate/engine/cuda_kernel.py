@@ -15,11 +15,34 @@ from torch import Tensor
 _MOST_SHARED = 8  #: CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
-class CudaKernel:
-    """The function `name` of a cubin on one card; its blocks have `threads` threads and `shared` bytes of memory."""
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute."""
 
-    def __init__(self, cubin: bytes, name: str, device: torch.device, *, threads: int, shared: int) -> None:
-        self.threads, self.shared = threads, shared
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_byte * 60))
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared")),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint),
+    )  # fmt: skip
+
+
+_EARLY = _Attribute(id=6, value=1)  #: CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+class CudaKernel:
+    """The function `name` of a cubin on one card; its blocks have `threads` threads and `shared` bytes of memory.
+
+    `early`: it is launched while the launch before it ends, and waits for that one's end itself (griddepcontrol).
+    """
+
+    def __init__(
+        self, cubin: bytes, name: str, device: torch.device, *, threads: int, shared: int, early: bool = False
+    ) -> None:
+        self.threads, self.shared, self._early = threads, shared, early
         self._context = _context(torch.cuda.current_device() if device.index is None else device.index)
         self._enter()
         module, self._function = ctypes.c_void_p(), ctypes.c_void_p()  # never unloaded: a graph may hold it
@@ -33,11 +56,8 @@ class CudaKernel:
         values = [ctypes.c_int(each) if isinstance(each, int) else ctypes.c_void_p(each.data_ptr()) for each in given]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _check(
-            _driver().cuLaunchKernel(
-                self._function, *blocks, 1, self.threads, 1, 1, self.shared, stream, pointers, None
-            )
-        )
+        config = _Config(*blocks, 1, self.threads, 1, 1, self.shared, stream, ctypes.pointer(_EARLY), int(self._early))
+        _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None))
 
     def _enter(self) -> None:
         """Give a thread that has used no card so far the card's context."""

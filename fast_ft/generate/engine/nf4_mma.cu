@@ -120,13 +120,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
   };
 
   aim();
-#pragma unroll 1
-  for (int slot = 0; slot < STAGES - 1; slot++) fetch(slot);
+#if __CUDA_ARCH__ >= 900  // nothing of a former launch is needed so far: weights come near meanwhile
+  for (int slot = 0; slot < STAGES - 1 && at + slot < end && chunk + slot < chunks; slot++)
+    for (int i = 0; i < G; i++)
+      if (w_left > i * W_STEP && k_left > slot * CHUNK)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(w_from + slot * (CHUNK / 2) + (long long)(K / 2) * (i * W_STEP)));
+#endif
   for (int byte = thread; byte < 256; byte += THREADS) {  // a byte's first code is its high half
     const u32 two = CODES[byte / 16] | (u32)CODES[byte % 16] << 16;
 #pragma unroll
     for (int i = 0; i < 8; i++) *(uint4 *)(shared + byte * ENTRY + (i + lane) % 8 * 16) = make_uint4(two, two, two, two);
   }
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+#pragma unroll 1
+  for (int slot = 0; slot < STAGES - 1; slot++) fetch(slot);
   __syncthreads();
 
   float sum[G][MT][4];

@@ -72,7 +72,8 @@ def kernel(cut: Cut, dtype: torch.dtype, device: torch.device) -> CudaKernel:
     """Return the kernel for a cut, compiled and loaded."""
     capability = torch.cuda.get_device_capability(device)
     cubin = compiled(source(cut, str(dtype).removeprefix("torch.")), (), capability)
-    return CudaKernel(cubin, "product", device, threads=cut.threads, shared=cut.shared)
+    early = capability >= (9, 0)
+    return CudaKernel(cubin, "product", device, threads=cut.threads, shared=cut.shared, early=early)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fast_ft.generate.engine.attention_triton import gather, paged_attention, plane, share, splits_for
+from fast_ft.generate.engine.attention_triton import begin, early, gather, paged_attention, plane, share, splits_for
 from fast_ft.generate.engine.first_half import FirstHalf, counters
 from fast_ft.generate.engine.ops_torch import causal
 from fast_ft.models import packed_attention as attention
@@ -58,9 +58,10 @@ def _spread(x, ROWS: tl.constexpr, WIDTH: tl.constexpr, LOG: tl.constexpr):  # t
 def _rotate(  # type: ignore[no-untyped-def]
     qkv, cos, sin, cell, keys, values, scales, out, tokens, heads, kv_heads, cell_step, head_step, list_step,
     scales_step, HALF: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr, SCALED: tl.constexpr,
-    LOG: tl.constexpr, SPREAD: tl.constexpr,
+    LOG: tl.constexpr, SPREAD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program a token and HEADS of its q, k and v heads."""
+    begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     d = tl.arange(0, HALF)[None, :]
@@ -123,15 +124,26 @@ def rotate_into_cache(
         qkv, cos, sin, cell_T, keys, values, keys if scales is None else scales, out, tokens, heads, kv_heads,
         keys.stride(0), keys.stride(1), cell_T.stride(0), 0 if scales is None else scales.stride(1),
         HALF=head_dim // 2, HEADS=8, PARTS=parts, SCALED=scales is not None, LOG=(head_dim // 2).bit_length() - 1,
-        SPREAD=head_dim**-0.5, num_warps=4,
+        SPREAD=head_dim**-0.5, num_warps=4, **early(out.device),
     )  # fmt: skip
     return out.view(tokens, whole, head_dim).split((heads, kv_heads, kv_heads), dim=1)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _add_norm(  # type: ignore[no-untyped-def]
-    x, delta, weight, out, eps, tokens, columns, BLOCK: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr
+    x,
+    delta,
+    weight,
+    out,
+    eps,
+    tokens,
+    columns,
+    BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,
+    PLANES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK)
     real = e < columns
@@ -153,8 +165,10 @@ def _add_norm(  # type: ignore[no-untyped-def]
 def _add_norm_first(  # type: ignore[no-untyped-def]
     x, delta, weight, out, a, parts, squares, counter, xa, eps, tokens, columns, programs, BLOCK: tl.constexpr,
     WHOLE: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """As _add_norm, over BLOCK columns of a token each. The norm's factor is known to the last one, which writes y."""
+    begin(EARLY)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     e = part * BLOCK + tl.arange(0, BLOCK)
     real = e < columns
@@ -192,15 +206,16 @@ def add_norm(
     whole = triton.next_power_of_2(columns)
     if first is None:
         _add_norm[(tokens,)](
-            x_TE, delta, weight_E, out, eps, tokens, columns, BLOCK=whole, PARTS=parts, PLANES=planes, num_warps=8
-        )
+            x_TE, delta, weight_E, out, eps, tokens, columns, BLOCK=whole, PARTS=parts, PLANES=planes, num_warps=8,
+            **early(out.device),
+        )  # fmt: skip
         return out
     programs, ranks = triton.cdiv(columns, _SHARE), first.a_ER.shape[1]
     left = torch.empty(tokens * programs * (ranks + 1), dtype=torch.float32, device=out.device)
     _add_norm_first[(tokens, programs)](
         x_TE, delta, weight_E, out, first.a_ER, left[tokens * programs :], left, counters(out.device, "rows"),
         first.xa_TR, eps, tokens, columns, programs, BLOCK=_SHARE, WHOLE=whole, PARTS=parts, PLANES=planes, RANKS=ranks,
-        POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS,
+        POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS, **early(out.device),
     )  # fmt: skip
     return out
 
@@ -208,8 +223,9 @@ def add_norm(
 @triton.jit(do_not_specialize=["tokens"])
 def _gate(  # type: ignore[no-untyped-def]
     x, out, a, parts, counter, xa, tokens, columns, programs, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-    PLANES: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr,
+    PLANES: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     e = part * BLOCK + tl.arange(0, BLOCK)
     real = e < columns
@@ -239,5 +255,6 @@ def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False, first: FirstHa
     _gate[(tokens, programs)](
         x, out, a, left, counters(out.device, "rows"), xa, tokens, columns, programs, BLOCK=block, PARTS=parts,
         PLANES=planes, RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS if ranks else 4,
+        **early(out.device),
     )  # fmt: skip
     return out
