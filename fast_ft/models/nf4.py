@@ -11,6 +11,7 @@ Shapes: T tokens, K inputs, B blocks of 64 weights.
 from __future__ import annotations
 
 import struct
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ CODES = (
 #: Found by trying 1.5 million: the codes times it differ from numbers of 11 (8) bits by 3e-5 (3e-4) of the scale, RMS.
 FACTOR = {"float16": 1.6776893333333334, "bfloat16": 1.437006}
 BLOCK = 64  #: weights of a row that share a scale
+
+
+class Order(IntEnum):
+    """How the rows of x lie in memory for a kernel of few rows: each kernel reads what its lanes multiply together."""
+
+    ROWS = 0  #: a row after the other
+    PLANES = 1  #: a row after the other, their columns as `to_planes` has them
+    PIECES = 2  #: as `to_pieces` has them
 
 
 def code_bits(dtype: str) -> list[int]:
@@ -114,6 +123,22 @@ def plane_order(columns: int) -> Tensor:
 def to_planes(x_TK: Tensor) -> Tensor:
     """Return x with its columns in plane order; K is a multiple of 128."""
     return x_TK.view(len(x_TK), -1, 8, 8, 2).transpose(2, 3).reshape(len(x_TK), -1)
+
+
+def to_pieces(x_TK: Tensor) -> Tensor:
+    """Return x as nf4_hopper reads it, in the same shape; K is a multiple of 128.
+
+    A lane multiplies 32 neighbouring columns of 128 by 16 neighbouring bytes of codes, two columns at a time. So a
+    piece, 8 numbers, holds the pairs b, 16 + b, 32 + b and 48 + b of 128 columns, one for each of four lanes. Pieces
+    of the same columns lie side by side for all rows: tensor cores read those of eight rows at once.
+    """
+    x_PT8 = x_TK.view(len(x_TK), -1, 4, 16, 2).transpose(2, 3).reshape(len(x_TK), -1, 8).transpose(0, 1)
+    return x_PT8.reshape(x_TK.shape)
+
+
+def arranged(x_TK: Tensor, order: Order) -> Tensor:
+    """Return x in an order, in the same shape."""
+    return {Order.ROWS: lambda x: x, Order.PLANES: to_planes, Order.PIECES: to_pieces}[order](x_TK)
 
 
 def pack_scales(absmax_B: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fast_ft.generate.engine import nf4_mma, nf4_turing, nvrtc
+from fast_ft.generate.engine import nf4_hopper, nf4_mma, nf4_turing, nvrtc
 
 
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 300))
@@ -35,6 +35,12 @@ def test_every_number_of_rows_has_a_cut_that_fits(room: int) -> None:
         nf4_mma.fitting(64, 48 << 10)
 
 
+def test_every_number_of_rows_has_a_cut_that_fits_a_hopper_card() -> None:
+    for rows in range(1, 129):
+        cut = nf4_hopper.cut_for(rows)
+        assert rows <= 8 * cut.mt < rows + 8 and cut.shared <= 227 << 10 and cut.stages >= 3
+
+
 def test_what_is_compiled_is_kept_and_a_damaged_file_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,16 +63,20 @@ def test_what_is_compiled_is_kept_and_a_damaged_file_is_compiled_again(
     assert nvrtc.compiled("a", (), (9, 0)) == b"machine code of a" and compiled == ["a", "a"]
     for source, options, capability in (("b", (), (9, 0)), ("a", ("-G",), (9, 0)), ("a", (), (8, 0))):
         nvrtc.compiled(source, options, capability)
+    nvrtc.compiled("a", (), (9, 0), own=True)
     monkeypatch.setattr(nvrtc, "_version", lambda library: "12.8")
     nvrtc.compiled("a", (), (9, 0))
-    assert len(compiled) == 6 and len(list(nvrtc.folder().iterdir())) == 5
+    assert len(compiled) == 7 and len(list(nvrtc.folder().iterdir())) == 6
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file: nothing can be kept there
-    assert nvrtc.compiled("a", (), (9, 0)) == b"machine code of a" and len(compiled) == 7
+    assert nvrtc.compiled("a", (), (9, 0)) == b"machine code of a" and len(compiled) == 8
 
 
 def test_the_sources_are_in_the_package_and_hold_the_codes() -> None:
     for dtype in ("float16", "bfloat16"):
         text = nf4_mma.source(nf4_mma.fitting(64, 227 << 10), dtype)
+        hopper = nf4_hopper.source(nf4_hopper.cut_for(64), dtype)
+        kind = "bf16" if dtype == "bfloat16" else "f16"
+        assert f"wgmma.mma_async.sync.aligned.m64n64k16.f32.{kind}.{kind} " in hopper and f'KIND "{kind}"' in hopper
         assert "#define MT 8\n" in text and ("bf16" in text.split("// y")[0]) == (dtype == "bfloat16")
     assert "mma.m16n8k8" in nf4_turing.source(8) and nf4_turing.size_for(17) == 4
     assert hashlib.sha256(nf4_turing.source(2).encode()) != hashlib.sha256(nf4_turing.source(4).encode())
@@ -84,6 +94,9 @@ def test_the_products_compile_for_every_card_that_they_are_for(tmp_path: Path, m
     for (capability, room), rows, dtype in product(cards.items(), (1, 16, 64, 128), ("float16", "bfloat16")):
         cubin = nvrtc.compiled(nf4_mma.source(nf4_mma.fitting(rows, room << 10), dtype), (), capability)
         assert cubin.startswith(b"\x7fELF"), (capability, rows)
+    for rows, dtype in product((1, 16, 64, 128), ("float16", "bfloat16")):
+        source = nf4_hopper.source(nf4_hopper.cut_for(rows), dtype)
+        assert nvrtc.compiled(source, (), (9, 0), own=True).startswith(b"\x7fELF"), rows
     for tiles in (2, 4, 8):
         assert nvrtc.compiled(nf4_turing.source(tiles), (), (7, 5)).startswith(b"\x7fELF")
     assert b".target sm_75" in nvrtc.compiled(nf4_turing.source(8), (), (7, 5), portable=True)

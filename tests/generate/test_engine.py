@@ -588,8 +588,8 @@ def test_grouped_heads_give_what_repeated_ones_give() -> None:
 # Checks of the kernels
 
 
-ORDERED: Any = ModuleType("a way whose columns come in plane order")
-ORDERED.PLANES = True
+ORDERED: Any = ModuleType("a way that wants x in an order of its own, by the number of rows")
+ORDERED.order_for = lambda rows: nf4.Order.PLANES if rows < 8 else nf4.Order.PIECES
 
 
 def kind_of(**values: Any) -> kernel_checks.Kind:
@@ -653,7 +653,7 @@ def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.
     monkeypatch.setattr(nf4_linear, "compare_many", lambda dtype, device: products.append(129))
     wanted = kind_of(planes=True, steps=(24,), way=ORDERED)
     found = kernel_checks.ahead(wanted).exception(timeout=60)
-    assert sorted(products) == [24, 129] and isinstance(found, RuntimeError), "plain torch knows no plane order"
+    assert sorted(products) == [24, 129] and isinstance(found, RuntimeError), "plain torch knows no order"
     assert {name for name, _ in kernel_checks._passed} == {"products of 24 rows", "products of many rows"}
     assert kernel_checks.ahead(kind_of()).exception(timeout=60) is None
     kernel_checks.attention(kind_of(), None)  # it was done
@@ -671,21 +671,23 @@ def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monke
         lost = int(wrong == "parts" and len(x) == 4)
         return x[lost:].sum(dim=0) if x.dim() == 3 else x
 
-    def ordered(x: torch.Tensor, planes: bool) -> torch.Tensor:
-        return nf4.to_planes(x) if planes and wrong != "order" else x
+    def ordered(x: torch.Tensor, order: nf4.Order) -> torch.Tensor:
+        return nf4.arranged(x, nf4.Order.PLANES if order and wrong == "order" else order)
 
-    def add_norm(x: Any, delta: Any, weight: Any, eps: float, *, planes: bool = False, first: Any) -> torch.Tensor:
+    def add_norm(
+        x: Any, delta: Any, weight: Any, eps: float, *, order: nf4.Order = nf4.Order.ROWS, first: Any
+    ) -> torch.Tensor:
         made = ops_torch.add_norm(x, None if delta is None else whole(delta), weight, eps, first=first)
-        return ordered(made * (1.1 if wrong == "norm" and planes else 1.0), planes)
+        return ordered(made * (1.1 if wrong == "norm" and order else 1.0), order)
 
-    def gated(x: Any, dtype: Any, *, planes: bool = False, first: Any) -> torch.Tensor:
-        made = ops_torch.gated(whole(x), dtype, first=first) * (1.2 if wrong == "gate" and planes else 1.0)
+    def gated(x: Any, dtype: Any, *, order: nf4.Order = nf4.Order.ROWS, first: Any) -> torch.Tensor:
+        made = ops_torch.gated(whole(x), dtype, first=first) * (1.2 if wrong == "gate" and order else 1.0)
         if wrong == "half":
             first.xa_TR.mul_(1.1)
-        return ordered(made, planes)
+        return ordered(made, order)
 
-    def paged_attention(*given: Any, planes: bool, **named: Any) -> torch.Tensor:
-        return ordered(ops_torch.paged_attention(*given, **named), planes)
+    def paged_attention(*given: Any, order: nf4.Order, **named: Any) -> torch.Tensor:
+        return ordered(ops_torch.paged_attention(*given, **named), order)
 
     def rotate_into_cache(qkv: Any, *given: Any) -> Any:
         return ops_torch.rotate_into_cache(whole(qkv), *given)

@@ -99,6 +99,18 @@ def test_plane_order_puts_the_same_pair_of_each_16_columns_side_by_side() -> Non
     assert torch.equal(nf4.to_planes(x), x[:, order])
 
 
+def test_pieces_hold_the_pairs_that_four_lanes_multiply_at_once_for_all_rows() -> None:
+    """Lane c has the 16 bytes of codes of columns 32 c to 32 c + 31; its byte b meets the b-th piece."""
+    x = torch.arange(3 * 256).view(3, 256)
+    piece_PT8 = nf4.to_pieces(x).view(32, 3, 8)
+    assert nf4.to_pieces(x).shape == x.shape
+    for block, byte, row in ((0, 0, 0), (0, 5, 2), (1, 15, 1)):
+        pairs = [x[row, 128 * block + 32 * lane + 2 * byte :][:2].tolist() for lane in range(4)]
+        assert piece_PT8[16 * block + byte, row].view(4, 2).tolist() == pairs
+    assert nf4.arranged(x, nf4.Order.ROWS) is x
+    assert torch.equal(nf4.arranged(x, nf4.Order.PIECES), nf4.to_pieces(x))
+
+
 def test_a_scale_in_two_parts_loses_nothing_that_counts() -> None:
     scale = torch.rand(1000) * 0.2 + 1e-3
     for dtype, bound in ((torch.float16, 1e-4), (torch.bfloat16, 1e-4)):

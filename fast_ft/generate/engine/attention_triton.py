@@ -18,6 +18,7 @@ from triton.language.extra import cuda
 
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.first_half import MOST_ROWS, FirstHalf, counters
+from fast_ft.models.nf4 import Order
 
 # Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
 _ALL = 1 << 30  #: cells of a row's window where it has none
@@ -42,9 +43,16 @@ def begin(EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def plane(column):  # type: ignore[no-untyped-def]
-    """Where a column stands in plane order (nf4.plane_order)."""
-    return column // 128 * 128 + column // 2 % 8 * 16 + column // 16 % 8 * 2 + column % 2
+def place(token, column, tokens, columns, ORDER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where a token's column stands in x, in the order (nf4.Order) that the product wants."""
+    if ORDER == 2:
+        piece = column // 128 * 16 + column // 2 % 16
+        at = (piece * tokens + token) * 8 + column // 32 % 4 * 2 + column % 2
+    elif ORDER == 1:
+        at = token * columns + column // 128 * 128 + column // 2 % 8 * 16 + column // 16 % 8 * 2 + column % 2
+    else:
+        at = token * columns + column
+    return at
 
 
 @triton.jit
@@ -78,7 +86,7 @@ def gather(parts, counter, xa, token, factor, PARTS, POW2: tl.constexpr, RANKS: 
 def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, scales, table, length, out, partial, split_counter, a, parts, row_counter, xa, scale, q_row,
     cell_step, head_step, scales_step, scale_row, table_row, length_step, window, heads, group, PAGE: tl.constexpr,
-    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, PLANES: tl.constexpr, SCALED: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, ORDER: tl.constexpr, SCALED: tl.constexpr,
     RANKS: tl.constexpr, POW2: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program a (row, head, split): a pass over the split's cells of the row's window, BLOCK at a time, with a
@@ -141,21 +149,20 @@ def _attend(  # type: ignore[no-untyped-def]
                 total += tl.sum(weight_2 * tl.load(left_2 + D + 1, cache_modifier=".cg"), axis=0)
                 sum_2D = tl.load(left_2[:, None] + d[None, :], cache_modifier=".cg")
                 sum_D += tl.sum(weight_2[:, None] * sum_2D, axis=0)
-            _finish(sum_D / total, out, a, parts, row_counter, xa, row, head, heads, D, PLANES, RANKS, POW2)
+            _finish(sum_D / total, out, a, parts, row_counter, xa, row, head, heads, D, ORDER, RANKS, POW2)
     else:
-        _finish((sum_D + middle) / total, out, a, parts, row_counter, xa, row, head, heads, D, PLANES, RANKS, POW2)
+        _finish((sum_D + middle) / total, out, a, parts, row_counter, xa, row, head, heads, D, ORDER, RANKS, POW2)
 
 
 @triton.jit
 def _finish(  # type: ignore[no-untyped-def]
-    mixed_D, out, a, parts, counter, xa, row, head, heads, D: tl.constexpr, PLANES: tl.constexpr, RANKS: tl.constexpr,
+    mixed_D, out, a, parts, counter, xa, row, head, heads, D: tl.constexpr, ORDER: tl.constexpr, RANKS: tl.constexpr,
     POW2: tl.constexpr,
 ):  # fmt: skip
     """Write a head's columns, and its share of x A."""
     column = head * D + tl.arange(0, D)
     mixed_D = mixed_D.to(out.dtype.element_ty)
-    place = plane(column) if PLANES else column
-    tl.store(out + row * heads * D + place, mixed_D)
+    tl.store(out + place(row, column, tl.num_programs(0), heads * D, ORDER), mixed_D)
     if RANKS > 0:  # noqa: SIM102 - known when it is compiled
         if share(mixed_D.to(tl.float32), column, column >= 0, a, parts, counter, row, head, heads, RANKS):
             gather(parts, counter, xa, row, 1.0, heads, POW2, RANKS)
@@ -163,10 +170,10 @@ def _finish(  # type: ignore[no-untyped-def]
 
 def paged_attention(
     q_SHD: Tensor, keys: Tensor, values: Tensor, table_SW: Tensor, length_S: Tensor, *, columns: int = 0,
-    planes: bool = False, window: int | None = None, scales: Tensor | None = None, first: FirstHalf | None = None,
+    order: Order = Order.ROWS, window: int | None = None, scales: Tensor | None = None, first: FirstHalf | None = None,
     splits: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """As ops_torch.paged_attention; the columns come in plane order where `planes` says so."""
+    """As ops_torch.paged_attention; the rows come in that order."""
     rows, heads, head_dim = q_SHD.shape
     if head_dim & (head_dim - 1):
         raise ValueError(f"a head dimension of {head_dim} is no power of two")
@@ -182,7 +189,7 @@ def paged_attention(
         counters(out.device, "splits"), a, parts, counters(out.device, "rows"), xa, head_dim**-0.5,
         q_SHD.stride(0), keys.stride(0), keys.stride(1), 0 if scales is None else scales.stride(1), keys.shape[1],
         table_SW.stride(0), length_S.stride(0), window or _ALL, heads, heads // keys.shape[1],
-        PAGE=PAGE, D=head_dim, BLOCK=BLOCK, SPLITS=splits, PLANES=planes, SCALED=scales is not None, RANKS=ranks,
+        PAGE=PAGE, D=head_dim, BLOCK=BLOCK, SPLITS=splits, ORDER=int(order), SCALED=scales is not None, RANKS=ranks,
         POW2=triton.next_power_of_2(heads), num_warps=1, maxnreg=128, **early(out.device),  # 16 programs an SM
     )  # fmt: skip
     return out

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 _MOST_SHARED = 8  #: CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_BYTES, _PROMOTION = 0, 3  #: CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_L2_PROMOTION_L2_256B
 
 
 class _Attribute(ctypes.Structure):
@@ -33,6 +35,12 @@ class _Config(ctypes.Structure):
 _EARLY = _Attribute(id=6, value=1)  #: CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
+class TensorMap(ctypes.Structure):
+    """CUtensorMap."""
+
+    _fields_ = (("bytes", ctypes.c_ubyte * 128),)
+
+
 class CudaKernel:
     """The function `name` of a cubin on one card; its blocks have `threads` threads and `shared` bytes of memory.
 
@@ -50,10 +58,10 @@ class CudaKernel:
         _check(_driver().cuModuleGetFunction(ctypes.byref(self._function), module, name.encode()))
         _check(_driver().cuFuncSetAttribute(self._function, _MOST_SHARED, shared))
 
-    def __call__(self, blocks: tuple[int, int], *given: Tensor | int) -> None:
-        """Launch that many blocks (x, y); an int is passed as C's int, a tensor as its address."""
+    def __call__(self, blocks: tuple[int, int], *given: Tensor | int | TensorMap) -> None:
+        """Launch that many blocks (x, y); an int is passed as C's int, a tensor as its address, a map as its bytes."""
         self._enter()
-        values = [ctypes.c_int(each) if isinstance(each, int) else ctypes.c_void_p(each.data_ptr()) for each in given]
+        values = [_passed(each) for each in given]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         config = _Config(*blocks, 1, self.threads, 1, 1, self.shared, stream, ctypes.pointer(_EARLY), int(self._early))
@@ -65,6 +73,31 @@ class CudaKernel:
         _check(_driver().cuCtxGetCurrent(ctypes.byref(current)))
         if not current:
             _check(_driver().cuCtxSetCurrent(self._context))
+
+
+def _passed(value: Tensor | int | TensorMap) -> ctypes._CData:
+    if isinstance(value, TensorMap):
+        return value
+    return ctypes.c_int(value) if isinstance(value, int) else ctypes.c_void_p(value.data_ptr())
+
+
+def tensor_map(memory: Tensor, shape: Sequence[int], strides: Sequence[int], box: Sequence[int]) -> TensorMap:
+    """Return the map of a tensor's bytes by which the copy engine of 9.0 and up takes boxes of them (TMA).
+
+    `shape` and `box` begin with the dimension without gaps; `strides`, in bytes, are those of the others. What a box
+    has beyond the shape is zero. RuntimeError where the driver refuses.
+    """
+    count = len(shape)
+    raw = (ctypes.c_ubyte * 192)()
+    made = TensorMap.from_buffer(raw, -ctypes.addressof(raw) % 64)  # the driver writes to multiples of 64 alone
+    _check(
+        _driver().cuTensorMapEncodeTiled(
+            ctypes.byref(made), _BYTES, count, ctypes.c_void_p(memory.data_ptr()), (ctypes.c_uint64 * count)(*shape),
+            (ctypes.c_uint64 * (count - 1))(*strides), (ctypes.c_uint32 * count)(*box),
+            (ctypes.c_uint32 * count)(*[1] * count), 0, 0, _PROMOTION, 0,
+        )
+    )  # fmt: skip
+    return made
 
 
 @functools.cache

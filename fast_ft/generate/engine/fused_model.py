@@ -23,6 +23,7 @@ from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch, packed
 from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora, ranks_of
 from fast_ft.hub.families import TARGET_MODULES, FamilySpec
+from fast_ft.models.nf4 import Order
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -37,8 +38,8 @@ class FusedModel:
 
     `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`,
     and for a cache of `kv_bits`.
-    `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows, whose
-    columns then come in plane order if the model is `ordered`.
+    `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows, which
+    then come in the `order` that the product wants.
     InputError where `unknown` finds something.
     """
 
@@ -80,6 +81,10 @@ class FusedModel:
         """What a plan calls the kernel for few rows; None without one."""
         return self._way.__name__.rpartition(".")[2] if self.planes and self._way is not None else None
 
+    def order(self, rows: int) -> Order:
+        """Return the order in which a step's products want that many rows of x."""
+        return self._way.order_for(rows) if self._way is not None and self.takes_few(rows) else Order.ROWS
+
     def takes_few(self, rows: int) -> bool:
         """Return whether steps of that many rows decode 4-bit weights in registers."""
         return self.planes and rows <= nf4_linear.FEW and rows not in self.dequantised_at
@@ -92,10 +97,10 @@ class FusedModel:
     def forward(self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, few: bool = False) -> Tensor:
         """Return the last hidden states, normalised, TE.
 
-        `few` decodes 4-bit weights in registers; attend's columns must then be in plane order if the model is
-        `ordered`.
+        `few` decodes 4-bit weights in registers; what attend gives must then be in the model's
+        `order` for that many rows.
         """
-        ops, eps, planes = self.ops, self.eps, few and self.ordered
+        ops, eps, order = self.ops, self.eps, self.order(len(ids_T)) if few else Order.ROWS
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
         x_TE, delta = self.embed(ids_T), None
 
@@ -104,12 +109,12 @@ class FusedModel:
 
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
             before = first(qkv)
-            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, planes=planes, first=before)
+            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, order=order, first=before)
             qkv_TN, before = self._normed(index, qkv(hidden_TE, few, before)), first(out)
             delta, before = out(attend(index, qkv_TN, cos_sin, before), few, before), first(gate_up)
-            hidden_TE = ops.add_norm(x_TE, delta, norm_2, eps, planes=planes, first=before)
+            hidden_TE = ops.add_norm(x_TE, delta, norm_2, eps, order=order, first=before)
             both_TN, before = gate_up(hidden_TE, few, before), first(down)
-            delta = down(ops.gated(both_TN, self.dtype, planes=planes, first=before), few, before)
+            delta = down(ops.gated(both_TN, self.dtype, order=order, first=before), few, before)
         return ops.add_norm(x_TE, delta, self.norm, eps)
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
@@ -168,7 +173,7 @@ class FusedModel:
             planes=self.planes, kv_bits=kv_bits, ranks=self._ranks(core.model.layers[0]),
         )  # fmt: skip
         self._way = self._way_that_works(core, kind) if self.planes and wanted else None
-        self.planes, self.ordered = self._way is not None, self._way is not None and self._way.PLANES
+        self.planes = self._way is not None
         if wanted:
             self.ops = self._kernels(replace(kind, planes=self.planes, way=self._way))
         self.planes = self.planes and self.ops is not ops_torch

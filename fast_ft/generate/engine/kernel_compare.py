@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -86,27 +87,16 @@ def attention(kind: Kind, kernels: Any) -> None:
         cos_sin = ops.rope(length, frequencies, 1.0, draw.dtype)
         q, k, v = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, cell, keys, values, scales)
         mixed, halves = [], []
-        for each in splits:
-            for window in (None, PAGE + 3):
+        for order in kind.orders:
+            for each, window in product(splits, (None, PAGE + 3)):
                 first = _first(kind, kind.products[1][1], kind.ranks[1], count)
-                mixed.append(
-                    ops.paged_attention(
-                        q,
-                        keys,
-                        values,
-                        table,
-                        length,
-                        columns=3 * PAGE,
-                        planes=kind.ordered,
-                        window=window,
-                        scales=scales,
-                        first=first,
-                        splits=each,
-                    )
-                )
+                made = ops.paged_attention(
+                    q, keys, values, table, length, columns=3 * PAGE, order=order, window=window, scales=scales,
+                    first=first, splits=each,
+                )  # fmt: skip
+                # to plain torch the order means nothing
+                mixed.append(nf4.arranged(made, order) if ops is ops_torch else made)
                 halves += [] if first is None else [first.xa_TR]
-        if kind.ordered and ops is ops_torch:  # to which the order means nothing
-            mixed = [nf4.to_planes(each) for each in mixed]
         if ops.PACKED:
             packed = ops.packed_attention(q, k, v, starts, count)
         else:
@@ -123,10 +113,10 @@ def between(kind: Kind, kernels: Any) -> None:
     x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
     qkv, out, gate_up, down = kind.products
 
-    def drawn(*shapes: tuple[int, int]) -> list[tuple[bool, Tensor]]:
-        """Return what each of these products may leave, and whether the next one wants plane order."""
-        cuts = [(1, False), *((parts, kind.ordered) for parts in _parts(kind, shapes))]
-        return [(planes, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, planes in cuts]
+    def drawn(*shapes: tuple[int, int]) -> list[tuple[nf4.Order, Tensor]]:
+        """Return what each of these products may leave, and the order that the next one wants."""
+        cuts = [(1, nf4.Order.ROWS), *product(_parts(kind, shapes), kind.orders)]
+        return [(order, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, order in cuts]
 
     ranks_qkv, _, ranks_gate, ranks_down = kind.ranks
     deltas = [(ranks_gate, drawn(out)), (ranks_qkv, drawn(down))]
@@ -134,15 +124,16 @@ def between(kind: Kind, kernels: Any) -> None:
     found: list[list[Tensor]] = []
     for ops in (ops_torch, kernels):
         taken = _whole if ops is ops_torch else _split
-        made = [_normed(ops, x, None, weight, planes=False)]
-        made += _with_half(kind, kind.hidden, ranks_qkv, partial(_normed, ops, x, None, weight, planes=kind.ordered))
+        made = [_normed(ops, x, None, weight)]
+        for order in kind.orders:
+            made += _with_half(kind, kind.hidden, ranks_qkv, partial(_normed, ops, x, None, weight, order=order))
         for ranks, cuts in deltas:
-            for planes, parts in cuts:
-                made.append(_normed(ops, x, taken(parts), weight, planes=False))
-                work = partial(_normed, ops, x, taken(parts), weight, planes=planes)
+            for order, parts in cuts:
+                made.append(_normed(ops, x, taken(parts), weight))
+                work = partial(_normed, ops, x, taken(parts), weight, order=order)
                 made += _with_half(kind, kind.hidden, ranks, work)
-        for planes, parts in gates:
-            work = partial(_gated, ops, taken(parts), draw.dtype, planes=planes)
+        for order, parts in gates:
+            work = partial(_gated, ops, taken(parts), draw.dtype, order=order)
             made += _with_half(kind, kind.inner, ranks_down, work)
         for _, parts in mixed:
             made += _rotated(kind, ops, taken(parts))
@@ -175,15 +166,18 @@ def _split(parts: Tensor) -> Tensor:
 
 
 def _normed(
-    ops: Any, x: Tensor, delta: Tensor | None, weight: Tensor, *, planes: bool, first: FirstHalf | None = None
-) -> Tensor:
-    made = ops.add_norm(x.clone(), delta, weight, 1e-5, planes=planes, first=first)
-    return nf4.to_planes(made) if planes and ops is ops_torch else made
+    ops: Any, x: Tensor, delta: Tensor | None, weight: Tensor, *, order: nf4.Order = nf4.Order.ROWS,
+    first: FirstHalf | None = None,
+) -> Tensor:  # fmt: skip
+    made = ops.add_norm(x.clone(), delta, weight, 1e-5, order=order, first=first)
+    return nf4.arranged(made, order) if ops is ops_torch else made
 
 
-def _gated(ops: Any, x: Tensor, dtype: torch.dtype, *, planes: bool, first: FirstHalf | None = None) -> Tensor:
-    made = ops.gated(x, dtype, planes=planes, first=first)
-    return nf4.to_planes(made) if planes and ops is ops_torch else made
+def _gated(
+    ops: Any, x: Tensor, dtype: torch.dtype, *, order: nf4.Order, first: FirstHalf | None = None
+) -> Tensor:  # fmt: skip
+    made = ops.gated(x, dtype, order=order, first=first)
+    return nf4.arranged(made, order) if ops is ops_torch else made
 
 
 def _parts(kind: Kind, shapes: Sequence[tuple[int, int]]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fast_ft.generate.engine import nf4_linear
+from fast_ft.models.nf4 import Order
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,11 @@ class Kind:
     ranks: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
-    def ordered(self) -> bool:
-        """Whether the columns of few rows come in plane order."""
-        return self.planes and self.way is not None and self.way.PLANES
+    def orders(self) -> list[Order]:
+        """The orders in which products want x: of one kind of step or another."""
+        if not self.planes or self.way is None:
+            return [Order.ROWS]
+        return sorted({self.way.order_for(rows) for rows in self.steps if rows <= nf4_linear.FEW})
 
     @property
     def products(self) -> list[tuple[int, int]]:

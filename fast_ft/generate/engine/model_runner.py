@@ -160,12 +160,12 @@ class ModelRunner:
             keys, values, scales = self.cache.layer(layer)
             q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values, scales)
             return model.ops.paged_attention(
-                q_SHD, keys, values, table_SW, slot.length, columns=columns, planes=ordered,
+                q_SHD, keys, values, table_SW, slot.length, columns=columns, order=order,
                 window=model.windows[layer], scales=scales, first=first,
             )  # fmt: skip
 
         few = model.takes_few(slots)
-        ordered = few and model.ordered
+        order = model.order(slots)
         hidden_SE = model.forward(slot.token, slot.length, attend, few=few)
         if self.draw is not None:
             self.draw(model.head(hidden_SE), self.logits, state, self.chunk, self.tick)

@@ -28,16 +28,19 @@ FEW = 128  #: rows up to which weights are decoded in registers: more would take
 
 
 class Way(Protocol):
-    """A module that multiplies few rows with weights decoded in registers. PLANES: x's columns come in plane order.
+    """A module that multiplies few rows with weights decoded in registers.
 
-    MULTIPLE: of inputs. CAPABILITY: of the oldest card on which it is fast.
+    MULTIPLE: of inputs. CAPABILITY: of the oldest card on which it is fast; NEWEST: of the newest that runs it, if any.
     """
 
     __name__: str
     NAME: str
-    PLANES: bool
     MULTIPLE: int
     CAPABILITY: tuple[int, int]
+    NEWEST: tuple[int, int] | None
+
+    def order_for(self, rows: int) -> nf4.Order:
+        """Return the order in which `product` wants that many rows of x."""
 
     def product(self, x_MK: Tensor, words: Tensor, scales: Tensor, xa_MR: Tensor | None, b_NR: Tensor | None) -> Tensor:
         """Return the product, MN, or parts of it in fp32, (parts, M, N), to be added in their order."""
@@ -53,9 +56,9 @@ class Way(Protocol):
 
 def ways() -> list[Way]:
     """Return the ways for few rows, the fastest first."""
-    from fast_ft.generate.engine import nf4_mma, nf4_triton
+    from fast_ft.generate.engine import nf4_hopper, nf4_mma, nf4_triton
 
-    return [nf4_mma, nf4_triton]
+    return [nf4_hopper, nf4_mma, nf4_triton]
 
 
 def first_way(shapes: Sequence[tuple[int, int]], device: torch.device) -> Way:
@@ -73,8 +76,8 @@ def first_way(shapes: Sequence[tuple[int, int]], device: torch.device) -> Way:
 class InRegisters:
     """A product, LoRA included: TN, or parts to be added, (parts, T, N).
 
-    Called with `few`, x has at most FEW rows, and its columns in plane order where the way wants that; whatever made x
-    has then computed LoRA's first half.
+    Called with `few`, x has at most FEW rows, in the order that the way wants; whatever made x has then computed LoRA's
+    first half.
     """
 
     def __init__(
@@ -125,8 +128,11 @@ def check_shapes(way: Way, shapes: Sequence[tuple[int, int]], device: torch.devi
     """Raise where a way cannot take weights of these (outputs, inputs) on this card."""
     if any(inputs % way.MULTIPLE or outputs % 4 for outputs, inputs in shapes):
         raise ValueError(f"not all weights have a multiple of {way.MULTIPLE} inputs and of 4 outputs")
-    if torch.cuda.get_device_capability(device) < way.CAPABILITY:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < way.CAPABILITY:
         raise ValueError("the card is older than {}.{}, from where on this is fast".format(*way.CAPABILITY))
+    if way.NEWEST is not None and capability > way.NEWEST:
+        raise ValueError("the card is newer than {}.{}, the last that has these instructions".format(*way.NEWEST))
 
 
 def compare_few(way: Way, dtype: str, device: str, rows: int, shapes: Sequence[tuple[int, int]]) -> None:
@@ -139,7 +145,7 @@ def compare_few(way: Way, dtype: str, device: str, rows: int, shapes: Sequence[t
     layer, expected_NE = _small_layer(kind, device)
     product = InRegisters(way, [layer], [layer], kind, torch.empty(256 * 512, dtype=kind, device=device))
     x_TE = _normal(rows, 512, kind, device)
-    made = way.compare(nf4.to_planes(x_TE) if way.PLANES else x_TE, product.words, product.scales, shapes)
+    made = way.compare(nf4.arranged(x_TE, way.order_for(rows)), product.words, product.scales, shapes)
     _refuse(made, x_TE, expected_NE, dtype)
 
 

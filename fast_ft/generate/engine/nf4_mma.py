@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fast_ft.generate.engine.cuda_kernel import CudaKernel
 from fast_ft.generate.engine.nvrtc import compiled
-from fast_ft.models.nf4 import code_bits
+from fast_ft.models.nf4 import Order, code_bits
 
 NAME = "the CUDA kernel"
-PLANES, MULTIPLE, CAPABILITY = False, 64, (8, 0)  #: as nf4_linear.Way's
+MULTIPLE, CAPABILITY, NEWEST = 64, (8, 0), None  #: as nf4_linear.Way's
 _FEWEST = 3  #: stages: what is multiplied, what comes next, what is under way
 _RESERVED = 1024  #: bytes of shared memory that the driver keeps in front of a block's own
 
@@ -56,15 +56,22 @@ class Cut:
         return 256 * self.entry + self.stages * self.kg * stage
 
 
+def order_for(rows: int) -> Order:
+    """Return the order in which `product` wants that many rows of x."""
+    return Order.ROWS
+
+
 def source(cut: Cut, dtype: str) -> str:
     """Return the CUDA C++ for a cut and "float16" or "bfloat16"."""
-    given = {
-        **dict(zip(("MT", "G", "NW", "KG", "STAGES", "ENTRY"), astuple(cut), strict=True)),
-        "KIND": '"f16"' if dtype == "float16" else '"bf16"', "BASE": f'"{_RESERVED}"',
-        "CODE_BITS": ", ".join(map(str, code_bits(dtype))),
-    }  # fmt: skip
-    head = "".join(f"#define {name} {value}\n" for name, value in given.items())
+    given = dict(zip(("MT", "G", "NW", "KG", "STAGES", "ENTRY"), astuple(cut), strict=True))
+    head = "".join(f"#define {name} {value}\n" for name, value in given.items()) + code_defines(dtype)
     return head + Path(__file__).with_name("nf4_mma.cu").read_text(encoding="utf-8")
+
+
+def code_defines(dtype: str) -> str:
+    """Return the lines that tell a kernel how numbers of a dtype are named, what codes are, and where its memory is."""
+    kind, bits = "f16" if dtype == "float16" else "bf16", ", ".join(map(str, code_bits(dtype)))
+    return f'#define KIND "{kind}"\n#define BASE "{_RESERVED}"\n#define CODE_BITS {bits}\n'
 
 
 @functools.cache

@@ -22,10 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fast_ft.models.fused_block.ops_triton import pairs
-from fast_ft.models.nf4 import code_bits, decoder
+from fast_ft.models.nf4 import Order, code_bits, decoder
 
 NAME = "Triton's kernel"
-PLANES, MULTIPLE, CAPABILITY = True, 128, (8, 0)  #: as nf4_linear.Way's
+MULTIPLE, CAPABILITY, NEWEST = 128, (8, 0), None  #: as nf4_linear.Way's
 
 _TWO_F16 = tl.constexpr(decoder(code_bits("float16"), "f16", 2))
 _TWO_BF16 = tl.constexpr(decoder(code_bits("bfloat16"), "bf16", 2))
@@ -110,6 +110,11 @@ def dequantise(words: Tensor, scales: Tensor, out_NK: Tensor) -> None:
         words, scales, out_NK.view(torch.int32), outputs, inside, scales.stride(0), N_BLOCK=16, J_BLOCK=128,
         BF16=_is_bf16(out_NK.dtype), num_warps=4,
     )  # fmt: skip
+
+
+def order_for(rows: int) -> Order:
+    """Return the order in which `product` wants that many rows of x."""
+    return Order.PLANES
 
 
 def product(

@@ -19,13 +19,16 @@ from fast_ft.common.errors import InputError
 _MAJORS = (13, 12)  #: of CUDA, for which torch 2.10 to 2.13 are built
 
 
-def compiled(source: str, options: Sequence[str], capability: tuple[int, int], *, portable: bool = False) -> bytes:
+def compiled(
+    source: str, options: Sequence[str], capability: tuple[int, int], *, portable: bool = False, own: bool = False
+) -> bytes:
     """Return a source's machine code for cards of this compute capability; `portable`: PTX, which newer ones take too.
 
-    RuntimeError, with NVRTC's log, if it does not compile; OSError where there is no NVRTC.
+    `own` allows instructions that only cards of this capability have. RuntimeError, with NVRTC's log, if it does not
+    compile; OSError where there is no NVRTC.
     """
     library = _library()
-    target = f"{'compute' if portable else 'sm'}_{capability[0]}{capability[1]}"
+    target = f"{'compute' if portable else 'sm'}_{capability[0]}{capability[1]}{'a' if own else ''}"
     wanted = [f"--gpu-architecture={target}", "--std=c++17", "-default-device", *options]
     asked = "\0".join([source, *wanted, _version(library)])
     kept = folder() / f"{hashlib.sha256(asked.encode()).hexdigest()}.cubin"

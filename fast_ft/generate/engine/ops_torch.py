@@ -1,6 +1,6 @@
 """What lies between a layer's products, in plain torch: on a CPU, and where the kernels of ops_triton.py do not work.
 
-Both modules have the same functions; `planes` means nothing here. Both round as transformers' Llama does.
+Both modules have the same functions; `order` means nothing here. Both round as transformers' Llama does.
 
 Shapes: S rows, T tokens, H heads, G KV heads, D head dimension, E columns, C columns of the cache, W pages.
 """
@@ -14,6 +14,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.kv_cache import dequantised, quantised, spreading
+from fast_ft.models.nf4 import Order
 from fast_ft.models.packed_attention import window_mask
 
 COLUMNS = 256  #: a captured step of `paged_attention` copies a multiple of this number of cells of each row
@@ -64,7 +65,7 @@ def paged_attention(
     length_S: Tensor,
     *,
     columns: int,
-    planes: bool = False,
+    order: Order = Order.ROWS,
     window: int | None = None,
     scales: Tensor | None = None,
     first: FirstHalf | None = None,
@@ -114,7 +115,7 @@ def causal(q_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor, window: int | No
 
 
 def add_norm(
-    x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False,
+    x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, order: Order = Order.ROWS,
     first: FirstHalf | None = None,
 ) -> Tensor:  # fmt: skip
     """Add `delta` (TE or None) to x in place and return its RMS norm, TE; and x A, where `first` asks for it."""
@@ -123,7 +124,7 @@ def add_norm(
     return _with_first(rms_norm(x_TE, weight_E.shape, weight_E, eps), first)
 
 
-def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False, first: FirstHalf | None = None) -> Tensor:
+def gated(x: Tensor, dtype: torch.dtype, *, order: Order = Order.ROWS, first: FirstHalf | None = None) -> Tensor:
     """Return silu of the first half of the columns times the second; and x A, where `first` asks for it."""
     gate, up = x.chunk(2, dim=-1)
     return _with_first(silu(gate) * up, first)

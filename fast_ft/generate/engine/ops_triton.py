@@ -1,6 +1,6 @@
 """What lies between a layer's products, in Triton: attention over pages, rope and cache, norms, gate. NVIDIA GPUs only.
 
-`PLANES` puts a row's columns into the order in which nf4_triton reads them (`plane`). `PARTS` is the number of partial
+`ORDER` puts x into the order in which the product for few rows reads it (`place`). `PARTS` is the number of partial
 sums, side by side in the first dimension, that a product left to be added here; 1 is the product itself.
 
 Shapes: T tokens or rows, H heads, G KV heads, D head dimension, E columns.
@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fast_ft.generate.engine.attention_triton import begin, early, gather, paged_attention, plane, share, splits_for
+from fast_ft.generate.engine.attention_triton import begin, early, gather, paged_attention, place, share, splits_for
 from fast_ft.generate.engine.first_half import FirstHalf, counters
 from fast_ft.generate.engine.ops_torch import causal
 from fast_ft.models import packed_attention as attention
+from fast_ft.models.nf4 import Order
 
 __all__ = ["COLUMNS", "FUSES", "PACKED", "add_norm", "causal", "gated", "packed_attention", "paged_attention", "rope",
            "rotate_into_cache", "splits_for"]  # fmt: skip
@@ -140,7 +141,7 @@ def _add_norm(  # type: ignore[no-untyped-def]
     columns,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
-    PLANES: tl.constexpr,
+    ORDER: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     begin(EARLY)
@@ -157,14 +158,13 @@ def _add_norm(  # type: ignore[no-untyped-def]
     wide_E = x_E.to(tl.float32)
     factor = 1 / tl.sqrt(tl.sum(wide_E * wide_E, axis=0) / columns + eps)
     y_E = wide_E * factor * tl.load(weight + e, mask=real, other=0.0).to(tl.float32)
-    place = plane(e) if PLANES else e
-    tl.store(out + token * columns + place, y_E.to(out.dtype.element_ty), mask=real)
+    tl.store(out + place(token, e, tokens, columns, ORDER), y_E.to(out.dtype.element_ty), mask=real)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _add_norm_first(  # type: ignore[no-untyped-def]
     x, delta, weight, out, a, parts, squares, counter, xa, eps, tokens, columns, programs, BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr, PARTS: tl.constexpr, PLANES: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr,
+    WHOLE: tl.constexpr, PARTS: tl.constexpr, ORDER: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """As _add_norm, over BLOCK columns of a token each. The norm's factor is known to the last one, which writes y."""
@@ -191,12 +191,12 @@ def _add_norm_first(  # type: ignore[no-untyped-def]
         held = all_E < columns
         row_E = tl.load(x + token * columns + all_E, mask=held, other=0.0, cache_modifier=".cg").to(tl.float32)
         normed_E = row_E * factor * tl.load(weight + all_E, mask=held, other=0.0).to(tl.float32)
-        place = plane(all_E) if PLANES else all_E
-        tl.store(out + token * columns + place, normed_E.to(out.dtype.element_ty), mask=held)
+        at_E = place(token, all_E, tokens, columns, ORDER)
+        tl.store(out + at_E, normed_E.to(out.dtype.element_ty), mask=held)
 
 
 def add_norm(
-    x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, planes: bool = False,
+    x_TE: Tensor, delta: Tensor | None, weight_E: Tensor, eps: float, *, order: Order = Order.ROWS,
     first: FirstHalf | None = None,
 ) -> Tensor:  # fmt: skip
     """As ops_torch.add_norm; `delta` may be parts, (parts, T, E)."""
@@ -206,7 +206,7 @@ def add_norm(
     whole = triton.next_power_of_2(columns)
     if first is None:
         _add_norm[(tokens,)](
-            x_TE, delta, weight_E, out, eps, tokens, columns, BLOCK=whole, PARTS=parts, PLANES=planes, num_warps=8,
+            x_TE, delta, weight_E, out, eps, tokens, columns, BLOCK=whole, PARTS=parts, ORDER=int(order), num_warps=8,
             **early(out.device),
         )  # fmt: skip
         return out
@@ -214,8 +214,8 @@ def add_norm(
     left = torch.empty(tokens * programs * (ranks + 1), dtype=torch.float32, device=out.device)
     _add_norm_first[(tokens, programs)](
         x_TE, delta, weight_E, out, first.a_ER, left[tokens * programs :], left, counters(out.device, "rows"),
-        first.xa_TR, eps, tokens, columns, programs, BLOCK=_SHARE, WHOLE=whole, PARTS=parts, PLANES=planes, RANKS=ranks,
-        POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS, **early(out.device),
+        first.xa_TR, eps, tokens, columns, programs, BLOCK=_SHARE, WHOLE=whole, PARTS=parts, ORDER=int(order),
+        RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS, **early(out.device),
     )  # fmt: skip
     return out
 
@@ -223,7 +223,7 @@ def add_norm(
 @triton.jit(do_not_specialize=["tokens"])
 def _gate(  # type: ignore[no-untyped-def]
     x, out, a, parts, counter, xa, tokens, columns, programs, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-    PLANES: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr, EARLY: tl.constexpr,
+    ORDER: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     begin(EARLY)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -235,15 +235,14 @@ def _gate(  # type: ignore[no-untyped-def]
     for index in tl.static_range(1, PARTS):
         gate += tl.load(x + index * tokens * 2 * columns + at, mask=real, other=0.0)
         up += tl.load(x + index * tokens * 2 * columns + at + columns, mask=real, other=0.0)
-    place = plane(e) if PLANES else e
     y = (gate / (1 + tl.exp(-gate)) * up).to(out.dtype.element_ty)
-    tl.store(out + token * columns + place, y, mask=real)
+    tl.store(out + place(token, e, tokens, columns, ORDER), y, mask=real)
     if RANKS > 0:  # noqa: SIM102 - known when it is compiled
         if share(y.to(tl.float32), e, real, a, parts, counter, token, part, programs, RANKS):
             gather(parts, counter, xa, token, 1.0, programs, POW2, RANKS)
 
 
-def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False, first: FirstHalf | None = None) -> Tensor:
+def gated(x: Tensor, dtype: torch.dtype, *, order: Order = Order.ROWS, first: FirstHalf | None = None) -> Tensor:
     """As ops_torch.gated; `x` may be parts, (parts, T, 2E)."""
     parts = len(x) if x.dim() == 3 else 1
     tokens, columns = x.shape[-2], x.shape[-1] // 2
@@ -254,7 +253,7 @@ def gated(x: Tensor, dtype: torch.dtype, *, planes: bool = False, first: FirstHa
     left = torch.empty(tokens * programs * ranks, dtype=torch.float32, device=out.device) if ranks else out
     _gate[(tokens, programs)](
         x, out, a, left, counters(out.device, "rows"), xa, tokens, columns, programs, BLOCK=block, PARTS=parts,
-        PLANES=planes, RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS if ranks else 4,
+        ORDER=int(order), RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS if ranks else 4,
         **early(out.device),
     )  # fmt: skip
     return out
