@@ -19,7 +19,8 @@ from fast_ft.generate.engine.nvrtc import compiled
 from fast_ft.models.nf4 import Order
 
 NAME = "the CUDA kernel for Hopper"
-MULTIPLE, CAPABILITY, NEWEST = 128, (9, 0), (9, 0)  #: as nf4_linear.Way's
+MULTIPLE, CAPABILITY = 128, (9, 0)  #: as nf4_linear.Way's
+NEWEST: tuple[int, int] | None = (9, 0)
 CHUNK = 128  #: columns in a stage
 
 

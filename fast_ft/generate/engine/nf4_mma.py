@@ -18,7 +18,8 @@ from fast_ft.generate.engine.nvrtc import compiled
 from fast_ft.models.nf4 import Order, code_bits
 
 NAME = "the CUDA kernel"
-MULTIPLE, CAPABILITY, NEWEST = 64, (8, 0), None  #: as nf4_linear.Way's
+MULTIPLE, CAPABILITY = 64, (8, 0)  #: as nf4_linear.Way's
+NEWEST: tuple[int, int] | None = None
 _FEWEST = 3  #: stages: what is multiplied, what comes next, what is under way
 _RESERVED = 1024  #: bytes of shared memory that the driver keeps in front of a block's own
 

@@ -25,7 +25,8 @@ from fast_ft.models.fused_block.ops_triton import pairs
 from fast_ft.models.nf4 import Order, code_bits, decoder
 
 NAME = "Triton's kernel"
-MULTIPLE, CAPABILITY, NEWEST = 128, (8, 0), None  #: as nf4_linear.Way's
+MULTIPLE, CAPABILITY = 128, (8, 0)  #: as nf4_linear.Way's
+NEWEST: tuple[int, int] | None = None
 
 _TWO_F16 = tl.constexpr(decoder(code_bits("float16"), "f16", 2))
 _TWO_BF16 = tl.constexpr(decoder(code_bits("bfloat16"), "bf16", 2))
