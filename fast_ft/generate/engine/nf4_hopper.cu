@@ -19,7 +19,7 @@ typedef unsigned long long u64;
 constexpr int WORKERS = 128 * WG, THREADS = WORKERS + 128, TILE = 64 * MG * WG, ROWS = 8 * MT, EACH = 2 * MG;
 constexpr int W_BYTES = TILE * 64, X_BYTES = ROWS * 256, S_BYTES = TILE * 8, STAGE = W_BYTES + X_BYTES + S_BYTES;
 constexpr int ENTRY = 256, TABLE = 256 * ENTRY;  // an entry takes 128 bytes; 256 make its address one permutation
-constexpr int FEWER = WG == 2 ? 40 : 32, MORE = WG == 2 ? 232 : WG == 3 ? 160 : 120;  // registers of copiers and workers
+constexpr int FEWER = WG == 2 ? 40 : 32, MORE = WG == 2 ? 232 : WG == 3 ? 160 : 112;  // registers of copiers and workers
 static_assert(MG <= 2 && 2 <= WG && WG <= 4, "a lane stores two or four outputs at once, and registers are dealt out");
 
 struct __align__(64) Map { u8 bytes[128]; };

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from fast_ft.generate.engine.cuda_kernel import CudaKernel, tensor_map
-from fast_ft.generate.engine.nf4_mma import code_defines, parts_of
+from fast_ft.generate.engine.nf4_mma import blocks_for, code_defines, parts_of
 from fast_ft.generate.engine.nvrtc import compiled
 from fast_ft.models.nf4 import Order
 
 NAME = "the CUDA kernel for Hopper"
 MULTIPLE, CAPABILITY = 128, (9, 0)  #: as nf4_linear.Way's
 NEWEST: tuple[int, int] | None = (9, 0)
-CHUNK = 128  #: columns in a stage
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class Cut:
     def tile(self) -> int:
         """Outputs of a block."""
         return 64 * self.mg * self.wg
+
+    @property
+    def chunk(self) -> int:
+        """Columns in a stage."""
+        return 128
 
     @property
     def shared(self) -> int:
@@ -92,16 +96,10 @@ def cut_for(rows: int) -> Cut:
     return Cut(eights, 2, 2, 4)
 
 
-def blocks_for(cut: Cut, outputs: int, inputs: int, device: torch.device) -> int:
-    """Return how many blocks share a product: one for each multiprocessor, or for each chunk where these are fewer."""
-    chunks = -(-outputs // cut.tile) * (inputs // CHUNK)
-    return min(chunks, torch.cuda.get_device_properties(device).multi_processor_count)
-
-
 def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
     """Return in how many parts `product` leaves a product."""
     cut = cut_for(rows)
-    return parts_of(-(-outputs // cut.tile), inputs // CHUNK, blocks_for(cut, outputs, inputs, device))
+    return parts_of(-(-outputs // cut.tile), inputs // cut.chunk, blocks_for(cut, outputs, inputs, device))
 
 
 def compare(x_MK: Tensor, words: Tensor, scales: Tensor, shapes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
@@ -122,18 +120,19 @@ def product(
     """Return x times the weights, and xa times b, as MN; or fp32 parts of it, (parts, M, N), to be added in order.
 
     `x_MK` is in pieces (nf4.to_pieces), without gaps. `words` is (N, K / 8) int32 as bitsandbytes packs, `scales`
-    (K / 64, N) as nf4.pack_scales returns them. K is a multiple of 128, R of 16, N of 4; `xa_MR` None is no LoRA.
+    (K / 64, N) as nf4.pack_scales returns them. K is a multiple of 128, R of 16, N of 4; `xa_MR` None is no LoRA. The
+    weights are read while the launch before this one ends: it must not be what writes them.
     """
     (rows, inputs), outputs = x_MK.shape, len(words)
     cut = cut or cut_for(rows)
-    tiles, chunks = -(-outputs // cut.tile), inputs // CHUNK
+    tiles, chunks = -(-outputs // cut.tile), inputs // cut.chunk
     blocks = min(blocks or blocks_for(cut, outputs, inputs, x_MK.device), tiles * chunks)
     parts = parts_of(tiles, chunks, blocks)
     out = x_MK.new_empty(rows, outputs) if parts == 1 else x_MK.new_empty(parts, rows, outputs, dtype=torch.float32)
     xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_NR is None else (xa_MR, b_NR, xa_MR.shape[1])
     each = 2 * cut.mg  # outputs of a lane: the first ones of all lanes lie side by side in a stage, then the second
     row = inputs // 2
-    codes = tensor_map(words, (row, outputs // each, each), (each * row, row), (CHUNK // 2, cut.tile // each, each))
+    codes = tensor_map(words, (row, outputs // each, each), (each * row, row), (cut.chunk // 2, cut.tile // each, each))
     kernel(cut, x_MK.dtype, x_MK.device)(
         (blocks, 1), codes, x_MK, scales, xa, b, out, rows, outputs, inputs, xa.stride(0), ranks, parts
     )

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,18 @@ MULTIPLE, CAPABILITY = 64, (8, 0)  #: as nf4_linear.Way's
 NEWEST: tuple[int, int] | None = None
 _FEWEST = 3  #: stages: what is multiplied, what comes next, what is under way
 _RESERVED = 1024  #: bytes of shared memory that the driver keeps in front of a block's own
+
+
+class Shares(Protocol):
+    """What a product is dealt out in: tiles of outputs, chunks of columns."""
+
+    @property
+    def tile(self) -> int:
+        """Outputs of a block."""
+
+    @property
+    def chunk(self) -> int:
+        """Columns in a stage."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ def fitting(rows: int, room: int) -> Cut:
     raise ValueError(f"{room} bytes of shared memory are too few for {rows} rows")
 
 
-def blocks_for(cut: Cut, outputs: int, inputs: int, device: torch.device) -> int:
+def blocks_for(cut: Shares, outputs: int, inputs: int, device: torch.device) -> int:
     """Return how many blocks share a product: the fewest with as small a largest share as all multiprocessors."""
     chunks = -(-outputs // cut.tile) * -(-inputs // cut.chunk)
     share = -(-chunks // torch.cuda.get_device_properties(device).multi_processor_count)
