@@ -125,7 +125,7 @@ def check_layer(way: Way, base: Any) -> None:
 
 
 def check_shapes(way: Way, shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
-    """Raise where a way cannot take weights of these (outputs, inputs) on this card."""
+    """Raise ValueError where a way cannot take weights of these (outputs, inputs) on this card."""
     if any(inputs % way.MULTIPLE or outputs % 4 for outputs, inputs in shapes):
         raise ValueError(f"not all weights have a multiple of {way.MULTIPLE} inputs and of 4 outputs")
     capability = torch.cuda.get_device_capability(device)

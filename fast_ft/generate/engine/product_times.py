@@ -5,12 +5,15 @@ For the doctor and for the file that a card's owner sends. A way that nothing ch
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fast_ft.generate.engine import nf4_linear
 from fast_ft.models import nf4
 
 _REPEATS = 20
@@ -30,27 +33,39 @@ def time_products(
         for count in rows:
             draw = torch.Generator(device).manual_seed(count)
             x = torch.randn(count, inputs, generator=draw, device=device).to(getattr(torch, dtype))
-            for name, product in _ways(count, dtype, torch.device(device)).items():
+            for name, product in _ways((outputs, inputs), count, dtype, torch.device(device)).items():
                 about = {"outputs": outputs, "inputs": inputs, "rows": count, "way": name}
                 try:
-                    found.append(about | _timed(lambda w, p=product, x=x: p(x, w), x, weights))  # type: ignore[misc]
+                    found.append(about | _timed(product(x), x, weights))
                 except Exception as error:  # whatever a card or its driver refuses is what was to be found out
                     found.append(about | {"failed": f"{type(error).__name__}: {str(error)[:200]}"})
     return found
 
 
-def _ways(rows: int, dtype: str, device: torch.device) -> dict[str, Callable[[Tensor, Any], Tensor]]:
-    """Return the ways that may run on this card for that many rows: x and a weight to the product."""
+def _ways(
+    shape: tuple[int, int], rows: int, dtype: str, device: torch.device
+) -> dict[str, Callable[[Tensor], Callable[[_Weight], Tensor]]]:
+    """Return the ways that may run on this card for that many rows: of x, its product with a weight."""
     from bitsandbytes import matmul_4bit
 
-    from fast_ft.generate.engine import nf4_mma, nf4_turing
+    from fast_ft.generate.engine import nf4_hopper, nf4_mma, nf4_turing
 
-    ways: dict[str, Callable[[Tensor, Any], Tensor]] = {"bitsandbytes": lambda x, w: matmul_4bit(x, w.packed, w.state)}
-    if torch.cuda.get_device_capability(device) >= nf4_mma.CAPABILITY:
-        ways[nf4_mma.NAME] = lambda x, w: nf4_mma.product(x, w.words, w.scales, None, None)
+    ways: dict[str, Callable[[Tensor], Callable[[_Weight], Tensor]]] = {
+        "bitsandbytes": lambda x: lambda w: matmul_4bit(x, w.packed, w.state)
+    }
+    own: list[nf4_linear.Way] = [nf4_hopper, nf4_mma]
+    for way in own:
+        with contextlib.suppress(ValueError):
+            nf4_linear.check_shapes(way, [shape], device)
+            ways[way.NAME] = partial(_in_order, way)
     if dtype == "float16" and rows <= nf4_turing.ROWS:
-        ways[nf4_turing.NAME] = lambda x, w: nf4_turing.product(x, w.words, w.scales)
+        ways[nf4_turing.NAME] = lambda x: lambda w: nf4_turing.product(x, w.words, w.scales)
     return ways
+
+
+def _in_order(way: nf4_linear.Way, x: Tensor) -> Callable[[_Weight], Tensor]:
+    ordered = nf4.arranged(x, way.order_for(len(x)))
+    return lambda w: way.product(ordered, w.words, w.scales, None, None)
 
 
 class _Weight:
