@@ -132,6 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(
       step(x_tile, x_chunk);
     }
   }
+  __syncwarp();
   for (int byte = thread; byte < 256 && warp < 4 * WG; byte += WORKERS) {  // a byte's first code is its high half
     const u32 two = number(byte / 16) | number(byte % 16) << 16;
 #pragma unroll
