@@ -89,7 +89,7 @@ def attention(kind: Kind, kernels: Any) -> None:
         mixed, halves = [], []
         for order in kind.orders:
             for each, window in product(splits, (None, PAGE + 3)):
-                first = _first(kind, kind.products[1][1], kind.ranks[1], count)
+                first = _first(kind, kind.products[1][1], kind.halves[1], count)
                 made = ops.paged_attention(
                     q, keys, values, table, length, columns=3 * PAGE, order=order, window=window, scales=scales,
                     first=first, splits=each,
@@ -118,7 +118,7 @@ def between(kind: Kind, kernels: Any) -> None:
         cuts = [(1, nf4.Order.ROWS), *product(_parts(kind, shapes), kind.orders)]
         return [(order, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, order in cuts]
 
-    ranks_qkv, _, ranks_gate, ranks_down = kind.ranks
+    ranks_qkv, _, ranks_gate, ranks_down = kind.halves
     deltas = [(ranks_gate, drawn(out)), (ranks_qkv, drawn(down))]
     gates, mixed = drawn(gate_up), drawn(qkv)
     found: list[list[Tensor]] = []

@@ -37,6 +37,11 @@ class Kind:
         return sorted({self.way.order_for(rows) for rows in self.steps if rows <= nf4_linear.FEW})
 
     @property
+    def halves(self) -> tuple[int, int, int, int]:
+        """The ranks of which the kernels between products compute LoRA's first half: none without a `way`."""
+        return self.ranks if self.way is not None else (0, 0, 0, 0)
+
+    @property
     def products(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of a layer's products: q, k and v side by side, o, gate and up side by side, down."""
         mixed = self.heads * self.head_dim
