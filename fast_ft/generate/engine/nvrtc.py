@@ -38,7 +38,7 @@ def compiled(source: str, options: Sequence[str], capability: tuple[int, int], *
 
 def folder() -> Path:
     """Return where compiled kernels are kept."""
-    return environment.cache_folder() / "kernels"
+    return environment.kernel_folder()
 
 
 def _read(path: Path) -> bytes | None:
