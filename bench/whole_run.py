@@ -8,8 +8,9 @@ steps the run's own pool, over the run's own adapter. For a 7B with random weigh
         generate.max_new_tokens=128 budget.memory_gib=14.3 --results bench/results/run-strong-CARD.json
 
 The result holds what both runs planned and recorded, every line in which they ran out of memory, and every training
-step. `python -m bench --adopt FILE` takes its figures, named after the card. Where the files are a copy without their
-repository, BENCH_COMMIT=HASH in front of the command says which commit they are of.
+step. `python -m bench --adopt FILE` takes its figures, named after the card. --answers-only is for a command whose
+training is cut short (train.max_steps): its own seconds are no figures, and bench.decode is left out. Where the files
+are a copy without their repository, BENCH_COMMIT=HASH in front of the command says which commit they are of.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--results", type=Path, required=True, help="a JSON for the raw samples")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep run folders and logs there")
+    parser.add_argument("--answers-only", action="store_true", help="keep figures of answering only")
     options = parser.parse_intermixed_args(given)
     command = shlex.join(["python", "-m", "bench.whole_run", *given])
     try:
         with tempfile.TemporaryDirectory(prefix="bench-") as name:
-            result = measure(options.recipe, options.overrides, command, options.keep or Path(name), options.results)
+            result = measure(options, command, options.keep or Path(name))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,8 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(recipe_path: str, overrides: Sequence[str], command: str, work: Path, results: Path) -> dict[str, Any]:
-    """Run the command twice and bench.decode once; return the result, which `results` holds after each of them."""
+def measure(options: argparse.Namespace, command: str, work: Path) -> dict[str, Any]:
+    """Run the command twice and bench.decode once; return the result, which is written after each of them."""
+    recipe_path, overrides, results = options.recipe, options.overrides, options.results
     recipe = loader.load_recipe(recipe_path, overrides)
     if recipe.data.test is None:
         raise InputError("data.test: null; the command is measured up to pred.json. Give a file of prompts.")
@@ -75,12 +78,15 @@ def measure(recipe_path: str, overrides: Sequence[str], command: str, work: Path
         if Path(cache).exists():
             raise InputError(f"{cache}: kernels were compiled there already. Give another --keep, or delete it.")
         Path(cache).mkdir(parents=True)
-    result: dict[str, Any] = {"kind": "run", **machine.stamp(command), "recipe": Path(recipe_path).stem, "runs": {}}
+    result: dict[str, Any] = {"kind": "run", **machine.stamp(command), "recipe": Path(recipe_path).stem,
+                              "answers_only": options.answers_only, "runs": {}}  # fmt: skip
     for name in ("cold", "warm"):
         say(f"{name}: the whole command ...")
         changes = [*overrides, f"output_dir={work / name}"]
         folder, result["runs"][name] = recipe_run.run_command(recipe_path, changes, work / f"{name}.log", caches)
         write_json(results, result)
+    if options.answers_only:
+        return result
     say("bench.decode with the run's pool ...")
     result["decode"] = decode_as_in(recipe, folder, result["runs"]["warm"], work / "decode.json", caches)
     write_json(results, result)
@@ -136,6 +142,8 @@ def problems(result: dict[str, Any]) -> list[str]:
             found.append(f"{name}: the manifest does not say {', '.join(absent)} of answering")
         elif answering[CACHE] + PAGE <= (plan["cache_tokens"] or 0):
             found.append(f"{name}: a cache of {plan['cache_tokens']} tokens was planned, {answering[CACHE]} were held")
+    if result.get("answers_only"):
+        return found
     if "decode" not in result:
         found.append("bench.decode did not end")
     elif any(each.get("out_of_memory") for each in result["decode"]["measurements"]):
@@ -149,16 +157,18 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     if "warm" not in runs:
         return {}
     what = f"{result['recipe']}.yaml, command to pred.json"
-    found = {
-        f"{card}.seconds": (runs["warm"]["pred_seconds"], f"s, {what}, kernels compiled before"),
-        f"{card}.seconds_cold": (runs["cold"]["pred_seconds"], f"s, {what}, no kernel compiled before"),
-    }
+    found: dict[str, tuple[float, str]] = {}
+    if not result.get("answers_only"):
+        found[f"{card}.seconds"] = (runs["warm"]["pred_seconds"], f"s, {what}, kernels compiled before")
+        found[f"{card}.seconds_cold"] = (runs["cold"]["pred_seconds"], f"s, {what}, no kernel compiled before")
     if problems(result):
         return found
     for name in runs:
         before = "no kernel" if name == "cold" else "kernels"
         unit = f"s of answering besides loading, prefill and steps, {before} compiled before"
         found[f"{card}.decode_fixed_seconds_{name}"] = (round(fixed_seconds(runs[name]), 2), unit)
+    if result.get("answers_only"):
+        return found
     own, bench = steps_per_s(result)
     unit = f"bench.decode's rate of steps over the run's, same pool; at most {MOST_BENCH_OVER_RUN}"
     return found | {f"{card}.decode_bench_over_run": (round(bench / own, 3), unit)}

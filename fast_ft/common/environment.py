@@ -15,10 +15,10 @@ TRANSFORMERS_VERBOSITY, PYTORCH_CUDA_ALLOC_CONF |
 | a Ray cluster is used (`for_ray`) | RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO |
 
 Read: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER (which card), COLUMNS and LINES (how wide tables are), PIP_INDEX_URL
-(what `doctor` asks), XDG_CACHE_HOME (`cache_folder`), and what torchrun or accelerate says of a process
-(`take_launcher`). Three other places read some for reasons of their own: common/redaction.py all values that look like
-keys, judge/ the address and key of a judge (OPENAI_BASE_URL, OPENAI_API_KEY), and data/jinja_sandbox.py four harmless
-ones, which it passes on.
+(what `doctor` asks), XDG_CACHE_HOME (`cache_folder`), CUDA_CACHE_PATH (`kernel_folder`), and what torchrun or
+accelerate says of a process (`take_launcher`). Three other places read some for reasons of their own:
+common/redaction.py all values that look like keys, judge/ the address and key of a judge (OPENAI_BASE_URL,
+OPENAI_API_KEY), and data/jinja_sandbox.py four harmless ones, which it passes on.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ _LEAST = {"COLUMNS": 20, "LINES": 2}  #: in fewer columns no table says anything
 def cache_folder() -> Path:
     """Return the folder for what a machine keeps between runs. It is not made here."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fast_ft"
+
+
+def kernel_folder() -> Path:
+    """Return the folder for compiled kernels: within CUDA's where the user has named that. Not made here."""
+    named = os.environ.get("CUDA_CACHE_PATH")
+    return Path(named) / "fast_ft" if named else cache_folder() / "kernels"
 
 
 class Launcher(NamedTuple):

@@ -218,3 +218,13 @@ def test_out_of_memory_in_a_runs_output_is_found(
     assert found["out_of_memory"] == [shown]
     with pytest.raises(InputError, match="this run is there already"):
         recipe_run.run_command(str(folder / "small.yaml"), overrides, tmp_path / "log")
+
+
+def test_a_command_whose_training_was_cut_short_has_figures_of_answering_only(samples: dict[str, Any]) -> None:
+    del samples["decode"]
+    assert whole_run.problems(samples) == ["bench.decode did not end"]
+    samples["answers_only"] = True
+    assert whole_run.problems(samples) == []
+    assert {name: value for name, (value, _) in whole_run.figures(samples).items()} == {
+        "run.h100.decode_fixed_seconds_warm": 1.25, "run.h100.decode_fixed_seconds_cold": 7.5,
+    }  # fmt: skip

@@ -67,6 +67,8 @@ def test_what_is_compiled_is_kept_and_a_damaged_file_is_compiled_again(
     monkeypatch.setattr(nvrtc, "_version", lambda library: "12.8")
     nvrtc.compiled("a", (), (9, 0))
     assert len(compiled) == 7 and len(list(nvrtc.folder().iterdir())) == 6
+    monkeypatch.setenv("CUDA_CACHE_PATH", str(tmp_path / "named"))
+    assert tmp_path / "named" in nvrtc.folder().parents, "a measurement with empty caches finds none of ours either"
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file: nothing can be kept there
     assert nvrtc.compiled("a", (), (9, 0)) == b"machine code of a" and len(compiled) == 8
 

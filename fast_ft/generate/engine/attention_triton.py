@@ -8,78 +8,40 @@ Shapes: S rows, H heads, G KV heads, D head dimension, W pages of a row's table.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import cuda
 
 from fast_ft.generate.engine.block_manager import PAGE
-from fast_ft.generate.engine.first_half import MOST_ROWS, FirstHalf, counters
+from fast_ft.generate.engine.first_half import TOGETHER, FirstHalf, counters
+from fast_ft.generate.engine.first_half_triton import apart, begin, early, gather, place, share
 from fast_ft.models.nf4 import Order
 
 # Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
 _ALL = 1 << 30  #: cells of a row's window where it has none
-_PROGRAMS = 2048  #: that fill a card (of 512 to 16,384 tried on an H200); twice as many where each is long
+_PROGRAMS = 2048  #: that fill a card (of 512 to 16,384 tried on an H200)
 _MOST_SPLITS = 32
 BLOCK = 32  #: cells at a time: one warp reaches the most of the memory's speed
 
 
-@cache
-def early(device: torch.device) -> dict[str, bool]:
-    """Return the settings of a kernel that calls `begin`: from 9.0 on, it is launched while the one before it ends."""
-    starts = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"EARLY": True, "launch_pdl": True} if starts else {"EARLY": False}
-
-
 @triton.jit
-def begin(EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Wait for what the launches before have written, and let the next launch come near. A kernel's first line."""
-    if EARLY:
-        cuda.gdc_wait()
-        cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def place(token, column, tokens, columns, ORDER: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where a token's column stands in x, in the order (nf4.Order) that the product wants."""
-    if ORDER == 2:
-        piece = column // 128 * 16 + column // 2 % 16
-        at = (piece * tokens + token) * 8 + column // 32 % 4 * 2 + column % 2
-    elif ORDER == 1:
-        at = token * columns + column // 128 * 128 + column // 2 % 8 * 16 + column // 16 % 8 * 2 + column % 2
-    else:
-        at = token * columns + column
-    return at
-
-
-@triton.jit
-def share(y, column, real, a, parts, counter, token, part, PARTS, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Leave y's columns times their rows of A, (E, RANKS), in `parts`; the last of a token's PARTS programs adds up.
-
-    Return whether this is the last one. It must call `gather` then.
-    """
-    r = tl.arange(0, 16)
-    for block in tl.static_range(RANKS // 16):
-        rank = block * 16 + r
-        a_ER = tl.load(a + column[:, None] * RANKS + rank[None, :], mask=real[:, None], other=0.0).to(tl.float32)
-        tl.store(parts + (token * PARTS + part) * RANKS + rank, tl.sum(y[:, None] * a_ER, axis=0))
-    tl.debug_barrier()
-    return tl.atomic_add(counter + token, 1) == PARTS - 1
-
-
-@triton.jit
-def gather(parts, counter, xa, token, factor, PARTS, POW2: tl.constexpr, RANKS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write the sum of a token's parts, times a factor, to xa; the counter is zero again."""
-    r, p = tl.arange(0, 16), tl.arange(0, POW2)
-    for block in tl.static_range(RANKS // 16):
-        rank = block * 16 + r
-        at = parts + (token * PARTS + p)[:, None] * RANKS + rank[None, :]
-        part_PR = tl.load(at, mask=(p < PARTS)[:, None], other=0.0, cache_modifier=".cg")
-        tl.store(xa + token * RANKS + rank, (tl.sum(part_PR, axis=0) * factor).to(xa.dtype.element_ty))
-    tl.store(counter + token, 0)
+def _wide(bytes, CARD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """int8 as fp32: on a card by putting bytes together, for conversions take several times as long."""
+    if CARD:
+        above = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 u;
+            xor.b32 u, $4, 0x80808080;
+            prmt.b32 $0, u, 0x4B000000, 0x7440;
+            prmt.b32 $1, u, 0x4B000000, 0x7441;
+            prmt.b32 $2, u, 0x4B000000, 0x7442;
+            prmt.b32 $3, u, 0x4B000000, 0x7443;
+            }""",
+            "=r,=r,=r,=r,r", [bytes], dtype=tl.int32, is_pure=True, pack=4,
+        )  # fmt: skip
+        return above.to(tl.float32, bitcast=True) - 8388736.0  # 2^23 and 128
+    return bytes.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["scales_step", "scale_row", "table_row", "length_step", "window"])
@@ -87,7 +49,7 @@ def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, scales, table, length, out, partial, split_counter, a, parts, row_counter, xa, scale, q_row,
     cell_step, head_step, scales_step, scale_row, table_row, length_step, window, heads, group, PAGE: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, ORDER: tl.constexpr, SCALED: tl.constexpr,
-    RANKS: tl.constexpr, POW2: tl.constexpr, EARLY: tl.constexpr,
+    RANKS: tl.constexpr, POW2: tl.constexpr, CARD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program a (row, head, split): a pass over the split's cells of the row's window, BLOCK at a time, with a
     running maximum and sum."""
@@ -114,11 +76,13 @@ def _attend(  # type: ignore[no-untyped-def]
         at = cell[:, None] * cell_step + inside
         k_TD = tl.load(keys + at, mask=real[:, None], other=0)
         v_TD = tl.load(values + at, mask=real[:, None], other=0)
-        score_T = tl.sum(k_TD.to(tl.float32) * q_D[None, :], axis=1)
         if SCALED:
+            score_T = tl.sum(_wide(k_TD, CARD) * q_D[None, :], axis=1)
             scale_at = scales + cell * scale_row + head // group
             middle_T = tl.load(scale_at + scales_step, mask=real, other=0.0).to(tl.float32)
             score_T = score_T * tl.load(scale_at, mask=real, other=0.0).to(tl.float32) + middle_T * tl.sum(q_D, axis=0)
+        else:
+            score_T = tl.sum(k_TD.to(tl.float32) * q_D[None, :], axis=1)
         score_T = tl.where(real, score_T, float("-inf"))
         higher = tl.maximum(largest, tl.max(score_T, axis=0))
         fade = tl.exp(largest - higher)
@@ -128,7 +92,9 @@ def _attend(  # type: ignore[no-untyped-def]
             middle_T = tl.load(scale_at + 3 * scales_step, mask=real, other=0.0).to(tl.float32)
             middle = middle * fade + tl.sum(weight_T * middle_T, axis=0)
             weight_T *= tl.load(scale_at + 2 * scales_step, mask=real, other=0.0).to(tl.float32)
-        sum_D = sum_D * fade + tl.sum(weight_T[:, None] * v_TD.to(tl.float32), axis=0)
+            sum_D = sum_D * fade + tl.sum(weight_T[:, None] * _wide(v_TD, CARD), axis=0)
+        else:
+            sum_D = sum_D * fade + tl.sum(weight_T[:, None] * v_TD.to(tl.float32), axis=0)
         largest = higher
     if SPLITS > 1:
         mine = row * heads + head
@@ -179,25 +145,27 @@ def paged_attention(
         raise ValueError(f"a head dimension of {head_dim} is no power of two")
     splits = splits or splits_for(rows, heads)
     out = q_SHD.new_empty(rows, heads * head_dim)
-    ranks = 0 if first is None else first.a_ER.shape[1]
+    together = first if rows <= TOGETHER else None
+    ranks = 0 if together is None else together.a_ER.shape[1]
     wide = {"dtype": torch.float32, "device": out.device}
     partial = torch.empty(rows * heads * splits * (head_dim + 2), **wide) if splits > 1 else out
     parts = torch.empty(rows * heads * ranks, **wide) if ranks else out
-    a, xa = (out, out) if first is None else first
+    a, xa = (out, out) if together is None else together
     _attend[(rows, heads, splits)](
         q_SHD, keys, values, keys if scales is None else scales, table_SW, length_S, out, partial,
         counters(out.device, "splits"), a, parts, counters(out.device, "rows"), xa, head_dim**-0.5,
         q_SHD.stride(0), keys.stride(0), keys.stride(1), 0 if scales is None else scales.stride(1), keys.shape[1],
         table_SW.stride(0), length_S.stride(0), window or _ALL, heads, heads // keys.shape[1],
         PAGE=PAGE, D=head_dim, BLOCK=BLOCK, SPLITS=splits, ORDER=int(order), SCALED=scales is not None, RANKS=ranks,
-        POW2=triton.next_power_of_2(heads), num_warps=1, maxnreg=128, **early(out.device),  # 16 programs an SM
+        POW2=triton.next_power_of_2(heads), CARD=out.is_cuda, num_warps=1,
+        maxnreg=128, **early(out.device),  # 16 programs an SM of 65,536 registers
     )  # fmt: skip
+    if first is not None and together is None:
+        apart(out, first, order=order)
     return out
 
 
 def splits_for(rows: int, heads: int) -> int:
     """Return over how many programs each (row, head) is divided: a power of two that fills a card."""
-    if (whole := rows * heads) > min(MOST_ROWS, _PROGRAMS):
-        return 1
-    most = min(_MOST_SPLITS, (2 * _PROGRAMS if whole > _PROGRAMS // 2 else _PROGRAMS) // whole)
+    most = min(_MOST_SPLITS, max(1, _PROGRAMS // (rows * heads)))
     return 1 << most.bit_length() - 1

@@ -1,6 +1,6 @@
-"""LoRA's first half, x A: the kernel that makes x computes it too, so that it costs no launch of its own.
+"""LoRA's first half, x A: for few rows the kernel that makes x computes it too, so that it costs no launch of its own.
 
-Such a kernel is divided over a row's columns. Each program multiplies its columns with their rows of A; the one that
+Either kernel is divided over a row's columns. Each program multiplies its columns with their rows of A; the one that
 comes last adds up what all of them left, always in the same order.
 """
 
@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: Rows up to which it is part of the kernel that makes x. Timed on an H200: a norm of 62 rows takes 12 us with it and
+#: 3.5 without, one of 8 rows 6.4 and 3.4.
+TOGETHER = 32
 MOST_ROWS = 4096  #: counters for as many rows, or rows times heads
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fast_ft.generate.engine import nf4_linear, ops_torch
 from fast_ft.generate.engine.block_manager import PAGE
-from fast_ft.generate.engine.first_half import FirstHalf, first_half
+from fast_ft.generate.engine.first_half import TOGETHER, FirstHalf, first_half
 from fast_ft.generate.engine.kernel_kind import Kind
 from fast_ft.generate.engine.kv_cache import dequantised, quantised
 from fast_ft.generate.engine.sampler import Sampler
@@ -66,7 +66,7 @@ def drawn(
 def attention(kind: Kind, kernels: Any) -> None:
     """Compare rope and cache, attention over pages and attention over prompts."""
     draw, width = _Numbers(kind), kind.head_dim
-    device, whole, count = draw.device, kind.heads + 2 * kind.kv_heads, 18
+    device, whole, few, count = draw.device, kind.heads + 2 * kind.kv_heads, 18, 36  # TOGETHER is between
     frequencies = 1e4 ** -(torch.arange(0, width, 2, device=device).float() / width)
     qkv = draw.normal(count, whole * width)
     memory = draw.normal(2, (3 * count + 1) * PAGE, kind.kv_heads, width)
@@ -78,8 +78,10 @@ def attention(kind: Kind, kernels: Any) -> None:
     length, table = state[:, 1], state[:, 7:]
     cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
     starts = torch.tensor([0, 1, count], dtype=torch.int32, device=device)
-    # how each (row, head) is divided hangs on a step's rows, and is another kernel
-    splits = sorted({kernels.splits_for(rows, kind.heads) for rows in kind.steps}) if kernels.FUSES else [None]
+    cuts: list[tuple[int | None, int]] = [(None, few)]
+    if kernels.FUSES:  # how each (row, head) is divided hangs on a step's rows, and is another kernel
+        found_cuts = {(kernels.splits_for(n, kind.heads), few if n <= TOGETHER else count) for n in kind.steps}
+        cuts = sorted(found_cuts)
     found = []
     for ops in (ops_torch, kernels):
         keys, values = held.clone()
@@ -88,11 +90,11 @@ def attention(kind: Kind, kernels: Any) -> None:
         q, k, v = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, cell, keys, values, scales)
         mixed, halves = [], []
         for order in kind.orders:
-            for each, window in product(splits, (None, PAGE + 3)):
-                first = _first(kind, kind.products[1][1], kind.halves[1], count)
+            for (splits, rows), window in product(cuts, (None, PAGE + 3)):
+                first = _first(kind, kind.products[1][1], kind.halves[1], rows)
                 made = ops.paged_attention(
-                    q, keys, values, table, length, columns=3 * PAGE, order=order, window=window, scales=scales,
-                    first=first, splits=each,
+                    q[:rows], keys, values, table[:rows], length[:rows], columns=3 * PAGE, order=order, window=window,
+                    scales=scales, first=first, splits=splits,
                 )  # fmt: skip
                 # to plain torch the order means nothing
                 mixed.append(nf4.arranged(made, order) if ops is ops_torch else made)
@@ -109,7 +111,12 @@ def attention(kind: Kind, kernels: Any) -> None:
 
 def between(kind: Kind, kernels: Any) -> None:
     """Compare norms, gate and rope as prefill and steps call them: over whole products, or parts to be added."""
-    draw, count = _Numbers(kind), 4
+    for count in (4, TOGETHER + 4) if max(kind.steps) > TOGETHER else (4,):
+        _between(kind, kernels, count)
+
+
+def _between(kind: Kind, kernels: Any, count: int) -> None:
+    draw = _Numbers(kind)
     x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
     qkv, out, gate_up, down = kind.products
 
@@ -126,15 +133,16 @@ def between(kind: Kind, kernels: Any) -> None:
         taken = _whole if ops is ops_torch else _split
         made = [_normed(ops, x, None, weight)]
         for order in kind.orders:
-            made += _with_half(kind, kind.hidden, ranks_qkv, partial(_normed, ops, x, None, weight, order=order))
+            work = partial(_normed, ops, x, None, weight, order=order)
+            made += _with_half(kind, kind.hidden, ranks_qkv, count, work)
         for ranks, cuts in deltas:
             for order, parts in cuts:
                 made.append(_normed(ops, x, taken(parts), weight))
                 work = partial(_normed, ops, x, taken(parts), weight, order=order)
-                made += _with_half(kind, kind.hidden, ranks, work)
+                made += _with_half(kind, kind.hidden, ranks, count, work)
         for order, parts in gates:
             work = partial(_gated, ops, taken(parts), draw.dtype, order=order)
-            made += _with_half(kind, kind.inner, ranks_down, work)
+            made += _with_half(kind, kind.inner, ranks_down, count, work)
         for _, parts in mixed:
             made += _rotated(kind, ops, taken(parts))
         found.append(made)
@@ -148,9 +156,9 @@ def _first(kind: Kind, inputs: int, ranks: int, tokens: int) -> FirstHalf | None
     return first_half(_Numbers(kind).normal(inputs, ranks) / inputs**0.5, tokens)
 
 
-def _with_half(kind: Kind, inputs: int, ranks: int, work: Callable[..., Tensor]) -> list[Tensor]:
+def _with_half(kind: Kind, inputs: int, ranks: int, tokens: int, work: Callable[..., Tensor]) -> list[Tensor]:
     """Return what `work` makes, and the first half that it computes beside it, if there are ranks."""
-    first = _first(kind, inputs, ranks, 4)
+    first = _first(kind, inputs, ranks, tokens)
     made = work(first=first)
     return [made] if first is None else [made, first.xa_TR]
 

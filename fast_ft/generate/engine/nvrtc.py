@@ -41,7 +41,7 @@ def compiled(
 
 def folder() -> Path:
     """Return where compiled kernels are kept."""
-    return environment.cache_folder() / "kernels"
+    return environment.kernel_folder()
 
 
 def _read(path: Path) -> bytes | None:

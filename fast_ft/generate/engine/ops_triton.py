@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fast_ft.generate.engine.attention_triton import begin, early, gather, paged_attention, place, share, splits_for
-from fast_ft.generate.engine.first_half import FirstHalf, counters
+from fast_ft.generate.engine.attention_triton import paged_attention, splits_for
+from fast_ft.generate.engine.first_half import TOGETHER, FirstHalf, counters
+from fast_ft.generate.engine.first_half_triton import apart, begin, early, gather, place, share
 from fast_ft.generate.engine.ops_torch import causal
 from fast_ft.models import packed_attention as attention
 from fast_ft.models.nf4 import Order
@@ -24,9 +25,10 @@ __all__ = ["COLUMNS", "FUSES", "PACKED", "add_norm", "causal", "gated", "packed_
 
 COLUMNS = 0  #: attention reads as many cells as a row has
 PACKED = True
-FUSES = True  #: a FirstHalf costs no launch of its own
+FUSES = True  #: a FirstHalf is computed here
 # Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
-_SHARE, _SHARE_WARPS = 512, 4  #: columns and warps of a program that computes its share of a first half
+# Columns of a program that computes its share of a first half, of a norm and of a gate (timed on an H200).
+_NORMED, _GATED = 512, 1024
 
 
 def packed_attention(
@@ -204,18 +206,20 @@ def add_norm(
     parts = 0 if delta is None else len(delta) if delta.dim() == 3 else 1
     out, delta = x_TE.new_empty(tokens, columns), x_TE if delta is None else delta
     whole = triton.next_power_of_2(columns)
-    if first is None:
+    if first is None or tokens > TOGETHER:
         _add_norm[(tokens,)](
             x_TE, delta, weight_E, out, eps, tokens, columns, BLOCK=whole, PARTS=parts, ORDER=int(order), num_warps=8,
             **early(out.device),
         )  # fmt: skip
+        if first is not None:
+            apart(out, first, order=order)
         return out
-    programs, ranks = triton.cdiv(columns, _SHARE), first.a_ER.shape[1]
+    programs, ranks = triton.cdiv(columns, _NORMED), first.a_ER.shape[1]
     left = torch.empty(tokens * programs * (ranks + 1), dtype=torch.float32, device=out.device)
     _add_norm_first[(tokens, programs)](
         x_TE, delta, weight_E, out, first.a_ER, left[tokens * programs :], left, counters(out.device, "rows"),
-        first.xa_TR, eps, tokens, columns, programs, BLOCK=_SHARE, WHOLE=whole, PARTS=parts, ORDER=int(order),
-        RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS, **early(out.device),
+        first.xa_TR, eps, tokens, columns, programs, BLOCK=_NORMED, WHOLE=whole, PARTS=parts, ORDER=int(order),
+        RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=4, **early(out.device),
     )  # fmt: skip
     return out
 
@@ -247,13 +251,14 @@ def gated(x: Tensor, dtype: torch.dtype, *, order: Order = Order.ROWS, first: Fi
     parts = len(x) if x.dim() == 3 else 1
     tokens, columns = x.shape[-2], x.shape[-1] // 2
     out = x.new_empty(tokens, columns, dtype=dtype)
-    block, ranks = (1024, 0) if first is None else (_SHARE, first.a_ER.shape[1])
-    programs = triton.cdiv(columns, block)
-    a, xa = (out, out) if first is None else first
+    together = first if tokens <= TOGETHER else None
+    programs, ranks = triton.cdiv(columns, _GATED), 0 if together is None else together.a_ER.shape[1]
+    a, xa = (out, out) if together is None else together
     left = torch.empty(tokens * programs * ranks, dtype=torch.float32, device=out.device) if ranks else out
     _gate[(tokens, programs)](
-        x, out, a, left, counters(out.device, "rows"), xa, tokens, columns, programs, BLOCK=block, PARTS=parts,
-        ORDER=int(order), RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=_SHARE_WARPS if ranks else 4,
-        **early(out.device),
+        x, out, a, left, counters(out.device, "rows"), xa, tokens, columns, programs, BLOCK=_GATED, PARTS=parts,
+        ORDER=int(order), RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=4, **early(out.device),
     )  # fmt: skip
+    if first is not None and together is None:
+        apart(out, first, order=order)
     return out
