@@ -21,7 +21,7 @@ from fast_ft.models.nf4 import Order
 NAME = "the CUDA kernel for Hopper"
 MULTIPLE, CAPABILITY = 128, (9, 0)  #: as nf4_linear.Way's
 NEWEST: tuple[int, int] | None = (9, 0)
-_WIDE = 256  #: outputs of a wide tile: for products with one for every other multiprocessor at least
+_WIDE = 256  #: outputs of a wide tile
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,15 @@ def kernel(cut: Cut, dtype: torch.dtype, device: torch.device) -> CudaKernel:
 def cut_for(rows: int, outputs: int, processors: int) -> Cut:
     """Return how work is cut for that many rows, 128 at most, on a card with that many multiprocessors.
 
-    Wide tiles read x less often. Narrow ones leave less to be added where blocks share them.
+    Wide tiles read x less often. Narrow ones leave less to be added where blocks share them: with many rows, that counts
+    where several blocks share a tile.
     """
     eights = -(-rows // 8)
     if eights > 8:
         return Cut(eights, 2, 1, 4 if eights <= 14 else 3)
-    if 2 * outputs > _WIDE * processors:
-        return Cut(eights, 2, 2, 4)
-    return Cut(eights, 2, 1, 6)
+    if eights > 4 and 2 * outputs <= _WIDE * processors:
+        return Cut(eights, 2, 1, 6)
+    return Cut(eights, 2, 2, 4)
 
 
 def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
