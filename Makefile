@@ -11,7 +11,7 @@ BIN := .venv/bin
 # Python compiles a module when it is first imported; compiling all of them takes longer than installing them.
 INSTALL := --disable-pip-version-check --no-compile
 
-.PHONY: quickstart smollm test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
+.PHONY: quickstart smollm compiled test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
@@ -26,6 +26,10 @@ smollm: .venv/run-ready
 
 # A worker more than there are cores, up to four: tests wait for other processes, for the disk and for clocks.
 WORKERS = $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
+
+# Import the largest libraries once, which compiles them; workers that begin together would all compile them.
+compiled: .venv/test-ready
+	$(BIN)/python -m tests.helpers.killed_imports
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
