@@ -42,8 +42,7 @@ wheel-test: .venv/run-ready
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" "$$place/source"; \
 	$(PYTHON) -m venv "$$place/environment"; \
 	"$$place/environment/bin/python" -m pip install --quiet $(INSTALL) $(TORCH) "$$place"/*.whl; \
-	cd "$$place"; env -u PYTHONPATH environment/bin/fast-ft quickstart train.max_steps=20; \
-	test -s runs/*/pred.json; echo "the wheel's quickstart wrote $$(ls runs/*/pred.json)"
+	$(BIN)/python -m tests.helpers.wheel_run "$$place/environment/bin" "$$place"
 
 # A report, never a verdict: do the newest Unsloth, TRL and Colab's torch still go together with the rest?
 newest: .venv/run-ready
