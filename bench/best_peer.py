@@ -7,9 +7,10 @@
 
     merge    measures nothing: --results FILE takes in OTHER.json, given in RECIPE's place, of the same rows
 
-With --emulate t4 both run on 8 of the card's SMs: a T4-class emulation, not a T4. Processes import while others measure
-and wait for their turn before they use the card; the waiting counts nowhere. A result holds both parts and both
-set-ups; `python -m bench --adopt FILE` takes its figures, and refuses them without a best peer.
+With --emulate t4 both run on 8 of the card's SMs: a T4-class emulation, not a T4. All processes import before the first
+one measures, because importing beside it would slow down a way that waits for the CPU; peers load their models side by
+side, too. Waiting counts nowhere. A result holds both parts and both set-ups; `python -m bench --adopt
+FILE` takes its figures, and refuses them without a best peer.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from fast_ft.run.folder import now
 
 RECIPE = str(Path(__file__).parent / "recipes" / "first-100.yaml")
 SURVEY_ROWS, SURVEY_STEPS, SURVEY_SECONDS = 24, 18, 6.0  #: of each way; a way that takes more seconds stops earlier
-AHEAD = 4  #: processes that import while one measures
-RUNS = 2
+LOADED = 8  #: models that are on the card at once
+GATES = ("load", "turn")  #: where a process waits: for loading its model beside others, and for the card to itself
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cap", type=float, default=emulation.T4_GIB, help="GiB, context included; 0: no cap")
     parser.add_argument("--ways", help="survey these, separated by commas; default: all")
     parser.add_argument("--steps", type=int, help="finals: at most this number of steps; default: the schedule's")
+    parser.add_argument("--runs", type=int, default=peer_figures.RUNS, help="finals: of each way; default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=1e9, metavar="S", help="no way starts once the card was used so long"
     )
@@ -111,24 +113,28 @@ class Comparison:
             "stop_after": SURVEY_STEPS, "seconds": SURVEY_SECONDS,
         }  # fmt: skip
         own = {key: job["settings"][key] for key in ("tokens_per_step", "rows", "rows_digest")}
-        for part in self._in_turn([Turn(work, way, way, job, self._log(way)) for way in wanted]):
+        turns = [Turn(work, way, way, job, self._log(way)) for way in wanted]
+        for part in self._in_turn(turns, loaded=LOADED):
             self._keep_survey(part | {"settings": own})
 
-    def _in_turn(self, turns: list[Turn]) -> Iterator[dict[str, Any]]:
-        """Yield what each way measured. While one uses the card, those after it import and wait."""
-        used = 0.0  # seconds on the card, waiting left out
+    def _in_turn(self, turns: list[Turn], loaded: int) -> Iterator[dict[str, Any]]:
+        """Yield what each way measured. All import at first; of `loaded` models on the card at a time, one computes."""
         with contextlib.ExitStack() as running:
+            for turn in turns:
+                running.enter_context(turn)
+            for turn in turns:
+                turn.wait_at(*GATES)
+            began = time.monotonic()
             for place, turn in enumerate(turns):
-                for each in turns[place : place + AHEAD]:
-                    if not each.started:
-                        running.enter_context(each)
-                if used > self.options.seconds:
+                if place % loaded == 0:
+                    for each in turns[place : place + loaded]:
+                        each.open("load")
+                    for each in turns[place : place + loaded]:
+                        each.wait_at("turn")
+                if time.monotonic() - began > self.options.seconds:
                     say(f"{self.options.seconds:.0f} s are over before {', '.join(each.way for each in turns[place:])}")
                     return
-                part = turn.run(self.options.timeout)
-                stamps = part.get("stamps", {})
-                used += max(stamps.values(), default=0.0) - stamps.get("imported", 0.0)
-                yield part
+                yield turn.run(self.options.timeout)
 
     def _keep_survey(self, part: dict[str, Any]) -> None:
         survey = self.parts["survey"]
@@ -149,10 +155,10 @@ class Comparison:
         job = self._job(work, self.options.overrides) | {"stop_after": steps, "settle": self.settings}
         turns = [
             Turn(work, f"{way}-{run}", way, job, self._log(f"{way}-{run}"))
-            for run in range(RUNS)
+            for run in range(self.options.runs)
             for way in (*ours.WAYS, *best)
         ]
-        for part in self._in_turn(turns):
+        for part in self._in_turn(turns, loaded=LOADED):
             self.parts["finals"].append(part)
             self._write()
             say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
@@ -187,19 +193,17 @@ def merge(path: Path, other: Path) -> dict[str, Any]:
 
 
 class Turn:
-    """One way's process, which imports at once, and uses the card when its turn comes."""
+    """One way's process, which imports at once, and loads and measures when it is let: bench.emulation.Limits waits."""
 
     def __init__(self, work: Path, name: str, way: str, job: dict[str, Any], log: Path) -> None:
-        self.way, self.log, self.started = way, log, False
-        self._go, self._file, self._out = (work / f"{name}.{kind}" for kind in ("turn", "job.json", "json"))
-        folder = work / name
-        folder.mkdir()
-        self._job = job | {"way": way, "out": str(self._out), "work": str(folder), "turn": str(self._go)}
+        self.way, self.log = way, log
+        self._folder, self._file, self._out = (work / f"{name}{end}" for end in ("", ".job.json", ".json"))
+        self._folder.mkdir()
+        self._job = job | {"way": way, "out": str(self._out), "work": str(self._folder), "turn": str(self._folder)}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Turn:
-        """Start the process; it imports, and waits for its turn."""
-        self.started = True
+        """Start the process; it imports, and waits."""
         self._file.write_text(json.dumps(self._job | {"started": time.monotonic()}), encoding="utf-8")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._process = process.start([sys.executable, "-m", "bench.way", str(self._file)], self.log)
@@ -210,10 +214,21 @@ class Turn:
         if self._process is not None:
             process.end(self._process)
 
+    def wait_at(self, *gates: str) -> None:
+        """Wait until the process stands at one of these gates, or has ended."""
+        assert self._process is not None
+        while self._process.poll() is None and not any(Path(f"{self._folder}.at-{gate}").exists() for gate in gates):
+            time.sleep(0.02)
+
+    def open(self, gate: str) -> None:
+        """Let the process through a gate."""
+        Path(f"{self._folder}.{gate}").touch()
+
     def run(self, timeout: float) -> dict[str, Any]:
         """Let it use the card until it ends; return what it wrote, with the commit, or how it failed."""
         assert self._process is not None
-        self._go.touch()
+        for gate in GATES:
+            self.open(gate)
         status = process.wait(self._process, timeout)
         if status == 0:
             part: dict[str, Any] = json.loads(self._out.read_text(encoding="utf-8"))

@@ -24,29 +24,42 @@ LABEL = "T4-class emulation, not a T4"
 class Limits:
     """One process's limits. `cap_gib` (0: none) includes the CUDA context; `sms` None is the whole card.
 
-    turn: a file that must be there before the process may use the card; other processes import while one measures.
+    turn: the path, without its end, of the files by which `bench.best_peer` lets processes load and measure in turn.
     """
 
     def __init__(self, cap_gib: float, sms: int | None, t4_attention: bool, turn: str | None = None) -> None:
         self.cap_gib, self.sms, self.t4_attention = cap_gib, sms, t4_attention
-        self._turn = Path(turn) if turn else None
+        self._turn = turn
         self._card = contextlib.ExitStack()
         self.context_gib = 0.0
         self.rates: dict[str, Any] = {}
         self._kept: Any = None
 
+    def may_load(self) -> None:
+        """Say that all is imported, and wait until this process may load its model beside others that do."""
+        self._wait_for("load")
+        self._card.enter_context(card_to_itself(beside_others=True))
+
     def take_turn(self) -> None:
         """Wait until this process may use the card: for its turn, and for the lock that GPU_LOCK names, if it does."""
-        while self._turn is not None and not self._turn.exists():
-            time.sleep(0.02)
+        self._card.close()
+        self._wait_for("turn")
         self._card.enter_context(card_to_itself())
+
+    def _wait_for(self, gate: str) -> None:
+        """Say by a file that this process stands at a gate; wait until another file opens it."""
+        if self._turn is None:
+            return
+        Path(f"{self._turn}.at-{gate}").touch()
+        while not Path(f"{self._turn}.{gate}").exists():
+            time.sleep(0.02)
 
     def end_turn(self) -> None:
         """Let others use the card: all that is timed is done."""
         self._card.close()
 
     def begin(self) -> None:
-        """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model is loaded."""
+        """Cap the allocator and choose attention; with `sms`, make the limited stream. Before a model computes."""
         import torch
 
         if not torch.cuda.is_available():

@@ -97,6 +97,10 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
                 continue
             unit = f"times the tokens/s of {best} ({PEERS[best].about}), mean of {RUNS} runs{emulated}"
             found[f"{prefix}.{figure}"] = (round(speed / speeds[best], 3), unit)
+            first = next(part for part in runs_of(parts, way) if rate(settings, part) is not None)
+            if way == "fast_ft" and (top := compare.ceiling(settings, first)) is not None:
+                share = round(speed / top["tokens_per_s"], 3)
+                found[f"{prefix}.ceiling_share"] = (share, f"of the ceiling without recomputation{emulated}")
             if name == "whole":
                 key = "tokens_per_s" if way == "fast_ft" else "unsloth_layers_tokens_per_s"
                 found[f"{prefix}.{key}"] = (speed, f"tokens/s of training, {TITLES[way]}, mean of {RUNS} runs")

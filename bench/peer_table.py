@@ -70,7 +70,7 @@ def _trl(rows: int, accumulation: int, **settings: object) -> Peer:
 #: In the order in which a survey runs them: what promises most comes first.
 PEERS = {
     "unsloth-budget-kept": _unsloth(8, 1, token_budget=2048, checkpointing=False),
-    "unsloth-budget": _unsloth(8, 1, token_budget=4096),
+    "unsloth-budget": _unsloth(8, 1, token_budget=4096, not_emulated=MORE_KEPT),
     "trl-liger": _trl(8, 1, liger=True, not_emulated=MORE_KEPT),
     "unsloth-packed-4096": _unsloth(1, 1, packed=4096, not_emulated=MORE_KEPT),
     "unsloth-packed-2048-kept": _unsloth(1, 2, packed=2048, checkpointing=False),

@@ -42,6 +42,8 @@ def train(job: dict[str, Any], limits: Limits, watch: Watch) -> tuple[SFTTrainer
     os.environ["UNSLOTH_TOKEN_BUDGET"] = str(peer.token_budget or 0)  # read when the trainer is made
     load = _unsloth if peer.unsloth else _plain
     model, tokenizer, device = load(job, peer, limits, watch)
+    watch.leave_out(limits.take_turn)
+    limits.begin()
     trainer = _trainer(job, peer, model, tokenizer, _config(job, peer, device))
     load_adapter(trainer.model, job["adapter"])
     if not job.get("unwatched"):
@@ -124,8 +126,7 @@ def _unsloth(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> _
     import unsloth  # first, because it patches the others
 
     watch.stamp("imported")
-    watch.leave_out(limits.take_turn)
-    limits.begin()
+    watch.leave_out(limits.may_load)
     import torch
 
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
@@ -158,8 +159,7 @@ def _plain(job: dict[str, Any], peer: Peer, limits: Limits, watch: Watch) -> _Lo
     import trl  # noqa: F401
 
     watch.stamp("imported")
-    watch.leave_out(limits.take_turn)
-    limits.begin()
+    watch.leave_out(limits.may_load)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, job["dtype"])
     config = transformers.AutoConfig.from_pretrained(job["base"], trust_remote_code=False)

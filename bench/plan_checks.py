@@ -25,7 +25,7 @@ from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import now
 
-STEPS, WARM_UP = 8, 2
+STEPS, WARM_UP = 24, 4  #: steps run ahead of their log, so that an end is known up to a step late: many are timed
 
 
 @dataclass(frozen=True)

@@ -82,15 +82,18 @@ def wait_for_turn() -> None:
 
 
 @contextlib.contextmanager
-def card_to_itself() -> Iterator[None]:
-    """Hold the lock that the environment's GPU_LOCK names, where several measurements share a machine."""
+def card_to_itself(*, beside_others: bool = False) -> Iterator[None]:
+    """Hold the lock that the environment's GPU_LOCK names, where several measurements share a machine.
+
+    `beside_others` is for work whose time does not count: those who ask for it share the lock, while nobody measures.
+    """
     if (name := os.environ.get("GPU_LOCK")) is None:
         yield
         return
     import fcntl
 
     with Path(name).open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if beside_others else fcntl.LOCK_EX)
         yield
 
 

@@ -7,12 +7,13 @@ what that takes is left out. What the steps trained on is described at the end.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from fast_ft.data.encoding import IGNORE_INDEX
 
@@ -20,7 +21,25 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Trainer
 
+_Given = ParamSpec("_Given")
 SKETCH = 2048  #: numbers that stand for a gradient of millions
+
+
+def _one_thread(work: Callable[_Given, None]) -> Callable[_Given, None]:
+    """Do small work on the CPU in one thread: beside other processes, threads would wait for each other each time."""
+
+    @functools.wraps(work)
+    def _alone(*given: _Given.args, **named: _Given.kwargs) -> None:
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            work(*given, **named)
+        finally:
+            torch.set_num_threads(threads)
+
+    return _alone
 
 
 class Watch:
@@ -106,6 +125,7 @@ class Watch:
         self._ended.append(inputs)
         self._last = now
 
+    @_one_thread
     def finish(self) -> None:
         """Describe what the steps trained on, and reduce the gradients to a sketch: both take their time."""
         for step, inputs in zip(self.steps, self._ended, strict=False):
@@ -125,6 +145,7 @@ class Watch:
         _wait()
         self.leave_out(work)
 
+    @_one_thread
     def _take_gradients(self, model: nn.Module) -> None:
         """Copy the adapter's gradients of the first step where they are finite: fp16's loss scale skips some steps."""
         import torch

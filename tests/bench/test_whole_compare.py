@@ -60,11 +60,14 @@ def test_a_command_is_timed_to_its_adapter_and_to_its_answers(tmp_path: Path) ->
 
 
 def test_waiting_for_the_card_counts_nowhere(tmp_path: Path) -> None:
-    turn = tmp_path / "turn"
-    limits, seen = emulation.Limits(0, None, t4_attention=False, turn=str(turn)), watch.Watch(time.monotonic())
-    threading.Timer(0.2, turn.touch).start()
-    seen.leave_out(limits.take_turn)
-    assert turn.exists() and seen.stamp("imported") < 0.15
+    way = tmp_path / "way"
+    limits, seen = emulation.Limits(0, None, t4_attention=False, turn=str(way)), watch.Watch(time.monotonic())
+    for gate, wait in (("load", limits.may_load), ("turn", limits.take_turn)):
+        opened = tmp_path / f"way.{gate}"
+        threading.Timer(0.2, opened.touch).start()
+        seen.leave_out(wait)
+        assert opened.exists() and (tmp_path / f"way.at-{gate}").exists()
+    assert seen.stamp("imported") < 0.15
     emulation.Limits(0, None, t4_attention=False).take_turn()
 
 
@@ -90,15 +93,17 @@ def test_a_peer_trains_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_card_is_locked_while_a_way_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock that GPU_LOCK names keeps other programs' timings apart from ours."""
+    """The lock that GPU_LOCK names keeps other programs' timings apart from ours; models load while nobody measures."""
     monkeypatch.setenv("GPU_LOCK", str(tmp_path / "lock"))
-    first, second = (emulation.Limits(0, None, t4_attention=False) for _ in range(2))
-    first.take_turn()
-    waiting = threading.Thread(target=second.take_turn)
-    waiting.start()
-    waiting.join(0.1)
-    assert waiting.is_alive()
-    first.end_turn()
-    waiting.join(5)
-    assert not waiting.is_alive()
-    second.end_turn()
+    first, second, loading = (emulation.Limits(0, None, t4_attention=False) for _ in range(3))
+    first.may_load()
+    loading.may_load()
+    for before, asks in ((loading, first.take_turn), (first, second.take_turn), (second, loading.may_load)):
+        waiting = threading.Thread(target=asks)
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive()
+        before.end_turn()
+        waiting.join(5)
+        assert not waiting.is_alive()
+    loading.end_turn()

@@ -88,7 +88,7 @@ def attention(kind: Kind, kernels: Any) -> None:
         mixed, halves = [], []
         for each in splits:
             for window in (None, PAGE + 3):
-                first = _first(kind, kind.products[1][1], kind.ranks[1], count)
+                first = _first(kind, kind.products[1][1], kind.halves[1], count)
                 mixed.append(
                     ops.paged_attention(
                         q,
@@ -128,7 +128,7 @@ def between(kind: Kind, kernels: Any) -> None:
         cuts = [(1, False), *((parts, kind.ordered) for parts in _parts(kind, shapes))]
         return [(planes, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, planes in cuts]
 
-    ranks_qkv, _, ranks_gate, ranks_down = kind.ranks
+    ranks_qkv, _, ranks_gate, ranks_down = kind.halves
     deltas = [(ranks_gate, drawn(out)), (ranks_qkv, drawn(down))]
     gates, mixed = drawn(gate_up), drawn(qkv)
     found: list[list[Tensor]] = []

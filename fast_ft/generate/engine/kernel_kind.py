@@ -34,6 +34,11 @@ class Kind:
         return self.planes and self.way is not None and self.way.PLANES
 
     @property
+    def halves(self) -> tuple[int, int, int, int]:
+        """The ranks of which the kernels between products compute LoRA's first half: none without a `way`."""
+        return self.ranks if self.way is not None else (0, 0, 0, 0)
+
+    @property
     def products(self) -> list[tuple[int, int]]:
         """(outputs, inputs) of a layer's products: q, k and v side by side, o, gate and up side by side, down."""
         mixed = self.heads * self.head_dim
