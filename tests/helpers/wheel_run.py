@@ -19,7 +19,7 @@ def main() -> None:
     """Run the quickstart in FOLDER by BIN/fast-ft, and check what it wrote."""
     bin_, folder = map(Path, sys.argv[1:])
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    command = [bin_.resolve() / "fast-ft", "quickstart", *FEW]
+    command: list[str | os.PathLike[str]] = [bin_.resolve() / "fast-ft", "quickstart", *FEW]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "runs").iterdir()
