@@ -36,8 +36,8 @@ def test_every_number_of_rows_has_a_cut_that_fits(room: int) -> None:
 
 
 def test_every_number_of_rows_has_a_cut_that_fits_a_hopper_card() -> None:
-    for rows in range(1, 129):
-        cut = nf4_hopper.cut_for(rows)
+    for rows, outputs in product(range(1, 129), (64, 4096, 22016)):
+        cut = nf4_hopper.cut_for(rows, outputs, 132)
         assert rows <= 8 * cut.mt < rows + 8 and cut.shared <= 227 << 10 and cut.stages >= 3
 
 
@@ -76,7 +76,7 @@ def test_what_is_compiled_is_kept_and_a_damaged_file_is_compiled_again(
 def test_the_sources_are_in_the_package_and_hold_the_codes() -> None:
     for dtype in ("float16", "bfloat16"):
         text = nf4_mma.source(nf4_mma.fitting(64, 227 << 10), dtype)
-        hopper = nf4_hopper.source(nf4_hopper.cut_for(64), dtype)
+        hopper = nf4_hopper.source(nf4_hopper.cut_for(64, 4096, 132), dtype)
         kind = "bf16" if dtype == "bfloat16" else "f16"
         assert f"wgmma.mma_async.sync.aligned.m64n64k16.f32.{kind}.{kind} " in hopper and f'KIND "{kind}"' in hopper
         assert "#define MT 8\n" in text and ("bf16" in text.split("// y")[0]) == (dtype == "bfloat16")
@@ -96,8 +96,8 @@ def test_the_products_compile_for_every_card_that_they_are_for(tmp_path: Path, m
     for (capability, room), rows, dtype in product(cards.items(), (1, 16, 64, 128), ("float16", "bfloat16")):
         cubin = nvrtc.compiled(nf4_mma.source(nf4_mma.fitting(rows, room << 10), dtype), (), capability)
         assert cubin.startswith(b"\x7fELF"), (capability, rows)
-    for rows, dtype in product((1, 16, 64, 128), ("float16", "bfloat16")):
-        source = nf4_hopper.source(nf4_hopper.cut_for(rows), dtype)
+    for rows, outputs, dtype in product((1, 16, 64, 128), (4096, 22016), ("float16", "bfloat16")):
+        source = nf4_hopper.source(nf4_hopper.cut_for(rows, outputs, 132), dtype)
         assert nvrtc.compiled(source, (), (9, 0), own=True).startswith(b"\x7fELF"), rows
     for tiles in (2, 4, 8):
         assert nvrtc.compiled(nf4_turing.source(tiles), (), (7, 5)).startswith(b"\x7fELF")

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from fast_ft.generate.engine.cuda_kernel import CudaKernel, tensor_map
-from fast_ft.generate.engine.nf4_mma import blocks_for, code_defines, parts_of
+from fast_ft.generate.engine.nf4_mma import blocks_for, code_defines, parts_of, processors_of
 from fast_ft.generate.engine.nvrtc import compiled
 from fast_ft.models.nf4 import Order
 
 NAME = "the CUDA kernel for Hopper"
 MULTIPLE, CAPABILITY = 128, (9, 0)  #: as nf4_linear.Way's
 NEWEST: tuple[int, int] | None = (9, 0)
+_WIDE = 256  #: outputs of a wide tile: for products with one for every other multiprocessor at least
 
 
 @dataclass(frozen=True)
@@ -88,24 +89,34 @@ def kernel(cut: Cut, dtype: torch.dtype, device: torch.device) -> CudaKernel:
     return CudaKernel(cubin, "product", device, threads=cut.threads, shared=cut.shared, early=True)
 
 
-def cut_for(rows: int) -> Cut:
-    """Return how work is cut for that many rows, 128 at most."""
+def cut_for(rows: int, outputs: int, processors: int) -> Cut:
+    """Return how work is cut for that many rows, 128 at most, on a card with that many multiprocessors.
+
+    Wide tiles read x less often. Narrow ones leave less to be added where blocks share them.
+    """
     eights = -(-rows // 8)
     if eights > 8:
         return Cut(eights, 2, 1, 4 if eights <= 14 else 3)
-    return Cut(eights, 2, 2, 4)
+    if 2 * outputs > _WIDE * processors:
+        return Cut(eights, 2, 2, 4)
+    return Cut(eights, 2, 1, 6)
 
 
 def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
     """Return in how many parts `product` leaves a product."""
-    cut = cut_for(rows)
+    cut = cut_for(rows, outputs, processors_of(device))
     return parts_of(-(-outputs // cut.tile), inputs // cut.chunk, blocks_for(cut, outputs, inputs, device))
 
 
 def compare(x_MK: Tensor, words: Tensor, scales: Tensor, shapes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-    """Return x's products as the kernel for its rows makes them: whole, and in parts that end within chunks' rows."""
-    cut = cut_for(len(x_MK))
-    return {f"{cut}, {n} blocks": product(x_MK, words, scales, None, None, cut, n) for n in (1, 3, 5)}
+    """Return x's products as products of these (outputs, inputs) are cut: whole, and in parts that end within chunks'
+    rows."""
+    cuts = {cut_for(len(x_MK), outputs, processors_of(x_MK.device)) for outputs, _ in shapes}
+    return {
+        f"{cut}, {n} blocks": product(x_MK, words, scales, None, None, cut, n)
+        for cut in sorted(cuts, key=str)
+        for n in (1, 3, 5)
+    }
 
 
 def product(
@@ -124,7 +135,7 @@ def product(
     weights are read while the launch before this one ends: it must not be what writes them.
     """
     (rows, inputs), outputs = x_MK.shape, len(words)
-    cut = cut or cut_for(rows)
+    cut = cut or cut_for(rows, outputs, processors_of(x_MK.device))
     tiles, chunks = -(-outputs // cut.tile), inputs // cut.chunk
     blocks = min(blocks or blocks_for(cut, outputs, inputs, x_MK.device), tiles * chunks)
     parts = parts_of(tiles, chunks, blocks)

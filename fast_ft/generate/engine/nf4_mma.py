@@ -128,10 +128,15 @@ def fitting(rows: int, room: int) -> Cut:
     raise ValueError(f"{room} bytes of shared memory are too few for {rows} rows")
 
 
+def processors_of(device: torch.device) -> int:
+    """Return how many multiprocessors a card has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def blocks_for(cut: Shares, outputs: int, inputs: int, device: torch.device) -> int:
     """Return how many blocks share a product: the fewest with as small a largest share as all multiprocessors."""
     chunks = -(-outputs // cut.tile) * -(-inputs // cut.chunk)
-    share = -(-chunks // torch.cuda.get_device_properties(device).multi_processor_count)
+    share = -(-chunks // processors_of(device))
     return -(-chunks // share)
 
 
