@@ -11,7 +11,7 @@ BIN := .venv/bin
 # Python compiles a module when it is first imported; compiling all of them takes longer than installing them.
 INSTALL := --disable-pip-version-check --no-compile
 
-.PHONY: quickstart smollm test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
+.PHONY: quickstart smollm compiled test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
@@ -27,6 +27,10 @@ smollm: .venv/run-ready
 # A worker more than there are cores, up to four: tests wait for other processes, for the disk and for clocks.
 WORKERS = $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
 
+# Import the largest libraries once, which compiles them; workers that begin together would all compile them.
+compiled: .venv/test-ready
+	$(BIN)/python -m tests.helpers.killed_imports
+
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -38,8 +42,7 @@ wheel-test: .venv/run-ready
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" "$$place/source"; \
 	$(PYTHON) -m venv "$$place/environment"; \
 	"$$place/environment/bin/python" -m pip install --quiet $(INSTALL) $(TORCH) "$$place"/*.whl; \
-	cd "$$place"; env -u PYTHONPATH environment/bin/fast-ft quickstart train.max_steps=20; \
-	test -s runs/*/pred.json; echo "the wheel's quickstart wrote $$(ls runs/*/pred.json)"
+	$(BIN)/python -m tests.helpers.wheel_run "$$place/environment/bin" "$$place"
 
 # A report, never a verdict: do the newest Unsloth, TRL and Colab's torch still go together with the rest?
 newest: .venv/run-ready

@@ -17,6 +17,7 @@ from typing import Any
 from bench import emulation, machine, ours, plan_bases
 from bench.clock import say
 from bench.process import WaitingProcess, card_to_itself, wait_for_turn
+from bench.step_log import StepLog
 from bench.training import Order
 from fast_ft.common.atomic_files import write_json
 from fast_ft.data import dataset, encoding
@@ -25,7 +26,7 @@ from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import now
 
-STEPS, WARM_UP = 24, 4  #: steps run ahead of their log, so that an end is known up to a step late: many are timed
+STEPS, WARM_UP = 24, 4
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def run(recipe: Recipe, prepared: ours.InFileOrder, work: Path, cap_gib: float) 
     from fast_ft.train.session import TrainSession
     from fast_ft.train.task import TrainCallbacks
 
-    limits, entries = emulation.Limits(cap_gib, None, False), list[dict[str, Any]]()
+    limits, log = emulation.Limits(cap_gib, None, False), StepLog(WARM_UP)
     maker = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed)
     limits.begin()
     card = planner.card_here()
@@ -162,11 +163,12 @@ def run(recipe: Recipe, prepared: ours.InFileOrder, work: Path, cap_gib: float) 
     predicted = ours.predicted(recipe, prepared, settled, maker.name, card)
     loaded = maker.for_training()
     task = ours.task_of(recipe, prepared, STEPS)
-    session = TrainSession(loaded, task, settled.train, work, TrainCallbacks(on_step=entries.append))
+    session = TrainSession(loaded, task, settled.train, work, TrainCallbacks(on_step=log))
+    log.follow(session)
     session.run()
     facts = limits.to_json()
-    seconds = [entry["seconds"] for entry in entries][WARM_UP:]
-    planned = (predicted["step_seconds"] or [0.0] * STEPS)[WARM_UP : len(entries)]
+    seconds = log.seconds
+    planned = (predicted["step_seconds"] or [0.0] * STEPS)[WARM_UP : len(log.lines)]
     return {
         "plan": settled.to_json(),
         "plan_at_the_end": RunPlan(session.steps.plan, settled.decode).to_json(),
@@ -174,7 +176,7 @@ def run(recipe: Recipe, prepared: ours.InFileOrder, work: Path, cap_gib: float) 
         "measured_gib": round(facts["peak_reserved_gib"] + facts["context_after_gib"], 3),
         "peak_reserved_gib": facts["peak_reserved_gib"],
         "context_gib": facts["context_after_gib"],
-        "tokens": [entry["tokens"] for entry in entries],
+        "tokens": [line["tokens"] for line in log.lines],
         "planned_step_seconds": planned,
         "measured_step_seconds": seconds,
         "planned_seconds": round(sum(planned) / len(planned), 5),

@@ -4,8 +4,8 @@
 
 SAMPLES are lines of bench/plan_samples.py. What each part of a pass takes by the card's rates is counted by the plan;
 fitted is by how much longer it takes, by least squares of the relative errors, with a weak pull towards what a card's
-rates say alone, and no factor below 0. Memory has one fitted number for passes with graphs and one for those without:
-what no tensor explains.
+rates say alone, and no factor below 0. Memory has one fitted number, for passes with graphs and without: the holes that
+the allocator's blocks leave, which no tensor explains. Memory above the plan counts more than memory below it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.least_squares import least_squares
-from fast_ft.common.gpu_rates import MeasuredRates
-from fast_ft.hub.families import FamilySpec, ModelShape
-from fast_ft.plan import cards, constants, cost_model, memory_model, plans
+from bench.trained_samples import Trained, context_gib, measured_gib, planned_gib, read
+from fast_ft.plan import constants, cost_model, plans
 from fast_ft.plan.constants import MEMORY, SECONDS
 from fast_ft.plan.micro_batches import width
-from fast_ft.plan.plans import TrainPlan
-from fast_ft.plan.training_work import Rates, Training, takes_flash
 
-GIB = 2**30
 _BLOCKED = 0.9  #: of a pass that the host spends in launching: then the card waits for it
-_ALONE_GIB = 1.5  #: of a card that are outside of the allocator; more is taken by other processes
-_IDLE_GIB = 0.05  #: between a loaded base's tensors: the rests of pages
+_ABOVE = 2.5  #: a plan may be 2.5 % too large, and 1 % too small
 #: Factors of a pass's parts that are fitted, and what is expected of them: the card's rates; of unpacking 2.5 bytes
 #: read and written for a weight; of flash attention a third of a large product's rate (FlashAttention-2's paper).
 _CARD = {
@@ -39,60 +33,11 @@ _CARD = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A sample as the plan sees it."""
-
-    title: str
-    line: dict[str, Any]
-    shape: ModelShape
-    training: Training
-    rates: Rates
-    plan: TrainPlan
-
-    @property
-    def alone(self) -> bool:
-        """Whether no other process used the card; others' memory is outside of this one's allocator, and shows."""
-        return bool(self.line["context_gib"] < _ALONE_GIB)
-
-    @property
-    def captured(self) -> bool:
-        """Whether its passes were replayed from graphs."""
-        return self.plan.capture
-
-
-def read(paths: Iterable[Path]) -> list[Trained]:
-    """Return the samples of some files; a line that says how a training failed is left out."""
-    found = []
-    for path in paths:
-        head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        card = _card(head)
-        found += [_trained(line, card) for line in lines if "error" not in line]
-    return found
-
-
-def _card(head: dict[str, Any]) -> cards.Card:
-    measured = MeasuredRates(**head["rates"])
-    capability = (9, 0) if "H" in head["environment"]["gpu"]["name"] else (8, 0)
-    return cards.at_hand(head["environment"]["gpu"]["name"], capability, 80.0, measured)
-
-
-def _trained(line: dict[str, Any], card: cards.Card) -> Trained:
-    family = FamilySpec.from_config(line["config"])
-    training = Training(
-        r=line["r"], optim=line["optim"], load_in_4bit=True, backend="fused", rows=line["rows"],
-        longest=line["longest"], flash=takes_flash(card.capability, family.shape.head_dim), qk_norms=family.qk_norms,
-    )  # fmt: skip
-    plan = TrainPlan(line["rows"], None, line["recompute"], line["capture"], backend="fused")
-    return Trained(line["title"], line, family.shape, training, card.expected, plan)
-
-
 def fit(found: Sequence[Trained]) -> dict[str, dict[str, Any]]:
     """Return the fitted constants, as constants.json has them."""
     seconds = dict(SECONDS) | _card_constants(found) | _host_constants([each for each in found if each.alone])
     memory = dict(MEMORY)
-    ways = {"captured": True, "eager": False}
-    memory["rest_gib"] = {name: _rest(found, name, captured=flag) for name, flag in ways.items()}
+    memory["rest_gib"] = _rest(found)
     return {"memory": memory, "seconds": {name: float(f"{value:.4g}") for name, value in seconds.items()}}
 
 
@@ -160,31 +105,20 @@ def stepped(each: Trained, step: dict[str, Any]) -> float:
     return float((statistics.median if each.alone else min)(step["seconds"][1:]))
 
 
-def _rest(found: Sequence[Trained], name: str, *, captured: bool) -> float:
-    """Return the GiB that no tensor explains: the middle of the samples' smallest and largest."""
-    rests = [measured_gib(each) - planned_gib(each) for each in found if each.captured == captured]
-    before = float(MEMORY["rest_gib"][name])
-    return round(before + (min(rests) + max(rests)) / 2, 3) if rests else before
+def _rest(found: Sequence[Trained]) -> float:
+    """Return the GiB that no tensor explains: those by which the worst sample is least wrong.
 
-
-def planned_gib(each: Trained) -> float:
-    """Return the GiB that the plan says a sample's allocator reserves at its peak, without the CUDA context."""
-    widest = max(width(sum(step["lengths"]), capture=each.captured) for step in each.line["steps"])
-    context = MEMORY["context_gib"] + (MEMORY["graphs_context_gib"] if each.captured else 0.0)
-    return (
-        memory_model.fixed_gib(each.shape, each.training) - context
-        + memory_model.pass_gib(each.shape, each.training, widest, each.plan.recompute_layers, capture=each.captured)
-    )  # fmt: skip
-
-
-def measured_gib(each: Trained) -> float:
-    """Return the GiB that a sample's allocator reserved at its peak, as if its base had been loaded.
-
-    What trainings before it had left is taken off, and what making a random base left idle, but for the usual.
+    A sample above its plan is as wrong as one that is `_ABOVE` times as far below it.
     """
-    base = each.line["base"]
-    idle = max(0.0, base["reserved"] - base["allocated"] - _IDLE_GIB)
-    return float(each.line["trained"]["most_reserved"] - each.line["reserved_before_gib"] - idle)
+    before = float(MEMORY["rest_gib"])
+    rests = [
+        (before + measured_gib(each) - planned_gib(each), measured_gib(each) + context_gib(each)) for each in found
+    ]
+
+    def worst(gib: float) -> float:
+        return max(max(_ABOVE * (rest - gib), gib - rest) / whole for rest, whole in rests)
+
+    return min((number / 1000 for number in range(1000)), key=worst)
 
 
 def lines(found: Sequence[Trained]) -> list[str]:
@@ -210,7 +144,7 @@ def lines(found: Sequence[Trained]) -> list[str]:
     made += ["", "| sample | planned GiB | measured | error | context |", "|---" * 5 + "|"]
     for each in found:
         planned, real, context = planned_gib(each), measured_gib(each), each.line["context_gib"]
-        error = (planned + context) / (real + context) - 1
+        error = (planned + context_gib(each)) / (real + context_gib(each)) - 1
         made.append(f"| {each.title} | {planned:.3f} | {real:.3f} | {error:+.2%} | {context:.3f} |")
     return made
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,22 +28,52 @@ from tests.helpers.parts import COLOURS, THINGS, RecipeFactory, save_random_llam
 
 cheap.wait_for_no_disk()
 
+#: Files that fork processes from helpers/killed.py's server. They go to one worker: each worker's own server would
+#: import the libraries again.
+FORKING = (
+    "test_several_processes", "test_smollm", "test_cli", "test_walk", "test_kill", "test_judge_served", "test_judge",
+)  # fmt: skip
 #: Files that take longest, the longest first, so that no worker is left with one of them at the end.
 LONG = (
-    "test_sweep", "test_several_processes", "test_smollm", "test_minutes", "test_cli", "test_wheel", "test_fuzz",
-    "test_out_of_memory", "test_resume",
-    "test_walk", "test_backup", "test_train", "test_disk", "test_kill", "test_sweep_workers", "test_report_browser",
-    "test_run", "test_answers", "test_engine", "test_bench", "test_judge_served", "test_judge", "test_notebook",
-    "test_reproduce", "test_submit", "test_doctor", "test_card_file", "test_kernels", "test_hub",
-    "test_decode_grid", "test_secrets", "test_hostile",
-    "test_encoding",
+    *FORKING, "test_fuzz", "test_sweep", "test_minutes", "test_wheel", "test_reproduce", "test_resume",
+    "test_report_browser", "test_submit", "test_out_of_memory", "test_sweep_workers", "test_engine", "test_backup",
+    "test_best_peer", "test_train", "test_running_ahead", "test_sanity_checks", "test_doctor", "test_disk",
+    "test_adapter_kinds", "test_run", "test_bench", "test_validation", "test_card_file", "test_jinja_sandbox",
+    "test_lock", "test_signals", "test_answers", "test_ways", "test_selection", "test_gguf", "test_notebook",
+    "test_encoding", "test_preview", "test_kernels", "test_chat_templates", "test_plan", "test_masks",
+    "test_kv_cache", "test_decode_grid", "test_merged", "test_secrets", "test_hostile", "test_hub",
 )  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one worker, and all that fork to the same."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "forking" if Path(file).stem in FORKING else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the order of LONG under xdist too, which by itself starts with the files of most tests."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let each worker import a part of the tests' files first: what it compiles, the others read a moment later.
+
+    All of them import all files. In one order they would compile each file at the same time, on a fresh checkout.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and session.config.args == session.config.getini("testpaths"):
+        own, workers = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        for path in sorted(Path(__file__).parent.rglob("test_*.py"))[own::workers]:
+            with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection says it where it belongs
+                importlib.import_module(".".join(path.relative_to(session.config.rootpath).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

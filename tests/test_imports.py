@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -29,22 +30,21 @@ LATE_MODULES = {
 LIGHT = {"hub": set(), "recipe": set(), "run": set(), "judge": set(), "report": set(), "homework": set()}
 
 
-def modules() -> dict[str, ast.Module]:
-    """{module's name within fast_ft: its syntax tree}."""
-    return {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
-            path.read_text(encoding="utf-8")
-        )
-        for path in sorted(PACKAGE.rglob("*.py"))
-    }
+#: {module's name within fast_ft: its file}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-MODULES = modules()
+@functools.cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
-def imports(tree: ast.AST, *, top_only: bool = False) -> Iterator[str]:
+def imports(program: ast.AST, *, top_only: bool = False) -> Iterator[str]:
     """Yield the absolute dotted name of every import; with top_only, of those that run when the module is imported."""
-    for child in ast.iter_child_nodes(tree):
+    for child in ast.iter_child_nodes(program):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
@@ -60,7 +60,7 @@ def imports(tree: ast.AST, *, top_only: bool = False) -> Iterator[str]:
 
 def own(module: str) -> set[str]:
     """The modules of fast_ft that one imports, anywhere in it."""
-    names = {name.removeprefix("fast_ft.") for name in imports(MODULES[module])}
+    names = {name.removeprefix("fast_ft.") for name in imports(tree(module))}
     found = names & MODULES.keys() - {module, ""}
     return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
 
@@ -75,7 +75,7 @@ def test_every_module_lives_in_a_room() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms <= {*ROOMS, "pocket"}
     for name in rooms:
-        assert ast.get_docstring(MODULES[name]), f"{name}/__init__.py does not say what the room is for"
+        assert ast.get_docstring(tree(name)), f"{name}/__init__.py does not say what the room is for"
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if room(name) in ROOMS])
@@ -106,32 +106,32 @@ def test_modules_import_without_circles() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_heavy_libraries_load_late(module: str) -> None:
-    at_top = {name.split(".")[0] for name in imports(MODULES[module], top_only=True)} & HEAVY
+    at_top = {name.split(".")[0] for name in imports(tree(module), top_only=True)} & HEAVY
     allowed = {"torch"} if module.startswith(ENGINES) else set()
     assert at_top <= allowed | LATE_MODULES.get(module, set())
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if room(name) in LIGHT])
 def test_light_rooms_never_name_a_heavy_library(module: str) -> None:
-    assert {name.split(".")[0] for name in imports(MODULES[module])} & HEAVY <= {"datasets"}
+    assert {name.split(".")[0] for name in imports(tree(module))} & HEAVY <= {"datasets"}
 
 
 def test_unsloth_is_named_in_its_loader_only() -> None:
     naming = {
         module
-        for module, tree in MODULES.items()
-        if {name.split(".")[0] for name in imports(tree)} & {"unsloth", "unsloth_zoo"}
+        for module in MODULES
+        if {name.split(".")[0] for name in imports(tree(module))} & {"unsloth", "unsloth_zoo"}
     }
     assert naming == {"models.loaders.unsloth"}
 
 
 def test_nothing_imports_the_pocket_and_the_program_no_bench() -> None:
-    for module, tree in MODULES.items():
-        assert not [name for name in imports(tree) if name.split(".")[0] in ("bench", "tools", "tests")], module
+    for module in MODULES:
+        assert not [name for name in imports(tree(module)) if name.split(".")[0] in ("bench", "tools", "tests")], module
         assert room(module) == "pocket" or not [name for name in own(module) if room(name) == "pocket"], module
 
 
 def test_the_rules_see_what_they_are_for() -> None:
-    tree = ast.parse("import torch.nn\nif TYPE_CHECKING:\n    import trl\ndef f():\n    from peft import x\n")
-    assert set(imports(tree, top_only=True)) == {"torch.nn"}
-    assert set(imports(tree)) == {"torch.nn", "trl", "peft", "peft.x"}
+    program = ast.parse("import torch.nn\nif TYPE_CHECKING:\n    import trl\ndef f():\n    from peft import x\n")
+    assert set(imports(program, top_only=True)) == {"torch.nn"}
+    assert set(imports(program)) == {"torch.nn", "trl", "peft", "peft.x"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 from dataclasses import replace
@@ -25,6 +26,7 @@ from fast_ft.recipe.schema import Judge as Section
 
 LONGEST_PAUSE = 600.0  #: seconds; a Retry-After beyond it ends the command
 MOST_TEXT = 1 << 16  #: characters of a reply that are kept; one of 400 tokens has some thousand
+_NOT_ASCII = re.compile(r"[^ -~]")  #: what may be unprintable
 SILENCE = 60.0  #: seconds beyond two time-outs; a server from which nothing came for so long is given up
 
 
@@ -114,7 +116,7 @@ class Endpoint:
             text = text.replace(self._key, "[key]")
         if limit is None:
             return text
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        text = " ".join(_NOT_ASCII.sub(lambda found: found[0] if found[0].isprintable() else " ", text).split())
         return text if len(text) <= limit else text[: limit - 3] + "..."
 
     def _send(self, form: RequestForm, messages: list[dict[str, str]], max_tokens: int) -> Reply:

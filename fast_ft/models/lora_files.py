@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fast_ft.common import out_of_memory, untrusted_files
+from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import FamilySpec
@@ -31,8 +31,9 @@ def weights(model: PeftModel) -> dict[str, Tensor]:
     """Return the adapter's tensors by PEFT's names, where they are: these are the model's own, no copies."""
     import peft
 
-    # PEFT takes the whole model's state on its way to these, for which bitsandbytes packs the base's scales
-    found = out_of_memory.retried(lambda: peft.get_peft_model_state_dict(model))
+    # the parameters: for the whole model's state, which PEFT would take, bitsandbytes packs the base's scales
+    own = dict(model.named_parameters(remove_duplicate=False))
+    found = peft.get_peft_model_state_dict(model, own)
     return {name: tensor.detach() for name, tensor in found.items()}
 
 

@@ -50,7 +50,7 @@ def pass_gib(
     moments = pass_moments(shape, training, tokens, recompute_layers)
     workspaces = MEMORY["workspaces"][way] * MEMORY["workspace_mib"] / 1024
     grown = MEMORY["graphs_context_gib"] if capture else 0.0
-    return max(moments.values()) / GIB + workspaces + MEMORY["rest_gib"][way] + grown
+    return max(moments.values()) / GIB + workspaces + MEMORY["rest_gib"] + grown
 
 
 def pass_moments(shape: ModelShape, training: Training, tokens: int, recompute_layers: int) -> dict[str, float]:
@@ -64,13 +64,14 @@ def pass_moments(shape: ModelShape, training: Training, tokens: int, recompute_l
     found = {
         # the last norm's input in fp32 and its result, the loss's gradient, logits that become their gradients
         "loss": kept + tokens * 8 * h + min(tokens, training.loss_positions) * shape.vocab_size * 2 + whole,
-        # torch's own norm, in fp32: its input, and as much again for each gradient inside
-        "last norm": kept + tokens * (4 * h + 4 * h + 12 * h) + whole,
+        # torch's own norm, in fp32: its input, its gradient by the product, that of the mean, and three steps of the
+        # square's derivative, all of which torch holds to the end of that expression
+        "last norm": kept + tokens * 6 * 4 * h + whole,
     }
     if recompute_layers < layers:
         found["last layer"] = kept + copied + backward
     if recompute_layers:
-        inputs = tokens * 2 * h * recompute_layers
+        inputs = tokens * 2 * h * (recompute_layers - 1)  # the last one's is among what the layer itself keeps
         found["computed again"] = inputs + layer + max(backward + copied * (recompute_layers == layers), forward)
     return found
 

@@ -6,7 +6,8 @@ plan.json and obeyed when the run is resumed. The effective batch, the order of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -150,8 +151,10 @@ def settle(
         load_in_4bit=training.load_in_4bit,
     )
     decode = settle_pool(shape, answers, wanted.generation_batch, memory)
-    costs = _Costs(shape, training, steps, machine.rates, budget)
     plan = replace(plan, memory_gib=machine.memory_gib)
+    tuples = [tuple(step) for step in steps]
+    shares = {step: shares_of(plan, step) for step in dict.fromkeys(tuples)}
+    costs = _Costs(shape, training, tuples, shares, machine.rates, budget)
     choices = [
         costs.choice(plan, recomputed, capture=capture)
         for recomputed in _counts(shape, wanted.recompute)
@@ -175,7 +178,8 @@ class _Costs:
 
     shape: ModelShape
     training: Training
-    steps: Sequence[Sequence[int]]
+    steps: Sequence[tuple[int, ...]]
+    shares: Mapping[tuple[int, ...], list[list[int]]]  #: the token counts of each process's rows, of each step
     rates: Rates
     budget: float  #: GiB
 
@@ -190,20 +194,20 @@ class _Costs:
         def gib(wide: int) -> float:
             return fixed + memory_model.pass_gib(self.shape, self.training, wide, recomputed, capture=capture)
 
-        shares = [each for step in self.steps for each in shares_of(plan, step)]
-        largest, longest = max((sum(each) for each in shares), default=1), self.training.longest
-        counts = range(largest, longest, -32)
-        room = next((n for n in counts if gib(width(n, capture=capture)) <= self.budget), longest)
+        largest = max((sum(own) for shares in self.shares.values() for own in shares), default=1)
+        counts = range(largest, self.training.longest, -32)
+        room = next((n for n in counts if gib(width(n, capture=capture)) <= self.budget), self.training.longest)
         made = replace(plan, most_tokens=room, recompute_layers=recomputed, capture=capture)
-        looked = self.steps[:: max(1, len(self.steps) // _LOOKED_AT)]
-        busy = replace(self.rates, launch=_BUSY * self.rates.launch)
+        widths = {step: [widths_of(made, own) for own in shares] for step, shares in self.shares.items()}
+        looked = Counter(self.steps[:: max(1, len(self.steps) // _LOOKED_AT)])
         seconds, at_worst = (
-            sum(step_seconds(self.shape, self.training, made, step, rates) for step in looked) / max(1, len(looked))
-            for rates in (self.rates, busy)
+            sum(n * step_seconds(self.shape, self.training, made, s, rates, widths[s]) for s, n in looked.items())
+            / max(1, looked.total())
+            for rates in (self.rates, replace(self.rates, launch=_BUSY * self.rates.launch))
         )
-        widths = {wide for each in shares for wide in widths_of(made, each)}
-        captures = len(widths) * cost_model.CAPTURE_SECONDS / max(1, len(self.steps)) if capture else 0.0
-        peak = gib(max(widths, default=1))
+        distinct = {wide for processes in widths.values() for own in processes for wide in own}
+        captures = len(distinct) * cost_model.CAPTURE_SECONDS / max(1, len(self.steps)) if capture else 0.0
+        peak = gib(max(distinct, default=1))
         return at_worst + captures, replace(made, train_gib=round(peak, 2), step_seconds=round(seconds, 4))
 
 
@@ -218,19 +222,23 @@ def widths_of(plan: TrainPlan, lengths: Sequence[int]) -> list[int]:
     return [width(sum(lengths[i] for i in piece), capture=plan.capture) for piece in pieces]
 
 
-def step_seconds(shape: ModelShape, training: Training, plan: TrainPlan, lengths: Sequence[int], rates: Rates) -> float:
+def step_seconds(
+    shape: ModelShape, training: Training, plan: TrainPlan, lengths: Sequence[int], rates: Rates,
+    widths: Sequence[list[int]] | None = None,
+) -> float:  # fmt: skip
     """Return the predicted seconds of one optimizer step over rows of these token counts.
 
     The slowest process's passes count; adding up gradients does not: 160 MB for a 7B with r = 16. Through our own
-    blocks a process that trains alone launches a step while the one before is computed.
+    blocks a process that trains alone launches a step while the one before is computed. `widths`: of each process's
+    passes, where they are known.
     """
     ours = training.backend == "fused"
 
-    def seconds(own: Sequence[int]) -> float:
+    def seconds(own: Sequence[int], wide: Sequence[int]) -> float:
         row = sum(n * n for n in own) / max(1, sum(own))
         parts = [
             cost_model.pass_seconds(shape, training, rates, each, plan.recompute_layers, row=row, capture=plan.capture)
-            for each in widths_of(plan, own)
+            for each in wide
         ]
         if not ours or plan.world_size > 1:
             return sum(max(each.card, each.host) for each in parts)
@@ -238,4 +246,5 @@ def step_seconds(shape: ModelShape, training: Training, plan: TrainPlan, lengths
         return max(sum(each.card for each in parts), sum(each.host for each in parts))
 
     beside = 0.0 if ours and plan.world_size == 1 else cost_model.STEP_SECONDS
-    return beside + max(seconds(own) for own in shares_of(plan, lengths))
+    shares = shares_of(plan, lengths)
+    return beside + max(map(seconds, shares, widths or [widths_of(plan, own) for own in shares]))

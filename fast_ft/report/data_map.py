@@ -111,21 +111,31 @@ def _texts(pool: Pool, selected: set[int], budget: int) -> tuple[list[bytes], in
     Selected rows stay whole. What a cut saves is only known when it is made, so cuts get deeper until all fits.
     """
     table = pool.table.select(["id", "prompt", "response"])
+    starts = range(0, len(pool), BLOCK_ROWS)
+
+    def block(start: int, limit: int | None) -> bytes:
+        part = table.slice(start, BLOCK_ROWS).to_pydict()
+        entries = [
+            [_cut(text, limit if start + i not in selected else None) for text in entry]
+            for i, entry in enumerate(zip(part["id"], part["prompt"], part["response"], strict=True))
+        ]
+        return _gzip(_json(entries))
+
+    def within(limit: int | None) -> list[bytes] | None:
+        blocks, size = [], 0
+        for start in starts:
+            blocks.append(block(start, limit))
+            size += len(blocks[-1])
+            if size > budget and limit != 40:
+                return None
+        return blocks
+
     limit: int | None = None
-    while True:
-        blocks = []
-        for start in range(0, len(pool), BLOCK_ROWS):
-            part = table.slice(start, BLOCK_ROWS).to_pydict()
-            entries = [
-                [_cut(text, limit if start + i not in selected else None) for text in entry]
-                for i, entry in enumerate(zip(part["id"], part["prompt"], part["response"], strict=True))
-            ]
-            blocks.append(_gzip(_json(entries)))
-        size = sum(map(len, blocks))
-        if size <= budget or limit == 40:
-            return blocks, limit
-        mean = pc.mean(pc.utf8_length(table["response"])).as_py() or 1.0
-        limit = max(40, int((2 * mean if limit is None else limit) * min(0.8, 0.95 * budget / size)))
+    while (blocks := within(limit)) is None:
+        guess = sum(len(block(start, limit)) for start in starts[::8]) * 8  # all of them would take seconds
+        longest = 2 * (pc.mean(pc.utf8_length(table["response"])).as_py() or 1.0) if limit is None else limit
+        limit = max(40, int(longest * min(0.8, 0.95 * budget / guess)))
+    return blocks, limit
 
 
 def _cut(text: str, limit: int | None) -> str:

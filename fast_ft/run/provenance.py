@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -25,19 +26,21 @@ PACKAGES = (
 
 def describe() -> dict[str, Any]:
     """Return versions (null where a package is absent), system and GPU. Imports none of the packages."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": versions,
+        "packages": {name: _version(name) for name in PACKAGES},
         "gpu": gpu.gpu(),
         "program": source_digest(),
     }
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def source_files() -> list[Path]:
@@ -53,8 +56,9 @@ def source_files() -> list[Path]:
     )
 
 
+@functools.cache
 def source_digest() -> str:
-    """Return the sha256 (hex) over names and contents of the package's program files."""
+    """Return the sha256 (hex) over names and contents of the package's program files, as they were when first asked."""
     total = hashlib.sha256()
     for path in source_files():
         total.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode() + path.read_bytes() + b"\0")

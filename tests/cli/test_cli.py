@@ -16,6 +16,7 @@ import pytest
 
 from fast_ft.cli.main import COMMANDS, main
 from fast_ft.run.folder import RunDir
+from tests.helpers import killed
 from tests.helpers.parts import POCKET, REAL, ROOT, RecipeFactory, needs_real_data
 
 
@@ -386,9 +387,9 @@ def test_ctrl_c_ends_with_130(
     assert "the same command goes on" in capsys.readouterr().err
 
 
-def test_a_whole_run_from_the_shell(recipe_file: RecipeFactory, tmp_path: Path) -> None:
+def test_a_whole_run_says_what_it_made_and_is_answered_again(recipe_file: RecipeFactory, tmp_path: Path) -> None:
     path = recipe_file({"curriculum": {}})
-    done = fast_ft(str(path), "train.max_steps=2")
+    done = killed.finished([str(path), "train.max_steps=2"], tmp_path)
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("runs/*")
     assert f"done: {run}" in done.stderr and (run / "pred.json").is_file()

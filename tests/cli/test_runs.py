@@ -58,9 +58,10 @@ def test_nine_runs_of_three_recipes_fit_on_one_screen(
     nine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    lines = listed(capsys, str(nine)).splitlines()
+    monkeypatch.chdir(nine.parent)  # a folder's name may be longer than the screen is wide
+    lines = listed(capsys, nine.name).splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 100
-    assert lines[0] == f"9 runs of 3 recipes in {nine}"
+    assert lines[0] == "9 runs of 3 recipes in runs"
     assert [line for line in lines if line in ("alpha", "beta", "gamma")] == ["alpha", "beta", "gamma"]
     (judged,) = [line for line in lines if "alpha-" in line and "4.31 gpt-4o-mini" in line]
     assert " done " in judged and " 3.0 min " in judged

@@ -93,8 +93,10 @@ def test_out_of_memory_while_saving_goes_on_in_smaller_pieces(
         tensor_file.save(tmp_path / "none", tensors)
 
 
-def test_an_adapter_is_saved_as_peft_saves_it(tiny: Path, tmp_path: Path) -> None:
-    loaded = PeftLoader(schema.Model(name_or_path=str(tiny), load_in_4bit=True), schema.Lora(), 1).for_training()
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True}, {"modules_to_save": ["embed_tokens", "lm_head"]}])
+def test_an_adapter_is_saved_as_peft_saves_it(tiny: Path, tmp_path: Path, kind: dict[str, Any]) -> None:
+    model = schema.Model(name_or_path=str(tiny), load_in_4bit=True)
+    loaded = PeftLoader(model, schema.Lora(**kind), 1).for_training()
     for folder in ("ours", "theirs"):
         (tmp_path / folder).mkdir()
     lora_files.save(loaded.model, tmp_path / "ours", "base", "")

@@ -202,8 +202,7 @@ def scores(data: bytes) -> None:
 
 def manifest(data: bytes) -> None:
     """A manifest.json, as `runs` lists it, the report shows it and the hand-in's check reads it."""
-    folder = _run()
-    folder.manifest_path.write_bytes(data)
+    folder = _run(manifest=data)
     list_runs(FOLDER)
     ledger.read(FOLDER)
     run = run_data.read_run(RunDir.at(RUN))
@@ -291,7 +290,7 @@ def _judged(answer: post.HttpReply, kept: bytes) -> Judgment:
     path, scores = FOLDER / verdict_file.FILE, FOLDER / "scores.json"
     path.write_bytes(kept)
     sent = mock.patch.object(post, "post", lambda *_: answer)
-    with mock.patch.dict(os.environ, AT), sent, mock.patch.object(os, "fsync"):
+    with mock.patch.dict(os.environ, AT), sent, mock.patch.object(os, "fsync", lambda fd: None):
         store = verdict_file.ReplyCache(path)
         judge = openai_judge.OpenAIJudge(JUDGE, store)
         judge.open(0.0)
@@ -311,15 +310,27 @@ def _key() -> str:
     return judge._key(next(judge._questions(*ITEM)))
 
 
-def _run(pred: bytes | None = None, scores: bytes | None = None) -> RunDir:
+_there: dict[Path, bytes] = {}
+_MANIFEST, _PRED, _REFERENCE = (json.dumps(each).encode() for each in (MANIFEST, PRED, REFERENCE))
+_LOG = "".join(json.dumps(line) + "\n" for line in LOG).encode()
+
+
+def _run(pred: bytes | None = None, scores: bytes | None = None, manifest: bytes | None = None) -> RunDir:
     folder = RunDir(RUN)
     RUN.mkdir(exist_ok=True)
-    folder.manifest_path.write_text(json.dumps(MANIFEST))
-    folder.pred.write_bytes(json.dumps(PRED).encode() if pred is None else pred)
-    folder.base_pred.write_text(json.dumps(PRED))
-    folder.log.write_text("".join(json.dumps(line) + "\n" for line in LOG))
-    folder.scores.write_bytes(json.dumps(REFERENCE).encode() if scores is None else scores)
+    _write(folder.manifest_path, _MANIFEST if manifest is None else manifest)
+    _write(folder.pred, _PRED if pred is None else pred)
+    _write(folder.base_pred, _PRED)
+    _write(folder.log, _LOG)
+    _write(folder.scores, _REFERENCE if scores is None else scores)
     return folder
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that no target's parser writes, where it does not hold this content yet."""
+    if _there.get(path) != content:
+        path.write_bytes(content)
+        _there[path] = content
 
 
 def sweep(data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -32,14 +33,22 @@ def start_function(function: Callable[..., None], *given: Any) -> BaseProcess:
     return process
 
 
-def run(arguments: list[str], errors: str, environment: dict[str, str]) -> None:
+def finished(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `python -m fast_ft ARGUMENTS` to its end; what it says is kept in a folder."""
+    out, errors = folder / "stdout", folder / "stderr"
+    process = start_function(run, arguments, str(errors), {}, str(out))
+    process.join()
+    status = process.exitcode if process.exitcode is not None else -1
+    return subprocess.CompletedProcess(arguments, status, *(file.read_text("utf-8") for file in (out, errors)))
+
+
+def run(arguments: list[str], errors: str, environment: dict[str, str], out: str | None = None) -> None:
     """In the child: what `python -m fast_ft` does, cheaply."""
     cheap.wait_for_no_disk()
     cheap.draw(truly=False)
     os.environ.update(environment)
-    file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for name, stream in ((out or errors, 1), (errors, 2)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.chdir(ROOT)
     from fast_ft.cli.main import main
 

@@ -36,6 +36,35 @@ def test_a_part_is_called_by_the_kernel_that_covers_it(part: inventory.Kernel) -
     assert part[1] in called
 
 
+def test_the_start_up_check_of_a_t4_runs_no_first_half_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4's products are bitsandbytes': it has no way of products whose LoRA begins beside a norm."""
+    from types import ModuleType
+    from typing import Any
+
+    from fast_ft.generate.engine import kernel_compare, ops_torch
+    from fast_ft.generate.engine.kernel_kind import Kind
+
+    ordered: Any = ModuleType("a way of products")
+    ordered.PLANES = False
+    made, plain = list[int](), kernel_compare.first_half
+
+    def first_half(a_ER: Any, tokens: int) -> Any:
+        made.append(tokens)
+        return plain(a_ER, tokens)
+
+    monkeypatch.setattr(kernel_compare, "first_half", first_half)
+    about: dict[str, Any] = {
+        "heads": 4, "kv_heads": 2, "head_dim": 32, "hidden": 128, "inner": 256, "dtype": "float32", "device": "cpu",
+        "steps": (8, 4), "planes": False, "ranks": (16, 16, 16, 16),
+    }  # fmt: skip
+    kernel_compare.attention(Kind(**about), ops_torch)
+    monkeypatch.setattr(kernel_compare, "_split", kernel_compare._whole)  # plain torch takes no parts
+    kernel_compare.between(Kind(**about), ops_torch)
+    assert not made
+    kernel_compare.between(Kind(**about, way=ordered), ops_torch)
+    assert made, "the check would run them with such products"
+
+
 @pytest.mark.soak
 def test_kernels_compile_for_a_t4_without_a_card_and_spill_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton is pinned in the Makefile as it is on cards; ptxas comes with it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fast_ft.homework import checks
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
-from tests.helpers.parts import RecipeFactory
+from tests.helpers.parts import RecipeFactory, write_recipe
 
 
 class Clock:
@@ -220,30 +221,48 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
 # More minutes than before
 
 
-class Straight:
-    """The files of a run without budgets, to compare with; of log.jsonl what does not tell the time."""
-
-    def __init__(self, path: Path) -> None:
-        folder = run(load_recipe(path, [*ENDLESS, "backup_dir=null", f"output_dir={path.parent / 'straight'}"]), path)
-        self.files = self.of(folder)
-
-    @staticmethod
-    def of(folder: RunDir) -> dict[str, Any]:
-        lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
-        told = ("step", "stage", "loss", "learning_rate", "skipped")
-        weights = sha256_file(folder.adapter / "adapter_model.safetensors")
-        assert folder.manifest()["digests"]["adapter"] == weights
-        assert folder.manifest()["digests"]["pred"] == sha256_file(folder.pred)
-        return {
-            "log": [[line[key] for key in told] for line in lines],
-            "adapter": weights,
-            "pred": read(folder.pred),
-            "base": read(folder.base_pred) if folder.base_pred.is_file() else None,
-            "ends": read(folder.answers),
-        }
+def files_of(folder: RunDir) -> dict[str, Any]:
+    """What a run left, to compare; of log.jsonl what does not tell the time."""
+    lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    told = ("step", "stage", "loss", "learning_rate", "skipped")
+    weights = sha256_file(folder.adapter / "adapter_model.safetensors")
+    assert folder.manifest()["digests"]["adapter"] == weights
+    assert folder.manifest()["digests"]["pred"] == sha256_file(folder.pred)
+    return {
+        "log": [[line[key] for key in told] for line in lines],
+        "adapter": weights,
+        "pred": read(folder.pred),
+        "base": read(folder.base_pred) if folder.base_pred.is_file() else None,
+        "ends": read(folder.answers),
+    }
 
 
 ENDLESS = ("budget.train_minutes=null", "budget.generate_minutes=null")
+
+
+#: What the tests below run, within minutes and without.
+TRAINED_LONG = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5}
+ANSWERED_LONG = {
+    "generate.max_new_tokens": 100, "generate.batch_size": 2, "budget.generate_minutes": 1, "judge.base_prompts": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(
+    tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What a recipe's run leaves without budgets, run once."""
+    done: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def files(values: dict[str, Any]) -> dict[str, Any]:
+        for recipe, found in done:
+            if recipe == values:
+                return found
+        path = write_recipe(tmp_path_factory.mktemp("straight"), tiny, train_file, test_file, values)
+        done.append((values, files_of(run(load_recipe(path, ENDLESS), path))))
+        return done[-1][1]
+
+    return files
 
 
 def only_run(path: Path) -> RunDir:
@@ -254,6 +273,7 @@ def only_run(path: Path) -> RunDir:
 @pytest.mark.parametrize(("save_steps", "stop_at"), [(1, None), (None, 21)])
 def test_with_more_minutes_training_goes_on_and_ends_as_without_the_budget(
     recipe_file: RecipeFactory,
+    straight: Callable[[dict[str, Any]], dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     save_steps: int | None,
@@ -263,10 +283,9 @@ def test_with_more_minutes_training_goes_on_and_ends_as_without_the_budget(
 
     In the first case the machine is lost then, and another one goes on from the backup.
     """
-    values = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5}
-    values |= {"train.save_steps": save_steps, "backup_dir": str(tmp_path / "drive") if stop_at is None else None}
-    path = recipe_file(values)
-    wanted = Straight(path)
+    wanted = straight(TRAINED_LONG)
+    drive = str(tmp_path / "drive") if stop_at is None else None
+    path = recipe_file(TRAINED_LONG | {"train.save_steps": save_steps, "backup_dir": drive})
     clock = Ticking(monkeypatch, {"log.jsonl": 12.0})
     stopping(monkeypatch, stop_at)
     with pytest.raises(BudgetMissed if stop_at is None else KeyboardInterrupt):
@@ -283,7 +302,7 @@ def test_with_more_minutes_training_goes_on_and_ends_as_without_the_budget(
     if stop_at is None:
         assert clock.now - 1000 <= 7 * 60, "the steps that were trained twice count twice"
     assert run(load_recipe(path, ENDLESS), path, clock=clock).root == folder.root
-    assert Straight.of(folder) == wanted.files
+    assert files_of(folder) == wanted
     train = folder.done("train") or {}
     assert train["steps"] == 40 and not {"why", "stopped_at_step", "minutes"} & train.keys()
     assert not any("train_minutes" in text for text in folder.manifest()["notes"])
@@ -308,8 +327,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, at: int | None) -> None:
 def test_less_time_than_before_changes_nothing_that_is_there(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5}
-    path, clock = recipe_file(values), Ticking(monkeypatch, {"log.jsonl": 12.0})
+    path, clock = recipe_file(TRAINED_LONG), Ticking(monkeypatch, {"log.jsonl": 12.0})
     for minutes in ("5", "4", "5"):  # 5 again is no more than the 5 that ended it
         with pytest.raises(BudgetMissed, match="after step 22 of 40"):
             run(load_recipe(path, [f"budget.train_minutes={minutes}"]), path, clock=clock)
@@ -318,17 +336,15 @@ def test_less_time_than_before_changes_nothing_that_is_there(
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_with_more_minutes_answers_are_made_again_to_their_full_length(
-    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, stopped: bool
+    recipe_file: RecipeFactory,
+    straight: Callable[[dict[str, Any]], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: bool,
 ) -> None:
     from fast_ft.generate.engine.llm_engine import LLMEngine
 
-    path = recipe_file(
-        {
-            "generate.max_new_tokens": 100, "generate.batch_size": 2, "budget.generate_minutes": 1,
-            "judge.base_prompts": 2,
-        }
-    )  # fmt: skip
-    wanted, clock, decode = Straight(path), Clock(), LLMEngine.decode
+    wanted, path = straight(ANSWERED_LONG), recipe_file(ANSWERED_LONG)
+    clock, decode = Clock(), LLMEngine.decode
 
     def slow(self: Any, burst: Any) -> None:
         decode(self, burst)
@@ -343,6 +359,6 @@ def test_with_more_minutes_answers_are_made_again_to_their_full_length(
     adapter = sha256_file(only_run(path).adapter / "adapter_model.safetensors")
     stop = False
     folder = run(load_recipe(path, ["budget.generate_minutes=60"]), path, clock=clock)
-    assert Straight.of(folder) == wanted.files and wanted.files["adapter"] == adapter
+    assert files_of(folder) == wanted and wanted["adapter"] == adapter
     generated = folder.done("generate") or {}
     assert generated["base_answers"] == 2 and not {"cut_by_budget", "minutes"} & generated.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,35 @@ def test_the_peak_is_the_moment_that_holds_most() -> None:
 def test_a_layer_that_is_computed_again_keeps_its_input() -> None:
     loss = [pass_moments(LLAMA, FLASH, 4096, count)["loss"] for count in (8, 9)]
     assert loss[0] - loss[1] == kept_bytes(LLAMA, FLASH, 4096) - 4096 * 2 * 4096
+
+
+def test_the_input_of_a_layer_that_is_computed_again_is_counted_once() -> None:
+    """It is among what the layer itself keeps. Beside that: gradients of the output, the middle and attention's result,
+    of q, k and v twice, and of LoRA in fp32."""
+    backward = 4096 * (2 + 2 + 2 + 2 * 6) * 4096 + 4 * LLAMA.lora_weights(16) / 32
+    for count in (1, 8):
+        again = pass_moments(LLAMA, FLASH, 4096, count)["computed again"]
+        assert again == (count - 1) * 4096 * 2 * 4096 + kept_bytes(LLAMA, FLASH, 4096) + backward
+
+
+def test_the_last_norm_goes_backward_through_six_tensors_of_fp32() -> None:
+    """As torch itself allocates them for transformers' norm: beside its input in fp32, five more at a time."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    tokens, width = 512, 1024
+    norm = LlamaRMSNorm(width).to(torch.bfloat16).requires_grad_(False)
+    below = torch.randn(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
+    result, gradient = norm(below * 1), torch.randn(1, tokens, width, dtype=torch.bfloat16)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        result.backward(gradient)
+    events = seen.profiler.kineto_results.events()
+    held = list(itertools.accumulate(each.nbytes() for each in events if each.name() == "[memory]"))
+    in_fp32 = 4 * tokens * width
+    assert max(held) == pytest.approx(5 * in_fp32, rel=0.02)
+    moments = pass_moments(replace(LLAMA, hidden_size=width), FLASH, tokens, 32)
+    assert moments["last norm"] - 32 * tokens * 2 * width == 6 * in_fp32
 
 
 def test_no_more_than_1024_positions_have_logits() -> None:

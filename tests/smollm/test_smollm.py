@@ -6,8 +6,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 
 from fast_ft.common.errors import InputError
 from fast_ft.recipe.loader import load_recipe
+from tests.helpers import killed
 from tests.helpers.parts import ROOT
 from tools import smollm
 
@@ -59,16 +58,15 @@ def model() -> Path:
 
 
 def run(folder: Path, *changes: str) -> dict[str, Any]:
-    """Run the recipe, with changes, and return its scores."""
-    words = [sys.executable, "-m", "fast_ft", str(RECIPE), f"output_dir={folder}", *changes]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    """Run the recipe, with changes, into `run` of a folder, and return its scores."""
+    done = killed.finished([str(RECIPE), f"output_dir={folder / 'run'}", *changes], folder)
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "run" / "scores.json").read_text(encoding="utf-8"))
 
 
 def test_a_short_run_over_the_real_model_ends_with_answers(model: Path, tmp_path: Path) -> None:
-    short = ("select.take=12", "train.max_steps=2", "train.effective_batch_size=4", "generate.max_new_tokens=12")
-    scores = run(tmp_path / "run", *short, "train.per_device_train_batch_size=4", "train.warmup_steps=0",
+    short = ("select.take=12", "train.max_steps=2", "train.effective_batch_size=2", "generate.max_new_tokens=12")
+    scores = run(tmp_path, *short, "train.per_device_train_batch_size=2", "train.warmup_steps=0",
                  "judge.base_prompts=2")  # fmt: skip
     pred = json.loads((tmp_path / "run" / "pred.json").read_text(encoding="utf-8"))
     first = next(iter(pred.values()))["output"][0]
@@ -80,6 +78,6 @@ def test_a_short_run_over_the_real_model_ends_with_answers(model: Path, tmp_path
 
 @pytest.mark.soak
 def test_the_whole_run_teaches_the_manner(model: Path, tmp_path: Path) -> None:
-    scores = run(tmp_path / "run")
+    scores = run(tmp_path)
     assert scores["base"]["matches"] == 0 and scores["matches"] >= 0.75
     assert scores["chrf"] > scores["base"]["chrf"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.step_log import StepLog
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import RESERVE, TrainPace
 from fast_ft.data.batches import StageJob
@@ -85,6 +86,28 @@ def test_a_line_is_written_while_the_next_step_runs_but_never_behind_a_checkpoin
         "step 1", "step 2", "line 1", "line 2", "save 2", "step 3", "step 4", "line 3", "line 4", "save 4",
         "step 5", "step 6", "line 5", "line 6", "save 6", "step 7", "line 7", "save 7",
     ]  # fmt: skip
+
+
+def test_a_timed_run_ends_its_warm_up_before_it_runs_ahead(make_session: MakeSession) -> None:
+    """Its seconds are then those from the warm-up's end to the last step's, and of as many steps."""
+    log, events = StepLog(2), list[str]()
+
+    def line(entry: dict[str, Any]) -> None:
+        events.append(f"line {entry['step']}")
+        log(entry)
+
+    session, _ = make_session(callbacks={"on_step": line}, stop_after=4)
+    session.ahead, run_step = True, session.steps.train_step
+    log.follow(session)
+
+    def launched(*given: Any) -> Any:
+        events.append(f"step {session.state.global_step + session._in_flight + 1}")
+        return run_step(*given)
+
+    session.steps.train_step = launched  # type: ignore[method-assign]
+    session.run()
+    assert events == ["step 1", "line 1", "step 2", "line 2", "step 3", "step 4", "line 3", "line 4"]
+    assert log.seconds == [each["seconds"] for each in log.lines[2:]] and len(log.lines) == 4
 
 
 def test_a_step_reads_no_number_from_the_device(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:

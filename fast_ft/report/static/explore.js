@@ -294,8 +294,11 @@ class Explorer {
     const conditions = Object.entries(where).map(([name, value]) => `${name}: ${say(value)}`);
     const ranks = Object.entries(rank_by).map(([name, weight]) => `${name}: ${Number.isInteger(weight) ? weight + ".0" : weight}`);
     const near = deduplicate === "near" ? `\n  near_duplicate_similarity: ${near_duplicate_similarity}` : "";
-    const json = (name, section, shown) => (shown ? `\n  ${name}: ${JSON.stringify(section)}` : ""); // JSON is YAML too
-    const more = json("reject", reject, reject.prompt.length + reject.response.length) + json("strata", strata, this.cells()) + json("diversify", diversify, this.kinds());
+    const flow = (section) => `{${Object.entries(section).map(([name, value]) => `${name}: ${Array.isArray(value) ? `[${value.join(", ")}]` : value}`).join(", ")}}`;
+    const quoted = (pattern) => (/[^ -~]/.test(pattern) ? JSON.stringify(pattern) : `'${pattern.replaceAll("'", "''")}'`); // plain as in a recipe
+    const lists = Object.entries(reject).filter(([, patterns]) => patterns.length);
+    const more = (lists.length ? `\n  reject:${lists.map(([name, patterns]) => `\n    ${name}:${patterns.map((each) => `\n      - ${quoted(each)}`).join("")}`).join("")}` : "")
+      + (this.cells() ? `\n  strata: ${flow(strata)}` : "") + (this.kinds() ? `\n  diversify: ${flow(diversify)}` : "");
     return `select:\n  where: {${conditions.join(", ")}}\n  rank_by: {${ranks.join(", ")}}\n  method: ${method}\n  take: ${take ?? "null"}\n  deduplicate: ${deduplicate}${near}${more}\n`;
   }
 }
