@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine import kernel_checks, kernel_compare, nf4_linear, ops_torch, prefill, scheduler
 from fast_ft.generate.engine.block_manager import PAGE, BlockManager, pages_for
+from fast_ft.generate.engine.first_half import TOGETHER
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.llm_engine import LLMEngine
@@ -662,7 +663,7 @@ def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order", "half"])
+@pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order", "half", "half of many", "attention of many"])
 def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a card's kernels do, here in plain torch: right ones pass, and each fault is found."""
     monkeypatch.setattr(kernel_compare, "_parts", lambda kind, shapes: [2, 4])
@@ -682,20 +683,23 @@ def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monke
 
     def gated(x: Any, dtype: Any, *, order: nf4.Order = nf4.Order.ROWS, first: Any) -> torch.Tensor:
         made = ops_torch.gated(whole(x), dtype, first=first) * (1.2 if wrong == "gate" and order else 1.0)
-        if wrong == "half":
+        if wrong == "half" or (wrong == "half of many" and len(made) > TOGETHER):
             first.xa_TR.mul_(1.1)
         return ordered(made, order)
 
     def paged_attention(*given: Any, order: nf4.Order, **named: Any) -> torch.Tensor:
-        return ordered(ops_torch.paged_attention(*given, **named), order)
+        made = ops_torch.paged_attention(*given, **named)
+        return ordered(made * 1.2 if wrong == "attention of many" and len(made) > TOGETHER else made, order)
 
     def rotate_into_cache(qkv: Any, *given: Any) -> Any:
         return ops_torch.rotate_into_cache(whole(qkv), *given)
 
     made = {"add_norm": add_norm, "gated": gated, "paged_attention": paged_attention}
+    made |= {"FUSES": True, "splits_for": lambda rows, heads: 1}
     ops = SimpleNamespace(**vars(ops_torch) | made | {"rotate_into_cache": rotate_into_cache})
+    kind = kind_of(planes=True, way=ORDERED, ranks=(48, 16, 32, 16), steps=(TOGETHER + 1, 8))
     if not wrong:
-        kernel_checks.attention(kind_of(planes=True, way=ORDERED, ranks=(48, 16, 32, 16)), ops)
+        kernel_checks.attention(kind, ops)
     else:
         with pytest.raises(RuntimeError, match="differ from plain torch by"):
-            kernel_checks.attention(kind_of(planes=True, way=ORDERED, ranks=(48, 16, 32, 16)), ops)
+            kernel_checks.attention(kind, ops)
