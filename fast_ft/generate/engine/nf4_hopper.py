@@ -92,8 +92,8 @@ def kernel(cut: Cut, dtype: torch.dtype, device: torch.device) -> CudaKernel:
 def cut_for(rows: int, outputs: int, processors: int) -> Cut:
     """Return how work is cut for that many rows, 128 at most, on a card with that many multiprocessors.
 
-    Wide tiles read x less often. Narrow ones leave less to be added where blocks share them: with many rows, that counts
-    where several blocks share a tile.
+    Wide tiles read x less often. Narrow ones leave less to be added where several blocks share a tile; with many rows
+    that counts.
     """
     eights = -(-rows // 8)
     if eights > 8:
