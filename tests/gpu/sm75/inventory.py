@@ -13,6 +13,7 @@ _FUSED, _UNPACK = "models.fused_block.ops_triton", "models.fused_block.unpack_tr
 _ADAMW = "train.adamw_8bit_triton"
 _ENGINE, _NF4 = "generate.engine.ops_triton", "generate.engine.nf4_triton"
 _PAGES, _DRAW = "generate.engine.attention_triton", "generate.engine.draw_triton"
+_FIRST = "generate.engine.first_half_triton"
 #: What calls.py launches. A kernel that is new belongs here, with a call of its own there, or below.
 COVERED: frozenset[Kernel] = frozenset(
     {
@@ -28,9 +29,11 @@ WITHIN: dict[Kernel, Kernel] = {
     (_FUSED, "_clear"): (_FUSED, "_rms_norm"),
     (_ADAMW, "_unit"): (_ADAMW, "_step"),
     (_ADAMW, "_code_of"): (_ADAMW, "_step"),
-    (_PAGES, "plane"): (_ENGINE, "_gate"),
-    (_PAGES, "share"): (_ENGINE, "_gate"),
-    (_PAGES, "gather"): (_ENGINE, "_gate"),
+    (_FIRST, "begin"): (_ENGINE, "_gate"),
+    (_FIRST, "place"): (_ENGINE, "_gate"),
+    (_FIRST, "share"): (_ENGINE, "_gate"),
+    (_FIRST, "gather"): (_ENGINE, "_gate"),
+    (_PAGES, "_wide"): (_PAGES, "_attend"),
     (_PAGES, "_finish"): (_PAGES, "_attend"),
     (_ENGINE, "_spread"): (_ENGINE, "_rotate"),
     (_DRAW, "_ordered"): (_DRAW, "_draw"),
@@ -39,6 +42,7 @@ WITHIN: dict[Kernel, Kernel] = {
 #: Kernels that a T4 never runs, and why.
 NOT_ON_A_T4: dict[Kernel, str] = {
     (_ENGINE, "_add_norm_first"): "LoRA's first half beside a norm, for products that are decoded in registers",
+    (_FIRST, "_apart"): "LoRA's first half of many rows, for the same products",
     (_NF4, "_product"): "nf4_linear.check_shapes refuses it below 8.0, where tl.dot has no tensor cores",
     (_NF4, "_decode"): "a part of _product",
     (_NF4, "_dequantise"): "of the same products, for more rows",
