@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -32,13 +33,18 @@ def touch(what: str, path: Path) -> None:
     before(what, path)
 
 
+def _beside(path: Path) -> Path:
+    """Return where this thread writes what takes the place of `path`: two threads may write one file."""
+    return path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.new"
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises InputError if the disk refuses; the old file is then untouched."""
     path = Path(path)
     with refusal(path):
         guard(path)  # before a folder that was moved away is made again
         make_folder(path.parent)
-        beside = path.parent / f".{path.name}.{os.getpid()}.new"
+        beside = _beside(path)
         try:
             touch("write", path)
             with beside.open("wb") as file:
@@ -76,7 +82,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     If the body raises, `path` stays as it was. Raises InputError for a full or read-only disk, whoever reports it.
     """
     path = Path(path)
-    beside = path.parent / f".{path.name}.{os.getpid()}.new"
+    beside = _beside(path)
     with refusal(path):
         make_folder(path.parent)
         touch("write", path)
@@ -99,7 +105,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     If the body raises, `path` stays as it was. Raises InputError for a full or read-only disk, whoever reports it.
     """
     path = Path(path)
-    beside = path.parent / f".{path.name}.{os.getpid()}.new"
+    beside = _beside(path)
     old = path.parent / f".{path.name}.old"
     with refusal(path):
         _remove(beside)

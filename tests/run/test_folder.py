@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,15 @@ def test_runs_are_listed_with_what_differs(tmp_path: Path) -> None:
     assert runs["b-x"].state == "unfinished" and runs["b-x"].settings["lora.r"] == 32
     assert runs["c"].state == "unreadable"
     assert list_runs(tmp_path / "none") == []
+
+
+def test_two_threads_write_one_file(tmp_path: Path) -> None:
+    """As two compilers of one kernel do: each writes the whole file, and neither takes away what the other renames."""
+    path, meeting = tmp_path / "kernel", threading.Barrier(2)
+    with pytest.MonkeyPatch.context() as patch:
+        # both have written before one renames
+        patch.setattr(atomic_files, "before", lambda what, _: meeting.wait(10) if what == "rename" else None)
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(atomic_files.write_bytes, path, b"whole" * 1000) for _ in range(2)]:
+                done.result()
+    assert path.read_bytes() == b"whole" * 1000 and list(tmp_path.iterdir()) == [path]
