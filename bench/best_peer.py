@@ -114,11 +114,11 @@ class Comparison:
         }  # fmt: skip
         own = {key: job["settings"][key] for key in ("tokens_per_step", "rows", "rows_digest")}
         turns = [Turn(work, way, way, job, self._log(way)) for way in wanted]
-        for part in self._in_turn(turns, loaded=LOADED):
+        for part in self._in_turn(turns):
             self._keep_survey(part | {"settings": own})
 
-    def _in_turn(self, turns: list[Turn], loaded: int) -> Iterator[dict[str, Any]]:
-        """Yield what each way measured. All import at first; of `loaded` models on the card at a time, one computes."""
+    def _in_turn(self, turns: list[Turn]) -> Iterator[dict[str, Any]]:
+        """Yield what each way measured. All import at first; of LOADED models on the card at a time, one computes."""
         with contextlib.ExitStack() as running:
             for turn in turns:
                 running.enter_context(turn)
@@ -126,10 +126,10 @@ class Comparison:
                 turn.wait_at(*GATES)
             began = time.monotonic()
             for place, turn in enumerate(turns):
-                if place % loaded == 0:
-                    for each in turns[place : place + loaded]:
+                if place % LOADED == 0:
+                    for each in turns[place : place + LOADED]:
                         each.open("load")
-                    for each in turns[place : place + loaded]:
+                    for each in turns[place : place + LOADED]:
                         each.wait_at("turn")
                 if time.monotonic() - began > self.options.seconds:
                     say(f"{self.options.seconds:.0f} s are over before {', '.join(each.way for each in turns[place:])}")
@@ -158,7 +158,7 @@ class Comparison:
             for run in range(self.options.runs)
             for way in (*ours.WAYS, *best)
         ]
-        for part in self._in_turn(turns, loaded=LOADED):
+        for part in self._in_turn(turns):
             self.parts["finals"].append(part)
             self._write()
             say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fast_ft.generate.engine.cuda_kernel import CudaKernel, tensor_map
-from fast_ft.generate.engine.nf4_mma import blocks_for, code_defines, parts_of, processors_of
+from fast_ft.generate.engine.nf4_mma import code_defines, dealt, processors_of, room_for
 from fast_ft.generate.engine.nvrtc import compiled
 from fast_ft.models.nf4 import Order
 
@@ -106,7 +106,7 @@ def cut_for(rows: int, outputs: int, processors: int) -> Cut:
 def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
     """Return in how many parts `product` leaves a product."""
     cut = cut_for(rows, outputs, processors_of(device))
-    return parts_of(-(-outputs // cut.tile), inputs // cut.chunk, blocks_for(cut, outputs, inputs, device))
+    return dealt(cut, outputs, inputs, device)[1]
 
 
 def compare(x_MK: Tensor, words: Tensor, scales: Tensor, shapes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
@@ -137,10 +137,8 @@ def product(
     """
     (rows, inputs), outputs = x_MK.shape, len(words)
     cut = cut or cut_for(rows, outputs, processors_of(x_MK.device))
-    tiles, chunks = -(-outputs // cut.tile), inputs // cut.chunk
-    blocks = min(blocks or blocks_for(cut, outputs, inputs, x_MK.device), tiles * chunks)
-    parts = parts_of(tiles, chunks, blocks)
-    out = x_MK.new_empty(rows, outputs) if parts == 1 else x_MK.new_empty(parts, rows, outputs, dtype=torch.float32)
+    blocks, parts = dealt(cut, outputs, inputs, x_MK.device, blocks)
+    out = room_for(x_MK, outputs, parts)
     xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_NR is None else (xa_MR, b_NR, xa_MR.shape[1])
     each = 2 * cut.mg  # outputs of a lane: the first ones of all lanes lie side by side in a stage, then the second
     row = inputs // 2

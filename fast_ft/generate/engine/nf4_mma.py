@@ -140,11 +140,23 @@ def blocks_for(cut: Shares, outputs: int, inputs: int, device: torch.device) -> 
     return -(-chunks // share)
 
 
+def dealt(cut: Shares, outputs: int, inputs: int, device: torch.device, blocks: int = 0) -> tuple[int, int]:
+    """Return how many blocks share a product, at most `blocks` or as blocks_for says, and how many parts it has."""
+    tiles, chunks = -(-outputs // cut.tile), -(-inputs // cut.chunk)
+    blocks = min(blocks or blocks_for(cut, outputs, inputs, device), tiles * chunks)
+    return blocks, parts_of(tiles, chunks, blocks)
+
+
+def room_for(x_MK: Tensor, outputs: int, parts: int) -> Tensor:
+    """Return where a product goes: MN, or fp32 parts of it, (parts, M, N)."""
+    if parts == 1:
+        return x_MK.new_empty(len(x_MK), outputs)
+    return x_MK.new_empty(parts, len(x_MK), outputs, dtype=torch.float32)
+
+
 def parts_for(rows: int, outputs: int, inputs: int, device: torch.device) -> int:
     """Return in how many parts `product` leaves a product."""
-    cut = cut_for(rows, device)
-    blocks = blocks_for(cut, outputs, inputs, device)
-    return parts_of(-(-outputs // cut.tile), -(-inputs // cut.chunk), blocks)
+    return dealt(cut_for(rows, device), outputs, inputs, device)[1]
 
 
 def compare(x_MK: Tensor, words: Tensor, scales: Tensor, shapes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
@@ -169,10 +181,8 @@ def product(
     """
     (rows, inputs), outputs = x_MK.shape, len(words)
     cut = cut or cut_for(rows, x_MK.device)
-    tiles, chunks = -(-outputs // cut.tile), -(-inputs // cut.chunk)
-    blocks = min(blocks or blocks_for(cut, outputs, inputs, x_MK.device), tiles * chunks)
-    parts = parts_of(tiles, chunks, blocks)
-    out = x_MK.new_empty(rows, outputs) if parts == 1 else x_MK.new_empty(parts, rows, outputs, dtype=torch.float32)
+    blocks, parts = dealt(cut, outputs, inputs, x_MK.device, blocks)
+    out = room_for(x_MK, outputs, parts)
     xa, b, ranks = (x_MK, x_MK, 0) if xa_MR is None or b_NR is None else (xa_MR, b_NR, xa_MR.shape[1])
     kernel(cut, x_MK.dtype, x_MK.device)(
         (blocks, 1), x_MK, words, scales, xa, b, out, rows, outputs, inputs, x_MK.stride(0), xa.stride(0), ranks, parts,
