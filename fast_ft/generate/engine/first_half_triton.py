@@ -19,7 +19,8 @@ from triton.language.extra import cuda
 from fast_ft.generate.engine.first_half import FirstHalf, counters
 from fast_ft.models.nf4 import Order
 
-_ROWS, _BLOCK = 16, 256  #: of a program of `apart`
+#: Of a program of `apart`: rows, columns, columns of one product, partial sums that are read at once, warps.
+_ROWS, _SPAN, _BLOCK, _AT_ONCE, _WARPS = 16, 256, 256, 8, 4
 
 
 @cache
@@ -77,44 +78,59 @@ def gather(parts, counter, xa, token, factor, PARTS, POW2: tl.constexpr, RANKS: 
     tl.store(counter + token, 0)
 
 
+@triton.jit
+def column_at(k, ORDER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the column that stands at the k-th of a row's places, in an order: what `place` undoes."""
+    if ORDER == 2:
+        column = k // 128 * 128 + k % 8 // 2 * 32 + k // 8 % 16 * 2 + k % 2
+    elif ORDER == 1:
+        column = k // 128 * 128 + k % 16 // 2 * 16 + k // 16 % 8 * 2 + k % 2
+    else:
+        column = k
+    return column
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _apart(  # type: ignore[no-untyped-def]
-    x, a, parts, counter, xa, rows, columns, programs, ROWS: tl.constexpr, BLOCK: tl.constexpr, ORDER: tl.constexpr,
-    RANKS: tl.constexpr, EARLY: tl.constexpr,
+    x, a, parts, counter, xa, rows, columns, programs, ROWS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr, ORDER: tl.constexpr, RANKS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program ROWS rows and BLOCK columns."""
+    """One program ROWS rows, SPAN places and 16 ranks. Places are read as they lie; A's rows are fetched for them."""
     begin(EARLY)
-    group, part = tl.program_id(0), tl.program_id(1)
-    m, r, p = tl.arange(0, ROWS), tl.arange(0, 16), tl.arange(0, 16)
-    row, e = group * ROWS + m, part * BLOCK + tl.arange(0, BLOCK)
-    held, real = row[:, None] < rows, e < columns
-    x_at = place(row[:, None], e[None, :], rows, columns, ORDER)
-    x_ME = tl.load(x + x_at, mask=held & real[None, :], other=0.0)
-    group_parts = parts + group * programs * ROWS * RANKS
-    for block in tl.static_range(RANKS // 16):
-        rank = block * 16 + r
-        a_ER = tl.load(a + e[:, None] * RANKS + rank[None, :], mask=real[:, None], other=0.0)
-        sum_MR = tl.dot(x_ME, a_ER, input_precision="ieee")
-        tl.store(group_parts + (part * ROWS + m[:, None]) * RANKS + rank[None, :], sum_MR)
+    group, part, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    m, r = tl.arange(0, ROWS), tl.arange(0, 16)
+    row, rank = group * ROWS + m, block * 16 + r
+    held = row[:, None] < rows
+    sum_MR = tl.zeros((ROWS, 16), tl.float32)
+    for step in tl.static_range(0, SPAN, BLOCK):
+        k = part * SPAN + step + tl.arange(0, BLOCK)
+        column, real = column_at(k, ORDER), k < columns
+        x_at = (k[None, :] // 8 * rows + row[:, None]) * 8 + k[None, :] % 8 if ORDER == 2 else row[:, None] * columns + k
+        x_ME = tl.load(x + x_at, mask=held & real[None, :], other=0.0)
+        a_ER = tl.load(a + column[:, None] * RANKS + rank[None, :], mask=real[:, None], other=0.0)
+        sum_MR = tl.dot(x_ME, a_ER, sum_MR, input_precision="ieee")
+    task = group * (RANKS // 16) + block
+    of_task = parts + task * programs * ROWS * 16
+    inside = m[:, None] * 16 + r[None, :]
+    tl.store(of_task + part * ROWS * 16 + inside, sum_MR)
     tl.debug_barrier()
-    if tl.atomic_add(counter + group, 1) == programs - 1:
-        tl.store(counter + group, 0)
-        for block in tl.static_range(RANKS // 16):
-            rank = block * 16 + r
-            sum_MR = tl.zeros((ROWS, 16), tl.float32)
-            for some in range(0, programs, 16):
-                one = some + p[:, None, None]
-                at = group_parts + (one * ROWS + m[None, :, None]) * RANKS + rank[None, None, :]
-                sum_MR += tl.sum(tl.load(at, mask=one < programs, other=0.0, cache_modifier=".cg"), axis=0)
-            tl.store(xa + row[:, None] * RANKS + rank[None, :], sum_MR.to(xa.dtype.element_ty), mask=held)
+    if tl.atomic_add(counter + task, 1) == programs - 1:
+        tl.store(counter + task, 0)
+        p = tl.arange(0, AT_ONCE)[:, None, None]
+        sum_MR = tl.zeros((ROWS, 16), tl.float32)
+        for some in range(0, programs, AT_ONCE):
+            left = of_task + (some + p) * ROWS * 16 + inside[None, :, :]
+            sum_MR += tl.sum(tl.load(left, mask=some + p < programs, other=0.0, cache_modifier=".cg"), axis=0)
+        tl.store(xa + row[:, None] * RANKS + rank[None, :], sum_MR.to(xa.dtype.element_ty), mask=held)
 
 
 def apart(x_TE: Tensor, first: FirstHalf, *, order: Order = Order.ROWS) -> None:
     """Compute a first half from x, which comes in an order."""
     tokens, columns = x_TE.shape
-    groups, programs, ranks = triton.cdiv(tokens, _ROWS), triton.cdiv(columns, _BLOCK), first.a_ER.shape[1]
-    parts = torch.empty(groups * programs * _ROWS * ranks, dtype=torch.float32, device=x_TE.device)
-    _apart[(groups, programs)](
+    groups, programs, blocks = triton.cdiv(tokens, _ROWS), triton.cdiv(columns, _SPAN), first.a_ER.shape[1] // 16
+    parts = torch.empty(groups * blocks * programs * _ROWS * 16, dtype=torch.float32, device=x_TE.device)
+    _apart[(groups, programs, blocks)](
         x_TE, first.a_ER, parts, counters(x_TE.device, "rows"), first.xa_TR, tokens, columns, programs, ROWS=_ROWS,
-        BLOCK=_BLOCK, ORDER=int(order), RANKS=ranks, num_warps=4, **early(x_TE.device),
+        SPAN=_SPAN, BLOCK=_BLOCK, AT_ONCE=_AT_ONCE, ORDER=int(order), RANKS=first.a_ER.shape[1], num_warps=_WARPS,
+        **early(x_TE.device),
     )  # fmt: skip
