@@ -663,7 +663,7 @@ def test_checks_ahead_leave_nothing_to_check_or_their_error(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order", "half", "half of many", "attention of many"])
+@pytest.mark.parametrize("wrong", ["", "norm", "gate", "parts", "order", "half", "half of many"])
 def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a card's kernels do, here in plain torch: right ones pass, and each fault is found."""
     monkeypatch.setattr(kernel_compare, "_parts", lambda kind, shapes: [2, 4])
@@ -688,8 +688,7 @@ def test_kernels_that_add_parts_and_order_columns_are_compared(wrong: str, monke
         return ordered(made, order)
 
     def paged_attention(*given: Any, order: nf4.Order, **named: Any) -> torch.Tensor:
-        made = ops_torch.paged_attention(*given, **named)
-        return ordered(made * 1.2 if wrong == "attention of many" and len(made) > TOGETHER else made, order)
+        return ordered(ops_torch.paged_attention(*given, **named), order)
 
     def rotate_into_cache(qkv: Any, *given: Any) -> Any:
         return ops_torch.rotate_into_cache(whole(qkv), *given)

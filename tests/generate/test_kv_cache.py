@@ -12,7 +12,7 @@ import torch
 
 from fast_ft.common.errors import InputError
 from fast_ft.generate import parity
-from fast_ft.generate.engine import kernel_checks, ops_torch
+from fast_ft.generate.engine import kernel_checks, kernel_compare, ops_torch
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache, dequantised, quantised, spreading
@@ -118,6 +118,16 @@ def test_kernels_for_8_bits_are_compared_too(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RuntimeError, match="differ from plain torch by"):
         kernel_checks.attention(kind_of(kv_bits=8, head_dim=16), SimpleNamespace(
             **vars(ops_torch) | {"paged_attention": blind}))  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_compared_attention_lies_within_the_values(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It did not while the scales of keys and values were mixed up: its rounding alone was over what is allowed."""
+    seen: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(kernel_compare, "_refuse_difference", lambda kind, expected, found: seen.append(expected))
+    kernel_compare.attention(kind_of(kv_bits=bits), ops_torch)
+    ((_, values, *mixed, _),) = seen
+    assert len(mixed) == 2 and all(0.5 < each.abs().max() <= values.abs().max() for each in mixed)
 
 
 # The plan

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fast_ft.generate.engine.block_manager import PAGE
-from fast_ft.generate.engine.first_half import TOGETHER, FirstHalf, counters
-from fast_ft.generate.engine.first_half_triton import apart, begin, early, gather, place, share
+from fast_ft.generate.engine.first_half import FirstHalf, counters
+from fast_ft.generate.engine.first_half_triton import begin, early, fetch, gather, place, share
 from fast_ft.models.nf4 import Order
 
 # Numbers that differ from step to step or from run to run are not specialised: each kind would be compiled again.
@@ -53,8 +53,11 @@ def _attend(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """One program a (row, head, split): a pass over the split's cells of the row's window, BLOCK at a time, with a
     running maximum and sum."""
-    begin(EARLY)
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if RANKS > 0:  # noqa: SIM102 - known when it is compiled
+        if (row == 0) & (split == 0):
+            fetch(a, head * D, heads * D, RANKS, D, EARLY)
+    begin(EARLY)
     count = tl.load(length + row * length_step) + 1
     first = tl.maximum(count - window, 0)
     if SPLITS > 1:
@@ -145,12 +148,11 @@ def paged_attention(
         raise ValueError(f"a head dimension of {head_dim} is no power of two")
     splits = splits or splits_for(rows, heads)
     out = q_SHD.new_empty(rows, heads * head_dim)
-    together = first if rows <= TOGETHER else None
-    ranks = 0 if together is None else together.a_ER.shape[1]
+    ranks = 0 if first is None else first.a_ER.shape[1]
     wide = {"dtype": torch.float32, "device": out.device}
     partial = torch.empty(rows * heads * splits * (head_dim + 2), **wide) if splits > 1 else out
     parts = torch.empty(rows * heads * ranks, **wide) if ranks else out
-    a, xa = (out, out) if together is None else together
+    a, xa = (out, out) if first is None else first
     _attend[(rows, heads, splits)](
         q_SHD, keys, values, keys if scales is None else scales, table_SW, length_S, out, partial,
         counters(out.device, "splits"), a, parts, counters(out.device, "rows"), xa, head_dim**-0.5,
@@ -160,8 +162,6 @@ def paged_attention(
         POW2=triton.next_power_of_2(heads), CARD=out.is_cuda, num_warps=1,
         maxnreg=128, **early(out.device),  # 16 programs an SM of 65,536 registers
     )  # fmt: skip
-    if first is not None and together is None:
-        apart(out, first, order=order)
     return out
 
 

@@ -66,11 +66,13 @@ def drawn(
 def attention(kind: Kind, kernels: Any) -> None:
     """Compare rope and cache, attention over pages and attention over prompts."""
     draw, width = _Numbers(kind), kind.head_dim
-    device, whole, few, count = draw.device, kind.heads + 2 * kind.kv_heads, 18, 36  # TOGETHER is between
+    device, whole, count = draw.device, kind.heads + 2 * kind.kv_heads, 18
     frequencies = 1e4 ** -(torch.arange(0, width, 2, device=device).float() / width)
     qkv = draw.normal(count, whole * width)
     memory = draw.normal(2, (3 * count + 1) * PAGE, kind.kv_heads, width)
-    held, steps = quantised(memory) if kind.kv_bits == 8 else (memory, None)
+    held, steps = memory, None
+    if kind.kv_bits == 8:  # keys and values each have a scale and a middle
+        held, steps = (torch.stack(each) for each in zip(*map(quantised, memory), strict=True))
     # Lengths and table lie in one tensor, at places of odd alignment, as in a step: kernels are compiled for that.
     state = torch.zeros(count, 7 + 3, dtype=torch.int64, device=device)
     state[:, 7:] = torch.randperm(3 * count, generator=draw.generator, device=device).view(count, 3) + 1
@@ -78,10 +80,8 @@ def attention(kind: Kind, kernels: Any) -> None:
     length, table = state[:, 1], state[:, 7:]
     cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
     starts = torch.tensor([0, 1, count], dtype=torch.int32, device=device)
-    cuts: list[tuple[int | None, int]] = [(None, few)]
-    if kernels.FUSES:  # how each (row, head) is divided hangs on a step's rows, and is another kernel
-        found_cuts = {(kernels.splits_for(n, kind.heads), few if n <= TOGETHER else count) for n in kind.steps}
-        cuts = sorted(found_cuts)
+    # how each (row, head) is divided hangs on a step's rows, and is another kernel
+    cuts = sorted({kernels.splits_for(n, kind.heads) for n in kind.steps}) if kernels.FUSES else [None]
     found = []
     for ops in (ops_torch, kernels):
         keys, values = held.clone()
@@ -90,11 +90,11 @@ def attention(kind: Kind, kernels: Any) -> None:
         q, k, v = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, cell, keys, values, scales)
         mixed, halves = [], []
         for order in kind.orders:
-            for (splits, rows), window in product(cuts, (None, PAGE + 3)):
-                first = _first(kind, kind.products[1][1], kind.halves[1], rows)
+            for splits, window in product(cuts, (None, PAGE + 3)):
+                first = _first(kind, kind.products[1][1], kind.halves[1], count)
                 made = ops.paged_attention(
-                    q[:rows], keys, values, table[:rows], length[:rows], columns=3 * PAGE, order=order, window=window,
-                    scales=scales, first=first, splits=splits,
+                    q, keys, values, table, length, columns=3 * PAGE, order=order, window=window, scales=scales,
+                    first=first, splits=splits,
                 )  # fmt: skip
                 # to plain torch the order means nothing
                 mixed.append(nf4.arranged(made, order) if ops is ops_torch else made)

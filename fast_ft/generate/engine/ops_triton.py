@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fast_ft.generate.engine.attention_triton import paged_attention, splits_for
 from fast_ft.generate.engine.first_half import TOGETHER, FirstHalf, counters
-from fast_ft.generate.engine.first_half_triton import apart, begin, early, gather, place, share
+from fast_ft.generate.engine.first_half_triton import apart, begin, early, fetch, gather, place, share
 from fast_ft.generate.engine.ops_torch import causal
 from fast_ft.models import packed_attention as attention
 from fast_ft.models.nf4 import Order
@@ -146,10 +146,11 @@ def _add_norm(  # type: ignore[no-untyped-def]
     ORDER: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK)
     real = e < columns
+    weight_E = tl.load(weight + e, mask=real, other=0.0).to(tl.float32)  # which no launch writes
+    begin(EARLY)
     x_E = tl.load(x + token * columns + e, mask=real, other=0.0)
     if PARTS > 0:
         sum_E = x_E.to(tl.float32)
@@ -159,7 +160,7 @@ def _add_norm(  # type: ignore[no-untyped-def]
         tl.store(x + token * columns + e, x_E, mask=real)
     wide_E = x_E.to(tl.float32)
     factor = 1 / tl.sqrt(tl.sum(wide_E * wide_E, axis=0) / columns + eps)
-    y_E = wide_E * factor * tl.load(weight + e, mask=real, other=0.0).to(tl.float32)
+    y_E = wide_E * factor * weight_E
     tl.store(out + place(token, e, tokens, columns, ORDER), y_E.to(out.dtype.element_ty), mask=real)
 
 
@@ -170,10 +171,13 @@ def _add_norm_first(  # type: ignore[no-untyped-def]
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """As _add_norm, over BLOCK columns of a token each. The norm's factor is known to the last one, which writes y."""
-    begin(EARLY)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     e = part * BLOCK + tl.arange(0, BLOCK)
     real = e < columns
+    weight_E = tl.load(weight + e, mask=real, other=0.0).to(tl.float32)  # which no launch writes
+    if token == 0:
+        fetch(a, part * BLOCK, columns, RANKS, BLOCK, EARLY)
+    begin(EARLY)
     x_E = tl.load(x + token * columns + e, mask=real, other=0.0)
     if PARTS > 0:
         sum_E = x_E.to(tl.float32)
@@ -183,7 +187,7 @@ def _add_norm_first(  # type: ignore[no-untyped-def]
         tl.store(x + token * columns + e, x_E, mask=real)
     wide_E = x_E.to(tl.float32)
     tl.store(squares + token * programs + part, tl.sum(wide_E * wide_E, axis=0))
-    y_E = wide_E * tl.load(weight + e, mask=real, other=0.0).to(tl.float32)
+    y_E = wide_E * weight_E
     if share(y_E, e, real, a, parts, counter, token, part, programs, RANKS):
         p = tl.arange(0, POW2)
         square_P = tl.load(squares + token * programs + p, mask=p < programs, other=0.0, cache_modifier=".cg")
@@ -229,10 +233,13 @@ def _gate(  # type: ignore[no-untyped-def]
     x, out, a, parts, counter, xa, tokens, columns, programs, BLOCK: tl.constexpr, PARTS: tl.constexpr,
     ORDER: tl.constexpr, RANKS: tl.constexpr, POW2: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     e = part * BLOCK + tl.arange(0, BLOCK)
     real = e < columns
+    if RANKS > 0:  # noqa: SIM102 - known when it is compiled
+        if token == 0:
+            fetch(a, part * BLOCK, columns, RANKS, BLOCK, EARLY)
+    begin(EARLY)
     at = token * 2 * columns + e
     gate = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
     up = tl.load(x + at + columns, mask=real, other=0.0).to(tl.float32)
@@ -251,14 +258,11 @@ def gated(x: Tensor, dtype: torch.dtype, *, order: Order = Order.ROWS, first: Fi
     parts = len(x) if x.dim() == 3 else 1
     tokens, columns = x.shape[-2], x.shape[-1] // 2
     out = x.new_empty(tokens, columns, dtype=dtype)
-    together = first if tokens <= TOGETHER else None
-    programs, ranks = triton.cdiv(columns, _GATED), 0 if together is None else together.a_ER.shape[1]
-    a, xa = (out, out) if together is None else together
+    programs, ranks = triton.cdiv(columns, _GATED), 0 if first is None else first.a_ER.shape[1]
+    a, xa = (out, out) if first is None else first
     left = torch.empty(tokens * programs * ranks, dtype=torch.float32, device=out.device) if ranks else out
     _gate[(tokens, programs)](
         x, out, a, left, counters(out.device, "rows"), xa, tokens, columns, programs, BLOCK=_GATED, PARTS=parts,
         ORDER=int(order), RANKS=ranks, POW2=triton.next_power_of_2(programs), num_warps=4, **early(out.device),
     )  # fmt: skip
-    if first is not None and together is None:
-        apart(out, first, order=order)
     return out
