@@ -43,6 +43,8 @@ WITHIN: dict[Kernel, Kernel] = {
 NOT_ON_A_T4: dict[Kernel, str] = {
     (_ENGINE, "_add_norm_first"): "LoRA's first half beside a norm, for products that are decoded in registers",
     (_FIRST, "_apart"): "LoRA's first half of many rows, for the same products",
+    (_FIRST, "column_at"): "a part of _apart",
+    (_FIRST, "fetch"): "early launches, which begin with 9.0",
     (_NF4, "_product"): "nf4_linear.check_shapes refuses it below 8.0, where tl.dot has no tensor cores",
     (_NF4, "_decode"): "a part of _product",
     (_NF4, "_dequantise"): "of the same products, for more rows",
