@@ -44,6 +44,12 @@ def best_two(settings: dict[str, Any], survey: dict[str, Any]) -> list[str]:
     return list(rivals(settings, survey))[:2]
 
 
+def contenders(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
+    """Return the peers whose final runs count: the survey's two fastest, and whoever else had final runs."""
+    best = best_two(settings, parts["survey"])
+    return [*best, *(way for way in PEERS if way not in best and runs_of(parts, way))]
+
+
 def runs_of(parts: dict[str, Any], way: str) -> list[dict[str, Any]]:
     """Return the final runs of a way."""
     return [part for part in parts["finals"] if part["way"] == way]
@@ -52,7 +58,7 @@ def runs_of(parts: dict[str, Any], way: str) -> list[dict[str, Any]]:
 def problems(result: dict[str, Any], name: str, mine: str = "fast_ft") -> list[str]:
     """Say why a set-up's comparison of one of our ways with the best peer makes no figure."""
     settings, parts = result["settings"], result["setups"][name]
-    best = best_two(settings, parts["survey"])
+    best = contenders(settings, parts)
     if not best:
         return ["no best peer: no peer was surveyed"]
     left_out = {way for way, peer in PEERS.items() if name != "whole" and peer.not_emulated}
@@ -87,7 +93,7 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
     settings, card = result["settings"], slug_of(result)
     found: dict[str, tuple[float, str]] = {}
     for name, parts in result["setups"].items():
-        speeds = {way: final_rate(settings, parts, way) or 0.0 for way in best_two(settings, parts["survey"])}
+        speeds = {way: final_rate(settings, parts, way) or 0.0 for way in contenders(settings, parts)}
         best = max(speeds, key=lambda way: speeds[way], default="")
         prefix = f"train.{card}" if name == "whole" else f"train.{name}"
         emulated = "" if name == "whole" else f"; {emulation.LABEL}"
@@ -176,7 +182,7 @@ def readme(result: dict[str, Any] | None) -> str:
     columns = [name for name in names if name in setups]
     heads = " | ".join(f"tokens/s, {names[name]} | own blocks are" for name in columns)
     lines = [f"| training | {heads} |", "|---" * (1 + 2 * len(columns)) + "|"]
-    best = [way for name in columns for way in best_two(settings, setups[name]["survey"])]
+    best = [way for name in columns for way in contenders(settings, setups[name])]
     for way in dict.fromkeys((*ours.WAYS, *best, NOTEBOOK)):
         cells = [cell for name in columns for cell in _cells(settings, setups[name], way)]
         if any(cells):

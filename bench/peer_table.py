@@ -79,6 +79,7 @@ PEERS = {
     "trl-padding-free": _trl(8, 1, not_emulated=MORE_KEPT),
     "trl-padding-free-kept": _trl(4, 2, checkpointing=False),
     "unsloth-8x1-skip-16": _unsloth(8, 1, kept_layers=16, not_emulated=MORE_KEPT),
+    "unsloth-8x1-skip-24": _unsloth(8, 1, kept_layers=24, not_emulated=MORE_KEPT),
     "unsloth-8x1": _unsloth(8, 1, not_emulated=AS_BUDGET),
     "unsloth-notebook": _unsloth(2, 4, note="the homework notebook's own settings", not_emulated=MORE_KEPT),
     "unsloth-budget-skip-24": _unsloth(8, 1, token_budget=2048, kept_layers=24, not_emulated=MORE_KEPT),

@@ -73,6 +73,15 @@ def test_the_best_peer_is_the_fastest_of_the_finals(result: dict[str, Any]) -> N
         assert ("not a T4" in found[name][1]) == (".t4class." in name)
 
 
+def test_a_third_peer_that_was_faster_in_final_runs_is_the_best(result: dict[str, Any]) -> None:
+    """A short run may misjudge a way that waits for the host; whoever had final runs counts."""
+    result["setups"]["whole"]["finals"] += [finished("trl-padding-free", 5000.0) for _ in range(2)]
+    value, unit = figures_of(result)["train.h200.vs_best_peer"]
+    assert value == 1.6 and PEERS["trl-padding-free"].about in unit
+    del result["setups"]["whole"]["finals"][-1]
+    assert "trl-padding-free: 1 runs, 2 are needed" in peer_figures.problems(result, "whole")
+
+
 def no_survey(parts: dict[str, Any]) -> None:
     parts["survey"].clear()
 
