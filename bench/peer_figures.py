@@ -47,7 +47,7 @@ def best_two(settings: dict[str, Any], survey: dict[str, Any]) -> list[str]:
 def contenders(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     """Return the peers whose final runs count: the survey's two fastest, and whoever else had final runs."""
     best = best_two(settings, parts["survey"])
-    return [*best, *(way for way in PEERS if way not in best and runs_of(parts, way))]
+    return [*best, *(way for way in PEERS if best and way not in best and runs_of(parts, way))]
 
 
 def runs_of(parts: dict[str, Any], way: str) -> list[dict[str, Any]]:
