@@ -1,8 +1,9 @@
 """What a way of training does, seen from outside: the same callback on every trainer.
 
-A step has ended when its trainer knows its numbers: Trainer waits for them right after the step, ours while it computes
-the next one. Seconds are between these ends. Watching waits for nothing, but for the first step and its gradients, and
-what that takes is left out. What the steps trained on is described at the end.
+A step has ended when the card has done what the trainer launched for it. Seconds are between these ends, by the card's
+own clock: a trainer that launches the next step first learns late that one has ended. On a CPU it has ended when the
+trainer knows its numbers. Watching waits for nothing, but for the first step and its gradients, and what that takes is
+left out. What the steps trained on is described at the end.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import math
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from fast_ft.data.encoding import IGNORE_INDEX
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from transformers import Trainer
 
@@ -42,14 +45,28 @@ def _one_thread(work: Callable[_Given, None]) -> Callable[_Given, None]:
     return _alone
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A step that was launched: whether it was skipped, on what it trained, and what tells when the card has done it.
+
+    `paused` are the seconds that were left out before it was launched.
+    """
+
+    skipped: bool
+    inputs: list[tuple[Tensor, Tensor]]
+    end: torch.cuda.Event | None
+    paused: float
+
+
 class Watch:
     """Records of one run. `stamps` are seconds since the command was given; `steps` has a dict for each step."""
 
     def __init__(self, started: float) -> None:
         self._started = started  # time.monotonic() of the parent: one clock for all processes of a machine
         self._paused = self._last = 0.0
+        self._before: _Launched | None = None  #: the step that ended last; before the first, where training began
         self._inputs: list[tuple[Tensor, Tensor]] = []
-        self._launched: list[tuple[bool, list[tuple[Tensor, Tensor]]]] = []  # steps that have not yet ended
+        self._launched: list[_Launched] = []  # steps that have not yet ended
         self._ended: list[list[tuple[Tensor, Tensor]]] = []  # what each step trained on
         self.stamps: dict[str, float] = {}
         self.steps: list[dict[str, Any]] = []
@@ -96,6 +113,7 @@ class Watch:
         if not self.steps and "first_step_begin" not in self.stamps:
             _wait()
             self._last = self.stamp("first_step_begin")
+            self._before = _Launched(False, [], _mark(), self._paused)
 
     def gradients_are_there(self, model: nn.Module) -> None:
         """Keep the first finite gradients."""
@@ -109,21 +127,25 @@ class Watch:
 
     def step_launched(self, *, skipped: bool) -> None:
         """Note that a step was launched, and on what. A skipped step is one that fp16's loss scale gave up."""
-        self._launched.append((skipped, self._inputs))
+        self._launched.append(_Launched(skipped, self._inputs, _mark(), self._paused))
         self._inputs = []
 
     def logged(self, loss: float, grad_norm: float) -> None:
         """Record the seconds of the oldest launched step, whose loss (nats per token) and gradient norm are known."""
-        skipped, inputs = self._launched.pop(0)
+        step, before = self._launched.pop(0), self._before
+        if step.end is not None:
+            step.end.synchronize()
         if not self.steps:
-            _wait()
             self.stamp("first_step_end")
         now = self._now()
-        facts = {"skipped": skipped or not math.isfinite(float(grad_norm))}
+        seconds = now - self._last
+        if step.end is not None and before is not None and before.end is not None:
+            seconds = before.end.elapsed_time(step.end) / 1e3 - (step.paused - before.paused)
+        facts = {"skipped": step.skipped or not math.isfinite(float(grad_norm))}
         numbers = {"loss": _number(loss), "grad_norm": _number(grad_norm)}
-        self.steps.append({"seconds": round(now - self._last, 5), **facts, **numbers})
-        self._ended.append(inputs)
-        self._last = now
+        self.steps.append({"seconds": round(seconds, 5), **facts, **numbers})
+        self._ended.append(step.inputs)
+        self._last, self._before = now, step
 
     @_one_thread
     def finish(self) -> None:
@@ -211,6 +233,17 @@ def _number(value: Any) -> float | None:
     """Return a number for JSON, which has no NaN: a step that fp16's loss scale skipped has no gradient norm."""
     value = float(value)
     return value if math.isfinite(value) else None
+
+
+def _mark() -> torch.cuda.Event | None:
+    """Return an event behind all that the card was given so far; None without a card."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _wait() -> None:
