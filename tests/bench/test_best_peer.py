@@ -37,8 +37,8 @@ def finished(way: str, speed: float, **more: Any) -> dict[str, Any]:
 @pytest.fixture
 def result() -> dict[str, Any]:
     settings = {
-        "card": "NVIDIA H200", "config": LLAMA, "tokens_per_step": [3000] * 39, "steps_per_epoch": 13,
-        "schedule_steps": 39, "rows": 100, "effective_batch_size": 8,
+        "card": "NVIDIA H200", "config": LLAMA, "tokens_per_step": [3000] * 65, "steps_per_epoch": 13,
+        "schedule_steps": 65, "rows": 100, "effective_batch_size": 8,
     }  # fmt: skip
     survey = {way: measured(way, 1000.0, refused=[]) for way in PEERS}
     survey |= {FASTEST: measured(FASTEST, 4000.0, refused=[]), SECOND: measured(SECOND, 3000.0, refused=["other ids"])}
@@ -80,6 +80,15 @@ def test_a_third_peer_that_was_faster_in_final_runs_is_the_best(result: dict[str
     assert value == 1.6 and PEERS["trl-padding-free"].about in unit
     del result["setups"]["whole"]["finals"][-1]
     assert "trl-padding-free: 1 runs, 2 are needed" in peer_figures.problems(result, "whole")
+
+
+def test_a_run_to_the_schedules_end_is_long_enough(result: dict[str, Any]) -> None:
+    runs = [part for part in result["setups"]["whole"]["finals"] if part["way"] == SECOND]
+    for index, run in enumerate(runs):
+        run["steps"] = finished(SECOND, 4000.0)["steps"] + measured(SECOND, 5000.0 + index, 26)["steps"]
+    assert peer_figures.problems(result, "whole") == []
+    runs[0]["steps"].pop()
+    assert f"{SECOND}: the rate of its last steps does not stand" in peer_figures.problems(result, "whole")
 
 
 def no_survey(parts: dict[str, Any]) -> None:
