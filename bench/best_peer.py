@@ -2,7 +2,7 @@
 
     survey   every way of bench/peer_table.py once, 18 steps over the recipe's first 24 rows: few lengths, so that what
              is compiled for each length is soon compiled
-    finals   the survey's two fastest, or --ways, and fast_ft, through its own blocks and through Unsloth's layers: each
+    finals   fast_ft, through its own blocks and through Unsloth's layers, and the survey's two fastest, or --ways: each
              way twice, interleaved, in a process of its own, until the median of its last 12 steps stands, or all steps
              are done
 
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--emulate", choices=["t4"], help=f"{emulation.LABEL}; ratios only")
     parser.add_argument("--cap", type=float, default=emulation.T4_GIB, help="GiB, context included; 0: no cap")
     parser.add_argument(
-        "--ways", help="these, separated by commas; default: all in a survey, its two fastest peers in finals"
+        "--ways", help="these, separated by commas; default: all in a survey, ours and its two fastest in finals"
     )
     parser.add_argument("--steps", type=int, help="finals: at most this number of steps; default: the schedule's")
     parser.add_argument("--runs", type=int, default=peer_figures.RUNS, help="finals: of each way; default: %(default)s")
@@ -106,7 +106,7 @@ class Comparison:
 
     def _survey(self, work: Path) -> None:
         peers = [way for way, peer in PEERS.items() if not (self.options.emulate and peer.not_emulated)]
-        wanted = self._wanted((*ours.WAYS, *PEERS)) or ["fast_ft", *peers, "fast_ft-unsloth"]
+        wanted = self._wanted() or ["fast_ft", *peers, "fast_ft-unsloth"]
         rows = min(SURVEY_ROWS, self.settings["rows"])
         epochs = -(-SURVEY_STEPS // -(-rows // self.settings["effective_batch_size"]))
         more = [f"select.take={rows}", f"train.num_train_epochs={epochs}"]
@@ -118,8 +118,9 @@ class Comparison:
         for part in self._in_turn(turns):
             self._keep_survey(part | {"settings": own})
 
-    def _wanted(self, known: tuple[str, ...]) -> list[str]:
+    def _wanted(self) -> list[str]:
         """Return what --ways names, if it does; InputError for what is not known."""
+        known = (*ours.WAYS, *PEERS)
         wanted = self.options.ways.split(",") if self.options.ways else []
         if unknown := [way for way in wanted if way not in known]:
             raise InputError(f"--ways: {unknown[0]!r} is none of {', '.join(known)}.")
@@ -156,7 +157,7 @@ class Comparison:
         say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
 
     def _finals(self, work: Path) -> None:
-        best = self._wanted(tuple(PEERS)) or peer_figures.best_two(self.settings, self.parts["survey"])
+        best = peer_figures.best_two(self.settings, self.parts["survey"])
         if not best:
             raise InputError(f"{self.options.results}: no survey of {self.where.name}; measure that first.")
         steps = min(self.options.steps or self.settings["schedule_steps"], self.settings["schedule_steps"])
@@ -164,7 +165,7 @@ class Comparison:
         turns = [
             Turn(work, f"{way}-{run}", way, job, self._log(f"{way}-{run}"))
             for run in range(self.options.runs)
-            for way in (*ours.WAYS, *best)
+            for way in self._wanted() or (*ours.WAYS, *best)
         ]
         for part in self._in_turn(turns):
             self.parts["finals"].append(part)

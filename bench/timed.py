@@ -14,7 +14,7 @@ from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.model_runner import EngineConfig
 from fast_ft.generate.engine.sampler import Sampler
-from fast_ft.generate.engine.scheduler import BURST, Burst, Scheduler
+from fast_ft.generate.engine.scheduler import BURST, Admission, Burst, Scheduler
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.hub.families import GIB, ModelShape
 from fast_ft.plan.decode_pool import kv_bytes
@@ -79,11 +79,11 @@ class TimedEngine(LLMEngine):
         torch.cuda.synchronize()
         return round(begin.elapsed_time(end) / repeats, 3)
 
-    def prefill(self, sequences: list[Sequence]) -> None:
+    def prefill(self, admission: Admission) -> None:
         """Prefill as LLMEngine does, timed."""
         started = time.perf_counter()
-        self.preempted += sum(bool(each.tokens) for each in sequences)
-        super().prefill(sequences)  # reads the new tokens, so the device is done
+        self.preempted += sum(bool(each.tokens) for each in admission.sequences)
+        super().prefill(admission)  # reads the new tokens, so the device is done
         self.prefill_seconds += time.perf_counter() - started
 
     def decode(self, burst: Burst) -> None:

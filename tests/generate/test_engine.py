@@ -370,7 +370,7 @@ def test_rows_are_admitted_several_at_a_time(fused: FusedModel, prompts: list[li
     pool = pool_of(fused, slots=16, pages=200, end_ids=())
     admitted: list[int] = []
     fill = pool.prefill
-    pool.prefill = lambda sequences: admitted.append(len(sequences)) or fill(sequences)  # type: ignore[method-assign, func-returns-value]
+    pool.prefill = lambda one: admitted.append(len(one.sequences)) or fill(one)  # type: ignore[method-assign, func-returns-value]
     answers(pool, [Sequence(prompts[i % 16], 1 + 7 * i % 41, key=i) for i in range(37)])
     assert admitted[0] == 16 and sum(admitted) == 37
     assert all(count >= 2 for count in admitted[1:-1]) and len(admitted) < 12

@@ -49,3 +49,25 @@ def test_a_sequence_that_can_never_fit_is_refused() -> None:
     scheduler = Scheduler(BlockManager(3), [4], longest=100, end_ids=(2,))
     with pytest.raises(InputError, match=r"cache of 48 tokens\. Lower generate\.max_new_tokens"):
         scheduler.start([Sequence([1] * 40, 9)])
+
+
+def test_the_next_number_of_slots_is_named_before_its_steps_come() -> None:
+    """So that a step of each shape can be captured ahead: no burst has a shape that was not named before."""
+    scheduler = Scheduler(BlockManager(200), shapes(16, planes=True), longest=200, end_ids=())
+    scheduler.start([Sequence([1] * 20, 8 + 3 * index) for index in range(30)])
+    named: set[int | None] = set()
+    used: list[int] = []
+    while scheduler.waiting or scheduler.live:
+        if scheduler.take_finished():
+            continue
+        decision = scheduler.schedule()
+        steps = 1
+        if not isinstance(decision, Admission):
+            assert decision.slots in named and decision.then != decision.slots
+            assert decision.then is None or not scheduler.waiting, "slots are filled again while sequences wait"
+            used.append(decision.slots)
+            steps = decision.steps
+        named.add(decision.then)
+        for each in decision.sequences:
+            each.add([5] * min(steps, each.limit - len(each.tokens)), 0)
+    assert set(used) == {16, 8}

@@ -95,6 +95,14 @@ def test_captured_steps_are_the_uncaptured_ones(model: Any, prompts: list[list[i
         assert captured == run(model, prompts, hot=hot, captures=False)[0]
 
 
+def test_steps_are_captured_while_the_card_computes(model: Any, prompts: list[list[int]]) -> None:
+    """No step is run to warm up: each shape is captured behind a prompt's pass or a burst, and says the same."""
+    made, pool = run(model, prompts[:10])
+    assert pool.runner.graphs.works and pool.runner.graphs.count >= 2
+    assert "captures" not in pool.watch.seconds(), "a shape was captured while the card waited"
+    assert made == run(model, prompts[:10], captures=False)[0]
+
+
 def test_the_same_answers_twice(model: Any, prompts: list[list[int]]) -> None:
     assert run(model, prompts, hot=True)[0] == run(model, prompts, hot=True)[0]
 

@@ -14,9 +14,10 @@ Output = TypeVar("Output")
 
 
 class Graphs:
-    """Captures work where `works`; a first failure ends that, with a note, and the work then runs as it is.
+    """Captures work where `works`; a failure ends that, with a note, and the work then runs as it is.
 
-    `watch` tells what captures took, and the pool's prefill and steps.
+    `watch` tells what captures took, and the pool's prefill and steps. What is captured ahead, while the card computes
+    something else, waits for nothing and gives no memory back: torch.cuda.graph does both.
     """
 
     def __init__(self, *, works: bool) -> None:
@@ -24,6 +25,7 @@ class Graphs:
         self.count = 0
         self.watch = Stopwatch()
         self._memory: Any = None
+        self._aside: torch.cuda.Stream | None = None
 
     def capture(self, work: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output] | None:
         """Return (the graph, what `work` returned in it), or None where it cannot be captured. Nothing has run then.
@@ -46,3 +48,26 @@ class Graphs:
         self._memory = graph.pool()
         self.count += 1
         return graph, output
+
+    def capture_ahead(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
+        """Return a graph of `work`, without waiting for what the card computes; None where that does not succeed.
+
+        `work` need not have run before: where it cannot be captured at its first use, `capture` may do it later on.
+        """
+        if not self.works:
+            return None
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        if stream == torch.cuda.default_stream():  # else of limited SMs, and stays the one
+            stream = self._aside = self._aside or torch.cuda.Stream()
+        try:
+            with torch.cuda.stream(stream):
+                graph.capture_begin(pool=self._memory)
+                try:
+                    work()
+                finally:
+                    graph.capture_end()
+        except RuntimeError:
+            return None
+        self._memory = graph.pool()
+        self.count += 1
+        return graph

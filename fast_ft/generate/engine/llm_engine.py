@@ -81,17 +81,18 @@ class LLMEngine:
             decision = scheduler.schedule(burst, slots)
             if isinstance(decision, Admission):
                 with watch.during("prefill"):
-                    self.prefill(decision.sequences)
+                    self.prefill(decision)
             else:
                 with watch.during("steps"):
                     self.decode(decision)
             if on_look:
                 on_look(decision.sequences)
 
-    def prefill(self, sequences: list[Sequence]) -> None:
+    def prefill(self, admission: Admission) -> None:
         """Draw the next token of each sequence that was admitted."""
+        sequences = admission.sequences
         known = _all_known(sequences)
-        chosen = [self.config.pad_id] * len(sequences) if known else self.runner.prefill(sequences)
+        chosen = [self.config.pad_id] * len(sequences) if known else self.runner.prefill(admission)
         for sequence, token in zip(sequences, chosen, strict=True):
             sequence.add([token], self.config.pad_id)
 

@@ -21,7 +21,7 @@ from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.prefill import Prefill
 from fast_ft.generate.engine.sampler import Sampler, fits
-from fast_ft.generate.engine.scheduler import BURST, Burst
+from fast_ft.generate.engine.scheduler import BURST, Admission, Burst
 from fast_ft.generate.engine.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -94,15 +94,18 @@ class ModelRunner:
             return None
         return draw_triton.Draw(self.sampler, slots, self.ends)
 
-    def prefill(self, sequences: list[Sequence]) -> list[int]:
+    def prefill(self, admission: Admission) -> list[int]:
         """Fill the cache with the sequences' tokens, and return the next token of each."""
-        count, device = len(sequences), self.model.device
+        sequences, device = admission.sequences, self.model.device
+        count = len(sequences)
         key_S = torch.tensor([each.key for each in sequences], device=device)
         made_S = torch.tensor([len(each.tokens) for each in sequences], device=device)
         with torch.inference_mode():
             self._prefill.run(sequences, self.logits)
             seen_SV = self._mark_seen(sequences)
-            return self.sampler.choose(self.logits[:count], key_S, made_S, seen_SV).tolist()
+            chosen_S = self.sampler.choose(self.logits[:count], key_S, made_S, seen_SV)
+            self._capture_ahead(admission.then)
+            return chosen_S.tolist()
 
     def decode(self, burst: Burst) -> list[list[int]]:
         """Return the new tokens of each of the burst's sequences: as many as it has steps, or fewer where one ends."""
@@ -125,6 +128,7 @@ class ModelRunner:
             self._mark_seen(sequences)
             self._run_steps(burst.slots, min(columns, (width - _TABLE) * PAGE), steps)
             self.steps += steps
+            self._capture_ahead(burst.then)
             chunk = self.chunk[: len(sequences), :steps].tolist()
         return [[token for token in tokens if token >= 0] for tokens in chunk]
 
@@ -148,6 +152,13 @@ class ModelRunner:
         graph = self._captured.get(shape)
         for _ in range(count):
             graph.replay() if graph else self._step(*shape)
+
+    def _capture_ahead(self, slots: int | None) -> None:
+        """Capture the step of that many slots, while the card computes what it was given; nothing is run."""
+        if slots is None or self.model.ops.COLUMNS or (slots, 0) in self._captured:
+            return
+        if graph := self.graphs.capture_ahead(lambda: self._step(slots, 0)):
+            self._captured[slots, 0] = graph
 
     def _step(self, slots: int, columns: int) -> None:
         """Make one token for each slot, from device state to device state. A slot that has ended stays where it is."""

@@ -80,7 +80,7 @@ class Prefill:
     def run(self, rows: list[Sequence], logits_SV: Tensor) -> None:
         """Write keys and values of the rows' tokens, and the logits after the last one of row i to `logits_SV[i]`."""
         device = self.model.device
-        # All of the host's work comes first: copying an index to a card waits for what runs there.
+        # All of the host's other work comes first, so that it launches as fast as it can.
         for one in [_Pass(self.model, self.cache, rows, parts) for parts in passes(rows, self.most)]:
             if self.sizes and one.whole and len(one.lengths) <= _PARTS:
                 logits = self._of_size(one).run(one)
@@ -184,7 +184,7 @@ class _Sized:
             (self.starts, starts + [self.tokens] * (len(self.starts) - len(starts))),
             (self.last_P, one.last + [0] * (_PARTS - len(one.last))),
         ):  # fmt: skip
-            to.copy_(torch.tensor(values, dtype=to.dtype))
+            to.copy_(_on_host(values, to.device, to.dtype), non_blocking=True)
         if self.used and self.captured is None and self.is_small:
             self.captured = self.graphs.capture(self._logits)
         self.used = True
@@ -208,4 +208,9 @@ def _cells(row: Sequence, length: int) -> list[int]:
 
 
 def _tensor(values: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    return _on_host(values, device, torch.int64).to(device, non_blocking=True)
+
+
+def _on_host(values: list[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return values in memory from which a card copies without making the host wait for what runs there."""
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")

@@ -30,18 +30,26 @@ _GROUPS = 8  #: of sequences that are admitted at once fill the slots
 
 @dataclass(frozen=True)
 class Admission:
-    """What to do next: fill the cache with these sequences' tokens, and draw the next token of each."""
+    """What to do next: fill the cache with these sequences' tokens, and draw the next token of each.
+
+    `then` is the number of slots that the next steps will likely have.
+    """
 
     sequences: list[Sequence]
+    then: int | None = None
 
 
 @dataclass(frozen=True)
 class Burst:
-    """What to do next: make `steps` tokens for each of these sequences, in steps of `slots` slots."""
+    """What to do next: make `steps` tokens for each of these sequences, in steps of `slots` slots.
+
+    `then` is the number of slots that later steps will likely have, if it is another one.
+    """
 
     sequences: list[Sequence]
     steps: int
     slots: int
+    then: int | None = None
 
 
 class Scheduler:
@@ -85,10 +93,12 @@ class Scheduler:
         """
         if admitted := self._admit():
             self.live += admitted
-            return Admission(admitted)
+            return Admission(admitted, then=slots or self.shape_for(len(self.live)))
         steps = min(burst, BURST, max(each.limit - len(each.tokens) for each in self.live))
         self._make_room(steps)
-        return Burst(self.live, steps, slots or self.shape_for(len(self.live)))
+        shape = slots or self.shape_for(len(self.live))
+        fewer = None if self.waiting or slots else max((few for few in self.shapes if few < shape), default=None)
+        return Burst(self.live, steps, shape, then=fewer)
 
     def is_finished(self, sequence: Sequence) -> bool:
         """Return whether a sequence has ended, by an end token or at its limit."""
