@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fast_ft.common import environment
@@ -29,6 +31,23 @@ def imports() -> Iterator[None]:
         yield
     gc.enable()
     gc.freeze()
+    _remember_no_stacks()
+    _look_once_for_packages()
+
+
+def _remember_no_stacks() -> None:
+    """Let torch, where there is no card, note no stack at each seed that a card would get once it is there."""
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.cuda.is_available():
+        for kind in (torch.cuda, torch.xpu, torch.mtia):
+            kind.traceback = SimpleNamespace(format_stack=list)
+
+
+def _look_once_for_packages() -> None:
+    """Let accelerate read a package's metadata once; Trainer and TRL ask for PEFT's some ten times a run."""
+    imports: Any = sys.modules.get("accelerate.utils.imports")
+    if imports is not None and not hasattr(imports._is_package_available, "cache_info"):
+        imports._is_package_available = functools.cache(imports._is_package_available)
 
 
 def wait_for_no_disk() -> None:
