@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def imports() -> Iterator[None]:
 def _remember_no_stacks() -> None:
     """Let torch, where there is no card, note no stack at each seed that a card would get once it is there."""
     torch = sys.modules.get("torch")
-    if torch is not None and not torch.cuda.is_available():
+    if torch is not None and shutil.which("nvidia-smi") is None:  # torch itself, asked, would spoil it for forks
         for kind in (torch.cuda, torch.xpu, torch.mtia):
             kind.traceback = SimpleNamespace(format_stack=list)
 
