@@ -10,8 +10,10 @@ TORCH := $(if $(GPU),,"$(shell sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements-cp
 BIN := .venv/bin
 # Python compiles a module when it is first imported; compiling all of them takes longer than installing them.
 INSTALL := --disable-pip-version-check --no-compile
+# With this variable set, each process would compile all that it imports again: torch, the program, the tests.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart smollm compiled test wheel-test newest llama-cpp soak docs lint lock audit sbom clean
+.PHONY: quickstart smollm compiled test wheel-test newest llama-cpp soak docs lint lock audit sbom clean interpreter
 .DELETE_ON_ERROR:
 
 quickstart: .venv/run-ready
@@ -35,14 +37,14 @@ test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The wheel with all it depends on, installed into a fresh environment outside of the repository; the quickstart from there.
-# It is built from a copy, so that tests may run beside it.
-wheel-test: .venv/run-ready
+# It is built from a copy, so that tests may run beside it, and without .venv, which may be installed meanwhile.
+wheel-test: interpreter
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; mkdir "$$place/source"; \
 	cp -r fast_ft recipes pyproject.toml setup.py README.md LICENSE requirements*.txt "$$place/source"; \
-	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" "$$place/source"; \
-	$(PYTHON) -m venv "$$place/environment"; \
-	"$$place/environment/bin/python" -m pip install --quiet $(INSTALL) $(TORCH) "$$place"/*.whl; \
-	$(BIN)/python -m tests.helpers.wheel_run "$$place/environment/bin" "$$place"
+	$(PYTHON) -m venv "$$place/environment"; pip="$$place/environment/bin/python -m pip"; \
+	$$pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" "$$place/source"; \
+	$$pip install --quiet $(INSTALL) $(TORCH) "$$place"/*.whl; \
+	$(PYTHON) -m tests.helpers.wheel_run "$$place/environment/bin" "$$place"
 
 # A report, never a verdict: do the newest Unsloth, TRL and Colab's torch still go together with the rest?
 newest: .venv/run-ready
@@ -68,8 +70,10 @@ lint: .venv/test-ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-.venv/run-ready: requirements.txt requirements-cpu.txt requirements-cpu.lock
+interpreter:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and neither was found. Set PYTHON=/path/to/python3.12" >&2; exit 2; }
+
+.venv/run-ready: requirements.txt requirements-cpu.txt requirements-cpu.lock | interpreter
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH),$(BIN)/python -m pip install $(INSTALL) $(TORCH))
 	$(BIN)/python -m pip install $(INSTALL) $(REQUIREMENTS)

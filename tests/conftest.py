@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """
     if "PYTEST_XDIST_WORKER" in os.environ and session.config.args == session.config.getini("testpaths"):
         own, workers = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        for path in sorted(Path(__file__).parent.rglob("test_*.py"))[own::workers]:
-            with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection says it where it belongs
-                importlib.import_module(".".join(path.relative_to(session.config.rootpath).with_suffix("").parts))
+        with cheap.imports():
+            for path in sorted(Path(__file__).parent.rglob("test_*.py"))[own::workers]:
+                with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection says it where it belongs
+                    importlib.import_module(".".join(path.relative_to(session.config.rootpath).with_suffix("").parts))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    with cheap.imports():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

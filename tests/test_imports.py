@@ -54,10 +54,13 @@ def imports(program: ast.AST, *, top_only: bool = False) -> Iterator[str]:
         elif top_only and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             for part in child.orelse:
                 yield from imports(part, top_only=True)
-        elif not (top_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+        elif isinstance(child, ast.expr) or (top_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
+            continue  # no expression holds an import
+        else:
             yield from imports(child, top_only=top_only)
 
 
+@functools.cache
 def own(module: str) -> set[str]:
     """The modules of fast_ft that one imports, anywhere in it."""
     names = {name.removeprefix("fast_ft.") for name in imports(tree(module))}

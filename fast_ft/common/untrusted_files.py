@@ -45,11 +45,11 @@ def parsed_object(content: str | bytes, name: str, remedy: str = "Copy it again.
         raise InputError(f"{name}: holds no JSON object but a {type(found).__name__}. {remedy}")
     level: list[Any] = [found]
     for _ in range(MOST_LEVELS):
-        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
-        level = [each for each in level if isinstance(each, dict | list)]
-    if level:
-        raise InputError(f"{name}: lists and objects within one another, over {MOST_LEVELS} levels of them. {remedy}")
-    return found
+        values = (inner for each in level for inner in (each.values() if isinstance(each, dict) else each))
+        level = [value for value in values if isinstance(value, (dict, list))]
+        if not level:
+            return found
+    raise InputError(f"{name}: lists and objects within one another, over {MOST_LEVELS} levels of them. {remedy}")
 
 
 def refuse_links(root: Path) -> None:

@@ -42,7 +42,8 @@ _TAIL = re.compile(f"[{re.escape(FINAL + CLOSING)},;，、；،؛\\s]+$")
 
 def spaced(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the texts with white space between all words, and none around them; most texts are as they were."""
-    return pa.chunked_array([_spaced(chunk) for chunk in texts.chunks], texts.type)
+    slices = [texts.slice(start, _ROWS).combine_chunks() for start in range(0, len(texts), _ROWS)]
+    return pa.chunked_array([_spaced(each) for each in slices], texts.type)
 
 
 def words(text: str) -> list[str]:
@@ -81,8 +82,7 @@ def _spaced(texts: pa.Array) -> pa.Array:
     some = texts.filter(beyond_ascii)
     if not pc.any(pc.match_substring_regex(some, pattern=_UNSPACED)).as_py():
         return texts
-    apart = [each for start in range(0, len(some), _ROWS) for each in _apart(some.slice(start, _ROWS).to_pylist())]
-    return pc.replace_with_mask(texts, beyond_ascii, pa.array(apart, texts.type))
+    return pc.replace_with_mask(texts, beyond_ascii, pa.array(_apart(some.to_pylist()), texts.type))
 
 
 def _apart(texts: list[str]) -> list[str]:
@@ -106,10 +106,12 @@ def _apart(texts: list[str]) -> list[str]:
     within = letter | behind | ahead
     former = np.concatenate([[False], within[:-1]])
     led = np.concatenate([[False], ahead[:-1]])
-    gaps = np.flatnonzero(((letter | ahead) & ~led) | (former & ~within))
-    text = np.insert(codes, gaps, 32).tobytes().decode("utf-32-le")
+    gaps = np.cumsum(((letter | ahead) & ~led) | (former & ~within))  # up to and before each character
+    apart = np.full(len(codes) + gaps[-1], ord(" "), np.uint32)
+    apart[places + gaps] = codes
+    text = apart.tobytes().decode("utf-32-le")
     ends = np.cumsum([len(each) + 1 for each in texts])
-    ends += np.searchsorted(gaps, ends - 1, side="right")
+    ends += gaps[np.minimum(ends, len(codes)) - 1]
     starts = [0, *ends[:-1].tolist()]
     return [text[start : end - 1].strip() for start, end in zip(starts, ends.tolist(), strict=True)]
 

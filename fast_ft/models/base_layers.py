@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fast_ft.common import environment
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import LINEARS, FamilySpec
@@ -92,7 +93,8 @@ def check_4bit_on_cpu(folder: Path, family: FamilySpec) -> None:
     Raises:
         InputError: a layer has other sizes.
     """
-    import bitsandbytes
+    with environment.without_compiler():
+        import bitsandbytes
 
     if not bitsandbytes.functional.has_avx512bf16():
         return

@@ -33,7 +33,10 @@ def weights(model: PeftModel) -> dict[str, Tensor]:
 
     # the parameters: for the whole model's state, which PEFT would take, bitsandbytes packs the base's scales
     own = dict(model.named_parameters(remove_duplicate=False))
-    found = peft.get_peft_model_state_dict(model, own)
+    # No vocabulary is changed here. To see that, PEFT would read the base's configuration again at each checkpoint.
+    targets = model.peft_config["default"].target_modules or ()
+    whole = "auto" if "lm_head" in targets else False
+    found = peft.get_peft_model_state_dict(model, own, save_embedding_layers=whole)
     return {name: tensor.detach() for name, tensor in found.items()}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fast_ft.common import atomic_files, gpu, out_of_memory, process_group
+from fast_ft.common import atomic_files, environment, gpu, out_of_memory, process_group
 from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import Clock, TrainPace
@@ -126,7 +126,8 @@ def _set_up(
         if maker is None:
             maker = way.training_loader(folder, recipe, together.size)
             if maker.name != "unsloth":  # Unsloth has imported TRL, and changes it as it loads a model
-                from fast_ft.train import sft_trainer  # noqa: F401  # with TRL
+                with environment.without_compiler():
+                    from fast_ft.train import sft_trainer  # noqa: F401  # with TRL, which imports bitsandbytes
 
             stack.enter_context(collects_new_objects_only())
     together.begin()

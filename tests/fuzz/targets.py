@@ -21,7 +21,7 @@ from unittest import mock
 
 from fast_ft.cli.show_runs import as_json, print_runs
 from fast_ft.cli.show_scores import print_scores
-from fast_ft.common import atomic_files
+from fast_ft.common import atomic_files, environment
 from fast_ft.common.errors import InputError
 from fast_ft.data.dataset import Data, load_pool, load_prompts, load_references
 from fast_ft.homework import archive, checks, ledger, package, public_scores, reproduce
@@ -263,7 +263,7 @@ def reply(data: bytes) -> None:
     client_errors.retry_after({"retry-after": head})
     headers = Message()
     headers["location"] = " ".join(head.split())
-    with mock.patch.dict(os.environ, AT):
+    with environment.during(AT):
         asked = client.Endpoint(JUDGE)
     for status in (307, 400, 401, 429, 500):
         try:
@@ -290,7 +290,7 @@ def _judged(answer: post.HttpReply, kept: bytes) -> Judgment:
     path, scores = FOLDER / verdict_file.FILE, FOLDER / "scores.json"
     path.write_bytes(kept)
     sent = mock.patch.object(post, "post", lambda *_: answer)
-    with mock.patch.dict(os.environ, AT), sent, mock.patch.object(os, "fsync", lambda fd: None):
+    with environment.during(AT), sent, mock.patch.object(os, "fsync", lambda fd: None):
         store = verdict_file.ReplyCache(path)
         judge = openai_judge.OpenAIJudge(JUDGE, store)
         judge.open(0.0)
@@ -305,7 +305,7 @@ def _judged(answer: post.HttpReply, kept: bytes) -> Judgment:
 
 def _key() -> str:
     """Return the key of what is asked about ITEM."""
-    with mock.patch.dict(os.environ, AT):
+    with environment.during(AT):
         judge = openai_judge.OpenAIJudge(JUDGE, verdict_file.ReplyCache(FOLDER / "none"))
     return judge._key(next(judge._questions(*ITEM)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 from tests.helpers.parts import ROOT
@@ -17,6 +18,7 @@ def promises() -> list[list[str]]:
     return [row for row in cells if row[0] != "promise" and not set(row[0]) <= set("-: ")]
 
 
+@functools.cache
 def names(path: str) -> set[str]:
     """The test functions of the one file of that name."""
     (file,) = (ROOT / "tests").rglob(path)
