@@ -147,12 +147,7 @@ class Comparison:
 
     def _keep_survey(self, part: dict[str, Any]) -> None:
         survey = self.parts["survey"]
-        mine = part if part["way"] == "fast_ft" else survey.get("fast_ft", part)
-        if "failed" not in part and "failed" not in mine:
-            part |= {"refused": compare.disagreements(mine, part), "cosine": compare.cosine(mine, part)}
-        if part["way"] != "fast_ft":
-            part.get("gradient", {}).pop("sketch", None)  # 20 KB, which nothing else asks for
-        survey[part["way"]] = part
+        survey[part["way"]] = compared(part, part if part["way"] == "fast_ft" else survey.get("fast_ft", part))
         self._write()
         say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
 
@@ -168,7 +163,8 @@ class Comparison:
             for way in self._wanted() or (*ours.WAYS, *best)
         ]
         for part in self._in_turn(turns):
-            self.parts["finals"].append(part)
+            mine = [each for each in (*self.parts["finals"], part) if each["way"] == "fast_ft"]
+            self.parts["finals"].append(compared(part, mine[0]) if mine else part)
             self._write()
             say(f"{self.where.name} {peer_figures.survey_line(self.settings, part)}")
 
@@ -179,6 +175,15 @@ class Comparison:
     def _write(self) -> None:
         self.result["date"] = now()
         write_json(self.options.results, self.result)
+
+
+def compared(part: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+    """Return a part with what stands against comparing it with ours, and without what only that asks for."""
+    if "failed" not in part and "failed" not in mine:
+        part |= {"refused": compare.disagreements(mine, part), "cosine": compare.cosine(mine, part)}
+    if part["way"] != "fast_ft":
+        part.get("gradient", {}).pop("sketch", None)  # 20 KB
+    return part
 
 
 def merge(path: Path, other: Path) -> dict[str, Any]:

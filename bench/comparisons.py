@@ -33,7 +33,7 @@ def answers() -> str:
 
 def answering() -> str:
     """Return the README's table of answering."""
-    return decode_figures.readme(newest("decode-h*00.json"))
+    return decode_figures.readme(newest("decode-peers-*.json"))
 
 
 TABLES: dict[str, Callable[[], str]] = {"peers": peers, "ways": ways, "answering": answering, "answers": answers}

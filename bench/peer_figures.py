@@ -45,9 +45,10 @@ def best_two(settings: dict[str, Any], survey: dict[str, Any]) -> list[str]:
 
 
 def contenders(settings: dict[str, Any], parts: dict[str, Any]) -> list[str]:
-    """Return the peers whose final runs count: the survey's two fastest, and whoever else had final runs."""
+    """Return the peers whose final runs count: the survey's two fastest, and whoever had a faster run than these."""
     best = best_two(settings, parts["survey"])
-    return [*best, *(way for way in PEERS if best and way not in best and runs_of(parts, way))]
+    fastest = max((_rates(settings, parts, way)[-1:] for way in best), default=[])
+    return [*best, *(way for way in PEERS if best and way not in best and _rates(settings, parts, way)[-1:] > fastest)]
 
 
 def runs_of(parts: dict[str, Any], way: str) -> list[dict[str, Any]]:
@@ -80,14 +81,20 @@ def problems(result: dict[str, Any], name: str, mine: str = "fast_ft") -> list[s
         if not part.get("commit") or "+" in part["commit"]:
             found.append(f"{part['way']}: measured from no commit")
         if first and not first[0].get("failed") and not part.get("packed"):
-            found += [f"{part['way']}: {each}" for each in compare.disagreements(first[0], part)]
+            against = part["refused"] if "refused" in part else compare.disagreements(first[0], part)
+            found += [f"{part['way']}: {each}" for each in against]
     return list(dict.fromkeys(found))
 
 
 def final_rate(settings: dict[str, Any], parts: dict[str, Any], way: str) -> float | None:
     """Return the mean of a way's final runs, tokens/s."""
-    rates = [speed for part in runs_of(parts, way) if (speed := rate(settings, part)) is not None]
+    rates = _rates(settings, parts, way)
     return round(statistics.fmean(rates), 1) if rates else None
+
+
+def _rates(settings: dict[str, Any], parts: dict[str, Any], way: str) -> list[float]:
+    """Return the tokens/s of a way's final runs, the slowest first."""
+    return sorted(speed for part in runs_of(parts, way) if (speed := rate(settings, part)) is not None)
 
 
 def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
@@ -103,7 +110,9 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
             speed = final_rate(settings, parts, way)
             if problems(result, name, way) or speed is None:
                 continue
-            unit = f"times the tokens/s of {best} ({PEERS[best].about}), mean of {RUNS} runs{emulated}"
+            runs, theirs = (len(_rates(settings, parts, each)) for each in (way, best))
+            over = f"{best} ({PEERS[best].about})"
+            unit = f"times the tokens/s of {over}, means of {runs} and {theirs} runs{emulated}"
             found[f"{prefix}.{figure}"] = (round(speed / speeds[best], 3), unit)
             first = next(part for part in runs_of(parts, way) if rate(settings, part) is not None)
             if way == "fast_ft" and (top := compare.ceiling(settings, first)) is not None:
@@ -111,7 +120,7 @@ def figures(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
                 found[f"{prefix}.ceiling_share"] = (share, f"of the ceiling without recomputation{emulated}")
             if name == "whole":
                 key = "tokens_per_s" if way == "fast_ft" else "unsloth_layers_tokens_per_s"
-                found[f"{prefix}.{key}"] = (speed, f"tokens/s of training, {TITLES[way]}, mean of {RUNS} runs")
+                found[f"{prefix}.{key}"] = (speed, f"tokens/s of training, {TITLES[way]}, mean of {runs} runs")
     return found
 
 
@@ -184,7 +193,8 @@ def readme(result: dict[str, Any] | None) -> str:
     columns = [name for name in names if name in setups]
     heads = " | ".join(f"tokens/s, {names[name]} | own blocks are" for name in columns)
     lines = [f"| training | {heads} |", "|---" * (1 + 2 * len(columns)) + "|"]
-    best = [way for name in columns for way in contenders(settings, setups[name])]
+    best = [min(peers, key=lambda way: _place(settings, setups[name], way))
+            for name in columns if (peers := contenders(settings, setups[name]))]  # fmt: skip
     for way in dict.fromkeys((*ours.WAYS, *best, NOTEBOOK)):
         cells = [cell for name in columns for cell in _cells(settings, setups[name], way)]
         if any(cells):
@@ -198,7 +208,7 @@ def readme(result: dict[str, Any] | None) -> str:
             "[Which](docs/measurements.md#peers-at-their-best)."
         )
     else:
-        about += f"The mean of {RUNS} runs. [All settings](docs/measurements.md#peers-at-their-best)."
+        about += f"The mean of {RUNS} runs or more. [All settings](docs/measurements.md#peers-at-their-best)."
     return "\n".join([*lines, "", about])
 
 

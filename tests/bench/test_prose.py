@@ -37,7 +37,7 @@ ALLOWED = {
         "stopped 3 times in 12 steps", "file system of 32 MiB", "a model of 285 MB", "under 1.8 times its size",
             ],
     "a computation from what stands beside it": ["about 0.17", "at most 0.07 dollars"],
-    "a goal": ["The aim was 0.85", "The aim was 98 %", "while the aim was 0.6", "while the aim was 1.4"],
+    "a goal": ["The aim was 98 %", "while the aim was 0.6", "while the aim was 1.45"],
     "the number of a paper": ["arXiv 2402.04833", "arXiv 2305.11206"],
 }  # fmt: skip
 PHRASES = sorted((phrase for phrases in ALLOWED.values() for phrase in phrases), key=len, reverse=True)

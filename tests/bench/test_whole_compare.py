@@ -107,3 +107,22 @@ def test_the_card_is_locked_while_a_way_uses_it(tmp_path: Path, monkeypatch: pyt
         waiting.join(5)
         assert not waiting.is_alive()
     loading.end_turn()
+
+
+def test_a_batch_that_runs_out_of_memory_is_answered_in_halves() -> None:
+    import torch
+
+    sizes: list[int] = []
+
+    def generate(ids: list[list[int]]) -> torch.Tensor:
+        sizes.append(len(ids))
+        if len(ids) * max(map(len, ids)) > 6:
+            raise torch.OutOfMemoryError("no room")
+        longest = max(map(len, ids))
+        return torch.tensor([[0] * (longest - len(row)) + row + [row[0] * 10, row[0] * 10 + 1] for row in ids])
+
+    rows = [[1], [2, 2], [3, 3], [4, 4, 4], [5, 5, 5]]
+    assert peer_command.answered(generate, rows) == [[number * 10, number * 10 + 1] for number in range(1, 6)]
+    assert sizes == [5, 2, 3, 1, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        peer_command.answered(generate, [[1] * 7])
