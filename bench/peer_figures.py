@@ -156,9 +156,9 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _place(settings: dict[str, Any], parts: dict[str, Any], way: str) -> tuple[bool, float]:
+def _place(settings: dict[str, Any], parts: dict[str, Any], way: str) -> tuple[bool, float, str]:
     speed = final_rate(settings, parts, way) or rate(settings, parts["survey"].get(way, {})) or 0.0
-    return way not in ours.WAYS, -speed
+    return way not in ours.WAYS, -speed, way
 
 
 def _row(settings: dict[str, Any], parts: dict[str, Any], way: str) -> str:
