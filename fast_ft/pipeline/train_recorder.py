@@ -19,7 +19,7 @@ from fast_ft.run.folder import RunDir
 from fast_ft.train import checkpoints
 from fast_ft.train.task import TrainCallbacks
 
-SMOOTHED = 10  #: steps over which the bar's loss is a mean, as the picture's is
+SMOOTHED = 10  #: steps over which the bar's loss and speed are means, as the picture's loss is
 
 
 def start_up(watch: Stopwatch, step_seconds: float) -> dict[str, float]:
@@ -82,7 +82,8 @@ class Recorder:
             self.folder.update(start_up=start_up(self.watch, line["seconds"]))
         self.log.add(line)
         self.lines.append(line)
-        speed = line["tokens"] / max(line["seconds"], 1e-9)
+        last = self.lines[-SMOOTHED:]
+        speed = sum(each["tokens"] for each in last) / max(sum(each["seconds"] for each in last), 1e-9)
         memory = f"  {line['gib']:.1f} GiB" if line["gib"] else ""
         if "validation_loss" in line:
             self.validation = f"  validation {line['validation_loss']:.3f}"

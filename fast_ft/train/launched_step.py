@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from transformers import TrainerState
 
 
+def mark() -> torch.cuda.Event:
+    """Return an event that the card reaches when it has done all that it was given so far."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 @dataclass(frozen=True)
 class LaunchedStep:
     """One optimizer step. Its loss, its gradient's norm and the loss scale after it come from the device.
@@ -51,8 +58,7 @@ class LaunchedStep:
         if numbers_3.is_cuda:
             on_card, numbers_3 = numbers_3, torch.empty(3, pin_memory=True)
             numbers_3.copy_(on_card, non_blocking=True)
-            done, gib = torch.cuda.Event(), round(torch.cuda.memory_reserved() / 2**30, 3)
-            done.record()
+            done, gib = mark(), round(torch.cuda.memory_reserved() / 2**30, 3)
         return cls(state.global_step, state.epoch, facts, learning_rate, gib, skipped, numbers_3, done)
 
     def read(self) -> tuple[float, float, float]:

@@ -29,7 +29,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
-from fast_ft.train.launched_step import LaunchedStep
+from fast_ft.train.launched_step import LaunchedStep, mark
 from fast_ft.train.optimizer import decides_on_device, make_scheduler
 from fast_ft.train.sft_settings import collate, sft_config
 from fast_ft.train.stage_session import StageSession
@@ -151,6 +151,7 @@ class StepCallback(TrainerCallback):
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer, self.session = trainer, trainer.session
         self.since = 0.0  #: when the step whose line comes next began, by time.monotonic()
+        self.before: torch.cuda.Event | None = None  #: the same on a card; None on a CPU
         self.rate = 0.0  #: the learning rate of the step in hand
         self.is_spoilt = False  #: the host knows that the step in hand has gradients that are no finite numbers
         self.launched: list[LaunchedStep] = []  #: the steps that were not yet read, the oldest first
@@ -161,7 +162,7 @@ class StepCallback(TrainerCallback):
         if self.session.state.scaler is not None and scaler is not None:
             scaler.load_state_dict(self.session.state.scaler)
         self.session.prepare_steps()
-        self.since = time.monotonic()
+        self.since, self.before = time.monotonic(), mark() if self.session.flat.gradient.is_cuda else None
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Let gradients that are no finite numbers change neither weights nor moments.
@@ -217,6 +218,9 @@ class StepCallback(TrainerCallback):
     def _settle(self, step: LaunchedStep) -> bool:
         loss, norm, scale = step.read()
         now, at = time.monotonic(), self.session.state
+        seconds = now - self.since
+        if self.before is not None and step.done is not None:  # the host that runs ahead learns late of a step's end
+            seconds = self.before.elapsed_time(step.done) / 1e3
         entry = {
             "stage": self.trainer.job.name,
             "step": at.global_step + 1,
@@ -226,12 +230,12 @@ class StepCallback(TrainerCallback):
             "learning_rate": step.learning_rate,
             "tokens": step.facts.tokens,
             "supervised_tokens": step.facts.supervised_tokens,
-            "seconds": round(now - self.since, 4),
+            "seconds": round(seconds, 4),
             "gib": step.gib,
             "skipped": not math.isfinite(norm) if step.skipped is None else step.skipped,
             "loss_scale": scale if self.trainer.accelerator.scaler is not None else None,
         }
-        self.since = now
+        self.since, self.before = now, step.done
         self.trainer.log_step(step, {"loss": loss, "grad_norm": norm, "learning_rate": step.learning_rate})
         if self.session.end_step(entry):
             return True

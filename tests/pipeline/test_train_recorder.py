@@ -31,6 +31,8 @@ def test_the_bar_shows_the_mean_loss_of_the_last_steps(tmp_path: Path) -> None:
         for loss in [9.0, *[1.0, 3.0] * (SMOOTHED // 2), math.nan]:
             line = {"stage": "all", "step": 1, "loss": loss, "tokens": 8, "seconds": 1.0, "gib": None}
             recorder.add_step(line)
+        recorder.add_step(line | {"seconds": 0.001, "loss": 1.0})
     assert bar.given[0].startswith("all  mean loss 9.000  8 tokens/s")
     assert "mean loss 2.000" in bar.given[SMOOTHED], "each step's loss alone jumps between 1 and 3"
-    assert "mean loss 2.111" in bar.given[-1], "a step without a finite loss counts nowhere"
+    assert "mean loss 2.111" in bar.given[-2], "a step without a finite loss counts nowhere"
+    assert "  9 tokens/s" in bar.given[-1], "80 tokens in 9.001 s: one step's seconds alone jump, too"

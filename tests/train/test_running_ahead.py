@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,32 @@ def both(make_session: MakeSession) -> Callable[..., list[tuple[TrainSession, Li
 def test_running_ahead_changes_no_line_and_no_weight(both: Any, values: dict[str, Any]) -> None:
     (plain, wanted), (session, lines) = both(**values)
     assert len(lines) == values.get("stop_after", 7) and told(lines) == told(wanted) and same(plain, session)
+
+
+@dataclass
+class CardsClock:
+    """An event that a card reached at a second of its own clock."""
+
+    at: float
+
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
+    def elapsed_time(self, other: CardsClock) -> float:
+        return 1e3 * (other.at - self.at)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_steps_seconds_are_the_cards_however_late_the_host_learns_of_its_end(
+    make_session: MakeSession, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that runs ahead read the last two steps at one time, and the last one's rate was a million tokens/s."""
+    ends, of = iter([10.0, 12.5, 13.0, 16.0]), LaunchedStep.of
+    monkeypatch.setattr(LaunchedStep, "of", lambda *given: replace(of(*given), done=CardsClock(next(ends))))
+    session, lines = make_session(stop_after=4)
+    session.ahead = ahead
+    session.run()
+    assert [line["seconds"] for line in lines[1:]] == [2.5, 0.5, 3.0]
 
 
 def test_a_line_is_written_while_the_next_step_runs_but_never_behind_a_checkpoint(make_session: MakeSession) -> None:
