@@ -14,6 +14,7 @@ PEERS = {
     "plain": "transformers' generate", "static": "transformers' generate with a static cache",
     "compiled": "transformers' generate, static cache, compiled", "unsloth": "Unsloth", "llama.cpp": "llama.cpp",
 }  # fmt: skip
+LIBRARIES = ("transformers' generate", "Unsloth", "llama.cpp")  #: with which these names begin
 HOLDS = 1.15  #: a graph replayed under an SM limit may reach this multiple of the launched work's rate there
 PART = 2.0  #: and launched work this multiple of the SMs' share of the card's rate: fewer SMs run at a higher clock
 
@@ -161,7 +162,7 @@ def readme(result: dict[str, Any] | None) -> str:
     ]
     best: dict[str, tuple[float, str]] = {}
     for setting, runs in settings_of(result).items():
-        library, speed = setting.split(",")[0].split(" with ")[0], statistics.median(runs)
+        library, speed = next(each for each in LIBRARIES if setting.startswith(each)), statistics.median(runs)
         best[library] = max(best.get(library, (0.0, "")), (speed, setting))
     for speed, setting in sorted(best.values(), reverse=True):
         lines.append(f"| {setting} | {speed:,.0f} | {statistics.median(ours) / speed:.1f} times as fast |")

@@ -241,9 +241,9 @@ def _mark() -> torch.cuda.Event | None:
 
     if not torch.cuda.is_available():
         return None
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+    from fast_ft.train.launched_step import mark
+
+    return mark()
 
 
 def _wait() -> None:

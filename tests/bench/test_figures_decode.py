@@ -211,6 +211,17 @@ def test_a_runner_counts_captures_apart_and_takes_as_many_steps() -> None:
     assert made[-1] == "step" and captures() > first
 
 
+def test_a_step_that_cannot_be_captured_ahead_is_not_tried_at_each_burst() -> None:
+    runner, tried = object.__new__(ModelRunner), list[int]()
+    graphs = SimpleNamespace(capture_ahead=lambda work: tried.append(1))
+    model = SimpleNamespace(ops=SimpleNamespace(COLUMNS=0))
+    vars(runner).update(graphs=graphs, model=model, _captured={(8, 0): None}, _foreseen=set())
+    for slots in (16, 16, None, 8, 24, 16):
+        runner._capture_ahead(slots)
+    assert tried == [1, 1], "16 and 24 slots, once each; 8 were captured before"
+    assert set(runner._captured) == {(8, 0)}
+
+
 def test_out_of_memory_takes_an_eighth_of_the_cache_and_tries_again() -> None:
     import torch
 

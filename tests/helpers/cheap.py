@@ -28,9 +28,11 @@ def imports() -> Iterator[None]:
     What is imported stays out of later collections. A quarter of the time went into the two.
     """
     gc.disable()
-    with environment.without_compiler():
-        yield
-    gc.enable()
+    try:
+        with environment.without_compiler():
+            yield
+    finally:
+        gc.enable()
     gc.freeze()
     _remember_no_stacks()
     _look_once_for_packages()

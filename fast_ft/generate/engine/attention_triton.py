@@ -54,9 +54,8 @@ def _attend(  # type: ignore[no-untyped-def]
     """One program a (row, head, split): a pass over the split's cells of the row's window, BLOCK at a time, with a
     running maximum and sum."""
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if RANKS > 0:  # noqa: SIM102 - known when it is compiled
-        if (row == 0) & (split == 0):
-            fetch(a, head * D, heads * D, RANKS, D, EARLY)
+    if (row == 0) & (split == 0):
+        fetch(a, head * D, heads * D, RANKS, D, EARLY)
     begin(EARLY)
     count = tl.load(length + row * length_step) + 1
     first = tl.maximum(count - window, 0)

@@ -34,10 +34,9 @@ class Graphs:
         """
         if not self.works:
             return None
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        aside = stream if stream != torch.cuda.default_stream() else None  # a stream of limited SMs stays the one
+        graph = torch.cuda.CUDAGraph()
         try:
-            with self.watch.during("captures"), torch.cuda.graph(graph, pool=self._memory, stream=aside):
+            with self.watch.during("captures"), torch.cuda.graph(graph, pool=self._memory, stream=_limited()):
                 output = work()
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
@@ -45,9 +44,7 @@ class Graphs:
             self.works = False
             note(f"note: decoding without CUDA graphs, more slowly: {str(error)[:300]}")
             return None
-        self._memory = graph.pool()
-        self.count += 1
-        return graph, output
+        return self._kept(graph), output
 
     def capture_ahead(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
         """Return a graph of `work`, without waiting for what the card computes; None where that does not succeed.
@@ -56,8 +53,8 @@ class Graphs:
         """
         if not self.works:
             return None
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        if stream == torch.cuda.default_stream():  # else of limited SMs, and stays the one
+        graph, stream = torch.cuda.CUDAGraph(), _limited()
+        if stream is None:
             stream = self._aside = self._aside or torch.cuda.Stream()
         try:
             with torch.cuda.stream(stream):
@@ -68,6 +65,16 @@ class Graphs:
                     graph.capture_end()
         except RuntimeError:
             return None
+        return self._kept(graph)
+
+    def _kept(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.CUDAGraph:
+        """Count a graph that was captured, and let the next one use its memory; return it."""
         self._memory = graph.pool()
         self.count += 1
         return graph
+
+
+def _limited() -> torch.cuda.Stream | None:
+    """Return the stream of limited SMs, if that is the current one: what runs there is captured there."""
+    stream = torch.cuda.current_stream()
+    return stream if stream != torch.cuda.default_stream() else None

@@ -42,7 +42,7 @@ def begin(EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit
 def fetch(a, row, rows, RANKS: tl.constexpr, COUNT: tl.constexpr, EARLY: tl.constexpr):  # type: ignore[no-untyped-def]
     """Bring COUNT rows of A into L2 while the launch before still runs: before `begin`, as no launch writes A."""
-    if EARLY:
+    if EARLY and RANKS > 0:
         line = tl.arange(0, triton.next_power_of_2(COUNT * RANKS // 64))  # of 128 bytes
         at = tl.minimum(row * RANKS + line * 64, tl.minimum(row + COUNT, rows) * RANKS - 1)
         tl.inline_asm_elementwise(

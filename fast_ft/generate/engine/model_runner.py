@@ -68,6 +68,7 @@ class ModelRunner:
         self.steps = 0  #: that were made
         self._prefill = Prefill(model, cache, self.graphs, most=config.prefill_tokens)
         self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._foreseen: set[int] = set()  #: slots of steps that were to be captured ahead
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=model.device)
@@ -154,9 +155,10 @@ class ModelRunner:
             graph.replay() if graph else self._step(*shape)
 
     def _capture_ahead(self, slots: int | None) -> None:
-        """Capture the step of that many slots, while the card computes what it was given; nothing is run."""
-        if slots is None or self.model.ops.COLUMNS or (slots, 0) in self._captured:
+        """Capture the step of that many slots, once, while the card computes what it was given; nothing is run."""
+        if slots is None or self.model.ops.COLUMNS or slots in self._foreseen or (slots, 0) in self._captured:
             return
+        self._foreseen.add(slots)
         if graph := self.graphs.capture_ahead(lambda: self._step(slots, 0)):
             self._captured[slots, 0] = graph
 

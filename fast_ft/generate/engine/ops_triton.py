@@ -236,9 +236,8 @@ def _gate(  # type: ignore[no-untyped-def]
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     e = part * BLOCK + tl.arange(0, BLOCK)
     real = e < columns
-    if RANKS > 0:  # noqa: SIM102 - known when it is compiled
-        if token == 0:
-            fetch(a, part * BLOCK, columns, RANKS, BLOCK, EARLY)
+    if token == 0:
+        fetch(a, part * BLOCK, columns, RANKS, BLOCK, EARLY)
     begin(EARLY)
     at = token * 2 * columns + e
     gate = tl.load(x + at, mask=real, other=0.0).to(tl.float32)

@@ -97,7 +97,7 @@ class Scheduler:
         steps = min(burst, BURST, max(each.limit - len(each.tokens) for each in self.live))
         self._make_room(steps)
         shape = slots or self.shape_for(len(self.live))
-        fewer = None if self.waiting or slots else max((few for few in self.shapes if few < shape), default=None)
+        fewer = None if self.waiting or slots else next((few for few in self.shapes if few < shape), None)
         return Burst(self.live, steps, shape, then=fewer)
 
     def is_finished(self, sequence: Sequence) -> bool:
