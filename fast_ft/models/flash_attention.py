@@ -42,16 +42,20 @@ def forward(
     *,
     scale: float | None,
     window: int | None,
+    keys: tuple[Tensor, int] | None = None,
 ) -> tuple[Any, ...]:
     """Attend within each row, from (1, T, H or G, D); `starts` and `longest` are as in PackedRows.
 
-    Return first the result, (1, T, H, D), then the three tensors that `backward` needs as `kept`.
+    `keys` are those of the keys where rows have more of them than queries, which are then the last. Return first the
+    result, (1, T, H, D), then the three tensors that `backward` needs as `kept`.
     """
     import torch
 
+    key_starts, most_keys = keys or (starts, longest)
     out_THD, *kept = torch.ops.aten._flash_attention_forward(
-        q_THD[0], k_TGD[0], v_TGD[0], starts, starts, longest, longest, 0.0, True, False, scale=scale, **_sizes(window)
-    )
+        q_THD[0], k_TGD[0], v_TGD[0], starts, key_starts, longest, most_keys, 0.0, True, False, scale=scale,
+        **_sizes(window),
+    )  # fmt: skip
     return (out_THD[None], *kept[:3])
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NAME = "fast_ft_rows"  #: among transformers' attention implementations
 _TOLERANCE = 0.02  #: of the largest value: 16-bit rounding is a fifth of it, a wrong kernel is far outside
 _CAUSAL = 1  #: the kernel's custom_mask_type: causal from the top left, row by row
+_CAUSAL_LAST = 2  #: from the bottom right: a row's queries are the last of its tokens
 #: Programs of the memory-efficient backward kernel, one a row and head, that fill a T4 twice. For fewer, each row's
 #: keys are divided over several, which add up q's gradients in memory, one after the other. 8 SMs of an H200 took
 #: 4.6 ms for 8 rows of 345 tokens and 32 heads, and 3.8 without the division.
@@ -157,20 +158,25 @@ def backward(
 
 def one_kernel(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, rows: PackedRows, *, scale: float | None = None,
-    window: int | None = None, goes_backward: bool = True,
+    window: int | None = None, goes_backward: bool = True, keys: PackedRows | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Attend on a card, in one kernel, from (1, T, H or G, D).
 
-    Return the kernel's results: first what `attend` returns, then what the backward kernel needs.
+    With `keys`, rows have more keys than queries, and their queries are the last of their tokens; forward only. Return
+    the kernel's results: first what `attend` returns, then what the backward kernel needs.
     """
     import torch
 
+    hiding = _hiding(window, rows)
     if flash_attention.takes(q_THD):
-        hiding = _hiding(window, rows)
-        return flash_attention.forward(q_THD, k_TGD, v_TGD, rows.starts, rows.longest, scale=scale, window=hiding)
+        return flash_attention.forward(
+            q_THD, k_TGD, v_TGD, rows.starts, rows.longest, scale=scale, window=hiding,
+            keys=None if keys is None else (keys.starts, keys.longest),
+        )  # fmt: skip
+    mask, of_keys = (_CAUSAL, rows) if keys is None else (_CAUSAL_LAST, keys)
     return torch.ops.aten._efficient_attention_forward(
-        q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, rows.starts, rows.starts, rows.longest, rows.longest, 0.0,
-        _CAUSAL, goes_backward, scale=scale, window_size=_hiding(window, rows),
+        q_THD, *_repeated(q_THD, k_TGD, v_TGD), None, rows.starts, of_keys.starts, rows.longest, of_keys.longest, 0.0,
+        mask, goes_backward, scale=scale, window_size=hiding,
     )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_rows_are_preempted_and_taken_up_again(
     monkeypatch.setattr(scheduler, "AHEAD", 1)  # hopeful admission: rows run out of pages
     computed: list[int] = []
     original = prefill.passes
-    monkeypatch.setattr(prefill, "passes", lambda rows, most: computed.append(len(rows)) or original(rows, most))
+    monkeypatch.setattr(prefill, "passes", lambda rows, *given: computed.append(len(rows)) or original(rows, *given))
     rows = [Sequence(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
     assert answers(pool_of(fused, slots=9, pages=14), rows) == expected
     assert sum(computed) > len(rows)
@@ -402,17 +402,69 @@ def test_candidates_share_the_first_pass_and_differ(fused: FusedModel, prompts: 
         assert len({tuple(tokens) for tokens in made[5 * i : 5 * i + 5]}) > 2
 
 
+def in_rows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int, window: int | None,
+    keys: tuple[torch.Tensor, int] | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """What ops_triton.packed_attention does, row by row."""
+    key_starts, most_keys = keys or (starts, longest)
+    assert window is None and starts[-1] == len(q) and starts.diff().max() <= longest
+    assert key_starts[-1] <= len(k) and key_starts.diff().max() <= most_keys and len(key_starts) == len(starts)
+    cuts = zip(pairwise(starts.tolist()), pairwise(key_starts.tolist()), strict=True)
+    return torch.cat([ops_torch.causal(q[a:b], k[c:d], v[c:d]) for (a, b), (c, d) in cuts if b > a])
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("slots", [16, 5])
+def test_what_all_prompts_begin_with_is_computed_once(
+    model: Any, prompts: list[list[int]], packs: bool, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row's tokens are the same, whoever computed its first ones; 5 slots admit rows when the first has ended."""
+    begin = [7, 3, 9, 4, 6, 5, 8, 2, 7, 7, 3, 11, 12]
+    asked = [begin + prompt for prompt in prompts]
+    fused, computed = FusedModel(model), list[int]()
+    if packs:
+        fused.ops = SimpleNamespace(**vars(ops_torch) | {"PACKED": True, "packed_attention": in_rows})
+    forward = fused.forward
+
+    def count(ids: torch.Tensor, *given: Any, keep_P: torch.Tensor | None = None, **named: Any) -> torch.Tensor:
+        if keep_P is not None:
+            computed.append(len(ids))
+        return forward(ids, *given, keep_P=keep_P, **named)
+
+    monkeypatch.setattr(fused, "forward", count)
+
+    def run(worth: int) -> tuple[list[list[int]], int]:
+        computed.clear()
+        monkeypatch.setattr(prefill, "_WORTH", worth)
+        rows = [Sequence(prompt, 4 + 3 * i, key=i // 2) for i, prompt in enumerate(asked)]
+        made = answers(pool_of(fused, slots=slots, pages=200, prefill_tokens=160), rows)
+        return made, sum(computed)
+
+    (apart, all_tokens), (shared, fewer) = run(0), run(8)
+    assert shared == apart
+    assert fewer <= all_tokens - (0 if packs else len(begin) * len(asked) // 2)
+
+
+def test_prompts_share_what_is_worth_it() -> None:
+    def start(*prompts: list[int], most: int = 2048, tokens: int = 0) -> int:
+        return prefill.shared_start([Sequence(each, 9, tokens=[1] * tokens) for each in prompts], most)
+
+    assert start([1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 9]) == 3
+    assert start([1, 2, 3, 4], [1, 2, 3, 4, 5]) == 3, "each has a token of its own, whose logits are wanted"
+    assert start([1, 2, 3, 4], [1, 2, 3, 4, 5], tokens=2) == 4, "a row that was set aside has tokens"
+    assert start([1, 2], [1, 2]) == start([1, 2, 3]) == 0, "these are computed once anyway"
+    assert start([2, 3, 4], [1, 2, 3]) == start([1] + [2] * 40, [1] + [3] * 40) == 0
+    assert start([1, 2, 3, 4, 5], [1, 2, 3, 4, 6], most=3) == 3
+
+
 def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]], expected: list[list[int]]) -> None:
     """The way of a GPU, on the CPU: prompts fill a pass up with padding, and one call attends to all of them."""
     sizes: list[tuple[int, int]] = []
 
-    def packed_attention(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int, window: int | None
-    ) -> Any:
-        assert window is None
-        assert starts[-1] == len(q) and starts.diff().max() <= longest
-        sizes.append((len(q), longest))
-        return torch.cat([ops_torch.causal(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(starts.tolist()) if b > a])
+    def packed_attention(*given: Any) -> Any:
+        sizes.append((len(given[0]), given[4]))
+        return in_rows(*given)
 
     fused = FusedModel(model)
     fused.ops = SimpleNamespace(**vars(ops_torch) | {"PACKED": True, "packed_attention": packed_attention})
@@ -437,12 +489,14 @@ def test_passes_hold_every_token_once_and_no_more_than_fit() -> None:
         for row in rows[::3]:
             row.tokens = [7] * draw.randrange(0, 5)
         found: dict[int, list[int]] = {index: [] for index in range(len(rows))}
-        for one in passes(rows, most):
+        shared = min(draw.choice([0, 3]), most, *(row.length() - 1 for row in rows))
+        for one in passes(rows, most, shared):
             assert 0 < sum(part.stop - part.start for part in one) <= most
             for part in one:
                 for index in part.rows:
                     found[index] += range(part.start, part.stop)
-        assert found == {index: list(range(row.length())) for index, row in enumerate(rows)}
+        own = {index: list(range(shared if index else 0, row.length())) for index, row in enumerate(rows)}
+        assert found == own
 
 
 # Replay

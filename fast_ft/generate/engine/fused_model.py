@@ -94,8 +94,10 @@ class FusedModel:
         """The name of the kernel that decodes 4-bit weights in registers for few rows; None without one."""
         return self._way.NAME if self.planes and self._way is not None else None
 
-    def forward(self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, few: bool = False) -> Tensor:
-        """Return the last hidden states, normalised, TE.
+    def forward(
+        self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, few: bool = False, keep_P: Tensor | None = None
+    ) -> Tensor:
+        """Return the last hidden states, normalised, TE; with `keep_P` only those of these tokens, PE.
 
         `few` decodes 4-bit weights in registers; what attend gives must then be in the model's
         `order` for that many rows.
@@ -111,7 +113,10 @@ class FusedModel:
             before = first(qkv)
             hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, order=order, first=before)
             qkv_TN, before = self._normed(index, qkv(hidden_TE, few, before)), first(out)
-            delta, before = out(attend(index, qkv_TN, cos_sin, before), few, before), first(gate_up)
+            mixed_TN = attend(index, qkv_TN, cos_sin, before)
+            if keep_P is not None and index == len(self.layers) - 1:
+                mixed_TN, x_TE = mixed_TN[keep_P], x_TE[keep_P]
+            delta, before = out(mixed_TN, few, before), first(gate_up)
             hidden_TE = ops.add_norm(x_TE, delta, norm_2, eps, order=order, first=before)
             both_TN, before = gate_up(hidden_TE, few, before), first(down)
             delta = down(ops.gated(both_TN, self.dtype, order=order, first=before), few, before)

@@ -79,7 +79,6 @@ def attention(kind: Kind, kernels: Any) -> None:
     state[:, 1] = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (count // 3), device=device)
     length, table = state[:, 1], state[:, 7:]
     cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
-    starts = torch.tensor([0, 1, count], dtype=torch.int32, device=device)
     # how each (row, head) is divided hangs on a step's rows, and is another kernel
     cuts = sorted({kernels.splits_for(n, kind.heads) for n in kind.steps}) if kernels.FUSES else [None]
     found = []
@@ -99,14 +98,34 @@ def attention(kind: Kind, kernels: Any) -> None:
                 # to plain torch the order means nothing
                 mixed.append(nf4.arranged(made, order) if ops is ops_torch else made)
                 halves += [] if first is None else [first.xa_TR]
-        if ops.PACKED:
-            packed = ops.packed_attention(q, k, v, starts, count)
-        else:
-            packed = torch.cat([ops.causal(q[a:b], k[a:b], v[a:b]) for a, b in ((0, 1), (1, count))])
+        packed = _packed(ops, q, k, v)
         if scales is not None:
             keys, values = dequantised(keys, scales[0], draw.dtype), dequantised(values, scales[1], draw.dtype)
-        found.append([keys, values, *mixed, *halves, packed])
+        found.append([keys, values, *mixed, *halves, *packed])
     _refuse_difference(kind, *found)
+
+
+def _packed(ops: Any, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """Return attention over prompts of 1 token and of the others, and over the same behind a start that they share."""
+    count, shared = len(q), 5
+    cuts = ((0, 1), (1, count))
+    behind = [torch.cat([torch.cat([part[:shared], part[a:b]]) for a, b in cuts]) for part in (k, v)]
+    if not ops.PACKED:
+        key_cuts = ((0, shared + 1), (shared + 1, count + 2 * shared))
+        both = ((k, v, cuts), (*behind, key_cuts))
+        return [
+            torch.cat([ops.causal(q[a:b], k[c:d], v[c:d]) for (a, b), (c, d) in zip(cuts, of_keys, strict=True)])
+            for k, v, of_keys in both
+        ]
+    starts, key_starts = (
+        torch.tensor([0, end, last], dtype=torch.int32, device=q.device)
+        for end, last in ((1, count), (shared + 1, count + 2 * shared))
+    )
+    keys = (key_starts, count + shared)
+    return [
+        ops.packed_attention(q, k, v, starts, count),
+        ops.packed_attention(q, *behind, starts, count, None, keys),
+    ]
 
 
 def between(kind: Kind, kernels: Any) -> None:

@@ -32,13 +32,18 @@ _NORMED, _GATED = 512, 1024
 
 
 def packed_attention(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, starts: Tensor, longest: int, window: int | None = None
-) -> Tensor:
-    """Causal attention within each of the rows that lie side by side, TE; starts and longest: attention.PackedRows."""
+    q_THD: Tensor, k_KGD: Tensor, v_KGD: Tensor, starts: Tensor, longest: int, window: int | None = None,
+    keys: tuple[Tensor, int] | None = None,
+) -> Tensor:  # fmt: skip
+    """Causal attention within each of the rows that lie side by side, TE; starts and longest: attention.PackedRows.
+
+    With `keys`, the same of the keys: a row may have more keys than queries, and its queries are then the last ones.
+    """
     rows = attention.PackedRows(starts, longest)
     mixed_THD, *_ = attention.one_kernel(
-        q_THD[None], k_TGD[None], v_TGD[None], rows, window=window, goes_backward=False
-    )
+        q_THD[None], k_KGD[None], v_KGD[None], rows, window=window, goes_backward=False,
+        keys=None if keys is None else attention.PackedRows(*keys),
+    )  # fmt: skip
     return mixed_THD[0].flatten(1)
 
 

@@ -4,9 +4,10 @@
     the next one:                   | the rest of prompt 2 | prompt 3 |
 
 Linear layers see all tokens of a pass as one row; attention sees each prompt by itself. Rows of one prompt (its
-candidates) are computed once and copied to the cells of each.
+candidates) are computed once and copied to the cells of each. So are the tokens with which all prompts begin, as a
+template or a system prompt: they belong to the first row, and the others' own tokens attend to its cells.
 
-Shapes: T tokens, E hidden, H heads, G KV heads, D head dimension, V vocabulary.
+Shapes: T tokens, E hidden, H heads, G KV heads, D head dimension, V vocabulary, K keys.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fast_ft.generate.engine.sequence import Sequence
 _PARTS = 64  #: prompts in a pass of fixed size, at most
 _LONGEST = 512  #: tokens of the longest prompt for which such a pass is made; longer ones get passes of their own
 _PADDING = 256  #: tokens of padding that stand for one prompt
+_WORTH = 8  #: what prompts share is computed once where that is at least one token in so many
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,19 @@ class Part:
     stop: int
 
 
-def passes(rows: list[Sequence], most: int) -> list[list[Part]]:
+def shared_start(rows: list[Sequence], most: int) -> int:
+    """Return with how many tokens all of these prompts begin that are worth computing once; at most `most`."""
+    one, other = min(row.prompt for row in rows), max(row.prompt for row in rows)  # these two differ first
+    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    alike = min(alike, most, *(row.length() - 1 for row in rows))
+    saved = alike * (len({tuple(row.prompt) for row in rows}) - 1)
+    return alike if saved * _WORTH >= sum(row.length() for row in rows) else 0
+
+
+def passes(rows: list[Sequence], most: int, shared: int = 0) -> list[list[Part]]:
     """Return which tokens are computed in which pass: the first with room for all of a row's; a longer row in several.
 
-    Neighbouring rows that have the same fresh prompt are one.
+    Neighbouring rows that have the same fresh prompt are one. All but the first begin behind their `shared` tokens.
     """
 
     def same(index: int) -> tuple[int, ...]:
@@ -52,11 +63,11 @@ def passes(rows: list[Sequence], most: int) -> list[list[Part]]:
     room: list[int] = []
     for _, group in groupby(range(len(rows)), key=same):
         together = tuple(group)
-        whole = rows[together[0]].length()
-        for start in range(0, whole, most):
+        first, whole = shared if together[0] else 0, rows[together[0]].length()
+        for start in range(first, whole, most):
             size = min(most, whole - start)
             # a part of a longer row comes after the one before it
-            at = next((i for i, left in enumerate(room) if size <= left and whole <= most), len(room))
+            at = next((i for i, left in enumerate(room) if size <= left and whole - first <= most), len(room))
             if at == len(room):
                 cut.append([])
                 room.append(most)
@@ -75,18 +86,20 @@ class Prefill:
     def __init__(self, model: FusedModel, cache: KVCache, graphs: Graphs, *, most: int) -> None:
         self.model, self.cache, self.graphs, self.most = model, cache, graphs, most
         self.sizes = [most * eighths // 8 for eighths in (1, 2, 4, 5, 6, 7, 8)] if model.ops.PACKED else []
-        self._sized: dict[tuple[int, int], _Sized] = {}
+        self._sized: dict[tuple[int, int, int], _Sized] = {}
 
     def run(self, rows: list[Sequence], logits_SV: Tensor) -> None:
         """Write keys and values of the rows' tokens, and the logits after the last one of row i to `logits_SV[i]`."""
         device = self.model.device
+        shared = 0 if any(self.model.windows) else shared_start(rows, self.most)
         # All of the host's other work comes first, so that it launches as fast as it can.
-        for one in [_Pass(self.model, self.cache, rows, parts) for parts in passes(rows, self.most)]:
-            if self.sizes and one.whole and len(one.lengths) <= _PARTS:
+        for one in [_Pass(self.model, self.cache, rows, parts, shared) for parts in passes(rows, self.most, shared)]:
+            if self.sizes and one.packs and len(one.lengths) <= _PARTS:
                 logits = self._of_size(one).run(one)
             else:
-                hidden_TE = self.model.forward(*one.tensors(), one.attend)
-                logits = self.model.logits(hidden_TE[one.last])
+                keep_P = _tensor(one.last or [0], device)
+                hidden_TE = self.model.forward(*one.tensors(), one.attend, keep_P=keep_P)
+                logits = self.model.logits(hidden_TE)
             if one.target:
                 self.cache.copy(_tensor(one.source, device), _tensor(one.target, device))
             if one.row:
@@ -95,23 +108,29 @@ class Prefill:
     def _of_size(self, one: _Pass) -> _Sized:
         tokens = next(size for size in self.sizes if size >= len(one.ids))
         longest = min(tokens, _LONGEST) if max(one.lengths) <= _LONGEST else tokens
-        if (tokens, longest) not in self._sized:
+        shape = tokens, longest, len(one.shared)
+        if shape not in self._sized:
             is_small = 2 * tokens <= self.most
-            self._sized[tokens, longest] = _Sized(self.model, self.cache, self.graphs, tokens, longest, is_small)
-        return self._sized[tokens, longest]
+            self._sized[shape] = _Sized(self.model, self.cache, self.graphs, *shape, is_small=is_small)
+        return self._sized[shape]
 
 
 class _Pass:
     """What one pass computes. `cell` is where a token's keys and values go; `last` are the last tokens of prompts.
 
     Row `row[i]` goes on from prompt `of_row[i]` of those. `source` are cells, `target` those of further rows that they
-    are copied to. `whole`: no part has tokens before it.
+    are copied to. `shared` are the first row's cells with which the others begin, and `is_behind` tells which parts
+    come right behind them. `packs`: no part has other tokens before it.
     """
 
-    def __init__(self, model: FusedModel, cache: KVCache, rows: list[Sequence], parts: list[Part]) -> None:
+    def __init__(
+        self, model: FusedModel, cache: KVCache, rows: list[Sequence], parts: list[Part], shared: int = 0
+    ) -> None:
         self.model, self.cache = model, cache
         self.lengths = [part.stop - part.start for part in parts]
-        self.whole = not any(part.start for part in parts)
+        self.shared = _cells(rows[0], shared)
+        self.is_behind = [0 < part.start == shared and part.rows[0] > 0 for part in parts]
+        self.packs = all(behind or not part.start for part, behind in zip(parts, self.is_behind, strict=True))
         self.before: list[list[int] | None] = []  #: the cells of all tokens up to a part's, where some lie before it
         self.ids: list[int] = []
         self.position: list[int] = []
@@ -121,9 +140,13 @@ class _Pass:
         self.last: list[int] = []
         self.row: list[int] = []
         self.of_row: list[int] = []
-        for part in parts:
+        for part, behind in zip(parts, self.is_behind, strict=True):
             context = [*rows[part.rows[0]].prompt, *rows[part.rows[0]].tokens]
             first, *others = (_cells(rows[index], part.stop) for index in part.rows)
+            if behind:
+                self.source += self.shared * len(part.rows)
+                self.target += [cell for cells in (first, *others) for cell in cells[:shared]]
+                first[:shared] = self.shared  # until they are copied
             self.ids += context[part.start : part.stop]
             self.position += range(part.start, part.stop)
             self.cell += first[part.start :]
@@ -161,8 +184,9 @@ class _Sized:
     """Passes of one size, whose parts are whole prompts; one kernel attends to all of them."""
 
     def __init__(
-        self, model: FusedModel, cache: KVCache, graphs: Graphs, tokens: int, longest: int, is_small: bool
-    ) -> None:
+        self, model: FusedModel, cache: KVCache, graphs: Graphs, tokens: int, longest: int, shared: int, *,
+        is_small: bool,
+    ) -> None:  # fmt: skip
         def zeros(count: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(count, dtype=dtype, device=model.device)
 
@@ -171,19 +195,33 @@ class _Sized:
         self.ids_T, self.position_T, self.cell_T = (zeros(tokens) for _ in range(3))
         self.last_P = zeros(_PARTS)
         self.starts = zeros(_PARTS + tokens // _PADDING + 2, torch.int32)
+        # Keys are those of the shared tokens and then the pass's; each prompt's, one after the other, are at:
+        self.shared_T, self.key_K = zeros(shared), zeros(tokens + _PARTS * shared if shared else 0)
+        self.key_starts = zeros(len(self.starts), torch.int32) if shared else self.starts
         self.captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
         self.used = False
 
     def run(self, one: _Pass) -> Tensor:
         """Return logits after the prompts' last tokens, one row each, and some more."""
         padding = self.tokens - len(one.ids)
-        zeros = [0] * padding
-        starts = [0, *accumulate([*one.lengths, *(min(_PADDING, padding - at) for at in range(0, padding, _PADDING))])]
-        for to, values in (
-            (self.ids_T, one.ids + zeros), (self.position_T, one.position + zeros), (self.cell_T, one.cell + zeros),
+        lengths = [*one.lengths, *(min(_PADDING, padding - at) for at in range(0, padding, _PADDING))]
+        starts = [0, *accumulate(lengths)]
+        given = [
+            (self.ids_T, one.ids), (self.position_T, one.position), (self.cell_T, one.cell), (self.last_P, one.last),
             (self.starts, starts + [self.tokens] * (len(self.starts) - len(starts))),
-            (self.last_P, one.last + [0] * (_PARTS - len(one.last))),
-        ):  # fmt: skip
+        ]  # fmt: skip
+        if shared := len(one.shared):
+            behind = [*one.is_behind, *[False] * (len(lengths) - len(one.lengths))]
+            at_K, key_starts = list[int](), [0]
+            for start, length, is_behind in zip(starts[:-1], lengths, behind, strict=True):
+                at_K += [*range(shared * is_behind), *range(shared + start, shared + start + length)]
+                key_starts.append(len(at_K))
+            given += [
+                (self.shared_T, one.shared), (self.key_K, at_K),
+                (self.key_starts, key_starts + key_starts[-1:] * (len(self.starts) - len(starts))),
+            ]  # fmt: skip
+        for to, some in given:
+            values = some + [0] * (len(to) - len(some))
             to.copy_(_on_host(values, to.device, to.dtype), non_blocking=True)
         if self.used and self.captured is None and self.is_small:
             self.captured = self.graphs.capture(self._logits)
@@ -195,12 +233,18 @@ class _Sized:
         return logits
 
     def _logits(self) -> Tensor:
-        return self.model.logits(self.model.forward(self.ids_T, self.position_T, self._attend)[self.last_P])
+        return self.model.logits(self.model.forward(self.ids_T, self.position_T, self._attend, keep_P=self.last_P))
 
     def _attend(self, layer: int, qkv: Tensor, cos_sin: tuple[Tensor, Tensor], _: FirstHalf | None) -> Tensor:
         ops, cells = self.model.ops, self.cache.layer(layer)
         q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, *cells)
-        return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest, self.model.windows[layer])
+        if not len(self.shared_T):
+            return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest, self.model.windows[layer])
+        shared = self.cache.read(layer, self.shared_T)  # of the first row, which this pass or one before has written
+        k_KGD, v_KGD = (torch.cat(parts)[self.key_K] for parts in zip(shared, (k_TGD, v_TGD), strict=True))
+        return ops.packed_attention(
+            q_THD, k_KGD, v_KGD, self.starts, self.longest, None, (self.key_starts, self.longest + len(self.shared_T))
+        )
 
 
 def _cells(row: Sequence, length: int) -> list[int]:
