@@ -57,11 +57,12 @@ def test_the_start_up_check_of_a_t4_runs_no_first_half_of_a_product(monkeypatch:
         "heads": 4, "kv_heads": 2, "head_dim": 32, "hidden": 128, "inner": 256, "dtype": "float32", "device": "cpu",
         "steps": (8, 4), "planes": False, "ranks": (16, 16, 16, 16),
     }  # fmt: skip
-    kernel_compare.attention(Kind(**about), ops_torch)
     monkeypatch.setattr(kernel_compare, "_split", kernel_compare._whole)  # plain torch takes no parts
-    kernel_compare.between(Kind(**about), ops_torch)
+    for check in kernel_compare.layer(Kind(**about), ops_torch).values():
+        check()
     assert not made
-    kernel_compare.between(Kind(**about, way=ordered), ops_torch)
+    for check in kernel_compare.layer(Kind(**about, way=ordered), ops_torch).values():
+        check()
     assert made, "the check would run them with such products"
 
 

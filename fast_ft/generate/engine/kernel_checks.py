@@ -105,10 +105,7 @@ def _product_checks(kind: Kind) -> list[Check]:
 
 
 def _layer_checks(kind: Kind, kernels: Any) -> list[Check]:
-    return [
-        (("attention", kind), lambda: kernel_compare.attention(kind, kernels)),
-        (("norms and gate", kind), lambda: kernel_compare.between(kind, kernels)),
-    ]
+    return [((name, kind), check) for name, check in kernel_compare.layer(kind, kernels).items()]
 
 
 def _do(checks: list[Check]) -> None:

@@ -63,46 +63,90 @@ def drawn(
     return [chunk[:, 2:], state, logits_SV], [expected_chunk[:, 2:], after, given_SV.float()]
 
 
-def attention(kind: Kind, kernels: Any) -> None:
-    """Compare rope and cache, attention over pages and attention over prompts."""
-    draw, width = _Numbers(kind), kind.head_dim
-    device, whole, count = draw.device, kind.heads + 2 * kind.kv_heads, 18
-    frequencies = 1e4 ** -(torch.arange(0, width, 2, device=device).float() / width)
-    qkv = draw.normal(count, whole * width)
-    memory = draw.normal(2, (3 * count + 1) * PAGE, kind.kv_heads, width)
-    held, steps = memory, None
-    if kind.kv_bits == 8:  # keys and values each have a scale and a middle
-        held, steps = (torch.stack(each) for each in zip(*map(quantised, memory), strict=True))
-    # Lengths and table lie in one tensor, at places of odd alignment, as in a step: kernels are compiled for that.
-    state = torch.zeros(count, 7 + 3, dtype=torch.int64, device=device)
-    state[:, 7:] = torch.randperm(3 * count, generator=draw.generator, device=device).view(count, 3) + 1
-    state[:, 1] = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (count // 3), device=device)
-    length, table = state[:, 1], state[:, 7:]
-    cell = table.gather(1, (length // PAGE)[:, None])[:, 0] * PAGE + length % PAGE
-    # how each (row, head) is divided hangs on a step's rows, and is another kernel
-    cuts = sorted({kernels.splits_for(n, kind.heads) for n in kind.steps}) if kernels.FUSES else [None]
+def layer(kind: Kind, kernels: Any) -> dict[str, Callable[[], None]]:
+    """Return comparisons of all that lies between a layer's products (the module ops_triton), by their names.
+
+    Each compiles few kernels, so that threads may share them; an exception says what is wrong.
+    """
+    # How each (row, head) is divided hangs on a step's rows, and is another kernel.
+    divided = sorted({kernels.splits_for(n, kind.heads) for n in kind.steps}) if kernels.FUSES else [None]
+    counts = (4, TOGETHER + 4) if max(kind.steps) > TOGETHER else (4,)
+    qkv, out, gate_up, down = kind.products
+    ranks_qkv, _, ranks_gate, ranks_down = kind.halves
+    norms = {"the MLP": (out, ranks_gate), "attention": (down, ranks_qkv)}
+    return {
+        "rope, cache and attention over prompts": partial(_prompts, kind, kernels),
+        **{f"attention over pages, {n or 1} programs a head": partial(_pages, kind, kernels, n) for n in divided},
+        **{
+            f"norms of {count} rows before {name}": partial(_norms, kind, kernels, count, *given)
+            for name, given in norms.items()
+            for count in counts
+        },
+        "norms of an embedding": partial(_norms_alone, kind, kernels, ranks_qkv, counts),
+        "gates": partial(_gates, kind, kernels, gate_up, ranks_down, counts),
+        "rope over parts": partial(_rope, kind, kernels, qkv),
+    }
+
+
+class _Cells:
+    """Rows with keys and values in a cache: three pages each, of which `length` cells and one more are filled."""
+
+    def __init__(self, kind: Kind) -> None:
+        draw = _Numbers(kind)
+        device, whole, self.count = draw.device, kind.heads + 2 * kind.kv_heads, 18
+        frequencies = torch.arange(0, kind.head_dim, 2, device=device).float() / kind.head_dim
+        self.frequencies, self.dtype, self.heads = 1e4**-frequencies, draw.dtype, kind.heads
+        self.qkv = draw.normal(self.count, whole * kind.head_dim)
+        memory = draw.normal(2, (3 * self.count + 1) * PAGE, kind.kv_heads, kind.head_dim)
+        self._held, self._steps = memory, None
+        if kind.kv_bits == 8:  # keys and values each have a scale and a middle
+            self._held, self._steps = (torch.stack(each) for each in zip(*map(quantised, memory), strict=True))
+        # Lengths and table lie in one tensor, at places of odd alignment, as in a step: kernels are compiled for that.
+        state = torch.zeros(self.count, 7 + 3, dtype=torch.int64, device=device)
+        pages = torch.randperm(3 * self.count, generator=draw.generator, device=device) + 1
+        state[:, 7:] = pages.view(self.count, 3)
+        state[:, 1] = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (self.count // 3), device=device)
+        self.length, self.table = state[:, 1], state[:, 7:]
+
+    def rotated(self, ops: Any) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]:
+        """Return (q, k, v after rope; keys, values and scales of all cells, where these are), made by `ops`."""
+        keys, values = self._held.clone()
+        scales = None if self._steps is None else self._steps.clone()
+        cos_sin = ops.rope(self.length, self.frequencies, 1.0, self.dtype)
+        cell = self.table.gather(1, (self.length // PAGE)[:, None])[:, 0] * PAGE + self.length % PAGE
+        made = ops.rotate_into_cache(self.qkv.clone(), self.heads, cos_sin, cell, keys, values, scales)
+        return made, (keys, values, scales)
+
+
+def _prompts(kind: Kind, kernels: Any) -> None:
+    cells = _Cells(kind)
     found = []
     for ops in (ops_torch, kernels):
-        keys, values = held.clone()
-        scales = None if steps is None else steps.clone()
-        cos_sin = ops.rope(length, frequencies, 1.0, draw.dtype)
-        q, k, v = ops.rotate_into_cache(qkv.clone(), kind.heads, cos_sin, cell, keys, values, scales)
-        mixed, halves = [], []
-        for order in kind.orders:
-            for splits, window in product(cuts, (None, PAGE + 3)):
-                first = _first(kind, kind.products[1][1], kind.halves[1], count)
-                made = ops.paged_attention(
-                    q, keys, values, table, length, columns=3 * PAGE, order=order, window=window, scales=scales,
-                    first=first, splits=splits,
-                )  # fmt: skip
-                # to plain torch the order means nothing
-                mixed.append(nf4.arranged(made, order) if ops is ops_torch else made)
-                halves += [] if first is None else [first.xa_TR]
+        (q, k, v), (keys, values, scales) = cells.rotated(ops)
         packed = _packed(ops, q, k, v)
         if scales is not None:
-            keys, values = dequantised(keys, scales[0], draw.dtype), dequantised(values, scales[1], draw.dtype)
-        found.append([keys, values, *mixed, *halves, *packed])
-    _refuse_difference(kind, *found)
+            keys, values = dequantised(keys, scales[0], cells.dtype), dequantised(values, scales[1], cells.dtype)
+        found.append([keys, values, *packed])
+    _refuse_difference(kind, "rope, cache and attention over prompts", *found)
+
+
+def _pages(kind: Kind, kernels: Any, splits: int | None) -> None:
+    cells = _Cells(kind)
+    (q, _, _), (keys, values, scales) = cells.rotated(ops_torch)
+    found = []
+    for ops in (ops_torch, kernels):
+        made = []
+        for order, window in product(kind.orders, (None, PAGE + 3)):
+            first = _first(kind, kind.products[1][1], kind.halves[1], cells.count)
+            mixed = ops.paged_attention(
+                q, keys, values, cells.table, cells.length, columns=3 * PAGE, order=order, window=window, scales=scales,
+                first=first, splits=splits,
+            )  # fmt: skip
+            # to plain torch the order means nothing
+            made.append(nf4.arranged(mixed, order) if ops is ops_torch else mixed)
+            made += [] if first is None else [first.xa_TR]
+        found.append(made)
+    _refuse_difference(kind, "attention over pages", *found)
 
 
 def _packed(ops: Any, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
@@ -128,44 +172,57 @@ def _packed(ops: Any, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
     ]
 
 
-def between(kind: Kind, kernels: Any) -> None:
-    """Compare norms, gate and rope as prefill and steps call them: over whole products, or parts to be added."""
-    for count in (4, TOGETHER + 4) if max(kind.steps) > TOGETHER else (4,):
-        _between(kind, kernels, count)
-
-
-def _between(kind: Kind, kernels: Any, count: int) -> None:
+def _norms(kind: Kind, kernels: Any, count: int, before: tuple[int, int], ranks: int) -> None:
+    """Compare norms over what the product `before` left, with the first half for `ranks` that come next."""
     draw = _Numbers(kind)
     x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
-    qkv, out, gate_up, down = kind.products
+    found: list[list[Tensor]] = [[], []]
+    for order, parts in _left(kind, draw, before, count):
+        for made, ops, taken in zip(found, (ops_torch, kernels), (_whole, _split), strict=True):
+            made.append(_normed(ops, x, taken(parts), weight))
+            work = partial(_normed, ops, x, taken(parts), weight, order=order)
+            made += _with_half(kind, kind.hidden, ranks, count, work)
+    _refuse_difference(kind, "norms", *found)
 
-    def drawn(*shapes: tuple[int, int]) -> list[tuple[nf4.Order, Tensor]]:
-        """Return what each of these products may leave, and the order that the next one wants."""
-        cuts = [(1, nf4.Order.ROWS), *product(_parts(kind, shapes), kind.orders)]
-        return [(order, draw.normal(parts, count, shapes[0][0]) * (0.5 / parts**0.5)) for parts, order in cuts]
 
-    ranks_qkv, _, ranks_gate, ranks_down = kind.halves
-    deltas = [(ranks_gate, drawn(out)), (ranks_qkv, drawn(down))]
-    gates, mixed = drawn(gate_up), drawn(qkv)
-    found: list[list[Tensor]] = []
-    for ops in (ops_torch, kernels):
-        taken = _whole if ops is ops_torch else _split
-        made = [_normed(ops, x, None, weight)]
-        for order in kind.orders:
-            work = partial(_normed, ops, x, None, weight, order=order)
-            made += _with_half(kind, kind.hidden, ranks_qkv, count, work)
-        for ranks, cuts in deltas:
-            for order, parts in cuts:
-                made.append(_normed(ops, x, taken(parts), weight))
-                work = partial(_normed, ops, x, taken(parts), weight, order=order)
+def _norms_alone(kind: Kind, kernels: Any, ranks: int, counts: Sequence[int]) -> None:
+    """Compare a pass's first norm, of what no product left."""
+    draw = _Numbers(kind)
+    found: list[list[Tensor]] = [[], []]
+    for count in counts:
+        x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
+        for made, ops in zip(found, (ops_torch, kernels), strict=True):
+            made.append(_normed(ops, x, None, weight))
+            for order in kind.orders:
+                work = partial(_normed, ops, x, None, weight, order=order)
                 made += _with_half(kind, kind.hidden, ranks, count, work)
-        for order, parts in gates:
-            work = partial(_gated, ops, taken(parts), draw.dtype, order=order)
-            made += _with_half(kind, kind.inner, ranks_down, count, work)
-        for _, parts in mixed:
+    _refuse_difference(kind, "norms", *found)
+
+
+def _gates(kind: Kind, kernels: Any, before: tuple[int, int], ranks: int, counts: Sequence[int]) -> None:
+    draw = _Numbers(kind)
+    found: list[list[Tensor]] = [[], []]
+    for count in counts:
+        for order, parts in _left(kind, draw, before, count):
+            for made, ops, taken in zip(found, (ops_torch, kernels), (_whole, _split), strict=True):
+                work = partial(_gated, ops, taken(parts), draw.dtype, order=order)
+                made += _with_half(kind, kind.inner, ranks, count, work)
+    _refuse_difference(kind, "gates", *found)
+
+
+def _rope(kind: Kind, kernels: Any, before: tuple[int, int]) -> None:
+    found: list[list[Tensor]] = [[], []]
+    for _, parts in _left(kind, _Numbers(kind), before, 4):
+        for made, ops, taken in zip(found, (ops_torch, kernels), (_whole, _split), strict=True):
             made += _rotated(kind, ops, taken(parts))
-        found.append(made)
-    _refuse_difference(kind, *found)
+    _refuse_difference(kind, "rope", *found)
+
+
+def _left(kind: Kind, draw: _Numbers, shape: tuple[int, int], count: int) -> list[tuple[nf4.Order, Tensor]]:
+    """Return what a product of this (outputs, inputs) may leave, (parts, count, outputs), with the order that the next
+    one wants."""
+    cuts = [(1, nf4.Order.ROWS), *product(_parts(kind, [shape]), kind.orders)]
+    return [(order, draw.normal(parts, count, shape[0]) * (0.5 / parts**0.5)) for parts, order in cuts]
 
 
 def _first(kind: Kind, inputs: int, ranks: int, tokens: int) -> FirstHalf | None:
@@ -228,9 +285,9 @@ def _rotated(kind: Kind, ops: Any, qkv: Tensor) -> list[Tensor]:
     return [q, keys, values]
 
 
-def _refuse_difference(kind: Kind, expected: list[Tensor], found: list[Tensor]) -> None:
+def _refuse_difference(kind: Kind, what: str, expected: list[Tensor], found: list[Tensor]) -> None:
     off = max((a.float() - b.float()).abs().max().item() for a, b in zip(expected, found, strict=True))
     # a head of normal numbers spans 6 to 8, of which an 8-bit step is 0.03
     allowed = (0.02 if kind.dtype != "bfloat16" else 0.1) + (0.04 if kind.kv_bits == 8 else 0.0)
     if not off <= allowed:  # a NaN, too
-        raise RuntimeError(f"they differ from plain torch by {off}")
+        raise RuntimeError(f"{what} differ from plain torch by {off}")
