@@ -70,4 +70,4 @@ def test_the_next_number_of_slots_is_named_before_its_steps_come() -> None:
         named.add(decision.then)
         for each in decision.sequences:
             each.add([5] * min(steps, each.limit - len(each.tokens)), 0)
-    assert set(used) == {16, 8}
+    assert set(used) == {16, 8, 2}
