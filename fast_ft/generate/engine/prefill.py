@@ -28,7 +28,7 @@ from fast_ft.generate.engine.sequence import Sequence
 _PARTS = 64  #: prompts in a pass of fixed size, at most
 _LONGEST = 512  #: tokens of the longest prompt for which such a pass is made; longer ones get passes of their own
 _PADDING = 256  #: tokens of padding that stand for one prompt
-_WORTH = 8  #: what prompts share is computed once where that is at least one token in so many
+_WORTH = 8  #: what prompts share is computed once where that saves at least an eighth of their tokens
 
 
 @dataclass(frozen=True)
