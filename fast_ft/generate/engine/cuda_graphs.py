@@ -46,8 +46,8 @@ class Graphs:
             return None
         return self._kept(graph), output
 
-    def capture_ahead(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
-        """Return a graph of `work`, without waiting for what the card computes; None where that does not succeed.
+    def capture_ahead(self, work: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output] | None:
+        """Return what `capture` does, without waiting for what the card computes; None where that does not succeed.
 
         `work` need not have run before: where it cannot be captured at its first use, `capture` may do it later on.
         """
@@ -60,12 +60,12 @@ class Graphs:
             with torch.cuda.stream(stream):
                 graph.capture_begin(pool=self._memory)
                 try:
-                    work()
+                    output = work()
                 finally:
                     graph.capture_end()
         except RuntimeError:
             return None
-        return self._kept(graph)
+        return self._kept(graph), output
 
     def _kept(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.CUDAGraph:
         """Count a graph that was captured, and let the next one use its memory; return it."""

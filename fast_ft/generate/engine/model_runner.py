@@ -159,8 +159,8 @@ class ModelRunner:
         if slots is None or self.model.ops.COLUMNS or slots in self._foreseen or (slots, 0) in self._captured:
             return
         self._foreseen.add(slots)
-        if graph := self.graphs.capture_ahead(lambda: self._step(slots, 0)):
-            self._captured[slots, 0] = graph
+        if captured := self.graphs.capture_ahead(lambda: self._step(slots, 0)):
+            self._captured[slots, 0] = captured[0]
 
     def _step(self, slots: int, columns: int) -> None:
         """Make one token for each slot, from device state to device state. A slot that has ended stays where it is."""

@@ -77,10 +77,12 @@ def passes(rows: list[Sequence], most: int, shared: int = 0) -> list[list[Part]]
 
 
 class Prefill:
-    """Prompts' passes over one model and cache. Where they can be captured, small ones are, each at its second use.
+    """Prompts' passes over one model and cache. Where they can be captured, they are.
 
-    Such a pass has one of a few numbers of tokens, filled up with padding that goes to page 0. Larger ones take the
-    card longer (44 ms for 1,536 tokens of a 7B on an H200) than the host needs to launch them (37 ms).
+    Such a pass has one of a few numbers of tokens, filled up with padding that goes to page 0. The first pass of each
+    run is launched as it is, so that the card has work at once; each later one, and what is used a second time, is
+    captured while the card computes. A host needs 37 ms and more to launch a pass, and the card as long for 1,400
+    tokens of a 7B on an H200.
     """
 
     def __init__(self, model: FusedModel, cache: KVCache, graphs: Graphs, *, most: int) -> None:
@@ -93,9 +95,10 @@ class Prefill:
         device = self.model.device
         shared = 0 if any(self.model.windows) else shared_start(rows, self.most)
         # All of the host's other work comes first, so that it launches as fast as it can.
-        for one in [_Pass(self.model, self.cache, rows, parts, shared) for parts in passes(rows, self.most, shared)]:
+        all_passes = [_Pass(self.model, self.cache, rows, parts, shared) for parts in passes(rows, self.most, shared)]
+        for index, one in enumerate(all_passes):
             if self.sizes and one.packs and len(one.lengths) <= _PARTS:
-                logits = self._of_size(one).run(one)
+                logits = self._of_size(one).run(one, is_first=not index)
             else:
                 keep_P = _tensor(one.last or [0], device)
                 hidden_TE = self.model.forward(*one.tensors(), one.attend, keep_P=keep_P)
@@ -110,8 +113,7 @@ class Prefill:
         longest = min(tokens, _LONGEST) if max(one.lengths) <= _LONGEST else tokens
         shape = tokens, longest, len(one.shared)
         if shape not in self._sized:
-            is_small = 2 * tokens <= self.most
-            self._sized[shape] = _Sized(self.model, self.cache, self.graphs, *shape, is_small=is_small)
+            self._sized[shape] = _Sized(self.model, self.cache, self.graphs, *shape)
         return self._sized[shape]
 
 
@@ -184,14 +186,12 @@ class _Sized:
     """Passes of one size, whose parts are whole prompts; one kernel attends to all of them."""
 
     def __init__(
-        self, model: FusedModel, cache: KVCache, graphs: Graphs, tokens: int, longest: int, shared: int, *,
-        is_small: bool,
-    ) -> None:  # fmt: skip
+        self, model: FusedModel, cache: KVCache, graphs: Graphs, tokens: int, longest: int, shared: int
+    ) -> None:
         def zeros(count: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(count, dtype=dtype, device=model.device)
 
         self.model, self.cache, self.graphs, self.tokens, self.longest = model, cache, graphs, tokens, longest
-        self.is_small = is_small
         self.ids_T, self.position_T, self.cell_T = (zeros(tokens) for _ in range(3))
         self.last_P = zeros(_PARTS)
         self.starts = zeros(_PARTS + tokens // _PADDING + 2, torch.int32)
@@ -199,10 +199,10 @@ class _Sized:
         self.shared_T, self.key_K = zeros(shared), zeros(tokens + _PARTS * shared if shared else 0)
         self.key_starts = zeros(len(self.starts), torch.int32) if shared else self.starts
         self.captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
-        self.used = False
+        self.is_tried = self.is_used = False  #: whether it was to be captured, whether it has run
 
-    def run(self, one: _Pass) -> Tensor:
-        """Return logits after the prompts' last tokens, one row each, and some more."""
+    def run(self, one: _Pass, *, is_first: bool) -> Tensor:
+        """Return logits after the prompts' last tokens, one row each, and some more; is_first: the card has no work."""
         padding = self.tokens - len(one.ids)
         lengths = [*one.lengths, *(min(_PADDING, padding - at) for at in range(0, padding, _PADDING))]
         starts = [0, *accumulate(lengths)]
@@ -223,9 +223,10 @@ class _Sized:
         for to, some in given:
             values = some + [0] * (len(to) - len(some))
             to.copy_(_on_host(values, to.device, to.dtype), non_blocking=True)
-        if self.used and self.captured is None and self.is_small:
-            self.captured = self.graphs.capture(self._logits)
-        self.used = True
+        if not self.is_tried and (self.is_used or not is_first):
+            self.is_tried = True
+            self.captured = self.graphs.capture_ahead(self._logits)
+        self.is_used = True
         if self.captured is None:
             return self._logits()
         graph, logits = self.captured
