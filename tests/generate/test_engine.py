@@ -506,6 +506,23 @@ def test_a_shared_prefix_changes_no_draw(
     assert answers(pool, rows(asked)) == expected
 
 
+def test_a_pass_of_fixed_size_holds_64_prompts_and_their_prefix(model: Any) -> None:
+    """One prompt more is attended to prompt by prompt; the answers are the same."""
+    fused, sizes = FusedModel(model), list[int]()
+
+    def packed_attention(q: torch.Tensor, *given: Any) -> Any:
+        sizes.append(len(q))
+        return in_rows(q, *given)
+
+    made = []
+    for count in (64, 65):
+        fused.ops = SimpleNamespace(**vars(PACKS) | {"packed_attention": packed_attention})
+        rows = [Sequence([*BEGIN[:5], 100 + index], 3) for index in range(count)]
+        made.append(answers(pool_of(fused, slots=65, pages=100, prefill_tokens=160), rows)[:64])
+        assert set(sizes) == {80}, "those of the first run"
+    assert made[0] == made[1]
+
+
 def test_a_cache_that_has_room_for_the_longest_row_alone_shares_nothing(
     fused: FusedModel, prompts: list[list[int]], expected_began: list[list[int]]
 ) -> None:
