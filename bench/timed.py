@@ -36,7 +36,9 @@ class TimedEngine(LLMEngine):
     def __init__(self, model: FusedModel, cache: KVCache, sampler: Sampler, config: EngineConfig) -> None:
         super().__init__(model, cache, sampler, config)
         plain = self.scheduler
-        scheduler = ForcedScheduler(plain.blocks, plain.shapes, longest=plain.longest, end_ids=plain.end_ids)
+        scheduler = ForcedScheduler(
+            plain.blocks, plain.shapes, longest=plain.longest, end_ids=plain.end_ids, most_shared=plain.most_shared
+        )
         self.forced: dict[Sequence, int] = {}
         scheduler.forced = self.forced
         self.scheduler = scheduler

@@ -22,7 +22,7 @@ from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.model_runner import EngineConfig
-from fast_ft.generate.engine.prefill import Part, passes
+from fast_ft.generate.engine.prefill_passes import Part, passes
 from fast_ft.generate.engine.projections import Product, base_of, dense
 from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.generate.engine.scheduler import Burst
@@ -119,7 +119,9 @@ def test_rows_are_preempted_and_taken_up_again(
     monkeypatch.setattr(scheduler, "AHEAD", 1)  # hopeful admission: rows run out of pages
     computed: list[int] = []
     original = prefill.passes
-    monkeypatch.setattr(prefill, "passes", lambda rows, *given: computed.append(len(rows)) or original(rows, *given))
+    monkeypatch.setattr(
+        prefill, "passes", lambda rows, *given, **named: computed.append(len(rows)) or original(rows, *given, **named)
+    )
     rows = [Sequence(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]
     assert answers(pool_of(fused, slots=9, pages=14), rows) == expected
     assert sum(computed) > len(rows)
@@ -209,7 +211,7 @@ def test_every_token_is_drawn_with_its_rows_key_and_its_place(
 
 @pytest.mark.parametrize("poison", [float("nan"), 6e4])
 def test_a_page_keeps_nothing_of_the_row_before(
-    fused: FusedModel, prompts: list[list[int]], expected: list[list[int]], poison: float
+    fused: FusedModel, prompts: list[list[int]], expected_began: list[list[int]], poison: float
 ) -> None:
     pool = pool_of(fused, slots=3, pages=20)
     cache, blocks = pool.runner.cache, pool.scheduler.blocks
@@ -218,13 +220,13 @@ def test_a_page_keeps_nothing_of_the_row_before(
     taken = BlockManager.release
 
     def release(sequence: Sequence) -> None:
-        for page in sequence.block_table:
+        for page in sequence.block_table[len(blocks.shared) :]:
             cache.keys[:, page * PAGE : (page + 1) * PAGE] = poison
             cache.values[:, page * PAGE : (page + 1) * PAGE] = poison
         taken(blocks, sequence)
 
     blocks.release = release  # type: ignore[method-assign]
-    assert answers(pool, [Sequence(prompt, 5 + 3 * i) for i, prompt in enumerate(prompts)]) == expected
+    assert answers(pool, [Sequence(prompt, 4 + i) for i, prompt in enumerate(began(prompts, 28))]) == expected_began
 
 
 def test_the_caches_last_cell_is_usable(model: Any, fused: FusedModel) -> None:
@@ -305,10 +307,11 @@ def test_a_run_ends_whatever_its_rows_and_limits(
 ) -> None:
     """With prompts, candidates, limits that fall at any time, and replays; in a cache that hardly holds one row."""
     draw = random.Random(seed)
-    prompts = [[draw.randrange(3, 16) for _ in range(draw.randint(1, 40))] for _ in range(draw.randint(1, 5))]
+    begin = [4] * draw.choice([0, 10, 16, 30])
+    prompts = [begin + [draw.randrange(3, 16) for _ in range(draw.randint(1, 40))] for _ in range(draw.randint(1, 5))]
     wanted = [(prompt, draw.randint(1, 40)) for prompt in prompts for _ in range(draw.randint(1, 2))]
     pages = max(pages_for(len(prompt) + limit) for prompt, limit in wanted) + spare
-    pool = pool_of(smallest, Sampler(True), slots=slots, pages=pages, longest=96, prefill_tokens=32)
+    pool = pool_of(smallest, Sampler(True), slots=slots, pages=pages, longest=112, prefill_tokens=32)
     known: dict[int, int] = {}
     for _ in range(2):
         rows = [Sequence(prompt, limit, key=i, known=known.get(i)) for i, (prompt, limit) in enumerate(wanted)]
@@ -414,17 +417,28 @@ def in_rows(
     return torch.cat([ops_torch.causal(q[a:b], k[c:d], v[c:d]) for (a, b), (c, d) in cuts if b > a])
 
 
-@pytest.mark.parametrize("packs", [False, True])
-@pytest.mark.parametrize("slots", [16, 5])
-def test_what_all_prompts_begin_with_is_computed_once(
-    model: Any, prompts: list[list[int]], packs: bool, slots: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row's tokens are the same, whoever computed its first ones; 5 slots admit rows when the first has ended."""
-    begin = [7, 3, 9, 4, 6, 5, 8, 2, 7, 7, 3, 11, 12]
-    asked = [begin + prompt for prompt in prompts]
+# A prefix that all prompts share
+
+BEGIN = [7, 3, 9, 4, 6, 5, 8, 2, 7, 7, 3, 11, 12, *range(40, 59)]  #: two pages
+
+
+def began(prompts: list[list[int]], shared: int) -> list[list[int]]:
+    """Prompts that have `shared` common tokens in place of their first one, which is the same in all."""
+    return [BEGIN[:shared] + prompt[1:] for prompt in prompts]
+
+
+@pytest.fixture(scope="module")
+def expected_began(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """The greedy answers to prompts that begin with 28 common tokens, of 4 to 19 tokens."""
+    made = [reference(model, prompt, 4 + i) for i, prompt in enumerate(began(prompts, 28))]
+    assert len({tuple(tokens[:3]) for tokens in made}) > 4, "answers that all agree would prove little"
+    return made
+
+
+@pytest.fixture
+def counted(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[FusedModel, list[int]]:
+    """A model, and the numbers of tokens of the passes that it computes, decoding apart."""
     fused, computed = FusedModel(model), list[int]()
-    if packs:
-        fused.ops = SimpleNamespace(**vars(ops_torch) | {"PACKED": True, "packed_attention": in_rows})
     forward = fused.forward
 
     def count(ids: torch.Tensor, *given: Any, keep_P: torch.Tensor | None = None, **named: Any) -> torch.Tensor:
@@ -433,29 +447,91 @@ def test_what_all_prompts_begin_with_is_computed_once(
         return forward(ids, *given, keep_P=keep_P, **named)
 
     monkeypatch.setattr(fused, "forward", count)
-
-    def run(worth: int) -> tuple[list[list[int]], int]:
-        computed.clear()
-        monkeypatch.setattr(prefill, "_WORTH", worth)
-        rows = [Sequence(prompt, 4 + 3 * i, key=i // 2) for i, prompt in enumerate(asked)]
-        made = answers(pool_of(fused, slots=slots, pages=200, prefill_tokens=160), rows)
-        return made, sum(computed)
-
-    (apart, all_tokens), (shared, fewer) = run(0), run(8)
-    assert shared == apart
-    assert fewer <= all_tokens - (0 if packs else len(begin) * len(asked) // 2)
+    return fused, computed
 
 
-def test_prompts_share_what_is_worth_it() -> None:
-    def start(*prompts: list[int], most: int = 2048, tokens: int = 0) -> int:
-        return prefill.shared_start([Sequence(each, 9, tokens=[1] * tokens) for each in prompts], most)
+PACKS = SimpleNamespace(**vars(ops_torch) | {"PACKED": True, "packed_attention": in_rows})  #: as a card attends
 
-    assert start([1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 9]) == 3
-    assert start([1, 2, 3, 4], [1, 2, 3, 4, 5]) == 3, "each has a token of its own, whose logits are wanted"
-    assert start([1, 2, 3, 4], [1, 2, 3, 4, 5], tokens=2) == 4, "a row that was set aside has tokens"
-    assert start([1, 2], [1, 2]) == start([1, 2, 3]) == 0, "these are computed once anyway"
-    assert start([2, 3, 4], [1, 2, 3]) == start([1] + [2] * 40, [1] + [3] * 40) == 0
-    assert start([1, 2, 3, 4, 5], [1, 2, 3, 4, 6], most=3) == 3
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize(
+    ("slots", "pages", "prefill_tokens"),
+    [(16, 200, 2048), (5, 200, 160), (9, 16, 160), (5, 60, 40), (1, 8, 2048)],
+    ids=["one admission", "refills", "rows preempted", "prompts in several passes", "one slot"],
+)
+def test_answers_behind_a_shared_prefix_are_transformers_own(
+    counted: tuple[FusedModel, list[int]], prompts: list[list[int]], expected_began: list[list[int]], packs: bool,
+    slots: int, pages: int, prefill_tokens: int, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whoever is admitted when, each prompt's own tokens are computed, and the prefix once."""
+    monkeypatch.setattr(scheduler, "AHEAD", 1)
+    fused, computed = counted
+    if packs:
+        fused.ops = PACKS
+    pool = pool_of(fused, slots=slots, pages=pages, prefill_tokens=prefill_tokens)
+    again: list[int] = []
+    fill = pool.prefill
+    pool.prefill = lambda one: again.extend(row.length() - 28 for row in one.sequences if row.tokens) or fill(one)  # type: ignore[method-assign, func-returns-value]
+    rows = [Sequence(prompt, 4 + i) for i, prompt in enumerate(began(prompts, 28))]
+    assert answers(pool, rows) == expected_began
+    assert bool(again) == (pages == 16), "rows that were preempted"
+    least = 28 + sum(len(prompt) - 1 for prompt in prompts) + sum(again)
+    assert sum(computed) >= least if packs else sum(computed) == least
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("shared", [13, 16, 28, 32])
+def test_a_shared_prefix_changes_no_draw(
+    fused: FusedModel, prompts: list[list[int]], shared: int, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of candidates, of a prompt with one token of its own, and of a run after one with another prefix."""
+    monkeypatch.setattr(fused, "ops", PACKS if packs else ops_torch)
+    asked = [*began([[1, 900], [1, 901, 7]], shared), *began(prompts[3:7], shared)]
+    others = [[5, *prompt] for prompt in asked]
+
+    def rows(asked: list[list[int]]) -> list[Sequence]:
+        return [Sequence(prompt, 8, key=10 * i + c) for i, prompt in enumerate(asked) for c in range(3)]
+
+    with monkeypatch.context() as apart:
+        apart.setattr(scheduler, "_WORTH", 0)
+        pool = pool_of(fused, HOT, slots=7, pages=100)
+        expected, expected_others = answers(pool, rows(asked)), answers(pool, rows(others))
+    pool = pool_of(fused, HOT, slots=7, pages=100)
+    assert answers(pool, rows(asked)) == expected
+    assert answers(pool, rows(others)) == expected_others
+    run = pool.run(rows(others))
+    next(run)
+    assert len(pool.scheduler.prefix.prompt) == shared + 1
+    run.close()  # one that was left in the middle
+    assert answers(pool, rows(asked)) == expected
+
+
+def test_a_pass_of_fixed_size_holds_64_prompts_and_their_prefix(model: Any) -> None:
+    """One prompt more is attended to prompt by prompt; the answers are the same."""
+    fused, sizes = FusedModel(model), list[int]()
+
+    def packed_attention(q: torch.Tensor, *given: Any) -> Any:
+        sizes.append(len(q))
+        return in_rows(q, *given)
+
+    made = []
+    for count in (64, 65):
+        fused.ops = SimpleNamespace(**vars(PACKS) | {"packed_attention": packed_attention})
+        rows = [Sequence([*BEGIN[:5], 100 + index], 3) for index in range(count)]
+        made.append(answers(pool_of(fused, slots=65, pages=100, prefill_tokens=160), rows)[:64])
+        assert set(sizes) == {80}, "those of the first run"
+    assert made[0] == made[1]
+
+
+def test_a_cache_that_has_room_for_the_longest_row_alone_shares_nothing(
+    fused: FusedModel, prompts: list[list[int]], expected_began: list[list[int]]
+) -> None:
+    asked = began(prompts, 28)
+    rows = [Sequence(prompt, 4 + i) for i, prompt in enumerate(asked)]
+    pool = pool_of(fused, pages=max(pages_for(len(row.prompt) + row.limit) for row in rows))
+    pool.scheduler.start(rows)
+    assert not pool.scheduler.prefix.prompt
+    assert answers(pool, rows) == expected_began
 
 
 def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]], expected: list[list[int]]) -> None:
@@ -490,27 +566,34 @@ def test_passes_hold_every_token_once_and_no_more_than_fit() -> None:
             row.tokens = [7] * draw.randrange(0, 5)
         found: dict[int, list[int]] = {index: [] for index in range(len(rows))}
         shared = min(draw.choice([0, 3]), most, *(row.length() - 1 for row in rows))
-        for one in passes(rows, most, shared):
+        fills = shared > 0 and draw.random() < 0.5
+        cut = passes(rows, most, shared, fills=fills)
+        assert [part for one in cut for part in one if not part.rows] == [Part((), 0, shared)] * fills
+        assert not fills or not cut[0][0].rows, "the prefix comes before all that attends to it"
+        for one in cut:
             assert 0 < sum(part.stop - part.start for part in one) <= most
             for part in one:
                 for index in part.rows:
                     found[index] += range(part.start, part.stop)
-        own = {index: list(range(shared if index else 0, row.length())) for index, row in enumerate(rows)}
-        assert found == own
+        assert found == {index: list(range(shared, row.length())) for index, row in enumerate(rows)}
 
 
 # Replay
 
 
+@pytest.mark.parametrize("shared", [1, 28])
 def test_a_replay_makes_every_decision_again_and_computes_only_what_it_must(
-    fused: FusedModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    counted: tuple[FusedModel, list[int]], prompts: list[list[int]], shared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With rows known up to any point, the others come out the same to the last bit of their logits."""
     monkeypatch.setattr(scheduler, "AHEAD", 4)  # so that rows are preempted, too
+    fused, computed = counted
+    asked = began(prompts, shared)
     last: dict[int, torch.Tensor] = {}
 
     def run(known: dict[int, int]) -> tuple[list[list[int]], list[int], int]:
         pool = pool_of(fused, HOT, slots=5, pages=13)
+        computed.clear()
         steps = 0
         step = pool.runner._step
 
@@ -520,7 +603,7 @@ def test_a_replay_makes_every_decision_again_and_computes_only_what_it_must(
             step(slots, columns)
 
         pool.runner._step = count  # type: ignore[method-assign]
-        rows = [Sequence(prompt, 6 + 7 * i % 19, key=i, known=known.get(i)) for i, prompt in enumerate(prompts)]
+        rows = [Sequence(prompt, 6 + 7 * i % 19, key=i, known=known.get(i)) for i, prompt in enumerate(asked)]
 
         def look(live: list[Sequence]) -> None:
             for logits_V, row in zip(pool.runner.logits, live, strict=False):
@@ -528,6 +611,7 @@ def test_a_replay_makes_every_decision_again_and_computes_only_what_it_must(
                     last[rows.index(row)] = logits_V.clone()
 
         order = [rows.index(row) for row in pool.run(rows, on_look=look)]
+        assert len(pool.scheduler.prefix.prompt) == (shared if shared > 1 else 0)
         return [row.tokens for row in rows], order, steps
 
     whole, order, all_steps = run({})
@@ -543,7 +627,7 @@ def test_a_replay_makes_every_decision_again_and_computes_only_what_it_must(
             assert torch.equal(last[index], logits[index])
     assert steps < all_steps / 2
     nothing_left = {index: len(tokens) for index, tokens in enumerate(whole)}
-    assert run(nothing_left)[1:] == (order, 0)
+    assert run(nothing_left)[1:] == (order, 0) and not computed
 
 
 # Parts

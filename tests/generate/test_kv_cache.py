@@ -32,6 +32,7 @@ LLAMA = ModelShape.from_config(
      "vocab_size": 32000}
 )  # fmt: skip
 PROMPTS = [[1, *range(100 + 9 * n, 105 + 20 * n)] for n in range(7)]
+BEGUN = [[*range(50, 78), *prompt[1:]] for prompt in PROMPTS]  #: which share a page and twelve tokens
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,15 @@ def fused(model: Any) -> FusedModel:
     return FusedModel(model, kv_bits=8)
 
 
-def answers(fused: FusedModel, sampler: Sampler, *, slots: int = 4, pages: int = 60, **values: Any) -> list[list[int]]:
+def answers(
+    fused: FusedModel, sampler: Sampler, prompts: list[list[int]] = PROMPTS, *, slots: int = 4, pages: int = 60,
+    **values: Any,
+) -> list[list[int]]:  # fmt: skip
     config = EngineConfig(slots, **{"end_ids": (2,), "pad_id": 0, "longest": 300} | values)
-    rows = [Sequence(prompt, 30 + index, key=index) for index, prompt in enumerate(PROMPTS)]
-    list(LLMEngine(fused, KVCache(fused, pages, bits=8), sampler, config).run(rows))
+    rows = [Sequence(prompt, 30 + index, key=index) for index, prompt in enumerate(prompts)]
+    engine = LLMEngine(fused, KVCache(fused, pages, bits=8), sampler, config)
+    list(engine.run(rows))
+    assert len(engine.scheduler.prefix.prompt) == (28 if prompts is BEGUN else 0)
     return [row.tokens for row in rows]
 
 
@@ -74,19 +80,21 @@ def test_spreading_leaves_products_as_they_are(width: int) -> None:
     assert (outlier @ matrix).abs().max() <= 8.0 / (width & -width) ** 0.5 + 1e-5
 
 
-def test_answers_follow_from_the_rows_alone(fused: FusedModel) -> None:
-    """Whatever the slots, pages and passes, long prompts in several passes included: the model's dtype is fp32 here."""
-    whole = answers(fused, HOT)
-    assert answers(fused, HOT) == whole
-    assert answers(fused, HOT, slots=7) == whole == answers(fused, HOT, slots=1)
+@pytest.mark.parametrize("prompts", [PROMPTS, BEGUN], ids=["apart", "behind a shared prefix"])
+def test_answers_follow_from_the_rows_alone(fused: FusedModel, prompts: list[list[int]]) -> None:
+    """Whatever the slots, pages and passes: the model's dtype is fp32 here."""
+    whole = answers(fused, HOT, prompts)
+    assert answers(fused, HOT, prompts) == whole
+    assert answers(fused, HOT, prompts, slots=7) == whole == answers(fused, HOT, prompts, slots=1)
     assert len({tuple(tokens[:4]) for tokens in whole}) > 4
 
 
-def test_an_8_bit_pool_says_what_the_model_says(model: Any, fused: FusedModel) -> None:
+@pytest.mark.parametrize("prompts", [PROMPTS, BEGUN], ids=["apart", "behind a shared prefix"])
+def test_an_8_bit_pool_says_what_the_model_says(model: Any, fused: FusedModel, prompts: list[list[int]]) -> None:
     greedy = Sampler(False)
     worst = 0
     for setting in ({}, {"prefill_tokens": 40}, {"pages": 14}):
-        for prompt, tokens in zip(PROMPTS, answers(fused, greedy, **setting), strict=True):
+        for prompt, tokens in zip(prompts, answers(fused, greedy, prompts, **setting), strict=True):
             with torch.no_grad():
                 logits_TV = model(torch.tensor([[*prompt, *tokens[:-1]]])).logits[0, len(prompt) - 1 :]
             lost = logits_TV.max(dim=-1).values - logits_TV.gather(1, torch.tensor(tokens)[:, None])[:, 0]

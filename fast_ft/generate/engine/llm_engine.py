@@ -1,7 +1,7 @@
 """Answers many sequences side by side: the scheduler decides, the model runner computes, in turns.
 
 The host looks at the tokens after each burst only. While all sequences of a decision are replayed, nothing is
-computed.
+computed, but for the prefix that later sequences share.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class LLMEngine:
             shapes(config.slots, planes=model.planes),
             longest=config.longest,
             end_ids=config.end_ids,
+            most_shared=0 if any(model.windows) else config.prefill_tokens,
         )
 
     @property
@@ -91,7 +92,7 @@ class LLMEngine:
     def prefill(self, admission: Admission) -> None:
         """Draw the next token of each sequence that was admitted."""
         sequences = admission.sequences
-        known = _all_known(sequences)
+        known = _all_known(sequences) and not admission.fills
         chosen = [self.config.pad_id] * len(sequences) if known else self.runner.prefill(admission)
         for sequence, token in zip(sequences, chosen, strict=True):
             sequence.add([token], self.config.pad_id)

@@ -102,7 +102,7 @@ class ModelRunner:
         key_S = torch.tensor([each.key for each in sequences], device=device)
         made_S = torch.tensor([len(each.tokens) for each in sequences], device=device)
         with torch.inference_mode():
-            self._prefill.run(sequences, self.logits)
+            self._prefill.run(admission, self.logits)
             seen_SV = self._mark_seen(sequences)
             chosen_S = self.sampler.choose(self.logits[:count], key_S, made_S, seen_SV)
             self._capture_ahead(admission.then)

@@ -1,19 +1,20 @@
 """Prompts into the cache: several in one pass, without padding; a long one in several passes.
 
-    pass of at most 2,048 tokens:   | prompt 0 | prompt 1      | prompt 2, its first tokens |
-    the next one:                   | the rest of prompt 2 | prompt 3 |
+Linear layers see all tokens of a pass as one row; attention sees each prompt by itself, behind the prefix with which
+all prompts begin. The prefix is computed once in a run. Its whole pages are in each prompt's table; the tokens of its
+last page, where that is not a whole one, are copied to each prompt's own page:
 
-Linear layers see all tokens of a pass as one row; attention sees each prompt by itself. Rows of one prompt (its
-candidates) are computed once and copied to the cells of each. So are the tokens with which all prompts begin, as a
-template or a system prompt: they belong to the first row, and the others' own tokens attend to its cells.
+    the prefix's cells:   | page 1            | page 2, its first 12 cells |
+    prompt 0's cells:     | page 1, as it is  | page 3: 12 copied, then its own tokens | ...
+
+Rows of one prompt (its candidates) are computed once, too, and copied to the cells of each.
 
 Shapes: T tokens, E hidden, H heads, G KV heads, D head dimension, V vocabulary, K keys.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,57 +24,13 @@ from fast_ft.generate.engine.cuda_graphs import Graphs
 from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.prefill_passes import Part, passes
+from fast_ft.generate.engine.scheduler import Admission
 from fast_ft.generate.engine.sequence import Sequence
 
 _PARTS = 64  #: prompts in a pass of fixed size, at most
 _LONGEST = 512  #: tokens of the longest prompt for which such a pass is made; longer ones get passes of their own
 _PADDING = 256  #: tokens of padding that stand for one prompt
-_WORTH = 8  #: what prompts share is computed once where that saves at least an eighth of their tokens
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tokens start to stop of some rows that share them: indices into the list of rows."""
-
-    rows: tuple[int, ...]
-    start: int
-    stop: int
-
-
-def shared_start(rows: list[Sequence], most: int) -> int:
-    """Return with how many tokens all of these prompts begin that are worth computing once; at most `most`."""
-    one, other = min(row.prompt for row in rows), max(row.prompt for row in rows)  # these two differ first
-    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    alike = min(alike, most, *(row.length() - 1 for row in rows))
-    saved = alike * (len({tuple(row.prompt) for row in rows}) - 1)
-    return alike if saved * _WORTH >= sum(row.length() for row in rows) else 0
-
-
-def passes(rows: list[Sequence], most: int, shared: int = 0) -> list[list[Part]]:
-    """Return which tokens are computed in which pass: the first with room for all of a row's; a longer row in several.
-
-    Neighbouring rows that have the same fresh prompt are one. All but the first begin behind their `shared` tokens.
-    """
-
-    def same(index: int) -> tuple[int, ...]:
-        row = rows[index]
-        return tuple(row.prompt) if not row.tokens else (-1, index)
-
-    cut: list[list[Part]] = []
-    room: list[int] = []
-    for _, group in groupby(range(len(rows)), key=same):
-        together = tuple(group)
-        first, whole = shared if together[0] else 0, rows[together[0]].length()
-        for start in range(first, whole, most):
-            size = min(most, whole - start)
-            # a part of a longer row comes after the one before it
-            at = next((i for i, left in enumerate(room) if size <= left and whole - first <= most), len(room))
-            if at == len(room):
-                cut.append([])
-                room.append(most)
-            cut[at].append(Part(together, start, start + size))
-            room[at] -= size
-    return cut
 
 
 class Prefill:
@@ -90,14 +47,13 @@ class Prefill:
         self.sizes = [most * eighths // 8 for eighths in (1, 2, 4, 5, 6, 7, 8)] if model.ops.PACKED else []
         self._sized: dict[tuple[int, int, int], _Sized] = {}
 
-    def run(self, rows: list[Sequence], logits_SV: Tensor) -> None:
-        """Write keys and values of the rows' tokens, and the logits after the last one of row i to `logits_SV[i]`."""
-        device = self.model.device
-        shared = 0 if any(self.model.windows) else shared_start(rows, self.most)
+    def run(self, admission: Admission, logits_SV: Tensor) -> None:
+        """Write keys and values of the sequences' tokens, and the logits after the last of sequence i to row i."""
+        device, rows, prefix = self.model.device, admission.sequences, admission.prefix
+        cut = passes(rows, self.most, prefix.length(), fills=admission.fills)
         # All of the host's other work comes first, so that it launches as fast as it can.
-        all_passes = [_Pass(self.model, self.cache, rows, parts, shared) for parts in passes(rows, self.most, shared)]
-        for index, one in enumerate(all_passes):
-            if self.sizes and one.packs and len(one.lengths) <= _PARTS:
+        for index, one in enumerate([_Pass(self.model, self.cache, rows, parts, prefix) for parts in cut]):
+            if self.sizes and one.packs and len(one.last) <= _PARTS:
                 logits = self._of_size(one).run(one, is_first=not index)
             else:
                 keep_P = _tensor(one.last or [0], device)
@@ -120,18 +76,20 @@ class Prefill:
 class _Pass:
     """What one pass computes. `cell` is where a token's keys and values go; `last` are the last tokens of prompts.
 
-    Row `row[i]` goes on from prompt `of_row[i]` of those. `source` are cells, `target` those of further rows that they
-    are copied to. `shared` are the first row's cells with which the others begin, and `is_behind` tells which parts
-    come right behind them. `packs`: no part has other tokens before it.
+    Row `row[i]` goes on from prompt `of_row[i]` of those. `source` are cells, `target` those of rows that they are
+    copied to. `shared` are the prefix's cells, and `is_behind` tells which parts come right behind it. `packs`: no part
+    has other tokens before it.
     """
 
     def __init__(
-        self, model: FusedModel, cache: KVCache, rows: list[Sequence], parts: list[Part], shared: int = 0
+        self, model: FusedModel, cache: KVCache, rows: list[Sequence], parts: list[Part], prefix: Sequence
     ) -> None:
         self.model, self.cache = model, cache
         self.lengths = [part.stop - part.start for part in parts]
-        self.shared = _cells(rows[0], shared)
-        self.is_behind = [0 < part.start == shared and part.rows[0] > 0 for part in parts]
+        shared = prefix.length()
+        self.shared = _cells(prefix, shared)
+        not_whole = slice(shared // PAGE * PAGE, shared)  # the cells of its last page, unless that is a whole one
+        self.is_behind = [0 < part.start == shared for part in parts]
         self.packs = all(behind or not part.start for part, behind in zip(parts, self.is_behind, strict=True))
         self.before: list[list[int] | None] = []  #: the cells of all tokens up to a part's, where some lie before it
         self.ids: list[int] = []
@@ -143,11 +101,12 @@ class _Pass:
         self.row: list[int] = []
         self.of_row: list[int] = []
         for part, behind in zip(parts, self.is_behind, strict=True):
-            context = [*rows[part.rows[0]].prompt, *rows[part.rows[0]].tokens]
-            first, *others = (_cells(rows[index], part.stop) for index in part.rows)
+            owners = [rows[index] for index in part.rows] or [prefix]
+            context = [*owners[0].prompt, *owners[0].tokens]
+            first, *others = (_cells(owner, part.stop) for owner in owners)
             if behind:
-                self.source += self.shared * len(part.rows)
-                self.target += [cell for cells in (first, *others) for cell in cells[:shared]]
+                self.source += self.shared[not_whole] * len(owners)
+                self.target += [cell for cells in (first, *others) for cell in cells[not_whole]]
                 first[:shared] = self.shared  # until they are copied
             self.ids += context[part.start : part.stop]
             self.position += range(part.start, part.stop)
@@ -156,7 +115,7 @@ class _Pass:
             for other in others:
                 self.source += first[part.start :]
                 self.target += other[part.start :]
-            if part.stop == len(context):
+            if part.rows and part.stop == len(context):
                 self.of_row += [len(self.last)] * len(part.rows)
                 self.row += part.rows
                 self.last.append(len(self.ids) - 1)
@@ -183,7 +142,7 @@ class _Pass:
 
 
 class _Sized:
-    """Passes of one size, whose parts are whole prompts; one kernel attends to all of them."""
+    """Passes of one size, whose parts are the prefix and whole prompts; one kernel attends to all of them."""
 
     def __init__(
         self, model: FusedModel, cache: KVCache, graphs: Graphs, tokens: int, longest: int, shared: int
@@ -194,8 +153,8 @@ class _Sized:
         self.model, self.cache, self.graphs, self.tokens, self.longest = model, cache, graphs, tokens, longest
         self.ids_T, self.position_T, self.cell_T = (zeros(tokens) for _ in range(3))
         self.last_P = zeros(_PARTS)
-        self.starts = zeros(_PARTS + tokens // _PADDING + 2, torch.int32)
-        # Keys are those of the shared tokens and then the pass's; each prompt's, one after the other, are at:
+        self.starts = zeros(1 + _PARTS + tokens // _PADDING + 2, torch.int32)  # the prefix's, too
+        # Keys are those of the prefix and then the pass's; each prompt's, one after the other, are at:
         self.shared_T, self.key_K = zeros(shared), zeros(tokens + _PARTS * shared if shared else 0)
         self.key_starts = zeros(len(self.starts), torch.int32) if shared else self.starts
         self.captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
@@ -241,7 +200,7 @@ class _Sized:
         q_THD, k_TGD, v_TGD = ops.rotate_into_cache(qkv, self.model.heads, cos_sin, self.cell_T, *cells)
         if not len(self.shared_T):
             return ops.packed_attention(q_THD, k_TGD, v_TGD, self.starts, self.longest, self.model.windows[layer])
-        shared = self.cache.read(layer, self.shared_T)  # of the first row, which this pass or one before has written
+        shared = self.cache.read(layer, self.shared_T)  # which this pass or one before has written
         k_KGD, v_KGD = (torch.cat(parts)[self.key_K] for parts in zip(shared, (k_TGD, v_TGD), strict=True))
         return ops.packed_attention(
             q_THD, k_KGD, v_KGD, self.starts, self.longest, None, (self.key_starts, self.longest + len(self.shared_T))

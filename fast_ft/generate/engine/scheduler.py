@@ -4,8 +4,11 @@
                   ^                                            |
                   +------- preempted when no page is left -----+
 
-Every decision follows from the sequences' lengths alone, never from timing. So a run that was stopped is replayed:
-sequences whose answers are known already keep their places and lengths.
+Tokens with which all prompts begin, as a template or a system prompt, are the prefix: computed once, with the first
+sequences that are admitted, and held in pages that all sequences share.
+
+Every decision follows from the sequences' prompts and lengths alone, never from timing. So a run that was stopped is
+replayed: sequences whose answers are known already keep their places and lengths.
 """
 
 from __future__ import annotations
@@ -29,17 +32,21 @@ _SMALLEST = 4  #: slots
 #: answers are often alone.
 _EIGHTS = (96, 64, 48, 32, 24, 16, 8, 2)
 _GROUPS = 8  #: of sequences that are admitted at once fill the slots
+_WORTH = 8  #: prompts share a prefix where that saves at least an eighth of the tokens that prefill computes
 
 
 @dataclass(frozen=True)
 class Admission:
     """What to do next: fill the cache with these sequences' tokens, and draw the next token of each.
 
-    `then` is the number of slots that the next steps will likely have.
+    All of them begin with the `prefix`, which is in the cache already unless this admission `fills` it. `then` is the
+    number of slots that the next steps will likely have.
     """
 
     sequences: list[Sequence]
-    then: int | None = None
+    prefix: Sequence
+    fills: bool
+    then: int
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,18 @@ class Burst:
 
 
 class Scheduler:
-    """Decides for `slots` sequences at a time. `shapes` are the numbers of slots that a step may have."""
+    """Decides for `slots` sequences at a time. `shapes` are the numbers of slots that a step may have.
 
-    def __init__(self, blocks: BlockManager, shapes: list[int], *, longest: int, end_ids: Collection[int]) -> None:
+    A prefix has at most `most_shared` tokens.
+    """
+
+    def __init__(
+        self, blocks: BlockManager, shapes: list[int], *, longest: int, end_ids: Collection[int], most_shared: int = 0
+    ) -> None:
         self.blocks, self.shapes, self.slots = blocks, shapes, shapes[0]
-        self.longest, self.end_ids = longest, end_ids
+        self.longest, self.end_ids, self.most_shared = longest, end_ids, most_shared
         self.waiting, self.live = deque[Sequence](), list[Sequence]()
+        self.prefix, self._fills = Sequence([], 0), False
 
     def start(self, sequences: list[Sequence]) -> None:
         """Take sequences up, and forget former ones. InputError where one is too long for the cache."""
@@ -75,6 +88,10 @@ class Scheduler:
                 )
         self.blocks.clear()
         self.waiting, self.live = deque(sequences), []
+        self.prefix = self._prefix(sequences)
+        self.blocks.share(self.prefix)
+        # A replay computes the prefix in the pass in which it was computed at first, even if those answers are known.
+        self._fills = bool(self.prefix.prompt) and any(each.known is None for each in sequences)
 
     def take_finished(self) -> list[Sequence]:
         """Take out the sequences that are finished, give their pages back, and return them.
@@ -87,6 +104,8 @@ class Scheduler:
         if finished:
             self.live = [each for each in self.live if each not in finished]
             self.waiting = deque(each for each in self.waiting if each not in finished)
+        if not (self.live or self.waiting):
+            self.blocks.end_sharing(self.prefix)
         return finished
 
     def schedule(self, burst: int = BURST, slots: int | None = None) -> Admission | Burst:
@@ -96,7 +115,8 @@ class Scheduler:
         """
         if admitted := self._admit():
             self.live += admitted
-            return Admission(admitted, then=slots or self.shape_for(len(self.live)))
+            fills, self._fills = self._fills, False
+            return Admission(admitted, self.prefix, fills, then=slots or self.shape_for(len(self.live)))
         steps = min(burst, BURST, max(each.limit - len(each.tokens) for each in self.live))
         self._make_room(steps)
         shape = slots or self.shape_for(len(self.live))
@@ -113,16 +133,28 @@ class Scheduler:
         """Return the smallest of the shapes that holds `count` sequences."""
         return next(slots for slots in reversed(self.shapes) if slots >= count)
 
+    def _prefix(self, sequences: list[Sequence]) -> Sequence:
+        """Return the tokens with which all prompts begin, as a sequence; an empty one where there is nothing to gain.
+
+        Its last page, where that is not a whole one, must have room beside the longest sequence.
+        """
+        shared = shared_start({tuple(each.prompt) for each in sequences}, self.most_shared)
+        beside = pages_for(shared) - shared // PAGE
+        most = max((pages_for(len(each.prompt) + each.limit) for each in sequences), default=0)
+        return Sequence(sequences[0].prompt[:shared] if shared and most + beside <= self.blocks.pages else [], 0)
+
     def _admit(self) -> list[Sequence]:
         """Take sequences from the front while there is a slot and room for what they and the live ones may come to.
 
         Several at a time, since a pass over one prompt takes nearly as long as one over eight: as long as sequences
         are live, an eighth of the slots must be free at once, or enough for all that wait.
         """
-        held = sum(max(_room(each), len(each.block_table)) for each in self.live)
+        shared = len(self.blocks.shared)
+        held = len(self.prefix.block_table)
+        held += sum(max(_room(each), len(each.block_table)) - shared for each in self.live)
         count = 0
         for sequence in self.waiting:
-            held += _room(sequence)
+            held += _room(sequence) - shared
             if len(self.live) + count == self.slots or (held > self.blocks.pages and (self.live or count)):
                 break
             count += 1
@@ -159,7 +191,20 @@ def shapes(slots: int, *, planes: bool) -> list[int]:
     return found
 
 
+def shared_start(prompts: Collection[tuple[int, ...]], most: int) -> int:
+    """Return with how many tokens, at most `most`, all of these different prompts begin that are worth sharing.
+
+    Each prompt keeps a token of its own, whose logits are wanted.
+    """
+    if len(prompts) < 2:
+        return 0
+    one, other = min(prompts), max(prompts)  # these two differ first
+    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    alike = min(alike, most, min(map(len, prompts)) - 1)
+    return alike if alike * (len(prompts) - 1) * _WORTH >= sum(map(len, prompts)) else 0
+
+
 def _room(sequence: Sequence) -> int:
-    """Return the pages that are held free for a sequence when others are admitted."""
+    """Return the pages that are held free for a sequence when others are admitted, shared ones included."""
     ahead = max(len(sequence.tokens) + BURST, AHEAD)
     return pages_for(len(sequence.prompt) + min(sequence.limit, ahead))

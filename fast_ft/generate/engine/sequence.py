@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 class Sequence:
     """At most `limit` tokens after `prompt`, drawn by `key`. `known` is the answer's length where a run is replayed.
 
-    `limit` may be lowered at any time; an answer that is longer by then is cut to it. `block_table` lists the
-    sequence's pages, in the order of its tokens.
+    `limit` may be lowered at any time; an answer that is longer by then is cut to it. `block_table` lists the pages of
+    the sequence's tokens, in their order; the first ones may be shared with other sequences.
     """
 
     prompt: list[int]
