@@ -83,6 +83,7 @@ def _measured(path: Path) -> dict[str, Any] | None:
 def project(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
     """Return the minutes that `plan --gpu t4` projects, quick end first, and the token counts that they follow from."""
     content = planner.describe(recipe, prepared, "t4")
+    asked = planner.answers(recipe, prepared, planner.base_family(recipe))
     return {
         "how": "projected",
         "steps": sum(stage["steps"] for stage in content["stages"]),
@@ -91,7 +92,8 @@ def project(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
         "generate_minutes": content["answer_minutes"],
         "plan": content["plan"],
         "step_lengths": planner.step_lengths(recipe, prepared),
-        "prompt_lengths": [len(ids) for ids in prepared.prompt_ids],
+        "prompt_lengths": list(asked.prompt_tokens),
+        "shared_tokens": asked.shared_tokens,
     }
 
 
@@ -132,7 +134,10 @@ def _work(recipe: Recipe, done: dict[str, Any]) -> tuple[Training, Answers]:
         recipe.lora.r, recipe.train.optim, recipe.model.load_in_4bit, _backend(recipe),
         recipe.train.effective_batch_size, longest, draws=recipe.lora.lora_dropout > 0,
     )  # fmt: skip
-    answers = Answers(done["prompt_lengths"], recipe.generate.max_new_tokens, recipe.generate.num_return_sequences)
+    answers = Answers(
+        done["prompt_lengths"], recipe.generate.max_new_tokens, recipe.generate.num_return_sequences,
+        shared_tokens=done["shared_tokens"],
+    )  # fmt: skip
     return training, answers
 
 

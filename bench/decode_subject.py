@@ -18,6 +18,7 @@ from bench.timed import TimedEngine
 from fast_ft.common import environment, gpu, gpu_rates
 from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
+from fast_ft.data.shared_start import shared_start
 from fast_ft.generate.engine import sampler as sampling
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.fused_model import FusedModel
@@ -29,7 +30,7 @@ from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import Loader
 from fast_ft.models.random_base import random_model
-from fast_ft.plan.decode_pool import Answers, PoolMemory, settle_pool
+from fast_ft.plan.decode_pool import Answers, PoolMemory, has_tiles, settle_pool
 from fast_ft.recipe import schema
 
 
@@ -103,10 +104,11 @@ class Subject:
         """A pool of the plan's shape, or of `slots`."""
         model, started = self.model, time.monotonic()
         fixed_gib = self.shape.weights_gib(load_in_4bit=True) + self.context
-        memory = PoolMemory(fixed_gib, self.options.cap or 100.0, load_in_4bit=True)
-        plan = settle_pool(
-            self.shape, Answers([len(row) for row in self.ids], new_tokens, kv_cache=kv_cache), slots, memory
-        )
+        tiles = self.options.sms is not None or has_tiles(gpu.capability() or (0, 0))  # few SMs stand for a T4
+        memory = PoolMemory(fixed_gib, self.options.cap or 100.0, load_in_4bit=True, tiles=tiles)
+        shared = shared_start({*map(tuple, self.ids)}, self.options.prefill)
+        answers = Answers([len(row) for row in self.ids], new_tokens, shared_tokens=shared, kv_cache=kv_cache)
+        plan = settle_pool(self.shape, answers, slots, memory)
         cells = round((self.options.cells or plan.cache_tokens or 0) * self.room)
         fused = FusedModel(
             model, dequantise=workspace == 0, workspace_mib=workspace or 1, kv_bits=plan.kv_bits,

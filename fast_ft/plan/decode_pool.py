@@ -12,9 +12,12 @@ from fast_ft.recipe import schema
 
 #: New tokens that a row holds in the mean: half of a long answer, for rows of all ages share the cache.
 _USUAL = 128
+PREFILL_TOKENS = 2048  #: in a pass over prompts, at most
 PAGE = 16  #: tokens of a page of the cache, of which a row leaves half a one empty
 _MOST_SLOTS = 160
-_TILE, _WORTH_TWO = 64, 112  #: products take rows 64 at a time: a step of 65 takes as long as one of 110 (measured)
+#: Where products take rows 64 at a time, a step of 65 takes as long as one of 110 (measured).
+_TILE, _WORTH_TWO = 64, 112
+_TAKES_EIGHTS = (8, 0)  #: compute capability from which kernels of our own take rows 8 at a time
 _MOST_WITHOUT_CARD = 64
 
 
@@ -60,22 +63,32 @@ class DecodePlan:
 
 @dataclass(frozen=True)
 class Answers:
-    """The prompts' token counts, and what each is answered with at most."""
+    """The prompts' token counts, and what each is answered with at most. All begin with `shared_tokens`."""
 
     prompt_tokens: Sequence[int]
     max_new_tokens: int
     candidates: int = 1
+    shared_tokens: int = 0  #: see data/shared_start.py
     pooled: bool = True  #: by our engine; else transformers answers in batches, each row with a cache of full length
     kv_cache: str = "16bit"  #: as DecodePlan's; transformers' own cache has 16 bits
 
 
 @dataclass(frozen=True)
 class PoolMemory:
-    """What a pool may take: `budget_gib`, of which the base's weights and the CUDA context hold `fixed_gib`."""
+    """What a pool may take: `budget_gib`, of which the base's weights and the CUDA context hold `fixed_gib`.
+
+    `tiles`: 4-bit products take rows 64 at a time.
+    """
 
     fixed_gib: float
     budget_gib: float
     load_in_4bit: bool
+    tiles: bool = True
+
+
+def has_tiles(capability: tuple[int, int]) -> bool:
+    """Return whether 4-bit products on a card take rows 64 at a time."""
+    return capability < _TAKES_EIGHTS
 
 
 def slots_without_card(prompt_tokens: Sequence[int], candidates: int) -> int:
@@ -91,30 +104,32 @@ def kv_bytes(shape: ModelShape, kv_cache: str) -> int:
 def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "16bit") -> float:
     """Memory of decoding beside the base: KV cache, logits of all slots, the passes over prompts (2,048 tokens each).
 
-    Passes of up to 1,024 tokens hold memory of their own, for graphs. NF4's scales are undone to 32 bits (1/16 byte a
+    Captured passes hold memory of their own beside the first ones'. NF4's scales are undone to 32 bits (1/16 byte a
     weight). LoRA's matrices, as trained and as multiplied, and a buffer for dequantised weights are 0.07 bytes a
-    weight; 0.08 are for what is lost between blocks, in expandable segments. 14.7 GiB then hold 17,500 tokens of a
+    weight; 0.05 are for what is lost between blocks, in expandable segments. 14.7 GiB then hold 17,500 tokens of a
     7B's cache.
     """
     h, m = shape.hidden_size, shape.intermediate_size
     logits = slots * shape.vocab_size * 2 * 14
-    prefill = (2048 + 1024) * 2 * (10 * h + 4 * m)
+    prefill = 2 * PREFILL_TOKENS * 2 * (10 * h + 4 * m)
     step = slots * 2 * (10 * h + 4 * m)
-    beside = shape.linear_weights * (1 / 16 + 0.15)
+    beside = shape.linear_weights * (1 / 16 + 0.12)
     return (cache_tokens * kv_bytes(shape, kv_cache) + logits + prefill + step + beside) / GIB + 0.1
 
 
 def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, memory: PoolMemory) -> DecodePlan:
     """Return a decoding pool that stays within the memory.
 
-    It has as many slots as rows of a mean prompt and an answer of 128 tokens fit the cache, 64 where a few more would,
-    and no more cache than the slots could ever fill. Weights are dequantised where that cache fits beside them.
+    It has as many slots as rows of a mean prompt and an answer of 128 tokens fit the cache, and no more cache than the
+    slots could ever fill. Where products take rows 64 at a time, it has 64 slots if a few more would fit. Weights are
+    dequantised where that cache fits beside them.
     """
     prompts, limit = answers.prompt_tokens, answers.max_new_tokens
     rows = max(1, len(prompts)) * answers.candidates
     whole = max(prompts, default=1) + limit + 16
     kind = answers.kv_cache if answers.pooled else "16bit"
-    usual = sum(prompts) / max(1, len(prompts)) + min(limit, _USUAL) + PAGE / 2
+    own = sum(prompts) / max(1, len(prompts)) - answers.shared_tokens // PAGE * PAGE
+    usual = own + min(limit, _USUAL) + PAGE / 2
 
     def cache(slots: int, held: float) -> int:
         return int((memory.budget_gib - held - pool_gib(shape, slots, 0)) * GIB / kv_bytes(shape, kind))
@@ -122,7 +137,7 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
     def most_slots(held: float) -> int:
         counts = range(min(rows, _MOST_SLOTS), 0, -1)
         most = next((n for n in counts if max(n * usual, whole) <= cache(n, held)), 1)
-        return _TILE if _TILE < most < _WORTH_TWO else most
+        return _TILE if memory.tiles and _TILE < most < _WORTH_TWO else most
 
     both = memory.fixed_gib + shape.linear_weights * 2 / GIB
     slots = wanted_slots or most_slots(memory.fixed_gib)

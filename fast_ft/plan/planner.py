@@ -11,11 +11,12 @@ from fast_ft.common import gpu, gpu_rates
 from fast_ft.common.wording import minutes_between
 from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import PreparedData
+from fast_ft.data.shared_start import shared_start
 from fast_ft.hub import download
 from fast_ft.hub.families import FamilySpec
 from fast_ft.plan import base_fits, cards, decode_time, plans
 from fast_ft.plan.constants import MEMORY
-from fast_ft.plan.decode_pool import Answers
+from fast_ft.plan.decode_pool import PREFILL_TOKENS, Answers, has_tiles
 from fast_ft.plan.micro_batches import share
 from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted
 from fast_ft.plan.training_work import Training, takes_flash
@@ -44,7 +45,12 @@ def settle(
         step_lengths(recipe, prepared),
         answers(recipe, prepared, family),
         wanted(recipe, family),
-        Machine(memory, card.expected if card is not None else None, world_size),
+        Machine(
+            memory,
+            card.expected if card is not None else None,
+            world_size,
+            tiles=card is None or has_tiles(card.capability),
+        ),
     )
 
 
@@ -166,6 +172,7 @@ def answers(recipe: Recipe, prepared: PreparedData, family: FamilySpec) -> Answe
         [len(ids) for ids in prepared.prompt_ids],
         recipe.generate.max_new_tokens,
         recipe.generate.num_return_sequences,
+        shared_tokens=0 if any(family.windows) else shared_start({*map(tuple, prepared.prompt_ids)}, PREFILL_TOKENS),
         pooled=family.general is None,
         kv_cache=recipe.generate.kv_cache,
     )

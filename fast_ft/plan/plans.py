@@ -119,12 +119,13 @@ class Wanted:
 class Machine:
     """What a plan is made for: memory in GiB that a process may take, its CUDA context included, and a card's rates.
 
-    None for both is a CPU. `world_size` processes train together, each on such a card.
+    None for both is a CPU. `world_size` processes train together, each on such a card. `tiles`: as PoolMemory's.
     """
 
     memory_gib: float | None = None
     rates: Rates | None = None
     world_size: int = 1
+    tiles: bool = True
 
 
 def settle(
@@ -152,6 +153,7 @@ def settle(
         fixed_gib=shape.weights_gib(load_in_4bit=training.load_in_4bit) + MEMORY["context_gib"],
         budget_gib=machine.memory_gib * _FOR_ANSWERS,
         load_in_4bit=training.load_in_4bit,
+        tiles=machine.tiles,
     )
     decode = settle_pool(shape, answers, wanted.generation_batch, memory)
     plan = replace(plan, memory_gib=machine.memory_gib)

@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from fast_ft.common.errors import InputError
+from fast_ft.data.shared_start import shared_start
 from fast_ft.generate.engine import scheduler as engine_scheduler
 from fast_ft.generate.engine.block_manager import PAGE, BlockManager, pages_for
-from fast_ft.generate.engine.scheduler import BURST, Admission, Scheduler, shapes, shared_start
+from fast_ft.generate.engine.scheduler import BURST, Admission, Scheduler, shapes
 from fast_ft.generate.engine.sequence import Sequence
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fast_ft.generate.engine.block_manager import PAGE
 
-
 _COPIED = 256  #: cells at a time, of all layers: a 7B's take 64 MiB on their way
 
 

@@ -18,6 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from fast_ft.common.errors import InputError
+from fast_ft.data.shared_start import shared_start
 from fast_ft.generate.engine.block_manager import PAGE, BlockManager, pages_for
 from fast_ft.generate.engine.sequence import Sequence
 
@@ -32,7 +33,6 @@ _SMALLEST = 4  #: slots
 #: answers are often alone.
 _EIGHTS = (96, 64, 48, 32, 24, 16, 8, 2)
 _GROUPS = 8  #: of sequences that are admitted at once fill the slots
-_WORTH = 8  #: prompts share a prefix where that saves at least an eighth of the tokens that prefill computes
 
 
 @dataclass(frozen=True)
@@ -189,19 +189,6 @@ def shapes(slots: int, *, planes: bool) -> list[int]:
     while (fewer := (found[-1] + 1) // 2) >= _SMALLEST:
         found.append(fewer)
     return found
-
-
-def shared_start(prompts: Collection[tuple[int, ...]], most: int) -> int:
-    """Return with how many tokens, at most `most`, all of these different prompts begin that are worth sharing.
-
-    Each prompt keeps a token of its own, whose logits are wanted.
-    """
-    if len(prompts) < 2:
-        return 0
-    one, other = min(prompts), max(prompts)  # these two differ first
-    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
-    alike = min(alike, most, min(map(len, prompts)) - 1)
-    return alike if alike * (len(prompts) - 1) * _WORTH >= sum(map(len, prompts)) else 0
 
 
 def _room(sequence: Sequence) -> int:
