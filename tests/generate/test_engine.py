@@ -493,7 +493,7 @@ def test_a_shared_prefix_changes_no_draw(
         return [Sequence(prompt, 8, key=10 * i + c) for i, prompt in enumerate(asked) for c in range(3)]
 
     with monkeypatch.context() as apart:
-        apart.setattr(scheduler, "_WORTH", 0)
+        apart.setattr("fast_ft.data.shared_start._WORTH", 0)
         pool = pool_of(fused, HOT, slots=7, pages=100)
         expected, expected_others = answers(pool, rows(asked)), answers(pool, rows(others))
     pool = pool_of(fused, HOT, slots=7, pages=100)

@@ -31,7 +31,7 @@ def drawn(draw: random.Random, begin: list[int]) -> list[Sequence]:
 @pytest.mark.parametrize("shared", [0, 7, 28, 32, 45])
 @pytest.mark.parametrize("seed", range(20))
 def test_all_sequences_end_within_slots_and_pages(seed: int, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_scheduler, "_WORTH", 1 << 20)
+    monkeypatch.setattr("fast_ft.data.shared_start._WORTH", 1 << 20)
     monkeypatch.setattr(engine_scheduler, "AHEAD", 1)  # so that sequences are preempted, too
     draw = random.Random(seed)
     slots, spare = draw.randint(1, 9), draw.randint(0, 12)

@@ -29,8 +29,8 @@ BURST = 8  #: steps between two looks at the tokens
 AHEAD = 32
 _SMALLEST = 4  #: slots
 #: Slots of steps whose 4-bit weights are decoded in registers. On an H200 a step of 63 slots takes 6 ms, one of 32
-#: slots 4.5 and one of 8 slots 3.4; steps of 56 and 40 slots save less than their captures cost. The last of long
-#: answers are often alone.
+#: slots 4.5 and one of 8 slots 3.4. Steps of 56 and 40 slots saved less than their captures cost, so each shape has a
+#: fifth fewer slots than the one before, or less. The last of long answers are often alone.
 _EIGHTS = (96, 64, 48, 32, 24, 16, 8, 2)
 _GROUPS = 8  #: of sequences that are admitted at once fill the slots
 
@@ -184,7 +184,7 @@ def shapes(slots: int, *, planes: bool) -> list[int]:
     Products of few rows are compiled for eights of rows, so these are the same in every run.
     """
     if planes:
-        return [slots, *(few for few in _EIGHTS if few < slots)]
+        return [slots, *(few for few in _EIGHTS if 5 * few <= 4 * slots)]
     found = [slots]
     while (fewer := (found[-1] + 1) // 2) >= _SMALLEST:
         found.append(fewer)
