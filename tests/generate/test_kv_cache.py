@@ -21,7 +21,7 @@ from fast_ft.generate.engine.model_runner import EngineConfig
 from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.hub.families import ModelShape
-from fast_ft.plan.decode_pool import Answers, DecodePlan, PoolMemory, kv_bytes, settle_pool
+from fast_ft.plan.decode_pool import Answers, DecodePlan, PoolMemory, has_tiles, kv_bytes, settle_pool
 from fast_ft.plan.plans import RunPlan, TrainPlan
 from fast_ft.recipe import schema
 from tests.generate.test_engine import HOT, kind_of, tuned
@@ -173,3 +173,17 @@ def test_plan_json_says_the_kind_of_cache_and_the_recipe_may_change_it() -> None
 def test_the_check_against_the_model_allows_for_8_bits() -> None:
     assert parity.allowed("float16", "16bit") == 0.02
     assert 0.02 < parity.allowed("float32", "8bit") < 0.06, "a wrong mask shows as a tenth of a nat"
+
+
+def test_prompts_that_begin_alike_leave_room_for_more_slots() -> None:
+    """28 shared tokens are a whole page that no slot holds for itself; 12 more are copied to each."""
+    prompts, gib = [133] * 150, LLAMA.weights_gib(load_in_4bit=True) + 0.75
+
+    def slots(shared: int, capability: tuple[int, int]) -> int:
+        memory = PoolMemory(gib, 14.7, load_in_4bit=True, tiles=has_tiles(capability))
+        return settle_pool(LLAMA, Answers(prompts, 1024, shared_tokens=shared), None, memory).slots
+
+    newer = {shared: slots(shared, (8, 0)) for shared in (0, 15, 16, 28, 100)}
+    assert newer[0] == newer[15] < newer[16] == newer[28] < newer[100]
+    assert newer[28] / newer[0] == pytest.approx((133 + 128 + 8) / (133 - 16 + 128 + 8), abs=0.02)
+    assert 64 < newer[28] < 112 and slots(28, (7, 5)) == 64, "65 slots take as long as 110 on a T4"
