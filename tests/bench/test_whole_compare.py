@@ -16,33 +16,31 @@ from bench.__main__ import figures_of
 from fast_ft.common.errors import InputError
 
 
-def result(**seconds: float) -> dict[str, Any]:
-    runs = []
-    for name, value in seconds.items():
-        way, turn = name.rsplit("_", 1)
-        runs.append({"way": way.replace("_unsloth", "-unsloth"), "turn": turn, "pred_seconds": value, "answers": 150})
+def result(*runs: tuple[str, str, float]) -> dict[str, Any]:
+    """A result of these runs: way, turn, seconds to pred.json."""
     return {
-        "kind": "whole", "environment": {"gpu": {"name": "NVIDIA H200"}}, "peer": "unsloth-budget", "limit": 64,
-        "peer_settings": "Unsloth, so", "settings": {"schedule_steps": 26}, "runs": runs,
+        "kind": "whole", "environment": {"gpu": {"name": "NVIDIA H200"}}, "limit": 64,
+        "peers": {"one": "Unsloth, so", "two": "Unsloth, other"}, "settings": {"schedule_steps": 26},
+        "runs": [{"way": way, "turn": turn, "pred_seconds": s, "answers": 150} for way, turn, s in runs],
     }  # fmt: skip
 
 
 def test_a_peers_time_over_ours_the_first_and_the_second_time() -> None:
     given = result(
-        fast_ft_cold=40.0, fast_ft_warm=30.0, fast_ft_unsloth_cold=80.0, fast_ft_unsloth_warm=60.0, peer_cold=100.0,
-        peer_warm=90.0,
+        ("fast_ft", "cold", 40.0), ("fast_ft", "warm", 28.0), ("fast_ft-unsloth", "cold", 80.0),
+        ("fast_ft-unsloth", "warm", 60.0), ("one", "cold", 100.0), ("one", "warm", 95.0), ("two", "cold", 120.0),
+        ("two", "warm", 90.0), ("fast_ft", "warm", 32.0),
     )  # fmt: skip
     found = figures_of(given)
     assert {name: value for name, (value, _) in found.items()} == {
         "run.h200.vs_best_peer_cold": 2.5, "run.h200.vs_best_peer": 3.0,
         "run.h200.unsloth_layers_vs_best_peer_cold": 1.25, "run.h200.unsloth_layers_vs_best_peer": 1.5,
     }  # fmt: skip
-    assert (
-        "Unsloth, so" in found["run.h200.vs_best_peer"][1]
-        and "26 steps and 150 answers" in found["run.h200.vs_best_peer"][1]
-    )
-    assert set(figures_of(result(fast_ft_cold=1.0, peer_cold=2.0))) == {"run.h200.vs_best_peer_cold"}
-    assert figures_of(result(fast_ft_cold=1.0)) == {}
+    assert "one (Unsloth, so), the fastest of 2 peers" in found["run.h200.vs_best_peer_cold"][1]
+    assert "two (Unsloth, other), the fastest of 2 peers" in found["run.h200.vs_best_peer"][1]
+    assert "26 steps and 150 answers" in found["run.h200.vs_best_peer"][1]
+    assert set(figures_of(result(("fast_ft", "cold", 1.0), ("one", "cold", 2.0)))) == {"run.h200.vs_best_peer_cold"}
+    assert figures_of(result(("fast_ft", "cold", 1.0))) == {}
 
 
 def test_a_command_is_timed_to_its_adapter_and_to_its_answers(tmp_path: Path) -> None:
