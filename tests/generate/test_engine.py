@@ -506,6 +506,41 @@ def test_a_shared_prefix_changes_no_draw(
     assert answers(pool, rows(asked)) == expected
 
 
+def test_passes_are_captured_once_each_while_sequences_wait(
+    fused: FusedModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pass is launched at once; then a burst captures at most one, and none when nobody waits any more."""
+    monkeypatch.setattr(fused, "ops", PACKS)
+    pool = pool_of(fused, slots=2, pages=100, prefill_tokens=64)
+    events: list[Any] = []
+    prefill, forward, decode = pool.runner._prefill, fused.forward, pool.decode
+    graphs = SimpleNamespace(capture_ahead=lambda work: events.append(work.__self__))
+
+    def recorded(burst: Burst) -> None:
+        events.append(burst)
+        decode(burst)
+        events.append("burst ends")
+
+    def rows() -> list[Sequence]:
+        return [Sequence(prompt, 30) for prompt in prompts[:9]]
+
+    expected = answers(pool_of(fused, slots=2, pages=100, prefill_tokens=64), rows())
+    monkeypatch.setattr(prefill, "graphs", graphs)
+    monkeypatch.setattr(pool, "decode", recorded)
+    monkeypatch.setattr(fused, "forward", lambda *given, **more: (events.append("pass"), forward(*given, **more))[1])
+    assert answers(pool, rows()) == expected
+    captured = [each for each in events if hasattr(each, "tokens")]
+    assert events[0] == "pass", "nothing is captured before the card has work"
+    assert len({id(each) for each in captured}) == len(captured), "each is captured once"
+    assert {each.tokens for each in captured} == set(prefill.sizes)
+    in_bursts = 0
+    for start in (index for index, each in enumerate(events) if isinstance(each, Burst)):
+        within = [each for each in events[start : events.index("burst ends", start)] if each in captured]
+        in_bursts += len(within)
+        assert len(within) <= events[start].others_wait
+    assert in_bursts >= 4
+
+
 def test_a_pass_of_fixed_size_holds_64_prompts_and_their_prefix(model: Any) -> None:
     """One prompt more is attended to prompt by prompt; the answers are the same."""
     fused, sizes = FusedModel(model), list[int]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -25,7 +26,6 @@ class Graphs:
         self.count = 0
         self.watch = Stopwatch()
         self._memory: Any = None
-        self._aside: torch.cuda.Stream | None = None
 
     def capture(self, work: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output] | None:
         """Return (the graph, what `work` returned in it), or None where it cannot be captured. Nothing has run then.
@@ -53,9 +53,7 @@ class Graphs:
         """
         if not self.works:
             return None
-        graph, stream = torch.cuda.CUDAGraph(), _limited()
-        if stream is None:
-            stream = self._aside = self._aside or torch.cuda.Stream()
+        graph, stream = torch.cuda.CUDAGraph(), _limited() or _aside()
         try:
             with torch.cuda.stream(stream):
                 graph.capture_begin(pool=self._memory)
@@ -72,6 +70,12 @@ class Graphs:
         self._memory = graph.pool()
         self.count += 1
         return graph
+
+
+@functools.cache
+def _aside() -> torch.cuda.Stream:
+    """Return the stream on which work is captured ahead: one in a process, since cuBLAS keeps 32 MiB for each."""
+    return torch.cuda.Stream()
 
 
 def _limited() -> torch.cuda.Stream | None:

@@ -129,7 +129,10 @@ class ModelRunner:
             self._mark_seen(sequences)
             self._run_steps(burst.slots, min(columns, (width - _TABLE) * PAGE), steps)
             self.steps += steps
-            self._capture_ahead(burst.then)
+            if burst.others_wait:
+                self._prefill.capture_ahead()
+            else:
+                self._capture_ahead(burst.then)
             chunk = self.chunk[: len(sequences), :steps].tolist()
         return [[token for token in tokens if token >= 0] for tokens in chunk]
 

@@ -38,19 +38,21 @@ class Prefill:
 
     Such a pass has one of a few numbers of tokens, filled up with padding that goes to page 0. The first pass of each
     run is launched as it is, so that the card has work at once; each later one, and what is used a second time, is
-    captured while the card computes. A host needs 37 ms and more to launch a pass, and the card as long for 1,400
-    tokens of a 7B on an H200.
+    captured first, or was captured while the card computed other things. A host needs 37 ms and more to launch or to
+    capture a pass, and the card as long for 1,400 tokens of a 7B on an H200.
     """
 
     def __init__(self, model: FusedModel, cache: KVCache, graphs: Graphs, *, most: int) -> None:
         self.model, self.cache, self.graphs, self.most = model, cache, graphs, most
         self.sizes = [most * eighths // 8 for eighths in (1, 2, 4, 5, 6, 7, 8)] if model.ops.PACKED else []
-        self._sized: dict[tuple[int, int, int], _Sized] = {}
+        self._sized: dict[tuple[int, ...], _Sized] = {}
+        self._shared = 0  #: tokens of the prefix that the last passes had
 
     def run(self, admission: Admission, logits_SV: Tensor) -> None:
         """Write keys and values of the sequences' tokens, and the logits after the last of sequence i to row i."""
         device, rows, prefix = self.model.device, admission.sequences, admission.prefix
-        cut = passes(rows, self.most, prefix.length(), fills=admission.fills)
+        self._shared = prefix.length()
+        cut = passes(rows, self.most, self._shared, fills=admission.fills)
         # All of the host's other work comes first, so that it launches as fast as it can.
         for index, one in enumerate([_Pass(self.model, self.cache, rows, parts, prefix) for parts in cut]):
             if self.sizes and one.packs and len(one.last) <= _PARTS:
@@ -64,10 +66,18 @@ class Prefill:
             if one.row:
                 logits_SV.index_copy_(0, _tensor(one.row, device), logits[_tensor(one.of_row, device)])
 
+    def capture_ahead(self) -> None:
+        """Capture one more of the passes that sequences which wait will likely need: those of short prompts."""
+        likely = (self._sized_for(tokens, min(tokens, _LONGEST), self._shared) for tokens in self.sizes)
+        if untried := next((each for each in likely if not each.is_tried), None):
+            untried.capture()
+
     def _of_size(self, one: _Pass) -> _Sized:
         tokens = next(size for size in self.sizes if size >= len(one.ids))
         longest = min(tokens, _LONGEST) if max(one.lengths) <= _LONGEST else tokens
-        shape = tokens, longest, len(one.shared)
+        return self._sized_for(tokens, longest, len(one.shared))
+
+    def _sized_for(self, *shape: int) -> _Sized:
         if shape not in self._sized:
             self._sized[shape] = _Sized(self.model, self.cache, self.graphs, *shape)
         return self._sized[shape]
@@ -183,14 +193,18 @@ class _Sized:
             values = some + [0] * (len(to) - len(some))
             to.copy_(_on_host(values, to.device, to.dtype), non_blocking=True)
         if not self.is_tried and (self.is_used or not is_first):
-            self.is_tried = True
-            self.captured = self.graphs.capture_ahead(self._logits)
+            self.capture()
         self.is_used = True
         if self.captured is None:
             return self._logits()
         graph, logits = self.captured
         graph.replay()
         return logits
+
+    def capture(self) -> None:
+        """Capture the pass, once; where that does not succeed, it is launched each time."""
+        self.is_tried = True
+        self.captured = self.graphs.capture_ahead(self._logits)
 
     def _logits(self) -> Tensor:
         return self.model.logits(self.model.forward(self.ids_T, self.position_T, self._attend, keep_P=self.last_P))

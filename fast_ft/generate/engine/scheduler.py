@@ -53,13 +53,15 @@ class Admission:
 class Burst:
     """What to do next: make `steps` tokens for each of these sequences, in steps of `slots` slots.
 
-    `then` is the number of slots that later steps will likely have, if it is another one.
+    `then` is the number of slots that later steps will likely have, if it is another one; while sequences wait for a
+    slot (`others_wait`), it is not.
     """
 
     sequences: list[Sequence]
     steps: int
     slots: int
     then: int | None = None
+    others_wait: bool = False
 
 
 class Scheduler:
@@ -121,7 +123,7 @@ class Scheduler:
         self._make_room(steps)
         shape = slots or self.shape_for(len(self.live))
         fewer = None if self.waiting or slots else next((few for few in self.shapes if few < shape), None)
-        return Burst(self.live, steps, shape, then=fewer)
+        return Burst(self.live, steps, shape, then=fewer, others_wait=bool(self.waiting))
 
     def is_finished(self, sequence: Sequence) -> bool:
         """Return whether a sequence has ended, by an end token or at its limit."""
