@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(options: argparse.Namespace, work: Path, result: dict[str, Any]) -> None:
     """Measure both programs; `result` is written after each part, so that what was measured is kept."""
     trees = {"former": options.former.resolve(), "now": machine.ROOT}
-    for module in (host_share, step_profile):
-        shutil.copy(str(module.__file__), trees["former"] / "bench")
+    for name in ("host_share.py", "step_profile.py", "process.py"):  # both sides are timed by the same lines
+        shutil.copy(trees["now"] / "bench" / name, trees["former"] / "bench")
     caches = {name: os.environ.get(name, str(work / name)) for name in CACHES}
     result |= {"emulate": options.emulate, "steps": [], "commands": [], "failed": []}
     jobs = [(way, program) for way in options.ways.split(",") for _ in range(options.rounds) for program in PROGRAMS]
