@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,19 @@ def test_a_command_of_its_own_looks_seldom() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) >= 100_000
+
+
+def test_what_a_program_leaves_is_not_looked_through_but_its_temporary_folders_go(tmp_path: Path) -> None:
+    code = (
+        "import atexit, gc, sys, tempfile; "
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 1000)); "  # called last
+        "from fast_ft.cli import main; "
+        "main.main = lambda: globals().update(kept=tempfile.TemporaryDirectory(dir=sys.argv[1])) or 0; "
+        "sys.exit(main.own_process())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"] and not done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_compiler_is_off_within_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,8 @@ def test_the_planned_pool_is_the_pool_and_fixed_seconds_are_few(base: Path, tmp_
         assert answering["batch_size"] == min(planned["generation_batch"], answering["answers"])
         assert answering["cache_tokens"] == planned["cache_tokens"] // 16 * 16
         parts = answering["seconds_by"]
-        assert {"loading", "set_up", "checks", "captures", "prefill", "steps"} <= parts.keys()
+        # captures cost no seconds of their own: the card computes meanwhile
+        assert {"loading", "set_up", "checks", "prefill", "steps"} <= parts.keys() and parts.get("captures", 0) < 0.2
         assert abs(sum(parts.values()) - answering["seconds"]) < 0.1
         print(name, parts)
     fixed = sum(seconds for part, seconds in parts.items() if part not in ("loading", "prefill", "steps"))
