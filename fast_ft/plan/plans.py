@@ -6,6 +6,7 @@ plan.json and obeyed when the run is resumed. The effective batch, the order of 
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,8 +201,9 @@ class _Costs:
             return fixed + memory_model.pass_gib(self.shape, self.training, wide, recomputed, capture=capture)
 
         largest = max((sum(own) for shares in self.shares.values() for own in shares), default=1)
-        counts = range(largest, self.training.longest, -_FINER)
-        room = next((n for n in counts if gib(width(n, capture=capture)) <= self.budget), self.training.longest)
+        counts = range(largest, self.training.longest, -_FINER)  # fewer tokens never take more memory
+        fits = bisect.bisect_left(counts, True, key=lambda n: gib(width(n, capture=capture)) <= self.budget)
+        room = counts[fits] if fits < len(counts) else self.training.longest
         made = replace(plan, most_tokens=room, recompute_layers=recomputed, capture=capture)
         widths = {step: [widths_of(made, own) for own in shares] for step, shares in self.shares.items()}
         looked = Counter(self.steps[:: max(1, len(self.steps) // _LOOKED_AT)])

@@ -11,7 +11,7 @@ import pytest
 
 from fast_ft.common.errors import InputError
 from fast_ft.hub.families import GIB, FamilySpec, ModelShape
-from fast_ft.plan import cards
+from fast_ft.plan import cards, memory_model
 from fast_ft.plan.cost_model import pass_seconds
 from fast_ft.plan.decode_pool import Answers, DecodePlan
 from fast_ft.plan.memory_model import fixed_gib, pass_gib
@@ -122,6 +122,27 @@ def test_a_plan_stays_within_its_memory() -> None:
         assert made.memory_gib == gib
         assert made.train_gib <= 0.98 * gib
         assert pool(gib).slots == 1 or pool(gib).gib < 0.97 * gib
+
+
+def test_the_largest_pass_that_fits_is_found_in_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 130,000 tokens was looked at in steps of eight tokens, once for each choice."""
+    looked: list[int] = []
+    taken = memory_model.pass_gib
+
+    def counted(shape: ModelShape, training: Training, tokens: int, *given: Any, **named: Any) -> float:
+        looked.append(tokens)
+        return taken(shape, training, tokens, *given, **named)
+
+    monkeypatch.setattr(memory_model, "pass_gib", counted)
+    many = replace(TRAINING, rows=128, longest=2048)
+    answers, wanted = Answers([41], 64), Wanted(capture=False)
+    made = settle(LLAMA, many, [[1024] * 128], answers, wanted, Machine(80.0, H200)).train
+    assert len(looked) < 33 * 20
+    assert made.most_tokens is not None and 2048 < made.most_tokens < 128 * 1024
+    gib = [
+        fixed_gib(LLAMA, many) + taken(LLAMA, many, made.most_tokens + more, made.recompute_layers) for more in (0, 8)
+    ]
+    assert gib[0] <= 0.98 * 80 < gib[1], "eight tokens more would not fit"
 
 
 def test_what_the_recipe_fixes_stays() -> None:
