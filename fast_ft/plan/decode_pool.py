@@ -120,14 +120,15 @@ def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "
 def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, memory: PoolMemory) -> DecodePlan:
     """Return a decoding pool that stays within the memory.
 
-    It has as many slots as rows of a mean prompt and an answer of 128 tokens fit the cache, and no more cache than the
-    slots could ever fill. Where products take rows 64 at a time, it has 64 slots if a few more would fit. Weights are
-    dequantised where that cache fits beside them.
+    It has as many slots as rows of a mean prompt and an answer of 128 tokens fit the cache, beside the tokens that all
+    prompts share, and no more cache than the slots could ever fill. Where products take rows 64 at a time, it has 64
+    slots if a few more would fit. Weights are dequantised where that cache fits beside them.
     """
     prompts, limit = answers.prompt_tokens, answers.max_new_tokens
     rows = max(1, len(prompts)) * answers.candidates
     whole = max(prompts, default=1) + limit + 16
     kind = answers.kv_cache if answers.pooled else "16bit"
+    shared = -(-answers.shared_tokens // PAGE) * PAGE  # of which no row holds the whole pages
     own = sum(prompts) / max(1, len(prompts)) - answers.shared_tokens // PAGE * PAGE
     usual = own + min(limit, _USUAL) + PAGE / 2
 
@@ -136,7 +137,7 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
 
     def most_slots(held: float) -> int:
         counts = range(min(rows, _MOST_SLOTS), 0, -1)
-        most = next((n for n in counts if max(n * usual, whole) <= cache(n, held)), 1)
+        most = next((n for n in counts if max(shared + n * usual, whole) <= cache(n, held)), 1)
         return _TILE if memory.tiles and _TILE < most < _WORTH_TWO else most
 
     both = memory.fixed_gib + shape.linear_weights * 2 / GIB

@@ -187,3 +187,14 @@ def test_prompts_that_begin_alike_leave_room_for_more_slots() -> None:
     assert newer[0] == newer[15] < newer[16] == newer[28] < newer[100]
     assert newer[28] / newer[0] == pytest.approx((133 + 128 + 8) / (133 - 16 + 128 + 8), abs=0.02)
     assert 64 < newer[28] < 112 and slots(28, (7, 5)) == 64, "65 slots take as long as 110 on a T4"
+
+
+@pytest.mark.parametrize("shared", [500, 2000])
+def test_a_planned_pool_has_room_for_the_shared_tokens_too(shared: int) -> None:
+    """Once, beside the usual tokens of all slots."""
+    own, answered = 105, 128 + PAGE // 2
+    memory = PoolMemory(LLAMA.weights_gib(load_in_4bit=True) + 0.75, 14.7, load_in_4bit=True, tiles=False)
+    made = settle_pool(LLAMA, Answers([shared + own] * 150, 1024, shared_tokens=shared), None, memory)
+    assert made.cache_tokens is not None
+    taken = -(-shared // PAGE) * PAGE + made.slots * (own + shared % PAGE + answered)
+    assert taken <= made.cache_tokens < taken + 2 * (own + shared % PAGE + answered)
