@@ -542,20 +542,37 @@ def test_passes_are_captured_once_each_while_sequences_wait(
 
 
 def test_a_pass_of_fixed_size_holds_64_prompts_and_their_prefix(model: Any) -> None:
-    """One prompt more is attended to prompt by prompt; the answers are the same."""
-    fused, sizes = FusedModel(model), list[int]()
+    """One prompt more gets a pass of its own; the answers are the same."""
+    fused, sizes = FusedModel(model), set[int]()
 
     def packed_attention(q: torch.Tensor, *given: Any) -> Any:
-        sizes.append(len(q))
+        sizes.add(len(q))
         return in_rows(q, *given)
 
+    fused.ops = SimpleNamespace(**vars(PACKS) | {"packed_attention": packed_attention})
     made = []
-    for count in (64, 65):
-        fused.ops = SimpleNamespace(**vars(PACKS) | {"packed_attention": packed_attention})
+    for count, expected in ((64, {80}), (65, {80, 20})):
         rows = [Sequence([*BEGIN[:5], 100 + index], 3) for index in range(count)]
         made.append(answers(pool_of(fused, slots=65, pages=100, prefill_tokens=160), rows)[:64])
-        assert set(sizes) == {80}, "those of the first run"
+        assert sizes == expected
     assert made[0] == made[1]
+
+
+def test_a_long_prefix_takes_no_more_memory_than_a_pass_has(model: Any) -> None:
+    """Its keys lie side by side once for each prompt: a pass of 64 prompts behind 2,048 tokens held 130,000 of them."""
+    fused, keys = FusedModel(model), list[int]()
+
+    def packed_attention(q: torch.Tensor, k: torch.Tensor, *given: Any) -> Any:
+        keys.append(len(k))
+        return in_rows(q, k, *given)
+
+    prefix, most = [3 + 7 * place % 2000 for place in range(130)], 160
+    asked = [[*prefix, 100 + index, *range(50, 53)] for index in range(24)]
+    expected = answers(pool_of(fused, slots=24, pages=300, prefill_tokens=most), [Sequence(row, 4) for row in asked])
+    fused.ops = SimpleNamespace(**vars(PACKS) | {"packed_attention": packed_attention})
+    pool = pool_of(fused, slots=24, pages=300, prefill_tokens=most)
+    assert answers(pool, [Sequence(row, 4) for row in asked]) == expected
+    assert len(pool.scheduler.prefix.prompt) == 130 and max(keys) <= 5 * most
 
 
 def test_a_cache_that_has_room_for_the_longest_row_alone_shares_nothing(
@@ -607,6 +624,8 @@ def test_passes_hold_every_token_once_and_no_more_than_fit() -> None:
         assert not fills or not cut[0][0].rows, "the prefix comes before all that attends to it"
         for one in cut:
             assert 0 < sum(part.stop - part.start for part in one) <= most
+            prompts = sum(bool(part.rows) for part in one)
+            assert prompts <= 64 and (prompts == 1 or prompts * shared <= 4 * most)
             for part in one:
                 for index in part.rows:
                     found[index] += range(part.start, part.stop)

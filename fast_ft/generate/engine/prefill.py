@@ -24,12 +24,11 @@ from fast_ft.generate.engine.cuda_graphs import Graphs
 from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
-from fast_ft.generate.engine.prefill_passes import Part, passes
+from fast_ft.generate.engine.prefill_passes import Part, most_prompts, passes
 from fast_ft.generate.engine.scheduler import Admission
 from fast_ft.generate.engine.sequence import Sequence
 
-_PARTS = 64  #: prompts in a pass of fixed size, at most
-_LONGEST = 512  #: tokens of the longest prompt for which such a pass is made; longer ones get passes of their own
+_LONGEST = 512  #: tokens of the longest prompt for which a pass of fixed size is made; longer ones get their own
 _PADDING = 256  #: tokens of padding that stand for one prompt
 
 
@@ -55,7 +54,7 @@ class Prefill:
         cut = passes(rows, self.most, self._shared, fills=admission.fills)
         # All of the host's other work comes first, so that it launches as fast as it can.
         for index, one in enumerate([_Pass(self.model, self.cache, rows, parts, prefix) for parts in cut]):
-            if self.sizes and one.packs and len(one.last) <= _PARTS:
+            if self.sizes and one.packs:
                 logits = self._of_size(one).run(one, is_first=not index)
             else:
                 keep_P = _tensor(one.last or [0], device)
@@ -79,7 +78,8 @@ class Prefill:
 
     def _sized_for(self, *shape: int) -> _Sized:
         if shape not in self._sized:
-            self._sized[shape] = _Sized(self.model, self.cache, self.graphs, *shape)
+            prompts = most_prompts(self.most, shape[-1])
+            self._sized[shape] = _Sized(self.model, self.cache, self.graphs, *shape, prompts)
         return self._sized[shape]
 
 
@@ -155,17 +155,17 @@ class _Sized:
     """Passes of one size, whose parts are the prefix and whole prompts; one kernel attends to all of them."""
 
     def __init__(
-        self, model: FusedModel, cache: KVCache, graphs: Graphs, tokens: int, longest: int, shared: int
+        self, model: FusedModel, cache: KVCache, graphs: Graphs, tokens: int, longest: int, shared: int, prompts: int
     ) -> None:
         def zeros(count: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(count, dtype=dtype, device=model.device)
 
         self.model, self.cache, self.graphs, self.tokens, self.longest = model, cache, graphs, tokens, longest
         self.ids_T, self.position_T, self.cell_T = (zeros(tokens) for _ in range(3))
-        self.last_P = zeros(_PARTS)
-        self.starts = zeros(1 + _PARTS + tokens // _PADDING + 2, torch.int32)  # the prefix's, too
+        self.last_P = zeros(prompts)
+        self.starts = zeros(1 + prompts + tokens // _PADDING + 2, torch.int32)  # the prefix's, too
         # Keys are those of the prefix and then the pass's; each prompt's, one after the other, are at:
-        self.shared_T, self.key_K = zeros(shared), zeros(tokens + _PARTS * shared if shared else 0)
+        self.shared_T, self.key_K = zeros(shared), zeros(tokens + prompts * shared if shared else 0)
         self.key_starts = zeros(len(self.starts), torch.int32) if shared else self.starts
         self.captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
         self.is_tried = self.is_used = False  #: whether it was to be captured, whether it has run
