@@ -19,12 +19,18 @@ def _finals(result: dict[str, Any]) -> int:
     return min((ways.count(way) for way in set(ways)), default=0)
 
 
+def _commands(result: dict[str, Any]) -> int:
+    runs = [(run["way"], run["turn"]) for run in result["runs"]]
+    return min((runs.count(run) for run in set(runs)), default=0)
+
+
 #: How often a kind of result ran what its figures of time are of. Kinds that measure no time are left out.
 TIMED: dict[str, Callable[[dict[str, Any]], int]] = {
     "decode": _fixed,
     "decode-cpu": lambda result: len(result["runs"]),
     "peers": _finals,
-    **dict.fromkeys(("train", "run", "whole", "start", "export", "recipe", "sweep-cards", "sweep-pocket"), lambda _: 1),
+    "whole": _commands,
+    **dict.fromkeys(("train", "run", "start", "export", "recipe", "sweep-cards", "sweep-pocket"), lambda _: 1),
 }
 OTHERS = ("published-t4",)  #: measured by others, who are named with their sources
 

@@ -85,6 +85,11 @@ def test_a_comparison_with_others_lacks_nothing() -> None:
         ({"kind": "smollm", "commit": "0123456; None"}, ["a commit"]),
         ({"kind": "run", "commit": "0123456"}, ["a second run"]),
         ({"backend": "peft"}, ["a commit", "a second run"]),
+        ({"kind": "whole", "commit": "0123456", "runs": [{"way": "a", "turn": t} for t in ("cold", "warm") * 2]}, []),
+        (
+            {"kind": "whole", "commit": "0123456", "runs": [{"way": way, "turn": "warm"} for way in ("a", "b", "a")]},
+            ["a second run"],
+        ),
         ({"kind": "decode", "commit": "0123456", "measurements": [{"name": "fixed", "tokens": 1}] * 2}, []),
         ({"kind": "decode", "commit": "0123456", "measurements": [{"name": "fixed", "tokens": 1}]}, ["a second run"]),
         ({"kind": "peers", "commit": "0123456", "setups": {"whole": {"finals": [{"way": "a"}, {"way": "b"}] * 2}}}, []),
