@@ -12,7 +12,7 @@ import torch
 
 from fast_ft.common.errors import InputError
 from fast_ft.generate import parity
-from fast_ft.generate.engine import kernel_checks, kernel_compare, ops_torch
+from fast_ft.generate.engine import attention_compare, kernel_checks, ops_torch
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache, dequantised, quantised, spreading
@@ -132,9 +132,11 @@ def test_kernels_for_8_bits_are_compared_too(monkeypatch: pytest.MonkeyPatch) ->
 def test_compared_attention_lies_within_the_values(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It did not while the scales of keys and values were mixed up: its rounding alone was over what is allowed."""
     seen: list[list[torch.Tensor]] = []
-    monkeypatch.setattr(kernel_compare, "_refuse_difference", lambda kind, what, expected, found: seen.append(expected))
-    values = kernel_compare._Cells(kind_of(kv_bits=16))._held[1].abs().max()
-    kernel_compare.layer(kind_of(kv_bits=bits), ops_torch)["attention over pages, 1 programs a head"]()
+    monkeypatch.setattr(
+        attention_compare, "refuse_difference", lambda kind, what, expected, found: seen.append(expected)
+    )
+    values = attention_compare._Cells(kind_of(kv_bits=16))._held[1].abs().max()
+    attention_compare.attention(kind_of(kv_bits=bits), ops_torch)["attention over pages, parts a head: 1"]()
     (mixed,) = seen
     assert len(mixed) == 2 and all(0.5 < each.abs().max() <= 1.01 * values for each in mixed)
 

@@ -41,7 +41,7 @@ def test_the_start_up_check_of_a_t4_runs_no_first_half_of_a_product(monkeypatch:
     from types import ModuleType
     from typing import Any
 
-    from fast_ft.generate.engine import kernel_compare, ops_torch
+    from fast_ft.generate.engine import kernel_checks, kernel_compare, ops_torch
     from fast_ft.generate.engine.kernel_kind import Kind
 
     ordered: Any = ModuleType("a way of products")
@@ -58,10 +58,10 @@ def test_the_start_up_check_of_a_t4_runs_no_first_half_of_a_product(monkeypatch:
         "steps": (8, 4), "planes": False, "ranks": (16, 16, 16, 16),
     }  # fmt: skip
     monkeypatch.setattr(kernel_compare, "_split", kernel_compare._whole)  # plain torch takes no parts
-    for check in kernel_compare.layer(Kind(**about), ops_torch).values():
+    for _, check in kernel_checks._layer_checks(Kind(**about), ops_torch):
         check()
     assert not made
-    for check in kernel_compare.layer(Kind(**about, way=ordered), ops_torch).values():
+    for _, check in kernel_checks._layer_checks(Kind(**about, way=ordered), ops_torch):
         check()
     assert made, "the check would run them with such products"
 

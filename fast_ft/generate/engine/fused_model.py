@@ -37,10 +37,9 @@ class FusedModel:
     """The model as prefill and decoding see it. `dequantise` turns NF4 weights to 16 bits once and for all.
 
     `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`,
-    and for a cache of `kv_bits`.
-    `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in registers for few rows, which
-    then come in the `order` that the product wants.
-    InputError where `unknown` finds something.
+    and for a cache of `kv_bits`. `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in
+    registers for few rows, which then come in the `order` that the product wants. InputError where `unknown` finds
+    something.
     """
 
     def __init__(
@@ -99,8 +98,7 @@ class FusedModel:
     ) -> Tensor:
         """Return the last hidden states, normalised, TE; with `keep_P` only those of these tokens, PE.
 
-        `few` decodes 4-bit weights in registers; what attend gives must then be in the model's
-        `order` for that many rows.
+        `few` decodes 4-bit weights in registers; attend must then give the model's `order` for that many rows.
         """
         ops, eps, order = self.ops, self.eps, self.order(len(ids_T)) if few else Order.ROWS
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fast_ft.generate.engine import kernel_compare, nf4_linear
+from fast_ft.generate.engine import attention_compare, kernel_compare, nf4_linear
 from fast_ft.generate.engine.kernel_kind import Kind
 from fast_ft.generate.engine.sampler import Sampler, fits
 
@@ -105,7 +105,8 @@ def _product_checks(kind: Kind) -> list[Check]:
 
 
 def _layer_checks(kind: Kind, kernels: Any) -> list[Check]:
-    return [((name, kind), check) for name, check in kernel_compare.layer(kind, kernels).items()]
+    found = attention_compare.attention(kind, kernels) | kernel_compare.between(kind, kernels)
+    return [((name, kind), check) for name, check in found.items()]
 
 
 def _do(checks: list[Check]) -> None:

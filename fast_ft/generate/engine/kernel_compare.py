@@ -1,4 +1,7 @@
-"""The comparisons of kernel_checks: what the Triton kernels make of random numbers beside what plain torch makes."""
+"""Comparisons of kernel_checks: what the Triton kernels make of random numbers beside what plain torch makes.
+
+Those of attention are in attention_compare.py.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,11 @@ from fast_ft.generate.engine import nf4_linear, ops_torch
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.first_half import TOGETHER, FirstHalf, first_half
 from fast_ft.generate.engine.kernel_kind import Kind
-from fast_ft.generate.engine.kv_cache import dequantised, quantised
 from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.models import nf4
 
 
-class _Numbers:
+class Numbers:
     """Random tensors on the kind's device."""
 
     def __init__(self, kind: Kind) -> None:
@@ -63,20 +65,16 @@ def drawn(
     return [chunk[:, 2:], state, logits_SV], [expected_chunk[:, 2:], after, given_SV.float()]
 
 
-def layer(kind: Kind, kernels: Any) -> dict[str, Callable[[], None]]:
-    """Return comparisons of all that lies between a layer's products (the module ops_triton), by their names.
+def between(kind: Kind, kernels: Any) -> dict[str, Callable[[], None]]:
+    """Return comparisons of norms, gates and rope over what products leave (the module ops_triton), by their names.
 
     Each compiles few kernels, so that threads may share them; an exception says what is wrong.
     """
-    # How each (row, head) is divided hangs on a step's rows, and is another kernel.
-    divided = sorted({kernels.splits_for(n, kind.heads) for n in kind.steps}) if kernels.FUSES else [None]
     counts = (4, TOGETHER + 4) if max(kind.steps) > TOGETHER else (4,)
     qkv, out, gate_up, down = kind.products
     ranks_qkv, _, ranks_gate, ranks_down = kind.halves
     norms = {"the MLP": (out, ranks_gate), "attention": (down, ranks_qkv)}
     return {
-        "rope, cache and attention over prompts": partial(_prompts, kind, kernels),
-        **{f"attention over pages, {n or 1} programs a head": partial(_pages, kind, kernels, n) for n in divided},
         **{
             f"norms of {count} rows before {name}": partial(_norms, kind, kernels, count, *given)
             for name, given in norms.items()
@@ -88,93 +86,9 @@ def layer(kind: Kind, kernels: Any) -> dict[str, Callable[[], None]]:
     }
 
 
-class _Cells:
-    """Rows with keys and values in a cache: three pages each, of which `length` cells and one more are filled."""
-
-    def __init__(self, kind: Kind) -> None:
-        draw = _Numbers(kind)
-        device, whole, self.count = draw.device, kind.heads + 2 * kind.kv_heads, 18
-        frequencies = torch.arange(0, kind.head_dim, 2, device=device).float() / kind.head_dim
-        self.frequencies, self.dtype, self.heads = 1e4**-frequencies, draw.dtype, kind.heads
-        self.qkv = draw.normal(self.count, whole * kind.head_dim)
-        memory = draw.normal(2, (3 * self.count + 1) * PAGE, kind.kv_heads, kind.head_dim)
-        self._held, self._steps = memory, None
-        if kind.kv_bits == 8:  # keys and values each have a scale and a middle
-            self._held, self._steps = (torch.stack(each) for each in zip(*map(quantised, memory), strict=True))
-        # Lengths and table lie in one tensor, at places of odd alignment, as in a step: kernels are compiled for that.
-        state = torch.zeros(self.count, 7 + 3, dtype=torch.int64, device=device)
-        pages = torch.randperm(3 * self.count, generator=draw.generator, device=device) + 1
-        state[:, 7:] = pages.view(self.count, 3)
-        state[:, 1] = torch.tensor([PAGE, 0, 3 * PAGE - 1] * (self.count // 3), device=device)
-        self.length, self.table = state[:, 1], state[:, 7:]
-
-    def rotated(self, ops: Any) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]:
-        """Return (q, k, v after rope; keys, values and scales of all cells, where these are), made by `ops`."""
-        keys, values = self._held.clone()
-        scales = None if self._steps is None else self._steps.clone()
-        cos_sin = ops.rope(self.length, self.frequencies, 1.0, self.dtype)
-        cell = self.table.gather(1, (self.length // PAGE)[:, None])[:, 0] * PAGE + self.length % PAGE
-        made = ops.rotate_into_cache(self.qkv.clone(), self.heads, cos_sin, cell, keys, values, scales)
-        return made, (keys, values, scales)
-
-
-def _prompts(kind: Kind, kernels: Any) -> None:
-    cells = _Cells(kind)
-    found = []
-    for ops in (ops_torch, kernels):
-        (q, k, v), (keys, values, scales) = cells.rotated(ops)
-        packed = _packed(ops, q, k, v)
-        if scales is not None:
-            keys, values = dequantised(keys, scales[0], cells.dtype), dequantised(values, scales[1], cells.dtype)
-        found.append([keys, values, *packed])
-    _refuse_difference(kind, "rope, cache and attention over prompts", *found)
-
-
-def _pages(kind: Kind, kernels: Any, splits: int | None) -> None:
-    cells = _Cells(kind)
-    (q, _, _), (keys, values, scales) = cells.rotated(ops_torch)
-    found = []
-    for ops in (ops_torch, kernels):
-        made = []
-        for order, window in product(kind.orders, (None, PAGE + 3)):
-            first = _first(kind, kind.products[1][1], kind.halves[1], cells.count)
-            mixed = ops.paged_attention(
-                q, keys, values, cells.table, cells.length, columns=3 * PAGE, order=order, window=window, scales=scales,
-                first=first, splits=splits,
-            )  # fmt: skip
-            # to plain torch the order means nothing
-            made.append(nf4.arranged(mixed, order) if ops is ops_torch else mixed)
-            made += [] if first is None else [first.xa_TR]
-        found.append(made)
-    _refuse_difference(kind, "attention over pages", *found)
-
-
-def _packed(ops: Any, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """Return attention over prompts of 1 token and of the others, and over the same behind a start that they share."""
-    count, shared = len(q), 5
-    cuts = ((0, 1), (1, count))
-    behind = [torch.cat([torch.cat([part[:shared], part[a:b]]) for a, b in cuts]) for part in (k, v)]
-    if not ops.PACKED:
-        key_cuts = ((0, shared + 1), (shared + 1, count + 2 * shared))
-        both = ((k, v, cuts), (*behind, key_cuts))
-        return [
-            torch.cat([ops.causal(q[a:b], k[c:d], v[c:d]) for (a, b), (c, d) in zip(cuts, of_keys, strict=True)])
-            for k, v, of_keys in both
-        ]
-    starts, key_starts = (
-        torch.tensor([0, end, last], dtype=torch.int32, device=q.device)
-        for end, last in ((1, count), (shared + 1, count + 2 * shared))
-    )
-    keys = (key_starts, count + shared)
-    return [
-        ops.packed_attention(q, k, v, starts, count),
-        ops.packed_attention(q, *behind, starts, count, None, keys),
-    ]
-
-
 def _norms(kind: Kind, kernels: Any, count: int, before: tuple[int, int], ranks: int) -> None:
     """Compare norms over what the product `before` left, with the first half for `ranks` that come next."""
-    draw = _Numbers(kind)
+    draw = Numbers(kind)
     x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
     found: list[list[Tensor]] = [[], []]
     for order, parts in _left(kind, draw, before, count):
@@ -182,12 +96,12 @@ def _norms(kind: Kind, kernels: Any, count: int, before: tuple[int, int], ranks:
             made.append(_normed(ops, x, taken(parts), weight))
             work = partial(_normed, ops, x, taken(parts), weight, order=order)
             made += _with_half(kind, kind.hidden, ranks, count, work)
-    _refuse_difference(kind, "norms", *found)
+    refuse_difference(kind, "norms", *found)
 
 
 def _norms_alone(kind: Kind, kernels: Any, ranks: int, counts: Sequence[int]) -> None:
     """Compare a pass's first norm, of what no product left."""
-    draw = _Numbers(kind)
+    draw = Numbers(kind)
     found: list[list[Tensor]] = [[], []]
     for count in counts:
         x, weight = draw.normal(count, kind.hidden), draw.normal(kind.hidden) / 4
@@ -196,45 +110,45 @@ def _norms_alone(kind: Kind, kernels: Any, ranks: int, counts: Sequence[int]) ->
             for order in kind.orders:
                 work = partial(_normed, ops, x, None, weight, order=order)
                 made += _with_half(kind, kind.hidden, ranks, count, work)
-    _refuse_difference(kind, "norms", *found)
+    refuse_difference(kind, "norms", *found)
 
 
 def _gates(kind: Kind, kernels: Any, before: tuple[int, int], ranks: int, counts: Sequence[int]) -> None:
-    draw = _Numbers(kind)
+    draw = Numbers(kind)
     found: list[list[Tensor]] = [[], []]
     for count in counts:
         for order, parts in _left(kind, draw, before, count):
             for made, ops, taken in zip(found, (ops_torch, kernels), (_whole, _split), strict=True):
                 work = partial(_gated, ops, taken(parts), draw.dtype, order=order)
                 made += _with_half(kind, kind.inner, ranks, count, work)
-    _refuse_difference(kind, "gates", *found)
+    refuse_difference(kind, "gates", *found)
 
 
 def _rope(kind: Kind, kernels: Any, before: tuple[int, int]) -> None:
     found: list[list[Tensor]] = [[], []]
-    for _, parts in _left(kind, _Numbers(kind), before, 4):
+    for _, parts in _left(kind, Numbers(kind), before, 4):
         for made, ops, taken in zip(found, (ops_torch, kernels), (_whole, _split), strict=True):
             made += _rotated(kind, ops, taken(parts))
-    _refuse_difference(kind, "rope", *found)
+    refuse_difference(kind, "rope", *found)
 
 
-def _left(kind: Kind, draw: _Numbers, shape: tuple[int, int], count: int) -> list[tuple[nf4.Order, Tensor]]:
+def _left(kind: Kind, draw: Numbers, shape: tuple[int, int], count: int) -> list[tuple[nf4.Order, Tensor]]:
     """Return what a product of this (outputs, inputs) may leave, (parts, count, outputs), with the order that the next
     one wants."""
     cuts = [(1, nf4.Order.ROWS), *product(_parts(kind, [shape]), kind.orders)]
     return [(order, draw.normal(parts, count, shape[0]) * (0.5 / parts**0.5)) for parts, order in cuts]
 
 
-def _first(kind: Kind, inputs: int, ranks: int, tokens: int) -> FirstHalf | None:
+def first_for(kind: Kind, inputs: int, ranks: int, tokens: int) -> FirstHalf | None:
     """Return a first half for `ranks`, always of the same numbers, so small that x A is of x's size; None for 0."""
     if not ranks:
         return None
-    return first_half(_Numbers(kind).normal(inputs, ranks) / inputs**0.5, tokens)
+    return first_half(Numbers(kind).normal(inputs, ranks) / inputs**0.5, tokens)
 
 
 def _with_half(kind: Kind, inputs: int, ranks: int, tokens: int, work: Callable[..., Tensor]) -> list[Tensor]:
     """Return what `work` makes, and the first half that it computes beside it, if there are ranks."""
-    first = _first(kind, inputs, ranks, tokens)
+    first = first_for(kind, inputs, ranks, tokens)
     made = work(first=first)
     return [made] if first is None else [made, first.xa_TR]
 
@@ -285,7 +199,7 @@ def _rotated(kind: Kind, ops: Any, qkv: Tensor) -> list[Tensor]:
     return [q, keys, values]
 
 
-def _refuse_difference(kind: Kind, what: str, expected: list[Tensor], found: list[Tensor]) -> None:
+def refuse_difference(kind: Kind, what: str, expected: list[Tensor], found: list[Tensor]) -> None:
     off = max((a.float() - b.float()).abs().max().item() for a, b in zip(expected, found, strict=True))
     # a head of normal numbers spans 6 to 8, of which an 8-bit step is 0.03
     allowed = (0.02 if kind.dtype != "bfloat16" else 0.1) + (0.04 if kind.kv_bits == 8 else 0.0)

@@ -35,8 +35,8 @@ _PADDING = 256  #: tokens of padding that stand for one prompt
 class Prefill:
     """Prompts' passes over one model and cache. Where they can be captured, they are.
 
-    Such a pass has one of a few numbers of tokens, filled up with padding that goes to page 0. The first pass of each
-    run is launched as it is, so that the card has work at once; each later one, and what is used a second time, is
+    Such a pass has one of a few numbers of tokens, filled up with padding that goes to page 0. The first pass of an
+    admission is launched as it is, so that the card has work at once; each later one, and what is used a second time, is
     captured first, or was captured while the card computed other things. A host needs 37 ms and more to launch or to
     capture a pass, and the card as long for 1,400 tokens of a 7B on an H200.
     """
@@ -76,9 +76,10 @@ class Prefill:
         longest = min(tokens, _LONGEST) if max(one.lengths) <= _LONGEST else tokens
         return self._sized_for(tokens, longest, len(one.shared))
 
-    def _sized_for(self, *shape: int) -> _Sized:
+    def _sized_for(self, tokens: int, longest: int, shared: int) -> _Sized:
+        shape = (tokens, longest, shared)
         if shape not in self._sized:
-            prompts = most_prompts(self.most, shape[-1])
+            prompts = most_prompts(self.most, shared)
             self._sized[shape] = _Sized(self.model, self.cache, self.graphs, *shape, prompts)
         return self._sized[shape]
 
