@@ -36,8 +36,8 @@ class Prefill:
     """Prompts' passes over one model and cache. Where they can be captured, they are.
 
     Such a pass has one of a few numbers of tokens, filled up with padding that goes to page 0. The first pass of an
-    admission is launched as it is, so that the card has work at once; each later one, and what is used a second time, is
-    captured first, or was captured while the card computed other things. A host needs 37 ms and more to launch or to
+    admission is launched as it is, so that the card has work at once. Each later one, and what is used a second time,
+    is captured first, or was captured while the card computed other things. A host needs 37 ms and more to launch or to
     capture a pass, and the card as long for 1,400 tokens of a 7B on an H200.
     """
 
