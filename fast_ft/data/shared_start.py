@@ -1,4 +1,4 @@
-"""With how many tokens prompts begin alike, as by a template or a system prompt. The KV cache holds these once."""
+"""How many tokens all prompts begin with, such as those of a system prompt. The KV cache holds these tokens once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _WORTH = 8  #: prompts share their start where that saves at least an eighth of 
 
 
 def shared_start(prompts: Collection[tuple[int, ...]], most: int) -> int:
-    """Return with how many tokens, at most `most`, all of these different prompts begin that are worth sharing.
+    """Return how many tokens, at most `most`, all of these different prompts begin with; 0 where these save too little.
 
     Each prompt keeps a token of its own, whose logits are wanted.
     """

@@ -4,8 +4,8 @@
                   ^                                            |
                   +------- preempted when no page is left -----+
 
-Tokens with which all prompts begin, as a template or a system prompt, are the prefix: computed once, with the first
-sequences that are admitted, and held in pages that all sequences share.
+The tokens with which all prompts begin, such as those of a template or a system prompt, are the prefix. They are
+computed once, with the first sequences that are admitted, and lie in pages that all sequences share.
 
 Every decision follows from the sequences' prompts and lengths alone, never from timing. So a run that was stopped is
 replayed: sequences whose answers are known already keep their places and lengths.
