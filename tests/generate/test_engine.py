@@ -575,15 +575,14 @@ def test_a_long_prefix_takes_no_more_memory_than_a_pass_has(model: Any) -> None:
     assert len(pool.scheduler.prefix.prompt) == 130 and max(keys) <= 5 * most
 
 
-def test_a_cache_that_has_room_for_the_longest_row_alone_shares_nothing(
+def test_a_cache_that_has_room_for_the_longest_row_alone_shares_whole_pages(
     fused: FusedModel, prompts: list[list[int]], expected_began: list[list[int]]
 ) -> None:
     asked = began(prompts, 28)
     rows = [Sequence(prompt, 4 + i) for i, prompt in enumerate(asked)]
     pool = pool_of(fused, pages=max(pages_for(len(row.prompt) + row.limit) for row in rows))
-    pool.scheduler.start(rows)
-    assert not pool.scheduler.prefix.prompt
     assert answers(pool, rows) == expected_began
+    assert pool.scheduler.prefix.prompt == BEGIN[:PAGE]
 
 
 def test_passes_of_fixed_size_with_padding(model: Any, prompts: list[list[int]], expected: list[list[int]]) -> None:

@@ -80,13 +80,13 @@ def test_prompts_share_what_is_worth_it() -> None:
     assert start([1, 2, 3, 4], [1, 2, 3, 5], most=0) == 0
 
 
-@pytest.mark.parametrize(("shared", "pages", "shares"), [(28, 4, False), (28, 5, True), (32, 4, True), (7, 4, False)])
-def test_a_prefix_needs_room_beside_the_longest_sequence(shared: int, pages: int, shares: bool) -> None:
-    """A page that is not whole is needed twice, once by the prefix and once by the sequence."""
+@pytest.mark.parametrize(("shared", "pages", "kept"), [(28, 4, 16), (28, 5, 28), (32, 4, 32), (7, 4, 0), (7, 5, 7)])
+def test_a_prefix_needs_room_beside_the_longest_sequence(shared: int, pages: int, kept: int) -> None:
+    """A page that is not whole is needed twice, once by the prefix and once by the sequence; else it is not shared."""
     sequences = [Sequence([*[1] * shared, 3 + index], 4 * PAGE - shared - 1) for index in range(3)]
     scheduler = Scheduler(BlockManager(pages), [3], longest=200, end_ids=(), most_shared=2048)
     scheduler.start(sequences)
-    assert len(scheduler.prefix.prompt) == (shared if shares else 0)
+    assert len(scheduler.prefix.prompt) == kept
 
 
 def test_shared_pages_are_counted_once() -> None:

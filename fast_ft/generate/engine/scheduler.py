@@ -138,12 +138,14 @@ class Scheduler:
     def _prefix(self, sequences: list[Sequence]) -> Sequence:
         """Return the tokens with which all prompts begin, as a sequence; an empty one where there is nothing to gain.
 
-        Its last page, where that is not a whole one, must have room beside the longest sequence.
+        A last page that is not a whole one needs room beside the longest sequence. Without that room only whole pages
+        are shared, which each sequence needs anyway.
         """
         shared = shared_start({tuple(each.prompt) for each in sequences}, self.most_shared)
-        beside = pages_for(shared) - shared // PAGE
         most = max((pages_for(len(each.prompt) + each.limit) for each in sequences), default=0)
-        return Sequence(sequences[0].prompt[:shared] if shared and most + beside <= self.blocks.pages else [], 0)
+        if most == self.blocks.pages:
+            shared = shared // PAGE * PAGE
+        return Sequence(sequences[0].prompt[:shared] if shared else [], 0)
 
     def _admit(self) -> list[Sequence]:
         """Take sequences from the front while there is a slot and room for what they and the live ones may come to.
