@@ -31,13 +31,14 @@ def answer_minutes(
     """Return projected minutes of all answers, from the quick end to the slow one; `ends` are (slow, quick) rates.
 
     The quick end is of answers of mean length from a fused product, the slow one of full-length answers from weights
-    that are turned to 16 bits in each step. Prompts are passed over once.
+    that are turned to 16 bits in each step. Prompts are passed over once, and what all of them share once in all.
     """
     slow, quick = ends
     rows = len(answers.prompt_tokens) * answers.candidates
     slots = max(1, min(slots, rows))
     prompt = sum(answers.prompt_tokens) / max(1, len(answers.prompt_tokens))
-    passed = 2.0 * sum(answers.prompt_tokens) * shape.linear_weights
+    again = answers.shared_tokens * max(0, len(answers.prompt_tokens) - 1)
+    passed = 2.0 * (sum(answers.prompt_tokens) - again) * shape.linear_weights
 
     def minutes(tokens: int, rates: Rates, bytes_a_weight: float) -> float:
         moved = bytes_a_weight if load_in_4bit else 2.0

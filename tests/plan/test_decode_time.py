@@ -46,3 +46,14 @@ def test_no_more_slots_than_answers_are_counted() -> None:
     assert answer_minutes(LLAMA, T4.rates, few, 64, load_in_4bit=True) == answer_minutes(
         LLAMA, T4.rates, few, 2, load_in_4bit=True
     )
+
+
+def test_what_all_prompts_share_is_passed_over_once() -> None:
+    """150 prompts of 2,000 tokens, of which 1,800 are a system prompt, take about as long as prompts of 200."""
+    apart, together, short = (
+        answer_minutes(LLAMA, T4.rates, given, 8, load_in_4bit=True)[0]
+        for given in (
+            Answers([2000] * 150, 1), Answers([2000] * 150, 1, shared_tokens=1800), Answers([200] * 150, 1),
+        )
+    )  # fmt: skip
+    assert short <= together < apart / 4
