@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 
@@ -36,14 +37,16 @@ def _dealt(lengths: Sequence[int], count: int, *, most_rows: int, limit: float) 
     if count == 1:  # of one pile, the order does not matter; plans ask for it thousands of times
         return [list(range(len(lengths)))] if len(lengths) <= most_rows and sum(lengths) <= limit else None
     dealt: list[list[int]] = [[] for _ in range(count)]
-    totals = [0] * count
+    piles = [(0, to) for to in range(count)]  # a heap of those that take more rows, by their tokens
     for index in _longest_first(lengths):
-        open_to = [k for k in range(count) if len(dealt[k]) < most_rows and totals[k] + lengths[index] <= limit]
-        if not open_to:
+        if not piles or piles[0][0] + lengths[index] > limit:  # then no other has room either
             return None
-        to = min(open_to, key=totals.__getitem__)
+        tokens, to = piles[0]
         dealt[to].append(index)
-        totals[to] += lengths[index]
+        if len(dealt[to]) == most_rows:
+            heapq.heappop(piles)
+        else:
+            heapq.heapreplace(piles, (tokens + lengths[index], to))
     return [sorted(each) for each in dealt]
 
 
