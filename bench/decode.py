@@ -35,6 +35,7 @@ from bench.decode_measures import MEASURES
 from bench.decode_subject import Subject
 from bench.emulation import LABEL
 from fast_ft.common.atomic_files import write_json
+from fast_ft.plan.decode_pool import PREFILL_TOKENS
 
 
 def main() -> int:
@@ -52,7 +53,7 @@ def main() -> int:
     parser.add_argument("--cap", type=float, default=14.7, help="GiB, the CUDA context included; 0: no cap")
     parser.add_argument("--slots", default="auto", help="pool sizes for fixed and steps, as 75,150; auto: the plan's")
     parser.add_argument("--cells", type=int, help="tokens in the cache; default: the plan's for these slots")
-    parser.add_argument("--prefill", type=int, default=2048, help="tokens of prompts in one pass")
+    parser.add_argument("--prefill", type=int, default=PREFILL_TOKENS, help="tokens of prompts in one pass")
     parser.add_argument("--workspace", default="96", help="MiB for dequantised weights: 0 is 16-bit weights throughout")
     parser.add_argument("--batches", default="32,48,64", help="batch sizes for plain")
     parser.add_argument("--unsloth-batches", default="1,16,32,48", help="batch sizes for unsloth")

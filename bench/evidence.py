@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 RUNS = 2  #: that a figure of time should rest on
@@ -14,14 +15,17 @@ def _fixed(result: dict[str, Any]) -> int:
     return sum(each["name"] == "fixed" and "tokens" in each for each in result["measurements"])
 
 
+def _least(ran: Iterable[Hashable]) -> int:
+    """Return how often that ran which ran least often."""
+    return min(Counter(ran).values(), default=0)
+
+
 def _finals(result: dict[str, Any]) -> int:
-    ways = [part["way"] for parts in result["setups"].values() for part in parts["finals"]]
-    return min((ways.count(way) for way in set(ways)), default=0)
+    return _least(part["way"] for parts in result["setups"].values() for part in parts["finals"])
 
 
 def _commands(result: dict[str, Any]) -> int:
-    runs = [(run["way"], run["turn"]) for run in result["runs"]]
-    return min((runs.count(run) for run in set(runs)), default=0)
+    return _least((run["way"], run["turn"]) for run in result["runs"])
 
 
 #: How often a kind of result ran what its figures of time are of. Kinds that measure no time are left out.

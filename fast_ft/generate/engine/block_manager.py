@@ -15,8 +15,9 @@ belongs to no sequence: slots without one write there.
 from __future__ import annotations
 
 from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.plan import decode_pool
 
-PAGE = 16  #: tokens
+PAGE = decode_pool.PAGE  #: tokens
 
 
 def pages_for(tokens: int) -> int:

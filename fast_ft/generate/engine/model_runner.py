@@ -23,6 +23,7 @@ from fast_ft.generate.engine.prefill import Prefill
 from fast_ft.generate.engine.sampler import Sampler, fits
 from fast_ft.generate.engine.scheduler import BURST, Admission, Burst
 from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.plan.decode_pool import PREFILL_TOKENS
 
 if TYPE_CHECKING:
     from fast_ft.generate.engine.draw_triton import Draw
@@ -39,7 +40,7 @@ class EngineConfig:
     longest: int
     end_ids: tuple[int, ...]  #: each of them ends an answer
     pad_id: int
-    prefill_tokens: int = 2048
+    prefill_tokens: int = PREFILL_TOKENS
     captures: bool = True
 
 

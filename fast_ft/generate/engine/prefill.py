@@ -44,7 +44,7 @@ class Prefill:
     def __init__(self, model: FusedModel, cache: KVCache, graphs: Graphs, *, most: int) -> None:
         self.model, self.cache, self.graphs, self.most = model, cache, graphs, most
         self.sizes = [most * eighths // 8 for eighths in (1, 2, 4, 5, 6, 7, 8)] if model.ops.PACKED else []
-        self._sized: dict[tuple[int, ...], _Sized] = {}
+        self._sized: dict[tuple[int, int, int], _Sized] = {}
         self._shared = 0  #: tokens of the prefix that the last passes had
 
     def run(self, admission: Admission, logits_SV: Tensor) -> None:
