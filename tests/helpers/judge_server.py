@@ -19,12 +19,12 @@ PACKED = {"Content-Encoding": "gzip"}
 
 
 class JudgeServer:
-    """`answered`: contents that got a whole reply, each with how often; `times` and `keys`: one entry a request."""
+    """`times` and `keys`: one entry a request; `most_at_once`: how many requests waited for their replies, at most."""
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
         self.asked: Counter[str] = Counter()
-        self.answered: Counter[str] = Counter()
+        self._answered: Counter[str] = Counter()
         self.seen: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.times: list[tuple[float, str]] = []
@@ -33,6 +33,12 @@ class JudgeServer:
         self.lock = threading.Lock()
         self.delay = 0.0
         self.over = threading.Event()
+
+    @property
+    def answered(self) -> Counter[str]:
+        """Contents that got a whole reply, each with how often."""
+        with self.lock:
+            return self._answered.copy()
 
     @property
     def requests(self) -> int:
@@ -114,13 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
             owner.keys.add(self.headers.get("Authorization", ""))
             owner._at_once += 1
             owner.most_at_once = max(owner.most_at_once, owner._at_once)
-        try:
-            owner.over.wait(owner.delay)
-            with contextlib.suppress(OSError):
-                self._reply(_as_asked(fault, body), text)
-        finally:
-            with owner.lock:
-                owner._at_once -= 1
+        owner.over.wait(owner.delay)
+        with owner.lock:  # before the reply: a client that has all of it may ask again before this thread goes on
+            owner._at_once -= 1
+        with contextlib.suppress(OSError):
+            self._reply(_as_asked(fault, body), text)
 
     def _reply(self, fault: str, text: str) -> None:
         kind, _, value = fault.partition(" ")
@@ -179,9 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
         return f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode()
 
     def _answer(self, text: str, reply: str) -> None:
-        self._send(200, self._completion(reply))
-        with self.owner.lock:
-            self.owner.answered[text] += 1
+        with self.owner.lock:  # a client that has its reply finds the reply counted
+            self._send(200, self._completion(reply))
+            self.owner._answered[text] += 1
 
     def _completion(self, reply: str) -> str:
         return json.dumps(
