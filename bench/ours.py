@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.emulation import Limits
 from bench.watch import Watch
 from fast_ft.common import gpu
-from fast_ft.data.batches import StageJob, batches
+from fast_ft.data.batches import batches
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub import download
 from fast_ft.hub.families import FamilySpec
@@ -30,23 +29,19 @@ if TYPE_CHECKING:
 WAYS: dict[str, tuple[str, ...]] = {"fast_ft": (), "fast_ft-unsloth": ("model.backend=unsloth",)}
 
 
-class InFileOrder(PreparedData):
-    """Rows in the order of selection, the same in every epoch: the order in which the other ways get them."""
-
-    @cached_property
-    def jobs(self) -> list[StageJob]:
-        """The stages' jobs, their batches in file order."""
-        return [replace(job, batches=_in_order(len(job.rows), self.train)) for job in super().jobs]
-
-
 def _in_order(count: int, section: Train) -> list[list[int]]:
     epochs, size = section.num_train_epochs, section.effective_batch_size
     return batches(count, epochs, size, shuffled=False, seed=0, stage=0)[: section.max_steps]
 
 
-def prepared_rows(recipe: Recipe) -> InFileOrder:
-    """Select and tokenise a recipe's rows, which must make one stage."""
-    return InFileOrder(**vars(prepare(recipe)))
+def prepared_rows(recipe: Recipe) -> PreparedData:
+    """Select and tokenise a recipe's rows, which must make one stage.
+
+    Its batches hold the rows in the order of selection, the same in every epoch. The other ways get them in that order.
+    """
+    found = prepare(recipe)
+    jobs = [replace(job, batches=_in_order(len(job.rows), recipe.train)) for job in found.jobs]
+    return replace(found, jobs=jobs)
 
 
 def run(job: dict[str, Any], limits: Limits, watch: Watch) -> dict[str, Any]:
@@ -108,7 +103,7 @@ def family(recipe: Recipe) -> FamilySpec:
     return download.family(recipe.model.name_or_path, recipe.model.revision)
 
 
-def task_of(recipe: Recipe, prepared: InFileOrder, stop_after: int) -> TrainTask:
+def task_of(recipe: Recipe, prepared: PreparedData, stop_after: int) -> TrainTask:
     """Return a recipe's rows as training takes them, ended after this number of steps."""
     jobs, carry = prepared.jobs, recipe.curriculum.carry
     return TrainTask(jobs, recipe.train, carry, recipe.seed, prepared.encoder.pad_id, stop_after)

@@ -21,6 +21,7 @@ from bench.step_log import StepLog
 from bench.training import Order
 from fast_ft.common.atomic_files import write_json
 from fast_ft.data import dataset, encoding
+from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe
@@ -147,7 +148,7 @@ def main() -> int:
     return 0
 
 
-def run(recipe: Recipe, prepared: ours.InFileOrder, work: Path, cap_gib: float) -> dict[str, Any]:
+def run(recipe: Recipe, prepared: PreparedData, work: Path, cap_gib: float) -> dict[str, Any]:
     """Train a few steps as a user's run does, and return what was planned and what was measured."""
     from fast_ft.models.loaders import choose
     from fast_ft.plan import planner

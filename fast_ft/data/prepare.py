@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted
-from fast_ft.data import contamination, curriculum, dataset, encoding, mixing, selection, sources, tokenise, validation
-from fast_ft.data.batches import StageJob, batches
+from fast_ft.data import (
+    contamination,
+    curriculum,
+    dataset,
+    encoding,
+    mixing,
+    selection,
+    sources,
+    staging,
+    tokenise,
+    validation,
+)
+from fast_ft.data.batches import StageJob
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
 from fast_ft.data.examples import Example, Prompt
 from fast_ft.data.prompt_templates import Llama2Template
+from fast_ft.data.staging import Staging
 from fast_ft.hub import download
 from fast_ft.recipe import policy_ntu_hw5
-from fast_ft.recipe.schema import Recipe, Train
+from fast_ft.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,34 +37,43 @@ if TYPE_CHECKING:
 class SelectedData:
     """Rows chosen and staged, and the prompts: all that can be known without a tokenizer.
 
-    leakage: contamination.certificate's value. digests: sha256 of the "train" and, where there is one, the "test" file.
-    notes: what was left out and why, in sentences. held_out: the validation rows, on which nothing is trained.
+    digests: sha256 of the "train" and, where there is one, the "test" file. row_notes: what was left out and why, in
+    sentences. held_out: the validation rows, on which nothing is trained.
     """
 
     selection: selection.Selection
-    stages: list[Stage]
+    staging: Staging
     prompts: list[Prompt]
-    leakage: dict[str, Any]
     digests: dict[str, str]
-    notes: list[str]
+    row_notes: list[str]
     held_out: list[Example] = field(default_factory=list, kw_only=True)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of the recipe's curriculum."""
+        return self.staging.stages
+
+    @property
+    def leakage(self) -> dict[str, Any]:
+        """The value of contamination.certificate for the staged rows and the prompts."""
+        return self.staging.leakage
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say of the rows and of the stages, in sentences."""
+        return [*self.row_notes, *self.staging.notes]
 
     @property
     def examples(self) -> list[Example]:
         """The distinct training rows, in the order in which stages first use them."""
-        return _distinct(self.stages)
-
-    @cached_property
-    def weights(self) -> dict[str, float]:
-        """How often an epoch sees each selected row, by id."""
-        chosen = self.selection
-        return dict(zip((e.id for e in chosen.examples), chosen.pool.weights(chosen.indices), strict=True))
+        return staging.distinct(self.stages)
 
     def staged(self) -> list[dict[str, Any]]:
         """Return what the manifest says of the stages; `epoch_rows` where weights are not 1."""
         staged: list[dict[str, Any]] = []
+        seen = staging.weights(self.selection)
         for stage in self.stages:
-            weights = [self.weights[example.id] for example in stage.examples]
+            weights = [seen[example.id] for example in stage.examples]
             entry = {"name": stage.name, "ids": [example.id for example in stage.examples]}
             staged.append(entry if set(weights) == {1.0} else entry | {"epoch_rows": mixing.epoch_rows(weights)})
         return staged
@@ -65,52 +84,25 @@ class PreparedData(SelectedData):
     """What a run trains on and answers: the selected data and its tokens.
 
     rows: the selected examples, tokenised, by id; each keeps the contract of prompt and response. prompt_ids: the token
-    ids of each prompt, in the prompts' order. train, seed: the recipe's, by which stages become steps. validation: the
+    ids of each prompt, in the prompts' order. jobs: the stages as rows and batches, ready to train. validation: the
     rows of `held_out`, tokenised.
     """
 
     encoder: Encoder
     rows: dict[str, EncodedRow]
     prompt_ids: list[list[int]]
-    train: Train
-    seed: int
+    jobs: list[StageJob]
     validation: list[EncodedRow] = field(default_factory=list, kw_only=True)
 
-    @cached_property
-    def jobs(self) -> list[StageJob]:
-        """The stages as rows and batches, ready to train; train.max_steps is over all of them."""
-        jobs, left = [], self.train.max_steps
-        for index, stage in enumerate(self.stages):
-            steps = batches(
-                len(stage.examples),
-                stage.num_train_epochs,
-                self.train.effective_batch_size,
-                shuffled=stage.order == "shuffled",
-                seed=self.seed,
-                stage=index,
-                weights=[self.weights[example.id] for example in stage.examples],
-            )[:left]
-            left = None if left is None else left - len(steps)
-            rows = [self.rows[example.id] for example in stage.examples]
-            if not self.train.completion_only_loss:
-                rows = [self._all_trained(example) for example in stage.examples]
-            if steps:
-                jobs.append(StageJob(index, stage.name, rows, steps, stage.learning_rate))
-        return jobs
-
-    def _all_trained(self, example: Example) -> EncodedRow:
-        """Return a row that is trained on prompts too, but not on answers whose loss is off."""
-        row = self.rows[example.id]
-        if all(each.trained for each in example.messages if each.role == "assistant"):
-            return replace(row, labels=list(row.input_ids))
-        return encoding.labelled(example.id, self.encoder.conversation(example), but_untrained=True)
-
     def restaged(self, recipe: Recipe) -> PreparedData:
-        """Return the same rows under the stages and training settings of a recipe that selects the same rows."""
-        limit = policy_ntu_hw5.max_train_rows(recipe)
-        stages = curriculum.build_stages(recipe.curriculum, recipe.train, self.selection, limit)
-        leakage = contamination.certificate(_distinct(stages), self.prompts)
-        return replace(self, stages=stages, leakage=leakage, train=recipe.train, seed=recipe.seed)
+        """Return the same rows and prompts as `prepare` returns them for a recipe that selects the same rows.
+
+        Whatever a recipe says of stages, training and answers is read anew. Raises InputError as `prepare` does.
+        """
+        tokenise.check_room(recipe, self.prompts, self.prompt_ids)
+        found = staging.stage(recipe, self.selection, self.prompts)
+        jobs = staging.jobs(recipe, found.stages, self.selection, self.rows, self.encoder)
+        return replace(self, staging=found, jobs=jobs)
 
 
 def prepare(recipe: Recipe) -> PreparedData:
@@ -132,11 +124,11 @@ def with_prompts(
     Raises InputError as `prepare` does.
     """
     named = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": where})})
-    notes = list(prepared.notes)
+    notes = list(prepared.row_notes)
     ids = tokenise.prompts(named, prepared.encoder, prompts, notes)
-    leakage = contamination.certificate(prepared.examples, prompts)
+    staged = replace(prepared.staging, leakage=contamination.certificate(prepared.examples, prompts))
     digests = prepared.digests | {"test": digest}
-    return replace(prepared, prompts=prompts, prompt_ids=ids, notes=notes, leakage=leakage, digests=digests)
+    return replace(prepared, prompts=prompts, prompt_ids=ids, row_notes=notes, staging=staged, digests=digests)
 
 
 def select_data(recipe: Recipe) -> SelectedData:
@@ -187,23 +179,14 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
         found, held_out = tokenise.rows(recipe, encoder, held_out, notes)
         measured = list(found.values())
     examples_held_out = held_out.examples if held_out is not None else []
-    stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)
-    spreads = curriculum.stage_spreads(recipe.curriculum, chosen, stages)
-    notes += curriculum.alike_stages(recipe.curriculum, spreads)
-    examples = _distinct(stages)
-    if recipe.rules is not None and (broken := policy_ntu_hw5.check_rows(len(examples))):
-        raise InputError("\n".join(broken))
-    leakage = contamination.certificate(examples, prompts)
+    staged = staging.stage(recipe, chosen, prompts)
     if encoder is None:
-        return SelectedData(chosen, stages, prompts, leakage, digests, notes, held_out=examples_held_out)
+        return SelectedData(chosen, staged, prompts, digests, notes, held_out=examples_held_out)
+    jobs = staging.jobs(recipe, staged.stages, chosen, rows, encoder)
     return PreparedData(
-        chosen, stages, prompts, leakage, digests, notes, encoder, rows, prompt_ids, recipe.train, recipe.seed,
+        chosen, staged, prompts, digests, notes, encoder, rows, prompt_ids, jobs,
         held_out=examples_held_out, validation=measured,
     )  # fmt: skip
-
-
-def _distinct(stages: Sequence[Stage]) -> list[Example]:
-    return list({example.id: example for stage in stages for example in stage.examples}.values())
 
 
 def compare_tokenizers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData) -> list[str]:

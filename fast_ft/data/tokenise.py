@@ -79,21 +79,27 @@ def prompts(recipe: Recipe, encoder: Encoder, asked: Sequence[Prompt], notes: li
 
     Raises InputError, also where a prompt and its answer do not fit into the model's context, as far as that is known.
     """
-    context = families.context_length(recipe.model.name_or_path)
     ids, lost = [], []
     for prompt in asked:
         try:
             ids.append(encoder.prompt_ids(prompt.messages, prompt.tools))
         except InputError as error:
             raise InputError(f"{recipe.data.test}, prompt {prompt.id!r}, {error}") from None
-        if problem := room_problem(prompt.id, len(ids[-1]), recipe.generate.max_new_tokens, context):
-            raise InputError(f"{recipe.data.test}: {problem}")
         if found := _lost(encoder, [as_message(turn) for turn in prompt.messages]):
             lost.append(f"prompt {prompt.id!r}, {found}")
     if lost:
         more = f" ({counted(len(lost) - 1, 'other prompt')} likewise)" if len(lost) > 1 else ""
         notes.append(f"{lost[0]}; the model reads another text there{more}")
+    check_room(recipe, asked, ids)
     return ids
+
+
+def check_room(recipe: Recipe, asked: Sequence[Prompt], ids: Sequence[list[int]]) -> None:
+    """Raise InputError where a prompt and its answer do not fit into the model's context, as far as that is known."""
+    context = families.context_length(recipe.model.name_or_path)
+    for prompt, tokens in zip(asked, ids, strict=True):
+        if problem := room_problem(prompt.id, len(tokens), recipe.generate.max_new_tokens, context):
+            raise InputError(f"{recipe.data.test}: {problem}")
 
 
 def room_problem(name: str, tokens: int, max_new_tokens: int, context: int | None) -> str | None:
