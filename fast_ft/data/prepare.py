@@ -97,7 +97,7 @@ class PreparedData(SelectedData):
     def restaged(self, recipe: Recipe) -> PreparedData:
         """Return the same rows and prompts as `prepare` returns them for a recipe that selects the same rows.
 
-        Whatever a recipe says of stages, training and answers is read anew. Raises InputError as `prepare` does.
+        Whatever a recipe says of stages, training and answers is taken from it. Raises InputError as `prepare` does.
         """
         tokenise.check_room(recipe, self.prompts, self.prompt_ids)
         found = staging.stage(recipe, self.selection, self.prompts)

@@ -143,6 +143,26 @@ def check_start(adapter: Path, base: Path, lora: schema.Lora) -> None:
         )
 
 
+def misfit(path: Path, base: Path, lora: schema.Lora) -> str | None:
+    """Return which tensor of a saved adapter is not as a recipe's `lora` makes it over a base; None where all are.
+
+    Raises:
+        InputError: the file cannot be read, or the base cannot be built.
+    """
+    family = FamilySpec.of(base)
+    layers = base_layers.linear_layers(base, family)
+    targets = [name for name in layers if "." in name] if lora.target_modules == "all-linear" else lora.target_modules
+    shapes, expected = _shapes(path), _expected(layers, family, lora.model_dump() | {"target_modules": targets})
+    for name in sorted({**shapes, **expected}):
+        found, wanted = shapes.get(name), expected.get(name)
+        if wanted is None:
+            return f"the recipe's adapter has no {escaped(name[:120])}"
+        if found != wanted:
+            there = "is missing" if found is None else f"has the shape {list(found)}"
+            return f"{escaped(name[:120])} {there}, where the recipe's adapter has {list(wanted)}"
+    return None
+
+
 def _as_override(value: object) -> str:
     if isinstance(value, list):
         return f"[{','.join(value)}]"

@@ -32,11 +32,12 @@ def opened(
     backup = Backup(root, recipe.backup_dir) if recipe.backup_dir is not None else None
     for place in (root, *([backup.folder] if backup is not None else [])):
         refuse_unmounted(place)  # before a model is fetched
-    if not os.path.isfile(root / "manifest.json"):  # noqa: PTH113 (False for a name that no file can have)
+    is_new = not os.path.isfile(root / "manifest.json")  # noqa: PTH113 (False for a name that no file can have)
+    if is_new or force_resume:
         check_model(recipe, prepared, answers=judged)
-        if judged:
-            judge_phase.check(recipe.judge, prepared.prompts)
-            course_references.check(recipe, prepared.prompts)
+    if is_new and judged:
+        judge_phase.check(recipe.judge, prepared.prompts)
+        course_references.check(recipe, prepared.prompts)
     with interruptible(), lock.hold(root):
         if backup is None:
             folder = RunDir.open(recipe, recipe_path)

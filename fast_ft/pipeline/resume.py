@@ -12,45 +12,44 @@ package versions, GPU, the program itself            warned, and recorded in man
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 from fast_ft.common.minutes import longer
-from fast_ft.common.wording import counted, listed
-from fast_ft.data.examples import Example
+from fast_ft.common.wording import counted
 from fast_ft.data.prepare import PreparedData
+from fast_ft.hub import download
+from fast_ft.models import lora_files
 from fast_ft.pipeline import base_check, former_scores
+from fast_ft.pipeline.changes import Changes, Diff, compare, recorded, show
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Budget, Recipe
 from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir, differences, now
-from fast_ft.run.made_with import as_made
-from fast_ft.train import checkpoints
-
-Diff = dict[str, tuple[Any, Any]]  #: {dotted key: (was, is)}
-
-_FREE = ("run_name", "budget.", "search", "train.save_steps", "train.report_to")
-_ANSWERS = ("generate.", "data.test", "judge.base_prompts")
-_JUDGED = ("judge.",)
+from fast_ft.train import checkpoints, state
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What differs from what the run began with, by what follows from it."""
+class Decision:
+    """How a run goes on. begins: nothing was trained yet. cut: what `_cut_short` returns."""
 
-    training: Diff = field(default_factory=dict)
-    answers: Diff = field(default_factory=dict)
-    judging: Diff = field(default_factory=dict)
-    free: Diff = field(default_factory=dict)
+    begins: bool
+    changes: Changes = field(default_factory=Changes)
+    cut: dict[str, str] = field(default_factory=dict)
 
-    def any(self) -> bool:
-        """Return whether anything differs."""
-        return bool(self.training or self.answers or self.judging or self.free)
+    @property
+    def trains(self) -> bool:
+        """Whether training that was done goes on."""
+        return bool(self.changes.training or "train" in self.cut)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the prompts are answered again."""
+        return bool(self.changes.training or self.changes.answers or self.cut)
 
 
 def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False) -> None:
@@ -58,17 +57,30 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
 
     A new run's selection is recorded.
     """
-    manifest = folder.manifest()
-    if "rows" not in manifest or not _begun(folder):
-        if "rows" in manifest and compare(folder, recipe, prepared).training:
+    decision = check(folder, recipe, prepared, force=force)
+    if decision.begins:
+        if decision.changes.training:
             note(f"note: nothing was trained in {folder.root} yet: it begins again with this recipe")
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
-        _record(folder, recipe, prepared, notes=prepared.notes, environment=provenance.describe())
-        return
-    _tidy(folder)
-    changes = compare(folder, recipe, prepared)
-    cut = _cut_short(folder, recipe.budget)
+        record = _record(folder, recipe, prepared)
+        folder.update(**record, notes=prepared.notes, environment=provenance.describe())
+    else:
+        _tidy(folder)
+        _apply(folder, recipe, prepared, decision)
+
+
+def check(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False) -> Decision:
+    """Return how a run goes on by this recipe. Nothing is written, and no model is loaded.
+
+    Raises:
+        InputError: it may not go on, or --force-resume cannot go on from its checkpoint.
+    """
+    if "rows" not in folder.manifest():
+        return Decision(begins=True)
+    if not _begun(folder):
+        return Decision(True, compare(folder, recipe, prepared))
+    changes, cut = compare(folder, recipe, prepared), _cut_short(folder, recipe.budget)
     if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
         changes.training.update(base_check.model_changes(folder.record(), recipe))
     if changes.training and not force:
@@ -77,55 +89,71 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
             "Go back to those, or give these another output_dir; --force-resume goes on from the last checkpoint "
             "with these all the same"
         )
-    for text in cut.values():
-        note(text)
     if changes.training:
-        _force(folder, changes.training)
-    if changes.training or changes.answers or changes.judging or cut:
-        _judge_again(folder, changes.judging)
-    if changes.training or changes.answers or cut:
-        _answer_again(folder, changes.answers)
-    if "train" in cut:  # last: whatever came of the adapter so far is marked by now as to be made again
-        phases = folder.manifest()["phases"]
-        phases.pop("train", None)
-        folder.update(phases=phases)
-    if changes.any():
-        _record(folder, recipe, prepared)
-    _compare_environment(folder, recipe, prepared)
+        _refuse_unfit(folder, recipe)
+    return Decision(False, changes, cut)
 
 
-def compare(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Changes:
-    """Return what differs between a run and what is asked for now: recipe, selected rows, prompts.
+def _refuse_unfit(folder: RunDir, recipe: Recipe) -> None:
+    """Raise InputError where a recipe cannot go on from the run's last checkpoint, or begin without one, by force."""
+    last = checkpoints.newest(folder.checkpoints)
+    base = download.model_folder(recipe.model.name_or_path, recipe.model.revision, weights=False)
+    if last is None:
+        if recipe.model.adapter is not None:
+            lora_files.check_start(expanded(recipe.model.adapter), base, recipe.lora)
+        return
+    if problem := lora_files.misfit(last / "adapter.safetensors", base, recipe.lora):
+        raise InputError(
+            f"{last}: this checkpoint is of another base model, or of another lora.r, lora.target_modules, "
+            f"lora.use_dora or lora.modules_to_save: {problem}. --force-resume cannot go on from it. Go back to the "
+            "run's own settings, or give these another output_dir; nothing was changed"
+        )
+    step = state.read(last).best_step
+    if recipe.train.load_best and step is not None and not checkpoints.best(folder.checkpoints, step).is_dir():
+        raise InputError(
+            f"train.load_best: true, but the weights after step {step}, whose validation loss is the least so far, "
+            "were not kept. Write false, or give these settings another output_dir; nothing was changed"
+        )
 
-    Answers and scores are compared by what they were made with. Scores of a recipe that asks for none are left alone.
-    """
-    changes, manifest = Changes(), folder.manifest()
-    try:
-        former = resolved(folder.recipe())  # with the defaults of keys that came later
-    except InputError:
-        former = manifest["recipe"]
-    judge = former["judge"]
-    former = as_made(manifest | {"recipe": former})
-    if judge["kind"] == recipe.judge.kind == "none":
-        former["judge"] = judge
-    for key, pair in differences(former, resolved(recipe), ignore=("output_dir", "backup_dir")).items():
-        kinds = ((_FREE, changes.free), (_ANSWERS, changes.answers), (_JUDGED, changes.judging))
-        into = next((diff for names, diff in kinds if key.startswith(names)), changes.training)
-        into[key] = pair
-    rows = recorded(prepared.examples)
-    if manifest["rows"] != rows or manifest["stages"] != staged(prepared):
-        changes.training["the selected rows"] = _rows_differ(manifest["rows"], rows)
-    was, is_ = manifest["digests"].get("test"), prepared.digests.get("test")
-    if was != is_ and "data.test" not in changes.answers:
-        changes.answers[f"{recipe.data.test}'s digest"] = (was, is_)
-    held_out = recorded(prepared.held_out)
-    if manifest.get("validation", []) != held_out:
-        changes.training["the validation rows"] = _rows_differ(manifest.get("validation", []), held_out)
-    record = folder.record()
-    changes.training.update(base_check.token_changes(record, prepared))
-    if not changes.answers and not changes.training:
-        changes.answers.update(base_check.prompt_changes(record, prepared))
-    return changes
+
+def _apply(folder: RunDir, recipe: Recipe, prepared: PreparedData, decision: Decision) -> None:
+    """Do what was decided. The manifest is written last, and once: until then the run is that of its former recipe."""
+    changes = decision.changes
+    manifest = folder.manifest()
+    for text in decision.cut.values():
+        note(text)
+    earlier = resumed = manifest.get("resumed", [])
+    if changes.training:
+        told = show(changes.training)
+        note(f"warning: --force-resume: this run goes on with other settings than it began with:\n{told}")
+        note("warning: its adapter comes from two recipes, which manifest.json notes")
+        forced = {key: list(pair) for key, pair in changes.training.items()}
+        resumed = [*resumed, {"at": now(), "forced": forced}]
+        folder.plan.unlink(missing_ok=True)  # it was settled for the other settings
+    if decision.answers or changes.judging:
+        beside = former_scores.set_scores_aside(folder)
+        if changes.judging and beside:
+            told = show(changes.judging)
+            note(f"note: the answers are judged again, the former scores are in {beside}:\n{told}")
+    if decision.answers:
+        if changes.answers and folder.done("generate") is not None:
+            told = show(changes.answers)
+            note(f"note: the prompts are answered again, the former pred.json is kept beside:\n{told}")
+        _forget_partial_answers(folder)
+    again = [name for name, is_so in (("train", decision.trains), ("generate", decision.answers)) if is_so]
+    there = folder.manifest()["phases"]
+    phases = {name: facts for name, facts in there.items() if name not in again}
+    values = _record(folder, recipe, prepared) if changes.any() else {}
+    if changes.training:
+        values["plan"] = {}
+    if any(phase not in phases for phase in _model_phases(prepared)):
+        resumed = [*resumed, *_other_environment(manifest)]
+    if phases != there:
+        values["phases"] = phases
+    if resumed != earlier:
+        values["resumed"] = resumed
+    if values:
+        folder.update(**values)
 
 
 def _model_phases(prepared: PreparedData) -> list[str]:
@@ -133,44 +161,31 @@ def _model_phases(prepared: PreparedData) -> list[str]:
     return ["train", *(["generate"] if prepared.prompts else [])]
 
 
-def show(diff: Diff) -> str:
-    """Return a diff as indented lines: key: was -> is."""
-    return "\n".join(f"  {key}: {_show(was)} -> {_show(is_)}" for key, (was, is_) in diff.items())
-
-
-def recorded(rows: Iterable[Example]) -> list[dict[str, str]]:
-    """Return what the manifest says of rows."""
-    return [{"id": row.id, "digest": row.digest} for row in rows]
-
-
-def staged(prepared: PreparedData) -> list[dict[str, Any]]:
-    """Return what the manifest says of the stages."""
-    return prepared.staged()
-
-
 def _begun(folder: RunDir) -> bool:
     return folder.done("train") is not None or checkpoints.newest(folder.checkpoints) is not None
 
 
-def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData, **more: Any) -> None:
-    """Write into the manifest what is run: the recipe, its rows, and what was found about them."""
+def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
+    """Return what the manifest says of what is run: the recipe, its rows, and what was found about them.
+
+    duplicates.json is written beside it.
+    """
     if prepared.selection.duplicates:
         atomic_files.write_json(folder.duplicates, [pair._asdict() for pair in prepared.selection.duplicates])
     else:
         folder.duplicates.unlink(missing_ok=True)
     kept = {name: value for name, value in folder.manifest().get("digests", {}).items() if name in ("adapter", "pred")}
-    folder.update(
-        recipe=resolved(recipe),
-        recipe_digest=digest(recipe),
-        rows=recorded(prepared.examples),
-        stages=staged(prepared),
-        validation=recorded(prepared.held_out),
-        tokens=base_check.tokens(prepared),
-        leakage=prepared.leakage,
-        digests=prepared.digests | kept,
-        carry=resolved(recipe)["curriculum"]["carry"] if len(prepared.stages) > 1 else None,
-        **more,
-    )
+    return {
+        "recipe": resolved(recipe),
+        "recipe_digest": digest(recipe),
+        "rows": recorded(prepared.examples),
+        "stages": prepared.staged(),
+        "validation": recorded(prepared.held_out),
+        "tokens": base_check.tokens(prepared),
+        "leakage": prepared.leakage,
+        "digests": prepared.digests | kept,
+        "carry": resolved(recipe)["curriculum"]["carry"] if len(prepared.stages) > 1 else None,
+    }
 
 
 def _say(prepared: PreparedData) -> None:
@@ -178,16 +193,6 @@ def _say(prepared: PreparedData) -> None:
         note(f"note: {text}")
     if hits := prepared.leakage["hits"]:
         note(f"warning: {counted(len(hits), 'selected row')} with a test prompt's text; manifest.json names them")
-
-
-def _force(folder: RunDir, diff: Diff) -> None:
-    note(f"warning: --force-resume: this run goes on with other settings than it began with:\n{show(diff)}")
-    note("warning: its adapter comes from two recipes, which manifest.json notes")
-    folder.reopen("train")
-    folder.update(
-        resumed=[*folder.manifest().get("resumed", []), {"at": now(), "forced": {k: list(v) for k, v in diff.items()}}],
-    )
-    folder.plan.unlink(missing_ok=True)  # it was settled for the other settings
 
 
 def _cut_short(folder: RunDir, budget: Budget) -> dict[str, str]:
@@ -203,60 +208,30 @@ def _cut_short(folder: RunDir, budget: Budget) -> dict[str, str]:
     return found
 
 
-def _answer_again(folder: RunDir, diff: Diff) -> None:
-    if folder.reopen("generate") and diff:
-        note(f"note: the prompts are answered again, the former pred.json is kept beside:\n{show(diff)}")
-    for path in (folder.pred_partial, folder.base_partial):
-        path.unlink(missing_ok=True)  # answers by other settings
-
-
 def _tidy(folder: RunDir) -> None:
     """Put right what a kill between two writes left: spent files of a finished phase, scores of former answers."""
     if folder.done("generate") is None:
         return
-    for path in (folder.pred_partial, folder.base_partial):
-        path.unlink(missing_ok=True)
+    _forget_partial_answers(folder)
     former = folder.done("judge") is None and folder.scores.is_file()
     if former and former_scores.scored_pred(folder) != folder.manifest()["digests"].get("pred"):
         former_scores.set_scores_aside(folder)
 
 
-def _judge_again(folder: RunDir, diff: Diff) -> None:
-    beside = former_scores.set_scores_aside(folder)
-    if diff and beside:
-        note(f"note: the answers are judged again, the former scores are in {beside}:\n{show(diff)}")
+def _forget_partial_answers(folder: RunDir) -> None:
+    for path in (folder.pred_partial, folder.base_partial):
+        path.unlink(missing_ok=True)
 
 
-def _compare_environment(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
-    """Warn of other package versions or another GPU than before, and record them; Colab changes overnight."""
-    manifest = folder.manifest()
-    if all(phase in manifest["phases"] for phase in _model_phases(prepared)):
-        return
+def _other_environment(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Warn of other package versions or another GPU than before; return what to record. Colab changes overnight."""
     earlier = manifest.get("resumed", [])
     last = next((e["environment"] for e in reversed(earlier) if "environment" in e), manifest["environment"])
     here = provenance.describe()
-    diff = differences(last, here)
+    diff: Diff = differences(last, here)
     if not diff:
-        return
+        return []
     said = {key: pair for key, pair in diff.items() if key != "program"}
     if said:
         note(f"warning: this run goes on in another environment, and its result may differ a little:\n{show(said)}")
-    entry = {"at": now(), "environment": here, "changed": {key: list(pair) for key, pair in diff.items()}}
-    folder.update(resumed=[*earlier, entry])
-
-
-def _rows_differ(was: list[dict[str, str]], is_: list[dict[str, str]]) -> tuple[str, str]:
-    old, new = ({row["id"]: row["digest"] for row in rows} for rows in (was, is_))
-    changes = {
-        "new": [id_ for id_ in new if id_ not in old],
-        "gone": [id_ for id_ in old if id_ not in new],
-        "changed": [id_ for id_ in new if id_ in old and old[id_] != new[id_]],
-    }
-    told = [f"{len(ids):,} {what} ({listed(list(map(repr, ids)))})" for what, ids in changes.items() if ids]
-    what = ", ".join(told) or "in another order or other stages"
-    return counted(len(was), "row"), f"{counted(len(is_), 'row')}: {what}"
-
-
-def _show(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 160 else text[:157] + "..."
+    return [{"at": now(), "environment": here, "changed": {key: list(pair) for key, pair in diff.items()}}]

@@ -93,7 +93,7 @@ def _same_again(folder: RunDir, recipe: Recipe, fixed: str, world_size: int) -> 
 
 def _fixed(folder: RunDir) -> str | None:
     """Return the way of a run that has taken steps which it goes on from, or None."""
-    if not folder.plan.is_file() or checkpoints.newest(folder.checkpoints) is None:
+    if checkpoints.newest(folder.checkpoints) is None:
         return None
     return folder.record().plan.get("backend") or None
 

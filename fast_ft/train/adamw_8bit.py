@@ -28,6 +28,7 @@ class AdamW8bit(bitsandbytes.optim.AdamW8bit):
     """
 
     _step_supports_amp_scaling = True  #: what GradScaler asks an optimizer for
+    first_moment = "state1"  #: bitsandbytes' name for it in the state of a weight
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
 

@@ -106,7 +106,11 @@ class TrainSession:
         pace = self.stopping.pace
         if longer(pace.minutes if pace is not None else None, self.state.minutes):
             self.state.anneal_from, self.state.stop_at = 0, None
-        state.load(folder, self.loaded.model, self.optimizer)
+        if not state.load(folder, self.loaded.model, self.optimizer):
+            self._warn(
+                f"the checkpoint after step {self.state.global_step} has the moments of another optimizer than "
+                f"train.optim: {self.task.section.optim}: training goes on with new ones"
+            )
         self.state.fit_to([len(job.batches) for job in self.task.jobs])
         if not self.finished and self.state.step >= len(self.task.jobs[self.state.stage].batches):
             self._next_stage()

@@ -138,8 +138,11 @@ def read(folder: Path) -> TrainState:
         ) from None
 
 
-def load(folder: Path, model: PeftModel, optimizer: Optimizer) -> None:
-    """Put a saved state into a model's adapter and into an optimizer, in place.
+def load(folder: Path, model: PeftModel, optimizer: Optimizer) -> bool:
+    """Put a saved state into a model's adapter and into a new optimizer, in place.
+
+    Return whether the optimizer has its moments again. It begins with new ones where another kind of optimizer, whose
+    moments have other names, saved the state.
 
     Raises:
         InputError: The state is of an adapter of other modules or shapes.
@@ -150,7 +153,11 @@ def load(folder: Path, model: PeftModel, optimizer: Optimizer) -> None:
     lora_files.load(model, folder / "adapter.safetensors")
     tensors = load_file(str(folder / "optimizer.safetensors"))
     state = {int(index): value for index, value in _restore(_read(folder)["optimizer"], tensors).items()}
+    first: str = getattr(optimizer, "first_moment", "exp_avg")  # torch's AdamW's own name for it
+    if any(first not in moments for moments in state.values()):
+        return False
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return True
 
 
 def _check_shapes(folder: Path, model: PeftModel) -> None:

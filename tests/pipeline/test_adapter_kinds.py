@@ -27,6 +27,7 @@ from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
+from fast_ft.train import checkpoints
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape, lay_out
 from fast_ft.train.optimizer import FlatWeights
@@ -78,6 +79,11 @@ def test_a_kind_of_lora_works_to_the_end(kind: str, recipe_file: RecipeFactory, 
         assert sorted(config["target_modules"]) == sorted(wanted["target_modules"])
     lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
+    checkpoint = checkpoints.newest(folder.checkpoints)
+    assert checkpoint is not None
+    saved = checkpoint / "adapter.safetensors"
+    assert lora_files.misfit(saved, tiny, recipe.lora) is None, "a forced resume may go on from its own kind"
+    assert lora_files.misfit(saved, tiny, recipe.lora.model_copy(update={"r": 8})) is not None
     prepared = prepare(recipe)
     ours = json.loads(folder.pred.read_text())
     theirs = peft_answers(tiny, folder.adapter, prepared.prompt_ids, recipe.generate.max_new_tokens)

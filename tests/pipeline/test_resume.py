@@ -18,7 +18,7 @@ from fast_ft.data.prepare import prepare
 from fast_ft.generate import answers
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.homework import package
-from fast_ft.pipeline import resume
+from fast_ft.pipeline import changes
 from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.rerun import generate_again, judge_again, renew_scores
 from fast_ft.pipeline.run import run
@@ -79,10 +79,10 @@ def test_changed_training_keys_are_shown_as_a_diff_and_refused(again: Go, tmp_pa
 
 def test_rows_that_differ_are_counted_by_what_became_of_them() -> None:
     was, is_ = ([{"id": str(n), "digest": "d"} for n in numbers] for numbers in (range(100), range(58, 158)))
-    rows, told = resume._rows_differ(was, is_)
+    rows, told = changes._rows_differ(was, is_)
     assert rows == "100 rows" and told.startswith("100 rows: 58 new ('100', '101', '102' and 55 more), 58 gone ('0', ")
-    assert resume._rows_differ(was[:1], is_[:1])[1] == "1 row: 1 new ('58'), 1 gone ('0')"
-    assert resume._rows_differ(was, was[::-1])[1] == "100 rows: in another order or other stages"
+    assert changes._rows_differ(was[:1], is_[:1])[1] == "1 row: 1 new ('58'), 1 gone ('0')"
+    assert changes._rows_differ(was, was[::-1])[1] == "100 rows: in another order or other stages"
 
 
 def test_a_finished_run_takes_another_name_and_does_nothing_again(again: Go) -> None:
@@ -121,6 +121,80 @@ def test_force_resume_goes_on_from_the_checkpoint_and_says_so(
     assert atomic_files.sha256_file(folder.root / f"pred-{former[:8]}.json") == former
     with pytest.raises(InputError, match=r"another lora\.r"):
         again(*overrides, "lora.r=8", force_resume=True)
+
+
+LONGER = "curriculum.stages=[{name: all, upto: 1.0, num_train_epochs: 2}]"  # 8 steps, where the run has 6
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lora.r=8", r"another lora\.r, .*lora_A\.weight has the shape \[4, 128\], where .* has \[8, 128\]"),
+        ("lora.target_modules=[q_proj]", r"another lora.*the recipe's adapter has no .*down_proj\.lora_A\.weight"),
+        ("lora.use_dora=true", r"another lora.*lora_magnitude_vector is missing, where .* has \[64\]"),
+        ("lora.modules_to_save=[lm_head]", r"lm_head\.weight is missing, where .* has \[2048, 64\]"),
+        ("model.name_or_path=OTHER", r"another base model.*has the shape \[4, 128\], where .* has \[4, 192\]"),
+    ],
+)
+def test_a_forced_resume_that_cannot_go_on_is_refused_before_anything_is_written(
+    again: Go, tmp_path: Path, override: str, words: str
+) -> None:
+    if override.endswith("OTHER"):
+        override = override.replace("OTHER", str(save_random_llama(tmp_path / "other", hidden=96)))
+    before = digests(tmp_path / "run")
+    with pytest.raises(InputError, match=words):
+        again(LONGER, override, force_resume=True)
+    assert digests(tmp_path / "run") == before
+    again()
+    assert digests(tmp_path / "run") == before, "the run's own recipe goes on as before"
+
+
+def test_best_weights_that_were_not_kept_are_missed_before_training_goes_on(again: Go, tmp_path: Path) -> None:
+    checkpoint = checkpoints.newest(tmp_path / "run" / "checkpoints")
+    assert checkpoint is not None
+    content = read(checkpoint / "state.json")
+    content["progress"] |= {"best_step": 4, "best_loss": 0.0}  # measured while train.load_best was off
+    del content["digest"]
+    (checkpoint / "state.json").write_text(json.dumps(content | {"digest": state._digest(content)}))
+    before = digests(tmp_path / "run")
+    validated = ("data.validation.take=4", "train.load_best=true")
+    with pytest.raises(InputError, match=r"the weights after step 4.* were not kept.*Write false"):
+        again(LONGER, *validated, force_resume=True)
+    assert digests(tmp_path / "run") == before
+
+
+def test_a_forced_resume_that_is_stopped_before_its_record_leaves_the_run_to_its_own_recipe(
+    again: Go, tmp_path: Path
+) -> None:
+    def stopping(what: str, path: Path) -> None:
+        if path.name == "manifest.json":
+            manifest = read(path)
+            assert manifest["recipe"]["train"]["learning_rate"] == 0.01 and "train" in manifest["phases"]
+            if what == "rename" and "forced" in path.with_name(next(tmp_path.glob("run/.manifest*")).name).read_text():
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(atomic_files, "before", stopping)
+        again(LONGER, "train.learning_rate=0.02", force_resume=True)
+    adapter = digests(tmp_path / "run" / "adapter")
+    folder = again()
+    assert digests(tmp_path / "run" / "adapter") == adapter and "resumed" not in folder.manifest()
+
+
+@pytest.mark.parametrize("first", ["adamw_torch", "adamw_8bit"])
+def test_a_forced_resume_with_another_optimizer_begins_with_new_moments_and_says_so(
+    again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str], first: str
+) -> None:
+    second = {"adamw_torch": "adamw_8bit", "adamw_8bit": "adamw_torch"}[first]
+    if first == "adamw_8bit":
+        shutil.rmtree(tmp_path / "run")
+        again(f"train.optim={first}", "data.test=null")
+    folder = again(LONGER, f"train.optim={second}", "data.test=null", force_resume=True)
+    said = f"the checkpoint after step 6 has the moments of another optimizer than train.optim: {second}"
+    assert said in capsys.readouterr().err and any(said in text for text in folder.record().notes)
+    assert (folder.done("train") or {})["steps"] == 8
+    log = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    assert all(0 < line["grad_norm"] < 100 and line["loss"] < 10 for line in log)
 
 
 def test_before_anything_is_trained_any_recipe_may_come(again: Go, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from fast_ft.common import atomic_files
 from fast_ft.common.errors import BudgetMissed
 from fast_ft.data.prepare import prepare
 from fast_ft.homework import checks
-from fast_ft.pipeline import resume
+from fast_ft.pipeline import changes
 from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.rerun import generate_again, judge_again
 from fast_ft.pipeline.run import run
@@ -241,7 +241,7 @@ def agree(root: Path, recipe: Any) -> None:
     folder, manifest = RunDir.at(root), read(root / "manifest.json")
     phases, wanted = manifest["phases"], recipe.model_dump(mode="json")
     assert set(phases) == {"train", "generate", "judge"}
-    assert not resume.compare(folder, recipe, prepare(recipe)).any()
+    assert not changes.compare(folder, recipe, prepare(recipe)).any()
     assert {v.rule for v in checks.broken(checks.check(folder))} <= {"4-bits"}
     assert [line["step"] for line in log(root)] == list(range(1, phases["train"]["steps"] + 1))
     assert phases["train"]["tokens"] == sum(line["tokens"] for line in log(root))
