@@ -25,6 +25,7 @@ from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import make_folder
 from fast_ft.common.minutes import Clock
+from fast_ft.common.text_safety import escaped
 from fast_ft.common.untrusted_files import json_object
 from fast_ft.train import checkpoints
 
@@ -75,7 +76,7 @@ class Backup:
 
     def _save(self, whole: Path | None) -> bool:
         """Make a snapshot; of what differs from the snapshot `whole`, where one is given."""
-        number = max((_number(path) for path in self._there()), default=0) + 1
+        number = max((_number(path) for path in self.snapshots()), default=0) + 1
         target = self.folder / f"snapshot-{number}"
         try:
             there = _contents(whole)[0] if whole is not None else {}
@@ -86,7 +87,7 @@ class Backup:
                     files[name] = there[name]
                 else:
                     files[name] = copy(path, target / name)
-            if (replies := self._replies()).is_file():
+            if (replies := replies_beside(self.root)).is_file():
                 files[REPLIES] = _copy_lines(replies, target / REPLIES)
             on = {"on": whole.name} if whole is not None else {}
             content = json.dumps({"run": self.root.name, **on, "files": files}, indent=1).encode()
@@ -97,53 +98,35 @@ class Backup:
             note(f"warning: no backup was made: {error}. The run goes on; the backup before this one stays.")
             discard(target)
             return False
-        for old in self._there():
+        for old in self.snapshots():
             if _number(old) < number and old != whole:
                 discard(old)
         return True
 
     def _whole(self) -> Path | None:
         """Return the newest snapshot that is complete by itself."""
-        for snapshot in reversed(self._there()):
+        for snapshot in reversed(self.snapshots()):
             with contextlib.suppress(OSError, InputError):
                 if _contents(snapshot)[1] is None:
                     return snapshot
         return None
 
-    def restore(self) -> bool:
-        """Copy the newest whole snapshot into the run folder; False where there is none. manifest.json comes last."""
-        for snapshot in reversed(self._there()):
+    def refuse_another(self) -> None:
+        """Raise InputError where the newest snapshot is of another run: the next one would take its place."""
+        own = json_object(self.root / "manifest.json").get("started")
+        for snapshot in reversed(self.snapshots()):
             try:
-                files, on = _contents(snapshot)
-                found = {name: snapshot / name for name in files}
-                if on is not None:
-                    found |= {name: on / name for name, path in found.items() if not path.exists()}
-                for name, digest in files.items():
-                    if atomic_files.sha256_file(found[name]) != digest:
-                        raise ValueError(f"{name} is not as it was written")
-            except (OSError, ValueError) as error:  # an InputError is one
-                note(f"warning: {snapshot} is skipped: {error}")
+                was = json_object(found(snapshot)["manifest.json"][0]).get("started")
+            except (OSError, InputError):
                 continue
-            for name in sorted(files, key=lambda name: name == "manifest.json"):
-                with atomic_files.refusal(self.root / name):
-                    if name == REPLIES:
-                        _add_lines(found[name], self._replies())
-                    else:
-                        copy(found[name], self.root / name)
-            note(f"the run is restored from {snapshot}")
-            return True
-        return False
+            if was != own:
+                raise InputError(
+                    f"backup_dir: {self.folder} holds the backup of another run, begun at {escaped(str(was))}, which "
+                    "this run's backup would replace. Name another backup_dir, or move that folder away"
+                )
+            return
 
-    def take_back(self) -> None:
-        """Remove from the run folder what `restore` has put there."""
-        for path in self.root.iterdir():
-            if not path.name.startswith("."):
-                discard(path) if path.is_dir() else path.unlink()
-
-    def _replies(self) -> Path:
-        return self.root.parent / Path(REPLIES).name
-
-    def _there(self) -> list[Path]:
+    def snapshots(self) -> list[Path]:
         """Return the snapshots, whole or not, the oldest first."""
         found = [p for p in self.folder.glob("snapshot-*") if p.name.removeprefix("snapshot-").isdecimal()]
         return sorted(found, key=_number)
@@ -189,13 +172,6 @@ def _copy_lines(source: Path, target: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _add_lines(source: Path, target: Path) -> None:
-    """Add a file's lines to another's, which may be absent. A reply that stands there twice counts once."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("ab") as file:
-        file.write((b"\n" if file.tell() else b"") + source.read_bytes())
-
-
 def discard(folder: Path) -> None:
     """Truncate the files of a folder, then delete it. The digests go first: half a snapshot is none."""
     paths = sorted(folder.rglob("*"), key=lambda path: (path.name != COMPLETE, -len(path.parts)))
@@ -209,6 +185,23 @@ def discard(folder: Path) -> None:
                 path.rmdir()
     except OSError as error:
         note(f"warning: {folder} could not be deleted: {error}")
+
+
+def replies_beside(root: Path) -> Path:
+    """Return the file of a judge's replies, which all runs in one folder share."""
+    return root.parent / Path(REPLIES).name
+
+
+def found(snapshot: Path) -> dict[str, tuple[Path, str]]:
+    """Return {name: (path, SHA-256)} of a complete snapshot's files; what has not changed lies in the one before.
+
+    InputError for one that is not complete, or whose names lead out of it.
+    """
+    files, on = _contents(snapshot)
+    paths = {name: snapshot / name for name in files}
+    if on is not None:
+        paths |= {name: on / name for name, path in paths.items() if not path.exists()}
+    return {name: (paths[name], digest) for name, digest in files.items()}
 
 
 def _contents(snapshot: Path) -> tuple[dict[str, str], Path | None]:

@@ -11,12 +11,12 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.folders import refuse_unmounted
 from fast_ft.common.signals import interruptible
 from fast_ft.data.prepare import PreparedData
-from fast_ft.pipeline import course_references, judge_phase, resume
+from fast_ft.pipeline import course_references, judge_phase, restore, resume
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.set_up import check_model
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import lock
-from fast_ft.run.folder import RunDir, output_folder
+from fast_ft.run.folder import RunDir, output_folder, refuse_foreign
 
 
 @contextlib.contextmanager
@@ -32,6 +32,7 @@ def opened(
     backup = Backup(root, recipe.backup_dir) if recipe.backup_dir is not None else None
     for place in (root, *([backup.folder] if backup is not None else [])):
         refuse_unmounted(place)  # before a model is fetched
+    refuse_foreign(root)
     is_new = not os.path.isfile(root / "manifest.json")  # noqa: PTH113 (False for a name that no file can have)
     if is_new or force_resume:
         check_model(recipe, prepared, answers=judged)
@@ -39,13 +40,16 @@ def opened(
         judge_phase.check(recipe.judge, prepared.prompts)
         course_references.check(recipe, prepared.prompts)
     with interruptible(), lock.hold(root):
+        restore.move_in(root)  # the rest of what a kill left
         if backup is None:
             folder = RunDir.open(recipe, recipe_path)
             resume.go_on(folder, recipe, prepared, force=force_resume)
             yield folder
             return
         with lock.hold(backup.folder):  # another machine may have the same folder mounted
-            folder = _backed_up(backup, recipe, recipe_path, prepared, force_resume)
+            _take_up(backup, recipe, prepared, force_resume)
+            folder = RunDir.open(recipe, recipe_path, on_saved=backup.save, on_answer=backup.answered)
+            resume.go_on(folder, recipe, prepared, force=force_resume)
             try:
                 yield folder
             except KeyboardInterrupt:
@@ -54,20 +58,20 @@ def opened(
                 raise
 
 
-def _backed_up(
-    backup: Backup, recipe: Recipe, recipe_path: str | Path, prepared: PreparedData, force_resume: bool
-) -> RunDir:
-    """Return the run folder, restored from its backup where there is no run in it. Raises InputError."""
-    restored = not (backup.root / "manifest.json").is_file() and backup.restore()
-    folder = RunDir.open(recipe, recipe_path, on_saved=backup.save, on_answer=backup.answered)
-    try:
-        resume.go_on(folder, recipe, prepared, force=force_resume)
-    except InputError as error:
-        if not restored:
-            raise
-        backup.take_back()
-        raise InputError(
-            f"{backup.folder} is the backup of another run, whose folder has the same name. Name another "
-            f"backup_dir, or an output_dir that ends in another name; nothing was touched.\n{error}"
-        ) from None
-    return folder
+def _take_up(backup: Backup, recipe: Recipe, prepared: PreparedData, force: bool) -> None:
+    """Restore a run from its backup where there is none in its folder. InputError where it may not go on."""
+    if (backup.root / "manifest.json").is_file():
+        backup.refuse_another()
+        return
+
+    def check(folder: Path) -> None:
+        try:
+            resume.check(RunDir.at(folder), recipe, prepared, force=force)
+        except InputError as error:
+            raise InputError(
+                f"{backup.folder} holds a backup that this recipe does not go on from. Nothing was written to "
+                f"{backup.root}.\n{error}\nWhere the backup is another run's, name another backup_dir, or an "
+                "output_dir that ends in another name"
+            ) from None
+
+    restore.restore(backup, check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.lint import unknown_placeholder
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.manifest import Manifest, read_manifest
+
+RESTORED = ".fast_ft-restored"  #: in a run folder: what is on its way in from a backup (pipeline/restore.py)
 
 
 def _nothing() -> None:
@@ -74,8 +77,7 @@ class RunDir:
             run.manifest()
             recover(root)
             return run
-        if root.is_file() or (root.is_dir() and any(not p.name.startswith(".") for p in root.iterdir())):
-            raise InputError(f"{root} is there already and is no run's folder: choose another output_dir, or move it")
+        refuse_foreign(root)
         manifest = {
             "recipe": resolved(recipe),
             "recipe_file": Path(recipe_path).name,
@@ -166,6 +168,18 @@ class RunDir:
         # Values only: a finished run can be read where its base model or its data are gone.
         tree, name = self.manifest().get("recipe", {}), f"{self.manifest_path} (recipe)"
         return policy_ntu_hw5.without_clock(validated(tree, {}, name, consequences=False))
+
+
+def refuse_foreign(root: Path) -> None:
+    """Raise InputError where a folder that no run is in, and into which none is being restored, holds other files."""
+    if os.path.isfile(root / "manifest.json") or os.path.isdir(root / RESTORED):  # noqa: PTH112, PTH113 (any name)
+        return
+    try:
+        foreign = root.is_file() or (root.is_dir() and any(not p.name.startswith(".") for p in root.iterdir()))
+    except OSError:  # a name that no folder can have, or one that may not be read: making it says so
+        return
+    if foreign:
+        raise InputError(f"{root} is there already and is no run's folder: choose another output_dir, or move it")
 
 
 def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:

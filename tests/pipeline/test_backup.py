@@ -19,11 +19,12 @@ from fast_ft.common.errors import InputError
 from fast_ft.generate import answers
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.judge import scoring
-from fast_ft.pipeline import backup, train_phase
+from fast_ft.pipeline import backup, restore, train_phase
 from fast_ft.pipeline.backup import COMPLETE, REPLIES, Backup
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
-from fast_ft.run.folder import output_folder
+from fast_ft.run import folder as folder_of_run
+from fast_ft.run.folder import RESTORED, output_folder
 from tests.helpers.judge_server import JudgeServer
 from tests.helpers.parts import RecipeFactory
 
@@ -289,7 +290,7 @@ def test_a_snapshot_that_is_not_whole_is_passed_over_for_the_one_before(
             content["files"]["../../evil"] = content["files"]["log.jsonl"]
         (newer / COMPLETE).write_text(json.dumps(content))
     shutil.rmtree(root)
-    assert kept.restore()
+    assert restore.restore(kept)
     said = capsys.readouterr().err
     assert "snapshot-2 is skipped" in said and "restored from" in said and "snapshot-1" in said
     assert sorted(each.name for each in root.iterdir()) == ["log.jsonl", "manifest.json"]
@@ -337,9 +338,76 @@ def test_the_backup_of_another_run_of_the_same_name_is_not_taken_for_this_ones(
     other = [str(path), f"backup_dir={tmp_path}/drive", f"output_dir={tmp_path}/other/run", "lora.r=2"]
     assert main(other) == 2
     said = capsys.readouterr().err
-    assert "is the backup of another run" in said and "lora.r: 4 -> 2" in said
+    assert "Where the backup is another run's, name another backup_dir" in said and "lora.r: 4 -> 2" in said
     assert not (tmp_path / "other").exists(), "a refused run leaves nothing behind"
     assert {file: file.read_bytes() for file in drive(tmp_path).rglob("*") if file.is_file()} == held
+
+
+def test_a_users_own_folder_is_refused_before_anything_is_restored_into_it(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(path, tmp_path)
+    mine = tmp_path / "other" / "run"
+    (mine / "photos").mkdir(parents=True)
+    (mine / "thesis.txt").write_text("years of work")
+    (mine / "photos" / "a.jpg").write_text("x")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for override in ("lora.r=2", "lora.r=4"):
+        assert main([str(path), f"backup_dir={tmp_path}/drive", f"output_dir={mine}", override]) == 2
+        assert "is there already and is no run's folder" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(("what", "name"), [("write", "log.jsonl"), ("rename", "adapter"), ("rename", "manifest.json")])
+def test_a_restoring_that_was_killed_is_done_again_or_goes_on(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, name: str
+) -> None:
+    whole = go(path, tmp_path)
+    pred, root = whole.pred.read_bytes(), tmp_path / "local" / "run"
+    shutil.rmtree(root)
+
+    def killed(seen: str, file: Path) -> None:
+        if seen == what and file.name == name and root in file.parents:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(atomic_files, "before", killed)
+        go(path, tmp_path)
+    assert not (root / "manifest.json").exists(), "until all else is there"
+    assert (root / RESTORED).is_dir() == (what == "rename")
+    folder = go(path, tmp_path)
+    assert folder.pred.read_bytes() == pred and not list(folder.root.glob(".fast_ft-*"))
+
+
+def test_what_lies_in_the_way_of_a_run_that_is_restored_stays(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    for name, text in (("notes.txt", "mine"), (f"{RESTORED}/notes.txt", "the run's"), (f"{RESTORED}/a", "")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    with pytest.raises(InputError, match=r"notes\.txt is in the way .* Move it away"):
+        restore.move_in(root)
+    assert (root / "notes.txt").read_text() == "mine" and (root / RESTORED / "notes.txt").read_text() == "the run's"
+    (root / "notes.txt").rename(tmp_path / "mine.txt")
+    restore.move_in(root)
+    assert sorted(each.name for each in root.iterdir()) == ["a", "notes.txt"]
+
+
+def test_a_backup_never_takes_the_place_of_another_runs(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_of_run, "now", lambda: "2026-01-01T00:00:00+00:00")
+    go(path, tmp_path)
+    monkeypatch.setattr(folder_of_run, "now", lambda: "2026-02-02T00:00:00+00:00")
+    other = load_recipe(path, [f"output_dir={tmp_path}/other/run"])
+    run(other, path, until="adapter")  # without a backup, in a folder of the same name
+    held = {file: file.read_bytes() for file in drive(tmp_path).rglob("*") if file.is_file()}
+    assert main([str(path), f"output_dir={tmp_path}/other/run", f"backup_dir={tmp_path}/drive"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "holds the backup of another run, begun at 2026-01-01T00:00:00+00:00" in said and "another backup_dir" in said
+    )
+    assert {file: file.read_bytes() for file in drive(tmp_path).rglob("*") if file.is_file()} == held
+    assert go(path, tmp_path).pred.is_file(), "the run itself goes on"
 
 
 def test_a_disk_that_is_mounted_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
