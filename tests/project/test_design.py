@@ -24,8 +24,8 @@ NAMED = re.compile(rf"(?<![\w./{{}}-])(?:{_FOLDERS})/[\w./-]+?\.(?:py|cu)(?!\w)"
 TEXTS = {
     "documents": [ROOT / "README.md", *(ROOT / "docs").glob("*.md")],
     "settings": [
-        ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / "mkdocs.yml", *ROOT.glob("requirements*.txt"),
-        *(ROOT / "recipes").glob("*.yaml"),
+        ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / "mkdocs.yml",
+        *ROOT.glob("requirements*.txt"), *(ROOT / "recipes").glob("*.yaml"),
     ],
     **{folder: [*(ROOT / folder).rglob("*.py")] for folder in ("fast_ft", "bench", "tools", "tests")},
     "kernels": [*PACKAGE.rglob("*.cu")],
