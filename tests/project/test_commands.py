@@ -1,0 +1,88 @@
+"""The commands that documents name: each is described in docs/commands.md, and takes the options that it is given."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import __doc__ as BENCH
+from fast_ft.cli.main import COMMANDS
+from fast_ft.cli.parser import USAGES, build_parser
+from fast_ft.recipe.reference import reference_page
+from tests.helpers.parts import ROOT
+from tests.project.test_links import DOCUMENTS, text_of
+from tools import commands_page
+
+PARSERS = build_parser()[1]
+each_document = pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in DOCUMENTS])
+#: Commands that a document gives as a line of its own, or in `...`; a line that ends with \ goes on.
+LINE = re.compile(r"(?:^ +!?|`!?|&& )(python -m [^\n`#&]+)", re.MULTILINE)
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The commands that a document gives."""
+    for match in LINE.finditer(re.sub(r" \\\n *", " ", text_of(path))):
+        yield match[1].strip()
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def test_the_page_of_commands_is_what_help_says() -> None:
+    assert set(USAGES) == set(COMMANDS)
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").rstrip("\n")
+    assert page == commands_page.page(), "write it again: python -m tools.commands_page > docs/commands.md"
+
+
+def unknown(line: str) -> list[str]:
+    """The options in a command of a document that the command does not take."""
+    words = line.split()[2:]
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    if words[0] == "fast_ft":
+        command = words[1] if len(words) > 1 and words[1] in PARSERS else "run"
+        return sorted(given - options(PARSERS[command]))
+    if words[0].split(".")[0] not in ("bench", "tools", "tests"):
+        return []  # another program's
+    place = ROOT / words[0].replace(".", "/")
+    files = [path for path in (place / "__main__.py", place.with_suffix(".py")) if path.is_file()]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    return [*([] if files else [words[0]]), *sorted(option for option in given if f'"{option}"' not in text)]
+
+
+@each_document
+def test_every_option_that_a_document_gives_exists(path: Path) -> None:
+    assert {line: found for line in lines(path) if (found := unknown(line))} == {}
+
+
+def test_an_option_and_a_module_that_are_gone_are_found() -> None:
+    assert unknown("python -m fast_ft data RECIPE --show 3 --shwo") == ["--shwo"]
+    assert unknown("python -m fast_ft RECIPE --explore") == ["--explore"]
+    assert unknown("python -m bench.gone --results FILE") == ["bench.gone", "--results"]
+    assert unknown("python -m bench --adopt FILE --never") == ["--never"]
+
+
+@each_document
+def test_every_key_of_a_recipe_that_a_document_names_exists(path: Path) -> None:
+    """Keys are written as section.key; a figure's name and a file's look alike, and are known by theirs."""
+    figures = json.loads((ROOT / "bench" / "results" / "figures.json").read_text(encoding="utf-8"))
+    keys = set(re.findall(r"^##+ `([\w.]+)`", reference_page(), re.MULTILINE))
+    sections = "|".join(key for key in keys if "." not in key)
+    named = set(re.findall(rf"(?<![\w./-])((?:{sections})\.[\w.]+\b)(?![(*])", text_of(path)))
+    others = {*figures, "generate.key", "judge.key"}  # the last two stand for any key of the section
+    assert {
+        name for name in named - others if re.sub(r"\.\d+", "", name) not in keys and not name.endswith(".md")
+    } == set()
+
+
+def test_every_measurement_is_named_where_the_bench_begins() -> None:
+    """A module of the bench that its own first line calls a command; those that take a JOB are parts of others."""
+    assert BENCH is not None
+    firsts = {path.stem: path.read_text(encoding="utf-8").split("\n")[0] for path in (ROOT / "bench").glob("*.py")}
+    commands = {name for name, first in firsts.items() if re.search(rf"python -m bench\.{name}\b(?! JOB)", first)}
+    assert {name for name in commands if f"bench.{name}" not in BENCH} == set()
