@@ -33,7 +33,6 @@ class RunDir:
         self.on_saved = on_saved  # called when a checkpoint or a phase is on the disk
         self.on_answer = on_answer  # called when an answer is, or a judge's reply
         self.manifest_path = root / "manifest.json"
-        self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
         self.duplicates = root / "duplicates.json"  # which rows were skipped, and of which rows they are duplicates
         self.log = root / "log.jsonl"
