@@ -20,6 +20,7 @@ from tools import commands_page
 
 PARSERS = build_parser()[1]
 each_document = pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in DOCUMENTS])
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 #: Commands that a document gives as a line of its own, or in `...`; a line that ends with \ goes on.
 LINE = re.compile(r"(?:^ +!?|`!?|&& )(python -m [^\n`#&]+)", re.MULTILINE)
 
@@ -86,3 +87,17 @@ def test_every_measurement_is_named_where_the_bench_begins() -> None:
     firsts = {path.stem: path.read_text(encoding="utf-8").split("\n")[0] for path in (ROOT / "bench").glob("*.py")}
     commands = {name for name, first in firsts.items() if re.search(rf"python -m bench\.{name}\b(?! JOB)", first)}
     assert {name for name in commands if f"bench.{name}" not in BENCH} == set()
+
+
+def targets() -> set[str]:
+    """The Makefile's targets that people name; the others are steps of these."""
+    phony = re.search(r"^\.PHONY: (.+)", MAKEFILE, re.MULTILINE)
+    assert phony is not None
+    return {*phony[1].split()} - {"compiled", "interpreter"}
+
+
+def test_every_make_target_is_described_and_every_one_that_a_document_names_exists() -> None:
+    header = MAKEFILE[: MAKEFILE.index("\n\n")]
+    assert {*re.findall(r"make ([a-z-]+)", header)} == targets()
+    for path in DOCUMENTS:
+        assert {*re.findall(r"(?:`|^    |&& )make ([a-z-]+)", text_of(path), re.MULTILINE)} <= targets()
