@@ -31,6 +31,9 @@ TEXTS = {
     "kernels": [*PACKAGE.rglob("*.cu")],
 }  # fmt: skip
 FROM = (PACKAGE, ROOT, ROOT / "tests")
+#: A module that is named without its folder, the modules that there are, and two of other projects'.
+BARE = re.compile(r"(?<![\w./{}<-])[a-z]\w*\.py(?!\w)")
+FILES = {path.name for paths in TEXTS.values() for path in paths} | {"generation.py", "convert_hf_to_gguf.py"}
 
 
 def sections() -> dict[str, str]:
@@ -67,10 +70,17 @@ def test_every_file_that_a_comment_or_a_document_names_exists(kind: str) -> None
     assert found and {name: missing for name, missing in found.items() if missing} == {}
 
 
+@pytest.mark.parametrize("kind", [kind for kind in TEXTS if kind != "tests"])  # whose data name modules of their own
+def test_every_module_that_is_named_without_its_folder_exists(kind: str) -> None:
+    found = {path.name: {*BARE.findall(path.read_text(encoding="utf-8"))} - FILES for path in TEXTS[kind]}
+    assert found and {name: missing for name, missing in found.items() if missing} == {}
+
+
 def test_a_file_that_is_gone_is_found() -> None:
     assert gone("see train/loss.py, train/gone.py and (bench/never.py); not of ../train/other.py") == [
         "train/gone.py", "bench/never.py",
     ]  # fmt: skip
+    assert {*BARE.findall("session.py calls absent.py, as torch/optim/adamw.py does")} - FILES == {"absent.py"}
 
 
 def members(path: Path) -> Iterator[str]:
