@@ -170,8 +170,8 @@ class RunDir:
 def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
     """Return output_dir with {recipe} (the recipe file's stem) and {digest8} filled in.
 
-    {digest8} is the beginning of the recipe's digest (recipe/loader.py), budgets of minutes left aside: with other minutes
-    a run goes on.
+    {digest8} is the beginning of the recipe's digest (recipe/loader.py), budgets of minutes left aside: with other
+    minutes a run goes on.
     """
     from fast_ft.recipe.loader import digest
 
