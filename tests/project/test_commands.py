@@ -42,18 +42,35 @@ def test_the_page_of_commands_is_what_help_says() -> None:
 
 
 def unknown(line: str) -> list[str]:
-    """The options in a command of a document that the command does not take."""
-    words = line.split()[2:]
+    """What is wrong with a command of a document: a module or options that are not there."""
+    name, *words = line.split()[2:]
     given = {word.partition("=")[0] for word in words if word.startswith("--")}
-    if words[0] == "fast_ft":
-        command = words[1] if len(words) > 1 and words[1] in PARSERS else "run"
-        return sorted(given - options(PARSERS[command]))
-    if words[0].split(".")[0] not in ("bench", "tools", "tests"):
-        return []  # another program's
-    place = ROOT / words[0].replace(".", "/")
+    if name == "fast_ft":
+        return sorted(given - options(PARSERS[words[0] if words and words[0] in PARSERS else "run"]))
+    text = source(name)
+    if text is None:
+        return [name]
+    return sorted(option for option in given if f'"{option}"' not in text)
+
+
+def source(name: str) -> str | None:
+    """The text of a module that is a command of the project's; None: there is none. Another program's is empty."""
+    if name.split(".")[0] not in ("bench", "tools", "tests"):
+        return ""
+    place = ROOT / name.replace(".", "/")
     files = [path for path in (place / "__main__.py", place.with_suffix(".py")) if path.is_file()]
-    text = "".join(path.read_text(encoding="utf-8") for path in files)
-    return [*([] if files else [words[0]]), *sorted(option for option in given if f'"{option}"' not in text)]
+    return files[0].read_text(encoding="utf-8") if files else None
+
+
+def lacking(line: str) -> list[str]:
+    """The options that a command of a document does not give, and that must be given."""
+    name, *words = line.split()[2:]
+    if name == "fast_ft":
+        actions = PARSERS[words[0] if words and words[0] in PARSERS else "run"]._actions
+        needed = {action.option_strings[-1] for action in actions if action.required and action.option_strings}
+    else:
+        needed = {*re.findall(r'"(--[\w-]+)"(?:[^()]|\([^()]*\))*?required=True', source(name) or "")}
+    return sorted(needed - {*words})
 
 
 @each_document
@@ -61,11 +78,19 @@ def test_every_option_that_a_document_gives_exists(path: Path) -> None:
     assert {line: found for line in lines(path) if (found := unknown(line))} == {}
 
 
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in DOCUMENTS if path.name != "commands.md"])
+def test_a_command_in_a_block_has_the_options_that_it_must_have(path: Path) -> None:
+    blocks = re.findall(r"^    +!?(python -m [^\n#&]+)", re.sub(r" \\\n *", " ", text_of(path)), re.MULTILINE)
+    assert {line: found for line in blocks if (found := lacking(line))} == {}
+
+
 def test_an_option_and_a_module_that_are_gone_are_found() -> None:
     assert unknown("python -m fast_ft data RECIPE --show 3 --shwo") == ["--shwo"]
     assert unknown("python -m fast_ft RECIPE --explore") == ["--explore"]
-    assert unknown("python -m bench.gone --results FILE") == ["bench.gone", "--results"]
+    assert unknown("python -m bench.gone --results FILE") == ["bench.gone"]
     assert unknown("python -m bench --adopt FILE --never") == ["--never"]
+    assert lacking("python -m fast_ft reproduce ZIP --test FILE") == ["--train"]
+    assert lacking("python -m bench.decode --base DIR") == ["--prompts"]
 
 
 @each_document
