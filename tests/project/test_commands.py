@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -106,12 +107,15 @@ def test_every_key_of_a_recipe_that_a_document_names_exists(path: Path) -> None:
     } == set()
 
 
-def test_every_measurement_is_named_where_the_bench_begins() -> None:
-    """A module of the bench that its own first line calls a command; those that take a JOB are parts of others."""
+def test_every_measurement_is_named_where_the_bench_begins_and_answers_help() -> None:
+    """A module of the bench that its docstring calls a command; those that take a JOB are parts of others."""
     assert BENCH is not None
-    firsts = {path.stem: path.read_text(encoding="utf-8").split("\n")[0] for path in (ROOT / "bench").glob("*.py")}
-    commands = {name for name, first in firsts.items() if re.search(rf"python -m bench\.{name}\b(?! JOB)", first)}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "bench").glob("*.py")}
+    says = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items()}
+    commands = {name for name in says if re.search(rf"python -m bench\.{name}\b(?! JOB)", says[name])}
+    assert len(commands) > 20
     assert {name for name in commands if f"bench.{name}" not in BENCH} == set()
+    assert {name for name in commands if "ArgumentParser" not in texts[name]} == set(), "no --help"
 
 
 def targets() -> set[str]:
