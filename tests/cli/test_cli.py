@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fast_ft.cli.main import COMMANDS, main
+from fast_ft.cli.parser import USAGES, build_parser
 from fast_ft.run.folder import RunDir
 from tests.helpers import killed
 from tests.helpers.parts import POCKET, REAL, ROOT, RecipeFactory, needs_real_data
@@ -55,6 +56,11 @@ def test_help_answers_at_once() -> None:
     for command in COMMANDS:
         assert f"\n    {command} " in done.stdout, command
     assert "Exit status: 0 done" in done.stdout
+
+
+def test_help_speaks_of_overrides_where_a_command_takes_them() -> None:
+    for name, parser in build_parser()[1].items():
+        assert ("replaces the recipe's value" in parser.format_help()) == USAGES[name].takes.overrides, name
 
 
 def test_no_words_at_all_show_the_help() -> None:
