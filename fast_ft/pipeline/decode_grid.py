@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +19,7 @@ from fast_ft.generate.answers import Task
 from fast_ft.judge.kinds import KINDS
 from fast_ft.pipeline import judge_phase
 from fast_ft.pipeline.adapter_loading import Ready, load
-from fast_ft.pipeline.rerun import open_run
-from fast_ft.recipe.loader import resolved
+from fast_ft.pipeline.rerun import open_run, partial_tag
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import lock
 from fast_ft.run.folder import RunDir
@@ -119,9 +116,7 @@ def _answer(
     folder: RunDir, point: dict[str, str], recipe: Recipe, prepared: PreparedData, ready: Ready, partials: list[Path]
 ) -> dict[str, Any]:
     name = _name(point)
-    settings = json.dumps([resolved(recipe)["generate"], recipe.data.test], sort_keys=True)
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]  # a partial file of other settings is not gone on with
-    partial = folder.root / FOLDER / f"pred-{name}-{digest}.partial.jsonl"
+    partial = folder.root / FOLDER / f"pred-{name}-{partial_tag(folder, recipe, prepared)}.partial.jsonl"
     partial.parent.mkdir(exist_ok=True)
     partials.append(partial)
     task = Task(recipe.seed, partial, title=name, prompt_ids=ready.prompt_ids)

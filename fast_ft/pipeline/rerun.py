@@ -89,6 +89,13 @@ def _answer_others(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> Pa
 
 def own_partial(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Let answering go on only from a stopped answering with the same settings, prompts and adapter."""
+    tag = partial_tag(folder, recipe, prepared)
+    folder.pred_partial = folder.root / f"pred-{tag}.partial.jsonl"
+    folder.base_partial = folder.root / f"base_pred-{tag}.partial.jsonl"
+
+
+def partial_tag(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> str:
+    """Return 8 hex digits of what a run's answers follow from: settings, prompts and adapter, and a base that moved."""
     digests = folder.manifest()["digests"]
     settings = [
         resolved(recipe)["generate"],
@@ -97,9 +104,7 @@ def own_partial(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
         digests["adapter"],
         *([recipe.model.name_or_path] if base_check.has_moved(folder, recipe) else []),
     ]
-    tag = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    folder.pred_partial = folder.root / f"pred-{tag}.partial.jsonl"
-    folder.base_partial = folder.root / f"base_pred-{tag}.partial.jsonl"
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def renew_scores(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from fast_ft.cli.chat import chat
 from fast_ft.cli.main import main
+from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.kv_cache import KVCache
@@ -50,6 +52,37 @@ def test_a_points_answers_are_those_of_generate_with_its_values(folder: Path) ->
     pairs = json.loads((folder / "grid" / "pred-temperature1.5.json").read_text())
     assert {key: entry["output"][:1] for key, entry in pairs.items()} == {k: e["output"] for k, e in alone.items()}
     assert any(a != b for a, b in (entry["output"] for entry in pairs.values()))
+
+
+@pytest.mark.parametrize("change", ["the adapter", "the prompts behind the same path"])
+def test_a_stopped_grid_goes_on_with_the_answers_of_the_same_adapter_and_prompts_only(
+    change: str, tmp_path: Path, tiny: Path, train_file: Path, test_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = shutil.copy(test_file, tmp_path / "prompts.json")
+    path = write_recipe(tmp_path, tiny, train_file, prompts, {"curriculum": {}, "output_dir": str(tmp_path / "run")})
+    run(load_recipe(path, ["train.max_steps=2"]), path)
+
+    def stopping(what: str, file: Path) -> None:
+        if what == "append" and file.parent.name == "grid" and file.is_file() and file.stat().st_size:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(atomic_files, "before", stopping)
+        grid(tmp_path / "run", ["max_new_tokens=6,5"])
+    assert list((tmp_path / "run" / "grid").glob("*.partial.jsonl")), "answers to go on with"
+    if change == "the adapter":
+        longer = ["train.max_steps=4", "train.learning_rate=0.5"]
+        folder = run(load_recipe(path, longer), path, force_resume=True)
+    else:
+        rows = json.loads(prompts.read_text(encoding="utf-8"))
+        rows[0]["conversations"][0]["value"], rows[1]["conversations"][0]["value"] = (
+            each["conversations"][0]["value"] for each in rows[1::-1]
+        )
+        prompts.write_text(json.dumps(rows), encoding="utf-8")
+        folder = run(load_recipe(path, ["train.max_steps=2"]), path)
+    grid(folder.root, ["max_new_tokens=6,5"])
+    made = (folder.root / "grid" / "pred-max_new_tokens6.json").read_bytes()
+    assert json.loads(made) == json.loads(folder.pred.read_bytes())
 
 
 @pytest.mark.parametrize(
