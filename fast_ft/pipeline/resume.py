@@ -5,7 +5,8 @@ another base, tokenizer or template by that name     the same, where there is tr
 data.test, generate, judge.base_prompts              the adapter stays; the prompts are answered again
 judge                                                the answers stay; they are judged again
 budget, output_dir, backup_dir, how often is saved   taken as they are now; with more minutes than those that ended
-                                                     training, or shortened answers, that goes on or is done again
+                                                     training, or shortened answers, that goes on or is done again;
+                                                     for another memory_gib the plan is made again
 run_name                                             taken as it is now
 package versions, GPU, the program itself            warned, and recorded in manifest.json (`resumed`)
 """
@@ -31,6 +32,8 @@ from fast_ft.recipe.schema import Budget, Recipe
 from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir, differences, now
 from fast_ft.train import checkpoints, state
+
+_MEMORY = "budget.memory_gib"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
     if decision.begins:
         if decision.changes.training:
             note(f"note: nothing was trained in {folder.root} yet: it begins again with this recipe")
+        if decision.changes.training or _MEMORY in decision.changes.free:
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
         record = _record(folder, recipe, prepared)
@@ -148,6 +152,9 @@ def _apply(folder: RunDir, recipe: Recipe, prepared: PreparedData, decision: Dec
         values["plan"] = {}
     if any(phase not in phases for phase in _model_phases(prepared)):
         resumed = [*resumed, *_other_environment(manifest)]
+        if _MEMORY in changes.free:
+            note(f"note: the plan is made again for other memory:\n{show({_MEMORY: changes.free[_MEMORY]})}")
+            folder.plan.unlink(missing_ok=True)  # the manifest's own copy still names the way that trains
     if phases != there:
         values["phases"] = phases
     if resumed != earlier:

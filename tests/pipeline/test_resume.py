@@ -133,14 +133,14 @@ LONGER = "curriculum.stages=[{name: all, upto: 1.0, num_train_epochs: 2}]"  # 8 
         ("lora.target_modules=[q_proj]", r"another lora.*the recipe's adapter has no .*down_proj\.lora_A\.weight"),
         ("lora.use_dora=true", r"another lora.*lora_magnitude_vector is missing, where .* has \[64\]"),
         ("lora.modules_to_save=[lm_head]", r"lm_head\.weight is missing, where .* has \[2048, 64\]"),
-        ("model.name_or_path=OTHER", r"another base model.*has the shape \[4, 128\], where .* has \[4, 192\]"),
+        ("model.name_or_path=OTHER", r"another base model.*has the shape \[4, 128\], where .* has \[4, 256\]"),
     ],
 )
 def test_a_forced_resume_that_cannot_go_on_is_refused_before_anything_is_written(
     again: Go, tmp_path: Path, override: str, words: str
 ) -> None:
     if override.endswith("OTHER"):
-        override = override.replace("OTHER", str(save_random_llama(tmp_path / "other", hidden=96)))
+        override = override.replace("OTHER", str(save_random_llama(tmp_path / "other", hidden=128)))
     before = digests(tmp_path / "run")
     with pytest.raises(InputError, match=words):
         again(LONGER, override, force_resume=True)
@@ -460,6 +460,22 @@ def test_the_settled_plan_is_obeyed(again: Go, tmp_path: Path) -> None:
     folder = again("generate.batch_size=auto")
     assert read(folder.plan) == plan | {"generation_batch": 2}
     assert (folder.done("generate") or {})["batch_size"] == 2
+
+
+def test_the_plan_is_made_again_for_another_memory_budget(
+    again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run" / "plan.json"
+    plan = read(path)
+    odd = json.dumps(plan | {"generation_batch": 2})
+    path.write_text(odd)
+    again("generate.batch_size=3", "budget.memory_gib=12")
+    assert path.read_text() == odd, "nothing is left to plan for"
+    RunDir.at(tmp_path / "run").update(phases={})
+    folder = again("generate.batch_size=3", "budget.memory_gib=8")
+    assert "budget.memory_gib: 12.0 -> 8.0" in capsys.readouterr().err
+    assert read(folder.plan) == plan == folder.manifest()["plan"]
+    assert folder.manifest()["recipe"]["budget"]["memory_gib"] == 8
 
 
 def test_a_checkpoint_whose_digests_fail_is_refused_for_the_one_before(
