@@ -18,20 +18,23 @@ WIDE, NARROW = 1100, 310  #: pixels: of the page's sections, and of a phone
 LINE_FREE = 11  #: pixels between a line and a label's middle, at least
 LETTER = 6.4  #: pixels of a letter in labels of size 11, at most
 
+_Marked = tuple[int, int | None]  #: numbers of the best trial and of the recipe itself
 
-def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int, unit: Unit) -> str:
+
+def parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int, own: int | None, unit: Unit) -> str:
     """Return a plot with one line for each trial from key to key; the last column is the score.
 
-    The values stand in columns, and the lines run between the columns: no line crosses a label.
+    The values stand in columns, and the lines run between the columns: no line crosses a label. best, own: numbers of
+    the best trial and of the recipe itself.
     """
     hint = (
         "One line for each trial: the stronger its colour, the higher its score. Thick: the best. Dashed: the recipe "
         "itself. Hover over a line to see its trial."
     )
-    return paragraph(hint, "hint") + _both(lambda width: _parallel(trials, keys, best, unit, width))
+    return paragraph(hint, "hint") + _both(lambda width: _parallel(trials, keys, (best, own), unit, width))
 
 
-def _parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int, unit: Unit, width: int) -> str:
+def _parallel(trials: list[dict[str, Any]], keys: Sequence[str], marked: _Marked, unit: Unit, width: int) -> str:
     height, top, bottom = 360, 46, 24
     axes = [(key, *_axis([t["point"].get(key) for t in trials])) for key in keys]
     at, marks = _axis([t["value"] for t in trials])
@@ -54,7 +57,7 @@ def _parallel(trials: list[dict[str, Any]], keys: Sequence[str], best: int, unit
     lines = []
     for number, trial in enumerate(trials):
         path = "".join(_through(column, number, last=column is columns[-1]) for column in columns)
-        lines.append(f'<path class="trial" d="M{path[1:]}" {_line(trial, best, trials)}>{_hover(trial, unit)}</path>')
+        lines.append(f'<path class="trial" d="M{path[1:]}" {_line(trial, marked, trials)}>{_hover(trial, unit)}</path>')
     return _svg(round(x - between), height, "Each trial's values and score", [*lines, *parts])
 
 
@@ -79,16 +82,19 @@ def _height(share: float, top: float, foot: float) -> float:
     return foot - share * (foot - top)
 
 
-def over_time(trials: list[dict[str, Any]], best: int, unit: Unit) -> str:
-    """Return a plot of each trial's score over the minute at which it ended, with the best score so far."""
+def over_time(trials: list[dict[str, Any]], best: int, own: int | None, unit: Unit) -> str:
+    """Return a plot of each trial's score over the minute at which it ended, with the best score so far.
+
+    best, own: numbers of the best trial and of the recipe itself.
+    """
     hint = (
         f"Score: {unit.text}. One dot for each trial, with its number; the line is the best score so far. The large "
         "dot is the best trial, the ring the recipe itself."
     )
-    return paragraph(hint, "hint") + _both(lambda width: _over_time(trials, best, unit, width))
+    return paragraph(hint, "hint") + _both(lambda width: _over_time(trials, (best, own), unit, width))
 
 
-def _over_time(trials: list[dict[str, Any]], best: int, unit: Unit, width: int) -> str:
+def _over_time(trials: list[dict[str, Any]], marked: _Marked, unit: Unit, width: int) -> str:
     height, left, right, top, bottom = 320, 54, 16, 20, 48
     most, (low, high) = max((t["minutes"] for t in trials), default=1.0), _span([t["value"] for t in trials])
     foot, end = height - bottom, width - right
@@ -119,9 +125,9 @@ def _over_time(trials: list[dict[str, Any]], best: int, unit: Unit, width: int) 
         path.append(f"{end},{y(record):.1f}")
     parts.append(f'<polyline points="{" ".join(path)}" fill="none" stroke="var(--edge)" stroke-width="2"/>')
     for trial in trials:
-        own, first = trial["number"] == best, trial["number"] == 0
-        look = f'r="{9 if own else 6}" fill="var(--{"card" if first and not own else "g1" if own else "g0"})"'
-        ring = ' stroke="var(--ink)" stroke-width="2.5"' if first else ""
+        is_best, is_own = (trial["number"] == number for number in marked)
+        look = f'r="{9 if is_best else 6}" fill="var(--{"g1" if is_best else "card" if is_own else "g0"})"'
+        ring = ' stroke="var(--ink)" stroke-width="2.5"' if is_own else ""
         at = x(trial["minutes"]), y(trial["value"])
         parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" {look}{ring}>{_hover(trial, unit)}</circle>')
         parts.append(_text(at[0], at[1] - 12, str(trial["number"]), size=11, anchor="middle", halo=True))
@@ -190,12 +196,13 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _line(trial: dict[str, Any], best: int, trials: list[dict[str, Any]]) -> str:
+def _line(trial: dict[str, Any], marked: _Marked, trials: list[dict[str, Any]]) -> str:
     low, high = _span([t["value"] for t in trials])
     strength = 0.25 + 0.65 * (trial["value"] - low) / (high - low)
+    best, own = marked
     if trial["number"] == best:
         return 'fill="none" stroke="var(--g1)" stroke-width="4"'
-    if trial["number"] == 0:
+    if trial["number"] == own:
         return 'fill="none" stroke="var(--ink)" stroke-width="2" stroke-dasharray="7 4"'
     return f'fill="none" stroke="var(--g0)" stroke-width="2.5" stroke-opacity="{strength:.2f}"'
 

@@ -30,13 +30,13 @@ def write(root: Path) -> Path:
     trials = [t for t in sweep["trials"] if t["state"] in _STATES and not t.get("repeats")]
     scored = [t for t in trials if t["value"] is not None]
     keys = list(sweep["recipe"]["search"]["space"])
-    best, unit = sweep["best"]["number"], unit_of(sweep["recipe"])
+    best, own, unit = sweep["best"]["number"], sweep["own"], unit_of(sweep["recipe"])
     drawn = _by_order(scored, best)
     sections = [
         ("found", "What was found", _found(root, sweep, trials, scored, unit)),
         ("trials", "Trials", _table(root, sweep, trials, keys, unit)),
-        ("values", "Values and scores", plots.parallel(drawn, keys, best, unit)),
-        ("time", "Score against minutes", plots.over_time(drawn, best, unit)),
+        ("values", "Values and scores", plots.parallel(drawn, keys, best, own, unit)),
+        ("time", "Score against minutes", plots.over_time(drawn, best, own, unit)),
     ]
     if sweep.get("importances") and len(scored) >= ENOUGH:
         sections.append(("importance", "What mattered", plots.importance(sweep["importances"], len(scored))))
@@ -55,7 +55,7 @@ def _found(
     figures = [
         ("best, validation prompts", unit.shown(sweep["best"]["value"])),
     ]
-    own = next((t for t in scored if t["number"] == 0), None)
+    own = next((t for t in scored if t["number"] == sweep["own"]), None)
     if own is not None:
         figures.append(("the recipe itself", unit.shown(own["value"])))
     tested = _tested(root)
@@ -105,14 +105,14 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys: Sequence[str], unit: Unit) -> str:
-    own = next((t["scores"] for t in trials if t["number"] == 0 and t["value"] is not None), None)
+    own = next((t["scores"] for t in trials if t["number"] == sweep["own"] and t["value"] is not None), None)
     seed = sweep["recipe"]["seed"]
     rows = []
     for trial in sorted(trials, key=lambda t: (t["value"] is None, -(t["value"] or 0), t["number"])):
         name = f"{trial['number']}"
         if trial["number"] == sweep["best"]["number"]:
             name += " (best)"
-        elif trial["number"] == 0:
+        elif trial["number"] == sweep["own"]:
             name += " (the recipe)"
         folder = trial.get("folder")
         cell = html.escape(name)
@@ -122,7 +122,7 @@ def _table(root: Path, sweep: dict[str, Any], trials: list[dict[str, Any]], keys
         if trial["state"] == "stopped early":
             said = f"stopped at {unit.shown(trial['so_far'])}"
         difference = ""
-        if own is not None and trial["value"] is not None and trial["number"] != 0:
+        if own is not None and trial["value"] is not None and trial["number"] != sweep["own"]:
             found = statistics.compare(trial["scores"], own, seed, "the recipe")
             if found["low"] is not None:
                 difference, low, high = (unit.difference(found[key]) for key in ("difference", "low", "high"))

@@ -154,7 +154,7 @@ class Sweep:
             trials=records, seconds=round(driver.clock.used, 1), hours=self.hours, ended=driver.queue.ended,
             best={"number": best["number"], "folder": best["folder"], "value": best["value"], "run": str(folder.root),
                   "against_recipe": against, "sentence": sentence},
-            importances=driver.study.importances(),
+            own=self._own_number(records), importances=driver.study.importances(),
         )  # fmt: skip
         report.write(self.root)
         note(driver.queue.ended + f"; {driver.clock.used / 60:.1f} min used")
@@ -164,6 +164,11 @@ class Sweep:
                 f"warning: the best recipe trains on {counted(len(equal), 'prompt')} of the test set. A sweep takes no "
                 "row out because of the test set; best/manifest.json names these rows."
             )
+
+    def _own_number(self, records: list[dict[str, Any]]) -> int | None:
+        """Return the number of the trial that is the recipe itself: not 0 where a stop came before its first end."""
+        there = [r for r in records if r["point"] == self.space.own and not r.get("repeats")]
+        return max(there, key=lambda r: r["value"] is not None)["number"] if there else None
 
     def _best_run(self, recipe: Recipe, best: dict[str, Any], workers: WorkerPool) -> RunDir:
         """Answer the test prompts with the best trial's adapter, in best/."""

@@ -675,6 +675,31 @@ def test_hours_are_kept_and_more_of_them_go_on(
     assert len(finished) == 4 and finished.items() >= values.items()
 
 
+def test_each_trial_trains_as_its_own_recipe_says_and_the_recipe_is_known_whatever_its_number(
+    recipe_file: RecipeFactory, tmp_path: Path
+) -> None:
+    axis = "train.effective_batch_size"
+    path = recipe_file(SMALL | {"data.test": None, "search": SEARCH | {"space": {axis: [4, 8]}}})
+
+    def stopping(task: TrialTask) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep_with(InlineWorker(stopping), path, tmp_path / "sweep")
+    sweep_with(InlineWorker(), path, tmp_path / "sweep")
+    found = content(tmp_path / "sweep")
+    steps = {}
+    for trial in found["trials"]:
+        manifest = RunDir.at(trial["folder"]).manifest()
+        steps[trial["point"][axis]] = manifest["phases"]["train"]["steps"]
+        assert manifest["recipe"]["train"]["effective_batch_size"] == int(trial["point"][axis])
+        assert trial["work"][0] == manifest["phases"]["train"]["tokens"], "what it was priced by"
+    assert steps == {"4": 4, "8": 2}
+    assert found["own"] != 0 and f">{found['own']} (" in (tmp_path / "sweep" / "report.html").read_text()
+    (own,) = (trial for trial in found["trials"] if trial["number"] == found["own"])
+    assert own["point"] == {axis: "4"}
+
+
 def test_hours_that_hold_no_trial_miss_the_budget(
     tiny: Path, train_file: Path, test_file: Path, tmp_path: Path
 ) -> None:

@@ -22,8 +22,11 @@ KEYS = ["select.where", "select.method", "train.num_train_epochs", "train.learni
 WHERE = json.dumps({"score": ">= 4.5", "ends_cleanly": True})
 
 
-def made_sweep(root: Path, count: int, **recipe: Any) -> str:
-    """Write sweep.json of a finished sweep, with its best run's scores, and return the page."""
+def made_sweep(root: Path, count: int, own: int | None = 0, **recipe: Any) -> str:
+    """Write sweep.json of a finished sweep, with its best run's scores, and return the page.
+
+    own: the trial that is the recipe itself.
+    """
     chance, trials = random.Random(4), []
     for number in range(count):
         point = {
@@ -45,7 +48,7 @@ def made_sweep(root: Path, count: int, **recipe: Any) -> str:
     }
     sweep = {
         "recipe": content | recipe, "recipe_file": "small.yaml", "hours": None, "seconds": 60.0, "ended": "all done",
-        "validation": {"prompts": ["a"] * 50}, "trials": trials, "importances": dict.fromkeys(KEYS, 0.2),
+        "validation": {"prompts": ["a"] * 50}, "trials": trials, "own": own, "importances": dict.fromkeys(KEYS, 0.2),
         "best": {"number": best["number"], "value": best["value"], "run": "best", "sentence": "Best of all."},
     }  # fmt: skip
     atomic_files.write_json(root / "sweep.json", sweep)
@@ -82,12 +85,25 @@ def test_only_the_homework_warns_and_no_word_names_a_themes_colour(tmp_path: Pat
     assert "Not to be shared" in made_sweep(tmp_path, 6, rules="ntu-ml-2025-hw5")
 
 
+@pytest.mark.parametrize("own", [0, 3, None])
+def test_the_recipe_itself_is_marked_whatever_its_number(tmp_path: Path, own: int | None) -> None:
+    page = made_sweep(tmp_path, 6, own)
+    best = json.loads((tmp_path / "sweep.json").read_text())["best"]["number"]
+    assert best not in (0, 3), "else it is marked as the best"
+    assert re.findall(r">(\d) \(the recipe\)<", page) == ([] if own is None else [str(own)])
+    assert page.count("<dt>the recipe itself</dt>") == page.count(" stroke-dasharray=") / 2 == (own is not None)
+    rings = re.findall(r'stroke-width="2.5"><title>trial (\d)', page)
+    assert rings == ([] if own is None else [str(own)] * 2)
+    differences = re.findall(r"<td>[^<(]+\([^)]*\u00a0to\u00a0[^)]*\)", page)
+    assert len(differences) == (5 if own is not None else 0)
+
+
 @pytest.mark.parametrize("width", [plots.WIDE, plots.NARROW])
 @pytest.mark.parametrize("count", [3, 14, 40])
 def test_no_line_crosses_a_label(tmp_path: Path, width: int, count: int) -> None:
     made_sweep(tmp_path, count)
     trials = json.loads((tmp_path / "sweep.json").read_text())["trials"]
-    drawn = plots._parallel(trials, KEYS, 0, Unit("share", percent=True), width)
+    drawn = plots._parallel(trials, KEYS, (0, None), Unit("share", percent=True), width)
     texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="middle" font-size="11"[^>]*>([^<]*)', drawn)
     half = [plots.LETTER * len(html.unescape(text)) / 2 for _, _, text in texts]
     labels = [
