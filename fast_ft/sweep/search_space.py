@@ -17,7 +17,8 @@ from fast_ft.recipe.schema import Range, Recipe, Section
 from fast_ft.sweep.axis import Axis, check_range, on_step, text
 
 Point = dict[str, Any]  #: {axis: number or JSON text}, as Optuna keeps it
-#: What a sweep compares by, or what its trials share; another value would be another sweep.
+#: What a sweep compares by, or what its trials share; another value would be another sweep. Of deterministic operations
+#: a process decides before its first one, and a worker does many trials.
 FIXED = (
     "search",
     "rules",
@@ -29,6 +30,7 @@ FIXED = (
     "data.train",
     "data.test",
     "data.exclude",
+    "train.deterministic",
 )
 MOST_POINTS = 10_000  #: of a grid
 _MAPPINGS = ("select.where.", "select.rank_by.", "select.strata.")  #: mappings that are values: any metric may be a key

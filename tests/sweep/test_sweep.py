@@ -150,6 +150,8 @@ def test_the_recipe_is_a_point_of_the_space_and_sections_change_together(recipe_
         ({"select.method": {"low": 1, "high": 2}}, "no number: give a list of values"),
         ({"backup_dir": ["x"]}, "search.space.backup_dir: the same in all trials"),
         ({"data": [{"train": "x"}]}, "search.space.data: data.train is the same in all trials"),
+        ({"train.deterministic": [True]}, "search.space.train.deterministic: the same in all trials"),
+        ({"train": [{"deterministic": True}]}, "search.space.train: train.deterministic is the same in all trials"),
         ({"lora": [{"r": 8}], "lora.r": [8, 16]}, "search.space.lora.r: lora sets lora.r too"),
         ({"lora.r": [8, 16], "lora": [{"lora_alpha": 8}, {"r": 8}]}, "search.space.lora: lora.r sets lora.r too"),
         ({"curriculum.carry.optimizer": [True], "curriculum": [{"carry": {}}]}, "curriculum.carry.optimizer sets"),
