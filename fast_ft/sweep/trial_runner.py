@@ -90,12 +90,15 @@ class TrialRunner:
         self._seconds["steps"] = sum(steps)
 
     def _settle(self, folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
-        """Settle the plan for the card as it was before the base was loaded, as a fresh process would."""
+        """Settle the plan for the card as it was before the base was loaded, as a fresh process would.
+
+        The card is looked at before the worker's first trial, whether that has a plan already or not.
+        """
         maker = self.kept.use(recipe)
-        if folder.plan.is_file():
-            return
         if not self._card:
             self._card = [planner.card_here()]
+        if folder.plan.is_file():
+            return
         family = set_up.base_family(recipe)
         set_up.keep_plan(folder, planner.settle(recipe, prepared, family, backend=maker.name, card=self._card[0]))
 

@@ -719,6 +719,21 @@ def test_prices_scale_with_tokens_prompts_and_room() -> None:
     assert cost_estimate.seconds(Work(3000, 20, 100), measured) == pytest.approx(2 + 60 + 2 * 2 * 8)
 
 
+def test_a_worker_whose_first_trial_has_a_plan_looks_at_the_card_before_the_base_is_on_it(
+    recipe_file: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        load_recipe(recipe_file(SMALL | {"output_dir": str(tmp_path / f"{r}"), "lora.r": r})) for r in (4, 8)
+    )
+    assert TrialRunner().run(TrialTask(first, "small.yaml", stop_after=1, prompts=1)).problem is None
+    assert (tmp_path / "4" / "plan.json").is_file()
+    runner, seen = TrialRunner(), []
+    monkeypatch.setattr("fast_ft.plan.planner.card_here", lambda: seen.append(runner.kept._loaded is None))
+    for recipe in (first, second):
+        assert runner.run(TrialTask(recipe, "small.yaml")).problem is None
+    assert seen == [True], "once, and without the base"
+
+
 def test_a_journal_cut_in_the_middle_of_a_line_is_read_and_written_again(
     recipe_file: RecipeFactory, tmp_path: Path
 ) -> None:
