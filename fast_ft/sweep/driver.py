@@ -125,8 +125,9 @@ class Driver:
             note(f"trial {job.trial.number} failed: {problem}")
             self.study.fail(job.trial, problem)
         else:
-            for key, value in result.seconds.items():
-                job.spent[key] = job.spent.get(key, 0.0) + value
+            job.spent.setdefault("steps_before", result.seconds["steps_before"])
+            for key in result.seconds.keys() - {"steps_before"}:
+                job.spent[key] = job.spent.get(key, 0.0) + result.seconds[key]
             if job.stage < len(job.stops):
                 self._stage_ended(worker, job)
             else:
@@ -160,10 +161,11 @@ class Driver:
         value, scores = self._value(folder, job)
         manifest = folder.manifest()
         done = manifest["phases"]["generate"]
-        work = cost_estimate.work(job.recipe, job.prepared, trained=job.trained is not None)
+        trained = "trained_in" in manifest["phases"]["train"]
+        work, before = cost_estimate.work(job.recipe, job.prepared, trained=trained), job.spent["steps_before"]
         took = {
-            "steps": job.spent.get("steps", 0.0), "answers": done["decoding_seconds"], "all": job.spent["all"],
-            "load": job.spent.get("load", 0.0),
+            "steps": job.spent.get("steps", 0.0) + before, "answers": done["decoding_seconds"],
+            "all": job.spent["all"] + before, "load": job.spent.get("load", 0.0),
         }  # fmt: skip
         self._seated.add(worker)
         if len(job.stops):

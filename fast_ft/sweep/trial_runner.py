@@ -28,6 +28,7 @@ from fast_ft.sweep.resident_model import ResidentLoader
 from fast_ft.sweep.row_cache import RowCache
 from fast_ft.sweep.trial_folder import adopt, stage_answers
 from fast_ft.sweep.trial_task import TrialResult, TrialTask
+from fast_ft.train import checkpoints
 
 
 class TrialRunner:
@@ -60,6 +61,7 @@ class TrialRunner:
         recipe = task.recipe
         prepared = self.rows.prepared(recipe)
         with opened(recipe, task.name, prepared, judged=False) as folder:
+            self._seconds["steps_before"] = _seconds_kept(folder)
             if folder.done("train") is None and task.trained is not None:
                 adopt(folder, RunDir.at(task.trained))
             if folder.done("train") is None:
@@ -73,7 +75,6 @@ class TrialRunner:
             return len(prepared.prompts)
 
     def _train(self, folder: RunDir, task: TrialTask, prepared: PreparedData, times: dict[str, float]) -> None:
-        before = _lines(folder)
         with self._timed("train"):
             self._settle(folder, task.recipe, prepared)
             try:
@@ -83,11 +84,11 @@ class TrialRunner:
             except BudgetMissed as missed:  # the recipe's own budget ended it, as it would a run
                 if folder.done("train") is None:
                     raise InputError(str(missed)) from missed
-        steps = [json.loads(line)["seconds"] for line in _lines(folder)[len(before) :]]
+        steps = sum(_step_seconds(folder)) - self._seconds["steps_before"]
         # log.jsonl is written as steps end: its last write is the end of training
         times["trained"] = folder.log.stat().st_mtime
-        times["first_step"] = times["trained"] - sum(steps)
-        self._seconds["steps"] = sum(steps)
+        times["first_step"] = times["trained"] - steps
+        self._seconds["steps"] = steps
 
     def _settle(self, folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
         """Settle the plan for the card as it was before the base was loaded, as a fresh process would.
@@ -130,5 +131,15 @@ class TrialRunner:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
 
 
-def _lines(folder: RunDir) -> list[str]:
-    return folder.log.read_text(encoding="utf-8").splitlines() if folder.log.is_file() else []
+def _seconds_kept(folder: RunDir) -> float:
+    """Return the seconds of a trial's own steps that it does not take again."""
+    train, last = folder.done("train"), checkpoints.newest(folder.checkpoints)
+    if train is not None:
+        return 0.0 if "trained_in" in train else float(train["training_seconds"])
+    return sum(_step_seconds(folder)[: checkpoints.step(last) if last is not None else 0])
+
+
+def _step_seconds(folder: RunDir) -> list[float]:
+    """Return the seconds of each step in a trial's log."""
+    lines = folder.log.read_text(encoding="utf-8").splitlines() if folder.log.is_file() else []
+    return [json.loads(line)["seconds"] for line in lines]

@@ -34,7 +34,8 @@ class TrialResult:
     """What became of a task. `problem`: why there is no answer, in a sentence; `stopped`: it was interrupted.
 
     traceback: of a bug; "" where the recipe or the machine was at fault.
-    seconds: {load, steps, train, answer, all}; train and answer may hold load. times: {first_step, trained}, in seconds
+    seconds: {load, steps, steps_before, train, answer, all}; train and answer may hold load; steps_before are the steps
+    that an earlier task took. times: {first_step, trained}, in seconds
     since 1970.
     """
 

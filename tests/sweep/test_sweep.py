@@ -23,6 +23,7 @@ from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.run import run
+from fast_ft.pipeline.train_recorder import Recorder
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.recipe.loader import load_recipe, resolved
 from fast_ft.recipe.schema import Data, Recipe
@@ -732,6 +733,29 @@ def test_a_worker_whose_first_trial_has_a_plan_looks_at_the_card_before_the_base
     for recipe in (first, second):
         assert runner.run(TrialTask(recipe, "small.yaml")).problem is None
     assert seen == [True], "once, and without the base"
+
+
+def test_a_trial_that_is_gone_on_with_is_priced_by_all_its_steps(
+    recipe_file: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = SEARCH | {"space": {"lora.r": [4]}}
+    path = recipe_file(SMALL | {"data.test": None, "train.save_steps": 1, "search": search})
+    add_step, stops = Recorder.add_step, [3]
+
+    def stopping(self: Recorder, line: dict[str, Any]) -> None:
+        add_step(self, line | {"seconds": 10.0})
+        if stops == [line["step"]]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recorder, "add_step", stopping)
+    with pytest.raises(BudgetMissed, match="before a trial was done"):
+        sweep_with(InlineWorker(), path, tmp_path / "sweep")
+    stops.clear()
+    sweep_with(InlineWorker(), path, tmp_path / "sweep")
+    (trial,) = content(tmp_path / "sweep")["trials"]
+    assert trial["took"]["steps"] == 40.0 and trial["work"][0] > 0
+    assert trial["seconds"]["steps"] == 20.0, "this command's alone"
+    assert trial["took"]["all"] == pytest.approx(trial["seconds"]["all"] + 20.0)
 
 
 def test_a_journal_cut_in_the_middle_of_a_line_is_read_and_written_again(
