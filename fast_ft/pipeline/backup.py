@@ -1,5 +1,6 @@
 """A run's backup: one verified snapshot in another folder, such as a mounted Drive, from which a fresh machine goes on.
 
+    backup_dir/strong-1a2b3c4d/snapshot-7/begun.json     written first; a folder without it is not ours, and stays
     backup_dir/strong-1a2b3c4d/snapshot-7/...            the run's files, copied and read back
     backup_dir/strong-1a2b3c4d/snapshot-7/complete.json  their digests; written last: without it there is no snapshot
     backup_dir/strong-1a2b3c4d/snapshot-8/...            "on": "snapshot-7": only what has changed since that one
@@ -29,7 +30,7 @@ from fast_ft.common.text_safety import escaped
 from fast_ft.common.untrusted_files import json_object
 from fast_ft.train import checkpoints
 
-COMPLETE = "complete.json"
+BEGUN, COMPLETE = "begun.json", "complete.json"
 EVERY = 60.0  #: seconds between two backups of answers
 _SHARE = 0.05  #: of the time that they may take
 REPLIES = "beside/verdicts.jsonl"  #: a judge's replies, which were paid for, lie beside the runs that they are of
@@ -76,9 +77,10 @@ class Backup:
 
     def _save(self, whole: Path | None) -> bool:
         """Make a snapshot; of what differs from the snapshot `whole`, where one is given."""
-        number = max((_number(path) for path in self.snapshots()), default=0) + 1
+        number = max((_number(path) for path in self._numbered()), default=0) + 1
         target = self.folder / f"snapshot-{number}"
         try:
+            _write(target / BEGUN, json.dumps({"run": self.root.name}).encode())
             there = _contents(whole)[0] if whole is not None else {}
             files = {}
             for path in self._files():
@@ -128,8 +130,12 @@ class Backup:
 
     def snapshots(self) -> list[Path]:
         """Return the snapshots, whole or not, the oldest first."""
-        found = [p for p in self.folder.glob("snapshot-*") if p.name.removeprefix("snapshot-").isdecimal()]
-        return sorted(found, key=_number)
+        return [path for path in self._numbered() if any((path / name).is_file() for name in (BEGUN, COMPLETE))]
+
+    def _numbered(self) -> list[Path]:
+        """Return whatever has a snapshot's name, the lowest number first."""
+        there = [p for p in self.folder.glob("snapshot-*") if p.name.removeprefix("snapshot-").isdecimal()]
+        return sorted(there, key=_number)
 
     def _files(self) -> list[Path]:
         """Return what a fresh machine needs: no report, of checkpoints what training may go on from."""
@@ -173,8 +179,9 @@ def _copy_lines(source: Path, target: Path) -> str:
 
 
 def discard(folder: Path) -> None:
-    """Truncate the files of a folder, then delete it. The digests go first: half a snapshot is none."""
-    paths = sorted(folder.rglob("*"), key=lambda path: (path.name != COMPLETE, -len(path.parts)))
+    """Truncate the files of a snapshot, then delete it. The digests go first, since half a snapshot is none."""
+    last = folder / BEGUN  # until then what is left is known for a snapshot
+    paths = sorted(folder.rglob("*"), key=lambda path: (path.name != COMPLETE, path == last, -len(path.parts)))
     try:
         for path in paths:
             if path.is_file():

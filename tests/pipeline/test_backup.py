@@ -392,6 +392,17 @@ def test_what_lies_in_the_way_of_a_run_that_is_restored_stays(tmp_path: Path) ->
     assert sorted(each.name for each in root.iterdir()) == ["a", "notes.txt"]
 
 
+def test_a_users_own_folder_of_a_snapshots_name_stays(path: Path, tmp_path: Path) -> None:
+    mine = drive(tmp_path) / "snapshot-2024" / "photos" / "a.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("x")
+    folder = go(path, tmp_path)
+    assert mine.read_text() == "x"
+    (kept,) = (each for each in drive(tmp_path).iterdir() if each.name != "snapshot-2024")
+    (kept / COMPLETE).unlink()  # as a kill leaves one: it is known for a snapshot, and goes
+    assert Backup(folder.root, str(tmp_path / "drive")).save() and not kept.exists() and mine.is_file()
+
+
 def test_a_backup_never_takes_the_place_of_another_runs(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
