@@ -43,13 +43,13 @@ def opened(
         restore.move_in(root)  # the rest of what a kill left
         if backup is None:
             folder = RunDir.open(recipe, recipe_path)
-            resume.go_on(folder, recipe, prepared, force=force_resume)
+            resume.go_on(folder, recipe, prepared, force=force_resume, judged=judged)
             yield folder
             return
         with lock.hold(backup.folder):  # another machine may have the same folder mounted
             _take_up(backup, recipe, prepared, force_resume)
             folder = RunDir.open(recipe, recipe_path, on_saved=backup.save, on_answer=backup.answered)
-            resume.go_on(folder, recipe, prepared, force=force_resume)
+            resume.go_on(folder, recipe, prepared, force=force_resume, judged=judged)
             try:
                 yield folder
             except KeyboardInterrupt:

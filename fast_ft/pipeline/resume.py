@@ -25,8 +25,9 @@ from fast_ft.common.wording import counted
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.models import lora_files
-from fast_ft.pipeline import base_check, former_scores
+from fast_ft.pipeline import base_check, course_references, former_scores, judge_phase
 from fast_ft.pipeline.changes import Changes, Diff, compare, recorded, show
+from fast_ft.pipeline.set_up import check_prompts
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Budget, Recipe
 from fast_ft.run import provenance
@@ -55,12 +56,12 @@ class Decision:
         return bool(self.changes.training or self.changes.answers or self.cut)
 
 
-def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False) -> None:
+def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False, judged: bool = False) -> None:
     """Bring the folder to where this recipe goes on; InputError, and nothing touched, where it may not.
 
-    A new run's selection is recorded.
+    A new run's selection is recorded. force, judged: see `check`.
     """
-    decision = check(folder, recipe, prepared, force=force)
+    decision = check(folder, recipe, prepared, force=force, judged=judged)
     if decision.begins:
         if decision.changes.training:
             note(f"note: nothing was trained in {folder.root} yet: it begins again with this recipe")
@@ -74,11 +75,16 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
         _apply(folder, recipe, prepared, decision)
 
 
-def check(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False) -> Decision:
+def check(
+    folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False, judged: bool = False
+) -> Decision:
     """Return how a run goes on by this recipe. Nothing is written, and no model is loaded.
 
+    force: as --force-resume. judged: answers and scores are made too, so what they need now is looked at now.
+
     Raises:
-        InputError: it may not go on, or --force-resume cannot go on from its checkpoint.
+        InputError: it may not go on, --force-resume cannot go on from its checkpoint, or the answers or the judge that
+            the recipe asks for now are not possible.
     """
     if "rows" not in folder.manifest():
         return Decision(begins=True)
@@ -95,6 +101,11 @@ def check(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
         )
     if changes.training:
         _refuse_unfit(folder, recipe)
+    if judged and changes.answers:
+        check_prompts(recipe, prepared)
+    if judged and (changes.answers or changes.judging):
+        judge_phase.check(recipe.judge, prepared.prompts)
+        course_references.check(recipe, prepared.prompts)
     return Decision(False, changes, cut)
 
 

@@ -149,6 +149,17 @@ def test_a_forced_resume_that_cannot_go_on_is_refused_before_anything_is_written
     assert digests(tmp_path / "run") == before, "the run's own recipe goes on as before"
 
 
+def test_a_judge_that_cannot_judge_is_refused_before_former_scores_are_set_aside(again: Go, tmp_path: Path) -> None:
+    again("judge.kind=reference", references(tmp_path, "a.json", "The hat is red."))
+    before = digests(tmp_path / "run")
+    one = json.loads((tmp_path / "a.json").read_text())[:1]
+    (tmp_path / "few.json").write_text(json.dumps(one))
+    for name, words in (("few.json", "no reference"), ("none.json", "none.json")):
+        with pytest.raises(InputError, match=words):
+            again("judge.kind=reference", f"judge.references={tmp_path / name}")
+        assert digests(tmp_path / "run") == before
+
+
 def test_best_weights_that_were_not_kept_are_missed_before_training_goes_on(again: Go, tmp_path: Path) -> None:
     checkpoint = checkpoints.newest(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
