@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: one thread, since `make test` gives each core a worker of its own; no network. Commands that
 # tests start inherit both.
@@ -27,6 +28,11 @@ from tests.helpers import cheap  # noqa: E402 - after the environment
 from tests.helpers.parts import COLOURS, THINGS, RecipeFactory, save_random_llama, write_recipe  # noqa: E402 - after the environment
 
 cheap.wait_for_no_disk()
+# Everyone draws the same examples, and no clock ends a test: `make soak` looks for new ones (tests/fuzz).
+settings.register_profile(
+    "same for all", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same for all")
 
 #: Files that fork processes from helpers/killed.py's server. They go to one worker: each worker's own server would
 #: import the libraries again.

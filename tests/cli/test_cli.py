@@ -18,13 +18,14 @@ from fast_ft.cli.main import COMMANDS, main
 from fast_ft.run.folder import RunDir
 from tests.helpers import killed
 from tests.helpers.parts import POCKET, REAL, ROOT, RecipeFactory, needs_real_data
+from tests.helpers.patience import PATIENCE
 
 
 def fast_ft(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "fast_ft", *words],
-        cwd=cwd, capture_output=True, text=True, timeout=120,
+        cwd=cwd, capture_output=True, text=True, timeout=PATIENCE,
         env=os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "100"} | environment,
     )  # fmt: skip
 
@@ -455,7 +456,7 @@ def test_other_errors_of_the_system_are_bugs(monkeypatch: pytest.MonkeyPatch, er
 def test_too_little_address_space_is_one_sentence(recipe_file: RecipeFactory, tmp_path: Path, kib: int) -> None:
     path = recipe_file({"data.test": None})
     command = f"ulimit -v {kib}; exec '{sys.executable}' -m fast_ft '{path}'"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (said,) = done.stderr.splitlines()
     assert said.startswith(f"error: this shell allows a process {kib:,} KiB") and "ulimit -v unlimited" in said

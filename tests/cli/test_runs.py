@@ -19,6 +19,7 @@ from fast_ft.run import lock, prune
 from fast_ft.run.folder import RunDir, output_folder
 from fast_ft.run.listing import differing, ended_as, list_runs, unusual
 from tests.helpers.parts import RecipeFactory
+from tests.helpers.patience import PATIENCE
 
 #: Another value for each of many keys, as a second version of a recipe has it.
 MANY = [
@@ -249,7 +250,7 @@ def test_prune_leaves_a_run_that_is_in_use(
 def test_prune_deletes_what_a_killed_process_left(recipe_file: RecipeFactory, tmp_path: Path) -> None:
     folder = make(recipe_file(), phases=())
     hold = f"from fast_ft.run import lock; import os\nwith lock.hold(lock.Path({str(folder.root)!r})): os._exit(1)"
-    subprocess.run([sys.executable, "-c", hold], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", hold], check=False, timeout=PATIENCE)
     assert (folder.root / ".lease").is_file()
     assert [run.state for run in list_runs(tmp_path / "runs")] == ["unfinished"]
     assert main(["runs", str(tmp_path / "runs"), "--prune", "--yes"]) == 0

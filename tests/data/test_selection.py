@@ -60,7 +60,7 @@ def test_metrics_of_rows():
     assert rows["score"].to_pylist() == [None] * 3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text("ab AB\n\t\u3000.", max_size=30), min_size=1, max_size=20))
 def test_word_counts_are_pythons(texts):
     texts = [text.strip() for text in texts]
@@ -114,7 +114,7 @@ def test_rows_of_any_script_have_as_many_words_as_their_texts():
     assert rows["type_token_ratio"].to_pylist()[texts.index("コーヒーを")] == 4 / 5
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("好你の（）「」。， ab\n\u3000\u0e01\u0e34\u0301“”é👍ー\u0f0b", max_size=14))
 def test_words_without_spaces_are_found_as_by_a_pattern(text):
     """The pattern says what a word of a script without spaces is; the program looks at all characters side by side."""
@@ -123,7 +123,7 @@ def test_words_without_spaces_are_found_as_by_a_pattern(text):
     assert text_words.words(text) == apart.split()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(max_codepoint=127), max_size=60))
 def test_words_of_ascii_are_pythons_and_terms_are_rouges(text):
     assert text_words.words(text) == text.split()
