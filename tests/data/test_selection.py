@@ -21,6 +21,8 @@ from fast_ft.data.metrics import measure
 from fast_ft.data.selection import mask_of, select
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Data, Select
+from tests.helpers.patience import PATIENCE
+from tests.helpers.speed import slowness
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -295,9 +297,10 @@ print(json.dumps({
 
 @pytest.mark.parametrize("spaces", [True, False], ids=["words", "letters without spaces"])
 def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path, spaces):
-    """The bar is 1.5 s and 600 MB; where others keep the cores busy, processor time counts, and there are three tries.
+    """The bar is 1.5 s and 600 MB on a free machine of tests/helpers/speed.py's speed.
 
-    The text is as long as Alpaca's: 48 words a response, 3 % of them over 150.
+    Where others keep the cores busy, processor time counts, and the best of three tries, each over the machine's
+    slowness. A comparison of all rows with all would take an hour. The text is as long as Alpaca's: 48 words a response, 3 % of them over 150.
     """
     draw = random.Random(0)
     vocabulary = [f"word{n}" if spaces else chr(0x4E00 + n) for n in range(5000)]
@@ -319,10 +322,11 @@ def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path, spaces):
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     command = [sys.executable, "-c", MEASURED, str(tmp_path)]
     for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
-        measured = json.loads(done.stdout)
-        print(measured)
-        seconds = min(measured["seconds"], measured["cpu_seconds"])
+        slow = slowness()
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=True)
+        measured, slow = json.loads(done.stdout), max(slow, slowness())
+        print(measured, slow)
+        seconds = min(measured["seconds"], measured["cpu_seconds"]) / slow
         if seconds <= 1.5:
             break
     assert (measured["rows"], measured["taken"], measured["heavy"]) == (52002, 100, [])
