@@ -300,7 +300,8 @@ def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path, spaces):
     """The bar is 1.5 s and 600 MB on a free machine of tests/helpers/speed.py's speed.
 
     Where others keep the cores busy, processor time counts, and the best of three tries, each over the machine's
-    slowness. A comparison of all rows with all would take an hour. The text is as long as Alpaca's: 48 words a response, 3 % of them over 150.
+    slowness. A comparison of all rows with all would take an hour. The text is as long as Alpaca's: 48 words a
+    response, 3 % of them over 150.
     """
     draw = random.Random(0)
     vocabulary = [f"word{n}" if spaces else chr(0x4E00 + n) for n in range(5000)]
