@@ -8,7 +8,9 @@ import gc
 import importlib
 import json
 import os
+import random
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ settings.load_profile("same for all")
 #: import the libraries again.
 FORKING = (
     "test_several_processes", "test_smollm", "test_cli", "test_walk", "test_kill", "test_judge_served", "test_judge",
+    "test_killed",
 )  # fmt: skip
 #: Files that take longest, the longest first, so that no worker is left with one of them at the end.
 LONG = (
@@ -96,8 +99,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Draw pictures truly where the mark `pictures` says so; a worker's first test that draws does so, too."""
+    """Draw pictures truly where the mark `pictures` says so; a worker's first test that draws does so, too.
+
+    Whatever draws numbers without a generator of its own draws the same ones in any worker and after any other test.
+    """
     cheap.draw(truly=item.get_closest_marker("pictures") is not None)
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

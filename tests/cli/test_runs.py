@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -335,8 +336,15 @@ def test_a_name_that_acts_on_a_terminal_is_shown_only(
     assert "a\\u001b[2Jb" in out and "\x1b" not in out
 
 
+@pytest.mark.parametrize(("zone", "shown"), [("WEST+11", "31 Jan 2020"), ("EAST-14", "01 Feb 2020")])
 def test_times_are_this_machines(
-    recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    zone: str, shown: str, recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(recipe_file()).update(started="2020-01-31T12:00:00+00:00")
-    assert "31 Jan 2020" in listed(capsys, str(tmp_path / "runs"))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            assert shown in listed(capsys, str(tmp_path / "runs"))
+    finally:
+        time.tzset()
