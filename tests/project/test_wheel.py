@@ -124,3 +124,14 @@ def test_a_recipe_for_own_rows_is_written_and_works(installed: Path, tmp_path: P
     (tmp_path / "wrong.json").write_text('[{"question": "Why?"}]', encoding="utf-8")
     said = run(installed, tmp_path, "init", "wrong.json", status=2).stderr
     assert "wrong.json, row 1" in said and not (tmp_path / "wrong.yaml").exists()
+
+
+def test_make_builds_from_a_copy_without_what_other_processes_compile_meanwhile(tmp_path: Path) -> None:
+    (ROOT / "fast_ft" / "__pycache__").mkdir(exist_ok=True)
+    told = subprocess.run(
+        ["make", "--dry-run", "wheel-test", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    copying = told[told.index("mkdir ") : told.index(f"{sys.executable} -m venv")]
+    subprocess.run(["sh", "-e", "-c", copying], cwd=ROOT, env=os.environ | {"place": str(tmp_path)}, check=True)
+    assert (tmp_path / "source" / "fast_ft" / "__main__.py").is_file()
+    assert not list(tmp_path.rglob("__pycache__"))
