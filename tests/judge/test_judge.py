@@ -364,14 +364,17 @@ def test_a_process_that_was_stopped_finds_the_reply_that_came_meanwhile() -> Non
         url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
         process = context.Process(target=ask_once, args=(url, said))
         process.start()
-        connection, _ = server.accept()
-        with connection:
-            assert process.pid is not None and os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + body)
-            time.sleep(0.4)  # longer than the time that it gives the exchange
-            os.kill(process.pid, signal.SIGCONT)
-            process.join(PATIENCE)
-    assert process.exitcode == 0 and said.get() == body
+        try:
+            connection, _ = server.accept()
+            with connection:
+                assert process.pid is not None and os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + body)
+                time.sleep(0.4)  # longer than the time that it gives the exchange
+                os.kill(process.pid, signal.SIGCONT)
+                process.join(PATIENCE)
+            assert process.exitcode == 0 and said.get() == body
+        finally:
+            process.kill()
 
 
 # ---- whatever a server says

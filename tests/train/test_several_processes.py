@@ -102,12 +102,16 @@ def begin_and_pause(after: int, recipe: Path, folder: Path, *overrides: str) -> 
         for rank, variables in enumerate(launched(2))
     ]
     first = psutil.Process(processes[0].pid)
-    wait_until(
-        lambda: first.status() == psutil.STATUS_STOPPED,
-        lambda: all(each.exitcode is None for each in processes),
-        lambda: said(folder),
-    )
-    assert len(log(folder)) == after
+    try:
+        wait_until(
+            lambda: first.status() == psutil.STATUS_STOPPED,
+            lambda: all(each.exitcode is None for each in processes),
+            lambda: said(folder),
+        )
+        assert len(log(folder)) == after
+    except BaseException:
+        statuses(processes, within=0)  # Python would wait for a stopped process at its end
+        raise
     return processes
 
 
