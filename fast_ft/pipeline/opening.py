@@ -33,12 +33,11 @@ def opened(
     for place in (root, *([backup.folder] if backup is not None else [])):
         refuse_unmounted(place)  # before a model is fetched
     refuse_foreign(root)
-    is_new = not os.path.isfile(root / "manifest.json")  # noqa: PTH113 (False for a name that no file can have)
-    if is_new or force_resume:
+    if not os.path.isfile(root / "manifest.json"):  # noqa: PTH113 (False for a name that no file can have)
         check_model(recipe, prepared, answers=judged)
-    if is_new and judged:
-        judge_phase.check(recipe.judge, prepared.prompts)
-        course_references.check(recipe, prepared.prompts)
+        if judged:
+            judge_phase.check(recipe.judge, prepared.prompts)
+            course_references.check(recipe, prepared.prompts)
     with interruptible(), lock.hold(root):
         restore.move_in(root)  # the rest of what a kill left
         if backup is None:

@@ -27,7 +27,7 @@ from fast_ft.hub import download
 from fast_ft.models import lora_files
 from fast_ft.pipeline import base_check, course_references, former_scores, judge_phase
 from fast_ft.pipeline.changes import Changes, Diff, compare, recorded, show
-from fast_ft.pipeline.set_up import check_prompts
+from fast_ft.pipeline.set_up import check_model, check_prompts
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Budget, Recipe
 from fast_ft.run import provenance
@@ -78,7 +78,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
 def check(
     folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False, judged: bool = False
 ) -> Decision:
-    """Return how a run goes on by this recipe. Nothing is written, and no model is loaded.
+    """Return how a run goes on by this recipe. Nothing is written into it, and no model is loaded.
 
     force: as --force-resume. judged: answers and scores are made too, so what they need now is looked at now.
 
@@ -88,9 +88,11 @@ def check(
     """
     if "rows" not in folder.manifest():
         return Decision(begins=True)
-    if not _begun(folder):
-        return Decision(True, compare(folder, recipe, prepared))
     changes, cut = compare(folder, recipe, prepared), _cut_short(folder, recipe.budget)
+    if not _begun(folder):
+        if changes.training:
+            check_model(recipe, prepared, answers=judged)
+        return Decision(True, changes)
     if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
         changes.training.update(base_check.model_changes(folder.record(), recipe))
     if changes.training and not force:
@@ -101,6 +103,7 @@ def check(
         )
     if changes.training:
         _refuse_unfit(folder, recipe)
+        check_model(recipe, prepared, answers=judged)
     if judged and changes.answers:
         check_prompts(recipe, prepared)
     if judged and (changes.answers or changes.judging):
