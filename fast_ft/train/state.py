@@ -151,11 +151,12 @@ def load(folder: Path, model: PeftModel, optimizer: Optimizer) -> bool:
 
     _check_shapes(folder, model)
     lora_files.load(model, folder / "adapter.safetensors")
-    tensors = load_file(str(folder / "optimizer.safetensors"))
-    state = {int(index): value for index, value in _restore(_read(folder)["optimizer"], tensors).items()}
+    saved = _read(folder)["optimizer"]
     first: str = getattr(optimizer, "first_moment", "exp_avg")  # torch's AdamW's own name for it
-    if any(first not in moments for moments in state.values()):
+    if saved and first not in _keys(saved):
         return False
+    tensors = load_file(str(folder / "optimizer.safetensors"))
+    state = {int(index): value for index, value in _restore(saved, tensors).items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return True
 
@@ -194,6 +195,11 @@ def _flatten(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _flatten(item, f"{path}.{key}", tensors) for key, item in value.items()}
     return value
+
+
+def _keys(value: Any) -> set[str]:
+    """Return the keys of mappings at any depth: bitsandbytes keeps moments of 8 bits in one of their own."""
+    return {*value, *(key for item in value.values() for key in _keys(item))} if isinstance(value, dict) else set()
 
 
 def _restore(value: Any, tensors: Mapping[str, Any]) -> Any:

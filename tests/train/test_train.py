@@ -487,6 +487,22 @@ def test_a_run_that_had_ended_resumes_to_nothing(make_session: MakeSession, tmp_
     assert second.finished and lines == [] and same(first, second)
 
 
+@pytest.mark.parametrize("r", [4, 64])  # bitsandbytes keeps fewer than 4,096 weights in 32 bits
+@pytest.mark.parametrize("optims", [("adamw_torch", "adamw_8bit"), ("adamw_8bit", "adamw_torch")])
+def test_moments_of_another_optimizer_are_not_taken(
+    make_session: MakeSession, tmp_path: Path, optims: tuple[str, str], r: int
+) -> None:
+    first, _ = make_session(optim=optims[0], r=r)
+    first.run()
+    first.save_state(tmp_path)
+    second, _ = make_session(optim=optims[1], r=r)
+    assert not state.load(tmp_path, second.loaded.model, second.optimizer)
+    assert same(first, second) and not second.optimizer.state_dict()["state"]
+    second.save_state(tmp_path)
+    third, _ = make_session(optim=optims[0], r=r)
+    assert state.load(tmp_path, third.loaded.model, third.optimizer), "there are none to leave"
+
+
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit"])
 def test_state_comes_back_as_it_was_saved(make_session: MakeSession, tmp_path: Path, optim: str) -> None:
     first, _ = make_session(optim=optim, r=64)  # bitsandbytes keeps fewer than 4,096 weights in 32 bits
