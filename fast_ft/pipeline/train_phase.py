@@ -166,10 +166,10 @@ def _fit(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> tuple[
         done = start.state.global_step
         lost = log.keep(done)  # what came after the checkpoint is trained again
         lines = read_log(folder.log)
-        pace: TrainPace | None = None
-        if minutes is not None:
-            spent = start.state.seconds + sum(line["seconds"] for line in lost if line["step"] > start.timed_until)
-            pace = TrainPace(minutes, task.step_tokens, clock, spent=spent, since=started)
+        spent = start.state.seconds + sum(line["seconds"] for line in lost if line["step"] > start.timed_until)
+        pace = TrainPace(
+            minutes, task.step_tokens, clock, spent=spent, since=started, measurements=task.measurements
+        )
         told = out_of_memory.explained("training", lambda: f"{out_of_memory.TRAINING} {_kept(folder, len(lines))}")
         with told, Bar("training", task.total, done=done) as bar:
             callbacks = Recorder(folder, setup.plan, log, lines, bar, watch).callbacks()
@@ -188,7 +188,8 @@ def _suspicious(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:
     """Return what is suspicious in a training that has ended; first, whether a budget ended it."""
     early: list[str] = []
     if session.out_of_time:
-        text = f"training ended after step {len(lines)} of {setup.task.total}, its learning rate brought down early: "
+        rate = "brought down early" if session.state.is_annealed else "not yet brought down"
+        text = f"training ended after step {len(lines)} of {setup.task.total}, its learning rate {rate}: "
         early = [f"{text}budget.train_minutes is {setup.recipe.budget.train_minutes:g}"]
     weights = lora_files.weights(setup.loaded.model)
     return [*early, *sanity_checks.training_warnings(lines, weights, setup.recipe.train, *early)]

@@ -177,13 +177,16 @@ class TrainSession:
         at = self.state
         at.step, at.global_step = at.step + 1, at.global_step + 1
         self._in_flight -= 1
-        if self._is_measured(at):
-            entry["validation_loss"] = self._validate(at)
-        self.callbacks.on_step(entry)
-        self._watch.see(entry, is_last=at.global_step == self.task.total)
         if warning := self.stopping.count_time(at, is_newest=self._in_flight == 0):
             self.notes.append(warning)
-        self.stopping.agree(at)
+        is_up = self.stopping.is_up(at)
+        is_last = is_up and self._in_flight == 0
+        if self._is_measured(at) or (is_last and self.task.validation):
+            entry["validation_loss"] = self._validate(at)
+            self.stopping.count_measurement(at)
+        self.callbacks.on_step(entry)
+        self._watch.see(entry, is_last=at.global_step == self.task.total)
+        self.stopping.agree(at, is_up=is_up)
         return self.stopping.interrupted or self._watch.diverged or self.out_of_time
 
     def checkpoint_if_due(self, scaler: GradScaler | None) -> None:
@@ -204,9 +207,8 @@ class TrainSession:
 
     def _is_measured(self, at: state.TrainState) -> bool:
         """Return whether the validation loss is due after the step that `at` stands behind."""
-        every = self.task.section.eval_steps
-        ends = at.step == len(self.task.jobs[at.stage].batches) or at.global_step == at.stop_at
-        return bool(self.task.validation) and (ends or bool(every and at.global_step % every == 0))
+        due = self.task.measurements.after
+        return bool(due) and (at.global_step in due or at.global_step == at.stop_at)
 
     def _validate(self, at: state.TrainState) -> float:
         """Measure the validation loss, and keep the weights where it is the least so far and train.load_best asks."""
@@ -284,7 +286,7 @@ class TrainSession:
         )
 
     def _goes_on(self) -> bool:
-        self.stopping.agree(self.state)
+        self.stopping.agree(self.state, is_up=self.stopping.is_up(self.state))
         if self.stopping.interrupted:
             raise KeyboardInterrupt
         return not self.finished and self.left != 0 and not self.out_of_time

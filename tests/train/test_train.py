@@ -329,7 +329,8 @@ def test_the_rate_is_down_where_a_budget_ends_the_training_whatever_was_skipped_
     values = {"warmup_steps": 0, "lr_scheduler_type": "constant"}
 
     def paced(lines: list[dict[str, Any]], spent: float = 0.0) -> TrainPace:
-        return TrainPace(103 / 60 / (1 - RESERVE), [1] * 20, lambda: 6.0 * len(lines), spent=spent)
+        minutes = 103 / 60 / (1 - RESERVE)  # a step is counted before its line is there
+        return TrainPace(minutes, [1] * 20, lambda: 6.0 * (len(lines) + 1), spent=spent, since=0.0)
 
     whole, lines = make_session(jobs, pace=paced, **values)
     skip_first(monkeypatch, skipped, lines)
