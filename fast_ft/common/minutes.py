@@ -48,7 +48,7 @@ class TrainPace:
         *,
         spent: float = 0.0,
         since: float | None = None,
-        measurements: Measurements = Measurements(),  # noqa: B008 (it is frozen)
+        measurements: Measurements = Measurements(),
     ) -> None:
         self.minutes, self.tokens, self.clock, self.measurements = minutes, tokens, clock, measurements
         self._began = (clock() if since is None else since) - spent

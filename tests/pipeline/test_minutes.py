@@ -194,7 +194,7 @@ def test_the_last_measurement_is_within_the_minutes(
         run(load_recipe(path), path, until="adapter", clock=clock)
     lines = [json.loads(line) for line in only_run(path).log.read_text().splitlines()]
     assert clock.now - 1000 <= minutes * 60 and least <= len(lines) <= 40
-    assert "validation_loss" in lines[-1] and len(lines) < 40 or minutes == 60
+    assert "validation_loss" in lines[-1] and (len(lines) == 40) == (minutes == 60)
     rates = [line["learning_rate"] for line in lines]
     assert rates[-1] == min(rates[1:])
 
@@ -224,7 +224,7 @@ def test_minutes_without_a_budget_count_once_there_is_one(
     with pytest.raises(KeyboardInterrupt):
         run(load_recipe(path), path, clock=clock)
     stopping(monkeypatch, None)
-    with pytest.raises(BudgetMissed, match="training ended after step 2[5-9] of 40"):
+    with pytest.raises(BudgetMissed, match=r"training ended after step 2[5-9] of 40"):
         run(load_recipe(path, ["budget.train_minutes=3"]), path, clock=clock)
     assert clock.now - 1000 <= 3 * 60
 
