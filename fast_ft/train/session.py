@@ -9,6 +9,7 @@ and the same noise as one that was never stopped.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -182,22 +183,26 @@ class TrainSession:
         is_up = self.stopping.is_up(at)
         is_last = is_up and self._in_flight == 0
         if self._is_measured(at) or (is_last and self.task.validation):
+            began = time.monotonic()
             entry["validation_loss"] = self._validate(at)
+            entry["validation_seconds"] = round(time.monotonic() - began, 4)
             self.stopping.count_measurement(at)
         self.callbacks.on_step(entry)
         self._watch.see(entry, is_last=at.global_step == self.task.total)
         self.stopping.agree(at, is_up=is_up)
         return self.stopping.interrupted or self._watch.diverged or self.out_of_time
 
-    def checkpoint_if_due(self, scaler: GradScaler | None) -> None:
-        """Save the state every `save_steps` steps, and where the learning rate begins to go down early.
+    def checkpoint_if_due(self, scaler: GradScaler | None) -> bool:
+        """Save the state every `save_steps` steps, and where the learning rate begins to go down early; else False.
 
         `scaler` is fp16's. At a stage's end the state is saved anyway.
         """
-        if self._is_due(self.state):
-            assert self._in_flight == 0, "the weights are those of the state"
-            self.state.scaler = scaler.state_dict() if scaler is not None else None
-            self._checkpoint()
+        if not self._is_due(self.state):
+            return False
+        assert self._in_flight == 0, "the weights are those of the state"
+        self.state.scaler = scaler.state_dict() if scaler is not None else None
+        self._checkpoint()
+        return True
 
     def _is_due(self, at: state.TrainState) -> bool:
         """Return whether a checkpoint is due after the step that `at` stands behind."""

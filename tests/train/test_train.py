@@ -280,6 +280,34 @@ def test_the_log_has_one_whole_line_a_step(make_session: MakeSession) -> None:
     json.dumps(lines)
 
 
+def test_a_steps_seconds_are_its_own(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the measurement and the checkpoint before it."""
+    from fast_ft.train import session as session_module
+    from fast_ft.train import sft_trainer
+
+    now, jobs = [0.0], [StageJob(0, "one", make_rows(4), [[0, 1, 2, 3]] * 6, 0.01)]
+
+    def moving(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def moved(*given: Any) -> Any:
+            now[0] += seconds
+            return function(*given)
+
+        return moved
+
+    callbacks = {"on_checkpoint": moving(100.0, lambda *_: None)}
+    session, lines = make_session(jobs, save_steps=2, eval_steps=3, callbacks=callbacks)
+    session.task = replace(session.task, validation=make_rows(2))
+    session.steps.task = session.task
+    for module in (sft_trainer, session_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(session.steps, "train_step", moving(1.0, session.steps.train_step))
+    monkeypatch.setattr(session.steps, "validation_loss", moving(10.0, session.steps.validation_loss))
+    session.run()
+    assert [line["seconds"] for line in lines] == [1.0] * 6
+    assert [line.get("validation_seconds") for line in lines] == [None, None, 10.0] * 2
+    assert now[0] == 6 * 1.0 + 2 * 10.0 + 3 * 100.0
+
+
 def test_training_lowers_the_loss(make_session: MakeSession) -> None:
     rows = make_rows(4)
     session, lines = make_session([StageJob(0, "one", rows, [[0, 1, 2, 3]] * 15, 0.02)])
