@@ -218,7 +218,7 @@ def test_where_no_other_step_fits_the_last_weights_are_measured_and_nobody_says_
 def test_minutes_without_a_budget_count_once_there_is_one(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = recipe_file({**TRAINED_LONG, "data.test": None, "budget.train_minutes": None, "train.save_steps": 5})
+    path = recipe_file({**TRAINED_LONG, "data.test": None, "budget.train_minutes": None, "train.save_steps": 1})
     clock = Ticking(monkeypatch, 6.0)
     stopping(monkeypatch, 20)
     with pytest.raises(KeyboardInterrupt):
@@ -296,6 +296,20 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
     assert verdict.rule == "no-clock" and f"{generated['cut_by_budget']} answers cut" in verdict.text
 
 
+def test_the_length_at_which_answers_were_cut_is_not_that_of_answers_that_were_as_long_as_allowed(
+    recipe_file: RecipeFactory,
+) -> None:
+    from fast_ft.data.prepare import prepare
+    from fast_ft.generate.answers import Answer, Generation
+    from fast_ft.pipeline import generate_phase
+
+    recipe = load_recipe(recipe_file({"generate.max_new_tokens": 256, "budget.generate_minutes": 1}))
+    lengths = {"a": (256, False), "b": (40, False), "c": (31, False), "d": (90, True)}
+    made = {key: [Answer(key, "x", tokens, ended)] for key, (tokens, ended) in lengths.items()}
+    facts = generate_phase._facts(recipe, prepare(recipe), Generation(made, 1.0, 2, None, []), None)
+    assert (facts["cut_by_budget"], facts["cut_at"]) == (2, 40)
+
+
 # More minutes than before
 
 
@@ -357,7 +371,7 @@ def test_with_more_minutes_training_goes_on_and_ends_as_without_the_budget(
     save_steps: int | None,
     stop_at: int | None,
 ) -> None:
-    """The budget ends it after 22 of 40 steps, the rate down from step 18 on; or it is stopped on that way.
+    """The budget ends it after 24 of 40 steps, the rate down from step 20 on; or it is stopped on that way.
 
     In the first case the machine is lost then, and another one goes on from the backup.
     """
@@ -370,13 +384,13 @@ def test_with_more_minutes_training_goes_on_and_ends_as_without_the_budget(
         run(load_recipe(path), path, clock=clock)
     folder = only_run(path)
     former = read(folder.pred) if stop_at is None else None
-    assert "step-18" in {each.name for each in folder.checkpoints.iterdir()}
+    assert "step-20" in {each.name for each in folder.checkpoints.iterdir()}
     stopping(monkeypatch, None)
     if stop_at is None:
         shutil.rmtree(folder.root)
     with pytest.raises(BudgetMissed, match=r"after step \d\d of 40"):
         run(load_recipe(path, ["budget.train_minutes=7"]), path, clock=clock)
-    assert 22 < (folder.done("train") or {})["steps"] < 40
+    assert 24 < (folder.done("train") or {})["steps"] < 40
     if stop_at is None:
         assert clock.now - 1000 <= 7 * 60, "the steps that were trained twice count twice"
     assert run(load_recipe(path, ENDLESS), path, clock=clock).root == folder.root
@@ -407,7 +421,7 @@ def test_less_time_than_before_changes_nothing_that_is_there(
 ) -> None:
     path, clock = recipe_file(TRAINED_LONG), Ticking(monkeypatch, 12.0)
     for minutes in ("5", "4", "5"):  # 5 again is no more than the 5 that ended it
-        with pytest.raises(BudgetMissed, match="after step 22 of 40"):
+        with pytest.raises(BudgetMissed, match="after step 24 of 40"):
             run(load_recipe(path, [f"budget.train_minutes={minutes}"]), path, clock=clock)
     assert not list(only_run(path).root.glob("pred-*.json"))
 
