@@ -11,45 +11,35 @@ from fast_ft.models.adapter_effect import AdapterEffect
 from fast_ft.recipe import schema
 from fast_ft.recipe.steps import warmup_steps
 
-_RISE = 1.5  #: times the loss without the adapter, over rows that training saw; see `rose`
+_RISE = 1.5  #: times the loss before training, over rows that it saw; see `rose`
 _FALL = 0.001  #: of that loss; see `stands_still`
 _HALF = 0.5
 
 
-def training_warnings(
-    lines: Sequence[Mapping[str, Any]],
-    weights: Mapping[str, Any],
-    effect: AdapterEffect,
-    section: schema.Train,
-    early: str | None = None,
-) -> list[str]:
-    """Return what is suspicious in a finished training.
+def equals_start(lines: Sequence[Mapping[str, Any]], weights: Mapping[str, Any]) -> str | None:
+    """Return a warning where a finished training's adapter does nothing, or None.
 
-    lines: its log's. weights: its adapter's tensors by PEFT's names. effect: what the adapter does to rows that were
-    trained on. early: what ended training before its last step, in a sentence.
+    lines: the training's log. weights: the adapter's tensors by PEFT's names.
     """
     outer = [tensor for name, tensor in weights.items() if "lora_B" in name]
-    if outer and not any(bool(tensor.any()) for tensor in outer):  # LoRA's B is zero before the first step
-        skipped = sum(line["skipped"] for line in lines)
-        cause = (
-            f"{counted(skipped, 'step')} of {len(lines)} skipped"
-            if skipped
-            else "was the learning rate above zero at all?"
-        )
-        return [f"the adapter equals its start: the model answers as the base model does. Likely cause: {cause}"]
-    found = rose(effect, section) or stands_still(effect, section, len(lines), early)
-    return [found] if found else []
+    if not outer or any(bool(tensor.any()) for tensor in outer):  # LoRA's B is zero before the first step
+        return None
+    skipped = sum(line["skipped"] for line in lines)
+    cause = (
+        f"{counted(skipped, 'step')} of {len(lines)} skipped" if skipped else "was the learning rate above zero at all?"
+    )
+    return f"the adapter equals its start: the model answers as the base model does. Likely cause: {cause}"
 
 
 def rose(effect: AdapterEffect, section: schema.Train) -> str | None:
-    """Return a warning where the rows that were trained on are far less likely with the adapter, or None.
+    """Return a warning where training made the rows that it saw far less likely, or None.
 
-    The threshold stands on trainings of recipes/quickstart.yaml, each with another seed, and on 8 of their 100 rows.
-    38 good ones, of 3, 4 or 12 steps of 1 or 8 rows at 2e-4 or 1e-3, ended at 0.57 to 0.99 of the loss without the
-    adapter. 16 of 4 or 12 steps at 0.03 to 2 ended at 2.2 to 4.5 times it. The log does not tell the two apart: in 8
-    of the 38 good ones, the last third of the steps had over 1.5 times the loss of the first step.
+    The threshold stands on trainings of recipes/quickstart.yaml, each with another seed, and on 8 of their 100 rows. 38
+    good ones, of 3, 4 or 12 steps of 1 or 8 rows at 2e-4 or 1e-3, ended at 0.57 to 0.99 of the loss before them. 16 of
+    4 or 12 steps at 0.03 to 2 ended at 2.2 to 4.5 times it. The log does not tell the two apart: in 8 of the 38 good
+    ones, the last third of the steps had over 1.5 times the loss of the first step.
     """
-    if effect.tuned <= _RISE * effect.without:  # NaN is not
+    if effect.after <= _RISE * effect.before:  # NaN is not
         return None
     return (
         f"the loss rose: {_compared(effect)}; the adapter is useless. Likely cause: train.learning_rate "
@@ -58,12 +48,12 @@ def rose(effect: AdapterEffect, section: schema.Train) -> str | None:
 
 
 def stands_still(effect: AdapterEffect, section: schema.Train, steps: int, early: str | None = None) -> str | None:
-    """Return a warning where the rows that were trained on are no likelier with the adapter, or None.
+    """Return a warning where training made the rows that it saw no likelier, or None.
 
     steps: those of the training. early: what ended it before its last step, in a sentence. Of the trainings that `rose`
     speaks of, 12 steps at 1e-6 lowered the loss by 0.0005 of it, at 1e-5 by 0.005, and the good ones by 0.014 or more.
     """
-    if effect.tuned < effect.without * (1 - _FALL):
+    if effect.after < effect.before * (1 - _FALL):
         return None
     cause = f"train.learning_rate {section.learning_rate:g} is too low or too high for these rows"
     if (rising := warmup_steps(section, steps)) >= steps / 2:
@@ -73,8 +63,8 @@ def stands_still(effect: AdapterEffect, section: schema.Train, steps: int, early
 
 def _compared(effect: AdapterEffect) -> str:
     return (
-        f"{effect.without:.4f} without the adapter, {effect.tuned:.4f} with it (means per token, over "
-        f"{counted(effect.rows, 'row')} that {'was' if effect.rows == 1 else 'were'} trained on)"
+        f"{effect.before:.4f} before training, {effect.after:.4f} after it (means per token, over "
+        f"{counted(effect.rows, 'row')} that it saw)"
     )
 
 

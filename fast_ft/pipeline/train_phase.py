@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common import atomic_files, environment, gpu, out_of_memory, process_group
 from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 from fast_ft.common.minutes import Clock, TrainPace
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData, compare_tokenizers
@@ -94,12 +95,11 @@ def _train(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> None
     if not ended:  # a preview has seen too few steps to judge them
         session.free()
         return
-    effect = _effect(setup, len(lines))
-    suspicious = _suspicious(setup, session, lines, effect)
+    suspicious, worthless = _judged(setup, session, lines)
     for text in suspicious:
         note(f"warning: {text}")
     notes += suspicious
-    facts = _facts(setup, session, lines, effect)
+    facts = _facts(setup, session, lines) | ({"worthless": worthless} if worthless else {})
     session.free()
     weights = atomic_files.sha256_file(folder.adapter / "adapter_model.safetensors")
     folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": weights})
@@ -188,23 +188,38 @@ def _fit(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> tuple[
     return session, lines
 
 
-def _effect(setup: SetUp, steps: int) -> AdapterEffect:
-    """Measure what the adapter does to rows that were trained on in this number of steps."""
-    batches = [(job, batch) for job in setup.task.jobs for batch in job.batches][:steps]
-    seen = {job.rows[index].id: job.rows[index] for job, batch in batches for index in batch}
+def _effect(setup: SetUp, steps: int) -> AdapterEffect | None:
+    """Measure what this number of steps did to rows that they saw; None where the adapter before them is gone.
+
+    The model has the weights from before training afterwards.
+    """
+    named, batches = setup.recipe.model.adapter, [(job, batch) for job in setup.task.jobs for batch in job.batches]
+    start = expanded(named) / "adapter_model.safetensors" if named is not None else None
+    if start is not None and not start.is_file():
+        return None
+    seen = {job.rows[index].id: job.rows[index] for job, batch in batches[:steps] for index in batch}
     with out_of_memory.explained("measuring the adapter", lambda: _kept(setup)):
-        return adapter_effect.measure(setup.loaded, list(seen.values()), setup.task.pad_id)
+        return adapter_effect.measure(setup.loaded, list(seen.values()), setup.task.pad_id, start)
 
 
-def _suspicious(setup: SetUp, session: TrainSession, lines: Lines, effect: AdapterEffect) -> list[str]:
-    """Return what is suspicious in a training that has ended; first, whether a budget ended it."""
-    early: list[str] = []
+def _judged(setup: SetUp, session: TrainSession, lines: Lines) -> tuple[list[str], str | None]:
+    """Return (what is suspicious in a training that has ended; why its adapter is useless, if it is).
+
+    First comes whether a budget ended it. The model has the weights from before training afterwards.
+    """
+    section, early = setup.recipe.train, []
     if session.out_of_time:
         rate = "brought down early" if session.state.is_annealed else "not yet brought down"
         text = f"training ended after step {len(lines)} of {setup.task.total}, its learning rate {rate}: "
         early = [f"{text}budget.train_minutes is {setup.recipe.budget.train_minutes:g}"]
-    weights = lora_files.weights(setup.loaded.model)
-    return [*early, *sanity_checks.training_warnings(lines, weights, effect, setup.recipe.train, *early)]
+    if same := sanity_checks.equals_start(lines, lora_files.weights(setup.loaded.model)):
+        return [*early, same], None
+    effect = _effect(setup, len(lines))
+    if effect is None:
+        return early, None
+    worthless = sanity_checks.rose(effect, section)
+    found = worthless or sanity_checks.stands_still(effect, section, len(lines), *early)
+    return [*early, *([found] if found else [])], worthless
 
 
 def _best_weights(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:
@@ -235,7 +250,7 @@ def _save_adapter(setup: SetUp, lines: Lines, adapter: Path) -> None:
         adapter_check.store(target, loaded, rows, setup.task.pad_id)
 
 
-def _facts(setup: SetUp, session: TrainSession, lines: Lines, effect: AdapterEffect) -> dict[str, Any]:
+def _facts(setup: SetUp, session: TrainSession, lines: Lines) -> dict[str, Any]:
     """Return what the manifest says of a training that has ended."""
     recipe, world_size = setup.recipe, process_group.here().size
     losses = [line["loss"] for line in lines if math.isfinite(line["loss"])]  # fp16 may skip the first steps
@@ -263,8 +278,6 @@ def _facts(setup: SetUp, session: TrainSession, lines: Lines, effect: AdapterEff
         facts["minutes"] = recipe.budget.train_minutes
     if session.state.best_step is not None:
         facts |= {"best_step": session.state.best_step, "best_validation_loss": session.state.best_loss}
-    if worthless := sanity_checks.rose(effect, recipe.train):
-        facts["worthless"] = worthless
     return facts
 
 

@@ -177,8 +177,8 @@ def effect(without: float, tuned: float) -> AdapterEffect:
 def test_a_loss_that_stands_still_is_a_warning() -> None:
     section = schema.Train(learning_rate=1e-9, warmup_steps=0)
     text = sanity_checks.stands_still(effect(2.0, 1.9981), section, 12)
-    assert text is not None and "stood still: 2.0000 without the adapter, 1.9981 with it" in text
-    assert "over 8 rows that were trained on" in text and "train.learning_rate 1e-09 is too low or too high" in text
+    assert text is not None and "stood still: 2.0000 before training, 1.9981 after it" in text
+    assert "over 8 rows that it saw" in text and "train.learning_rate 1e-09 is too low or too high" in text
     text = sanity_checks.stands_still(effect(2.0, 2.0), schema.Train(warmup_steps=10), 12)
     assert text is not None and "the warm-up of 10 steps takes most of the 12 steps" in text
     assert sanity_checks.stands_still(effect(2.0, 1.99), section, 12) is None
@@ -208,6 +208,19 @@ def test_a_short_training_is_judged_by_the_rows_that_it_saw(
         losses = [line["loss"] for line in log(tmp_path / "run")]
         assert losses[-1] > 1.5 * losses[0], "else this test shows nothing: choose another seed"
     assert [run.state for run in list_runs(tmp_path)] == ["failed" if rate == "2" else "trained"]
+
+
+def test_a_training_from_an_adapter_is_compared_with_that_adapter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter is useless, and stays as it is: the loss has not risen by this training."""
+    quickstart, short = "recipes/quickstart.yaml", [*SHORT, "train.max_steps=3"]
+    assert main(["train", quickstart, *short, "train.learning_rate=2", f"output_dir={tmp_path}/first"]) == 3
+    capsys.readouterr()
+    going_on = [f"model.adapter={tmp_path}/first/adapter", "train.learning_rate=1e-9", f"output_dir={tmp_path}/second"]
+    assert main(["train", quickstart, *short, *going_on]) == 0
+    said = capsys.readouterr().err
+    assert "the loss stood still: " in said and "the loss rose" not in said
 
 
 def test_only_losses_that_are_no_numbers_before_a_budget_ends_are_an_error(
