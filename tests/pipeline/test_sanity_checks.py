@@ -265,6 +265,7 @@ def test_a_loss_that_rose_is_an_error_at_the_runs_end(
     assert sanity_checks.rose(effect(2.0, 3.1), section) is not None
     assert sanity_checks.rose(effect(2.0, 2.9), section) is None, "not by half"
     assert sanity_checks.rose(effect(2.0, math.nan), section) is not None, "weights that give no numbers"
+    assert sanity_checks.rose(effect(0.01, 0.05), section) is None, "rows that are known by heart before and after"
 
 
 def test_a_budget_that_ended_training_is_named_before_the_learning_rate(
