@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common import atomic_files, environment, gpu, out_of_memory, process_group
 from fast_ft.common.console import Bar, note
 from fast_ft.common.errors import InputError
-from fast_ft.common.folders import expanded
 from fast_ft.common.minutes import Clock, TrainPace
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData, compare_tokenizers
 from fast_ft.hub import fingerprint
-from fast_ft.models import adapter_check, adapter_effect, lora_files
-from fast_ft.models.adapter_effect import AdapterEffect
+from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders.base import LoadedModel, Loader
-from fast_ft.pipeline import sanity_checks, way
+from fast_ft.pipeline import sanity_checks, training_verdict, way
 from fast_ft.pipeline.adapter_loading import collects_new_objects_only
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
@@ -95,7 +93,8 @@ def _train(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> None
     if not ended:  # a preview has seen too few steps to judge them
         session.free()
         return
-    suspicious, worthless = _judged(setup, session, lines)
+    with out_of_memory.explained("measuring the adapter", lambda: _kept(setup)):
+        suspicious, worthless = training_verdict.judge(session, lines, recipe)
     for text in suspicious:
         note(f"warning: {text}")
     notes += suspicious
@@ -186,40 +185,6 @@ def _fit(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> tuple[
             session.run()
     process_group.here().leave()
     return session, lines
-
-
-def _effect(setup: SetUp, steps: int) -> AdapterEffect | None:
-    """Measure what this number of steps did to rows that they saw; None where the adapter before them is gone.
-
-    The model has the weights from before training afterwards.
-    """
-    named, batches = setup.recipe.model.adapter, [(job, batch) for job in setup.task.jobs for batch in job.batches]
-    start = expanded(named) / "adapter_model.safetensors" if named is not None else None
-    if start is not None and not start.is_file():
-        return None
-    seen = {job.rows[index].id: job.rows[index] for job, batch in batches[:steps] for index in batch}
-    with out_of_memory.explained("measuring the adapter", lambda: _kept(setup)):
-        return adapter_effect.measure(setup.loaded, list(seen.values()), setup.task.pad_id, start)
-
-
-def _judged(setup: SetUp, session: TrainSession, lines: Lines) -> tuple[list[str], str | None]:
-    """Return (what is suspicious in a training that has ended; why its adapter is useless, if it is).
-
-    First comes whether a budget ended it. The model has the weights from before training afterwards.
-    """
-    section, early = setup.recipe.train, []
-    if session.out_of_time:
-        rate = "brought down early" if session.state.is_annealed else "not yet brought down"
-        text = f"training ended after step {len(lines)} of {setup.task.total}, its learning rate {rate}: "
-        early = [f"{text}budget.train_minutes is {setup.recipe.budget.train_minutes:g}"]
-    if same := sanity_checks.equals_start(lines, lora_files.weights(setup.loaded.model)):
-        return [*early, same], None
-    effect = _effect(setup, len(lines))
-    if effect is None:
-        return early, None
-    worthless = sanity_checks.rose(effect, section)
-    found = worthless or sanity_checks.stands_still(effect, section, len(lines), *early)
-    return [*early, *([found] if found else [])], worthless
 
 
 def _best_weights(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:
