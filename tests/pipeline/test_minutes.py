@@ -303,8 +303,8 @@ def test_the_length_at_which_answers_were_cut_is_not_that_of_answers_that_were_a
     from fast_ft.generate.answers import Answer, Generation
     from fast_ft.pipeline import generate_phase
 
-    recipe = load_recipe(recipe_file({"generate.max_new_tokens": 256, "budget.generate_minutes": 1}))
-    lengths = {"a": (256, False), "b": (40, False), "c": (31, False), "d": (90, True)}
+    recipe = load_recipe(recipe_file({"generate.max_new_tokens": 128, "budget.generate_minutes": 1}))
+    lengths = {"a": (128, False), "b": (40, False), "c": (31, False), "d": (90, True)}
     made = {key: [Answer(key, "x", tokens, ended)] for key, (tokens, ended) in lengths.items()}
     facts = generate_phase._facts(recipe, prepare(recipe), Generation(made, 1.0, 2, None, []), None)
     assert (facts["cut_by_budget"], facts["cut_at"]) == (2, 40)
