@@ -114,9 +114,8 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path, recipe_file: RecipeFactory)
 def test_more_rows_than_can_be_planned_for_are_refused(tmp_path, recipe_file: RecipeFactory, train, weight):
     data = {"train": [{"path": write(tmp_path / "a.json", 6), "weight": weight}], "test": None}
     changes = {"data": data, "select": {}, "curriculum": {}, "judge": {}, "train": {"warmup_steps": 0, **train}}
-    prepared = prepare(load_recipe(recipe_file(changes)))
     with pytest.raises(InputError, match=r"stage all: its epochs, of .* rows each, see 6,000,000,000 rows in all"):
-        _ = prepared.jobs
+        prepare(load_recipe(recipe_file(changes)))
 
 
 def test_epochs_beyond_the_last_step_are_not_drawn(tmp_path, recipe_file: RecipeFactory):
