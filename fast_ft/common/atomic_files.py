@@ -19,7 +19,7 @@ from fast_ft.common.folders import guard, make_folder
 # What a disk or its owner refuses. Any other OSError is a bug, and keeps its traceback.
 _REFUSED = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR,
-    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EBUSY, errno.EINVAL, errno.ESTALE, errno.ENOTCONN,
 }  # fmt: skip
 
 #: Called with (what, path) before anything touches the disk: "write", "rename", "append". Tests alone set it, to fail,

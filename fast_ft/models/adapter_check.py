@@ -132,7 +132,7 @@ def store(folder: Path, loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id:
 
 def read(folder: Path) -> StoredCheck:
     """Return selfcheck.json of an adapter's folder. Raises InputError where it cannot be read."""
-    path, remedy = folder / FILE, "Restore the file, or run the recipe again, which makes a missing one anew."
+    path, remedy = folder / FILE, "Restore the file, or run the recipe again, which makes a missing one again."
     if not path.is_file():
         raise InputError(f"{path} is not there. {remedy}")
     try:

@@ -95,6 +95,8 @@ class RunDir:
         run = cls(Path(root))
         if not run.root.exists():
             raise InputError(f"{root}: there is no such run folder; `python -m fast_ft runs` lists those in runs/")
+        if (run.root / "sweep.json").is_file():
+            raise InputError(f"{root} is a sweep's folder: give the run of a trial, such as {run.root / 'best'}")
         if not run.manifest_path.is_file():
             raise InputError(f"{root} is no run folder (it has no manifest.json); `python -m fast_ft runs` lists them")
         refuse_links(run.root)

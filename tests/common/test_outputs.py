@@ -1,10 +1,13 @@
 """outputs.py: a file that a user names for the output of `data` takes no other file's place."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from fast_ft.cli.main import main
+from fast_ft.common import atomic_files
 from tests.helpers.parts import RecipeFactory
 
 
@@ -35,6 +38,19 @@ def test_data_writes_over_no_file_but_its_own(
     for _ in range(2):
         assert main([*command, str(output)]) == 0
         assert output.is_file()
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL, errno.ESTALE, errno.ENOTCONN])
+def test_what_a_file_system_refuses_is_a_message(
+    recipe_file: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:  # fmt: skip
+    def refuse(what: str, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(atomic_files, "before", refuse)
+    said = refused(capsys, "data", str(recipe_file()), "--explore", "--output", str(tmp_path / "map.html"))
+    assert f"map.html: {os.strerror(number).lower()}" in said and not (tmp_path / "map.html").exists()
 
 
 def test_data_shows_one_thing_and_writes_the_file_that_is_named(
