@@ -20,8 +20,10 @@ options of RECIPE, run and quickstart:
                         training keys have changed since
 
 """
-EPILOG = """\
+KEYS = """\
 key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
+"""
+STATUS = """\
 Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget is exceeded or a check failed; 130 interrupted;
 141 the reader of its output left."""
 
@@ -45,15 +47,16 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         prog=program,
         usage=f"{program} RECIPE [key=value ...] [--stop-after STEPS] [--force-resume]\n       {program} COMMAND ...",
         description="One recipe in; a LoRA adapter and answered prompts out. The same command again goes on.",
-        epilog=TOP + EPILOG,
+        epilog=TOP + KEYS + STATUS,
         formatter_class=_Raw,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND [WORD ...]")
     commands: dict[str, Parser] = {}
     for name, usage in USAGES.items():
         takes = usage.takes
+        epilog = KEYS + STATUS if takes.overrides else STATUS
         commands[name] = command = subparsers.add_parser(
-            name, help=usage.text, description=usage.description or usage.text, epilog=EPILOG, formatter_class=_Raw,
+            name, help=usage.text, description=usage.description or usage.text, epilog=epilog, formatter_class=_Raw,
             usage=f"{program} {name} {takes.usage} [options]".replace("  ", " "),
         )  # fmt: skip
         about = "a YAML file, such as recipes/quickstart.yaml" if takes is _RECIPE else None

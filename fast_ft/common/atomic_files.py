@@ -258,6 +258,8 @@ def refusal(path: Path) -> Iterator[None]:
             raise
         reason = "the disk is full" if full else str(getattr(error, "strerror", error)).lower()
         remedy = "Free some space" if full else "Make it writable, or choose another output_dir"
+        if getattr(error, "errno", None) == errno.EFBIG:
+            remedy = "Raise the limit that `ulimit -f` shows, or choose an output_dir on another disk"
         raise InputError(
             f"cannot write {path}: {reason}. What was there is as it was. {remedy}, then run the command again"
         ) from error

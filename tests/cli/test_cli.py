@@ -57,6 +57,15 @@ def test_help_answers_at_once() -> None:
     assert "Exit status: 0 done" in done.stdout
 
 
+@pytest.mark.parametrize(("command", "takes"), [("run", True), ("generate", True), ("export", False), ("runs", False)])
+def test_the_help_speaks_of_keys_where_a_command_takes_them(
+    command: str, takes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert ("key=value, anywhere" in capsys.readouterr().out) == takes
+
+
 def test_no_words_at_all_show_the_help() -> None:
     done = fast_ft()
     assert done.returncode == 2 and "usage: python -m fast_ft RECIPE" in done.stdout

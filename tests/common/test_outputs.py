@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ def test_data_writes_over_no_file_but_its_own(
     for _ in range(2):
         assert main([*command, str(output)]) == 0
         assert output.is_file()
+
+
+def test_a_limit_on_files_is_named(
+    recipe_file: RecipeFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, former[1]))
+    try:
+        said = refused(capsys, "data", str(recipe_file()), "--explore", "--output", str(tmp_path / "map.html"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert "file too large" in said and "Raise the limit that `ulimit -f` shows" in said
+    assert not (tmp_path / "map.html").exists()
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL, errno.ESTALE, errno.ENOTCONN])
