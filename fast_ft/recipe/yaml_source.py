@@ -114,9 +114,9 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise InputError(f"{place}: not valid YAML: {_yaml_remedy(error, line, before)}") from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
+        number = text.count("\n", 0, error.position) + 1
         raise InputError(
-            f"{name}:{line}: not valid YAML: a control character (code {error.character}): take it out"
+            f"{name}:{number}: not valid YAML: a control character (code {error.character}): take it out"
         ) from None
     except RecursionError:
         raise InputError(f"{name}: over {MAX_NODES:,} values, or nested deeper than {MAX_DEPTH} levels") from None
