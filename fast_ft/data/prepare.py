@@ -113,6 +113,7 @@ def prepare(recipe: Recipe) -> PreparedData:
         sources.check_named(where)  # before a tokenizer is fetched
     found = _select(recipe, encoding.load_encoder(recipe.model), [])
     assert isinstance(found, PreparedData)
+    _ = found.jobs  # refuses more rows than can be planned for, before a run has a folder
     return found
 
 
@@ -176,7 +177,7 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
         prompt_ids = tokenise.prompts(recipe, encoder, prompts, notes)
     measured: list[EncodedRow] = []
     if encoder is not None and held_out is not None:
-        found, held_out = tokenise.rows(recipe, encoder, held_out, notes)
+        found, held_out = tokenise.rows(recipe, encoder, held_out, notes, are_validation=True)
         measured = list(found.values())
     examples_held_out = held_out.examples if held_out is not None else []
     staged = staging.stage(recipe, chosen, prompts)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fast_ft.common.errors import InputError
 from fast_ft.data import contamination, curriculum, encoding
-from fast_ft.data.batches import StageJob, batches
+from fast_ft.data.batches import StageJob, batches, epochs_within
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
 from fast_ft.data.examples import Example, Prompt
@@ -53,15 +53,10 @@ def jobs(
     jobs, section, seen = [], recipe.train, weights(selection)
     left = section.max_steps
     for index, each in enumerate(stages):
-        steps = batches(
-            len(each.examples),
-            each.num_train_epochs,
-            section.effective_batch_size,
-            shuffled=each.order == "shuffled",
-            seed=recipe.seed,
-            stage=index,
-            weights=[seen[example.id] for example in each.examples],
-        )[:left]
+        size, often = section.effective_batch_size, [seen[example.id] for example in each.examples]
+        epochs, shuffled = epochs_within(each, often, size, left), each.order == "shuffled"
+        steps = batches(len(often), epochs, size, shuffled=shuffled, seed=recipe.seed, stage=index, weights=often)
+        steps = steps[:left]
         left = None if left is None else left - len(steps)
         trained = [rows[example.id] for example in each.examples]
         if not section.completion_only_loss:

@@ -4,6 +4,7 @@ model, lora, data, select, curriculum, train, seed   refused, shown as a diff; -
 another base, tokenizer or template by that name     the same, where there is training or answering left to do
 data.test, generate, judge.base_prompts              the adapter stays; the prompts are answered again
 judge                                                the answers stay; they are judged again
+a file of a finished phase that is gone              made again, with what follows from it
 budget, output_dir, backup_dir, how often is saved   taken as they are now; with more minutes than those that ended
                                                      training, or shortened answers, that goes on or is done again;
                                                      for another memory_gib the plan is made again
@@ -20,7 +21,6 @@ from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded
-from fast_ft.common.minutes import longer
 from fast_ft.common.wording import counted
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
@@ -28,8 +28,9 @@ from fast_ft.models import lora_files
 from fast_ft.pipeline import base_check, course_references, former_scores, judge_phase
 from fast_ft.pipeline.changes import Changes, Diff, compare, recorded, show
 from fast_ft.pipeline.set_up import check_model, check_prompts
+from fast_ft.pipeline.undone import what_is_undone
 from fast_ft.recipe.loader import digest, resolved
-from fast_ft.recipe.schema import Budget, Recipe
+from fast_ft.recipe.schema import Recipe
 from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir, differences, now
 from fast_ft.train import checkpoints, state
@@ -39,21 +40,26 @@ _MEMORY = "budget.memory_gib"
 
 @dataclass(frozen=True)
 class Decision:
-    """How a run goes on. begins: nothing was trained yet. cut: what `_cut_short` returns."""
+    """How a run goes on. begins: nothing was trained yet. undone: what `what_is_undone` returns."""
 
     begins: bool
     changes: Changes = field(default_factory=Changes)
-    cut: dict[str, str] = field(default_factory=dict)
+    undone: dict[str, str] = field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
         """Whether training that was done goes on."""
-        return bool(self.changes.training or "train" in self.cut)
+        return bool(self.changes.training or "train" in self.undone)
 
     @property
     def answers(self) -> bool:
         """Whether the prompts are answered again."""
-        return bool(self.changes.training or self.changes.answers or self.cut)
+        return bool(self.changes.training or self.changes.answers or self.undone.keys() & {"train", "generate"})
+
+    @property
+    def judges(self) -> bool:
+        """Whether the answers are judged again."""
+        return bool(self.answers or self.changes.judging or self.undone)
 
 
 def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool = False, judged: bool = False) -> None:
@@ -88,12 +94,13 @@ def check(
     """
     if "rows" not in folder.manifest():
         return Decision(begins=True)
-    changes, cut = compare(folder, recipe, prepared), _cut_short(folder, recipe.budget)
+    changes, undone = compare(folder, recipe, prepared), what_is_undone(folder, prepared, recipe.budget)
     if not _begun(folder):
         if changes.training:
             check_model(recipe, prepared, answers=judged)
         return Decision(True, changes)
-    if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
+    needs_model = changes.answers or undone.keys() & {"train", "generate"}
+    if needs_model or any(folder.done(phase) is None for phase in _model_phases(prepared)):
         changes.training.update(base_check.model_changes(folder.record(), recipe))
     if changes.training and not force:
         raise InputError(
@@ -109,7 +116,7 @@ def check(
     if judged and (changes.answers or changes.judging):
         judge_phase.check(recipe.judge, prepared.prompts)
         course_references.check(recipe, prepared.prompts)
-    return Decision(False, changes, cut)
+    return Decision(False, changes, undone)
 
 
 def _refuse_unfit(folder: RunDir, recipe: Recipe) -> None:
@@ -138,7 +145,7 @@ def _apply(folder: RunDir, recipe: Recipe, prepared: PreparedData, decision: Dec
     """Do what was decided. The manifest is written last, and once: until then the run is that of its former recipe."""
     changes = decision.changes
     manifest = folder.manifest()
-    for text in decision.cut.values():
+    for text in decision.undone.values():
         note(text)
     earlier = resumed = manifest.get("resumed", [])
     if changes.training:
@@ -148,7 +155,7 @@ def _apply(folder: RunDir, recipe: Recipe, prepared: PreparedData, decision: Dec
         forced = {key: list(pair) for key, pair in changes.training.items()}
         resumed = [*resumed, {"at": now(), "forced": forced}]
         folder.plan.unlink(missing_ok=True)  # it was settled for the other settings
-    if decision.answers or changes.judging:
+    if decision.judges:
         beside = former_scores.set_scores_aside(folder)
         if changes.judging and beside:
             told = show(changes.judging)
@@ -214,19 +221,6 @@ def _say(prepared: PreparedData) -> None:
         note(f"note: {text}")
     if hits := prepared.leakage["hits"]:
         note(f"warning: {counted(len(hits), 'selected row')} with a test prompt's text; manifest.json names them")
-
-
-def _cut_short(folder: RunDir, budget: Budget) -> dict[str, str]:
-    """Return {"train" or "generate": what to say} for what a budget of minutes cut short, where there are more now."""
-    train, answers = folder.done("train") or {}, folder.done("generate") or {}
-    former = folder.manifest()["recipe"].get("budget", {})  # where an earlier version did not note the minutes
-    found = {}
-    if train.get("why") == "budget" and longer(budget.train_minutes, train.get("minutes", former.get("train_minutes"))):
-        found["train"] = f"note: there are more minutes: training, which ended after step {train['steps']}, goes on"
-    minutes = answers.get("minutes", former.get("generate_minutes"))
-    if ("minutes" in answers or answers.get("cut_by_budget")) and longer(budget.generate_minutes, minutes):
-        found["generate"] = "note: there are more minutes: the prompts are answered again, at full length"
-    return found
 
 
 def _tidy(folder: RunDir) -> None:
