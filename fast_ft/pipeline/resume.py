@@ -74,8 +74,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
         if decision.changes.training or _MEMORY in decision.changes.free:
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
-        record = _record(folder, recipe, prepared)
-        folder.update(**record, notes=prepared.notes, environment=provenance.describe())
+        folder.update(notes=prepared.notes, environment=provenance.describe(), **_record(folder, recipe, prepared))
     else:
         _tidy(folder)
         _apply(folder, recipe, prepared, decision)
@@ -143,8 +142,7 @@ def _refuse_unfit(folder: RunDir, recipe: Recipe) -> None:
 
 def _apply(folder: RunDir, recipe: Recipe, prepared: PreparedData, decision: Decision) -> None:
     """Do what was decided. The manifest is written last, and once: until then the run is that of its former recipe."""
-    changes = decision.changes
-    manifest = folder.manifest()
+    changes, manifest = decision.changes, folder.manifest()
     for text in decision.undone.values():
         note(text)
     earlier = resumed = manifest.get("resumed", [])
