@@ -28,9 +28,9 @@ def decode_plan(recipe: Recipe, prepared: PreparedData, settled: RunPlan) -> Dec
     """
     family = _family(recipe)
     told = _what_is_answered(recipe, prepared, family)
-    plan, memory_gib = settled.decoding(told), _memory_gib(recipe, settled)
-    if plan is None or (memory_gib is not None and plan.gib > memory_gib):
-        family = planner.counted(recipe, family)
+    plan, memory_gib = settled.decode, _memory_gib(recipe, settled)
+    if plan is None or plan.settled_for != told or (memory_gib is not None and plan.gib > memory_gib):
+        family = planner.as_loaded(recipe, family)
         capability = gpu.capability()
         plan = decode_pool.settle_decoding(
             family.shape,

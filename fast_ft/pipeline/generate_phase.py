@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fast_ft.common import atomic_files, out_of_memory
 from fast_ft.common.console import note
@@ -52,7 +52,7 @@ def generate_phase(
     An earlier pred.json is kept beside, under its digest. The manifest's generated_with tells the settings.
     """
     started = clock()
-    made = _answer(folder, recipe, prepared, maker, clock, started)
+    made = _answer(folder, recipe, prepared, maker, clock, started, keeps="plan")
     if _others_there(folder, made):
         folder.reopen("generate", "judge")  # first: the manifest never speaks of answers that are not there
     _put(folder, made)
@@ -79,7 +79,7 @@ def answer_others(
 
     The manifest's `others` tells of each such file its prompts, its settings, and what generate_phase would record.
     """
-    made = _answer(folder, recipe, prepared, None, clock, clock())
+    made = _answer(folder, recipe, prepared, None, clock, clock(), keeps="products")
     _put(folder, made)
     facts = {
         "test": recipe.data.test,
@@ -98,7 +98,7 @@ def answer_only(
     folder: RunDir, recipe: Recipe, prepared: PreparedData, clock: Clock = time.monotonic
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (what pred.json would hold, what generate_phase would record). Only partial files are written."""
-    made = _answer(folder, recipe, prepared, None, clock, clock(), recorded=False)
+    made = _answer(folder, recipe, prepared, None, clock, clock(), keeps=None)
     return json.loads(made.files[folder.pred]), made.facts
 
 
@@ -141,11 +141,11 @@ def _answer(
     clock: Clock,
     started: float,
     *,
-    recorded: bool = True,
+    keeps: Literal["plan", "products"] | None,
 ) -> Answered:
     """Make the adapter's answers and the base model's. Only partial files are written.
 
-    `recorded`: the run keeps the answers, so its plan keeps how they are decoded.
+    `keeps` says what of how they are decoded goes into the run's plan: all of it, the products alone, or nothing.
     """
     moved = base_check.has_moved(folder, recipe)
     if moved:
@@ -163,8 +163,9 @@ def _answer(
                 with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
                     stack.enter_context(collects_new_objects_only())
         ready = load(folder, recipe, prepared, folder.adapter, maker, watch)
-        if recorded:  # before the first answer: what was stopped goes on as it began
+        if keeps == "plan":  # before the first answer: what was stopped goes on as it began
             keep_plan(folder, ready.settled.with_decoding(ready.plan))
+        if keeps is not None:
             task = replace(task, on_products=partial(keep_products, folder))
         tuned_task = replace(task, prompt_ids=ready.prompt_ids)
         tuned = answers.generate(

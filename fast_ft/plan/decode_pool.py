@@ -124,8 +124,10 @@ def slots_without_card(prompt_tokens: Sequence[int], candidates: int) -> int:
 
 
 def kv_bytes(shape: ModelShape, kv_cache: str) -> int:
-    """Return the bytes of one token's keys and values: 8 bits come with two numbers of 16 bits for each head."""
-    return shape.kv_bytes if kv_cache == "16bit" else shape.kv_bytes // 2 + 2 * shape.kv_bytes // shape.head_dim
+    """Return the bytes of one token's keys and values: 8 bits come with two numbers of the model's for each head."""
+    if kv_cache == "16bit":
+        return shape.kv_bytes
+    return shape.kv_bytes // shape.number_bytes + 2 * shape.kv_bytes // shape.head_dim
 
 
 def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "16bit") -> float:
@@ -133,14 +135,14 @@ def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "
 
     Captured passes hold memory of their own beside the first ones'. NF4's scales are undone to 32 bits (1/16 byte a
     weight). LoRA's matrices, as trained and as multiplied, and a buffer for dequantised weights are 0.07 bytes a
-    weight; 0.05 are for what is lost between blocks, in expandable segments. 14.7 GiB then hold 17,500 tokens of a
-    7B's cache.
+    weight, more in 32 bits; 0.05 are for what is lost between blocks, in expandable segments. 14.7 GiB then hold 17,500
+    tokens of a 7B's cache.
     """
-    h, m = shape.hidden_size, shape.intermediate_size
-    logits = slots * shape.vocab_size * 2 * 14
-    prefill = 2 * PREFILL_TOKENS * 2 * (10 * h + 4 * m)
-    step = slots * 2 * (10 * h + 4 * m)
-    beside = shape.linear_weights * (1 / 16 + 0.12)
+    h, m, wide = shape.hidden_size, shape.intermediate_size, shape.number_bytes
+    logits = slots * shape.vocab_size * 14 * wide
+    prefill = 2 * PREFILL_TOKENS * wide * (10 * h + 4 * m)
+    step = slots * wide * (10 * h + 4 * m)
+    beside = shape.linear_weights * (1 / 16 + 0.12 + 0.035 * (wide - 2))
     return (cache_tokens * kv_bytes(shape, kv_cache) + logits + prefill + step + beside) / GIB + 0.1
 
 
@@ -188,7 +190,7 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
         most = next((n for n in counts if max(shared + n * usual, whole) <= cache(n, held)), 1)
         return _TILE if memory.tiles and _TILE < most < _WORTH_TWO else most
 
-    both = memory.fixed_gib + shape.linear_weights * 2 / GIB
+    both = memory.fixed_gib + shape.linear_weights * shape.number_bytes / GIB
     slots = wanted_slots or most_slots(memory.fixed_gib)
     if not answers.pooled:
         slots = wanted_slots or min(slots, max(1, cache(slots, memory.fixed_gib) // whole))

@@ -36,7 +36,7 @@ def settle(
     world_size: int = 1,
 ) -> RunPlan:
     """Return the plan of a recipe over a base on a card, None being a CPU; see plans.settle."""
-    family = counted(recipe, family)
+    family = as_loaded(recipe, family)
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
@@ -117,7 +117,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
                 "longest_row": max(len(row.input_ids) for row in job.rows),
             }
         )
-    family = counted(recipe, base_family(recipe))
+    family = as_loaded(recipe, base_family(recipe))
     base_fits.check(family, recipe, prepared)
     card = card_for(recipe, gpu)
     (backend, *_), why = ways(recipe, card.capability if card is not None else None, world_size)
@@ -192,8 +192,13 @@ def base_family(recipe: Recipe) -> FamilySpec:
     return download.family(recipe.model.name_or_path, recipe.model.revision, weights=False)
 
 
-def counted(recipe: Recipe, family: FamilySpec) -> FamilySpec:
-    """Return a base's description with the linear layers that it has, where it is not one of ours."""
+def as_loaded(recipe: Recipe, family: FamilySpec) -> FamilySpec:
+    """Return a base's description with the bytes that its numbers have on a card by this recipe.
+
+    Where it is not one of ours, also with the linear layers that it has.
+    """
+    wide = 4 if recipe.model.dtype == "float32" else 2
+    family = replace(family, shape=replace(family.shape, number_bytes=wide))
     if family.general is None or family.shape.own_linears:
         return family
     from fast_ft.models import base_layers  # loads torch

@@ -5,7 +5,6 @@ It is obeyed when the run is resumed, done again or reproduced. plans.py settles
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -55,42 +54,38 @@ _KEYS = {
     "backend": ("train", "backend"),
     "settled_for": ("decode", "settled_for"),
 }
-_OTHERS = "others"  #: the key of the further pools, of which each has the keys of "decode"
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """What is settled once for a run, and written to one file.
 
-    `train` also holds the memory that was there. `decode` is how the first prompts are decoded, the run's own as a
-    rule; None while there are none. `others` are for further prompts and settings. `products`: as DecodePlan's, for
-    all numbers of rows so far.
+    `train` also holds the memory that there was. `decode` is how the run's own prompts are decoded; None while there
+    are none. `products` are as DecodePlan's, for all numbers of rows so far, whatever was answered.
     """
 
     train: TrainPlan
     decode: DecodePlan | None
     products: str = ""
-    others: tuple[DecodePlan, ...] = ()
 
-    def decoding(self, settled_for: str) -> DecodePlan | None:
-        """Return the plan for what DecodePlan's `settled_for` tells, or None where none was settled."""
-        return next((each for each in (self.decode, *self.others) if each and each.settled_for == settled_for), None)
+    def __post_init__(self) -> None:
+        read_products(self.products)
 
     def with_decoding(self, plan: DecodePlan) -> RunPlan:
-        """Return the plan with one more way to decode, where there is none for the same prompts and settings."""
-        if self.decoding(plan.settled_for) is not None:
+        """Return the plan with how other prompts are decoded, or the same prompts by other settings."""
+        if self.decode is not None and self.decode.settled_for == plan.settled_for:
             return self
-        plan = replace(plan, products="")
-        return replace(self, decode=plan) if self.decode is None else replace(self, others=(*self.others, plan))
+        return replace(self, decode=replace(plan, products=""))
 
     def with_products(self, products: str) -> RunPlan:
         """Return the plan with products for further numbers of rows; what is chosen already stays."""
         return replace(self, products=write_products(read_products(products) | read_products(self.products)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plan.json's content."""
-        content = _flat({"train": self.train, "run": self, "decode": self.decode})
-        return content | ({_OTHERS: [_flat({"decode": each}) for each in self.others]} if self.others else {})
+        """Return plan.json's content. A plan that no run keeps does not say what its pool is for."""
+        parts = {"train": self.train, "decode": self.decode, "run": self}
+        held = {key: getattr(parts[part], name) for key, (part, name) in _KEYS.items() if parts[part] is not None}
+        return {key: value for key, value in held.items() if value or key != "settled_for"}
 
     @classmethod
     def from_json(cls, content: dict[str, Any], path: Path) -> RunPlan:
@@ -98,44 +93,23 @@ class RunPlan:
 
         Raises InputError for keys of another version, values of another type, and a plan that is not whole.
         """
-        flat = {key: value for key, value in content.items() if key != _OTHERS}
-        others = content.get(_OTHERS, [])
-        if not isinstance(others, list) or not all(isinstance(each, dict) for each in others):
-            raise InputError(f"{path}: the plan's {_OTHERS} is no list of objects")
-        parts, further = _parts(flat, path), [_parts(each, path)["decode"] for each in others]
+        hints = {part: get_type_hints(kind) for part, kind in _PARTS.items()}
+        if unknown := sorted(content.keys() - _KEYS.keys()):
+            raise InputError(f"{path}: the plan has {escaped(unknown[0])!r}, which this fast_ft does not know")
+        parts: dict[str, dict[str, Any]] = {part: {} for part in hints}
+        for key, value in content.items():
+            part, name = _KEYS[key]
+            hint, whole = hints[part][name], isinstance(value, int) and not isinstance(value, bool)
+            if not isinstance(value, hint) and not (hint is float and whole):
+                raise InputError(f"{path}: the plan's {key} is of type {type(value).__name__}")
+            if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < 1e9:
+                raise InputError(f"{path}: the plan's {key} is {value}")
+            parts[part][name] = value
         try:
             decode = DecodePlan(**parts["decode"]) if parts["decode"] else None
-            read_products(parts["run"].get("products", ""))
-            return cls(
-                TrainPlan(**parts["train"]),
-                decode,
-                **parts["run"],
-                others=tuple(DecodePlan(**each) for each in further),
-            )
+            return cls(TrainPlan(**parts["train"]), decode, **parts["run"])
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: the plan is not whole ({error})") from None
 
 
-def _flat(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {key: value} of the parts that are there. A plan that no run keeps does not say what it is for."""
-    held = {key: getattr(parts[part], name) for key, (part, name) in _KEYS.items() if parts.get(part) is not None}
-    return {key: value for key, value in held.items() if value or key != "settled_for"}
-
-
-def _parts(content: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
-    """Return {part: {name: value}} of a flat object of a plan. Raises InputError."""
-    hints = {
-        name: get_type_hints(kind) for name, kind in (("train", TrainPlan), ("decode", DecodePlan), ("run", RunPlan))
-    }
-    if unknown := sorted(content.keys() - _KEYS.keys()):
-        raise InputError(f"{path}: the plan has {escaped(unknown[0])!r}, which this fast_ft does not know")
-    parts: dict[str, dict[str, Any]] = {part: {} for part in hints}
-    for key, value in content.items():
-        part, name = _KEYS[key]
-        hint, whole = hints[part][name], isinstance(value, int) and not isinstance(value, bool)
-        if not isinstance(value, hint) and not (hint is float and whole):
-            raise InputError(f"{path}: the plan's {key} is of type {type(value).__name__}")
-        if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < 1e9:
-            raise InputError(f"{path}: the plan's {key} is {value}")
-        parts[part][name] = value
-    return parts
+_PARTS = {"train": TrainPlan, "decode": DecodePlan, "run": RunPlan}
