@@ -16,6 +16,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate.engine import product_choice
 from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.homework import package
+from fast_ft.homework.reproduce import reproduce
 from fast_ft.hub.families import FamilySpec
 from fast_ft.pipeline import decoding
 from fast_ft.pipeline.decode_grid import grid
@@ -190,6 +192,19 @@ def test_a_typed_batch_holds_over_a_plan_of_an_earlier_version(copied: Made) -> 
     assert slots(folder, "generate.batch_size=3") == 3
     assert at_hand(folder, "generate.batch_size=3").cache_tokens == 960
     assert slots(folder) == 5 and at_hand(folder).cache_tokens is None, "these settings are others"
+
+
+def test_a_submission_of_an_earlier_version_is_reproduced_by_its_plan(
+    copied: Made, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path
+) -> None:
+    """Another layout of the same prompts will do: their file's digest differs."""
+    _, folder = copied
+    as_former(folder, generation_batch=2)
+    asked = tmp_path / "asked.json"
+    asked.write_text(json.dumps(read(test_file), indent=2))
+    path = package.submit(folder, "b12901001", tmp_path)
+    result = reproduce(path, train=str(train_file), test=str(asked), model=str(tiny), output=tmp_path / "again")
+    assert made(RunDir.at(tmp_path / "again")) == 2 and result["identical"] == result["answers"] == 5
 
 
 def test_a_plan_whose_products_are_no_products_is_a_message() -> None:
