@@ -109,6 +109,7 @@ def test_a_run_without_prompts_plans_no_decoding(without: Made, capsys: pytest.C
     assert not DECODED & read(without[1].plan).keys()
     assert main(["plan", str(without[0]), "--gpu", "t4"]) == 0
     assert "GiB predicted in training\n" in capsys.readouterr().out
+    assert slots(without[1]) == 1, "a talk in the terminal"
 
 
 def test_prompts_that_come_later_are_answered_side_by_side(without: Made, many: Path, tmp_path: Path) -> None:
@@ -207,12 +208,14 @@ def test_a_submission_of_an_earlier_version_is_reproduced_by_its_plan(
     assert made(RunDir.at(tmp_path / "again")) == 2 and result["identical"] == result["answers"] == 5
 
 
-def test_a_plan_whose_products_are_no_products_is_a_message() -> None:
+def test_a_plan_that_cannot_be_is_a_message() -> None:
     content = RunPlan(TrainPlan(8), None).to_json()
     assert not DECODED & content.keys()
     assert RunPlan.from_json(content, Path("plan.json")) == RunPlan(TrainPlan(8), None)
     with pytest.raises(InputError, match="not whole"):
         RunPlan.from_json(content | {"products": "64:"}, Path("plan.json"))
+    with pytest.raises(InputError, match="it has 0 slots"):
+        RunPlan.from_json(content | {"generation_batch": 0}, Path("plan.json"))
 
 
 # Memory
