@@ -19,7 +19,7 @@ from fast_ft.homework import checks
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
-from tests.helpers.parts import POCKET, RecipeFactory, write_recipe
+from tests.helpers.parts import RecipeFactory, write_recipe
 
 
 class Clock:
@@ -275,8 +275,8 @@ def test_minutes_count_once_where_a_run_is_stopped_while_the_base_model_answers(
 def test_out_of_memory_cuts_no_answer_that_has_the_time_to_be_made_again(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five answers at once run out of memory after 20 seconds, of 180; then four are made at once."""
-    values = {"generate.batch_size": 5, "judge.base_prompts": 0, "budget.generate_minutes": 3}
+    """Five answers at once run out of memory after 20 seconds, of 99; then four are made at once."""
+    values = {"generate.batch_size": 5, "judge.base_prompts": 0, "budget.generate_minutes": 1.65}
     path, clock = recipe_file(ANSWERED_LONG | values), Clock()
     full = iter([True])
 
@@ -287,27 +287,7 @@ def test_out_of_memory_cuts_no_answer_that_has_the_time_to_be_made_again(
     slow_steps(monkeypatch, clock, runs_out)
     folder = run(load_recipe(path), path, clock=clock)
     assert whole(folder) == {"tuned": 5} and (folder.done("generate") or {})["batch_size"] == 4
-    assert 70 < clock.now - 1000 < 180 and "budget" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("candidates", [1, 2])
-def test_answers_that_end_early_are_whole_though_all_at_their_limit_would_not_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], candidates: int
-) -> None:
-    """The pocket model's answers are short, and end by themselves. The base model answers, too."""
-    values = {
-        "curriculum.stages": [], "train.max_steps": 2, "model.max_length": 256, "generate.max_new_tokens": 200,
-        "generate.do_sample": False, "generate.batch_size": 8, "budget.generate_minutes": 4, "judge.base_prompts": 4,
-        "generate.num_return_sequences": candidates,
-    }  # fmt: skip
-    data = POCKET.parent
-    path, clock = write_recipe(tmp_path, POCKET, data / "train.json", data / "test.json", values), Clock()
-    slow_steps(monkeypatch, clock)
-    folder = run(load_recipe(path), path, clock=clock)
-    ends = read(folder.answers)
-    assert all(each["ended"] for found in ends.values() for each in found.values())
-    assert len(ends["base"]) == 4 and "budget" not in capsys.readouterr().err
-    assert 60 < clock.now - 1000 < 240
+    assert 70 < clock.now - 1000 < 99 and "budget" not in capsys.readouterr().err
 
 
 # More minutes than before
