@@ -18,6 +18,9 @@ from fast_ft.recipe.lint import unknown_placeholder
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.manifest import Manifest, read_manifest
 
+#: What answering reads of a trained adapter.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "selfcheck.json")
+
 
 def _nothing() -> None:
     pass
@@ -33,7 +36,6 @@ class RunDir:
         self.on_saved = on_saved  # called when a checkpoint or a phase is on the disk
         self.on_answer = on_answer  # called when an answer is, or a judge's reply
         self.manifest_path = root / "manifest.json"
-        self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
         self.duplicates = root / "duplicates.json"  # which rows were skipped, and of which rows they are duplicates
         self.log = root / "log.jsonl"
@@ -92,6 +94,8 @@ class RunDir:
         run = cls(Path(root))
         if not run.root.exists():
             raise InputError(f"{root}: there is no such run folder; `python -m fast_ft runs` lists those in runs/")
+        if (run.root / "sweep.json").is_file():
+            raise InputError(f"{root} is a sweep's folder: give the run of a trial, such as {run.root / 'best'}")
         if not run.manifest_path.is_file():
             raise InputError(f"{root} is no run folder (it has no manifest.json); `python -m fast_ft runs` lists them")
         refuse_links(run.root)
@@ -148,6 +152,18 @@ class RunDir:
         """Return what `finish` noted for `phase`, or None while it is not done."""
         return self.manifest().get("phases", {}).get(phase)
 
+    def lost(self, phase: str) -> list[Path]:
+        """Return the files that a finished `phase` left, that later ones read, and that are not there any more."""
+        facts = self.done(phase)
+        if facts is None:
+            return []
+        left = {
+            "train": [self.adapter / name for name in ADAPTER_FILES],
+            "generate": [self.pred, *([self.base_pred] if facts.get("base_answers") else [])],
+            "judge": [self.scores],
+        }
+        return [path for path in left[phase] if not path.is_file()]
+
     def others(self, test: str, digest: str) -> RunDir:
         """Return this run with other files for answers and scores: those to the prompts in file `test` of this SHA-256.
 
@@ -171,7 +187,8 @@ class RunDir:
 def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
     """Return output_dir with {recipe} (the recipe file's stem) and {digest8} filled in.
 
-    {digest8} is load.digest's beginning, budgets of minutes left aside: with other minutes a run goes on.
+    {digest8} is the beginning of the recipe's digest (recipe/loader.py), budgets of minutes left aside: with other
+    minutes a run goes on.
     """
     from fast_ft.recipe.loader import digest
 
