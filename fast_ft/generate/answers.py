@@ -202,8 +202,8 @@ class _Work:
     def _made(self, engine: Engine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
         most, pace, end_ids = self.section.max_new_tokens, self.task.pace, self.encoder.end_ids
-        cuts = None if pace is None else Cuts(pace, sequences, self.answers.values(), most, end_ids)
-        for sequence in engine.run(list(sequences), on_look=cuts and cuts.look):
+        look = None if pace is None else Cuts(pace, sequences, self.answers.values(), most, end_ids).look
+        for sequence in engine.run(list(sequences), on_look=look):
             if (name := sequences[sequence]) in self.answers:
                 continue
             ended, length = sequence.tokens[-1] in end_ids, len(sequence.tokens)

@@ -237,7 +237,7 @@ def test_the_base_models_answers_have_the_minutes_that_are_left(
 def test_base_answers_that_the_minutes_cut_are_left_out_and_said(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 138 seconds 113 are used: the base model's answers would be stubs, which compare with nothing."""
+    """Of 138 seconds 113 are used: the base model's answers would be stubs, which cannot be compared."""
     path, clock = recipe_file(ANSWERED_LONG | {"budget.generate_minutes": 2.3}), Clock()
     slow_steps(monkeypatch, clock)
     folder = run(load_recipe(path), path, clock=clock)
