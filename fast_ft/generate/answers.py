@@ -24,7 +24,7 @@ from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
-from fast_ft.generate.pace import shortening
+from fast_ft.generate.pace import Cuts, told
 from fast_ft.generate.parity import allowed, parity
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import base_fits
@@ -124,8 +124,8 @@ def generate(
         for prompt in prompts
     }
     return Generation(
-        by_prompt, time.monotonic() - started, plan.slots, work.difference, work.notes, work.cache_tokens,
-        plan.products, work.steps,
+        by_prompt, time.monotonic() - started, plan.slots, work.difference,
+        work.notes + told(task.pace, work.answers.values(), task.title), work.cache_tokens, plan.products, work.steps,
     )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ class _Work:
     def _made(self, engine: Engine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
         most, pace, end_ids = self.section.max_new_tokens, self.task.pace, self.encoder.end_ids
-        look = None if pace is None else shortening(pace, list(sequences), most, end_ids, self.notes)
+        look = None if pace is None else Cuts(pace, sequences, self.answers.values(), most, end_ids).look
         for sequence in engine.run(list(sequences), on_look=look):
             if (name := sequences[sequence]) in self.answers:
                 continue
