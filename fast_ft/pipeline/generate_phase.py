@@ -170,8 +170,7 @@ def _answer(
             title="answers of the base model",
             prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
         )
-        settled = replace(ready, plan=replace(ready.plan, products=tuned.products))
-        base = base_answers(settled, recipe, prepared, base_task)
+        base = base_answers(replace(ready, plan=tuned.plan), recipe, prepared, base_task)
         general = ready.loaded.general
         ready.loaded.free()
     warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)
