@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from fast_ft.generate.answers import Generation, Task
 from fast_ft.models.loaders.base import Loader
 from fast_ft.pipeline import base_check, sanity_checks
 from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
-from fast_ft.pipeline.set_up import check_model, check_prompts, keep_products
+from fast_ft.pipeline.set_up import check_model, check_prompts, keep_pool, keep_products
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -52,7 +54,7 @@ def generate_phase(
     An earlier pred.json is kept beside, under its digest. The manifest's generated_with tells the settings.
     """
     started = clock()
-    made = _answer(folder, recipe, prepared, maker, clock, started)
+    made = _answer(folder, recipe, prepared, maker, clock, started, on_plan=partial(keep_pool, folder))
     if _others_there(folder, made):
         folder.reopen("generate", "judge")  # first: the manifest never speaks of answers that are not there
     _put(folder, made)
@@ -140,8 +142,9 @@ def _answer(
     maker: Loader | None,
     clock: Clock,
     started: float,
+    on_plan: Callable[[DecodePlan], object] = lambda plan: None,
 ) -> Answered:
-    """Make the adapter's answers and the base model's. Only partial files are written."""
+    """Make the adapter's answers and the base model's. Only partial files are written. `on_plan`: as Task's."""
     moved = base_check.has_moved(folder, recipe)
     if moved:
         check_model(recipe, prepared)
@@ -160,7 +163,7 @@ def _answer(
                 with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
                     stack.enter_context(collects_new_objects_only())
         ready = load(folder, recipe, prepared, folder.adapter, maker, watch)
-        tuned_task = replace(task, prompt_ids=ready.prompt_ids)
+        tuned_task = replace(task, prompt_ids=ready.prompt_ids, on_plan=on_plan)
         tuned = answers.generate(
             ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, tuned_task
         )

@@ -14,6 +14,7 @@ from fast_ft.hub import download, families
 from fast_ft.hub.families import FamilySpec
 from fast_ft.models import base_layers, lora_files
 from fast_ft.plan import base_fits, cards, planner, plans
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -89,6 +90,12 @@ def keep_products(folder: RunDir, products: str) -> None:
     settled = plans.RunPlan.from_json(content, folder.plan)
     if settled.decode.products != products:
         keep_plan(folder, replace(settled, decode=replace(settled.decode, products=products)))
+
+
+def keep_pool(folder: RunDir, pool: DecodePlan) -> None:
+    """Write into the run's plan what memory has left of its pool: a run that is resumed begins with that."""
+    settled = plans.RunPlan.from_json(untrusted_files.json_object(folder.plan), folder.plan)
+    keep_plan(folder, replace(settled, decode=replace(pool, products=settled.decode.products)))
 
 
 def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers: bool = True) -> None:

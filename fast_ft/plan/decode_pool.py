@@ -26,9 +26,9 @@ class DecodePlan:
     """How answers are decoded: `slots` side by side, over a KV cache of `cache_tokens` (None: enough for all).
 
     `dequantise`: from weights turned to 16 bits, since there is memory for them. `gib` is the predicted peak, CUDA
-    context included; 0 on a CPU, where nothing is predicted. `kv_cache`: "16bit", or "8bit" with a scale for each token
-    and head. `products`: how 4-bit weights are multiplied in steps of each number of rows, chosen by a timing where the
-    answers are made first; see generate/engine/product_choice.py.
+    context included; on a CPU the process's own; 0 where nothing was predicted. `kv_cache`: "16bit", or "8bit" with a
+    scale for each token and head. `products`: how 4-bit weights are multiplied in steps of each number of rows, chosen
+    by a timing where the answers are made first; see generate/engine/product_choice.py.
     """
 
     slots: int = 1
@@ -92,7 +92,7 @@ def has_tiles(capability: tuple[int, int]) -> bool:
 
 
 def slots_without_card(prompt_tokens: Sequence[int], candidates: int) -> int:
-    """Return the slots of a pool on a CPU, where no memory is predicted."""
+    """Return the slots of a pool on a CPU, as far as memory allows."""
     return min(_MOST_WITHOUT_CARD, max(1, len(prompt_tokens) * candidates))
 
 

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fast_ft.common import gpu, gpu_rates
+from fast_ft.common import gpu, gpu_rates, host_memory
 from fast_ft.common.wording import minutes_between
 from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import PreparedData
 from fast_ft.data.shared_start import shared_start
 from fast_ft.hub import download
-from fast_ft.hub.families import FamilySpec
+from fast_ft.hub.families import GIB, FamilySpec
 from fast_ft.plan import base_fits, cards, decode_time, plans
 from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.decode_pool import PREFILL_TOKENS, Answers, has_tiles
+from fast_ft.plan.host_pool import Host
 from fast_ft.plan.micro_batches import share
 from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted
 from fast_ft.plan.training_work import Training, takes_flash
@@ -50,6 +51,7 @@ def settle(
             card.expected if card is not None else None,
             world_size,
             tiles=card is None or has_tiles(card.capability),
+            host=host_here(recipe) if card is None else None,
         ),
     )
 
@@ -227,6 +229,12 @@ def card_here() -> cards.Card | None:
     return (
         None if measured is None else cards.at_hand(here["name"], capability, memory + MEMORY["context_gib"], measured)
     )
+
+
+def host_here(recipe: Recipe) -> Host:
+    """Return this machine as one without a card, which computes in 32 bits unless the recipe says otherwise."""
+    wide = recipe.model.dtype in ("auto", "float32")
+    return Host(host_memory.own_bytes() / GIB, number_bytes=4 if wide else 2)
 
 
 def _verdict(minutes: list[float], budget: float | None, settled: TrainPlan) -> str:

@@ -18,7 +18,8 @@ from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cost_model, memory_model
 from fast_ft.plan.constants import MEMORY
-from fast_ft.plan.decode_pool import Answers, DecodePlan, PoolMemory, settle_pool, slots_without_card
+from fast_ft.plan.decode_pool import Answers, DecodePlan, PoolMemory, settle_pool
+from fast_ft.plan.host_pool import Host, settle_on_host
 from fast_ft.plan.micro_batches import cut, share, width
 from fast_ft.plan.training_work import Rates, Training
 
@@ -120,13 +121,15 @@ class Wanted:
 class Machine:
     """What a plan is made for: memory in GiB that a process may take, its CUDA context included, and a card's rates.
 
-    None for both is a CPU. `world_size` processes train together, each on such a card. `tiles`: as PoolMemory's.
+    None for both is a CPU, whose `host` limits the answers. `world_size` processes train together, each on such a card.
+    `tiles`: as PoolMemory's.
     """
 
     memory_gib: float | None = None
     rates: Rates | None = None
     world_size: int = 1
     tiles: bool = True
+    host: Host | None = None
 
 
 def settle(
@@ -145,10 +148,11 @@ def settle(
     micro_batch = wanted.micro_batch or training.rows
     plan = TrainPlan(micro_batch, world_size=machine.world_size, backend=training.backend)
     if machine.memory_gib is None or machine.rates is None:
-        slots = wanted.generation_batch or slots_without_card(answers.prompt_tokens, answers.candidates)
         recomputed = shape.num_hidden_layers if wanted.recompute else 0
-        kind = answers.kv_cache if answers.pooled else "16bit"
-        return RunPlan(replace(plan, recompute_layers=recomputed), DecodePlan(slots, kv_cache=kind))
+        decode = settle_on_host(
+            shape, answers, wanted.generation_batch, machine.host, load_in_4bit=training.load_in_4bit
+        )
+        return RunPlan(replace(plan, recompute_layers=recomputed), decode)
     budget = machine.memory_gib * _FOR_TRAINING
     memory = PoolMemory(
         fixed_gib=shape.weights_gib(load_in_4bit=training.load_in_4bit) + MEMORY["context_gib"],
