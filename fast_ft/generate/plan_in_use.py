@@ -37,23 +37,23 @@ class PlanInUse:
 
         InputError where nothing is left to give up.
         """
-        slots, cells = self.now.slots, self.now.cache_tokens
+        former, slots, cells = self.now, self.now.slots, self.now.cache_tokens
         most = slots * pages_for(self.longest) * PAGE
-        if self.now.dequantise:
-            less: dict[str, int | bool | None] = {"dequantise": False}
-            said = "out of memory with weights dequantised to 16 bits: went on with weights in 4 bits"
+        if former.dequantise:
+            self.now = replace(former, dequantise=False)
+            self.say("out of memory with weights dequantised to 16 bits: went on with weights in 4 bits")
         elif cells is not None and cells > most:
-            less, said = {"cache_tokens": most}, f"out of memory with a cache of {cells} tokens: went on with {most}"
+            self.now = replace(former, cache_tokens=most)
+            self.say(f"out of memory with a cache of {cells} tokens: went on with {most}")
         elif slots > 1:
-            less = {"slots": slots * 7 // 8, "cache_tokens": cells and cells * 7 // 8}
-            said = f"out of memory in batches of {slots}: went on with {less['slots']}"
+            self.now = replace(former, slots=slots * 7 // 8, cache_tokens=cells and cells * 7 // 8)
+            self.say(f"out of memory in batches of {slots}: went on with {self.now.slots}")
         else:
             raise InputError(
                 "out of memory with one prompt at a time. Lower generate.max_new_tokens, or free memory, that of the "
                 "card where there is one."
             )
-        self.now, self.kept = replace(self.now, **less), replace(self.kept, **less)
-        self.say(said)
+        self.kept = replace(self.now, slots=self.kept.slots if self.now.slots == slots else self.now.slots)
         self._on_plan(self.kept)
 
     def take_fewer_slots(self, nats: float) -> bool:
