@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fast_ft.cli.main import COMMANDS, main
+from fast_ft.cli.parser import USAGES, build_parser
 from fast_ft.run.folder import RunDir
 from tests.helpers import killed
 from tests.helpers.parts import POCKET, REAL, ROOT, RecipeFactory, needs_real_data
@@ -55,6 +56,11 @@ def test_help_answers_at_once() -> None:
     for command in COMMANDS:
         assert f"\n    {command} " in done.stdout, command
     assert "Exit status: 0 done" in done.stdout
+
+
+def test_help_speaks_of_overrides_where_a_command_takes_them() -> None:
+    for name, parser in build_parser()[1].items():
+        assert ("replaces the recipe's value" in parser.format_help()) == USAGES[name].takes.overrides, name
 
 
 def test_no_words_at_all_show_the_help() -> None:
@@ -265,7 +271,7 @@ def test_data_list_has_a_line_for_each_selected_row(
     assert all(row["id"] in line and "…" in line for line, row in zip(lines[-17:-1], selected, strict=True))
 
 
-def test_data_tells_what_rows_fell_for(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_tells_why_rows_are_left_out(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(recipe_file())
     assert main(["data", path, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)["selected"][0]["id"]
@@ -280,7 +286,7 @@ def test_data_tells_what_rows_fell_for(recipe_file: RecipeFactory, capsys: pytes
     assert over["why"] == "verb" and over["like"] in [row["id"] for row in found["selected"]]
     assert main(["data", path, "--list", *words]) == 0
     said = capsys.readouterr().out
-    assert "that passed select.where and fell for something else" in said
+    assert "left out, but not by select.where: " in said
     assert re.search(rf"│ {over['id']} +│ verb +│ +{over['like']} │", said)
     assert main(["data", path, "--why", over["id"], *words]) == 0
     said = capsys.readouterr().out
