@@ -19,8 +19,14 @@ def free_bytes() -> int:
     """Return the bytes of memory that are free, for this process too."""
     import psutil
 
-    told = _OWN_GROUPS.read_text() if _OWN_GROUPS.is_file() else ""
-    return min([psutil.virtual_memory().available, *free_in_groups(_GROUPS, told)])
+    return min([psutil.virtual_memory().available, *(free for _, free in _groups())])
+
+
+def whole_bytes() -> int:
+    """Return the bytes of memory that this process may ever hold, whatever is taken of them now."""
+    import psutil
+
+    return min([psutil.virtual_memory().total, *(most for most, _ in _groups())])
 
 
 def own_bytes() -> int:
@@ -34,8 +40,12 @@ def own_bytes() -> int:
     return free_bytes() + held.rss - getattr(held, "shared", 0)
 
 
-def free_in_groups(root: Path, told: str) -> Iterator[int]:
-    """Yield the bytes that each control group with a limit still gives to its processes; a group holds others.
+def _groups() -> Iterator[tuple[int, int]]:
+    return groups(_GROUPS, _OWN_GROUPS.read_text() if _OWN_GROUPS.is_file() else "")
+
+
+def groups(root: Path, told: str) -> Iterator[tuple[int, int]]:
+    """Yield the bytes that each control group with a limit gives to its processes, and those that are free of them.
 
     `root` is where Linux shows groups, and `told` what it says of a process's own: a line such as "0::/docker/1a2b" for
     version 2, "4:memory:/docker/1a2b" for version 1. A container may not see its group under the name that is told.
@@ -53,4 +63,4 @@ def free_in_groups(root: Path, told: str) -> Iterator[int]:
                 cached = re.search(rf"^{files} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
             except (OSError, ValueError):  # no such group, or its limit is "max"
                 continue
-            yield max(0, most - now + (int(cached[1]) if cached else 0))
+            yield most, max(0, most - now + (int(cached[1]) if cached else 0))

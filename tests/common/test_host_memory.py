@@ -16,6 +16,7 @@ def test_what_is_free_and_what_this_process_may_hold_lie_within_the_machine() ->
     assert 0 < host_memory.free_bytes() < whole
     held = bytearray(64 << 20)
     assert len(held) < host_memory.own_bytes() < whole
+    assert host_memory.free_bytes() < host_memory.whole_bytes() <= whole
 
 
 def group(folder: Path, **files: int | str) -> None:
@@ -28,11 +29,11 @@ def test_the_limits_of_a_process_own_groups_and_of_those_around_count(tmp_path: 
     told = "0::/slice/box\n"
     group(tmp_path / "slice", memory__max=8 * _GIB, memory__current=2 * _GIB, memory__stat="anon 5\ninactive_file 7")
     group(tmp_path / "slice" / "box", memory__max="max", memory__current=_GIB, memory__stat="anon 5")
-    assert list(host_memory.free_in_groups(tmp_path, told)) == [6 * _GIB + 7]
+    assert list(host_memory.groups(tmp_path, told)) == [(8 * _GIB, 6 * _GIB + 7)]
     group(tmp_path / "slice" / "box", memory__max=_GIB + 3)
-    assert list(host_memory.free_in_groups(tmp_path, told)) == [3, 6 * _GIB + 7]
+    assert list(host_memory.groups(tmp_path, told)) == [(_GIB + 3, 3), (8 * _GIB, 6 * _GIB + 7)]
     group(tmp_path, memory__max=3, memory__current=5, memory__stat="")
-    assert list(host_memory.free_in_groups(tmp_path, "0::/a/name/of/the/host\n")) == [0], "a container sees its own"
+    assert list(host_memory.groups(tmp_path, "0::/a/name/of/the/host\n")) == [(3, 0)], "a container sees its own"
 
 
 def test_groups_of_the_first_version_count_too(tmp_path: Path) -> None:
@@ -41,5 +42,5 @@ def test_groups_of_the_first_version_count_too(tmp_path: Path) -> None:
         tmp_path / "memory" / "box", memory__limit_in_bytes=4 * _GIB, memory__usage_in_bytes=_GIB,
         memory__stat="inactive_file 1\ntotal_inactive_file 9",
     )  # fmt: skip
-    assert list(host_memory.free_in_groups(tmp_path, told)) == [3 * _GIB + 9]
-    assert list(host_memory.free_in_groups(tmp_path, "")) == []
+    assert list(host_memory.groups(tmp_path, told)) == [(4 * _GIB, 3 * _GIB + 9)]
+    assert list(host_memory.groups(tmp_path, "")) == []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.pipeline import adapter_loading
 from fast_ft.pipeline.decode_grid import grid
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
@@ -167,11 +168,11 @@ def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, m
 
 
 def test_a_talk_gives_up_weights_in_16_bits_where_memory_does_not_do(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run was planned on a larger card."""
-    root = shutil.copytree(folder, tmp_path / "run")
-    (root / "plan.json").write_text(json.dumps(json.loads((root / "plan.json").read_text()) | {"dequantise": True}))
+    """They are there by the plan of a card whose memory others have taken since."""
+    settle = adapter_loading.decode_plan
+    monkeypatch.setattr(adapter_loading, "decode_plan", lambda *given: replace(settle(*given), dequantise=True))
     made, asked = FusedModel.__init__, list[bool]()
 
     def small(self: FusedModel, model: Any, *, dequantise: bool, **options: Any) -> None:
@@ -181,7 +182,7 @@ def test_a_talk_gives_up_weights_in_16_bits_where_memory_does_not_do(
         made(self, model, **options)
 
     monkeypatch.setattr(FusedModel, "__init__", small)
-    assert len(talk(root, "Why?", "And the hat?")) == 2
+    assert len(talk(folder, "Why?", "And the hat?")) == 2
     assert asked == [True, False]
 
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fast_ft.hub.families import GIB, ModelShape
-from fast_ft.plan.decode_pool import Answers, DecodePlan, kv_bytes
-from fast_ft.plan.host_pool import Host, settle_on_host
+from fast_ft.plan.decode_pool import Answers, DecodePlan, kv_bytes, settle_decoding
 
 #: As SmolLM2-1.7B: one token's keys and values take 384 KiB in 32 bits.
 SHAPE = ModelShape(
     hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=32, num_key_value_heads=32,
-    head_dim=64, vocab_size=49152, tied=True,
+    head_dim=64, vocab_size=49152, tied=True, number_bytes=4,
 )  # fmt: skip
 ANSWERS = Answers([200] * 100, 1024)
 
 
 def settled(gib: float, wanted: int | None = None, *, number_bytes: int = 4, load_in_4bit: bool = False) -> DecodePlan:
-    return settle_on_host(SHAPE, ANSWERS, wanted, Host(gib, number_bytes), load_in_4bit=load_in_4bit)
+    shape = replace(SHAPE, number_bytes=number_bytes)
+    return settle_decoding(shape, ANSWERS, wanted, memory_gib=None, load_in_4bit=load_in_4bit, host_gib=gib)
 
 
 def taken_gib(plan: DecodePlan) -> float:
     """What weights and cache take in 32 bits, counted by hand."""
     cells = plan.cache_tokens or plan.slots * (200 + 1024)
-    return (2 * SHAPE.weights_gib(load_in_4bit=False) * GIB + cells * 2 * kv_bytes(SHAPE, "16bit")) / GIB
+    return SHAPE.weights_gib(load_in_4bit=False) + cells * kv_bytes(SHAPE, "16bit") / GIB
 
 
 @pytest.mark.parametrize("wanted", [None, 64])
@@ -48,5 +50,6 @@ def test_narrower_numbers_and_weights_leave_room_for_more() -> None:
 
 
 def test_a_machine_of_which_nothing_is_known_limits_nothing() -> None:
-    assert settle_on_host(SHAPE, ANSWERS, None, None, load_in_4bit=False) == DecodePlan(64)
-    assert settle_on_host(SHAPE, ANSWERS, 7, None, load_in_4bit=False) == DecodePlan(7)
+    for wanted, slots in ((None, 64), (7, 7)):
+        made = settle_decoding(SHAPE, ANSWERS, wanted, memory_gib=None, load_in_4bit=False)
+        assert made == DecodePlan(slots)

@@ -15,7 +15,8 @@ from fast_ft.plan import cards, memory_model
 from fast_ft.plan.cost_model import pass_seconds
 from fast_ft.plan.decode_pool import Answers, DecodePlan
 from fast_ft.plan.memory_model import fixed_gib, pass_gib
-from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted, settle, shares_of, widths_of
+from fast_ft.plan.plans import Machine, Wanted, settle, shares_of, widths_of
+from fast_ft.plan.run_plan import RunPlan, TrainPlan
 from fast_ft.plan.training_work import Rates, Training
 from tests.helpers.parts import POCKET
 
@@ -183,7 +184,7 @@ def test_a_cpu_predicts_nothing_and_never_exceeds_what_there_is_to_do() -> None:
     made = plans(None)
     assert made == RunPlan(TrainPlan(8, backend="fused"), DecodePlan(64))
     few = settle(LLAMA, TRAINING, STEPS, Answers([], 9), Wanted(), Machine())
-    assert few.decode.slots == 1
+    assert few.decode is None, "no prompts are planned for"
     assert RunPlan.from_json(json.loads(json.dumps(made.to_json())), Path("plan.json")) == made
 
 
