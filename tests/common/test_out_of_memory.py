@@ -32,6 +32,7 @@ from fast_ft.pipeline.answer_apart import answer_apart
 from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.run import run
 from fast_ft.pipeline.train_phase import train_phase
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
@@ -213,6 +214,32 @@ def test_a_cpus_pool_is_settled_by_the_machines_memory(
     folder = run(load_recipe(path), path)
     assert json.loads(folder.plan.read_text())["generation_batch"] == 1
     assert (folder.done("generate") or {})["batch_size"] == 1
+
+
+def test_a_plan_for_more_memory_than_the_machine_has_is_settled_again_and_another_is_obeyed(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run stops before its first answer, and goes on with a plan that some other machine has settled."""
+    path = recipe_file({"generate.batch_size": "auto"})
+    with monkeypatch.context() as patch:
+        patch.setattr(answers._Work, "_made", Full(answers._Work._made, {1}, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(load_recipe(path), path)
+    (root,) = (path.parent / "runs").iterdir()
+    folder = RunDir.at(root)
+    settled = json.loads(folder.plan.read_text())
+    used: list[DecodePlan] = []
+    made = answers.make_engine
+    monkeypatch.setattr(answers, "make_engine", lambda *given: used.append(given[3]) or made(*given))
+    theirs = settled | {"generation_batch": 3, "cache_tokens": 4096}
+    for gib in (0.1, 100_000.0):
+        folder.plan.write_text(json.dumps(theirs | {"generate_gib": gib}))
+        with monkeypatch.context() as patch:
+            patch.setattr(answers._Work, "_made", Full(answers._Work._made, {1}, KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(load_recipe(path), path)
+    assert [(plan.slots, plan.cache_tokens) for plan in used] == [(3, 4096), (5, None)]
+    assert json.loads(folder.plan.read_text()) == folder.manifest()["plan"] == settled
 
 
 def test_out_of_memory_with_one_answer_says_what_to_change_and_keeps_the_adapter(
