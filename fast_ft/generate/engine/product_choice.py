@@ -35,13 +35,13 @@ def choose(model: FusedModel, rows: Sequence[int], planned: str) -> str:
     if way is None:
         return ""
     asked = read_products(planned)
-    chosen = {count: name for count in rows if (name := asked.get(count)) in (way, DEQUANTISED)}
-    for count in sorted(set(rows) - chosen.keys(), reverse=True):
+    known = {count: name for count, name in asked.items() if name in (way, DEQUANTISED)}
+    for count in sorted(set(rows) - known.keys(), reverse=True):
         # the kernel takes less time for fewer rows, and dequantising as much
-        is_kernels = any(name == way for more, name in chosen.items() if more > count)
-        chosen[count] = way if is_kernels else _faster(model, count, way)
-    model.dequantised_at = frozenset(count for count, name in chosen.items() if name == DEQUANTISED)
-    return write_products(asked | chosen)
+        is_kernels = any(name == way for more, name in known.items() if more > count)
+        known[count] = way if is_kernels else _faster(model, count, way)
+    model.dequantised_at = frozenset(count for count in rows if known[count] == DEQUANTISED)
+    return write_products(asked | known)
 
 
 def _faster(model: FusedModel, rows: int, way: str) -> str:
