@@ -23,7 +23,7 @@ from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
-from fast_ft.generate.pace import shortening
+from fast_ft.generate.pace import Cuts, told
 from fast_ft.generate.parity import allowed, parity
 from fast_ft.generate.plan_in_use import PlanInUse
 from fast_ft.models.loaders.base import LoadedModel
@@ -116,8 +116,9 @@ def generate(
         for prompt in prompts
     }
     return Generation(
-        by_prompt, time.monotonic() - started, work.plan.now.slots, work.difference, work.plan.notes, work.plan.kept,
-        work.cache_tokens, work.steps,
+        by_prompt, time.monotonic() - started, work.plan.now.slots, work.difference,
+        work.plan.notes + told(task.pace, work.answers.values(), task.title), work.plan.kept, work.cache_tokens,
+        work.steps,
     )  # fmt: skip
 
 
@@ -204,8 +205,8 @@ class _Work:
     def _made(self, engine: Engine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
         most, pace, end_ids = self.section.max_new_tokens, self.task.pace, self.encoder.end_ids
-        look = None if pace is None else shortening(pace, list(sequences), most, end_ids, self.plan.notes)
-        for sequence in engine.run(list(sequences), on_look=look):
+        cuts = None if pace is None else Cuts(pace, sequences, self.answers.values(), most, end_ids)
+        for sequence in engine.run(list(sequences), on_look=None if cuts is None else cuts.look):
             if (name := sequences[sequence]) in self.answers:
                 continue
             ended, length = sequence.tokens[-1] in end_ids, len(sequence.tokens)

@@ -17,9 +17,11 @@ from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers
 from fast_ft.generate.answers import Generation, Task
+from fast_ft.generate.pace import cut_short
 from fast_ft.models.loaders.base import Loader
 from fast_ft.pipeline import base_check, sanity_checks
-from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
+from fast_ft.pipeline.adapter_loading import collects_new_objects_only, load, maker_of
+from fast_ft.pipeline.base_answers import base_answers
 from fast_ft.pipeline.set_up import check_model, check_prompts, keep_plan, keep_pool, keep_products
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
@@ -121,18 +123,6 @@ def keep_aside(pred: Path) -> Path:
     return kept
 
 
-def base_answers(ready: Ready, recipe: Recipe, prepared: PreparedData, task: Task) -> Generation | None:
-    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
-    prompts, pace = prepared.prompts[: recipe.judge.base_prompts], task.pace
-    if not prompts:
-        return None
-    if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
-        note("note: no answers of the base model: budget.generate_minutes is used up")
-        return None
-    with ready.loaded.model.disable_adapter():
-        return answers.generate(ready.loaded, prepared.encoder, prompts, recipe.generate, ready.plan, task)
-
-
 def _answer(
     folder: RunDir,
     recipe: Recipe,
@@ -178,7 +168,7 @@ def _answer(
             title="answers of the base model",
             prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
         )
-        base = base_answers(replace(ready, plan=tuned.plan), recipe, prepared, base_task)
+        base, said = base_answers(replace(ready, plan=tuned.plan), recipe, prepared, base_task, tuned)
         general = ready.loaded.general
         ready.loaded.free()
     warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)
@@ -197,19 +187,17 @@ def _answer(
     files, ends = {folder.pred: _content(prepared, tuned)}, {"tuned": _ends(tuned)}
     if base is not None:
         files[folder.base_pred], ends["base"] = _content(prepared, base), _ends(base)
-    return Answered(files, ends, facts, [*tuned.notes, *warnings])
+    return Answered(files, ends, facts, [*tuned.notes, *said, *warnings])
 
 
 def _facts(recipe: Recipe, prepared: PreparedData, tuned: Generation, base: Generation | None) -> dict[str, Any]:
     """Return what the manifest says of answers."""
-    made, most, minutes = tuned.flat, recipe.generate.max_new_tokens, recipe.budget.generate_minutes
-    cut = sum(not answer.ended and answer.tokens < most for answer in made)
-    asked = bool(prepared.prompts[: recipe.judge.base_prompts])
-    fewer = asked and (base is None or any(answer.within is not None for answer in base.flat))
+    made, minutes, cut = tuned.flat, recipe.budget.generate_minutes, cut_short(tuned.flat)
+    fewer = (len(base.answers) if base else 0) < len(prepared.prompts[: recipe.judge.base_prompts])
     return {
         "answers": len(made),
         "base_answers": len(base.answers) if base is not None else 0,
-        **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in made if not a.ended)} if cut else {}),
+        **({"cut_by_budget": len(cut), "cut_at": max(answer.tokens for answer in cut)} if cut else {}),
         **({"minutes": minutes} if cut or fewer else {}),
         "empty": sum(not answer.text for answer in made),
         "ended_at_eos": round(sum(answer.ended for answer in made) / len(made), 4),

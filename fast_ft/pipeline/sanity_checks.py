@@ -78,7 +78,7 @@ def stands_still(lines: Sequence[Mapping[str, Any]], section: schema.Train, earl
 
 
 def answer_warnings(answers: Sequence[Any], max_new_tokens: int) -> list[str]:
-    """Return what is suspicious in answers (generate.Answer): empty, all the same, or all cut off."""
+    """Return what is suspicious in answers (generate.Answer): empty, all the same, or all at max_new_tokens."""
     found, count = [], len(answers)
     empty = sum(not answer.text.strip() for answer in answers)
     if empty and empty >= _HALF * count:
@@ -91,7 +91,7 @@ def answer_warnings(answers: Sequence[Any], max_new_tokens: int) -> list[str]:
             f"all {count} answers are the same. Likely cause: training went too far (train.learning_rate, epochs), or "
             "its rows all have one response"
         )
-    if count > 1 and not any(answer.ended for answer in answers):
+    if count > 1 and not any(answer.ended or answer.within is not None for answer in answers):
         found.append(
             f"all {count} answers were cut off at generate.max_new_tokens {max_new_tokens}. Likely cause: that is too "
             "few, or EOS was never learned: too few steps, or responses without an end"

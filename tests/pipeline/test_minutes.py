@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fast_ft.cli.main import main
 from fast_ft.common.atomic_files import sha256_file
 from fast_ft.common.errors import BudgetMissed
-from fast_ft.common.minutes import RESERVE, AnswerPace, TrainPace
+from fast_ft.common.minutes import RESERVE, TrainPace
 from fast_ft.homework import checks
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
-from tests.helpers.parts import RecipeFactory, write_recipe
+from tests.helpers.parts import POCKET, RecipeFactory, write_recipe
 
 
 class Clock:
@@ -75,34 +76,6 @@ def test_earlier_sessions_and_loading_count() -> None:
     assert pace.elapsed() == 150 and pace.left() == 300 * (1 - RESERVE) - 150
     steps(pace, clock, 51, 53)
     assert pace.fitting(53) == ((294 - 168) // 6)
-
-
-def test_answers_that_fit_are_not_cut() -> None:
-    clock = Clock()
-    pace = AnswerPace(10, clock)
-    assert pace.limit([1] * 10, [], 10, 1024) == 1024
-    clock.now += 10
-    # 100 tokens a second, ten answers to make; those that have ended had 200 tokens
-    assert pace.limit([101] * 10, [200] * 5, 1010, 1024) == 1024
-
-
-def test_answers_that_do_not_fit_are_cut_where_all_of_them_end_in_time() -> None:
-    clock, made, total = Clock(), [1] * 10, 10
-    pace = AnswerPace(1, clock)  # 58.8 s
-    limit = pace.limit(made, [], total, 1024)
-    while any(each < limit for each in made):
-        clock.now += 1  # 100 tokens a second
-        made = [min(each + 10, max(each, limit)) for each in made]
-        total = sum(made)
-        limit = pace.limit(made, [], total, 1024)
-    assert pace.elapsed() <= 60 and made == pytest.approx([587] * 10, abs=10)
-
-
-def test_answers_that_begin_after_the_time_is_over_still_have_a_token() -> None:
-    clock = Clock()
-    pace = AnswerPace(1, clock)
-    clock.now += 100
-    assert pace.limit([0, 5], [], 5, 1024) == 1
 
 
 # In a run
@@ -214,8 +187,127 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
     assert len(pred) == 5 and all(entry["output"][0] for entry in pred.values())
     assert generated["cut_by_budget"] > 0 and clock.now - 1000 < 70
     assert generated["base_answers"] == 0, "no time was left for them"
+    cut = [each["tokens"] for each in read(folder.answers)["tuned"].values() if not each["ended"]]
+    assert generated["cut_at"] == max(cut) < 100 and generated["cut_by_budget"] == len(cut)
+    notes = "\n".join(folder.manifest()["notes"])
+    assert f"{len(cut)} of 5 answers were cut, at {min(cut)}" in notes
+    assert f"the base model answers nothing: budget.generate_minutes cut {len(cut)} answers" in notes
+    assert "cut off at generate.max_new_tokens" not in notes
     (verdict,) = checks.broken(checks.check(folder))
     assert verdict.rule == "no-clock" and f"{generated['cut_by_budget']} answers cut" in verdict.text
+
+
+def slow_steps(monkeypatch: pytest.MonkeyPatch, clock: Clock, before: Callable[[], None] = lambda: None) -> None:
+    """Let each step of decoding take half a second by this clock: an answer of 100 tokens takes 50 seconds.
+
+    `before` is called before each burst of steps.
+    """
+    from fast_ft.generate.engine.llm_engine import LLMEngine
+
+    decode = LLMEngine.decode
+
+    def slow(self: Any, burst: Any) -> None:
+        replayed = all(each.known is not None for each in burst.sequences)
+        if burst.sequences[0].limit > 8 and not replayed:  # nor is it the check of batched against single
+            before()
+            clock.now += burst.steps * 0.5
+        decode(self, burst)
+
+    monkeypatch.setattr(LLMEngine, "decode", slow)
+
+
+def whole(folder: RunDir) -> dict[str, int]:
+    """How many answers there are, by whose they are; each has ended by itself, or has 100 tokens."""
+    ends = read(folder.answers)
+    assert all(each["ended"] or each["tokens"] == 100 for found in ends.values() for each in found.values())
+    return {who: len(found) for who, found in ends.items()}
+
+
+def test_the_base_models_answers_have_the_minutes_that_are_left(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter's answers take 113 seconds, the base model's 50: of 240."""
+    path, clock = recipe_file(ANSWERED_LONG | {"budget.generate_minutes": 4}), Clock()
+    slow_steps(monkeypatch, clock)
+    folder = run(load_recipe(path), path, clock=clock)
+    assert whole(folder) == {"tuned": 5, "base": 2}
+    assert 150 < clock.now - 1000 < 180 and "budget" not in capsys.readouterr().err
+
+
+def test_base_answers_that_the_minutes_cut_are_left_out_and_said(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 138 seconds 113 are used: the base model's answers would be stubs, which compare with nothing."""
+    path, clock = recipe_file(ANSWERED_LONG | {"budget.generate_minutes": 2.3}), Clock()
+    slow_steps(monkeypatch, clock)
+    folder = run(load_recipe(path), path, clock=clock)
+    generated = folder.done("generate") or {}
+    assert whole(folder) == {"tuned": 5} and not folder.base_pred.exists()
+    assert generated["base_answers"] == 0 and generated["minutes"] == 2.3 and clock.now - 1000 <= 138
+    said = "0 of 2 prompts have an answer of the base model: the others were cut by budget.generate_minutes"
+    assert said in folder.manifest()["notes"]
+    folder = run(load_recipe(path, ["budget.generate_minutes=9"]), path, clock=clock)
+    assert whole(folder) == {"tuned": 5, "base": 2} and said not in folder.manifest()["notes"]
+
+
+def test_minutes_count_once_where_a_run_is_stopped_while_the_base_model_answers(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 171 seconds two of the base model's three answers are there; the last one ends at 221, of 240."""
+    values = {"judge.base_prompts": 3, "budget.generate_minutes": 4}
+    path, clock = recipe_file(ANSWERED_LONG | values), Clock()
+    stop = True
+
+    def stops() -> None:
+        if stop and clock.now > 1180:
+            raise KeyboardInterrupt
+
+    slow_steps(monkeypatch, clock, stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(load_recipe(path), path, clock=clock)
+    base = only_run(path).base_partial.read_text().splitlines()
+    assert len(base) == 2 and max(json.loads(line)["at"] for line in base) == pytest.approx(171, abs=2)
+    stop = False
+    folder = run(load_recipe(path), path, clock=clock)
+    assert whole(folder) == {"tuned": 5, "base": 3}
+
+
+def test_out_of_memory_cuts_no_answer_that_has_the_time_to_be_made_again(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five answers at once run out of memory after 20 seconds, of 180; then four are made at once."""
+    values = {"generate.batch_size": 5, "judge.base_prompts": 0, "budget.generate_minutes": 3}
+    path, clock = recipe_file(ANSWERED_LONG | values), Clock()
+    full = iter([True])
+
+    def runs_out() -> None:
+        if clock.now > 1019 and next(full, False):
+            raise torch.OutOfMemoryError("as a small card would")
+
+    slow_steps(monkeypatch, clock, runs_out)
+    folder = run(load_recipe(path), path, clock=clock)
+    assert whole(folder) == {"tuned": 5} and (folder.done("generate") or {})["batch_size"] == 4
+    assert 70 < clock.now - 1000 < 180 and "budget" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_answers_that_end_early_are_whole_though_all_at_their_limit_would_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], candidates: int
+) -> None:
+    """The pocket model's answers are short, and end by themselves. The base model answers, too."""
+    values = {
+        "curriculum.stages": [], "train.max_steps": 2, "model.max_length": 256, "generate.max_new_tokens": 200,
+        "generate.do_sample": False, "generate.batch_size": 8, "budget.generate_minutes": 4, "judge.base_prompts": 4,
+        "generate.num_return_sequences": candidates,
+    }  # fmt: skip
+    data = POCKET.parent
+    path, clock = write_recipe(tmp_path, POCKET, data / "train.json", data / "test.json", values), Clock()
+    slow_steps(monkeypatch, clock)
+    folder = run(load_recipe(path), path, clock=clock)
+    ends = read(folder.answers)
+    assert all(each["ended"] for found in ends.values() for each in found.values())
+    assert len(ends["base"]) == 4 and "budget" not in capsys.readouterr().err
+    assert 60 < clock.now - 1000 < 240
 
 
 # More minutes than before
