@@ -49,10 +49,13 @@ test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The wheel with all it depends on, installed into a fresh environment outside of the repository; the quickstart from there.
-# It is built from a copy, so that tests may run beside it, and without .venv, which may be installed meanwhile.
+# It is built from a copy, so that tests may run beside it, and without .venv, which may be installed meanwhile, and what
+# Python compiles: such files come and go under other names while others read the folder.
 wheel-test: interpreter
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; mkdir "$$place/source"; \
-	cp -r fast_ft recipes pyproject.toml setup.py README.md LICENSE requirements*.txt "$$place/source"; \
+	tar -cf "$$place/source.tar" --exclude __pycache__ \
+		fast_ft recipes pyproject.toml setup.py README.md LICENSE requirements*.txt; \
+	tar -xf "$$place/source.tar" -C "$$place/source"; \
 	$(PYTHON) -m venv "$$place/environment"; pip="$$place/environment/bin/python -m pip"; \
 	$$pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" "$$place/source"; \
 	$$pip install --quiet $(INSTALL) $(TORCH) "$$place"/*.whl; \

@@ -104,7 +104,7 @@ def came_to_nothing(section: schema.Train, log: Path, *, stranded: bool = False)
 
     stranded: it had none to go back to. Else it went back to its beginning once, with half the learning rate.
     """
-    tried = "and no earlier state of this run is left; the same command begins anew"
+    tried = "and no earlier state of this run is left; the same command begins again"
     if not stranded:
         tried = "with half the learning rate too"
     return (

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,15 @@ from fast_ft.cli.parser import USAGES, build_parser
 from fast_ft.run.folder import RunDir
 from tests.helpers import killed
 from tests.helpers.parts import POCKET, REAL, ROOT, RecipeFactory, needs_real_data
+from tests.helpers.patience import PATIENCE
+from tests.helpers.speed import child_seconds
 
 
 def fast_ft(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "fast_ft", *words],
-        cwd=cwd, capture_output=True, text=True, timeout=120,
+        cwd=cwd, capture_output=True, text=True, timeout=PATIENCE,
         env=os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "100"} | environment,
     )  # fmt: skip
 
@@ -44,15 +45,13 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_help_answers_at_once() -> None:
-    seconds = []
-    for _ in range(5):  # a busy machine may need a second try
-        started = time.monotonic()
-        done = fast_ft("--help")
-        seconds.append(time.monotonic() - started)
-        assert done.returncode == 0 and done.stderr == ""
-        if seconds[-1] <= 0.3:
-            break
-    assert min(seconds) <= 0.3, seconds
+    """Within 0.3 s on a free machine, and with no library that takes long to import."""
+    done = fast_ft("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert child_seconds(lambda: fast_ft("--help"), 0.3) <= 0.3
+    told = fast_ft("--help", PYTHONPROFILEIMPORTTIME="1").stderr.splitlines()
+    imported = {line.split()[-1].split(".")[0] for line in told}
+    assert "fast_ft" in imported and not imported & {"torch", "numpy", "pydantic", "yaml", "pyarrow", "huggingface_hub"}
     for command in COMMANDS:
         assert f"\n    {command} " in done.stdout, command
     assert "Exit status: 0 done" in done.stdout
@@ -199,6 +198,14 @@ def test_wrong_run_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "no run folder" in refused(capsys, "generate", str(tmp_path))
     (tmp_path / "manifest.json").write_text('{"recipe"')
     assert "not valid JSON" in refused(capsys, "generate", str(tmp_path))
+    (tmp_path / "sweep.json").write_text("{}")
+    said = refused(capsys, "report", str(tmp_path))
+    assert "is a sweep's folder" in said and str(tmp_path / "best") in said
+
+
+def test_python_without_docstrings_is_told_before_a_model_is_loaded(recipe_file: RecipeFactory) -> None:
+    done = fast_ft(str(recipe_file()), PYTHONOPTIMIZE="2")
+    assert done.returncode == 2 and "PYTHONOPTIMIZE=2" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_wrong_overrides(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -461,7 +468,7 @@ def test_other_errors_of_the_system_are_bugs(monkeypatch: pytest.MonkeyPatch, er
 def test_too_little_address_space_is_one_sentence(recipe_file: RecipeFactory, tmp_path: Path, kib: int) -> None:
     path = recipe_file({"data.test": None})
     command = f"ulimit -v {kib}; exec '{sys.executable}' -m fast_ft '{path}'"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (said,) = done.stderr.splitlines()
     assert said.startswith(f"error: this shell allows a process {kib:,} KiB") and "ulimit -v unlimited" in said

@@ -160,9 +160,9 @@ def test_without_a_state_from_before_the_bad_steps_no_half_learning_rate_is_clai
     overrides = ["train.save_steps=null"]
     preview(load_recipe(path, overrides), path, 5)
     spoil("loss", lambda number: number <= 3)
-    with pytest.raises(InputError, match=r"came to nothing: .* are not finite, and no earlier state .* begins anew"):
+    with pytest.raises(InputError, match=r"came to nothing: .* are not finite, and no earlier state .* begins again"):
         go(path, *overrides)
-    assert len(log(go(path, *overrides, "train.max_bad_steps=4").root)) == 12, "the same command begins anew"
+    assert len(log(go(path, *overrides, "train.max_bad_steps=4").root)) == 12, "the same command begins again"
 
 
 # Finished runs with a useless result
