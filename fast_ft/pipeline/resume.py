@@ -87,7 +87,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
     for text in undone.values():
         note(text)
     if changes.answers:
-        set_up.keep_attributed(folder, prepared)
+        set_up.keep_attributed(folder, recipe, prepared)
     if changes.training:
         _force(folder, changes.training)
     if changes.training or changes.answers or changes.judging or undone:
