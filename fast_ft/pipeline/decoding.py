@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fast_ft.common import gpu, host_memory
+from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.hub.families import GIB, FamilySpec
@@ -54,11 +55,11 @@ def named(recipe: Recipe, prepared: PreparedData, settled: RunPlan) -> RunPlan:
     return replace(settled, decode=replace(settled.decode, settled_for=told))
 
 
-def attributed(folder: RunDir, prepared: PreparedData, settled: RunPlan) -> RunPlan:
+def attributed(folder: RunDir, recipe: Recipe, prepared: PreparedData, settled: RunPlan) -> RunPlan:
     """Return a plan that tells what its pool was settled for. That of an earlier version of the program did not.
 
     It was obeyed for whatever the run answered, so it holds for the prompts and settings on the run's record. Where
-    the prompts at hand are others, nobody knows its numbers any more, and the pool is left out.
+    the prompts at hand are others, or the record cannot be read, the pool is left out.
     """
     if settled.decode is None or settled.decode.settled_for:
         return settled
@@ -66,9 +67,13 @@ def attributed(folder: RunDir, prepared: PreparedData, settled: RunPlan) -> RunP
     was, is_ = record.digests.get("test"), prepared.digests.get("test")
     if base_check.prompt_changes(record, prepared) or (record.tokens.prompts is None and was != is_):
         return replace(settled, decode=None)
-    made = as_made(folder.manifest() | {"recipe": resolved(folder.recipe())})
-    recipe = validated(made, {}, f"{folder.manifest_path} (generated_with)", consequences=False)
-    return named(recipe, prepared, replace(settled, decode=settled.decode.given(recipe.generate)))
+    try:
+        made = as_made(folder.manifest() | {"recipe": resolved(folder.recipe())})
+        section = validated(made, {}, str(folder.manifest_path), consequences=False).generate
+    except InputError:  # of another version
+        return replace(settled, decode=None)
+    decode = settled.decode.given(section)
+    return named(recipe.model_copy(update={"generate": section}), prepared, replace(settled, decode=decode))
 
 
 def _family(recipe: Recipe) -> FamilySpec:

@@ -50,7 +50,7 @@ def settle_plan(
         content = _plan_content(folder)
         if folder.manifest().get("plan") != content:  # a stop came between keep_plan's two writes
             folder.update(plan=content)
-        return decoding.attributed(folder, prepared, RunPlan.from_json(content, folder.plan))
+        return decoding.attributed(folder, recipe, prepared, RunPlan.from_json(content, folder.plan))
     family = base_family(recipe)
     settled = planner.settle(recipe, prepared, family, backend=backend_name, card=card, world_size=world_size)
     settled = decoding.named(recipe, prepared, settled)
@@ -84,10 +84,10 @@ def keep_plan(folder: RunDir, settled: RunPlan) -> None:
         folder.update(plan=content)
 
 
-def keep_attributed(folder: RunDir, prepared: PreparedData) -> None:
+def keep_attributed(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
     """Let the plan of an earlier version tell what its pool was settled for, before the run's record changes."""
     if folder.plan.is_file():
-        keep_plan(folder, decoding.attributed(folder, prepared, _plan(folder)))
+        keep_plan(folder, decoding.attributed(folder, recipe, prepared, _plan(folder)))
 
 
 def keep_products(folder: RunDir, products: str) -> None:

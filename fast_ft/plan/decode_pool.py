@@ -48,6 +48,8 @@ class DecodePlan:
     settled_for: str = ""
 
     def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ValueError(f"it has {self.slots} slots")
         if self.kv_cache not in get_args(schema.KvCache):
             raise ValueError(f"its kv_cache is {self.kv_cache!r}")
         read_products(self.products)

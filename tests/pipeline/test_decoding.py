@@ -16,6 +16,8 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.generate.engine import product_choice
 from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.homework import package
+from fast_ft.homework.reproduce import reproduce
 from fast_ft.hub.families import FamilySpec
 from fast_ft.pipeline import decoding
 from fast_ft.pipeline.decode_grid import grid
@@ -107,6 +109,7 @@ def test_a_run_without_prompts_plans_no_decoding(without: Made, capsys: pytest.C
     assert not DECODED & read(without[1].plan).keys()
     assert main(["plan", str(without[0]), "--gpu", "t4"]) == 0
     assert "GiB predicted in training\n" in capsys.readouterr().out
+    assert slots(without[1]) == 1, "a talk in the terminal"
 
 
 def test_prompts_that_come_later_are_answered_side_by_side(without: Made, many: Path, tmp_path: Path) -> None:
@@ -192,12 +195,27 @@ def test_a_typed_batch_holds_over_a_plan_of_an_earlier_version(copied: Made) -> 
     assert slots(folder) == 5 and at_hand(folder).cache_tokens is None, "these settings are others"
 
 
-def test_a_plan_whose_products_are_no_products_is_a_message() -> None:
+def test_a_submission_of_an_earlier_version_is_reproduced_by_its_plan(
+    copied: Made, tiny: Path, train_file: Path, test_file: Path, tmp_path: Path
+) -> None:
+    """Another layout of the same prompts will do: their file's digest differs."""
+    _, folder = copied
+    as_former(folder, generation_batch=2)
+    asked = tmp_path / "asked.json"
+    asked.write_text(json.dumps(read(test_file), indent=2))
+    path = package.submit(folder, "b12901001", tmp_path)
+    result = reproduce(path, train=str(train_file), test=str(asked), model=str(tiny), output=tmp_path / "again")
+    assert made(RunDir.at(tmp_path / "again")) == 2 and result["identical"] == result["answers"] == 5
+
+
+def test_a_plan_that_cannot_be_is_a_message() -> None:
     content = RunPlan(TrainPlan(8), None).to_json()
     assert not DECODED & content.keys()
     assert RunPlan.from_json(content, Path("plan.json")) == RunPlan(TrainPlan(8), None)
     with pytest.raises(InputError, match="not whole"):
         RunPlan.from_json(content | {"products": "64:"}, Path("plan.json"))
+    with pytest.raises(InputError, match="it has 0 slots"):
+        RunPlan.from_json(content | {"generation_batch": 0}, Path("plan.json"))
 
 
 # Memory
