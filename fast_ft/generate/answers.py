@@ -62,7 +62,8 @@ class Generation:
     batch_size: int
     parity: float | None  #: nats, batched against single; None where all answers were there, so nothing was measured
     notes: list[str]
-    plan: DecodePlan  #: as it was given, but for what memory took from it, and with the products that were chosen
+    #: As it was given, but for what memory took from it, and with the products that were chosen.
+    plan: DecodePlan = field(default_factory=DecodePlan)
     cache_tokens: int = 0  #: of the pool; 0 where there was none
     steps: int = 0  #: that were decoded
 
@@ -205,8 +206,8 @@ class _Work:
     def _made(self, engine: Engine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
         most, pace, end_ids = self.section.max_new_tokens, self.task.pace, self.encoder.end_ids
-        cuts = None if pace is None else Cuts(pace, sequences, self.answers.values(), most, end_ids)
-        for sequence in engine.run(list(sequences), on_look=None if cuts is None else cuts.look):
+        look = None if pace is None else Cuts(pace, sequences, self.answers.values(), most, end_ids).look
+        for sequence in engine.run(list(sequences), on_look=look):
             if (name := sequences[sequence]) in self.answers:
                 continue
             ended, length = sequence.tokens[-1] in end_ids, len(sequence.tokens)

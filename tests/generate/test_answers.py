@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.minutes import AnswerPace
 from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
 from fast_ft.generate import answers as generate
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader
@@ -340,6 +342,37 @@ def test_no_memory_for_one_prompt_is_a_clear_error(loaded: LoadedModel, prompts:
             answer(loaded, prompts, tmp_path / "partial", batch_size=2)
     finally:
         hook.remove()
+
+
+# Minutes
+
+
+def test_answers_that_end_early_are_whole_though_all_at_their_limit_would_not_fit(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 16 answers and two steps a second. By the second look no answer has ended, and all might reach the limit."""
+    hot = {"do_sample": True, "temperature": 1.0, "max_new_tokens": 200, "num_return_sequences": 2}
+    asked = dataset.load_prompts(str(POCKET.parent / "test.json"))[0][::6]
+    alone = answer(loaded, asked, tmp_path / "alone", 16, **hot).answers
+    long = [prompt for prompt in asked if all(each.tokens > 10 for each in alone[prompt.id])]
+    decode, now = LLMEngine.decode, 0.0
+
+    def slow(self: Any, burst: Any) -> None:
+        nonlocal now
+        now += burst.steps * 0.5
+        decode(self, burst)
+
+    monkeypatch.setattr(LLMEngine, "decode", slow)
+    minutes = 0.6 * 200 * len(long) * 2 / 16 / 2 / 60
+    pace = AnswerPace(minutes, lambda: now)
+    result = generate.generate(
+        loaded, ENCODER, long, GREEDY.model_copy(update=hot), DecodePlan(16),
+        generate.Task(1, tmp_path / "partial", pace=pace),
+    )  # fmt: skip
+    assert len(long) > 5 and now < minutes * 60
+    lengths = [[each.tokens for each in result.answers[prompt.id]] for prompt in long]
+    assert lengths == [[each.tokens for each in alone[prompt.id]] for prompt in long]
+    assert result.notes == [] and not any(each.within for each in result.flat)
 
 
 # Is it the adapter that was trained?
