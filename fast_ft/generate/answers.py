@@ -62,7 +62,8 @@ class Generation:
     batch_size: int
     parity: float | None  #: nats, batched against single; None where all answers were there, so nothing was measured
     notes: list[str]
-    plan: DecodePlan  #: as it was given, but for what memory took from it, and with the products that were chosen
+    #: As it was given, but for what memory took from it, and with the products that were chosen.
+    plan: DecodePlan = field(default_factory=DecodePlan)
     cache_tokens: int = 0  #: of the pool; 0 where there was none
     steps: int = 0  #: that were decoded
 
