@@ -7,7 +7,7 @@ import os
 import struct
 from pathlib import Path
 
-from fast_ft.common import untrusted_files
+from fast_ft.common import host_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.hub import families
 
@@ -26,9 +26,7 @@ def read_ahead(folder: Path) -> None:
     The cache is no process's memory, and the system takes it back when it needs room.
     """
     files = sorted(folder.glob("*.safetensors"))
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").is_file() else []
-    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
-    if sum(file.stat().st_size for file in files) > free // 2:
+    if not hasattr(os, "posix_fadvise") or sum(file.stat().st_size for file in files) > host_memory.free_bytes() // 2:
         return
     for file in files:
         with file.open("rb") as opened:

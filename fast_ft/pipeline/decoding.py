@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fast_ft.common import gpu
+from fast_ft.common import gpu, host_memory
 from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
-from fast_ft.hub.families import FamilySpec
+from fast_ft.hub.families import GIB, FamilySpec
 from fast_ft.pipeline import base_check
 from fast_ft.plan import decode_pool, planner
 from fast_ft.plan.decode_pool import DecodePlan
@@ -24,14 +24,16 @@ _CONTEXT_GIB = 1.0  #: by which a plan's memory may be over the card's: a CUDA c
 def decode_plan(recipe: Recipe, prepared: PreparedData, settled: RunPlan) -> DecodePlan:
     """Return how the prompts at hand are decoded by a run with this plan.
 
-    What was settled for the same prompts and settings is obeyed, unless the card here is too small for it. Else slots
-    and cache are settled for them, within the memory that the run was planned for. Products stay the run's.
+    What was settled for the same prompts and settings is obeyed, unless the card here, or the machine without one, is
+    too small for it. Else slots and cache are settled for them, within the memory that the run was planned for, on a
+    CPU within what is free. Products stay the run's.
     """
     family = _family(recipe)
     told = _what_is_answered(recipe, prepared, family)
     plan, memory_gib = settled.decode, _memory_gib(recipe, settled)
-    if plan is None or plan.settled_for != told or (memory_gib is not None and plan.gib > memory_gib):
-        family = planner.as_loaded(recipe, family)
+    most = host_memory.whole_bytes() / GIB if memory_gib is None else memory_gib
+    if plan is None or plan.settled_for != told or plan.gib > most:
+        family = planner.as_loaded(recipe, family, on_card=memory_gib is not None)
         capability = gpu.capability()
         plan = decode_pool.settle_decoding(
             family.shape,
@@ -40,6 +42,7 @@ def decode_plan(recipe: Recipe, prepared: PreparedData, settled: RunPlan) -> Dec
             memory_gib=memory_gib,
             load_in_4bit=recipe.model.load_in_4bit,
             tiles=capability is None or decode_pool.has_tiles(capability),
+            host_gib=host_memory.own_bytes() / GIB,
         )
     return replace(plan, products=settled.products, settled_for=told)
 

@@ -22,7 +22,7 @@ from fast_ft.models.loaders.base import Loader
 from fast_ft.pipeline import base_check, sanity_checks
 from fast_ft.pipeline.adapter_loading import collects_new_objects_only, load, maker_of
 from fast_ft.pipeline.base_answers import base_answers
-from fast_ft.pipeline.set_up import check_model, check_prompts, keep_plan, keep_products
+from fast_ft.pipeline.set_up import check_model, check_prompts, keep_plan, keep_pool, keep_products
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -153,11 +153,12 @@ def _answer(
                 with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
                     stack.enter_context(collects_new_objects_only())
         ready = load(folder, recipe, prepared, folder.adapter, maker, watch)
-        if keeps == "plan":  # before the first answer: what was stopped goes on as it began
-            keep_plan(folder, ready.settled.with_decoding(ready.plan))
         if keeps is not None:
             task = replace(task, on_products=partial(keep_products, folder))
         tuned_task = replace(task, prompt_ids=ready.prompt_ids)
+        if keeps == "plan":  # before the first answer: what was stopped goes on as it began
+            keep_plan(folder, ready.settled.with_decoding(ready.plan))
+            tuned_task = replace(tuned_task, on_plan=partial(keep_pool, folder))
         tuned = answers.generate(
             ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, tuned_task
         )
@@ -167,8 +168,7 @@ def _answer(
             title="answers of the base model",
             prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
         )
-        settled = replace(ready, plan=replace(ready.plan, products=tuned.products))
-        base, said = base_answers(settled, recipe, prepared, base_task, tuned)
+        base, said = base_answers(replace(ready, plan=tuned.plan), recipe, prepared, base_task, tuned)
         general = ready.loaded.general
         ready.loaded.free()
     warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)

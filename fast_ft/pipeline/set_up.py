@@ -16,6 +16,7 @@ from fast_ft.hub.families import FamilySpec
 from fast_ft.models import base_layers, lora_files
 from fast_ft.pipeline import decoding
 from fast_ft.plan import base_fits, cards, planner
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.plan.run_plan import RunPlan
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
@@ -100,6 +101,11 @@ def _plan(folder: RunDir) -> RunPlan:
 
 def _plan_content(folder: RunDir) -> dict[str, Any]:
     return untrusted_files.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
+
+
+def keep_pool(folder: RunDir, pool: DecodePlan) -> None:
+    """Write into the run's plan what memory has left of its pool: a run that is resumed begins with that."""
+    keep_plan(folder, _plan(folder).with_decoding(pool))
 
 
 def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers: bool = True) -> None:

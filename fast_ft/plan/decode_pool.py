@@ -22,6 +22,9 @@ _TAKES_EIGHTS = (8, 0)  #: compute capability from which kernels of our own take
 _MOST_WITHOUT_CARD = 64
 #: How much of the memory may be planned for: nothing measures a plan for answers, whose lengths decide what they hold.
 _PLANNED_FOR = 0.96
+_PLANNED_FOR_ON_HOST = 0.9  #: of a machine's memory: other programs take more of it meanwhile
+_LIBRARIES_GIB = 0.5  #: of torch, transformers and what they import, on a host
+_PACKED_GIB = 1.0  #: weights up to this are there twice on a CPU (generate/engine/packed_linear.py)
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,11 @@ class DecodePlan:
     """How a set of prompts is decoded: `slots` side by side, over a KV cache of `cache_tokens` (None: enough for all).
 
     `dequantise`: from weights turned to 16 bits, since there is memory for them. `gib` is the predicted peak, CUDA
-    context included; 0 on a CPU, where nothing is predicted. `kv_cache`: "16bit", or "8bit" with a scale for each token
-    and head. `products`: how 4-bit weights are multiplied in steps of each number of rows, chosen by a timing where the
-    answers are made first; see generate/engine/product_choice.py. They are the run's (RunPlan), whatever is answered.
-    `settled_for`: the prompts and settings that slots and cache are for, as `what_is_answered` tells them; "" in a plan
-    that no run keeps, and in one of an earlier version.
+    context included; on a CPU the process's own; 0 where nothing was predicted. `kv_cache`: "16bit", or "8bit" with a
+    scale for each token and head. `products`: how 4-bit weights are multiplied in steps of each number of rows, chosen
+    by a timing where the answers are made first; see generate/engine/product_choice.py. They are the run's (RunPlan),
+    whatever is answered. `settled_for`: the prompts and settings that slots and cache are for, as `what_is_answered`
+    tells them; "" in a plan that no run keeps, and in one of an earlier version.
     """
 
     slots: int = 1
@@ -121,7 +124,7 @@ def has_tiles(capability: tuple[int, int]) -> bool:
 
 
 def slots_without_card(prompt_tokens: Sequence[int], candidates: int) -> int:
-    """Return the slots of a pool on a CPU, where no memory is predicted."""
+    """Return the slots of a pool on a CPU, as far as memory allows."""
     return min(_MOST_WITHOUT_CARD, max(1, len(prompt_tokens) * candidates))
 
 
@@ -156,17 +159,33 @@ def settle_decoding(
     memory_gib: float | None,
     load_in_4bit: bool,
     tiles: bool = True,
+    host_gib: float | None = None,
 ) -> DecodePlan:
-    """Return how prompts are decoded where a process may take `memory_gib`, or None, on a CPU.
+    """Return how prompts are decoded where a process may take `memory_gib` of a card; None: on a CPU.
 
-    `tiles`: as PoolMemory's.
+    There it may hold `host_gib` in all, libraries included; None: nothing is known of that. `tiles`: as PoolMemory's.
     """
     if memory_gib is None:
-        slots = wanted_slots or slots_without_card(answers.prompt_tokens, answers.candidates)
-        return DecodePlan(slots, kv_cache=answers.kv_cache if answers.pooled else "16bit")
+        return _settle_on_host(shape, answers, wanted_slots, host_gib, load_in_4bit=load_in_4bit)
     fixed_gib = shape.weights_gib(load_in_4bit=load_in_4bit) + MEMORY["context_gib"]
     memory = PoolMemory(fixed_gib, memory_gib * _PLANNED_FOR, load_in_4bit, tiles)
     return settle_pool(shape, answers, wanted_slots, memory)
+
+
+def _settle_on_host(
+    shape: ModelShape, answers: Answers, wanted_slots: int | None, host_gib: float | None, *, load_in_4bit: bool
+) -> DecodePlan:
+    """Return a pool with no more slots than a CPU gains by; a cache that does for all of them is not limited."""
+    most = slots_without_card(answers.prompt_tokens, answers.candidates)
+    if host_gib is None:
+        return DecodePlan(wanted_slots or most, kv_cache=answers.kv_cache if answers.pooled else "16bit")
+    weights = shape.weights_gib(load_in_4bit=load_in_4bit)
+    fixed_gib = _LIBRARIES_GIB + weights * (2 if weights <= _PACKED_GIB else 1)
+    memory = PoolMemory(fixed_gib, host_gib * _PLANNED_FOR_ON_HOST, load_in_4bit=False, tiles=False)
+    slots = wanted_slots or min(most, settle_pool(shape, answers, None, memory).slots)
+    made = settle_pool(shape, answers, slots, memory)
+    enough = made.slots * (max(answers.prompt_tokens, default=1) + answers.max_new_tokens)
+    return replace(made, cache_tokens=None) if (made.cache_tokens or 0) >= enough else made
 
 
 def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, memory: PoolMemory) -> DecodePlan:

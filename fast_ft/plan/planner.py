@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fast_ft.common import gpu, gpu_rates
+from fast_ft.common import gpu, gpu_rates, host_memory
 from fast_ft.common.wording import minutes_between
 from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import PreparedData
 from fast_ft.data.shared_start import shared_start
 from fast_ft.hub import download
-from fast_ft.hub.families import FamilySpec
+from fast_ft.hub.families import GIB, FamilySpec
 from fast_ft.plan import base_fits, cards, decode_time, plans
 from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.decode_pool import PREFILL_TOKENS, Answers, has_tiles
@@ -36,7 +36,7 @@ def settle(
     world_size: int = 1,
 ) -> RunPlan:
     """Return the plan of a recipe over a base on a card, None being a CPU; see plans.settle."""
-    family = as_loaded(recipe, family)
+    family = as_loaded(recipe, family, on_card=card is not None)
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
@@ -51,6 +51,7 @@ def settle(
             card.expected if card is not None else None,
             world_size,
             tiles=card is None or has_tiles(card.capability),
+            host_gib=host_memory.own_bytes() / GIB if card is None else None,
         ),
     )
 
@@ -192,12 +193,12 @@ def base_family(recipe: Recipe) -> FamilySpec:
     return download.family(recipe.model.name_or_path, recipe.model.revision, weights=False)
 
 
-def as_loaded(recipe: Recipe, family: FamilySpec) -> FamilySpec:
-    """Return a base's description with the bytes that its numbers have on a card by this recipe.
+def as_loaded(recipe: Recipe, family: FamilySpec, *, on_card: bool = True) -> FamilySpec:
+    """Return a base's description with the bytes that its numbers have on a card, or on a CPU, by this recipe.
 
     Where it is not one of ours, also with the linear layers that it has.
     """
-    wide = 4 if recipe.model.dtype == "float32" else 2
+    wide = 4 if recipe.model.dtype == "float32" or (recipe.model.dtype == "auto" and not on_card) else 2
     family = replace(family, shape=replace(family.shape, number_bytes=wide))
     if family.general is None or family.shape.own_linears:
         return family

@@ -38,13 +38,15 @@ class Wanted:
 class Machine:
     """What a plan is made for: memory in GiB that a process may take, its CUDA context included, and a card's rates.
 
-    None for both is a CPU. `world_size` processes train together, each on such a card. `tiles`: as PoolMemory's.
+    None for both is a CPU, on which what a process may hold in all, `host_gib`, limits answers; None: nothing does.
+    `world_size` processes train together, each on such a card. `tiles`: as PoolMemory's.
     """
 
     memory_gib: float | None = None
     rates: Rates | None = None
     world_size: int = 1
     tiles: bool = True
+    host_gib: float | None = None
 
 
 def settle(
@@ -63,8 +65,9 @@ def settle(
     decode = None
     if answers.prompt_tokens:
         decode = settle_decoding(
-            shape, answers, wanted.generation_batch,
-            memory_gib=machine.memory_gib, load_in_4bit=training.load_in_4bit, tiles=machine.tiles)  # fmt: skip
+            shape, answers, wanted.generation_batch, memory_gib=machine.memory_gib, load_in_4bit=training.load_in_4bit,
+            tiles=machine.tiles, host_gib=machine.host_gib,
+        )  # fmt: skip
     micro_batch = wanted.micro_batch or training.rows
     plan = TrainPlan(micro_batch, world_size=machine.world_size, backend=training.backend)
     if machine.memory_gib is None or machine.rates is None:

@@ -72,9 +72,7 @@ class RunPlan:
         read_products(self.products)
 
     def with_decoding(self, plan: DecodePlan) -> RunPlan:
-        """Return the plan with how other prompts are decoded, or the same prompts by other settings."""
-        if self.decode is not None and self.decode.settled_for == plan.settled_for:
-            return self
+        """Return the plan with another way to decode: of other prompts, by other settings, or within less memory."""
         return replace(self, decode=replace(plan, products=""))
 
     def with_products(self, products: str) -> RunPlan:

@@ -565,8 +565,12 @@ def test_a_loss_that_is_no_number_is_logged_as_one(make_session: MakeSession) ->
     assert all(math.isnan(line["grad_norm"]) for line in lines)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("as a small card would"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")],
+)
 def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
-    make_session: MakeSession, capsys: pytest.CaptureFixture[str]
+    make_session: MakeSession, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     plain, wanted = make_session()
     plain.run()
@@ -575,7 +579,7 @@ def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
 
     def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
         if given[0].shape[1] > 32:
-            raise torch.OutOfMemoryError("as a small card would")
+            raise error
 
     session.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
     session.run()
