@@ -113,7 +113,7 @@ def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "
     logits = slots * shape.vocab_size * 2 * 14
     prefill = 2 * PREFILL_TOKENS * 2 * (10 * h + 4 * m)
     step = slots * 2 * (10 * h + 4 * m)
-    beside = shape.linear_weights * (1 / 16 + 0.12)
+    beside = shape.linear_weights * (1 / 16 + 0.12) - shape.unquantised_weights / 16
     return (cache_tokens * kv_bytes(shape, kv_cache) + logits + prefill + step + beside) / GIB + 0.1
 
 
@@ -140,7 +140,7 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
         most = next((n for n in counts if max(shared + n * usual, whole) <= cache(n, held)), 1)
         return _TILE if memory.tiles and _TILE < most < _WORTH_TWO else most
 
-    both = memory.fixed_gib + shape.linear_weights * 2 / GIB
+    both = memory.fixed_gib + shape.quantised_weights * 2 / GIB
     slots = wanted_slots or most_slots(memory.fixed_gib)
     if not answers.pooled:
         tokens = min(slots, max(1, cache(slots, memory.fixed_gib) // whole)) * whole

@@ -63,7 +63,7 @@ def training(
     made = Training(
         r=recipe.lora.r,
         optim=recipe.train.optim,
-        load_in_4bit=recipe.model.load_in_4bit,
+        load_in_4bit=family.is_4bit(asked=recipe.model.load_in_4bit),
         backend=backend,
         rows=recipe.train.effective_batch_size,
         longest=max(lengths),
@@ -162,8 +162,9 @@ def answer_minutes(
     if not prepared.prompts:
         return None
     return decode_time.answer_minutes(
-        family.shape, card.rates, answers(recipe, prepared, family), slots, load_in_4bit=recipe.model.load_in_4bit
-    )
+        family.shape, card.rates, answers(recipe, prepared, family), slots,
+        load_in_4bit=family.is_4bit(asked=recipe.model.load_in_4bit),
+    )  # fmt: skip
 
 
 def answers(recipe: Recipe, prepared: PreparedData, family: FamilySpec) -> Answers:

@@ -13,7 +13,7 @@ from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import packed_attention, weight_layout
-from fast_ft.models.fused_block import block, dispatch, linear_group, ops_torch
+from fast_ft.models.fused_block import block, dispatch, group_weights, linear_group, ops_torch
 from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
@@ -228,7 +228,7 @@ def test_one_product_over_weights_and_lora_is_what_two_are(ranks: tuple[int, ...
     """With room behind x and dy; in fp32, where nothing but the order of sums differs."""
     draw = torch.Generator().manual_seed(2)
     layers: Any = [Lora(outputs, rank, draw) for outputs, rank in zip((96, 64, 64), ranks, strict=True)]
-    buffer, copies = linear_group.WeightBuffer(), LoraCopies(torch.float32)
+    buffer, copies = group_weights.WeightBuffer(), LoraCopies(torch.float32)
     group = linear_group.LinearGroup(layers, torch.float32, buffer, copies)
     assert group.room == (64 if sum(ranks) in (16, 24) else 0)
     rows = packed_attention.PackedRows(torch.tensor([0, 9], dtype=torch.int32), 9)
