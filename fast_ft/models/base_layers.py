@@ -14,7 +14,7 @@ from fast_ft.common import environment
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import LINEARS, FamilySpec
-from fast_ft.hub.quantisation import Quantisation
+from fast_ft.hub.quantisation import HEAD, Quantisation
 from fast_ft.models import lora_config
 from fast_ft.recipe import schema
 
@@ -70,6 +70,11 @@ def check(folder: Path, family: FamilySpec, lora: schema.Lora) -> None:
         for name in lora.modules_to_save:
             if lora_config.WHOLE[name] not in there:
                 raise InputError(f"lora.modules_to_save: this base has no {lora_config.WHOLE[name]}: write []")
+        if HEAD in lora.modules_to_save and family.quantisation is not None and not family.quantisation.leaves(HEAD):
+            raise InputError(
+                "lora.modules_to_save: this base's head has 4 bits, so it cannot be trained whole: write "
+                f"{[name for name in lora.modules_to_save if name != HEAD]}"
+            )
     layers = linear_layers(folder, family)
     if not any("." in name for name in layers):
         raise InputError(

@@ -61,11 +61,9 @@ class FusedModel:
         self.notes: list[str] = []  #: why kernels that were asked for are not used
         groups = [group for layer in core.model.layers for group in groups_of(layer)]
         decodable = [] if dequantise else [group for group in groups if is_decodable(group)]
-        self.ops: Any = ops_torch
-        self._way: nf4_linear.Way | None = None
-        if kernels and self.device.type == "cuda":
-            kind = self._kind(groups, len(decodable), tuple(step_rows), kv_bits)
-            self.ops, self._way = self._kernels(kind, [base_of(module) for group in decodable for module in group])
+        kind = self._kind(groups, len(decodable), tuple(step_rows), kv_bits)
+        bases = [base_of(module) for group in decodable for module in group]
+        self.ops, self._way = self._kernels(kind, bases, wanted=kernels and self.device.type == "cuda")
         packs = packed_linear.serves(core)
         product = GroupProducts(self.dtype, self.device, self._way, dequantise, packs, workspace_mib)
         with torch.no_grad():
@@ -164,11 +162,15 @@ class FusedModel:
             ranks=(qkv, out, gate_up, down), mixed=0 < decodable < len(groups),
         )  # fmt: skip
 
-    def _kernels(self, kind: kernel_checks.Kind, bases: Sequence[Any]) -> tuple[Any, nf4_linear.Way | None]:
-        """Return the module of Triton kernels, and the way for few rows, as far as they work here; else plain torch.
+    def _kernels(
+        self, kind: kernel_checks.Kind, bases: Sequence[Any], *, wanted: bool
+    ) -> tuple[Any, nf4_linear.Way | None]:
+        """Return the module of Triton kernels and the way for few rows, where `wanted` and as far as they work here.
 
-        `bases` are the layers that can be decoded in registers.
+        Else the module is ops_torch, and the way None. `bases` are the layers that can be decoded in registers.
         """
+        if not wanted:
+            return ops_torch, None
         way = self._way_that_works(kind, bases) if bases else None
         ops = self._kernels_between(kind.by(way))
         return ops, None if ops is ops_torch else way
