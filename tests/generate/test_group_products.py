@@ -18,6 +18,7 @@ import torch
 from fast_ft.generate.engine import group_products, kernel_checks, kernel_compare, nf4_linear, ops_torch, product_choice
 from fast_ft.generate.engine.first_half import FirstHalf
 from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.projections import Product
 from fast_ft.generate.engine.scheduler import shapes
 from fast_ft.models import nf4
 from fast_ft.models.loaders import choose
@@ -215,15 +216,16 @@ def test_kernels_are_compiled_ahead_for_what_decoding_asks(
 def test_products_in_registers_alone_decide_over_their_speed(
     mixed: Path, card: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed: list[int] = []
+    timed: list[str] = []
     monkeypatch.setattr(product_choice, "Graphs", lambda works: SimpleNamespace(capture=lambda work: work()))
     monkeypatch.setattr(product_choice, "_timed", lambda work: 1.0)
-    monkeypatch.setattr(
-        nf4_linear.InRegisters, "__call__", lambda self, x, few=False, first=None: timed.append(len(self.words))
-    )
+    for kind in (nf4_linear.InRegisters, Product):
+        monkeypatch.setattr(
+            kind, "__call__", lambda self, x, few=False, first=None: timed.append(type(self).__name__)
+        )  # fmt: skip
     fused = FusedModel(tuned(mixed))
     assert product_choice.choose(fused, (3,), "") == "3:way_of_ours"
-    assert len(timed) == 4 * 9, "the base's nine products in registers, run and captured, in both ways"
+    assert timed == ["InRegisters"] * 4 * 9, "the base's nine such products, run and captured, in both ways"
 
 
 def test_products_between_others_are_compared_as_these_leave_and_want_rows() -> None:
