@@ -1,5 +1,17 @@
-# make quickstart | make smollm | make test | make wheel-test | make newest | make lint | make soak | make docs. Each makes .venv first: Python 3.11 or 3.12 and pip are all it needs.
-# PYTHON=... chooses the interpreter. pip's own settings (PIP_INDEX_URL and others) are obeyed.
+# make quickstart   run the quickstart
+# make smollm       fetch a real small model, for recipes/smollm.yaml
+# make test         lint, types, and all tests but those marked gpu or soak
+# make lint         lint and types alone
+# make wheel-test   the quickstart from the wheel, in a fresh environment
+# make soak         hours of kill tests and fuzzing; it needs a C++ compiler, for llama-cpp
+# make llama-cpp    llama.cpp's server, for the soak tests
+# make newest       a report: do the newest versions of the libraries go together?
+# make docs         the docs as a site
+# make lock, make audit, make sbom   the list of hashes; known vulnerabilities; the list of all that is installed
+# make clean        delete .venv
+#
+# Each installs into .venv what it needs and is not there yet. Python 3.11 or 3.12 with pip must be there; PYTHON=...
+# chooses the interpreter. pip's own settings (PIP_INDEX_URL and others) are obeyed.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -37,10 +49,13 @@ test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The wheel with all it depends on, installed into a fresh environment outside of the repository; the quickstart from there.
-# It is built from a copy, so that tests may run beside it, and without .venv, which may be installed meanwhile.
+# It is built from a copy, so that tests may run beside it, and without .venv, which may be installed meanwhile, and what
+# Python compiles: such files come and go under other names while others read the folder.
 wheel-test: interpreter
 	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; mkdir "$$place/source"; \
-	cp -r fast_ft recipes pyproject.toml setup.py README.md LICENSE requirements*.txt "$$place/source"; \
+	tar -cf "$$place/source.tar" --exclude __pycache__ \
+		fast_ft recipes pyproject.toml setup.py README.md LICENSE requirements*.txt; \
+	tar -xf "$$place/source.tar" -C "$$place/source"; \
 	$(PYTHON) -m venv "$$place/environment"; pip="$$place/environment/bin/python -m pip"; \
 	$$pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir "$$place" "$$place/source"; \
 	$$pip install --quiet $(INSTALL) $(TORCH) "$$place"/*.whl; \

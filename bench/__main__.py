@@ -6,7 +6,7 @@ Parts, for --only:
                  training the recipe's rows this way; fast_ft-unsloth: Unsloth's layers in our passes
     train        fast_ft and the ways that it is compared with: unsloth-notebook, unsloth-budget, trl-peft
     plan-checks  five short runs, which compare planned memory and time with what is measured
-    budget       minutes of the homework's three recipes on a T4, beside what the homework allows
+    budget       minutes of the homework's recipes on a T4, beside what the homework allows
     recipe       the whole recipe from command to pred.json, through each backend
 
 --quick --submit-file: ten minutes on your card, without a download, and one file to send (docs/t4.md).
@@ -16,7 +16,9 @@ peer's), bench.whole_run (a recipe's whole command, cold and warm), bench.start_
 bench.former (against a former commit), bench.host_share (a step's profile), bench.host_memory, bench.export_cost,
 bench.step_trace (the functions of one pass), bench.decode, bench.sweep, bench.pocket, bench.quickstart, bench.smollm,
 bench.decode_cpu, bench.decode_kv (an 8-bit cache on a real model), bench.real (three ways on a real model, or ways of
-choosing rows). Raw samples hold card, date and commit; --adopt makes figures of them.
+choosing rows), bench.int8_products (int8 in place of fp16, on a real model), bench.calibration (the plan's T4 beside
+published runs). For the plan's constants: bench.plan_bases, bench.plan_samples, bench.plan_fit; bench.prequantised
+writes a 4-bit base. Raw samples hold card, date and commit; --adopt makes figures of them.
 
 The default is train. trl-peft:18 runs 18 steps of that part's schedule, whatever --steps says. A part that the result
 holds already, measured on the same rows with the same arguments, is not measured again.

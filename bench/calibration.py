@@ -12,6 +12,7 @@ Every other number is the planner's, or was measured apart from these runs and s
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from dataclasses import dataclass
@@ -246,4 +247,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m bench.calibration", description=__doc__).parse_args()
     main()

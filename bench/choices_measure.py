@@ -1,4 +1,4 @@
-"""python -m bench.real --train FILE --held-out FILE: what ways of choosing rows are worth, on a card, with SmolLM2.
+"""python -m bench.real --base FILE --train FILE --held-out FILE: what ways of choosing rows are worth, on a card.
 
 Each call does runs for some minutes in several processes side by side and keeps their samples as they come, a line of
 JSON each; the next call goes on. Samples hold numbers and row ids, no text.

@@ -1,4 +1,4 @@
-"""fast_ft as a way of training: its own modules, called as phases.train_phase calls them. The bench's only seam."""
+"""fast_ft as a way of training: its own modules, called as pipeline/train_phase.py calls them."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ They lie in the machine's folder for temporary files, and are kept there: a card
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -57,11 +58,14 @@ def write(names: Sequence[str], tokenizer: Path, log: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the bases that are named, or all."""
+    parser = argparse.ArgumentParser("python -m bench.plan_bases", description=__doc__)
+    parser.add_argument("tokenizer", type=Path, help="a tokenizer's folder")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BASES)}; default: all")
+    options = parser.parse_args(arguments)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    tokenizer, *names = arguments
-    for name in names or BASES:
+    for name in options.names or BASES:
         part = folder(name).with_name(f"{name}.{os.getpid()}")
-        random_checkpoint.write(part, BASES[name], Path(tokenizer))
+        random_checkpoint.write(part, BASES[name], options.tokenizer)
         if not folder(name).exists():
             part.rename(folder(name))  # a folder of that name is whole
     return 0

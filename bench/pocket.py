@@ -6,6 +6,7 @@ the base model's score and for the score on the fresh prompts, which no choice w
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -104,4 +105,5 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m bench.pocket", description=__doc__).parse_args()
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,14 @@ from pathlib import Path
 
 def main(arguments: Sequence[str]) -> int:
     """Quantise, save, and copy the tokenizer."""
+    parser = argparse.ArgumentParser("python -m bench.prequantised", description=__doc__)
+    parser.add_argument("base", type=Path, help="a model's folder")
+    parser.add_argument("out", type=Path, help="the folder that is written")
+    options = parser.parse_args(arguments)
+    base, out = options.base, options.out
     import torch
     import transformers
 
-    base, out = map(Path, arguments)
     quantisation = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

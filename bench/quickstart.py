@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -82,4 +83,5 @@ def _bar(line: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m bench.quickstart", description=__doc__).parse_args()
     raise SystemExit(main())

@@ -7,6 +7,7 @@ The pass is run kernel by kernel, since a replayed CUDA graph calls no Python. A
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import Counter
@@ -81,14 +82,18 @@ def _graph(start: Any) -> Iterator[Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Trace a recipe's first rows through the way that trains it here, and print what was called."""
-    recipe = load_recipe(arguments[0], arguments[1:])
+    parser = argparse.ArgumentParser("python -m bench.step_trace", description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args(arguments)
+    recipe = load_recipe(options.recipe, options.overrides)
     names = ways(recipe, gpu.capability()).names
     loader = choose.make_loader(recipe.model, recipe.lora, seed=recipe.seed, ways=names)
     loaded = loader.for_training()
     rows = list(prepared_rows(recipe).rows.values())[:4]
     found = trace(loaded, rows)
     layers = len(loaded.model.get_base_model().model.layers)
-    print(json.dumps({"recipe": Path(arguments[0]).name, "way": loader.name, "layers": layers, **found}, indent=1))
+    print(json.dumps({"recipe": Path(options.recipe).name, "way": loader.name, "layers": layers, **found}, indent=1))
     return 0
 
 

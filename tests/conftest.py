@@ -8,12 +8,15 @@ import gc
 import importlib
 import json
 import os
+import random
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: one thread, since `make test` gives each core a worker of its own; no network. Commands that
 # tests start inherit both.
@@ -27,11 +30,17 @@ from tests.helpers import cheap  # noqa: E402 - after the environment
 from tests.helpers.parts import COLOURS, THINGS, RecipeFactory, save_random_llama, write_recipe  # noqa: E402 - after the environment
 
 cheap.wait_for_no_disk()
+# Everyone draws the same examples, and no clock ends a test: `make soak` looks for new ones (tests/fuzz).
+settings.register_profile(
+    "same for all", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same for all")
 
 #: Files that fork processes from helpers/killed.py's server. They go to one worker: each worker's own server would
 #: import the libraries again.
 FORKING = (
     "test_several_processes", "test_smollm", "test_cli", "test_walk", "test_kill", "test_judge_served", "test_judge",
+    "test_killed",
 )  # fmt: skip
 #: Files that take longest, the longest first, so that no worker is left with one of them at the end.
 LONG = (
@@ -90,8 +99,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Draw pictures truly where the mark `pictures` says so; a worker's first test that draws does so, too."""
+    """Draw pictures truly where the mark `pictures` says so; a worker's first test that draws does so, too.
+
+    Whatever draws numbers without a generator of its own draws the same ones in any worker and after any other test.
+    """
     cheap.draw(truly=item.get_closest_marker("pictures") is not None)
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,1 +1,1 @@
-"""Programs that made what the project ships; nothing of a run imports them."""
+"""Programs for the project: they made the pocket model, fetch SmolLM2 and write the docs. No run imports them."""

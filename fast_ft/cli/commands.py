@@ -94,7 +94,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _data(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
-    from fast_ft.cli.row_tables import print_fallen, print_list, print_why
+    from fast_ft.cli.row_tables import print_left_out, print_list, print_why
     from fast_ft.cli.tables import print_row, print_selection, selection_json
     from fast_ft.common.text_safety import harmless
     from fast_ft.data.prepare import select_data
@@ -110,7 +110,7 @@ def _data(options: argparse.Namespace) -> int:
         return 0
     if options.list:
         print_list(prepared)
-        print_fallen(recipe, prepared)
+        print_left_out(recipe, prepared)
         return 0
     if options.explore:
         return _explore(recipe, prepared, options.output)

@@ -20,8 +20,10 @@ options of RECIPE, run and quickstart:
                         training keys have changed since
 
 """
-EPILOG = """\
-key=value, anywhere, stands in place of the recipe's: python -m fast_ft recipes/strong.yaml lora.r=32
+OVERRIDES = """\
+key=value, anywhere in the line, replaces the recipe's value: python -m fast_ft recipes/strong.yaml lora.r=32
+"""
+STATUS = """\
 Exit status: 0 done; 1 a bug; 2 wrong input; 3 a budget is exceeded or a check failed; 130 interrupted;
 141 the reader of its output left."""
 
@@ -44,8 +46,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     parser = Parser(
         prog=program,
         usage=f"{program} RECIPE [key=value ...] [--stop-after STEPS] [--force-resume]\n       {program} COMMAND ...",
-        description="One recipe in; a LoRA adapter and answered prompts out. The same command again goes on.",
-        epilog=TOP + EPILOG,
+        description="A recipe goes in; a LoRA adapter and answers to prompts come out. The same command again goes on.",
+        epilog=TOP + OVERRIDES + STATUS,
         formatter_class=_Raw,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND [WORD ...]")
@@ -53,7 +55,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     for name, usage in USAGES.items():
         takes = usage.takes
         commands[name] = command = subparsers.add_parser(
-            name, help=usage.text, description=usage.description or usage.text, epilog=EPILOG, formatter_class=_Raw,
+            name, help=usage.text, description=usage.description or usage.text, formatter_class=_Raw,
+            epilog=(OVERRIDES if takes.overrides else "") + STATUS,
             usage=f"{program} {name} {takes.usage} [options]".replace("  ", " "),
         )  # fmt: skip
         about = "a YAML file, such as recipes/quickstart.yaml" if takes is _RECIPE else None
@@ -97,7 +100,7 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     add("--show", type=whole(0), default=0, metavar="N", help="print N rows, trained and masked tokens apart")
     add("--row", metavar="ID", help="print this selected row")
     add("--list", action="store_true", help="list the selected rows, and those that were passed over, with prompts")
-    add("--why", metavar="ID", help="say of any row what it fell for, or that it is taken")
+    add("--why", metavar="ID", help="say why this row is left out, or that it is taken")
     _json_options(parser)
     add("--explore", action="store_true", help="open the map of all rows, with sliders, in the browser")
     add(
@@ -173,8 +176,12 @@ def _reproduce_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--train", required=True, metavar="DATA", help="the training rows")
     add("--test", required=True, metavar="FILE", help="the prompts")
-    add("--model", metavar="FOLDER", help="the base model's folder, needed where it was one there")
-    add("--tokenizer", metavar="FOLDER", help="the same of the tokenizer, where the recipe names one")
+    add("--model", metavar="FOLDER", help="your folder of the base model, needed where the run's was a folder")
+    add(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="your folder of the tokenizer, needed where the recipe names a folder for it",
+    )
     add("--output", metavar="FOLDER", help="the run folder (default: in runs/reproduced)")
 
 

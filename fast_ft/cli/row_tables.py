@@ -10,7 +10,7 @@ from fast_ft.common.text_safety import plain
 from fast_ft.common.wording import counted
 from fast_ft.data.formats import strip_lead
 from fast_ft.data.prepare import SelectedData
-from fast_ft.data.why import fallen, why
+from fast_ft.data.why import left_out, why
 from fast_ft.recipe.schema import Recipe
 
 
@@ -26,15 +26,15 @@ def print_list(prepared: SelectedData) -> None:
     _print(headings, rows, [row.prompt for row in prepared.examples])
 
 
-def print_fallen(recipe: Recipe, prepared: SelectedData, most: int = 200) -> None:
+def print_left_out(recipe: Recipe, prepared: SelectedData, most: int = 200) -> None:
     """Print the rows that pass select.where and were kept out by a pattern or by a row before them, `most` at most."""
-    rows = fallen(recipe.select, prepared.selection)
+    rows = left_out(recipe.select, prepared.selection)
     if not rows:
         return
     console = new_console()
-    console.print(f"\n{counted(len(rows), 'row')} that passed select.where and fell for something else")
+    console.print(f"\nleft out, but not by select.where: {counted(len(rows), 'row')}")
     cells = [[row.id, row.why, row.like or ""] for row in rows[:most]]
-    _print(["id", "fell for", "like"], cells, [row.prompt for row in rows[:most]])
+    _print(["id", "why", "like"], cells, [row.prompt for row in rows[:most]])
     if rows[most:]:
         console.print(f"{len(rows) - most:,} more: data --json lists all of them")
 
@@ -61,7 +61,7 @@ def _print(headings: list[str], rows: list[list[str]], prompts: list[str]) -> No
 
 
 def print_why(recipe: Recipe, prepared: SelectedData, row_id: str) -> None:
-    """Print what a row fell for, or that it is taken, with its prompt. Raises InputError for an unknown id."""
+    """Print why a row is left out, or that it is taken, with its prompt. Raises InputError for an unknown id."""
     prompt, response, steps = why(recipe.select, prepared.selection, row_id)
     console = new_console()
     for line in (f"row {row_id}", f"prompt: {prompt}", f"response: {_beginning(response)}", *steps):

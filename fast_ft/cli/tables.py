@@ -12,7 +12,7 @@ from fast_ft.data.contamination import GRAM_WORDS
 from fast_ft.data.curriculum import stage_spreads
 from fast_ft.data.encoding import IGNORE_INDEX
 from fast_ft.data.prepare import PreparedData, SelectedData
-from fast_ft.data.why import fallen
+from fast_ft.data.why import left_out
 from fast_ft.recipe.schema import Recipe
 
 
@@ -46,7 +46,7 @@ def selection_json(recipe: Recipe, prepared: SelectedData) -> dict[str, Any]:
             "supervised_tokens": _summary([r.supervised for r in rows.values()]),
         },
         "duplicates": [pair._asdict() for pair in prepared.selection.duplicates],
-        "passed_over": [row._asdict() for row in fallen(recipe.select, prepared.selection)],
+        "passed_over": [row._asdict() for row in left_out(recipe.select, prepared.selection)],
         "leakage": prepared.leakage,
         "notes": prepared.notes,
     }

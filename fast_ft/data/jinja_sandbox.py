@@ -23,6 +23,7 @@ from fast_ft.common.errors import InputError
 
 MOST_CHARACTERS = 200_000  #: of a template; those with tools have some thousands
 SECONDS = 10.0  #: for one text; a thousandth of a second is usual
+START = 120.0  #: seconds for the process to begin; it reads Python and Jinja from the disk, usually in a tenth of one
 MEMORY = 1 << 30  #: bytes of address space
 _PROGRAM = Path(__file__).with_name("jinja_worker.py")
 _PASSED = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL", "TZ")  #: environment variables that the process gets
@@ -47,11 +48,20 @@ class SandboxedTemplate:
         self._replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process.stdout, self._replies), daemon=True).start()
         self.close = weakref.finalize(self, _end, self._process)
+        self._wait_for_start()
         self._ask({"source": source})
 
     def render(self, messages: Sequence[Mapping[str, Any]], **values: Any) -> str:
         """Return the text. Raises InputError where the template fails, refuses the messages, or takes too much."""
         return self._ask({"messages": messages, **values})
+
+    def _wait_for_start(self) -> None:
+        """Wait until the process takes requests: its start, slow on a busy machine, is no part of a template's time."""
+        line = b""
+        with contextlib.suppress(queue.Empty):
+            line = self._replies.get(timeout=START)
+        if not line:
+            self._replies.put(line)  # as where it ends later
 
     def _ask(self, request: dict[str, Any]) -> str:
         try:

@@ -16,10 +16,11 @@ MOST_TEXT = 8 << 20  #: characters of one rendered text
 
 
 def main() -> None:
-    """Answer each line of JSON on stdin, the template first, with a line of JSON on stdout."""
+    """Print an empty line once all is imported. Answer each line of JSON on stdin, the template first, with another."""
     template: jinja2.Template | None = None
     warm_up()
     confine(int(sys.argv[1]))
+    print(flush=True)
     for line in sys.stdin.buffer:
         request = json.loads(line)
         try:

@@ -1,4 +1,4 @@
-"""What a row fell for, or why it was taken: the steps of a selection gone through for one row."""
+"""Why a row was left out, or that it was taken: the steps of a selection, gone through for one row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAYS = {
 }
 
 
-class Fallen(NamedTuple):
+class LeftOut(NamedTuple):
     """A row that a pattern or a row before it kept out. like: the id of that row, or None."""
 
     id: str
@@ -36,7 +36,7 @@ class Fallen(NamedTuple):
     prompt: str
 
 
-def fallen(section: Select, selection: Selection) -> list[Fallen]:
+def left_out(section: Select, selection: Selection) -> list[LeftOut]:
     """Return the rows that pass `where` and were kept out: by a pattern, or passed over while taking; in file order."""
     table = selection.pool.table
     passes = pc.not_equal(table["response"], "")
@@ -49,7 +49,7 @@ def fallen(section: Select, selection: Selection) -> list[Fallen]:
     found |= {each.row: (each.why, each.like) for each in selection.passed_over}
     rows = table.select(["id", "prompt"]).take(pa.array(sorted(found), pa.int64())).to_pylist()
     return [
-        Fallen(row["id"], found[index][0], _id(selection, found[index][1]), row["prompt"])
+        LeftOut(row["id"], found[index][0], _id(selection, found[index][1]), row["prompt"])
         for index, row in zip(sorted(found), rows, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""A small whole run: the pocket base, two training steps, eight greedy tokens, by the run's own code.
+"""A small whole run by the run's own code: the pocket base, two training steps, two short greedy answers.
 
 python -m fast_ft.doctor.smoke_run prints one line of JSON. It is a process of its own: a broken driver may end it.
 """

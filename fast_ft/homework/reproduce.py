@@ -85,9 +85,8 @@ def reproduce(
 def replayed(theirs: Bundle, own: Mapping[str, str]) -> Recipe:
     """Return the recipe to run here: theirs, with what was settled in place of `auto`.
 
-    `own` holds values of whoever reproduces, by dotted key. Every other key of the machine's (recipe/key_owners.py)
-    has its
-    default: no judge, no tracker, no budget, no backup. InputError where a folder that the zip names would be read.
+    `own` holds values of whoever reproduces, by dotted key. Every other key of the machine's (recipe/key_owners.py) has
+    its default: no judge, no tracker, no budget, no backup. InputError where a folder that the zip names would be read.
     """
     trained = theirs.manifest.phase("train")
     tree = key_owners.brought_here(resolved(theirs.recipe), own)

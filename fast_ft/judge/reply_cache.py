@@ -49,7 +49,7 @@ def content_key(**content: Any) -> str:
 class ReplyCache:
     """The replies in `path`, and those in the files `also`, which are only read.
 
-    To write, use `with verdicts.locked():` around it; a second command that judges waits there for the first.
+    To write, use `with cache.locked():` around it; a second command that judges waits there for the first.
     """
 
     def __init__(self, path: Path, also: Sequence[Path] = ()) -> None:

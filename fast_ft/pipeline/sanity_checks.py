@@ -99,10 +99,16 @@ def answer_warnings(answers: Sequence[Any], max_new_tokens: int) -> list[str]:
     return found
 
 
-def came_to_nothing(section: schema.Train, log: Path) -> str:
-    """Return the error of a training that had no good state to go back to."""
+def came_to_nothing(section: schema.Train, log: Path, *, stranded: bool = False) -> str:
+    """Return the error of a training that has no good state.
+
+    stranded: it had none to go back to. Else it went back to its beginning once, with half the learning rate.
+    """
+    tried = "and no earlier state of this run is left; the same command begins again"
+    if not stranded:
+        tried = "with half the learning rate too"
     return (
-        "training came to nothing: loss or gradients are not finite, with half the learning rate too. "
+        f"training came to nothing: loss or gradients are not finite, {tried}. "
         f"Lower train.learning_rate ({section.learning_rate:g}), or set train.max_grad_norm: 1.0; {log} has the steps."
     )
 

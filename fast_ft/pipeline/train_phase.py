@@ -81,7 +81,7 @@ def _train(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> None
     folder, recipe = setup.folder, setup.recipe
     session, lines = _fit(setup, clock, started, watch)
     if session.gave_up and not lines:
-        raise InputError(sanity_checks.came_to_nothing(recipe.train, folder.diverged))
+        raise InputError(sanity_checks.came_to_nothing(recipe.train, folder.diverged, stranded=session.is_stranded))
     loss_picture(folder.loss_png, lines)
     ended = session.finished or session.out_of_time or session.gave_up
     notes = [*setup.notes, *session.notes]

@@ -115,7 +115,7 @@ class Recorder:
 
     def find_checkpoint(self, before: int) -> Path | None:
         """Return the newest whole checkpoint of a step below `before`, or None."""
-        return checkpoints.newest(self.folder.checkpoints, before=before)
+        return checkpoints.settle(self.folder.checkpoints, before=before)
 
     def rewind(self, step: int) -> None:
         """Move the lines of the steps after this one from the log to diverged.jsonl."""

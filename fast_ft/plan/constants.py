@@ -1,6 +1,6 @@
 """The constants of the plan that were fitted on a card, from constants.json, which says where they come from.
 
-`python -m bench.plan_fit` fits them again on samples (bench/plan_samples.py) and writes the file.
+`python -m bench.plan_fit SAMPLES --write` fits them again on samples (bench/plan_samples.py) and writes the file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The ways in which a recipe may be trained here: through our own blocks, Unsloth or PEFT, and which comes first.
 
-A recipe that names a way gets that way, or an error. `model.backend: auto` goes by the evidence in cards.json. Which
+A recipe that names a way gets that way, or an error; only where several processes train, our own blocks take Unsloth's
+place. `model.backend: auto` goes by the evidence in cards.json. Which
 way was taken is fixed in the manifest when the first step begins (pipeline/way.py).
 """
 

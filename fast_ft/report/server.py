@@ -71,11 +71,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(403, "this server answers to its own page only")
         elif not length.isdecimal() or int(length) > MOST_ASKED:
             self.send_error(413)
+            self.pass_over(int(length) if length.isdecimal() else 0)
         elif (question := _read(self.rfile.read(int(length)))) is None:
             self.send_error(400, "no JSON")
         else:
             told = json.dumps(finite(self.server.answer(question)), allow_nan=False).encode()
             self.send("application/json", gzip.compress(told, 1))
+
+    def pass_over(self, length: int) -> None:
+        """Read a body that is not wanted: a client that is still sending when its connection ends sees no reply."""
+        left = min(length, 100 * MOST_ASKED)
+        with contextlib.suppress(OSError):
+            while left > 0 and (piece := self.rfile.read(min(left, MOST_ASKED))):
+                left -= len(piece)
 
     def allowed(self) -> bool:
         """Return whether this machine's browser asks for the page itself; else say why not."""

@@ -33,7 +33,6 @@ class RunDir:
         self.on_saved = on_saved  # called when a checkpoint or a phase is on the disk
         self.on_answer = on_answer  # called when an answer is, or a judge's reply
         self.manifest_path = root / "manifest.json"
-        self.recipe_path = root / "recipe.yaml"  # the file as the user wrote it
         self.plan = root / "plan.json"
         self.duplicates = root / "duplicates.json"  # which rows were skipped, and of which rows they are duplicates
         self.log = root / "log.jsonl"
@@ -171,7 +170,8 @@ class RunDir:
 def output_folder(recipe: Recipe, recipe_path: str | Path) -> Path:
     """Return output_dir with {recipe} (the recipe file's stem) and {digest8} filled in.
 
-    {digest8} is load.digest's beginning, budgets of minutes left aside: with other minutes a run goes on.
+    {digest8} is the beginning of the recipe's digest (recipe/loader.py), budgets of minutes left aside: with other
+    minutes a run goes on.
     """
     from fast_ft.recipe.loader import digest
 

@@ -64,9 +64,16 @@ class Lease:
             self.lost = True
             return
         self.content["beat"] += 1
-        with contextlib.suppress(OSError), self.path.open("a+", encoding="utf-8") as file:
-            file.truncate(0)  # in place: a Drive's rename may leave two files of one name
-            file.write(json.dumps(self.content))
+        content = json.dumps(self.content).encode()
+        with contextlib.suppress(OSError):
+            # In place: a Drive's rename may leave two files of one name. In one write, and cut to length only after it:
+            # whoever reads meanwhile finds this beat or the last one, and never an empty lease.
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            try:
+                os.write(file, content)
+                os.ftruncate(file, len(content))
+            finally:
+                os.close(file)
 
     def give_back(self) -> None:
         """Remove the lease, wherever the folder is by now."""
@@ -133,10 +140,13 @@ def hold(
 
 
 def is_held(root: Path) -> bool:
-    """Return whether a living process holds `root`, as a look tells. Of another machine's, its age by this clock."""
+    """Return whether a living process holds `root`, as a look tells.
+
+    Of another machine's lease, and of one that is cut off in writing, its age by this clock tells.
+    """
     holder = _read(root / NAME)
-    if holder is None or (holds := _holds(root, holder)) is not None:
-        return holder is not None and bool(holds)
+    if holder is not None and (holds := _holds(root, holder)) is not None:
+        return holds
     with contextlib.suppress(OSError):
         return time.time() - (root / NAME).stat().st_mtime < 10 * STALE  # clocks differ
     return False

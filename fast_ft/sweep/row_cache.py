@@ -1,4 +1,4 @@
-"""PreparedData data that is kept from one trial to the next."""
+"""Prepared rows that are kept from one trial to the next."""
 
 from __future__ import annotations
 

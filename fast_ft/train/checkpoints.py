@@ -61,10 +61,16 @@ def best(root: Path, step: int) -> Path:
     return root / f"best-{step}"
 
 
-def newest(root: Path, *, before: int | None = None) -> Path | None:
-    """Return the newest whole checkpoint (of a step below `before`), or None; it and the one before it stay.
+def newest(root: Path) -> Path | None:
+    """Return the newest whole checkpoint, or None. Nothing is removed: another process may be training here."""
+    return next((path for path in reversed(_there(root)) if state.problem(path) is None), None)
 
-    Checkpoints that are too old, not below `before` or damaged are removed; a warning names the damaged ones.
+
+def settle(root: Path, *, before: int | None = None) -> Path | None:
+    """Return the newest whole checkpoint (of a step below `before`), or None, and make it the newest one of all.
+
+    Checkpoints that are too old, not below `before` or damaged are removed; a warning names the damaged ones. It and
+    the one before it stay. For the process that holds the run's lock.
     """
     _prune(root)  # a kill may have come before this was done
     for path in reversed(_there(root)):
@@ -84,13 +90,13 @@ def resume_point(root: Path, minutes: float | None) -> ResumePoint:
     the rate went down. What was trained since then is trained again, and the adapter becomes that of a run without the
     smaller budget.
     """
-    path = newest(root)
+    path = settle(root)
     if path is None:
         return ResumePoint(None, state.TrainState(), 0)
     done = state.read(path)
     turn = root / f"step-{done.anneal_from}"
     if done.stop_at is not None and longer(minutes, done.minutes) and turn.is_dir() and state.problem(turn) is None:
-        newest(root, before=done.anneal_from + 1)  # removes what lies beyond
+        settle(root, before=done.anneal_from + 1)  # removes what lies beyond
         return ResumePoint(turn, replace(state.read(turn), seconds=done.seconds), done.global_step)
     return ResumePoint(path, done, done.global_step)
 
@@ -164,7 +170,7 @@ def _turn(path: Path) -> list[Path]:
     """Return the checkpoint from which the learning rate of this one's run goes down early, if it does."""
     try:
         done = state.read(path)
-    except InputError:  # newest() says so
+    except InputError:  # settle() says so
         return []
     return [path.parent / f"step-{done.anneal_from}"] if done.stop_at is not None else []
 

@@ -34,6 +34,11 @@ class BadStepWatch:
         """Whether the latest step was good, and one bad step alone decides nothing."""
         return not self._bad and self.limit > 1
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether the latest step was bad."""
+        return bool(self._bad)
+
     def see(self, entry: Mapping[str, Any], *, is_last: bool) -> None:
         """Take note of a step's line in the log."""
         self.broken = not math.isfinite(entry["loss"])

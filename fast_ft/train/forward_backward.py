@@ -166,7 +166,7 @@ class Passes:
             for each in drawing:
                 each.training = False
             with torch.no_grad():
-                return self._loss(*micro.to(self.device), longest).item()
+                return self.loss(*micro.to(self.device), longest).item()
         finally:
             for each, mode in zip(drawing, modes, strict=True):
                 each.training = mode
@@ -193,8 +193,11 @@ class Passes:
             (loss * self._scale).backward()
         return loss.detach()
 
-    def _loss(self, tokens_4T: Tensor, starts_S: Tensor, longest: int) -> Tensor:
-        """Return a micro-batch's summed loss (0-d), without a backward pass."""
+    def loss(self, tokens_4T: Tensor, starts_S: Tensor, longest: int) -> Tensor:
+        """Return the loss (0-d) of a micro-batch on the device, summed over its trained tokens, by the same pass.
+
+        No row has more than `longest` tokens. There is no backward pass.
+        """
         with packed_attention.packed_pass(self._causal.config, PackedRows(starts_S, min(longest, tokens_4T.shape[1]))):
             return self._total(tokens_4T)
 

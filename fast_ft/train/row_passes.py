@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fast_ft.data.encoding import IGNORE_INDEX
+from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.plan.plans import TrainPlan
 from fast_ft.train.forward_backward import Passes
+from fast_ft.train.micro_batch import MicroBatch, lay_out
 
 
 class RowPasses(Passes):
@@ -32,12 +33,27 @@ class RowPasses(Passes):
     def run(self, tokens_4T: Tensor, starts_S: Tensor) -> Tensor:
         """Run the passes row by row over a micro-batch on the device; return its loss as a call does."""
         total = torch.zeros((), device=self.device)
-        for start, stop in itertools.pairwise(starts_S.tolist()):
-            if start < stop:
-                total += self._row(tokens_4T[:, start:stop])
+        for row_4t in _rows(tokens_4T, starts_S):
+            loss = self._row_loss(row_4t) / self._supervised
+            (loss * self._scale).backward()
+            total += loss.detach()
         return total
 
-    def _row(self, tokens_4t: Tensor) -> Tensor:
+    def loss(self, tokens_4T: Tensor, starts_S: Tensor, longest: int) -> Tensor:
+        """Return the loss (0-d) of a micro-batch on the device, summed over its trained tokens, row by row."""
+        total = torch.zeros((), device=self.device)
+        for row_4t in _rows(tokens_4T, starts_S):
+            if (row_4t[1] != IGNORE_INDEX).any():
+                total += self._row_loss(row_4t)
+        return total
+
+    def blank(self, tokens: int) -> MicroBatch:
+        """Return a micro-batch of this width that trains nothing: of the longest rows, which take the most memory."""
+        each = min(self.shape.longest, tokens)
+        rows = [EncodedRow("", [self.shape.pad_id] * each, [IGNORE_INDEX] * each)] * (tokens // each)
+        return lay_out(rows, tokens=tokens, places=len(rows), pad_id=self.shape.pad_id)
+
+    def _row_loss(self, tokens_4t: Tensor) -> Tensor:
         ids_1t, targets_1t, _, lengths_1t = tokens_4t[:, None].unbind(0)
         if self._noise is not None:
             self._noise.row_lengths_1T = lengths_1t
@@ -46,11 +62,12 @@ class RowPasses(Passes):
             kept = torch.arange(ids_1t.shape[1], device=ids_1t.device)
         with self._autocast():
             logits_KV = logits_at(self._causal, ids_1t, kept)
-            loss = cross_entropy(
-                logits_KV.float(), targets_1t[0][kept], ignore_index=IGNORE_INDEX, reduction="sum"
-            ) / self._supervised  # fmt: skip
-        (loss * self._scale).backward()
-        return loss.detach()
+            return cross_entropy(logits_KV.float(), targets_1t[0][kept], ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def _rows(tokens_4T: Tensor, starts_S: Tensor) -> list[Tensor]:
+    """Return the rows of a micro-batch, each 4t."""
+    return [tokens_4T[:, start:stop] for start, stop in itertools.pairwise(starts_S.tolist()) if start < stop]
 
 
 def logits_at(model: Any, ids_1t: Tensor, places_K: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ class TrainSession:
         self.optimizer = make_optimizer(self.flat, task.section)
         self.notes: list[str] = []  #: what the manifest has to know
         self.peak_gib = 0.0  #: of GPU memory reserved, over all stages
-        self.gave_up = False  #: bad numbers came twice; the last good state is the end
+        self.gave_up = False  #: bad numbers came twice, or there is no good state; the last good state is the end
+        self.is_stranded = False  #: bad numbers came once, and no state from before them is left
         self.ahead = loaded.device == "cuda" and ranks.size == 1  #: a step may be launched while the last one runs
         self._in_flight = 0  # steps that were launched, and have not ended
         self._watch = BadStepWatch(task.section.max_bad_steps)
@@ -189,9 +190,10 @@ class TrainSession:
     def checkpoint_if_due(self, scaler: GradScaler | None) -> None:
         """Save the state every `save_steps` steps, and where the learning rate begins to go down early.
 
-        `scaler` is fp16's. At a stage's end the state is saved anyway.
+        `scaler` is fp16's. At a stage's end the state is saved anyway. While bad steps are being counted, none is
+        saved: it would take the place of one that training may have to go back to.
         """
-        if self._is_due(self.state):
+        if self._is_due(self.state) and not self._watch.is_counting:
             assert self._in_flight == 0, "the weights are those of the state"
             self.state.scaler = scaler.state_dict() if scaler is not None else None
             self._checkpoint()
@@ -271,8 +273,8 @@ class TrainSession:
         elif self._first_weights is not None:
             with torch.no_grad():
                 self.flat.parameter.copy_(self._first_weights)
-        else:
-            is_the_end = True  # a resumed run whose only checkpoint was bad: there is nothing to go on from
+        else:  # a resumed run whose only checkpoint was bad
+            self.is_stranded = is_the_end = True
         self.gave_up = self.ranks.share(is_the_end)
         replicas.share_state(self.ranks, self.save_state, self.resume)
         self.state.seconds, self.state.rate_factor = seconds, 0.5

@@ -15,6 +15,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
 from fast_ft.doctor.findings import Finding, as_json
 from fast_ft.hub.families import TARGET_MODULES
+from tests.helpers.patience import PATIENCE, wait_until
 
 SMALL = Scale(
     config={
@@ -180,12 +182,13 @@ def test_the_boxes_stay_below_ten_minutes_and_later_parts_get_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float] = []
+    monkeypatch.setattr(card_file, "time", SimpleNamespace(monotonic=lambda: 7.0))  # the parts here take no time
     monkeypatch.setattr(card_file, "run_process", lambda command, log, timeout, out=None: limits.append(timeout) or 0)
     card_file.measure(Order(tmp_path / "a.json"))
     assert sum(part.seconds for part in PARTS) <= SECONDS < 600
-    assert limits[0] == pytest.approx(PARTS[0].seconds, abs=2), "no more than leaves room for the later ones"
-    assert all(limit >= part.seconds - 2 for limit, part in zip(limits, PARTS, strict=True))
-    assert limits[-1] == pytest.approx(SECONDS, abs=10), "what the first ones did not use"
+    assert limits[0] == SECONDS - sum(part.seconds for part in PARTS[1:]), "no more than leaves room for the later ones"
+    assert all(limit >= part.seconds for limit, part in zip(limits, PARTS, strict=True))
+    assert limits[-1] == SECONDS, "what the first ones did not use"
 
 
 @pytest.mark.parametrize(
@@ -226,12 +229,13 @@ def test_ctrl_c_in_a_real_part_leaves_a_file_that_says_so(tmp_path: Path) -> Non
     with subprocess.Popen(
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
     ) as process:
-        until = time.monotonic() + 60
-        while time.monotonic() < until and not any("tflops" in p.read_text() for p in work.glob("bench-*/rates.json")):
-            time.sleep(0.05)
+        wait_until(
+            lambda: any("tflops" in path.read_text() for path in work.glob("bench-*/rates.json")),
+            lambda: process.poll() is None,
+        )
         (job,) = work.glob("bench-*/rates.job.json")
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE)
     made = json.loads(path.read_text())
     assert process.returncode == 130 and made["stopped"] and made["partial"]
     assert made["parts"]["rates"]["failed"] == card_file.STOPPED and made["parts"]["rates"]["tflops"]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import budget, calibration, headers
+from bench import budget, calibration, figures, headers
 from bench.figures import RESULTS
 from fast_ft.recipe.loader import load_recipe
 
 FOUND: dict[str, Any] = json.loads((RESULTS / "t4-minutes.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", headers.recipes(), ids=lambda path: path.stem)
-def test_a_header_says_what_the_plan_says(path: Any) -> None:
+@pytest.mark.parametrize("path", [path for path in headers.recipes() if path.stem in FOUND["recipes"]])
+def test_a_header_says_what_the_plan_says(path: Path) -> None:
     """After a change of the model or of a recipe: python -m bench --only budget, then python -m bench --readme."""
     recipe, done = load_recipe(str(path)), FOUND["recipes"][path.stem]
     minutes = budget.again(recipe, done)
@@ -23,6 +24,30 @@ def test_a_header_says_what_the_plan_says(path: Any) -> None:
     assert budget.settled(recipe, done).to_json() == done["plan"]
     assert path.read_text(encoding="utf-8") == headers.rendered(path)
     assert len(done["step_lengths"]) == done["steps"] and sum(map(sum, done["step_lengths"])) == done["tokens"]
+
+
+SCORES = {
+    "quickstart": {
+        "exact match {:.0%} on the 100 prompts": "pocket.tuned_exact_match",
+        "the base model {:.0%};": "pocket.base_exact_match",
+        "; {:.0%} on 300 more": "pocket.fresh_exact_match",
+    },
+    "smollm": {
+        "{:.0f} of 24 answers": "smollm.cpu.tuned_in_manner", "the base model {:.0f} (": "smollm.cpu.base_in_manner",
+    },
+    "sweep-pocket": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_header_says_what_was_measured_on_a_cpu(name: str) -> None:
+    """After another measurement python -m bench --readme writes the minutes. The scores are typed, and compared."""
+    (path,) = (path for path in headers.recipes() if path.stem == name)
+    text = path.read_text(encoding="utf-8")
+    assert text == headers.rendered(path) and f"\n{headers.took(name)}\n" in text
+    for says, figure in SCORES[name].items():
+        value = figures.read()[figure]["value"] * (24 if name == "smollm" else 1)
+        assert says.format(value).replace("%", " %") in text, figure
 
 
 def test_a_header_follows_the_figures(tmp_path: Any) -> None:

@@ -15,6 +15,7 @@ from bench.process import WaitingProcess, card_to_itself
 from fast_ft.hub.families import FamilySpec
 from fast_ft.recipe import loader
 from tests.helpers.parts import POCKET
+from tests.helpers.patience import PATIENCE
 
 RECIPE = "bench/recipes/first-100.yaml"
 PLAN = {"micro_batch": 8, "most_tokens": 2048}
@@ -67,7 +68,7 @@ def test_the_five_runs_are_valid_recipes_and_differ_from_those_that_were_fitted_
 def _order(path: Path) -> training.Order:
     where = training.setup(None, 8, 14.7)
     overrides = [f"model.tokenizer={POCKET}"]
-    return training.Order(path, RECIPE, overrides, where, timeout=30, again=False, command="python -m bench")
+    return training.Order(path, RECIPE, overrides, where, timeout=PATIENCE, again=False, command="python -m bench")
 
 
 def test_runs_take_turns_after_their_bases_are_written_and_one_that_failed_is_run_again(
@@ -144,11 +145,11 @@ def test_bases_are_written_once_where_no_card_is_seen(monkeypatch: pytest.Monkey
 
 
 def test_a_process_that_waits_for_its_turn_is_ended_with_what_it_started(tmp_path: Path) -> None:
-    waiting = WaitingProcess([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+    waiting = WaitingProcess([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path / "log")
     assert waiting.run(0.2) == "nothing after 0 s"
     waiting.end()
     failing = WaitingProcess([sys.executable, "-c", "raise SystemExit(4)"], tmp_path / "log")
-    assert failing.run(30) == 4
+    assert failing.run(PATIENCE) == 4
     failing.end()
 
 

@@ -42,7 +42,8 @@ ALLOWED = {
 }  # fmt: skip
 PHRASES = sorted((phrase for phrases in ALLOWED.values() for phrase in phrases), key=len, reverse=True)
 DOCUMENTS = [pytest.param(path, id=path.name) for path in prose.documents()]
-GENERATED = ("recipe-reference.md",)  # from the schema, to the letter: tests/project/test_docs_site.py
+#: From the schema and from the commands' help, to the letter: tests/project/test_docs_site.py and test_commands.py.
+GENERATED = ("recipe-reference.md", "commands.md")
 CITATIONS = sorted({match[0] for path in prose.documents() for match in prose.CITED.finditer(path.read_text("utf-8"))})
 
 

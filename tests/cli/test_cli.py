@@ -8,23 +8,25 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fast_ft.cli.main import COMMANDS, main
+from fast_ft.cli.parser import USAGES, build_parser
 from fast_ft.run.folder import RunDir
 from tests.helpers import killed
 from tests.helpers.parts import POCKET, REAL, ROOT, RecipeFactory, needs_real_data
+from tests.helpers.patience import PATIENCE
+from tests.helpers.speed import child_seconds
 
 
 def fast_ft(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "fast_ft", *words],
-        cwd=cwd, capture_output=True, text=True, timeout=120,
+        cwd=cwd, capture_output=True, text=True, timeout=PATIENCE,
         env=os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "100"} | environment,
     )  # fmt: skip
 
@@ -43,18 +45,21 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_help_answers_at_once() -> None:
-    seconds = []
-    for _ in range(5):  # a busy machine may need a second try
-        started = time.monotonic()
-        done = fast_ft("--help")
-        seconds.append(time.monotonic() - started)
-        assert done.returncode == 0 and done.stderr == ""
-        if seconds[-1] <= 0.3:
-            break
-    assert min(seconds) <= 0.3, seconds
+    """Within 0.3 s on a free machine, and with no library that takes long to import."""
+    done = fast_ft("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert child_seconds(lambda: fast_ft("--help"), 0.3) <= 0.3
+    told = fast_ft("--help", PYTHONPROFILEIMPORTTIME="1").stderr.splitlines()
+    imported = {line.split()[-1].split(".")[0] for line in told}
+    assert "fast_ft" in imported and not imported & {"torch", "numpy", "pydantic", "yaml", "pyarrow", "huggingface_hub"}
     for command in COMMANDS:
         assert f"\n    {command} " in done.stdout, command
     assert "Exit status: 0 done" in done.stdout
+
+
+def test_help_speaks_of_overrides_where_a_command_takes_them() -> None:
+    for name, parser in build_parser()[1].items():
+        assert ("replaces the recipe's value" in parser.format_help()) == USAGES[name].takes.overrides, name
 
 
 def test_no_words_at_all_show_the_help() -> None:
@@ -265,7 +270,7 @@ def test_data_list_has_a_line_for_each_selected_row(
     assert all(row["id"] in line and "…" in line for line, row in zip(lines[-17:-1], selected, strict=True))
 
 
-def test_data_tells_what_rows_fell_for(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_tells_why_rows_are_left_out(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(recipe_file())
     assert main(["data", path, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)["selected"][0]["id"]
@@ -280,7 +285,7 @@ def test_data_tells_what_rows_fell_for(recipe_file: RecipeFactory, capsys: pytes
     assert over["why"] == "verb" and over["like"] in [row["id"] for row in found["selected"]]
     assert main(["data", path, "--list", *words]) == 0
     said = capsys.readouterr().out
-    assert "that passed select.where and fell for something else" in said
+    assert "left out, but not by select.where: " in said
     assert re.search(rf"│ {over['id']} +│ verb +│ +{over['like']} │", said)
     assert main(["data", path, "--why", over["id"], *words]) == 0
     said = capsys.readouterr().out
@@ -455,7 +460,7 @@ def test_other_errors_of_the_system_are_bugs(monkeypatch: pytest.MonkeyPatch, er
 def test_too_little_address_space_is_one_sentence(recipe_file: RecipeFactory, tmp_path: Path, kib: int) -> None:
     path = recipe_file({"data.test": None})
     command = f"ulimit -v {kib}; exec '{sys.executable}' -m fast_ft '{path}'"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (said,) = done.stderr.splitlines()
     assert said.startswith(f"error: this shell allows a process {kib:,} KiB") and "ulimit -v unlimited" in said

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from fast_ft.run import lock, prune
 from fast_ft.run.folder import RunDir, output_folder
 from fast_ft.run.listing import differing, ended_as, list_runs, unusual
 from tests.helpers.parts import RecipeFactory
+from tests.helpers.patience import PATIENCE
 
 #: Another value for each of many keys, as a second version of a recipe has it.
 MANY = [
@@ -249,7 +251,7 @@ def test_prune_leaves_a_run_that_is_in_use(
 def test_prune_deletes_what_a_killed_process_left(recipe_file: RecipeFactory, tmp_path: Path) -> None:
     folder = make(recipe_file(), phases=())
     hold = f"from fast_ft.run import lock; import os\nwith lock.hold(lock.Path({str(folder.root)!r})): os._exit(1)"
-    subprocess.run([sys.executable, "-c", hold], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", hold], check=False, timeout=PATIENCE)
     assert (folder.root / ".lease").is_file()
     assert [run.state for run in list_runs(tmp_path / "runs")] == ["unfinished"]
     assert main(["runs", str(tmp_path / "runs"), "--prune", "--yes"]) == 0
@@ -334,8 +336,15 @@ def test_a_name_that_acts_on_a_terminal_is_shown_only(
     assert "a\\u001b[2Jb" in out and "\x1b" not in out
 
 
+@pytest.mark.parametrize(("zone", "shown"), [("WEST+11", "31 Jan 2020"), ("EAST-14", "01 Feb 2020")])
 def test_times_are_this_machines(
-    recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    zone: str, shown: str, recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(recipe_file()).update(started="2020-01-31T12:00:00+00:00")
-    assert "31 Jan 2020" in listed(capsys, str(tmp_path / "runs"))
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TZ", zone)
+            time.tzset()
+            assert shown in listed(capsys, str(tmp_path / "runs"))
+    finally:
+        time.tzset()

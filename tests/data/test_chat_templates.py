@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,16 @@ AS_TRANSFORMERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", AS_TRANSFORMERS)
 def test_what_templates_ask_for_is_there(case: str, tmp_path: Path) -> None:
+    today = dt.date.today()
+    try:
+        is_as_transformers_has_it(case, tmp_path / "once")
+    except AssertionError:
+        if dt.date.today() == today:
+            raise
+        is_as_transformers_has_it(case, tmp_path / "again")  # midnight came between two of the texts
+
+
+def is_as_transformers_has_it(case: str, tmp_path: Path) -> None:
     made = encoder(tmp_path, AS_TRANSFORMERS[case], bos_token=None)
     for messages in (TALK, MIDDLE):
         example = row(*messages)

@@ -104,7 +104,7 @@ def test_the_same_rows_in_any_layout_give_the_same_examples(tmp_path, layout, su
     assert pool.examples([2, 0])[0].id == "c"
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.text(), st.text(), st.one_of(st.none(), st.floats(allow_nan=True))), min_size=1))
 def test_the_short_cut_for_arrow_says_what_the_rows_say(tmp_path, rows):
     """regular_columns() and parse_row() agree on every text, also in that they refuse it."""
@@ -360,7 +360,7 @@ def test_the_lead_is_stripped_in_every_form():
 def test_a_megabyte_of_spaces_takes_no_longer_than_other_text():
     began = time.process_time()
     assert strip_lead("a" + " " * 1_000_000 + "b") == "a" + " " * 1_000_000 + "b"
-    assert time.process_time() - began < 2, "minutes, where a pattern begins anew at each space"
+    assert time.process_time() - began < 20, "minutes, where a pattern begins anew at each space"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared real data is not here")

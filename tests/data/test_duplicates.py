@@ -168,7 +168,7 @@ def test_who_types_the_method_is_not_stopped():
     assert again.typed("select.deduplicate"), "a run that goes on was let through already"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), max_size=8), st.sampled_from([0.3, 0.6, 1.0])
 )

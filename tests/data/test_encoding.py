@@ -99,7 +99,7 @@ PIECES = st.lists(st.sampled_from([*AWKWARD[:12], " ", "\n"]) | TEXT, min_size=1
 CLEAN = PIECES.map(str.strip).filter(bool)  # data/dataset.py strips what it loads
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(prompt=CLEAN, response=CLEAN)
 def test_the_contract_holds_on_any_text(llama: Encoder, chat: Encoder, prompt: str, response: str) -> None:
     check(llama, example(prompt, response))

@@ -11,6 +11,7 @@ import pytest
 from fast_ft.common.errors import InputError
 from fast_ft.data import jinja_sandbox
 from fast_ft.data.jinja_sandbox import SandboxedTemplate
+from tests.helpers.parts import ROOT
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -74,16 +75,29 @@ def test_a_chat_template_is_bounded_in_time_and_memory(case: str, monkeypatch: p
     started = time.monotonic()
     with pytest.raises(InputError, match=r"evil: its chat template .*Use model\.template: llama-2"):
         SandboxedTemplate(COSTS[case], "evil").render(HI)
-    assert time.monotonic() - started < 30  # two waits and two starts, on a busy machine
+    assert time.monotonic() - started < 120  # two waits and two starts, on a busy machine; without a bound, hours
 
 
 def test_after_its_end_a_template_says_so_again(monkeypatch: pytest.MonkeyPatch) -> None:
     template = SandboxedTemplate("{% if messages[1] is defined %}" + COSTS["loops"] + "{% endif %}ok", "sly")
     assert template.render(HI) == "ok"
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 1.0)  # after the start, which takes longer on a busy machine
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 1.0)
     for _ in range(2):
         with pytest.raises(InputError, match="took more than 1 s"):
             template.render(HI * 2)
+
+
+def test_the_start_of_the_process_is_no_part_of_a_templates_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, program = tmp_path / "slow.py", str(ROOT / "fast_ft" / "data" / "jinja_worker.py")
+    slow.write_text(f"import runpy, time\ntime.sleep(1.2)\nrunpy.run_path({program!r}, run_name='__main__')\n")
+    monkeypatch.setattr(jinja_sandbox, "_PROGRAM", slow)
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 1.0)
+    assert SandboxedTemplate("{{ messages[0].content }}", "x").render(HI) == "hi"
+    slow.write_text("raise SystemExit(1)")
+    with pytest.raises(InputError, match="took more than"):
+        SandboxedTemplate("x", "x")
 
 
 def test_the_process_has_no_keys_and_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

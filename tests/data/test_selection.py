@@ -21,6 +21,8 @@ from fast_ft.data.metrics import measure
 from fast_ft.data.selection import mask_of, select
 from fast_ft.recipe.conditions import parse_condition
 from fast_ft.recipe.schema import METRICS, Data, Select
+from tests.helpers.patience import PATIENCE
+from tests.helpers.speed import slowness
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -60,7 +62,7 @@ def test_metrics_of_rows():
     assert rows["score"].to_pylist() == [None] * 3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text("ab AB\n\t\u3000.", max_size=30), min_size=1, max_size=20))
 def test_word_counts_are_pythons(texts):
     texts = [text.strip() for text in texts]
@@ -114,7 +116,7 @@ def test_rows_of_any_script_have_as_many_words_as_their_texts():
     assert rows["type_token_ratio"].to_pylist()[texts.index("コーヒーを")] == 4 / 5
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("好你の（）「」。， ab\n\u3000\u0e01\u0e34\u0301“”é👍ー\u0f0b", max_size=14))
 def test_words_without_spaces_are_found_as_by_a_pattern(text):
     """The pattern says what a word of a script without spaces is; the program looks at all characters side by side."""
@@ -123,7 +125,7 @@ def test_words_without_spaces_are_found_as_by_a_pattern(text):
     assert text_words.words(text) == apart.split()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(max_codepoint=127), max_size=60))
 def test_words_of_ascii_are_pythons_and_terms_are_rouges(text):
     assert text_words.words(text) == text.split()
@@ -295,9 +297,11 @@ print(json.dumps({
 
 @pytest.mark.parametrize("spaces", [True, False], ids=["words", "letters without spaces"])
 def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path, spaces):
-    """The bar is 1.5 s and 600 MB; where others keep the cores busy, processor time counts, and there are three tries.
+    """The bar is 1.5 s and 600 MB on a free machine of tests/helpers/speed.py's speed.
 
-    The text is as long as Alpaca's: 48 words a response, 3 % of them over 150.
+    Where others keep the cores busy, processor time counts, and the best of three tries, each over the machine's
+    slowness. A comparison of all rows with all would take an hour. The text is as long as Alpaca's: 48 words a
+    response, 3 % of them over 150.
     """
     draw = random.Random(0)
     vocabulary = [f"word{n}" if spaces else chr(0x4E00 + n) for n in range(5000)]
@@ -319,10 +323,11 @@ def test_52002_rows_are_selected_from_quickly_without_torch(tmp_path, spaces):
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     command = [sys.executable, "-c", MEASURED, str(tmp_path)]
     for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
-        measured = json.loads(done.stdout)
-        print(measured)
-        seconds = min(measured["seconds"], measured["cpu_seconds"])
+        slow = slowness()
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=True)
+        measured, slow = json.loads(done.stdout), max(slow, slowness())
+        print(measured, slow)
+        seconds = min(measured["seconds"], measured["cpu_seconds"]) / slow
         if seconds <= 1.5:
             break
     assert (measured["rows"], measured["taken"], measured["heavy"]) == (52002, 100, [])

@@ -14,7 +14,7 @@ from fast_ft.data.dataset import load_pool
 from fast_ft.data.examples import Pool
 from fast_ft.data.metrics import measure
 from fast_ft.data.selection import Selection, select
-from fast_ft.data.why import fallen, why
+from fast_ft.data.why import left_out, why
 from fast_ft.recipe.lint import lint
 from fast_ft.recipe.loader import load_recipe, validated
 from fast_ft.recipe.schema import Data, Select
@@ -204,7 +204,7 @@ def test_why_a_row_was_not_taken_is_told_step_by_step() -> None:
         and steps("2")[1] == "rank 3 of 5 rows that could be taken"
     )
     assert steps("0")[-1] == "taken, as one of 3 rows"
-    assert [(row.id, row.why, row.like) for row in fallen(section, found)] == [
+    assert [(row.id, row.why, row.like) for row in left_out(section, found)] == [
         ("2", "topic", "0"), ("3", "topic", "1"), ("5", "select.reject.response 'crystals'", None)
     ]  # fmt: skip
     with pytest.raises(InputError, match="--why '9': none of 6 rows has this id"):

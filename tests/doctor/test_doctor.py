@@ -15,6 +15,7 @@ from fast_ft.cli.main import main
 from fast_ft.common import gpu
 from fast_ft.doctor import doctor, versions
 from fast_ft.doctor.findings import Finding
+from tests.helpers.patience import PATIENCE
 
 CARD = {"name": "Tesla T4", "memory": "15360 MiB", "driver": "580.1"}
 
@@ -125,20 +126,24 @@ def test_the_network_is_asked_for_two_seconds_at_most(monkeypatch: pytest.Monkey
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(doctor, "SECONDS", 0.2)
     over = threading.Event()
 
     def ask(url: str) -> None:
         if url == constants.ENDPOINT:
-            over.wait(30)
+            over.wait(PATIENCE)
         raise ConnectionError
 
-    started = time.monotonic()
-    found = by_name(doctor.network(ask))
-    assert time.monotonic() - started < 10
+    for seconds in (0.2, 2.0, 20.0):  # on a busy machine a thread may not even begin within the first
+        monkeypatch.setattr(doctor, "SECONDS", seconds)
+        started = time.monotonic()
+        found = by_name(doctor.network(ask))
+        assert time.monotonic() - started < PATIENCE / 2, "the hub's answer is not waited for"
+        assert f"no answer within {seconds:g} s" in found["hub"].text and found["hub"].level == "note"
+        if "ConnectionError" in found["package index"].text:
+            break
     over.set()
-    assert "no answer within 0.2 s" in found["hub"].text and found["hub"].level == "note"
     assert "ConnectionError" in found["package index"].text
+    monkeypatch.setattr(doctor, "SECONDS", PATIENCE)
     assert {each.text for each in doctor.network(lambda url: None)} == {"reachable"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "not asked" in by_name(doctor.network(lambda url: None))["hub"].text

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,8 @@ from fast_ft.export import gguf_model
 from fast_ft.export.export import Export
 from fast_ft.models import adapter_check
 from tests.helpers.parts import ROOT
+from tests.helpers.patience import PATIENCE, wait_until
+from tests.helpers.ports import free_port
 from tools import smollm
 
 NEW_TOKENS = 24
@@ -44,9 +44,7 @@ pytestmark = [
 @contextmanager
 def serving(model: Path, *options: str) -> Iterator[str]:
     """Serve a GGUF on a free port of this machine; yield the address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         str(server()),
         "-m",
@@ -64,17 +62,18 @@ def serving(model: Path, *options: str) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).read()
-                break
-            except OSError:
-                assert process.poll() is None, "llama-server ended"
-                time.sleep(0.25)
+        wait_until(lambda: is_up(address), lambda: process.poll() is None, "llama-server")
         yield address
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
+
+
+def is_up(address: str) -> bool:
+    with suppress(OSError):
+        urllib.request.urlopen(f"{address}/health", timeout=10).read()
+        return True
+    return False
 
 
 def spoken(address: str, ids: list[int]) -> list[int]:

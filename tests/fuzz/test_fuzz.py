@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.fuzz import targets as fuzz_targets
 from tests.fuzz.targets import ODD, SEEDS, TARGETS
 
-FEW = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), max_examples=150)
+FEW = settings(suppress_health_check=list(HealthCheck), max_examples=150)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(ODD),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -13,13 +13,19 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.helpers.patience import PATIENCE
+
 #: (the request's place among all, from 0; how often this content was asked before; its text) -> a fault's name, or ""
 Faults = Callable[[int, int, str], str]
 PACKED = {"Content-Encoding": "gzip"}
 
 
 class JudgeServer:
-    """`times` and `keys`: one entry a request; `most_at_once`: how many requests waited for their replies, at most."""
+    """`times` and `keys`: one entry a request; `most_at_once`: how many requests waited for their replies, at most.
+
+    `before_reply` is called with a request's place, in its own thread, while the request waits for its reply: a test
+    lets it wait for an event, where a pause of some milliseconds would only make an order of things likely.
+    """
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
@@ -31,7 +37,7 @@ class JudgeServer:
         self.keys: set[str] = set()
         self.most_at_once = self._at_once = 0
         self.lock = threading.Lock()
-        self.delay = 0.0
+        self.before_reply: Callable[[int], object] = lambda place: None
         self.over = threading.Event()
 
     @property
@@ -39,6 +45,11 @@ class JudgeServer:
         """Contents that got a whole reply, each with how often."""
         with self.lock:
             return self._answered.copy()
+
+    def gather(self, count: int) -> None:
+        """Reply to none of the next requests until `count` of them wait for their replies at the same time."""
+        together, until = threading.Barrier(count), self.requests + count
+        self.before_reply = lambda place: together.wait(PATIENCE) if place < until else None
 
     @property
     def requests(self) -> int:
@@ -112,7 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][-1]["content"]
         with owner.lock:
-            fault = owner.faults(len(owner.times), owner.asked[text], text)
+            place = len(owner.times)
+            fault = owner.faults(place, owner.asked[text], text)
             owner.asked[text] += 1
             owner.seen.append(text)
             owner.bodies.append(body)
@@ -120,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             owner.keys.add(self.headers.get("Authorization", ""))
             owner._at_once += 1
             owner.most_at_once = max(owner.most_at_once, owner._at_once)
-        owner.over.wait(owner.delay)
+        owner.before_reply(place)
         with owner.lock:  # before the reply: a client that has all of it may ask again before this thread goes on
             owner._at_once -= 1
         with contextlib.suppress(OSError):

@@ -11,6 +11,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.helpers import cheap
 
 ROOT = Path(__file__).parents[2]
@@ -22,15 +24,22 @@ def start(arguments: list[str], errors: Path, **environment: str) -> BaseProcess
 
 
 def start_function(function: Callable[..., None], *given: Any) -> BaseProcess:
-    """Call a function of a test's module in a process of its own."""
-    # The server takes the environment of its first start; this file is imported there.
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    """Call a function of a test's module in a process of its own, with the environment as it is now."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.helpers.killed_imports"])
-    process: BaseProcess = context.Process(target=function, args=given)
-    process.start()
+    process: BaseProcess = context.Process(target=_call, args=(dict(os.environ), function, given))
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:  # for the server, which imports this file, where it is not there yet
+        patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys(paths)))
+        process.start()
     return process
+
+
+def _call(environment: dict[str, str], function: Callable[..., None], given: tuple[Any, ...]) -> None:
+    """In the child, whose environment is that of the server's start, in whichever test that was."""
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*given)
 
 
 def finished(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.recipe import loader
 from fast_ft.run.folder import RunDir
 from tests.helpers.parts import POCKET
+from tests.helpers.patience import wait_until
 
 #: Text that becomes markup, script or a template slot wherever somebody forgets to escape it.
 EVIL = [
@@ -142,6 +143,10 @@ def made_run(recipe: Path, texts: list[str], better: float = 0.5) -> tuple[RunDi
     return folder, prepared
 
 
+#: Milliseconds of a piece of work in Browser.slowness, on the machine that the bars of seconds were set on.
+REFERENCE = 5.0
+
+
 class Browser:
     """A headless Chromium, driven through the DevTools protocol where selenium has no word for it."""
 
@@ -171,12 +176,28 @@ class Browser:
         self.wait("typeof fastFt !== 'undefined' && fastFt.ready && (!fastFt.map || fastFt.map.plot)")
         return time.monotonic() - began
 
-    def wait(self, condition: str, seconds: float = 20) -> None:
+    def wait(self, condition: str) -> None:
         """Wait until a JavaScript expression is true."""
-        until = time.monotonic() + seconds
-        while not self.js(f"return Boolean({condition})"):
-            assert time.monotonic() < until, f"never: {condition}; console: {self.driver.get_log('browser')}"
-            time.sleep(0.02)
+        wait_until(
+            lambda: self.js(f"return Boolean({condition})"),
+            what=lambda: f"{condition}; console: {self.driver.get_log('browser')}",
+        )
+
+    def slowness(self, share: float = 0.5) -> float:
+        """Return how many times longer than REFERENCE a page here takes for the same work; 1 where it is faster.
+
+        The seconds of a page are the wall's: beside other tests the browser waits for a core, and its bars with it. Of
+        twenty pieces of work, the one counts than which this share are faster.
+        """
+        took = self.js("""const times = [];
+            for (let k = 0; k < 20; k++) {
+                const began = performance.now();
+                const rows = Array.from({ length: 20000 }, (_, i) => (i * 48271) % 65537);
+                rows.sort((a, b) => a - b);
+                times.push(performance.now() - began);
+            }
+            return times.sort((a, b) => a - b)""")
+        return max(1.0, took[int(share * len(took))] / REFERENCE)
 
     def command(self, name: str, **parameters: Any) -> Any:
         """Send a command of the DevTools protocol."""

@@ -78,7 +78,13 @@ def test_the_fifth_of_a_day_warns_over_all_runs(tmp_path: Path) -> None:
     assert [e["score"] for e in ledger.read(tmp_path).attempts[0].submissions] == [4.2, 4.0, 4.0, 4.1], "by time"
 
 
-def test_recording_the_fifth_warns_at_once(tmp_path: Path) -> None:
+def test_recording_the_fifth_warns_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noon(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Noon:
+            return cls(2025, 4, 5, 12, tzinfo=public_scores.TAIPEI).astimezone(tz)
+
+    monkeypatch.setattr(dt, "datetime", Noon)  # all five on one day, whenever this runs
     folder = make_run(tmp_path, "a")
     warnings = [ledger.record(folder, 4.0) for _ in range(5)]
     assert warnings[:3] == [[], [], []] and "the last of 5" in warnings[3][0] and "5 of 5" in warnings[4][0]

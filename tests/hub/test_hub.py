@@ -9,7 +9,6 @@ import signal
 import struct
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from fast_ft.common import signals
 from fast_ft.common.errors import InputError
 from fast_ft.hub import download
+from tests.helpers.patience import PATIENCE, wait_until
 
 TOKEN = "hf_secretsecretsecretsecretsecretsecr"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -274,12 +274,9 @@ def test_a_download_that_goes_on_for_ever_ends_with_a_signal(server: Hub) -> Non
     process = multiprocessing.get_context("fork").Process(target=fetching)
     process.start()
     try:
-        until = time.monotonic() + 20
-        while server.endless not in server.fetched:
-            assert process.is_alive() and process.pid is not None and time.monotonic() < until
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGTERM)
-        process.join(20)
+        wait_until(lambda: server.endless in server.fetched, process.is_alive)
+        os.kill(process.pid or 0, signal.SIGTERM)
+        process.join(PATIENCE)
         assert process.exitcode == 130
     finally:
         process.kill()

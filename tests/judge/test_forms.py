@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from fast_ft.judge import client, client_errors, request_form, rubric
 from fast_ft.judge.request_form import RequestForm
 from tests.helpers.judge_server import completion
 from tests.helpers.judged import COUNT, expected, found, judged
+from tests.helpers.patience import PATIENCE
 
 FILTERED = {"message": "The response was filtered by the content management policy.", "code": "content_filter"}
 TOO_LONG = {"message": "This model's maximum context length is 8192 tokens.", "code": "context_length_exceeded"}
@@ -55,16 +57,19 @@ def test_what_a_server_asks_for_is_understood_in_any_body(body: str) -> None:
 
 def test_requests_under_way_are_made_again_in_the_new_form(runs: Any, serve: Any) -> None:
     server, folder = serve(lambda *_: "reasoning model"), runs("a", concurrency=8, max_retries=0)
-    server.delay = 0.02
+    server.gather(8)
     assert found(judged(folder)) == expected(folder) and server.requests <= COUNT + 2 * 8
 
 
-def test_the_new_form_stays_within_the_caps(runs: Any, serve: Any) -> None:
+def test_the_new_form_stays_within_the_caps(runs: Any, serve: Any, ended: threading.Event) -> None:
     server = serve(lambda *_: "reasoning model")
     with pytest.raises(BudgetMissed, match=f"judge.max_requests: {COUNT} requests"):
         judged(runs("a", max_requests=COUNT, concurrency=1))
     assert server.requests == COUNT
-    server.delay = 0.02  # so that eight are under way at once: 400 tokens each are within the cap, 4,496 are not
+    # Eight are under way at once: 400 tokens each are within the cap. 4,496 each, in the new form, are not.
+    ended.clear()
+    together = threading.Barrier(8)
+    server.before_reply = lambda place: (together if place < COUNT + 8 else ended).wait(PATIENCE)
     price = {"dollars_per_million_tokens": [0.0, 1000.0], "max_dollars": 0.4 * COUNT + 0.1}
     with pytest.raises(BudgetMissed, match=r"judge.max_dollars"):
         judged(runs("b", words="other", concurrency=8, **price))
@@ -172,32 +177,32 @@ def test_each_servers_way_to_refuse_a_temperature_is_understood(said: str) -> No
 def test_a_server_that_only_fails_is_given_up_in_bounded_time(
     runs: Any, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With retries and pauses that would take hours: what bounds them is the time without any reply."""
-    monkeypatch.setattr(client, "SILENCE", 0.3)
+    """With retries and pauses that would take six minutes: what bounds them is the time without any reply."""
+    monkeypatch.setattr(client, "patience_of", lambda section: 0.7)
     server = serve(lambda *_: "status 500")
     started = time.monotonic()
     with pytest.raises(InputError, match="answers with errors only; the last it said: 500"):
-        judged(runs("a", concurrency=1, max_retries=20, timeout_seconds=0.2))
-    assert time.monotonic() - started < 3 and server.requests < 21
+        judged(runs("a", concurrency=1, max_retries=20))
+    assert time.monotonic() - started < 60 and server.requests < 21
 
 
 def test_a_server_that_fails_after_its_first_replies_is_given_up_too(
     runs: Any, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "SILENCE", 0.3)
+    monkeypatch.setattr(client, "patience_of", lambda section: 0.7)
     serve(lambda place, before, text: "status 503" if place >= 4 else "")
     started = time.monotonic()
     with pytest.raises(InputError, match="answers with errors only"):
-        judged(runs("a", concurrency=2, max_retries=20, timeout_seconds=0.2))
-    assert time.monotonic() - started < 3
+        judged(runs("a", concurrency=2, max_retries=20))
+    assert time.monotonic() - started < 60
 
 
 def test_the_minutes_bound_a_command_whatever_the_server_asks_for(runs: Any, serve: Any) -> None:
-    server, folder = serve(lambda place, before, text: "429 30" if place == 5 else ""), runs("a", max_minutes=0.2)
+    server, folder = serve(lambda place, before, text: "429 590" if place == 5 else ""), runs("a", max_minutes=9)
     started = time.monotonic()
-    with pytest.raises(BudgetMissed, match=r"judge.max_minutes: 0.2 minutes are over, or would be.*kept"):
+    with pytest.raises(BudgetMissed, match=r"judge.max_minutes: 9 minutes are over, or would be.*kept"):
         judged(folder)
-    assert time.monotonic() - started < 5, "a pause beyond the minutes is not waited for"
+    assert time.monotonic() - started < PATIENCE, "a pause beyond the minutes is not waited for"
     server.faults = lambda *_: ""
     assert found(judged(folder)) == expected(folder) and max(server.answered.values()) == 1
 

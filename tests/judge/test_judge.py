@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from email.utils import formatdate
@@ -23,7 +25,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.common import signals
 from fast_ft.common.errors import BudgetMissed, InputError
-from fast_ft.judge import address, client_errors, post, pricing, rubric, scoring, statistics
+from fast_ft.judge import address, client, client_errors, post, pricing, rubric, scoring, statistics
 from fast_ft.judge.kinds import KINDS
 from fast_ft.judge.reference_judge import ReferenceJudge
 from fast_ft.judge.reply_cache import COUNTS, FILE, KeptReply, ReplyCache
@@ -35,6 +37,7 @@ from tests.helpers import killed
 from tests.helpers.judge_server import scores_for
 from tests.helpers.judged import COUNT, KEY, expected, found, judged
 from tests.helpers.parts import ROOT
+from tests.helpers.patience import PATIENCE, wait_until
 
 
 def test_the_rubrics_name_changes_with_its_words() -> None:
@@ -49,13 +52,13 @@ def test_the_rubrics_name_changes_with_its_words() -> None:
 
 
 def test_the_second_score_counts_and_the_reference_stands_first(runs: Any, serve: Any) -> None:
-    server, folder = serve(), runs("a")
-    server.delay = 0.02
+    server, folder = serve(), runs("a", concurrency=8)
+    server.gather(8)
     scores = judged(folder)
     assert found(scores) == expected(folder)
     assert scores["mean"] == pytest.approx(sum(expected(folder).values()) / COUNT, abs=1e-4)
     assert scores["low"] < scores["mean"] < scores["high"] and scores["missing"] == 0
-    assert server.requests == COUNT and 1 < server.most_at_once <= 8
+    assert server.requests == COUNT and server.most_at_once == 8
     assert all(text.index("It is") < text.index("tuned") for text in server.seen)
     assert scores["asked"]["prompt_tokens"] == 100 * COUNT and scores["answered_by"] == ["judge-2026-01-01"]
     assert scores["asked"]["dollars"] == pytest.approx(COUNT * (100 * 0.15 + 10 * 0.60) / 1e6)
@@ -64,11 +67,16 @@ def test_the_second_score_counts_and_the_reference_stands_first(runs: Any, serve
     assert scores == json.loads(folder.scores.read_text())
 
 
-def test_faults_change_no_score_and_nothing_answered_is_asked_again(runs: Any, serve: Any) -> None:
-    """Every fault, in turn, on a third of all requests: the same scores as without."""
-    faults = ["429 1", "status 500", "drop", "half", "nonsense", "empty", "slow 0.8", "status 503", "429"]
-    plan = {3 * n: fault for n, fault in enumerate(faults)}
-    server, folder = serve(lambda place, before, text: plan.get(place, "")), runs("a", concurrency=4)
+def test_faults_change_no_score_and_nothing_answered_is_asked_again(runs: Any, serve: Any, hurry: Any) -> None:
+    """Each fault meets a question, when it is asked first: the same scores as without."""
+    faults = ["429 1", "status 500", "drop", "half", "nonsense", "empty", "slow 600", "status 503", "429"]
+    plan = {f"Q {2 * n}?": fault for n, fault in enumerate(faults)}
+
+    def fault(place: int, before: int, text: str) -> str:
+        return next((fault for question, fault in plan.items() if question in text and not before), "")
+
+    hurry("Q 12?")  # the slow one
+    server, folder = serve(fault), runs("a", concurrency=4, timeout_seconds=0.3)
     scores = judged(folder)
     assert found(scores) == expected(folder) and scores["missing"] == 0
     assert max(server.answered.values()) == 1 and len(server.answered) == COUNT
@@ -77,22 +85,30 @@ def test_faults_change_no_score_and_nothing_answered_is_asked_again(runs: Any, s
     assert len(lines) == len({json.loads(line)["key"] for line in lines}) == COUNT
 
 
-def test_retry_after_holds_back_every_thread(runs: Any, serve: Any) -> None:
+def test_retry_after_holds_back_every_thread(runs: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoints: list[client.Endpoint] = []
+
+    class Seen(client.Endpoint):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            endpoints.append(self)
+
+    monkeypatch.setattr(client, "Endpoint", Seen)
     server, folder = serve(lambda place, before, text: "429 1" if place == 8 else ""), runs("a", concurrency=4)
-    server.delay = 0.02
+    server.before_reply = lambda place: place <= 8 or wait_until(lambda: endpoints[0]._not_before)
     judged(folder)
-    when = next(moment for moment, fault in server.times if fault)
-    # Those on their way when it came may still arrive; after them there is a second of silence.
-    later = sorted(moment - when for moment, _ in server.times if moment > when + 0.1)
-    assert later and later[0] >= 0.95
+    when = server.times[8][0]
+    # The three other threads may each have a request on its way before the pause is known; after it none is sent.
+    later = [moment - when for moment, _ in server.times[8 + 4 :]]
+    assert len(later) == COUNT + 1 - 12 and min(later) >= 1
 
 
 def test_retry_after_is_read_as_seconds_as_a_date_and_in_milliseconds() -> None:
     assert client_errors.retry_after({"retry-after": "3"}) == 3
     assert client_errors.retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
-    assert client_errors.retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) == pytest.approx(
-        30, abs=2
-    )
+    began = time.time()
+    found = client_errors.retry_after({"retry-after": formatdate(began + 30, usegmt=True)})
+    assert 29 - (time.time() - began) <= found <= 30, "a date has whole seconds"  # type: ignore[operator]
     assert client_errors.retry_after({"retry-after": "soon"}) is None
     assert client_errors.retry_after({"retry-after": "nan"}) is None
     assert client_errors.retry_after({}) is None
@@ -145,40 +161,41 @@ def _judge_in_a_process(folder: Path, environment: dict[str, str]) -> None:
 
 
 def test_after_a_kill_no_answered_request_is_sent_again(runs: Any, serve: Any) -> None:
-    server, folder = serve(), runs("a", concurrency=2)
-    server.delay = 0.05
+    server = serve(lambda place, before, text: "slow 600" if place >= 8 else "")  # so two are under way at the kill
+    folder = runs("a", concurrency=2)
     environment = {name: os.environ[name] for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY")}
     process = multiprocessing.get_context("fork").Process(target=_judge_in_a_process, args=(folder.root, environment))
     process.start()
     kept = folder.root.parent / FILE
-    while not kept.exists() or kept.read_bytes().count(b"\n") < 6:
-        time.sleep(0.01)
-        assert process.is_alive()
+    wait_until(
+        lambda: server.requests == 10 and kept.exists() and kept.read_bytes().count(b"\n") == 8, process.is_alive
+    )
     process.kill()
     process.join()
     with kept.open("ab") as file:
         file.write(b'{"key": "half a li')  # as a kill in the middle of a write leaves it
-    time.sleep(0.2)  # what was under way ends
     there = {json.loads(line)["key"] for line in kept.read_bytes().splitlines()[:-1]}
-    before, server.delay = server.requests, 0.0
+    server.faults = lambda *_: ""
     scores = judged(folder)
-    assert scores["missing"] == 0 and scores["asked"]["cached"] == len(there)
-    # A reply that was on its way at the kill never arrived: at most one a thread is asked again.
-    assert server.requests - before == COUNT - len(there)
-    assert sum(server.answered.values()) <= COUNT + 2
+    assert scores["missing"] == 0 and scores["asked"]["cached"] == len(there) == 8
+    # A reply that was on its way at the kill never arrived: one a thread is asked again.
+    assert server.requests == 10 + COUNT - 8 and sum(server.answered.values()) == COUNT
     judged(folder)
-    assert server.requests - before == COUNT - len(there)
+    assert server.requests == 10 + COUNT - 8
 
 
-def test_ctrl_c_keeps_what_came_and_what_was_under_way(runs: Any, serve: Any) -> None:
+def test_ctrl_c_keeps_what_came_and_what_was_under_way(
+    runs: Any, serve: Any, ended: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(place: int, before: int, text: str) -> str:
         if place == 8:
             os.kill(os.getpid(), signal.SIGINT)
         return ""
 
+    monkeypatch.setattr(scoring, "GRACE", PATIENCE)
     server, folder = serve(interrupt), runs("a", concurrency=2)
-    server.delay = 0.02
-    assert main(["judge", str(folder.root)]) == 130 and 9 <= server.requests < COUNT
+    server.before_reply = lambda place: place < 8 or ended.wait(PATIENCE)
+    assert main(["judge", str(folder.root)]) == 130 and 9 <= server.requests <= 10
     assert main(["judge", str(folder.root)]) == 0 and server.requests == COUNT
 
 
@@ -239,16 +256,19 @@ def test_a_server_that_refuses_ends_the_command_soon(
 
 
 def test_a_server_that_is_not_there_is_a_message(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    with pytest.raises(InputError, match="connection refused"):
-        judged(runs("a"))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and listens to nobody
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+        with pytest.raises(InputError, match="connection refused"):
+            judged(runs("a"))
 
 
 # ---- a reply has a limit in time and size, and comes from the server that was asked
 
 
-@pytest.mark.parametrize("fault", ["drip 0.01", "drip-head 0.02", "slow 9"])
-def test_a_reply_that_never_ends_is_given_up(runs: Any, serve: Any, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["drip 0.01", "drip-head 0.02", "slow 600"])
+def test_a_reply_that_never_ends_is_given_up(runs: Any, serve: Any, hurry: Any, fault: str) -> None:
+    hurry("Q 3?")
     serve(lambda place, before, text: fault if "Q 3?" in text and not before else "")
     folder = runs("a", max_retries=0, timeout_seconds=0.3)
     each = judged(folder)["prompts"]["3"]
@@ -259,7 +279,7 @@ def test_a_reply_that_never_ends_is_given_up(runs: Any, serve: Any, fault: str) 
 @pytest.mark.parametrize("fault", ["flood", "gzip 64"])
 def test_a_reply_without_measure_is_not_kept(runs: Any, serve: Any, fault: str) -> None:
     server = serve(lambda place, before, text: fault if "Q 3?" in text and not before else "")
-    folder = runs("a", concurrency=1, timeout_seconds=20)
+    folder = runs("a", concurrency=1)
     tracemalloc.start()
     try:
         each = judged(folder)["prompts"]["3"]
@@ -284,15 +304,19 @@ def test_a_redirect_is_refused_and_no_other_server_is_told_the_key(runs: Any, se
 
 
 def test_ctrl_c_leaves_a_server_that_goes_on_for_ever(runs: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(place: int, before: int, text: str) -> str:
-        if place == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-        return "drip 0.05" if place >= 6 else ""
-
     monkeypatch.setattr(scoring, "GRACE", 0.1)
-    server, folder = serve(interrupt), runs("a", timeout_seconds=600)
+    server = serve(lambda place, before, text: "drip 1" if place >= 6 else "")  # 500 bytes
+    folder = runs("a", timeout_seconds=600, concurrency=4)
+    kept = folder.root.parent / FILE
+
+    def interrupt() -> None:
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: server.requests == 10 and kept.exists() and kept.read_bytes().count(b"\n") == 6)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     assert main(["judge", str(folder.root)]) == 130
-    assert len((folder.root.parent / FILE).read_text().splitlines()) == 6, "what was answered is kept"
+    assert len(kept.read_text().splitlines()) == 6 and server.requests == 10, "what was answered is kept"
     server.over.set()
     server.faults = lambda *_: ""
     assert found(judged(folder)) == expected(folder)
@@ -300,7 +324,7 @@ def test_ctrl_c_leaves_a_server_that_goes_on_for_ever(runs: Any, serve: Any, mon
 
 def judge_patiently(folder: Path, errors: Path, grace: float) -> None:
     """In a process of its own: what `python -m fast_ft judge` does, with these seconds for calls under way."""
-    scoring.GRACE = grace
+    scoring.GRACE, signals.GRACE = grace, 2 * PATIENCE
     signals.end_in_time()
     killed.run(["judge", str(folder)], str(errors), {})
 
@@ -312,39 +336,45 @@ def test_the_process_ends_though_its_threads_wait(runs: Any, serve: Any, kinds: 
     errors = folder.root.parent / "errors"
     process = multiprocessing.get_context("fork").Process(target=judge_patiently, args=(folder.root, errors, grace))
     process.start()
-    until = time.monotonic() + 20
-    while server.requests < 3:
-        assert process.is_alive() and process.pid is not None and time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: server.requests == 3, process.is_alive)
     for kind in kinds:
-        os.kill(process.pid, kind)
-    process.join(7)  # interrupt.GRACE is longer
+        os.kill(process.pid or 0, kind)
+    process.join(PATIENCE)  # signals.GRACE is longer
     assert process.exitcode == 130 and "Traceback" not in errors.read_text()
 
 
 def ask_once(url: str, said: Any) -> None:
-    """In a process of its own."""
+    """In a process of its own, which stops itself as soon as it has sent its request."""
+    send = post._Until.sendall
+
+    def send_and_stop(self: Any, content: bytes) -> None:
+        send(self, content)
+        if content.endswith(b"{}"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    post._Until.sendall = send_and_stop  # type: ignore[method-assign]
     said.put(post.post(url, b"{}", {}, 0.3).body)
 
 
 def test_a_process_that_was_stopped_finds_the_reply_that_came_meanwhile() -> None:
-    """SIGSTOP until the reply's time is over: it is paid for all the same."""
+    """Stopped until the reply's time is over: it is paid for all the same."""
     context, body = multiprocessing.get_context("fork"), b"x" * 5000
     said = context.SimpleQueue()
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
         process = context.Process(target=ask_once, args=(url, said))
         process.start()
-        connection, _ = server.accept()
-        with connection:
-            connection.recv(1 << 16)
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGSTOP)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + body)
-            time.sleep(0.4)
-            os.kill(process.pid, signal.SIGCONT)
-            process.join(10)
-    assert process.exitcode == 0 and said.get() == body
+        try:
+            connection, _ = server.accept()
+            with connection:
+                assert process.pid is not None and os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + body)
+                time.sleep(0.4)  # longer than the time that it gives the exchange
+                os.kill(process.pid, signal.SIGCONT)
+                process.join(PATIENCE)
+            assert process.exitcode == 0 and said.get() == body
+        finally:
+            process.kill()
 
 
 # ---- whatever a server says
@@ -476,7 +506,7 @@ def test_the_key_stands_in_no_file_and_no_message(
     """Where the server itself repeats it, in errors and in replies; with every logger at its loudest."""
     caplog.set_level(logging.DEBUG)
     for name in ("openai", "httpx2", "httpcore2", "httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.DEBUG)
+        caplog.set_level(logging.DEBUG, name)
     said = {"Q 1?": "say 8 7\nyour key is KEY", "Q 2?": "say KEY", "Q 3?": "status 400"}
     server = serve(lambda place, before, text: next((said[q] for q in said if q in text), ""))
     folder = runs("a")
@@ -728,25 +758,23 @@ def test_each_kind_that_a_recipe_can_name_is_registered() -> None:
 
 def test_equal_items_are_judged_once_and_an_error_stops_the_rest() -> None:
     calls: list[str] = []
+    stopped = threading.Event()
 
     def judge(question: str, reference: str | None, answer: str) -> Judgment:
         calls.append(answer)
         if answer == "bad":
             raise InputError("no")
-        time.sleep(0.001)
+        if answer.isdecimal():  # after the error: in hand until the rest is taken away
+            stopped.wait(PATIENCE)
+            time.sleep(0.001)
         return Judgment(1.0)
 
     items = [Item("q", None, "a"), Item("q", None, "b"), Item("q", None, "a")]
     assert len(judge_all(judge, items)) == 2 and sorted(calls) == ["a", "b"]
-    stopped: list[bool] = []
+    rest = [Item("q", None, str(i)) for i in range(500)]
     with pytest.raises(InputError):
-        judge_all(
-            judge,
-            [Item("q", None, "bad")] + [Item("q", None, str(i)) for i in range(500)],
-            1,
-            lambda: stopped.append(True),
-        )
-    assert stopped and len(calls) < 500
+        judge_all(judge, [Item("q", None, "bad"), *rest], 1, lambda: threading.Timer(0.1, stopped.set).start())
+    assert stopped.is_set() and len(calls) < 500
 
 
 def test_verdicts_survive_half_a_line_and_odd_text(tmp_path: Path) -> None:
@@ -778,4 +806,4 @@ with verdicts.locked():
         )
         assert second.stderr is not None and "waiting for it" in second.stderr.readline()
         first.add(KeptReply("k", "8 7", "m", "r", None, None))
-    assert second.communicate(timeout=10)[0] == "1\n"
+    assert second.communicate(timeout=PATIENCE)[0] == "1\n"

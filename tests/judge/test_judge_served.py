@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import shutil
-import socket
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,8 @@ from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
 from tests.helpers.killed import start_function
 from tests.helpers.parts import POCKET, write_recipe
+from tests.helpers.patience import wait_until
+from tests.helpers.ports import free_port
 
 COUNT = 5
 SAID = "8,7\nGood"
@@ -79,22 +80,21 @@ def serve(port: int, log: str) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """A `transformers serve` that loads the model it is asked for; called, it waits until that is up: its address."""
     pytest.importorskip("fastapi")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("serve") / "log"
     process = start_function(serve, port, str(log))
 
     def address() -> str:
-        deadline = time.monotonic() + 90
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        while True:
-            try:
-                opener.open(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                return f"http://127.0.0.1:{port}/v1"
-            except OSError:
-                assert process.exitcode is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
+
+        def is_up() -> bool:
+            with contextlib.suppress(OSError):
+                opener.open(f"http://127.0.0.1:{port}/health", timeout=10).close()
+                return True
+            return False
+
+        wait_until(is_up, process.is_alive, log.read_text)
+        return f"http://127.0.0.1:{port}/v1"
 
     try:
         yield address

@@ -70,7 +70,7 @@ BROKEN = [
 
 
 @given(PAIRS, st.sampled_from(FORMS), st.sampled_from(AROUND))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_scores_in_any_known_form_are_read(pair: tuple[str, str], form: str, around: str) -> None:
     assert reading.read(around.format(form.format(*pair)), 2) == (float(pair[0]), float(pair[1]))
 
@@ -93,7 +93,7 @@ def test_what_can_mean_two_things_gives_no_score(reply: str) -> None:
 
 
 @given(PAIRS, PAIRS, st.sampled_from(FORMS), st.sampled_from(FORMS), st.sampled_from(["", "No, wait.\n", "\n\n"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_reply_that_contradicts_itself_gives_no_score(
     one: tuple[str, str], other: tuple[str, str], form: str, again: str, between: str
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_reply_that_contradicts_itself_gives_no_score(
 
 
 @given(PAIRS, st.sampled_from(FORMS), st.sampled_from(AROUND), st.floats(0, 1))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_reply_cut_anywhere_gives_its_own_scores_or_none(
     pair: tuple[str, str], form: str, around: str, share: float
 ) -> None:
@@ -118,7 +118,7 @@ PIECES = ["8", "10", "7.5", "11", "0", " ", "\n", ":", "/", ",", "[[", "]]", "{"
 
 
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=14).map("".join), st.sampled_from([1, 2]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_gives_scores_that_stand_in_it_or_a_sentence(reply: str, count: int) -> None:
     found = reading.read(reply, count)
     if isinstance(found, str):
@@ -152,4 +152,4 @@ def test_a_reply_made_to_be_slow_is_read_soon() -> None:
                   "8 7\n" + json.dumps([[]] * 9000)):  # fmt: skip
         started = time.process_time()
         reading.read(reply, 2)
-        assert time.process_time() - started < 1
+        assert time.process_time() - started < 10, "a pattern that begins anew at each character takes minutes"

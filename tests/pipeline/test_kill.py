@@ -7,8 +7,10 @@ undisturbed run took from there to the next place. So the moments spread over al
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -18,8 +20,9 @@ from typing import Any
 import pytest
 
 from fast_ft.common import atomic_files
-from tests.helpers.killed import start
+from tests.helpers.killed import run, start, start_function
 from tests.helpers.parts import POCKET, ROOT, answered, write_recipe
+from tests.helpers.patience import PATIENCE
 
 
 def lines(name: str, count: int) -> Callable[[Path], bool]:
@@ -43,13 +46,42 @@ PLACES: list[tuple[str, Callable[[Path], bool]]] = [
 ]
 
 
-def wait_for(place: int, root: Path, process: BaseProcess) -> bool:
-    """Wait until the run is at a place; False where it ended without."""
-    while not PLACES[place][1](root):
-        if process.exitcode is not None:
-            return False
-        time.sleep(0.002)
-    return True
+def run_and_note(root: str, words: list[str], errors: str, notes: str) -> None:
+    """In the child: the run, and after how many seconds it came to each place and to its end."""
+    began, at = time.monotonic(), list[float]()
+
+    def before(what: str, path: Path) -> None:
+        while len(at) < len(PLACES) and PLACES[len(at)][1](Path(root)):
+            at.append(time.monotonic() - began)
+
+    atomic_files.before = before
+    try:
+        run(words, errors, {})
+    finally:
+        Path(notes).write_text(json.dumps([*at, time.monotonic() - began]))
+
+
+def run_and_die(root: str, words: list[str], errors: str, place: int, seconds: float) -> None:
+    """In the child: the run, killed these seconds after it came to a place, and no later than at the next one.
+
+    The process kills itself, so that the moment hangs on no other process's turn. On a machine that is faster by now
+    the next place comes first.
+    """
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True  # a run that ends before has not been killed
+    armed = False
+
+    def before(what: str, path: Path) -> None:
+        nonlocal armed
+        if armed and place + 1 < len(PLACES) and PLACES[place + 1][1](Path(root)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not armed and PLACES[place][1](Path(root)):
+            armed = True
+            timer.start()
+
+    before("", Path(root))
+    atomic_files.before = before
+    run(words, errors, {})
 
 
 def outcome(root: Path) -> dict[str, Any]:
@@ -73,21 +105,21 @@ class Killing:
     def __init__(self, folder: Path, recipe: Path, *overrides: str) -> None:
         self.folder, self.command, self.count = folder, [str(recipe), *overrides], 0
         start(["schema"], folder / "errors").join()  # the server imports the libraries before its first
-        began, self.at = time.monotonic(), [0.0]
-        process = self.start(folder / "whole")
-        for place in range(1, len(PLACES)):
-            assert wait_for(place, folder / "whole", process), (folder / "errors").read_text()
-            self.at.append(time.monotonic() - began)
+        notes = folder / "notes.json"
+        process = self.start(run_and_note, folder / "whole", str(notes))
         process.join()
-        self.at.append(time.monotonic() - began)
+        assert process.exitcode == 0, (folder / "errors").read_text()
+        self.at = json.loads(notes.read_text())
+        assert len(self.at) == len(PLACES) + 1
         self.wanted = outcome(folder / "whole")
 
-    def start(self, root: Path) -> BaseProcess:
-        return start([*self.command, f"output_dir={root}"], self.folder / "errors")
+    def start(self, how: Callable[..., None], root: Path, *more: Any) -> BaseProcess:
+        words = [*self.command, f"output_dir={root}"]
+        return start_function(how, str(root), words, str(self.folder / "errors"), *more)
 
     def whole(self, root: Path) -> None:
-        process = self.start(root)
-        process.join(300)
+        process = start([*self.command, f"output_dir={root}"], self.folder / "errors")
+        process.join(PATIENCE)
         assert process.exitcode == 0, (self.folder / "errors").read_text()[-3000:]
 
     def kill(self, *moments: tuple[int, float]) -> int:
@@ -98,10 +130,8 @@ class Killing:
         self.count += 1
         root, in_time = self.folder / f"killed-{self.count}", 0
         for place, share in moments:
-            process = self.start(root)
-            if wait_for(place, root, process):
-                time.sleep(share * (self.at[place + 1] - self.at[place]))
-            process.kill()
+            seconds = share * (self.at[place + 1] - self.at[place])
+            process = self.start(run_and_die, root, place, seconds)
             process.join()
             in_time += process.exitcode == -signal.SIGKILL
         self.whole(root)

@@ -418,7 +418,8 @@ def test_pruning_never_takes_the_whole_checkpoint_for_the_damaged_one(tmp_path: 
     for step in (9, 10, 11):
         checkpoints.save(tmp_path, step, write)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-11"]
-    assert checkpoints.newest(tmp_path) is None and not list(tmp_path.iterdir()), "{} is no state"
+    assert checkpoints.newest(tmp_path) is None and len(list(tmp_path.iterdir())) == 2, "a question removes nothing"
+    assert checkpoints.settle(tmp_path) is None and not list(tmp_path.iterdir()), "{} is no state"
 
 
 def test_force_resume_is_a_flag(again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,25 @@ def test_without_any_good_state_there_is_no_adapter(
     assert not (tmp_path / "run" / "adapter").exists() and RunDir.at(tmp_path / "run").done("train") is None
 
 
+def test_no_checkpoint_of_skipped_steps_takes_the_place_of_a_good_one(
+    path: Path, spoil: Callable[[str, Spoil], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil("gradient", lambda number: 6 <= number <= 8)
+    assert len(log(go(path, "train.save_steps=1").root)) == 12
+    assert "from step 6 on: back to the state after step 4; the learning rate is halved" in capsys.readouterr().err
+
+
+def test_without_a_state_from_before_the_bad_steps_no_half_learning_rate_is_claimed(
+    path: Path, tmp_path: Path, spoil: Callable[[str, Spoil], None]
+) -> None:
+    overrides = ["train.save_steps=null"]
+    preview(load_recipe(path, overrides), path, 5)
+    spoil("loss", lambda number: number <= 3)
+    with pytest.raises(InputError, match=r"came to nothing: .* are not finite, and no earlier state .* begins again"):
+        go(path, *overrides)
+    assert len(log(go(path, *overrides, "train.max_bad_steps=4").root)) == 12, "the same command begins again"
+
+
 # Finished runs with a useless result
 
 

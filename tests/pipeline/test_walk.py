@@ -30,6 +30,7 @@ from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
 from tests.helpers.killed import run_until, start_function
 from tests.helpers.parts import answered, write_recipe
+from tests.helpers.patience import PATIENCE
 
 STEPS, PROMPTS = 10, 5
 DECODING = (["generate.max_new_tokens=6"], ["generate.max_new_tokens=4", "generate.temperature=1.3"])
@@ -158,7 +159,7 @@ class Walk:
         errors = self.world.folder / "errors"
         arguments = [str(self.world.path), *self.overrides()]
         process = start_function(run_until, touch, arguments, str(errors))
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode in (0, 3, -signal.SIGKILL), errors.read_text()[-2000:]
 
     def taste(self) -> None:

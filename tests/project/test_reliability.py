@@ -1,4 +1,4 @@
-"""docs/reliability.md: every promise names a test, and every test it names exists."""
+"""docs/reliability.md: every promise names a test, every test it names exists, and its figures are the program's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import ast
 import functools
 import re
 
+import pytest
+
+from fast_ft.common import untrusted_files
+from fast_ft.data import jinja_sandbox, tokenizer
+from fast_ft.doctor import versions
+from fast_ft.homework import archive
+from fast_ft.recipe import yaml_source
+from fast_ft.recipe.schema import Judge
+from tests.common.test_text_safety import ANSI
+from tests.data.test_jinja_sandbox import CODE
+from tests.doctor.test_kernels import CHECKS
 from tests.helpers.parts import ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -40,3 +51,24 @@ def test_every_promise_names_tests_that_exist() -> None:
 def test_no_promise_stands_twice() -> None:
     texts = [row[0] for row in promises()]
     assert len(texts) == len(set(texts))
+
+
+#: What the column of figures says of the program's limits and of what its tests go through.
+FIGURES = [
+    f"{len(versions.PAIRS)} pairs",
+    f"{len(ANSI)} sequences",
+    f"{len(CODE)} known ways out",
+    f"{len(CHECKS) - 1} kernels",  # the last of these checks is Unsloth's import
+    f"{jinja_sandbox.SECONDS:g} s, {jinja_sandbox.MEMORY >> 30} GiB, {jinja_sandbox.MOST_CHARACTERS:,} characters",
+    f"{archive.MOST_BYTES >> 20} MiB, {archive.MOST_MEMBERS:,} members",
+    f"{untrusted_files.MOST_JSON >> 20} MiB, tokenizers {tokenizer.MOST_TOKENIZER >> 20} MiB",
+    f"{yaml_source.MAX_NODES:,} values, {yaml_source.MAX_DEPTH} levels",
+    f"{Judge().max_requests:,} requests, {Judge().max_dollars:g} dollar",
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_figure_is_the_programs(figure: str) -> None:
+    assert any(re.match(rf"{re.escape(figure)}(?!\w)", row[2]) for row in promises()), (
+        f"docs/reliability.md: write {figure}"
+    )

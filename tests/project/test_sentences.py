@@ -25,6 +25,8 @@ STUMBLED = {
     r"compares with nothing": "cannot be compared",
     r"(was|were) wanted\b": "the aim was",
     r"for they are not": "since these are not",
+    r"\b(fell|falls?|fallen) for\b": "was left out by",
+    r"\b(has|have) evidence\b": "was measured",
 }
 FILES = [
     ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.yaml"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.parts import ROOT
+from tests.helpers.patience import PATIENCE
 
 
 def run_pytest(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -19,7 +20,7 @@ def run_pytest(folder: Path, *words: str, **environment: str) -> subprocess.Comp
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
     return subprocess.run(
         [*command, "-p", "no:cacheprovider", str(folder), *words],
-        cwd=folder, capture_output=True, text=True, timeout=60, env=os.environ | environment,
+        cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=os.environ | environment,
     )  # fmt: skip
 
 
@@ -48,17 +49,17 @@ def test_ci_says_at_its_end_that_there_was_no_browser(tmp_path: Path) -> None:
     tools.mkdir()
     for name in ("bash", "dirname", "timeout", "tail", "mktemp", "nice"):
         (tools / name).symlink_to(shutil.which(name) or "")
-    make = 'echo make "$@"; if [ "$*" = "$BROKEN" ]; then exit 3; fi'
+    make = 'echo make "$@"; if [ "$*" = "$BROKEN" ]; then eval "$HOW"; fi'
     for name, words in {"make": make, "id": "echo 1000"}.items():
         (tools / name).write_text(f"#!{tools}/bash\n{words}\n")
         (tools / name).chmod(0o755)
 
-    def ci(broken: str = "nothing") -> subprocess.CompletedProcess[str]:
+    def ci(broken: str = "nothing", how: str = "exit 3") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(tools / "bash"), str(tmp_path / ".ci" / "run")],
             capture_output=True,
             text=True,
-            env={"PATH": str(tools), "BROKEN": broken},
+            env={"PATH": str(tools), "BROKEN": broken, "HOW": how},
         )
 
     done = ci()
@@ -66,6 +67,13 @@ def test_ci_says_at_its_end_that_there_was_no_browser(tmp_path: Path) -> None:
     assert "THE BROWSER TESTS DID NOT RUN" in done.stderr
     (tools / "chromedriver").symlink_to(tools / "make")
     assert ci().stderr == ""
+    kill = (shutil.which("timeout"), tools / "timeout")
+    kill[1].unlink()
+    kill[1].write_text(f'#!{tools}/bash\nexec {kill[0]} -s KILL 0.5 "${{@:4}}"\n')  # of `-s KILL SECONDS COMMAND`
+    kill[1].chmod(0o755)
+    late = ci("--silent newest", "while :; do :; done")
+    assert late.returncode == 0 and late.stderr == "" and "Killed" not in late.stdout
+    assert "newest: not a clean report within 400 s" in late.stdout
     counting = {"test": 3, "--silent wheel-test": 3, ".venv/test-ready": 3}
     for broken, status in {**counting, "--silent newest": 0, "--silent audit": 0}.items():
         assert ci(broken).returncode == status, broken

@@ -17,6 +17,7 @@ from fast_ft.report.watch import planned_steps, seconds_left, watch_page, watche
 from fast_ft.run import lock, provenance
 from fast_ft.run.folder import RunDir
 from tests.helpers.parts import ROOT
+from tests.helpers.patience import PATIENCE
 from tests.helpers.report_pages import made_run, recipe_file, training_rows
 
 
@@ -92,7 +93,7 @@ def test_ctrl_c_ends_the_command_cleanly(folder: RunDir) -> None:
         assert process.stderr.readline() == "Ctrl-C stops it.\n"
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-        assert process.wait(20) == 0 and said == "stopped\n" and process.stdout.read() == ""
+        assert process.wait(PATIENCE) == 0 and said == "stopped\n" and process.stdout.read() == ""
     assert sorted(path.name for path in folder.root.iterdir()) == before
 
 
@@ -102,7 +103,9 @@ def test_a_copy_with_only_what_a_run_needs_says_what_it_lacks(folder: RunDir, tm
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, there)
     command = [sys.executable, "-m", "fast_ft", "watch", str(folder.root)]
-    ended = subprocess.run(command, cwd=tmp_path / "copy", capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        command, cwd=tmp_path / "copy", capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert "this copy of the program has no fast_ft.report.server" in ended.stderr
 

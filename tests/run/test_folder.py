@@ -18,6 +18,7 @@ from fast_ft.recipe.loader import digest
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir, output_folder
 from fast_ft.run.listing import list_runs
+from tests.helpers.patience import PATIENCE
 
 
 def make(tmp_path: Path, **values: object) -> Recipe:
@@ -194,7 +195,7 @@ def test_two_threads_write_one_file(tmp_path: Path) -> None:
     path, meeting = tmp_path / "kernel", threading.Barrier(2)
     with pytest.MonkeyPatch.context() as patch:
         # both have written before one renames
-        patch.setattr(atomic_files, "before", lambda what, _: meeting.wait(10) if what == "rename" else None)
+        patch.setattr(atomic_files, "before", lambda what, _: meeting.wait(PATIENCE) if what == "rename" else None)
         with ThreadPoolExecutor(2) as pool:
             for done in [pool.submit(atomic_files.write_bytes, path, b"whole" * 1000) for _ in range(2)]:
                 done.result()

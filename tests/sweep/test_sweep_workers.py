@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from fast_ft.recipe.loader import load_recipe
+from fast_ft.sweep import workers
 from fast_ft.sweep.ray_workers import RayActor, RayWorkers
 from fast_ft.sweep.sweep import Sweep
 from fast_ft.sweep.trial_runner import TrialRunner
 from fast_ft.sweep.trial_task import TrialResult, TrialTask
 from fast_ft.sweep.workers import LocalWorkers
 from tests.helpers.parts import ROOT, write_recipe
+from tests.helpers.patience import PATIENCE
 
 SEARCH = {
     "sampler": "grid", "objective": "chrf", "prompts": 10, "pruner": "none",
@@ -113,7 +115,10 @@ def test_resume_without_a_sweep_is_an_error(recipe: Path, tmp_path: Path, capsys
     assert "no sweep of this recipe was begun" in capsys.readouterr().err
 
 
-def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: Path) -> None:
+def test_an_interrupted_worker_stops_soon_and_lives_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "GRACE", PATIENCE)
     base = load_recipe(recipe)
     pool = LocalWorkers(1, tmp_path / "logs", TrialRunner)
     pid = pool._workers[0].process.pid
@@ -139,10 +144,10 @@ def test_an_interrupted_worker_stops_soon_and_lives_on(recipe: Path, tmp_path: P
         assert (tmp_path / "short" / "adapter").is_dir()
         broken: Any = None
         pool.submit(0, TrialTask(broken, "small.yaml"))
-        ((_, result),) = pool.wait(60.0)
+        ((_, result),) = pool.wait(PATIENCE)
         assert result is not None and str(result.problem).startswith("a bug: ") and "Traceback" in result.traceback
         pool.submit(0, task("after", 1))
-        assert pool.wait(60.0) == [(0, None)], "a worker with a bug ends, and another is there"
+        assert pool.wait(PATIENCE) == [(0, None)], "a worker with a bug ends, and another is there"
         assert pool._workers[0].process.pid != pid
     finally:
         pool.close()

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -29,6 +28,8 @@ from fast_ft.plan.micro_batches import share
 from fast_ft.train.worker import follow
 from tests.helpers.killed import run, start, start_function
 from tests.helpers.parts import ROOT, write_recipe
+from tests.helpers.patience import PATIENCE, wait_until
+from tests.helpers.ports import free_port
 
 STEPS = 10
 #: Of losses and of the adapter's largest weight. The pocket's sums are of some thousand fp32 numbers, each rounded to
@@ -49,13 +50,11 @@ def begin(recipe: Path, folder: Path, *overrides: str, size: int = 2, command: s
 
 def launched(size: int) -> list[dict[str, str]]:
     """What torchrun tells each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     return [where | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
-def statuses(processes: list[BaseProcess], within: float = 120) -> list[int | None]:
+def statuses(processes: list[BaseProcess], within: float = PATIENCE) -> list[int | None]:
     until = time.monotonic() + within
     for process in processes:
         process.join(max(0.1, until - time.monotonic()))
@@ -92,16 +91,43 @@ def assert_equal_up_to_rounding(one: Path, other: Path) -> None:
     assert max(float(np.abs(left[name] - right[name]).max()) for name in left) < WEIGHT * largest
 
 
-def wait_until(there: Callable[[], bool], processes: list[BaseProcess]) -> None:
-    until = time.monotonic() + 60
-    while not there():
-        assert time.monotonic() < until and all(each.exitcode is None for each in processes), "it ended too early"
-        time.sleep(0.005)
+def begin_and_pause(after: int, recipe: Path, folder: Path, *overrides: str) -> list[BaseProcess]:
+    """begin() two processes to train, and wait until the first has stopped itself (SIGSTOP) after a step.
+
+    So whatever befalls the two then, it comes between the same two steps however busy the machine is.
+    """
+    words = ["train", str(recipe), f"output_dir={folder}", *overrides]
+    processes = [
+        start_function(run_and_pause, after, words, str(folder.with_name(f"{folder.name}.{rank}")), variables)
+        for rank, variables in enumerate(launched(2))
+    ]
+    first = psutil.Process(processes[0].pid)
+    try:
+        wait_until(
+            lambda: first.status() == psutil.STATUS_STOPPED,
+            lambda: all(each.exitcode is None for each in processes),
+            lambda: said(folder),
+        )
+        assert len(log(folder)) == after
+    except BaseException:
+        statuses(processes, within=0)  # Python would wait for a stopped process at its end
+        raise
+    return processes
 
 
-def logged(folder: Path, count: int) -> Callable[[], bool]:
-    path = folder / "log.jsonl"
-    return lambda: path.is_file() and path.read_bytes().count(b"\n") >= count
+def run_and_pause(after: int, words: list[str], errors: str, environment: dict[str, str]) -> None:
+    """In the child: killed.run, where the first process stops itself when so many steps are done."""
+    from fast_ft.pipeline import train_phase
+
+    class Pausing(console.Bar):
+        def advance(self, by: int = 1, facts: str = "") -> None:
+            super().advance(by, facts)
+            if self.done == after:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    if environment["RANK"] == "0":
+        train_phase.Bar = Pausing  # type: ignore[misc]
+    run(words, errors, environment)
 
 
 @pytest.fixture(scope="module")
@@ -133,16 +159,12 @@ def test_two_processes_train_what_one_does(alone: tuple[Path, Path], tmp_path: P
 def test_killed_and_gone_on_with_in_two_processes_and_then_in_one(alone: tuple[Path, Path], tmp_path: Path) -> None:
     small, whole = alone
     folder = tmp_path / "killed"
-    processes = begin(small, folder)
-    wait_until(logged(folder, 4), processes)
-    for process in processes:
+    for process in (first := begin_and_pause(4, small, folder)):
         process.kill()
-    statuses(processes)
-    saved = len(log(folder))
-    assert saved < STEPS
-    second = begin(small, folder)
-    wait_until(logged(folder, saved + 2), second)
-    os.kill(second[0].pid or 0, signal.SIGTERM)  # the first one alone: all stop after the same step
+    statuses(first)
+    second = begin_and_pause(6, small, folder)
+    for kind in (signal.SIGTERM, signal.SIGCONT):
+        os.kill(second[0].pid or 0, kind)  # the first one alone: all stop after the same step
     assert statuses(second) == [130, 0], said(folder)
     done = len(log(folder))
     assert done < STEPS and (folder / "checkpoints" / f"step-{done}").is_dir()
@@ -166,18 +188,17 @@ def test_a_taste_in_two_processes_is_gone_on_with(alone: tuple[Path, Path], tmp_
 
 def test_where_one_process_dies_all_end_and_no_step_is_lost(alone: tuple[Path, Path], tmp_path: Path) -> None:
     small, folder = alone[0], tmp_path / "run"
-    processes = begin(small, folder, "train.save_steps=null")
-    wait_until(logged(folder, 3), processes)
+    processes = begin_and_pause(3, small, folder, "train.save_steps=null")
     processes[1].kill()
-    assert statuses(processes, within=30) == [130, -signal.SIGKILL]
+    os.kill(processes[0].pid or 0, signal.SIGCONT)
+    assert statuses(processes) == [130, -signal.SIGKILL]
     done = len(log(folder))
     assert 3 <= done < STEPS and (folder / "checkpoints" / f"step-{done}").is_dir()
     assert "another process of this training has ended" in said(folder)
     folder = tmp_path / "other"
-    processes = begin(small, folder)
-    wait_until(logged(folder, 3), processes)
+    processes = begin_and_pause(3, small, folder)
     processes[0].kill()
-    assert statuses(processes, within=30) == [-signal.SIGKILL, 0]
+    assert statuses(processes) == [-signal.SIGKILL, 0]
 
 
 # One of two has trouble: both must settle for the same

@@ -49,13 +49,17 @@ def loaded_base(folder: Path, name: str, backend: str = "auto", **changes: Any) 
     return made
 
 
+def passes_over(loaded: LoadedModel, recompute_layers: int = 0, longest: int = max(LENGTHS)) -> Passes:
+    """The passes that training takes over this base."""
+    kind = Passes if loaded.general is None else RowPasses
+    loaded.model.train()
+    shape, plan = MicroBatchShape(places=2, longest=longest, pad_id=0), TrainPlan(2, recompute_layers=recompute_layers)
+    return kind(loaded, FlatWeights(loaded.model), plan, shape)
+
+
 def ours(loaded: LoadedModel, recompute_layers: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and the gradients by the passes that training takes: two rows in the first, one in the second."""
-    kind = Passes if loaded.general is None else RowPasses
-    shape = MicroBatchShape(places=2, longest=max(LENGTHS), pad_id=0)
-    plan = TrainPlan(2, recompute_layers=recompute_layers)
-    passes = kind(loaded, FlatWeights(loaded.model), plan, shape)
-    loaded.model.train()
+    passes = passes_over(loaded, recompute_layers)
     passes.begin(sum(row.supervised for row in rows()), None)
     loss = sum(passes(passes.lay_out(part), seed=1).item() for part in (rows()[:2], rows()[2:]))
     passes.close()
@@ -93,6 +97,27 @@ def test_loss_and_gradients_are_transformers_own(tmp_path: Path, name: str) -> N
     expected = theirs(loaded)
     for recomputed in (0, 1):
         assert_equal(ours(loaded, recomputed), expected)
+
+
+@pytest.mark.parametrize("name", bases.ALL)
+def test_the_validation_loss_is_transformers_own(tmp_path: Path, name: str) -> None:
+    loaded = loaded_base(tmp_path, name)
+    expected = theirs(loaded)[0]
+    passes = passes_over(loaded)
+    supervised = sum(row.supervised for row in rows())
+    assert sum(map(passes.measure, (rows()[:2], rows()[2:]))) / supervised == pytest.approx(expected, abs=1e-5)
+
+
+def test_on_the_general_way_a_rehearsal_holds_rows_as_long_as_the_longest(tmp_path: Path) -> None:
+    """Rows go one by one there, so the longest of them takes the most memory."""
+    loaded = loaded_base(tmp_path, next(name for name in bases.GENERAL))
+    seen: list[int] = []
+    hook = loaded.model.get_base_model().register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert passes_over(loaded, longest=130).rehearse({144}).keys() == {144}
+    hook.remove()
+    assert seen == [130, 14] * 2
 
 
 @pytest.mark.parametrize("name", [name for name in bases.OWN if name != "llama"])

@@ -1,6 +1,7 @@
 """Products with 4-bit weights on a GPU, in the way that suits the card and the number of rows.
 
-    InRegisters    few rows: decoded in registers (nf4_mma.py or nf4_triton.py); many: dequantised in pieces, multiplied
+    InRegisters    few rows: decoded in registers by the first of nf4_hopper.py, nf4_mma.py and nf4_triton.py that can
+                   on this card; many: dequantised in pieces, multiplied
     pieces         bitsandbytes' fused product for few rows, else dequantised in pieces: where the kernel does not work
     dequantised    to 16 bits once and for all: where memory allows it
 

@@ -1,6 +1,7 @@
 """What lies between a layer's products, in plain torch: on a CPU, and where the kernels of ops_triton.py do not work.
 
-Both modules have the same functions; `order` means nothing here. Both round as transformers' Llama does.
+Both modules have the same functions, but for `packed_attention`, which is ops_triton.py's alone. `order` means nothing
+here. Both round as transformers' Llama does.
 
 Shapes: S rows, T tokens, H heads, G KV heads, D head dimension, E columns, C columns of the cache, W pages.
 """

@@ -1,4 +1,6 @@
-"""What lies between a layer's products, in Triton: attention over pages, rope and cache, norms, gate. NVIDIA GPUs only.
+"""What lies between a layer's products, in Triton: rope and cache, norms, gate. NVIDIA GPUs only.
+
+Attention over pages is in attention_triton.py. Prompts attend to themselves by torch's kernels (`packed_attention`).
 
 `ORDER` puts x into the order in which the product for few rows reads it (`place`). `PARTS` is the number of partial
 sums, side by side in the first dimension, that a product left to be added here; 1 is the product itself.
