@@ -154,7 +154,7 @@ class FusedModel:
     def _kind(
         self, groups: Sequence[Sequence[Any]], decodable: int, steps: tuple[int, ...], kv_bits: int
     ) -> kernel_checks.Kind:
-        """Return what kernels are checked for where so many of all groups of layers can be decoded in registers."""
+        """Return what kernels are checked for where `decodable` groups of layers can be decoded in registers."""
         qkv, out, gate_up, down = map(ranks_of, groups[:4])
         return kernel_checks.Kind(
             heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, hidden=self.family.shape.hidden_size,
