@@ -94,6 +94,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _data(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
+    _one_view(options)
     from fast_ft.cli.row_tables import print_left_out, print_list, print_why
     from fast_ft.cli.tables import print_row, print_selection, selection_json
     from fast_ft.common.text_safety import harmless
@@ -124,6 +125,16 @@ def _data(options: argparse.Namespace) -> int:
     return 0
 
 
+def _one_view(options: argparse.Namespace) -> None:
+    """Raise InputError where `data` is asked for two things at once, or given a file that it would not write."""
+    words = ("json", "stand_in", "why", "list", "explore", "row", "show")  # --show 0 asks for nothing
+    asked = [f"--{word.replace('_', '-')}" for word in words if getattr(options, word) not in (None, False, 0)]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)}: data shows one of them at a time. Leave out all but one.")
+    if options.output is not None and asked not in (["--explore"], ["--stand-in"]):
+        raise InputError("--output: it is the file of --explore or of --stand-in N: give one of them too")
+
+
 def _stand_in(recipe: Recipe, prepared: SelectedData, count: int, output: str | None) -> int:
     from fast_ft.common.console import note
     from fast_ft.data import stand_in
@@ -139,16 +150,19 @@ def _stand_in(recipe: Recipe, prepared: SelectedData, count: int, output: str | 
 
 
 def _explore(recipe: Recipe, prepared: SelectedData, output: str | None) -> int:
+    from fast_ft.common.atomic_files import write_text
     from fast_ft.common.console import note
+    from fast_ft.common.outputs import check_output
     from fast_ft.report.explorer import answer, explore_page
+    from fast_ft.report.html import is_page
     from fast_ft.report.server import serve
 
+    if output is not None:
+        check_output(output, is_page, "map.html")
     page = explore_page(recipe, prepared, live=output is None)
     if output is None:
         serve(page, answer(recipe, prepared))
     else:
-        from fast_ft.common.atomic_files import write_text
-
         write_text(Path(output), page)
         note(f"{output} holds training rows: keep it to yourself")
     return 0

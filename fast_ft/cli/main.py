@@ -28,7 +28,8 @@ COMMANDS = commands.COMMANDS | run_commands.COMMANDS
 _SHORT = "End other programs, raise the limit that `ulimit -v` shows, or ask for less at a time."
 _SHARED = re.compile(r"\.so\b|\.dylib|\.dll", re.IGNORECASE)
 _NO_NAMES = {errno.ENAMETOOLONG, errno.ELOOP}  #: of a file that a user named
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}  #: by the disk or its owner
+#: By a disk, by its owner, or by a network's disk that went away.
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 
 
 def own_process() -> int:
@@ -84,6 +85,10 @@ def _status_alone(words: list[str], place: process_group.Ranks) -> int:
         if place.size > 1 and name not in commands.TOGETHER:
             raise InputError(f"several processes (WORLD_SIZE={place.size}) train a recipe; {name} is for one")
         if name in LOADING:
+            if sys.flags.optimize > 1:
+                raise InputError(
+                    "PYTHONOPTIMIZE=2 (python -OO) takes out the docstrings that transformers reads: unset it"
+                )
             out_of_memory.check_address_space()
         with out_of_memory.explained("running this command", _SHORT):
             status = COMMANDS[name](options)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded
-from fast_ft.data import dataset
-from fast_ft.hub.families import LLAMA_2
+from fast_ft.data import dataset, sources
+from fast_ft.hub.families import LLAMA_2, context_length
 from fast_ft.recipe.loader import validated
 from fast_ft.recipe.schema import Data
 from fast_ft.recipe.yaml_source import parse
@@ -42,7 +43,10 @@ def write_recipe(rows: str | None, output: str | None, *, model: str | None = No
             text = _filled(text, key, value)
     if model is not None:
         text = _filled(text, "template", "llama-2" if LLAMA_2.search(model) else "tokenizer")
+        text = _within_context(text, model)
     validated(parse(text, str(path)), {}, str(path))
+    for name in filter(None, (rows, test)):
+        sources.check_named(name)
     if rows is not None and expanded(rows).exists():
         dataset.load_pool(Data(train=rows))
     if test is not None and expanded(test).exists():
@@ -51,9 +55,20 @@ def write_recipe(rows: str | None, output: str | None, *, model: str | None = No
     return path
 
 
+def _within_context(text: str, model: str) -> str:
+    """Return a recipe's text with lengths that a model's context holds, where its folder or its name tells that."""
+    context = context_length(model) or sys.maxsize
+    example = parse(text, EXAMPLE)
+    if example["model"]["max_length"] > context:
+        text = _filled(text, "max_length", str(context))
+    if example["generate"]["max_new_tokens"] >= context:
+        text = _filled(text, "max_new_tokens", str(context // 2))
+    return text
+
+
 def _filled(text: str, key: str, value: str) -> str:
     """Return a recipe's text with another value for `key`, the comment behind it kept but for the word CHANGE."""
-    written = value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    written = value if _PLAIN.fullmatch(value) or value.isdecimal() else json.dumps(value, ensure_ascii=False)
     line = re.compile(rf"^( +{key}: )(\S+)( *)(?:# (?:CHANGE(?:: )?)?(.*))?$", re.MULTILINE)
     assert len(line.findall(text)) == 1, f"{EXAMPLE} has one line for {key}"
 

@@ -87,6 +87,8 @@ def _report(options: argparse.Namespace) -> int:
 
     if options.overrides:
         raise InputError(f"{options.overrides[0]!r}: a report takes run folders only.")
+    if options.output is not None and len(options.runs) == 1:
+        raise InputError("--output: it is the page of several runs; one run's page is report.html in its folder")
     folders = [RunDir.at(run) for run in options.runs]
     with nothing_fetched():
         if len(folders) == 1:

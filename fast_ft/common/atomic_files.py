@@ -19,7 +19,7 @@ from fast_ft.common.folders import guard, make_folder
 # What a disk or its owner refuses. Any other OSError is a bug, and keeps its traceback.
 _REFUSED = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR,
-    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EBUSY, errno.EINVAL, errno.ESTALE, errno.ENOTCONN,
 }  # fmt: skip
 
 #: Called with (what, path) before anything touches the disk: "write", "rename", "append". Tests alone set it, to fail,
@@ -258,6 +258,8 @@ def refusal(path: Path) -> Iterator[None]:
             raise
         reason = "the disk is full" if full else str(getattr(error, "strerror", error)).lower()
         remedy = "Free some space" if full else "Make it writable, or choose another output_dir"
+        if getattr(error, "errno", None) == errno.EFBIG:
+            remedy = "Raise the limit that `ulimit -f` shows, or choose an output_dir on another disk"
         raise InputError(
             f"cannot write {path}: {reason}. What was there is as it was. {remedy}, then run the command again"
         ) from error

@@ -23,8 +23,12 @@ def text(path: Path, most: int = MOST_JSON, remedy: str = "") -> str:
     try:
         check_size(path, most)
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}){remedy and f'. {remedy}'}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there{remedy and f'. {remedy}'}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}){remedy and f'. {remedy}'}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}){remedy and f'. {remedy}'}") from None
 
 
 def json_object(path: Path, most: int = MOST_JSON, remedy: str = "Copy it again.") -> dict[str, Any]:

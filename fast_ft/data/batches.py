@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fast_ft.common import seeds
+from fast_ft.common.errors import InputError
+from fast_ft.common.wording import counted
 from fast_ft.data import mixing
+from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.recipe.steps import steps_of
+
+#: Rows that a stage may see, each counted as often as it is seen: their order is drawn before training begins.
+MOST_ROWS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,24 @@ class StageJob:
     def lengths(self) -> list[list[int]]:
         """The token counts of each step's rows."""
         return [[len(self.rows[index].input_ids) for index in batch] for batch in self.batches]
+
+
+def epochs_within(stage: Stage, weights: Sequence[float], size: int, most: int | None) -> float:
+    """Return a stage's epochs, or as many of them as `most` steps need. InputError where they see over MOST_ROWS rows.
+
+    weights: how often an epoch sees each row. size: rows of a step.
+    """
+    an_epoch, epochs = mixing.epoch_rows(weights), stage.num_train_epochs
+    if most is not None:
+        epochs = min(epochs, most / steps_of(an_epoch, size, 1))
+    seen = an_epoch * max(epochs, 1)
+    if seen > MOST_ROWS:
+        raise InputError(
+            f"stage {stage.name}: its epochs, of {counted(an_epoch, 'row')} each, see {seen:,.0f} rows in all, and at "
+            f"most {MOST_ROWS:,} can be planned for. Lower train.num_train_epochs, train.max_steps or a weight in "
+            "data.train."
+        )
+    return epochs
 
 
 def batches(

@@ -25,13 +25,14 @@ from fast_ft.data.turns import fail
 from fast_ft.recipe.schema import Columns, Data
 
 
-def load_pool(section: Data) -> Pool:
-    """Load the training rows of a recipe's `data` section. Raises InputError.
+def load_pool(section: Data, default: str = "train") -> Pool:
+    """Load the rows that data.train of a recipe's `data` section names. Raises InputError.
 
-    A row without an id gets "row-<n>", its number counted from 1, in every layout.
+    default: the split that is read where there are several and the section names none. A row without an id gets
+    "row-<n>", its number counted from 1, in every layout.
     """
     assert isinstance(section.train, str), "data/mixing.py loads several sources one by one"
-    source = sources.read(section.train, split=section.split, columns=section.columns.given)
+    source = sources.read(section.train, default, split=section.split, columns=section.columns.given)
     if section.test is not None and _same_files(section.test, source.digest):
         _refuse(source.name, section.test)
     table, unused = _table(source, section.train_on)

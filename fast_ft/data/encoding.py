@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fast_ft.common.errors import InputError
-from fast_ft.common.folders import is_folder
+from fast_ft.common.folders import expanded, is_folder
 from fast_ft.data import special_tokens
 from fast_ft.data.chat_template import ChatTemplate
 from fast_ft.data.examples import Example, Pool
@@ -166,7 +166,7 @@ def load_encoder(section: schema.Model) -> Encoder:
     folder = download.tokenizer_folder(section.tokenizer or section.name_or_path, section.revision)
     ends: list[int] = []
     if section.tokenizer and is_folder(section.name_or_path):
-        ends = families.end_token_ids(Path(section.name_or_path).expanduser())
+        ends = families.end_token_ids(expanded(section.name_or_path))
     return Encoder(folder, section.template, ends)
 
 

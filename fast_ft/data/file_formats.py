@@ -38,10 +38,14 @@ ENCODINGS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\x
 
 
 class Content(NamedTuple):
-    """A file's rows: Python objects or an Arrow table. cells: all values are text, numbers too."""
+    """A file's rows: Python objects or an Arrow table.
+
+    cells: all values are text, numbers too. split: the rows are those of the split that was asked for.
+    """
 
     rows: list[Any] | pa.Table
     cells: bool = False
+    split: bool = False
 
 
 def read_file(path: Path, split: str) -> Content:
@@ -152,10 +156,15 @@ def _decoded(path: Path, buffer: pa.Buffer) -> str:
     return text
 
 
+def _json(path: Path, text: str, split: str) -> Content:
+    rows, found = json_rows.rows(text, str(path), split)
+    return Content(rows, split=found)
+
+
 def _text_rows(path: Path, text: str, split: str) -> Content:
     start = text[:256].lstrip()
     if start[:1] in ("{", "["):
-        return Content(json_rows.rows(text, str(path), split))
+        return _json(path, text, split)
     if start[:5].lower() in ("<!doc", "<html"):
         raise InputError(f"{path}: a web page (HTML), perhaps shown in place of the file. Fetch the file itself.")
     if start.startswith("<?xml"):
@@ -163,7 +172,7 @@ def _text_rows(path: Path, text: str, split: str) -> Content:
     if between := delimited.delimiter(text):
         return Content(delimited.rows(text, str(path), between), cells=True)
     if start[:1].isdigit() or start[:1] in ('"', "-") or start.rstrip() in ("null", "true", "false"):
-        return Content(json_rows.rows(text, str(path), split))  # one JSON value, which it names
+        return _json(path, text, split)  # one JSON value, which it names
     raise InputError(
         f"{path}: text that is neither JSON nor a table: a table begins with a line of at least two columns' names. "
         f"Give {KINDS}."

@@ -112,7 +112,8 @@ def parse_row(row: object, name: str, number: int) -> RawRow:
     kind = fields.first((*CONVERSATIONS, *PAIRS))
     if kind is None:
         found = ", ".join(map(str, list(fields.row)[:8])) or "none"
-        fields.fail("its keys", f"unknown layout (keys found: {found})", f"Known layouts: {LAYOUTS}.")
+        remedy = f"Known layouts: {LAYOUTS}. For rows with other names, write data.columns, as docs/data.md shows."
+        fields.fail("its keys", f"unknown layout (keys found: {found})", remedy)
     if kind in CONVERSATIONS:
         for each in PAIR_ONLY_KEYS:
             if holds_text(fields.row.get(each)):

@@ -6,13 +6,18 @@ import json
 from typing import Any
 
 from fast_ft.common.errors import InputError
+from fast_ft.data.splits import names_a_split, split_of
 
 #: Keys under which a JSON object may hold its rows; the name of the split that is asked for comes before them.
 ROW_KEYS = ("data", "rows", "train", "test", "examples", "instances")
 
 
-def rows(text: str, name: str, split: str) -> list[Any]:
-    """Return the rows of a JSON list, of a JSON object that holds or is rows, or of JSONL. Raises InputError."""
+def rows(text: str, name: str, split: str) -> tuple[list[Any], bool]:
+    """Return the rows of a JSON list, of a JSON object that holds or is rows, or of JSONL.
+
+    Second: whether they are those of the split that was asked for, which an object may hold among others. Raises
+    InputError.
+    """
     lines = text.split("\n")  # not splitlines(): JSON strings may hold U+2028
     filled = [number for number, line in enumerate(lines) if line.strip()]
     jsonl = len(filled) > 1 and text.lstrip().startswith("{") and _whole(lines[filled[0]])
@@ -21,26 +26,53 @@ def rows(text: str, name: str, split: str) -> list[Any]:
         if jsonl:
             found = []
             for number in filled:
-                found.append(json.loads(lines[number]))
-            return found
-        content = json.loads(text)
+                found.append(_parsed(lines[number]))
+            return found, False
+        content = _parsed(text)
     except json.JSONDecodeError as error:
         line = number + 1 if jsonl else error.lineno
         raise InputError(
             f"{name}, line {line}, column {error.colno}: not valid JSON: {_why(error, jsonl and number != filled[-1])}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{name}, line {number + 1}: not usable JSON: {str(error).rstrip('. ')}. Mend the file."
-        ) from error
+        place = f"{name}, line {number + 1}" if jsonl else name
+        raise InputError(f"{place}: not usable JSON: {str(error).rstrip('. ')}. Mend the file.") from error
     if isinstance(content, dict):
-        for key in (split, *ROW_KEYS):
-            if isinstance(content.get(key), list):
-                return content[key]
-        return [content]
+        return _of_object(content, name, split)
     if not isinstance(content, list):
         raise InputError(f"{name}: holds no rows but one value ({type(content).__name__}). Give a list of objects.")
-    return content
+    return content, False
+
+
+def _of_object(content: dict[str, Any], name: str, split: str) -> tuple[list[Any], bool]:
+    lists = [key for key, value in content.items() if isinstance(value, list)]
+    if (found := split_of(split, lists)) is not None:
+        return content[found], True
+    splits = [key for key in lists if names_a_split(key)]
+    if len(splits) > 1:
+        raise InputError(
+            f"{name}: it has the splits {', '.join(splits)}, none called {split}. Set split to one of them, or write "
+            "the rows that are meant to a file of their own."
+        )
+    for key in (*splits, *ROW_KEYS):
+        if key in lists:
+            return content[key], False
+    return [content], False
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. ValueError where a key stands twice: of two texts one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        values = " and ".join(repr(value)[:60] for key, value in pairs if key == twice)
+        raise ValueError(f"the key {twice!r} stands more than once in one object, as {values}. Only one can be read")
+    return found
 
 
 def _whole(line: str) -> bool:

@@ -46,7 +46,7 @@ def digest(section: Data) -> str:
 
 def epoch_rows(weights: Sequence[float]) -> int:
     """Return how many rows an epoch has, each as often as its weight says."""
-    return len(_repeated(weights)) + sum(count for _, count in _fractions(weights))
+    return sum(map(int, weights)) + sum(count for _, count in _fractions(weights))
 
 
 def epoch(weights: Sequence[float], *key: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted
 from fast_ft.data import contamination, curriculum, dataset, encoding, mixing, selection, sources, tokenise, validation
-from fast_ft.data.batches import StageJob, batches
+from fast_ft.data.batches import StageJob, batches, epochs_within
 from fast_ft.data.curriculum import Stage
 from fast_ft.data.encoding import EncodedRow, Encoder
 from fast_ft.data.examples import Example, Prompt
@@ -81,15 +81,10 @@ class PreparedData(SelectedData):
         """The stages as rows and batches, ready to train; train.max_steps is over all of them."""
         jobs, left = [], self.train.max_steps
         for index, stage in enumerate(self.stages):
-            steps = batches(
-                len(stage.examples),
-                stage.num_train_epochs,
-                self.train.effective_batch_size,
-                shuffled=stage.order == "shuffled",
-                seed=self.seed,
-                stage=index,
-                weights=[self.weights[example.id] for example in stage.examples],
-            )[:left]
+            size, weights = self.train.effective_batch_size, [self.weights[each.id] for each in stage.examples]
+            epochs, shuffled = epochs_within(stage, weights, size, left), stage.order == "shuffled"
+            steps = batches(len(weights), epochs, size, shuffled=shuffled, seed=self.seed, stage=index, weights=weights)
+            steps = steps[:left]
             left = None if left is None else left - len(steps)
             rows = [self.rows[example.id] for example in stage.examples]
             if not self.train.completion_only_loss:
@@ -121,6 +116,7 @@ def prepare(recipe: Recipe) -> PreparedData:
         sources.check_named(where)  # before a tokenizer is fetched
     found = _select(recipe, encoding.load_encoder(recipe.model), [])
     assert isinstance(found, PreparedData)
+    _ = found.jobs  # refuses more rows than can be planned for, before a run has a folder
     return found
 
 

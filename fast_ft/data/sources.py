@@ -20,6 +20,7 @@ from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.folders import expanded
 from fast_ft.data import delimited
 from fast_ft.data.file_formats import KINDS, read_file
+from fast_ft.data.splits import SPLITS, names_a_split, split_of, stem
 
 HOMEWORK = "https://github.com/ericsunkuan/ML_Spring2025_HW5"
 #: What lies in it; recipes look for these below data/.
@@ -29,8 +30,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json", "verdicts.jsonl")
 _PLAIN = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv")
 DATA_SUFFIXES = tuple(f"{suffix}{packed}" for suffix in _PLAIN for packed in ("", ".gz", ".zst"))
-#: Other names of splits, as the hub's libraries know them.
-SPLITS = {"train": ("training",), "validation": ("valid", "val", "dev", "eval"), "test": ("testing", "evaluation")}
 #: Keys by which other layouts are known. Where a column map names the prompt, they step aside.
 _LAYOUT_KEYS = ("conversations", "messages", "instruction", "Instruction", "prompt", "response", "completion", "output")
 
@@ -58,12 +57,15 @@ def read(
     columns: {our name of a key: the rows' own name}. loosely: a name that no row has is no error.
     """
     try:
-        files = data_files(locate(where), default, split)
+        place = locate(where)
+        files = data_files(place, default, split)
         tables: list[pa.Table] = []
         rows: list[Any] = []
         cells = False
         for file in files:
             content = read_file(file, split or default)
+            if split is not None and file == place and not content.split and not split_of(split, [stem(file.name)]):
+                raise InputError(f"{where}: it holds no split {split}, which was asked for. Leave split out.")
             cells = cells or content.cells
             if isinstance(content.rows, pa.Table):
                 tables.append(content.rows)
@@ -129,7 +131,7 @@ def data_files(path: Path, default: str, split: str | None = None) -> list[Path]
         return _saved(path, split)
     if (path / "dataset_dict.json").is_file():
         splits = [str(each) for each in _json_object(path / "dataset_dict.json").get("splits") or []]
-        found = _split_of(split or default, splits) or (splits[0] if len(splits) == 1 and split is None else None)
+        found = split_of(split or default, splits) or (splits[0] if len(splits) == 1 and split is None else None)
         if found is None:
             raise InputError(
                 f"{path}: it has the splits {', '.join(splits) or '(none)'}, none called {split or default}. "
@@ -174,12 +176,15 @@ def _of_split(path: Path, files: list[Path], default: str, split: str | None) ->
     """Return which data files of a folder hold a split, told by their names or by the folders that they are in."""
     groups: dict[str, list[Path]] = {}
     for file in files:
-        name = re.sub(r"(-\d{5}-of-\d{5}.*|[-_.]\d+)?(\.\w+)*$", "", file.name)
+        name = stem(file.name)
         if file.parent not in (path, path / "data"):  # a folder for each split, or for each of several data sets
-            known = any(_split_of(each, [file.parent.name]) for each in SPLITS)
-            name = file.parent.name if known or file.parent.name == split else f"{file.parent.name}/{name}"
+            name = (
+                file.parent.name
+                if names_a_split(file.parent.name) or file.parent.name == split
+                else f"{file.parent.name}/{name}"
+            )
         groups.setdefault(name, []).append(file)
-    found = _split_of(split or default, groups)
+    found = split_of(split or default, groups)
     if found is None and split is None and len(groups) == 1:
         found = next(iter(groups))
     if found is None:
@@ -187,17 +192,6 @@ def _of_split(path: Path, files: list[Path], default: str, split: str | None) ->
         wanted = f"none of the split {split}" if split else f"none called {default}"
         raise InputError(f"{path}: several data files ({listed}), {wanted}. Name one of them, or set split.")
     return groups[found]
-
-
-def _split_of(wanted: str, names: Mapping[str, object] | list[str]) -> str | None:
-    """Return the one of these names that means a split: its own, another name of it, or one that begins with it."""
-    meanings = (wanted, *SPLITS.get(wanted, ()))
-    for meaning in meanings:
-        if meaning in names:
-            return meaning
-    begun = [name for name in names for meaning in meanings if re.match(rf"{re.escape(meaning)}(?![A-Za-z])", name)]
-    begun += [name for name in names for meaning in meanings if re.search(rf"[-_.]{re.escape(meaning)}$", name)]
-    return begun[0] if len(set(begun)) == 1 else None
 
 
 def _renamed(rows: list[Any] | pa.Table, columns: Mapping[str, str], name: str, loosely: bool) -> list[Any] | pa.Table:

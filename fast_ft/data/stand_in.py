@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from fast_ft.common import atomic_files, seeds
 from fast_ft.common.errors import InputError
+from fast_ft.common.outputs import check_output
 from fast_ft.data import contamination
 from fast_ft.data.examples import Example
 from fast_ft.data.formats import strip_leads
@@ -46,7 +47,10 @@ def draw(prepared: SelectedData, count: int, seed: int) -> list[Example]:
 
 
 def write(path: Path, rows: Iterable[Example]) -> None:
-    """Write rows as a prompt file with answers: a row's last answer is the reference."""
+    """Write rows as a prompt file with answers: a row's last answer is the reference.
+
+    Raises InputError where `path` is a file that holds anything else.
+    """
     content = [
         {
             "id": row.id,
@@ -58,4 +62,6 @@ def write(path: Path, rows: Iterable[Example]) -> None:
         }
         for row in rows
     ]
-    atomic_files.write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in content) + "\n]\n")
+    text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in content) + "\n]\n"
+    check_output(path, lambda former: former == text.encode(), "stand-in.json")
+    atomic_files.write_text(path, text)

@@ -28,7 +28,8 @@ def hold_out(
     section = data.held_out
     assert section is not None
     if section.path is not None:
-        pool_asked = dataset.load_pool(data.model_copy(update={"train": section.path, "split": section.split}))
+        own = data.model_copy(update={"train": section.path, "split": section.split})
+        pool_asked = dataset.load_pool(own, "validation")
         chosen = Select(take=section.take)
     else:
         pool_asked, chosen = pool, Select(take=section.take, where=select.where, reject=select.reject)

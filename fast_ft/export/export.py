@@ -50,21 +50,25 @@ class Export:
         folder = RunDir.at(run)
         if not (folder.adapter / "adapter_model.safetensors").is_file():
             raise InputError(f"{run} has no adapter yet: its training is not done. Run its recipe first.")
+        out = Path(output) if output else folder.root / "export"
+        _refuse_place(out)
         if dtype not in merged.DTYPES:
             raise InputError(f"--dtype {dtype}: one of {', '.join(merged.DTYPES)} is written")
         recipe = folder.recipe()
         model = recipe.model
         place = download.model_folder(base or model.name_or_path, None if base else model.revision)
         words = download.tokenizer_folder(model.tokenizer or model.name_or_path, model.revision)
-        return cls(folder, recipe, place, words, Path(output) if output else folder.root / "export", dtype)
+        return cls(folder, recipe, place, words, out, dtype)
 
     def merged_model(self) -> Path:
-        """Return the folder of the merged model, made and checked; a former one where it was made of the same."""
+        """Return the folder of the merged model, made and checked; a former one where it is whole and of the same."""
         target = self.out / "merged"
         made_of = {"adapter": atomic_files.sha256_file(self.run.adapter / "adapter_model.safetensors"),
                    "base": str(self.base), "dtype": self.dtype}  # fmt: skip
-        former = target / _RECORD
-        if former.is_file() and untrusted_files.json_object(former).get("made_of") == made_of:
+        former = untrusted_files.json_object(target / _RECORD) if (target / _RECORD).is_file() else {}
+        files = former.get("bytes")
+        whole = not isinstance(files, dict) or _sizes(target).items() >= files.items()
+        if former.get("made_of") == made_of and whole:
             note(f"{target} is there already")
             return target
         template = JINJA.get(self.recipe.model.template)
@@ -88,6 +92,7 @@ class Export:
             note(finding.sentence)
             note(f"merged, against the run's own model in {stored.dtype}: {far:.4f} nats per trained token")
             content = {"made_of": made_of, "against_adapter": vars(finding), "against_run_nats": far}
+            content["bytes"] = _sizes(folder)
             atomic_files.write_json(folder / _RECORD, content)
         return target
 
@@ -174,3 +179,20 @@ class Export:
             raise InputError(
                 f"{finding.sentence}. That is more than rounding to {outtype} does: the file was not kept."
             )
+
+
+def _refuse_place(out: Path) -> None:
+    """Raise InputError where exports would take the place of what no export wrote."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--output {out}: that is a file. Name a folder, in which the exports are written.")
+    target = out / "merged"
+    if (target.exists() or target.is_symlink()) and not (target / _RECORD).is_file():
+        raise InputError(
+            f"{target} is there already, and is not replaced, since no export wrote it ({_RECORD} is not in it). Name "
+            "another folder by --output, or move that one."
+        )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of each file in a merged model's folder, but for the card, which an upload changes."""
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file() and path.suffix != ".md"}

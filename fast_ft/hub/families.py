@@ -14,6 +14,7 @@ from typing import Any
 
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
+from fast_ft.common.folders import expanded
 from fast_ft.common.text_safety import escaped
 from fast_ft.hub import gguf_base
 from fast_ft.hub.model_shape import GIB, LINEARS, TARGET_MODULES, ModelShape
@@ -94,7 +95,7 @@ def _folder(name_or_path: str) -> Path:
     """Return the folder that a model's name means here; of a .gguf file, the one that it was converted to before."""
     if gguf_base.is_named(name_or_path):
         return gguf_base.folder(name_or_path, convert=False)
-    return Path(name_or_path).expanduser()
+    return expanded(name_or_path)
 
 
 def context_length(name_or_path: str) -> int | None:

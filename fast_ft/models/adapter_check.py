@@ -132,10 +132,13 @@ def store(folder: Path, loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id:
 
 def read(folder: Path) -> StoredCheck:
     """Return selfcheck.json of an adapter's folder. Raises InputError where it cannot be read."""
+    path, remedy = folder / FILE, "Restore the file, or run the recipe again, which makes a missing one again."
+    if not path.is_file():
+        raise InputError(f"{path} is not there. {remedy}")
     try:
-        return StoredCheck.model_validate(untrusted_files.json_object(folder / FILE))
-    except (OSError, ValueError) as error:  # ValidationError and InputError are ValueErrors
-        raise InputError(f"{folder / FILE}: cannot be read ({error}). Train again, or restore the file.") from None
+        return StoredCheck.model_validate(untrusted_files.json_object(path))
+    except (OSError, ValueError):  # ValidationError and InputError are ValueErrors
+        raise InputError(f"{path}: cannot be read as what training writes there. {remedy}") from None
 
 
 def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import BudgetMissed, InputError
+from fast_ft.common.folders import expanded
+from fast_ft.common.outputs import check_output
 from fast_ft.common.signals import interruptible
 from fast_ft.common.wording import counted
 from fast_ft.data.examples import Prompt
@@ -60,15 +63,25 @@ def _prompt(text: str) -> Prompt:
     return Prompt("prompt", ({"role": "user", "content": text.strip()},))
 
 
+def _are_answers(content: bytes) -> bool:
+    """Return whether a file holds answers in the form of pred.json."""
+    try:
+        answers = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(answers, dict) and all(
+        isinstance(entry, dict) and {"input", "output"} <= entry.keys() for entry in answers.values()
+    )
+
+
 def _refuse_output(output: Path, folder: RunDir, file: str | None, recipe: Recipe) -> None:
     """Raise InputError where the answers would be written over something that is not theirs, or cannot be a file."""
     there = output.resolve()
-    if output.is_dir():
-        raise InputError(f"--output {output}: that is a folder. Name a file, such as {output / 'answers.json'}")
     if there.is_relative_to(folder.root.resolve()):
         raise InputError(f"--output {output}: the run's folder holds the run's own files. Name a file elsewhere.")
+    check_output(output, _are_answers, "answers.json")
     data, held_out = recipe.data, recipe.data.held_out
     read = [file, *(source.path for source in data.sources), data.test, recipe.judge.references]
     for name in filter(None, [*read, held_out.path if held_out else None]):
-        if there == Path(name).resolve():
+        if there == expanded(name).resolve():
             raise InputError(f"--output {output}: that file is read, and is not written over. Name another file.")

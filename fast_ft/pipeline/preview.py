@@ -22,6 +22,7 @@ from fast_ft.pipeline.adapter_loading import load
 from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.train_phase import train_phase
 from fast_ft.recipe.schema import Recipe
+from fast_ft.run.artifacts import read_log
 from fast_ft.run.folder import RunDir
 
 PROMPTS = 10
@@ -41,7 +42,8 @@ def preview(recipe: Recipe, recipe_path: str | Path, stop_after: int) -> dict[st
     with opened(recipe, recipe_path, prepared) as folder:
         if folder.done("train") is None:
             train_phase(folder, recipe, prepared, stop_after)
-        steps = len(folder.log.read_text(encoding="utf-8").splitlines())
+        trained = folder.done("train")
+        steps = trained["steps"] if trained is not None else len(read_log(folder.log))
         total = sum(len(job.batches) for job in prepared.jobs)
         given = answers(folder, recipe, prepared)
         content = {"folder": str(folder.root), "steps": steps, "of": total, "answers": given}

@@ -4,6 +4,7 @@ model, lora, data, select, curriculum, train, seed   refused, shown as a diff; -
 another base, tokenizer or template by that name     the same, where there is training or answering left to do
 data.test, generate, judge.base_prompts              the adapter stays; the prompts are answered again
 judge                                                the answers stay; they are judged again
+a file of a finished phase that is gone              made again, with what follows from it
 budget, output_dir, backup_dir, how often is saved   taken as they are now; with more minutes than those that ended
                                                      training, or shortened answers, that goes on or is done again
 run_name                                             taken as it is now
@@ -20,13 +21,13 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
-from fast_ft.common.minutes import longer
 from fast_ft.common.wording import counted, listed
 from fast_ft.data.examples import Example
 from fast_ft.data.prepare import PreparedData
 from fast_ft.pipeline import base_check, former_scores
+from fast_ft.pipeline.undone import what_is_undone
 from fast_ft.recipe.loader import digest, resolved
-from fast_ft.recipe.schema import Budget, Recipe
+from fast_ft.recipe.schema import Recipe
 from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir, differences, now
 from fast_ft.run.made_with import as_made
@@ -68,8 +69,12 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
         return
     _tidy(folder)
     changes = compare(folder, recipe, prepared)
-    cut = _cut_short(folder, recipe.budget)
-    if cut or changes.answers or any(folder.done(phase) is None for phase in _model_phases(prepared)):
+    undone = what_is_undone(folder, prepared, recipe.budget)
+    if (
+        undone.keys() & {"train", "generate"}
+        or changes.answers
+        or any(folder.done(phase) is None for phase in _model_phases(prepared))
+    ):
         changes.training.update(base_check.model_changes(folder.record(), recipe))
     if changes.training and not force:
         raise InputError(
@@ -77,15 +82,15 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
             "Go back to those, or give these another output_dir; --force-resume goes on from the last checkpoint "
             "with these all the same"
         )
-    for text in cut.values():
+    for text in undone.values():
         note(text)
     if changes.training:
         _force(folder, changes.training)
-    if changes.training or changes.answers or changes.judging or cut:
+    if changes.training or changes.answers or changes.judging or undone:
         _judge_again(folder, changes.judging)
-    if changes.training or changes.answers or cut:
+    if changes.training or changes.answers or undone.keys() & {"train", "generate"}:
         _answer_again(folder, changes.answers)
-    if "train" in cut:  # last: whatever came of the adapter so far is marked by now as to be made again
+    if "train" in undone:  # last: whatever came of the adapter so far is marked by now as to be made again
         phases = folder.manifest()["phases"]
         phases.pop("train", None)
         folder.update(phases=phases)
@@ -188,19 +193,6 @@ def _force(folder: RunDir, diff: Diff) -> None:
         resumed=[*folder.manifest().get("resumed", []), {"at": now(), "forced": {k: list(v) for k, v in diff.items()}}],
     )
     folder.plan.unlink(missing_ok=True)  # it was settled for the other settings
-
-
-def _cut_short(folder: RunDir, budget: Budget) -> dict[str, str]:
-    """Return {"train" or "generate": what to say} for what a budget of minutes cut short, where there are more now."""
-    train, answers = folder.done("train") or {}, folder.done("generate") or {}
-    former = folder.manifest()["recipe"].get("budget", {})  # where an earlier version did not note the minutes
-    found = {}
-    if train.get("why") == "budget" and longer(budget.train_minutes, train.get("minutes", former.get("train_minutes"))):
-        found["train"] = f"note: there are more minutes: training, which ended after step {train['steps']}, goes on"
-    minutes = answers.get("minutes", former.get("generate_minutes"))
-    if ("minutes" in answers or answers.get("cut_by_budget")) and longer(budget.generate_minutes, minutes):
-        found["generate"] = "note: there are more minutes: the prompts are answered again, at full length"
-    return found
 
 
 def _answer_again(folder: RunDir, diff: Diff) -> None:

@@ -100,7 +100,8 @@ def _fixed(folder: RunDir) -> str | None:
 
 def _is_done(folder: RunDir, recipe: Recipe) -> bool:
     """Return whether no phase is left that loads the base."""
-    return all(folder.done(phase) is not None for phase in ("train", *(["generate"] if recipe.data.test else [])))
+    phases = ("train", *(["generate"] if recipe.data.test else []))
+    return all(folder.done(phase) is not None and not folder.lost(phase) for phase in phases)
 
 
 def _is_here(recipe: Recipe) -> bool:

@@ -78,7 +78,7 @@ class Data(Section):
         default="error",
         description="A selected row with a character that the tokenizer cannot give back: refuse, or drop and say so.",
     )
-    exclude: tuple[str, ...] = Field(
+    exclude: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")], ...] = Field(
         default=(),
         description="Rows with these prompts are left out before selection, by 16 hex digits of the prompt's text "
         "(data/contamination.py, text_digest). A sweep writes its validation set here.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ MAX_DEPTH = 20
 _INT = re.compile(r"[-+]?[0-9]+")
 # YAML 1.2's floats: 2e-4 is a number there; in PyYAML's YAML 1.1 it is text.
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+# Characters that look like a space or like nothing, and are none to YAML: copied from a web page or a chat.
+_UNSEEN = re.compile("[\u00a0\u1680\u2000-\u200f\u202f\u205f\u2060\u3000\ufeff]")
+_CURLED = "\u2018\u2019\u201a\u201c\u201d\u201e"  # quotes as word processors write them
 _WORDS: dict[str, Any] = {"": None, "~": None}
 for _word, _value in (("null", None), ("true", True), ("false", False)):
     _WORDS |= {_word: _value, _word.capitalize(): _value, _word.upper(): _value}
@@ -40,11 +44,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         raise InputError(f"the recipe {path} cannot be read: {error.strerror}") from None
     if len(raw) > MAX_BYTES:
         raise InputError(f"{path} has {len(raw):,} bytes; a recipe has at most {MAX_BYTES:,}: is it a data file?")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
-    node = _compose(text, str(path))
+    node = _compose(_decoded(raw, path), str(path))
     if node is None:
         raise InputError(f"{path} is empty; a recipe needs at least model.name_or_path and data.train")
     if not isinstance(node, yaml.MappingNode):
@@ -52,6 +52,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         raise InputError(f"{path}:{node.start_mark.line + 1}: a recipe is made of `key: value` lines, this is {kind}")
     places: dict[Key, str] = {}
     return _Plain(str(path), places).value(node, ()), places
+
+
+def _decoded(raw: bytes, path: Path) -> str:
+    """Return a recipe's text. Raises InputError where it is not UTF-8."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or raw[:64].count(0) * 4 >= max(1, len(raw[:64])):
+        raise InputError(f"{path} is not UTF-8 text but UTF-16, as some editors write it: save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
 
 
 def parse(text: str, name: str) -> Any:
@@ -99,24 +109,42 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         return yaml.compose(text, Loader=_Bounded)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        lines = text.splitlines()[: mark.line + 1] if mark else []
+        line, before = (lines[-1] if lines else "", lines[-2] if lines[1:] else "")
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise InputError(f"{place}: not valid YAML: {_yaml_remedy(error, line)}") from None
-    except yaml.YAMLError as error:  # a control character
-        raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{place}: not valid YAML: {_yaml_remedy(error, line, before)}") from None
+    except yaml.reader.ReaderError as error:
+        number = text.count("\n", 0, error.position) + 1
+        raise InputError(
+            f"{name}:{number}: not valid YAML: a control character (code {error.character}): take it out"
+        ) from None
     except RecursionError:
         raise InputError(f"{name}: over {MAX_NODES:,} values, or nested deeper than {MAX_DEPTH} levels") from None
 
 
-def _yaml_remedy(error: yaml.MarkedYAMLError, line: str) -> str:
+def _yaml_remedy(error: yaml.MarkedYAMLError, line: str, before: str) -> str:
     problem = error.problem or "it cannot be read"
+    for each, where in ((line, "this line"), (before, "the line before")):
+        if found := _UNSEEN.search(each):
+            return f"{problem}; {where} holds {_unseen(found[0])}"
+    if "mapping values" in problem and (found := re.match(r"\s*([\w.]+):\S", before)):
+        return f"the line before has no space behind its colon: write {found[1]}: and a space"
     if "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in problem:
         return "a tab; YAML is indented by spaces: replace the tab by spaces"
     if re.search(r":\s*[<>=!|@%&*`]", line):
         return f'{problem}; put a value that starts with a sign in quotes, as in score: ">= 4.5"'
+    if "escape" in problem:
+        return (
+            f"{problem}; a backslash in double quotes begins an escape: write / in a path, or single quotes around it"
+        )
     if "but found another document" in problem:
         return "a second document (---); a recipe is one"
     return f"{problem}; look for a missing space after a colon, a missing quote, or a wrong indentation"
+
+
+def _unseen(character: str) -> str:
+    name = unicodedata.name(character, "a character").lower()
+    return f"U+{ord(character):04X} ({name}), which cannot be seen: write a space, or take it out"
 
 
 class _Plain:
@@ -144,7 +172,15 @@ class _Plain:
             return self.mapping(node, key)
         assert isinstance(node, yaml.ScalarNode)
         check_text(node.value, place)
-        return scalar(node.value) if node.style is None else node.value
+        if node.style is not None:
+            return node.value
+        if found := _UNSEEN.match(node.value) or _UNSEEN.match(node.value[-1:]):
+            raise InputError(f"{place}: {node.value!r} holds {_unseen(found[0])}")
+        if node.value[:1] in _CURLED and node.value[-1:] in _CURLED and node.value:
+            raise InputError(
+                f"{place}: {node.value}: these quotes are a part of the text: write straight ones, or none"
+            )
+        return scalar(node.value)
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         """Return a mapping's plain values. Raises InputError for a key that stands twice or is no word."""
@@ -157,6 +193,8 @@ class _Plain:
                     f"{self.name}:{line}: a key is one word; lists, mappings and merges (<<) cannot be keys"
                 )
             check_text(word, f"{self.name}:{line}")
+            if found := _UNSEEN.search(word):
+                raise InputError(f"{self.name}:{line}: the key {word!r} holds {_unseen(found[0])}")
             dotted = ".".join(map(str, (*key, word)))
             if word in out:
                 first = self.places[(*key, word)]

@@ -29,6 +29,11 @@ COLOURS = 6  #: a stage or a run has one of --g0 to --g5 of report.css
 STYLES = ("uPlot.min.css", "report.css")
 
 
+def is_page(content: bytes) -> bool:
+    """Return whether a file's content is a page that `page` wrote."""
+    return content.startswith(b"<!doctype html>\n<!-- This file holds ")
+
+
 def page(
     title: str,
     about: str,

@@ -9,12 +9,13 @@ from typing import Any
 from fast_ft.common import atomic_files
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
+from fast_ft.common.outputs import check_output
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import PreparedData, SelectedData, select_data
 from fast_ft.report import overview, run_data
 from fast_ft.report.comparison import compared
 from fast_ft.report.data_map import NEUTRAL, Group, Points, measured, points
-from fast_ft.report.html import bullets, page, paragraph
+from fast_ft.report.html import bullets, is_page, page, paragraph
 from fast_ft.report.plots import loss_picture, map_picture
 from fast_ft.report.result import result
 from fast_ft.report.run_names import given, named
@@ -68,7 +69,11 @@ def try_report(folder: RunDir, prepared: SelectedData | None = None) -> None:
 
 
 def write_comparison(folders: Sequence[RunDir], output: Path) -> Path:
-    """Write one page over several runs: curves over each other, recipe differences, wins, ties and losses."""
+    """Write one page over several runs: curves over each other, recipe differences, wins, ties and losses.
+
+    Raises InputError where `output` is a file that is no page of ours.
+    """
+    check_output(output, is_page, "comparison.html")
     runs = named([run_data.read_run(folder) for folder in folders])
     notes: list[str] = []
     prepared = [_prepared(folder, run, notes) for folder, run in zip(folders, runs, strict=True)]

@@ -18,6 +18,9 @@ from fast_ft.recipe.lint import unknown_placeholder
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.manifest import Manifest, read_manifest
 
+#: What answering reads of a trained adapter.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "selfcheck.json")
+
 
 def _nothing() -> None:
     pass
@@ -91,6 +94,8 @@ class RunDir:
         run = cls(Path(root))
         if not run.root.exists():
             raise InputError(f"{root}: there is no such run folder; `python -m fast_ft runs` lists those in runs/")
+        if (run.root / "sweep.json").is_file():
+            raise InputError(f"{root} is a sweep's folder: give the run of a trial, such as {run.root / 'best'}")
         if not run.manifest_path.is_file():
             raise InputError(f"{root} is no run folder (it has no manifest.json); `python -m fast_ft runs` lists them")
         refuse_links(run.root)
@@ -146,6 +151,18 @@ class RunDir:
     def done(self, phase: str) -> dict[str, Any] | None:
         """Return what `finish` noted for `phase`, or None while it is not done."""
         return self.manifest().get("phases", {}).get(phase)
+
+    def lost(self, phase: str) -> list[Path]:
+        """Return the files that a finished `phase` left, that later ones read, and that are not there any more."""
+        facts = self.done(phase)
+        if facts is None:
+            return []
+        left = {
+            "train": [self.adapter / name for name in ADAPTER_FILES],
+            "generate": [self.pred, *([self.base_pred] if facts.get("base_answers") else [])],
+            "judge": [self.scores],
+        }
+        return [path for path in left[phase] if not path.is_file()]
 
     def others(self, test: str, digest: str) -> RunDir:
         """Return this run with other files for answers and scores: those to the prompts in file `test` of this SHA-256.

@@ -198,6 +198,14 @@ def test_wrong_run_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "no run folder" in refused(capsys, "generate", str(tmp_path))
     (tmp_path / "manifest.json").write_text('{"recipe"')
     assert "not valid JSON" in refused(capsys, "generate", str(tmp_path))
+    (tmp_path / "sweep.json").write_text("{}")
+    said = refused(capsys, "report", str(tmp_path))
+    assert "is a sweep's folder" in said and str(tmp_path / "best") in said
+
+
+def test_python_without_docstrings_is_told_before_a_model_is_loaded(recipe_file: RecipeFactory) -> None:
+    done = fast_ft(str(recipe_file()), PYTHONOPTIMIZE="2")
+    assert done.returncode == 2 and "PYTHONOPTIMIZE=2" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_wrong_overrides(recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fast_ft.common.errors import InputError
-from fast_ft.data import delimited, file_formats
+from fast_ft.data import delimited, file_formats, sources
 from fast_ft.data.dataset import load_pool, load_prompts
 from fast_ft.recipe.schema import Columns, Data
 
@@ -304,3 +304,32 @@ def test_shuffled_bytes_are_a_message(tmp_path):
             load(tmp_path / "rows")
         except InputError as error:
             assert str(tmp_path / "rows") in str(error)
+
+
+def test_a_split_that_is_asked_for_has_to_be_there(tmp_path):
+    rows = [{"id": f"{n}", "prompt": f"{n}?", "response": f"{n}."} for n in range(4)]
+    held = tmp_path / "held.json"
+    held.write_text(json.dumps({"training": rows[:2], "test": rows[2:]}))
+    assert load(held).table["id"].to_pylist() == ["0", "1"]
+    assert load(held, split="test").table["id"].to_pylist() == ["2", "3"]
+    for split in ("dev", "validation"):
+        said = message(held, split=split)
+        assert f"it has the splits training, test, none called {split}" in said
+    with pytest.raises(InputError, match="it has the splits training, test, none called validation"):
+        sources.read(str(held), "validation")  # rows of another split would be taken for validation rows
+    plain = tmp_path / "rows.jsonl"
+    plain.write_text("\n".join(map(json.dumps, rows)))
+    assert "it holds no split test, which was asked for. Leave split out." in message(plain, split="test")
+    plain.rename(tmp_path / "rows-test.jsonl")
+    assert len(load(tmp_path / "rows-test.jsonl", split="test")) == 4
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    row = '{"prompt": "a?", "response": "first", "response": "second"}'
+    good = '{"prompt": "b?", "response": "b."}'
+    lines, listed = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    lines.write_text(f"{good}\n{row}\n")
+    listed.write_text(f"[{good},\n{row}]")
+    twice = "the key 'response' stands more than once in one object, as 'first' and 'second'"
+    assert f"rows.jsonl, line 2: not usable JSON: {twice}" in message(lines)
+    assert f"rows.json: not usable JSON: {twice}" in message(listed)

@@ -8,7 +8,7 @@ import pytest
 from fast_ft.common.errors import InputError
 from fast_ft.data import mixing
 from fast_ft.data.batches import batches
-from fast_ft.data.prepare import select_data
+from fast_ft.data.prepare import prepare, select_data
 from fast_ft.data.selection import select
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.recipe.schema import Columns, Data, Select, SourceFile
@@ -105,3 +105,24 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path, recipe_file: RecipeFactory)
     assert "data.train" in said([]) and "data.train.0: the text is empty" in said([" "])
     rules = said([a], rules="ntu-ml-2025-hw5")
     assert "data.train: a list is not allowed under rules: ntu-ml-2025-hw5; the homework gives one set of rows" in rules
+
+
+@pytest.mark.parametrize(
+    "train, weight",
+    [({"num_train_epochs": 1e9, "max_steps": None}, 1.0), ({"max_steps": 3}, 1e9), ({"max_steps": 10**9}, 1e9)],
+)
+def test_more_rows_than_can_be_planned_for_are_refused(tmp_path, recipe_file: RecipeFactory, train, weight):
+    data = {"train": [{"path": write(tmp_path / "a.json", 6), "weight": weight}], "test": None}
+    changes = {"data": data, "select": {}, "curriculum": {}, "judge": {}, "train": {"warmup_steps": 0, **train}}
+    with pytest.raises(InputError, match=r"stage all: its epochs, of .* rows each, see 6,000,000,000 rows in all"):
+        prepare(load_recipe(recipe_file(changes)))
+
+
+def test_epochs_beyond_the_last_step_are_not_drawn(tmp_path, recipe_file: RecipeFactory):
+    def jobs(epochs):
+        train = {"num_train_epochs": epochs, "max_steps": 4, "effective_batch_size": 4, "warmup_steps": 0}
+        data = {"train": write(tmp_path / "a.json", 6), "test": None}
+        changes = {"data": data, "select": {}, "curriculum": {}, "judge": {}, "train": train}
+        return prepare(load_recipe(recipe_file(changes))).jobs
+
+    assert [job.batches for job in jobs(1e12)] == [job.batches for job in jobs(2)] and len(jobs(2)[0].batches) == 4

@@ -44,6 +44,27 @@ def test_the_merged_model_is_the_adapter_on_its_base(run: Path, tiny: Path, tmp_
     assert export.merged_model() == folder and (folder / "model.safetensors").stat().st_mtime_ns == begun
 
 
+def test_a_merged_model_that_is_not_whole_is_made_again(run: Path, tmp_path: Path) -> None:
+    export = Export.of(str(run), output=str(tmp_path))
+    weights = export.merged_model() / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-8])
+    assert (export.merged_model() / "model.safetensors").read_bytes() == content
+    weights.unlink()
+    assert (export.merged_model() / "model.safetensors").read_bytes() == content
+
+
+def test_what_no_export_wrote_is_not_replaced(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "merged" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(InputError, match="is not replaced, since no export wrote it"):
+        Export.of(str(run), output=str(tmp_path))
+    assert mine.read_text() == "mine"
+    with pytest.raises(InputError, match=r"that is a file\. Name a folder"):
+        Export.of(str(run), output=str(mine))
+
+
 def test_a_base_in_four_bits_is_dequantised_tensor_by_tensor(run: Path, tiny: Path, tmp_path: Path) -> None:
     stored = transformers.BitsAndBytesConfig(
         load_in_4bit=True,

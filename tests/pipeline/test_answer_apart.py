@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,28 @@ def test_a_grid_over_prompts_without_references_says_why_it_has_no_scores(
     assert main(["generate", str(folder), "--grid", "max_new_tokens=2", f"data.test={asked}"]) == 0
     said = capsys.readouterr()
     assert "ROUGE-L" not in said.out and "these answers get no scores: judge.references" in said.err
+
+
+def test_a_comparison_writes_over_no_file_but_its_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, notes = tmp_path / "one", tmp_path / "two", tmp_path / "notes.txt"
+    for copy in (one, two):
+        shutil.copytree(folder, copy)
+    notes.write_text("mine")
+    for other in (notes, one / "manifest.json"):
+        content = other.read_bytes()
+        assert "is not written over" in refused(capsys, "report", str(one), str(two), "--output", str(other))
+        assert other.read_bytes() == content
+    assert "one run's page is report.html" in refused(capsys, "report", str(one), "--output", str(tmp_path / "page"))
+    for _ in range(2):
+        assert main(["report", str(one), str(two), "--output", str(tmp_path / "page")]) == 0
+
+
+def test_answers_write_over_no_file_but_answers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "notes.json"
+    other.write_text(json.dumps([{"prompt": "mine"}]))
+    said = refused(capsys, "generate", str(folder), "--prompt", "Why?", "--output", str(other))
+    assert "is not written over" in said and json.loads(other.read_text()) == [{"prompt": "mine"}]

@@ -28,7 +28,7 @@ from fast_ft.run import provenance
 from fast_ft.run.folder import RunDir
 from fast_ft.run.listing import differing, list_runs
 from fast_ft.train import checkpoints, state
-from tests.helpers.parts import RecipeFactory, save_random_llama, write_recipe
+from tests.helpers.parts import RecipeFactory, answered, save_random_llama, write_recipe
 
 Go = Callable[..., RunDir]
 
@@ -333,6 +333,51 @@ def test_damaged_files_of_a_run_are_a_message(again: Go, tmp_path: Path, name: s
     (folder.root / name).write_text(content)
     with pytest.raises(InputError, match=words):
         again()
+
+
+@pytest.mark.parametrize(
+    ("name", "made_again"),
+    [
+        ("adapter/adapter_model.safetensors", {"train", "generate"}),
+        ("adapter/selfcheck.json", {"train", "generate"}),
+        ("pred.json", {"generate"}),
+    ],
+)
+def test_a_file_of_a_finished_phase_that_is_gone_is_made_again(
+    again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, made_again: set[str]
+) -> None:
+    folder = RunDir.at(tmp_path / "run")
+    lost, before = folder.root / name, digests(folder.root)
+    phases = folder.record().phases
+    lost.unlink()
+    again()
+    said = capsys.readouterr().err
+    assert f"{name} is not there any more, and made again" in said
+    after = digests(folder.root)
+    assert {path: after[path] for path in (name, "pred.json")} == {path: before[path] for path in (name, "pred.json")}
+    now = folder.record().phases
+    assert {phase for phase in phases if now[phase] != phases[phase]} == made_again
+    again()
+    assert folder.record().phases == now and "made again" not in capsys.readouterr().err
+
+
+def test_scores_that_are_gone_are_made_again(again: Go, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    references = tmp_path / "references.json"
+    references.write_text(answered(tmp_path / "prompts.json", "The hat."))
+    judged = ("judge.kind=reference", f"judge.references={references}")
+    folder = again(*judged)
+    content, answered_at = folder.scores.read_bytes(), folder.done("generate")
+    folder.scores.unlink()
+    assert again(*judged).scores.read_bytes() == content and folder.done("generate") == answered_at
+    assert "scores.json is not there any more, and made again" in capsys.readouterr().err
+
+
+def test_a_preview_of_a_finished_run_needs_no_log(again: Go, tmp_path: Path) -> None:
+    folder, path = RunDir.at(tmp_path / "run"), tmp_path / "small.yaml"
+    steps = len(folder.log.read_text().splitlines())
+    folder.log.unlink()
+    content = preview(load_recipe(path), path, 2)
+    assert content["steps"] == content["of"] == steps
 
 
 def test_what_a_power_cut_left_after_the_last_checkpoint_is_cut_off(again: Go, tmp_path: Path) -> None:

@@ -366,6 +366,11 @@ def test_the_test_set_takes_no_row_from_training(
         begun("all", [*trained, drawn[0]])
 
 
+def test_rows_are_excluded_by_digests_and_never_by_ids(recipe_file: RecipeFactory) -> None:
+    with pytest.raises(InputError, match=r'data\.exclude\.0: "row-7" is not allowed; it takes text of the form'):
+        load_recipe(recipe_file({"data.exclude": ["row-7"]}))
+
+
 def test_excluded_prompts_are_named(recipe_file: RecipeFactory) -> None:
     prompts = dataset.load_prompts(load_recipe(recipe_file()).data.test or "")[0]
     assert contamination.excluded_prompts([contamination.text_digest("name  a HAT"), "0" * 16], prompts) == ["t4"]
