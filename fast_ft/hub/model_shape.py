@@ -31,8 +31,8 @@ class ModelShape:
     """Sizes as transformers' LlamaConfig names them.
 
     `own_linears`: (in, out) of each linear layer of all blocks, where these are not Llama's; see
-    models/base_layers.counted. Empty: Llama's. `unquantised_weights`: of these layers, that a quantised base
-    leaves in 16 bits.
+    models/base_layers.counted. Empty: Llama's. `unquantised_weights`: of these layers, that a quantised base leaves
+    whole. `number_bytes`: of each number that the model computes with, 2 or 4.
     """
 
     hidden_size: int
@@ -45,6 +45,7 @@ class ModelShape:
     tied: bool
     own_linears: tuple[tuple[int, int], ...] = ()
     unquantised_weights: int = 0
+    number_bytes: int = 2
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelShape:
@@ -106,11 +107,11 @@ class ModelShape:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of one token's 16-bit keys and values, over all layers."""
-        return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+        """Bytes of one token's keys and values as the model computes them, over all layers."""
+        return 2 * self.number_bytes * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
     def weights_gib(self, *, load_in_4bit: bool) -> float:
-        """Return the base's GiB: doubly quantised NF4 takes 0.516 bytes a weight; embeddings and head keep 16 bits."""
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2) * 2
+        """Return the base's GiB: doubly quantised NF4 takes 0.516 bytes a weight; embeddings and head stay whole."""
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2) * self.number_bytes
         in_4_bits = self.quantised_weights if load_in_4bit else 0
-        return (in_4_bits * 0.516 + (self.linear_weights - in_4_bits) * 2 + embeddings) / GIB
+        return (in_4_bits * 0.516 + (self.linear_weights - in_4_bits) * self.number_bytes + embeddings) / GIB

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fast_ft.common import atomic_files, out_of_memory
 from fast_ft.common.console import note
@@ -20,7 +20,7 @@ from fast_ft.generate.answers import Generation, Task
 from fast_ft.models.loaders.base import Loader
 from fast_ft.pipeline import base_check, sanity_checks
 from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
-from fast_ft.pipeline.set_up import check_model, check_prompts, keep_products
+from fast_ft.pipeline.set_up import check_model, check_prompts, keep_plan, keep_products
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -52,7 +52,7 @@ def generate_phase(
     An earlier pred.json is kept beside, under its digest. The manifest's generated_with tells the settings.
     """
     started = clock()
-    made = _answer(folder, recipe, prepared, maker, clock, started)
+    made = _answer(folder, recipe, prepared, maker, clock, started, keeps="plan")
     if _others_there(folder, made):
         folder.reopen("generate", "judge")  # first: the manifest never speaks of answers that are not there
     _put(folder, made)
@@ -79,7 +79,7 @@ def answer_others(
 
     The manifest's `others` tells of each such file its prompts, its settings, and what generate_phase would record.
     """
-    made = _answer(folder, recipe, prepared, None, clock, clock())
+    made = _answer(folder, recipe, prepared, None, clock, clock(), keeps="products")
     _put(folder, made)
     facts = {
         "test": recipe.data.test,
@@ -98,7 +98,7 @@ def answer_only(
     folder: RunDir, recipe: Recipe, prepared: PreparedData, clock: Clock = time.monotonic
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (what pred.json would hold, what generate_phase would record). Only partial files are written."""
-    made = _answer(folder, recipe, prepared, None, clock, clock())
+    made = _answer(folder, recipe, prepared, None, clock, clock(), keeps=None)
     return json.loads(made.files[folder.pred]), made.facts
 
 
@@ -140,8 +140,13 @@ def _answer(
     maker: Loader | None,
     clock: Clock,
     started: float,
+    *,
+    keeps: Literal["plan", "products"] | None,
 ) -> Answered:
-    """Make the adapter's answers and the base model's. Only partial files are written."""
+    """Make the adapter's answers and the base model's. Only partial files are written.
+
+    `keeps` says what of how they are decoded goes into the run's plan: all of it, the products alone, or nothing.
+    """
     moved = base_check.has_moved(folder, recipe)
     if moved:
         check_model(recipe, prepared)
@@ -150,9 +155,7 @@ def _answer(
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()
-    task = Task(
-        recipe.seed, folder.pred_partial, pace=pace, on_answer=folder.on_answer, watch=watch,
-        on_products=partial(keep_products, folder))  # fmt: skip
+    task = Task(recipe.seed, folder.pred_partial, pace=pace, on_answer=folder.on_answer, watch=watch)
     with contextlib.ExitStack() as stack:
         if maker is None:  # a sweep's base stays, and is apart from collections already
             with watch.during("loading"):
@@ -160,6 +163,10 @@ def _answer(
                 with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
                     stack.enter_context(collects_new_objects_only())
         ready = load(folder, recipe, prepared, folder.adapter, maker, watch)
+        if keeps == "plan":  # before the first answer: what was stopped goes on as it began
+            keep_plan(folder, ready.settled.with_decoding(ready.plan))
+        if keeps is not None:
+            task = replace(task, on_products=partial(keep_products, folder))
         tuned_task = replace(task, prompt_ids=ready.prompt_ids)
         tuned = answers.generate(
             ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, tuned_task

@@ -24,7 +24,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.wording import counted, listed
 from fast_ft.data.examples import Example
 from fast_ft.data.prepare import PreparedData
-from fast_ft.pipeline import base_check, former_scores
+from fast_ft.pipeline import base_check, former_scores, set_up
 from fast_ft.pipeline.undone import what_is_undone
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Recipe
@@ -61,8 +61,10 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
     """
     manifest = folder.manifest()
     if "rows" not in manifest or not _begun(folder):
-        if "rows" in manifest and compare(folder, recipe, prepared).training:
+        before = compare(folder, recipe, prepared) if "rows" in manifest else Changes()
+        if before.training:
             note(f"note: nothing was trained in {folder.root} yet: it begins again with this recipe")
+        if before.training or before.answers:
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
         _record(folder, recipe, prepared, notes=prepared.notes, environment=provenance.describe())
@@ -84,6 +86,8 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
         )
     for text in undone.values():
         note(text)
+    if changes.answers:
+        set_up.keep_attributed(folder, recipe, prepared)
     if changes.training:
         _force(folder, changes.training)
     if changes.training or changes.answers or changes.judging or undone:

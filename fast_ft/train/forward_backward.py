@@ -26,7 +26,7 @@ from fast_ft.models.fused_block.dispatch import ops_of_the_loss
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.packed_attention import PackedRows
 from fast_ft.plan.micro_batches import width
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.train.loss import response_loss
 from fast_ft.train.micro_batch import MicroBatch, MicroBatchShape, blank, lay_out
 from fast_ft.train.neftune import Noise

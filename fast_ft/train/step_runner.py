@@ -19,7 +19,7 @@ from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.base_layers import decoder_layers
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.micro_batches import cut, share
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.train import oom_recovery
 from fast_ft.train.forward_backward import CaptureFailed, Passes
 from fast_ft.train.micro_batch import MicroBatchShape

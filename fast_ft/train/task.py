@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ def test_our_blocks_train_it_as_pefts_layers_do(tmp_path: Path) -> None:
     from fast_ft.data.dataset import load_pool
     from fast_ft.data.encoding import Encoder
     from fast_ft.models.loaders import choose
-    from fast_ft.plan.plans import TrainPlan
+    from fast_ft.plan.run_plan import TrainPlan
     from fast_ft.recipe import schema
     from tests.helpers.bases import save_in_4_bits
 

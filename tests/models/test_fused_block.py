@@ -18,7 +18,7 @@ from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.packed_attention import PackedRows
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape, lay_out

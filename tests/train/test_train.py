@@ -24,7 +24,7 @@ from fast_ft.models import lora_files, packed_attention
 from fast_ft.models.loaders import choose
 from fast_ft.models.packed_attention import PackedRows, attend
 from fast_ft.plan.micro_batches import cut
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train import state
 from fast_ft.train.loss import response_loss
