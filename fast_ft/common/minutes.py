@@ -6,7 +6,9 @@ Answers that will not make it are cut at the length that lets all of them end. C
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 Clock = Callable[[], float]
 
@@ -21,16 +23,38 @@ def longer(now: float | None, then: float | None) -> bool:
     return then is not None and (now is None or now > then)
 
 
+@dataclass(frozen=True)
+class Measurements:
+    """The validation loss that training measures: the rows' tokens, and the steps (from 1) after which it is due.
+
+    It is also due where training ends early.
+    """
+
+    tokens: int = 0
+    after: frozenset[int] = frozenset()
+
+
 class TrainPace:
-    """Training's minutes. `tokens` are those of every step of the run; `spent`: seconds of earlier sessions."""
+    """Training's minutes (None: no limit, they are only counted). `tokens` are those of every step of the run.
+
+    `spent`: seconds of earlier sessions. `measurements` take their share of the minutes.
+    """
 
     def __init__(
-        self, minutes: float, tokens: Sequence[int], clock: Clock, *, spent: float = 0.0, since: float | None = None
+        self,
+        minutes: float | None,
+        tokens: Sequence[int],
+        clock: Clock,
+        *,
+        spent: float = 0.0,
+        since: float | None = None,
+        measurements: Measurements = Measurements(),
     ) -> None:
-        self.minutes, self.tokens, self.clock = minutes, tokens, clock
+        self.minutes, self.tokens, self.clock, self.measurements = minutes, tokens, clock, measurements
         self._began = (clock() if since is None else since) - spent
         self._steps: list[tuple[int, float]] = []  # of this session: tokens, seconds
         self._last = clock()
+        self._measured: float | None = None  # seconds of the latest measurement
 
     def elapsed(self) -> float:
         """Seconds of training so far, those of earlier sessions and of loading the model among them."""
@@ -46,28 +70,37 @@ class TrainPace:
         self._steps.append((self.tokens[number - 1], now - self._last))
         self._last = now
 
+    def measure(self) -> None:
+        """Note that the validation loss was measured behind the step that was noted last."""
+        now = self.clock()
+        self._measured, self._last = now - self._last, now
+
     def left(self) -> float:
-        """Seconds in which steps may still end."""
-        return self.minutes * 60 * (1 - RESERVE) - self.elapsed()
+        """Seconds in which steps may still end, so that there is time to measure the validation loss behind them."""
+        return self._time() - self._pause()
 
     def seconds(self, first: int, last: int) -> float:
         """Seconds that steps `first` (counted from 0) to `last` (not included) will take, by the latest ones."""
-        recent = (self._steps[1:] or self._steps)[-20:]  # a session's first step compiles and warms up
-        rate = sum(seconds for _, seconds in recent) / max(1, sum(tokens for tokens, _ in recent))
-        return rate * sum(self.tokens[first:last])
+        return self._rate() * sum(self.tokens[first:last])
 
     def fitting(self, done: int) -> int | None:
-        """Return how many steps still fit after `done`; None while that cannot be told."""
-        if len(self._steps) < min(_FIRST, len(self.tokens)):
+        """Return how many steps still fit after `done`, which is not yet measured; None while that cannot be told."""
+        if not self._is_believed():
             return None
-        left, last = self.left(), done
-        per_token = self.seconds(done, len(self.tokens)) / max(1, sum(self.tokens[done:]))
-        while last < len(self.tokens) and (left := left - per_token * self.tokens[last]) >= 0:
+        rate, pause, last = self._rate(), self._pause(), done
+        left = self._time() - pause  # wherever training ends it measures
+        while last < len(self.tokens):
+            left -= rate * self.tokens[last] + (pause if last in self.measurements.after else 0.0)
+            if left < 0:
+                break
             last += 1
         return last - done
 
     def anneal(self, done: int) -> int | None:
-        """Return over how many steps the learning rate has to go down from now on, or None: not yet, or not at all."""
+        """Return over how many steps the learning rate has to go down from now on, or None: not yet, or not at all.
+
+        0: no other step fits.
+        """
         fitting = self.fitting(done)
         if fitting is None or done + fitting >= len(self.tokens) or fitting > ANNEAL * (done + fitting):
             return None
@@ -75,20 +108,54 @@ class TrainPace:
 
     def is_ample(self, done: int) -> bool:
         """Return whether the steps after `done` will all end in time, though they took a quarter longer; else False."""
-        return self.fitting(done) is not None and 1.25 * self.seconds(done, len(self.tokens)) < self.left()
+        if self.minutes is None:
+            return True
+        return self.fitting(done) is not None and 1.25 * self._needed(done) < self._time()
 
     def forecast(self, done: int) -> str | None:
         """Return a sentence that says what will happen to a run that does not fit, and what would. None: it fits."""
         fitting, total = self.fitting(done), len(self.tokens)
         if fitting is None or done + fitting >= total:
             return None
-        needed = (self.elapsed() + self.seconds(done, total)) / 60 / (1 - RESERVE)
-        last = done + max(1, fitting)
+        needed = (self.elapsed() + self._needed(done)) / 60 / (1 - RESERVE)
+        last = done + fitting
+        how = "its learning rate brought down early" if fitting else "its learning rate not brought down"
+        measuring = self._pause() * self._due(done) / 60
+        share = f", {measuring:.3g} of them to measure the validation loss" if measuring else ""
         return (
-            f"training will take about {needed:.3g} minutes, budget.train_minutes is {self.minutes:g}: it will end "
-            f"after about step {last} of {total}, its learning rate brought down early. What would fit: "
+            f"training will take about {needed:.3g} minutes{share}, budget.train_minutes is {self.minutes:g}: it will "
+            f"end after about step {last} of {total}, {how}. What would fit: "
             f"train.max_steps={last}, or budget.train_minutes={needed * 1.05:.3g}"
         )
+
+    def _time(self) -> float:
+        """Seconds of the budget that are left for steps and measurements."""
+        return math.inf if self.minutes is None else self.minutes * 60 * (1 - RESERVE) - self.elapsed()
+
+    def _needed(self, done: int) -> float:
+        """Seconds of all that is to come after `done`, which is not yet measured."""
+        return self.seconds(done, len(self.tokens)) + self._pause() * self._due(done)
+
+    def _due(self, done: int) -> int:
+        """Return how many measurements are to come, that behind step `done` among them."""
+        return sum(each >= done for each in self.measurements.after)
+
+    def _is_believed(self) -> bool:
+        return len(self._steps) >= min(_FIRST, len(self.tokens))
+
+    def _rate(self) -> float:
+        """Seconds a token, by the latest steps."""
+        recent = (self._steps[1:] or self._steps)[-20:]  # a session's first step compiles and warms up
+        return sum(seconds for _, seconds in recent) / max(1, sum(tokens for tokens, _ in recent))
+
+    def _pause(self) -> float:
+        """Seconds that a measurement takes: those of the latest one, or before it those of training as many tokens.
+
+        The latter is an upper bound: a measurement has no backward pass.
+        """
+        if self._measured is not None:
+            return self._measured
+        return self._rate() * self.measurements.tokens if self._is_believed() else 0.0
 
 
 class AnswerPace:

@@ -41,8 +41,8 @@ class EncodedRow:
 
     @property
     def supervised(self) -> int:
-        """The number of trained tokens, those that end a turn included."""
-        return sum(label != IGNORE_INDEX for label in self.labels)
+        """The number of trained tokens, those that end a turn included; never the first, which nothing predicts."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
 
 class Encoder:

@@ -180,7 +180,7 @@ def _select(recipe: Recipe, encoder: Encoder | None, notes: list[str]) -> Select
         prompt_ids = tokenise.prompts(recipe, encoder, prompts, notes)
     measured: list[EncodedRow] = []
     if encoder is not None and held_out is not None:
-        found, held_out = tokenise.rows(recipe, encoder, held_out, notes)
+        found, held_out = tokenise.rows(recipe, encoder, held_out, notes, are_validation=True)
         measured = list(found.values())
     examples_held_out = held_out.examples if held_out is not None else []
     stages = curriculum.build_stages(recipe.curriculum, recipe.train, chosen, limit)

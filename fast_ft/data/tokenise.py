@@ -21,12 +21,13 @@ _CANNOT_HOLD = "the tokenizer cannot give back {}"
 
 
 def rows(
-    recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str]
+    recipe: Recipe, encoder: Encoder, chosen: selection.Selection, notes: list[str], *, are_validation: bool = False
 ) -> tuple[dict[str, EncodedRow], selection.Selection]:
-    """Tokenise the selected rows and check each against the contract.
+    """Tokenise the selected rows, or the validation rows, and check each against the contract.
 
     data.overlong and data.unencodable may drop rows that are too long, or that the tokenizer cannot hold.
     """
+    kind, use = ("validation", "measured") if are_validation else ("selected", "trained")
     made_rows, kept, long, lost, broken = {}, [], [], [], []
     remarks: Counter[str] = Counter()
     dropped: list[PassedOver] = []
@@ -53,14 +54,19 @@ def rows(
     if lost and recipe.data.unencodable == "error":
         broken = lost + broken
     if broken:
-        raise InputError(_first(broken, "selected rows cannot be trained as they are", recipe))
+        raise InputError(_first(broken, f"{kind} rows cannot be {use} as they are", recipe))
     notes += [f"{remark} ({counted(count, 'row')})" for remark, count in sorted(remarks.items())]
     if long:
         were = "was" if len(long) == 1 else "were"
         limit = f"model.max_length {recipe.model.max_length}"
-        notes.append(f"{counted(len(long), 'selected row')} over {limit} {were} dropped")
+        notes.append(f"{counted(len(long), f'{kind} row')} over {limit} {were} dropped")
     if lost:
-        notes.append(f"{counted(len(lost), 'selected row')} dropped (data.unencodable), the first: {lost[0]}")
+        notes.append(f"{counted(len(lost), f'{kind} row')} dropped (data.unencodable), the first: {lost[0]}")
+    if not kept and are_validation:
+        raise InputError(
+            "data.validation: all its rows were dropped, and none is left to measure. Name other rows, or raise "
+            f"model.max_length ({recipe.model.max_length})."
+        )
     if not kept:
         raise InputError("no row is left to train on. Loosen select.where, or raise model.max_length.")
     return made_rows, replace(chosen, indices=kept, passed_over=[*chosen.passed_over, *dropped])

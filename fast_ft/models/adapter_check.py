@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -122,7 +122,7 @@ def store(folder: Path, loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id:
     loaded.model.eval()
     entries = []
     for row in rows[:ROWS]:
-        start = _start(row)
+        start = first_trained(row)
         values = _measured(loaded, row.input_ids, start, pad_id)
         ids = row.input_ids[: start + len(values)]
         entries.append({"input_ids": ids, "start": start, "log_probabilities": values})
@@ -154,7 +154,8 @@ def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
     if max(max(entry["input_ids"]) for entry in stored["rows"]) >= loaded.model.config.vocab_size:
         raise InputError(f"{folder / FILE}: holds tokens that the base model has not: this adapter is another model's.")
     differences: list[float] = []
-    for entry, now in zip(stored["rows"], _now(loaded, stored["rows"], pad_id), strict=True):
+    ids, starts = ([entry[key] for entry in stored["rows"]] for key in ("input_ids", "start"))
+    for entry, now in zip(stored["rows"], log_probabilities_that_fit(loaded, ids, starts, pad_id), strict=True):
         differences += [abs(a - b) for a, b in zip(now, entry["log_probabilities"], strict=False)]
     mean = sum(differences) / len(differences)
     allowed = max(TOLERANCE[stored["dtype"]], TOLERANCE[loaded.dtype])
@@ -167,9 +168,10 @@ def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
     return mean
 
 
-def _now(loaded: LoadedModel, rows: Sequence[dict[str, Any]], pad_id: int) -> list[list[float]]:
-    """Return the stored rows' log-probabilities as they are now; each row's by itself where memory is short."""
-    ids, starts = [row["input_ids"] for row in rows], [row["start"] for row in rows]
+def log_probabilities_that_fit(
+    loaded: LoadedModel, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
+) -> list[list[float]]:
+    """Return what `log_probabilities_of` does; where memory is short, of a row's first tokens only."""
     try:
         return log_probabilities_of(loaded, ids, starts, pad_id)
     except Exception as error:
@@ -192,5 +194,6 @@ def _measured(loaded: LoadedModel, ids: Sequence[int], start: int, pad_id: int) 
         tokens //= 2
 
 
-def _start(row: EncodedRow) -> int:
-    return next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX)
+def first_trained(row: EncodedRow) -> int:
+    """Return the place of a row's first token that is trained: never 0, since nothing comes before that."""
+    return next(i for i, label in enumerate(row.labels) if i > 0 and label != IGNORE_INDEX)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -44,7 +43,7 @@ class Backup:
             inside = self.folder.resolve().is_relative_to(self.root.resolve())
         except (OSError, ValueError, RuntimeError) as error:  # links in a circle, no home folder
             raise InputError(f"backup_dir: {backup_dir}: {error}. Name another folder") from error
-        self._clock, self._due = clock, clock() + EVERY
+        self._clock, self._due, self._failed = clock, clock() + EVERY, 0
         if inside:
             raise InputError(f"backup_dir: {backup_dir} lies in the run folder itself: name a folder on another disk")
 
@@ -62,19 +61,23 @@ class Backup:
     def answered(self, *, now: bool = False) -> bool:
         """Back up what came since the last whole snapshot: answers, in the main. Call it after each one.
 
-        Does so every minute, or less often where that would take more than a twentieth of the time; or `now`.
+        Does so every minute, or less often where that would take more than a twentieth of the time; or `now`. After a
+        backup that failed it waits twice as long as before it, and goes back to every minute once one succeeds.
         """
         began = self._clock()
         whole = self._whole() if now or began >= self._due else None
         if whole is None:
             return False
-        done = self._save(whole)
+        done = self._save(whole, is_quiet=self._failed > 0)  # one warning is enough
         took = self._clock() - began
-        self._due = began + took + max(EVERY, took / _SHARE) if done else math.inf  # one warning is enough
+        if done and self._failed:
+            note("backups are made again")
+        self._failed = 0 if done else self._failed + 1
+        self._due = began + took + max(EVERY, took / _SHARE) * 2**self._failed
         return done
 
-    def _save(self, whole: Path | None) -> bool:
-        """Make a snapshot; of what differs from the snapshot `whole`, where one is given."""
+    def _save(self, whole: Path | None, *, is_quiet: bool = False) -> bool:
+        """Make a snapshot; of what differs from the snapshot `whole`, where one is given. `is_quiet`: no warning."""
         number = max((_number(path) for path in self._there()), default=0) + 1
         target = self.folder / f"snapshot-{number}"
         try:
@@ -94,7 +97,8 @@ class Backup:
             if (target / COMPLETE).read_bytes() != content:
                 raise OSError(f"{target / COMPLETE} does not read back as it was written")
         except (OSError, InputError) as error:
-            note(f"warning: no backup was made: {error}. The run goes on; the backup before this one stays.")
+            if not is_quiet:
+                note(f"warning: no backup was made: {error}. The run goes on; the backup before this one stays.")
             discard(target)
             return False
         for old in self._there():

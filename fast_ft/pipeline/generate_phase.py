@@ -203,13 +203,13 @@ def _answer(
 def _facts(recipe: Recipe, prepared: PreparedData, tuned: Generation, base: Generation | None) -> dict[str, Any]:
     """Return what the manifest says of answers."""
     made, most, minutes = tuned.flat, recipe.generate.max_new_tokens, recipe.budget.generate_minutes
-    cut = sum(not answer.ended and answer.tokens < most for answer in made)
+    cut = [answer.tokens for answer in made if not answer.ended and answer.tokens < most]
     asked = bool(prepared.prompts[: recipe.judge.base_prompts])
     fewer = asked and (base is None or any(answer.within is not None for answer in base.flat))
     return {
         "answers": len(made),
         "base_answers": len(base.answers) if base is not None else 0,
-        **({"cut_by_budget": cut, "cut_at": max(a.tokens for a in made if not a.ended)} if cut else {}),
+        **({"cut_by_budget": len(cut), "cut_at": max(cut)} if cut else {}),
         **({"minutes": minutes} if cut or fewer else {}),
         "empty": sum(not answer.text for answer in made),
         "ended_at_eos": round(sum(answer.ended for answer in made) / len(made), 4),

@@ -18,7 +18,7 @@ from fast_ft.data.prepare import PreparedData, compare_tokenizers
 from fast_ft.hub import fingerprint
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders.base import LoadedModel, Loader
-from fast_ft.pipeline import sanity_checks, way
+from fast_ft.pipeline import sanity_checks, training_verdict, way
 from fast_ft.pipeline.adapter_loading import collects_new_objects_only
 from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
@@ -82,20 +82,24 @@ def _train(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> None
     session, lines = _fit(setup, clock, started, watch)
     if session.gave_up and not lines:
         raise InputError(sanity_checks.came_to_nothing(recipe.train, folder.diverged, stranded=session.is_stranded))
-    loss_picture(folder.loss_png, lines)
     ended = session.finished or session.out_of_time or session.gave_up
+    if ended and not any(math.isfinite(line["loss"]) for line in lines):
+        raise InputError(sanity_checks.no_number(recipe.train, len(lines), folder.log))
+    loss_picture(folder.loss_png, lines)
     notes = [*setup.notes, *session.notes]
-    if ended:  # a preview has seen too few steps to judge them
-        suspicious = _suspicious(setup, session, lines)
-        for text in suspicious:
-            note(f"warning: {text}")
-        notes += suspicious
+    if ended:
         notes += _best_weights(setup, session, lines)
     _save_adapter(setup, lines, folder.adapter if ended else folder.taste / "adapter")
-    facts = _facts(setup, session, lines) if ended else None
-    session.free()
-    if facts is None:
+    if not ended:  # a preview has seen too few steps to judge them
+        session.free()
         return
+    with out_of_memory.explained("measuring the adapter", lambda: _kept(setup)):
+        suspicious, worthless = training_verdict.judge(session, lines, recipe)
+    for text in suspicious:
+        note(f"warning: {text}")
+    notes += suspicious
+    facts = _facts(setup, session, lines) | ({"worthless": worthless} if worthless else {})
+    session.free()
     weights = atomic_files.sha256_file(folder.adapter / "adapter_model.safetensors")
     folder.update(notes=notes, digests=folder.manifest()["digests"] | {"adapter": weights})
     folder.finish("train", clock() - started, **facts)
@@ -166,11 +170,10 @@ def _fit(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> tuple[
         done = start.state.global_step
         lost = log.keep(done)  # what came after the checkpoint is trained again
         lines = read_log(folder.log)
-        pace: TrainPace | None = None
-        if minutes is not None:
-            spent = start.state.seconds + sum(line["seconds"] for line in lost if line["step"] > start.timed_until)
-            pace = TrainPace(minutes, task.step_tokens, clock, spent=spent, since=started)
-        told = out_of_memory.explained("training", lambda: f"{out_of_memory.TRAINING} {_kept(folder, len(lines))}")
+        untimed = [line for line in lost if line["step"] > start.timed_until]
+        spent = start.state.seconds + sum(line["seconds"] + line.get("validation_seconds", 0) for line in untimed)
+        pace = TrainPace(minutes, task.step_tokens, clock, spent=spent, since=started, measurements=task.measurements)
+        told = out_of_memory.explained("training", lambda: f"{out_of_memory.TRAINING} {_kept(setup)}")
         with told, Bar("training", task.total, done=done) as bar:
             callbacks = Recorder(folder, setup.plan, log, lines, bar, watch).callbacks()
             ranks = process_group.here()
@@ -182,16 +185,6 @@ def _fit(setup: SetUp, clock: Clock, started: float, watch: Stopwatch) -> tuple[
             session.run()
     process_group.here().leave()
     return session, lines
-
-
-def _suspicious(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:
-    """Return what is suspicious in a training that has ended; first, whether a budget ended it."""
-    early: list[str] = []
-    if session.out_of_time:
-        text = f"training ended after step {len(lines)} of {setup.task.total}, its learning rate brought down early: "
-        early = [f"{text}budget.train_minutes is {setup.recipe.budget.train_minutes:g}"]
-    weights = lora_files.weights(setup.loaded.model)
-    return [*early, *sanity_checks.training_warnings(lines, weights, setup.recipe.train, *early)]
 
 
 def _best_weights(setup: SetUp, session: TrainSession, lines: Lines) -> list[str]:
@@ -213,7 +206,7 @@ def _save_adapter(setup: SetUp, lines: Lines, adapter: Path) -> None:
     """Write the adapter's folder: weights, model card, tokenizer, and what generation checks the weights by."""
     recipe, prepared, loaded = setup.recipe, setup.prepared, setup.loaded
     with (
-        out_of_memory.explained("saving the adapter", lambda: _kept(setup.folder, len(lines))),
+        out_of_memory.explained("saving the adapter", lambda: _kept(setup)),
         atomic_files.replace_folder(adapter) as target,
     ):
         lora_files.save(loaded.model, target, recipe.model.name_or_path, model_card(recipe, prepared, lines))
@@ -250,13 +243,13 @@ def _facts(setup: SetUp, session: TrainSession, lines: Lines) -> dict[str, Any]:
         facts["minutes"] = recipe.budget.train_minutes
     if session.state.best_step is not None:
         facts |= {"best_step": session.state.best_step, "best_validation_loss": session.state.best_loss}
-    if worthless := sanity_checks.rose(lines, recipe.train):
-        facts["worthless"] = worthless
     return facts
 
 
-def _kept(folder: RunDir, steps: int) -> str:
+def _kept(setup: SetUp) -> str:
     """Return what is kept of a training that ends here."""
-    last = checkpoints.newest(folder.checkpoints)
-    kept = f"the checkpoint after step {checkpoints.step(last)} of {steps}" if last is not None else "no checkpoint"
-    return f"There is {kept}: the same command goes on from there."
+    last = checkpoints.newest(setup.folder.checkpoints)
+    if last is None:
+        return "There is no checkpoint: the same command begins again."
+    at = f"step {checkpoints.step(last)} of {setup.task.total}"
+    return f"There is the checkpoint after {at}: the same command goes on from there."

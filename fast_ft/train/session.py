@@ -9,6 +9,7 @@ and the same noise as one that was never stopped.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -178,25 +179,32 @@ class TrainSession:
         at = self.state
         at.step, at.global_step = at.step + 1, at.global_step + 1
         self._in_flight -= 1
-        if self._is_measured(at):
-            entry["validation_loss"] = self._validate(at)
-        self.callbacks.on_step(entry)
-        self._watch.see(entry, is_last=at.global_step == self.task.total)
         if warning := self.stopping.count_time(at, is_newest=self._in_flight == 0):
             self.notes.append(warning)
-        self.stopping.agree(at)
+        is_up = self.stopping.is_up(at)
+        is_last = is_up and self._in_flight == 0
+        if self._is_measured(at) or (is_last and self.task.validation):
+            began = time.monotonic()
+            entry["validation_loss"] = self._validate(at)
+            entry["validation_seconds"] = round(time.monotonic() - began, 4)
+            self.stopping.count_measurement(at)
+        self.callbacks.on_step(entry)
+        self._watch.see(entry, is_last=at.global_step == self.task.total)
+        self.stopping.agree(at, is_up=is_up)
         return self.stopping.interrupted or self._watch.diverged or self.out_of_time
 
-    def checkpoint_if_due(self, scaler: GradScaler | None) -> None:
-        """Save the state every `save_steps` steps, and where the learning rate begins to go down early.
+    def checkpoint_if_due(self, scaler: GradScaler | None) -> bool:
+        """Save the state every `save_steps` steps, and where the learning rate begins to go down early; else False.
 
         `scaler` is fp16's. At a stage's end the state is saved anyway. While bad steps are being counted, none is
         saved: it would take the place of one that training may have to go back to.
         """
-        if self._is_due(self.state) and not self._watch.is_counting:
-            assert self._in_flight == 0, "the weights are those of the state"
-            self.state.scaler = scaler.state_dict() if scaler is not None else None
-            self._checkpoint()
+        if not self._is_due(self.state) or self._watch.is_counting:
+            return False
+        assert self._in_flight == 0, "the weights are those of the state"
+        self.state.scaler = scaler.state_dict() if scaler is not None else None
+        self._checkpoint()
+        return True
 
     def _is_due(self, at: state.TrainState) -> bool:
         """Return whether a checkpoint is due after the step that `at` stands behind."""
@@ -206,9 +214,8 @@ class TrainSession:
 
     def _is_measured(self, at: state.TrainState) -> bool:
         """Return whether the validation loss is due after the step that `at` stands behind."""
-        every = self.task.section.eval_steps
-        ends = at.step == len(self.task.jobs[at.stage].batches) or at.global_step == at.stop_at
-        return bool(self.task.validation) and (ends or bool(every and at.global_step % every == 0))
+        due = self.task.measurements.after
+        return bool(due) and (at.global_step in due or at.global_step == at.stop_at)
 
     def _validate(self, at: state.TrainState) -> float:
         """Measure the validation loss, and keep the weights where it is the least so far and train.load_best asks."""
@@ -286,7 +293,7 @@ class TrainSession:
         )
 
     def _goes_on(self) -> bool:
-        self.stopping.agree(self.state)
+        self.stopping.agree(self.state, is_up=self.stopping.is_up(self.state))
         if self.stopping.interrupted:
             raise KeyboardInterrupt
         return not self.finished and self.left != 0 and not self.out_of_time

@@ -162,6 +162,9 @@ class StepCallback(TrainerCallback):
         if self.session.state.scaler is not None and scaler is not None:
             scaler.load_state_dict(self.session.state.scaler)
         self.session.prepare_steps()
+        self._begin_step()
+
+    def _begin_step(self) -> None:
         self.since, self.before = time.monotonic(), mark() if self.session.flat.gradient.is_cuda else None
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
@@ -239,5 +242,7 @@ class StepCallback(TrainerCallback):
         self.trainer.log_step(step, {"loss": loss, "grad_norm": norm, "learning_rate": step.learning_rate})
         if self.session.end_step(entry):
             return True
-        self.session.checkpoint_if_due(self.trainer.accelerator.scaler)
+        is_saved = self.session.checkpoint_if_due(self.trainer.accelerator.scaler)
+        if is_saved or "validation_loss" in entry:  # no step was running: the next one begins only now
+            self._begin_step()
         return False

@@ -44,5 +44,5 @@ class StageSession(Protocol):
     def end_step(self, entry: dict[str, Any]) -> bool:
         """Take note of a step that has ended; return whether training stops here."""
 
-    def checkpoint_if_due(self, scaler: GradScaler | None) -> None:
-        """Save the state where it is time to, with the state of this loss scale."""
+    def checkpoint_if_due(self, scaler: GradScaler | None) -> bool:
+        """Save the state where it is time to, with the state of this loss scale; else return False."""

@@ -52,6 +52,11 @@ class TrainState:
         """Whether the learning rate begins to go down after this step, since a budget is running out."""
         return self.stop_at is not None and self.anneal_from == self.global_step
 
+    @property
+    def is_annealed(self) -> bool:
+        """Whether the learning rate went down early, and is down, where training stands."""
+        return self.stop_at is not None and self.anneal_from < self.stop_at <= self.global_step
+
     def rate_scale(self, index: int) -> float:
         """Return the factor on the schedule's learning rate for step `index`, counted from 0 over all stages."""
         if self.stop_at is None or self.stop_at == self.anneal_from:

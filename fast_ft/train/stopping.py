@@ -15,7 +15,7 @@ _ONE_REQUEST = 3.0  #: seconds: a terminal's Ctrl-C comes from the terminal, and
 class Stopping:
     """Decides for all processes (`ranks`) whether training stops after the step in hand.
 
-    `pace` is that of budget.train_minutes, or None. Only process 0 has one.
+    `pace` counts the minutes, and keeps budget.train_minutes where there is one. Only process 0 has a pace.
     """
 
     def __init__(self, ranks: Ranks, pace: TrainPace | None) -> None:
@@ -37,10 +37,16 @@ class Stopping:
         self._asked = self._asked or now
         note("stopping after this step; its state is saved. Once more stops at once.")
 
-    def agree(self, at: TrainState) -> None:
-        """Agree with the other processes on whether training stops, and on where the learning rate goes down (`at`)."""
+    def is_up(self, at: TrainState) -> bool:
+        """Return whether this process's clock, or the step at which the learning rate is down, ends the training."""
         pace = self.pace
-        is_up = pace is not None and (pace.left() <= 0 or (at.stop_at is not None and at.global_step >= at.stop_at))
+        return pace is not None and (pace.left() <= 0 or (at.stop_at is not None and at.global_step >= at.stop_at))
+
+    def agree(self, at: TrainState, *, is_up: bool) -> None:
+        """Agree with the other processes on whether training stops, and on where the learning rate goes down (`at`).
+
+        `is_up` is what this process has found.
+        """
         said = self.ranks.most([self._asked > 0, is_up, at.anneal_from, at.stop_at or 0])
         self.interrupted, self.time_is_up = bool(said[0]), bool(said[1])
         at.anneal_from, at.stop_at = said[2], said[3] or None
@@ -67,5 +73,14 @@ class Stopping:
             note(f"warning: {warning}")
         if is_newest and at.stop_at is None and (over := pace.anneal(at.global_step)) is not None:
             at.anneal_from, at.stop_at = at.global_step, at.global_step + over
-            note(f"time is running out: the learning rate goes down over the last steps that fit: {over}")
+            if over:
+                note(f"time is running out: the learning rate goes down over the last steps that fit: {over}")
+            else:
+                note("time is up: no other step fits, and the learning rate could not be brought down")
         return warning
+
+    def count_measurement(self, at: TrainState) -> None:
+        """Count the time in which the validation loss was measured behind the step that was counted last."""
+        if self.pace is not None:
+            self.pace.measure()
+            at.seconds = self.pace.elapsed()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fast_ft.common.minutes import Measurements
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
@@ -58,6 +61,15 @@ class TrainTask:
     def most_rows(self) -> int:
         """The rows of the largest effective batch."""
         return max(len(batch) for job in self.jobs for batch in job.batches)
+
+    @cached_property
+    def measurements(self) -> Measurements:
+        """When the validation loss is measured, and over how many tokens."""
+        if not self.validation:
+            return Measurements()
+        ends, every = itertools.accumulate(len(job.batches) for job in self.jobs), self.section.eval_steps
+        between = range(every, self.total, every) if every else ()
+        return Measurements(sum(len(row.input_ids) for row in self.validation), frozenset([*ends, *between]))
 
 
 @dataclass(frozen=True)

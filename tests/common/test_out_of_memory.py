@@ -133,7 +133,7 @@ def test_out_of_memory_in_the_optimizer_says_what_to_change_and_from_where_the_r
     hook = register_optimizer_step_pre_hook(Full(lambda *_: None, {4}))
     try:
         with pytest.raises(
-            InputError, match=r"while training\. .*lora\.r.* after step 2 of 3: the same command goes on"
+            InputError, match=r"while training\. .*lora\.r.* after step 2 of 6: the same command goes on"
         ):
             run(load_recipe(path), path)
     finally:

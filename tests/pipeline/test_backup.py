@@ -190,6 +190,26 @@ def test_a_backup_of_answers_that_fails_warns_once(
     assert len(list(drive(tmp_path).iterdir())) == 1
 
 
+def test_after_a_backup_that_failed_others_are_tried_less_often_until_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, now = tmp_path / "run", [0.0]
+    root.mkdir()
+    (root / "manifest.json").write_text('{"phases": {"train": {}}}')
+    kept = Backup(root, str(tmp_path / "drive"), clock=lambda: now[0])
+    assert kept.save()
+
+    def made(first: int, last: int) -> list[int]:
+        return [now[0] for now[0] in range(first, last + 1) if kept.answered()]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_files, "before", full_for("complete.json"))
+        assert made(1, 200) == [], "at 60 s, and at 180 s, 120 s later"
+    assert made(201, 600) == [420, 480, 540, 600], "240 s later, and from then on each minute"
+    said = capsys.readouterr().err
+    assert said.count("no backup was made") == 1 and said.count("backups are made again") == 1
+
+
 def test_a_backup_in_a_folder_that_renames_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(rename: Any) -> Any:
         def refuse(source: Any, target: Any, **options: Any) -> Any:

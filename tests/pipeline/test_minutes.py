@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from fast_ft.cli.main import main
 from fast_ft.common.atomic_files import sha256_file
 from fast_ft.common.errors import BudgetMissed
-from fast_ft.common.minutes import RESERVE, AnswerPace, TrainPace
+from fast_ft.common.minutes import RESERVE, AnswerPace, Measurements, TrainPace
 from fast_ft.homework import checks
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
@@ -77,6 +78,27 @@ def test_earlier_sessions_and_loading_count() -> None:
     assert pace.fitting(53) == ((294 - 168) // 6)
 
 
+def test_measurements_of_the_validation_loss_have_their_share_of_the_minutes() -> None:
+    """Due behind steps 10, 20 and so on; before the first one it counts as training over its tokens, 3 steps' worth."""
+    clock, due = Clock(), Measurements(300, frozenset(range(10, 101, 10)))
+    pace = TrainPace(5, [100] * 100, clock, measurements=due)  # 294 s
+    steps(pace, clock, 1, 2)
+    assert pace.left() == 294 - 12, "no speed is known yet"
+    steps(pace, clock, 3, 9)
+    assert pace.left() == 294 - 54 - 18
+    assert pace.fitting(9) == 28, "168 s; 3 measurements of 18 s on the way, and that of the end: all 240 s"
+    steps(pace, clock, 10, 10)
+    assert pace.fitting(10) == 27, "the measurement behind this step is still to come"
+    clock.now += 9
+    pace.measure()
+    assert pace.left() == 294 - 69 - 9, "from now on it is known how long one takes"
+    steps(pace, clock, 11, 11)
+    assert pace.seconds(11, 12) == 6, "a step takes no longer for a measurement before it"
+    assert pace.fitting(11) == 30, "180 s, and 4 measurements of 9 s behind steps 20, 30, 40 and the last: 216 of 219 s"
+    said = pace.forecast(11)
+    assert said is not None and "1.35 of them to measure the validation loss" in said and "after about step 41" in said
+
+
 def test_answers_that_fit_are_not_cut() -> None:
     clock = Clock()
     pace = AnswerPace(10, clock)
@@ -109,17 +131,21 @@ def test_answers_that_begin_after_the_time_is_over_still_have_a_token() -> None:
 
 
 class Ticking(Clock):
-    """A clock that moves by these seconds whenever a run writes a line of its log or of its answers."""
+    """A clock that moves by these seconds with each training step, and with each measurement of a validation loss."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float, measurement: float = 0.0) -> None:
         super().__init__()
-        from fast_ft.common import atomic_files
+        from fast_ft.train.step_runner import StepRunner
 
-        def before(what: str, path: Path) -> None:
-            if what == "append":
-                self.now += seconds.get(path.name, 0.0)
+        for name, seconds in (("train_step", step), ("validation_loss", measurement)):
+            monkeypatch.setattr(StepRunner, name, self._moved_by(seconds, getattr(StepRunner, name)))
 
-        monkeypatch.setattr(atomic_files, "before", before)
+    def _moved_by(self, seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def moved(*given: Any) -> Any:
+            self.now += seconds
+            return function(*given)
+
+        return moved
 
 
 def read(path: Path) -> Any:
@@ -130,7 +156,7 @@ def test_training_ends_early_with_its_decay_finished_and_still_generates(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe_file({"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5})
-    clock = Ticking(monkeypatch, {"log.jsonl": 12.0})  # 40 steps of 12 s are 8 minutes
+    clock = Ticking(monkeypatch, 12.0)  # 40 steps of 12 s are 8 minutes
     with pytest.raises(BudgetMissed, match=r"training ended after step 2\d of 40"):
         run(load_recipe(path), path, clock=clock)
     assert "training will take about" in capsys.readouterr().err
@@ -151,6 +177,58 @@ def test_training_ends_early_with_its_decay_finished_and_still_generates(
     assert f"done: {root}" in said and said.endswith(f"The run is complete all the same: {root}\n")
 
 
+MEASURING = {
+    "curriculum.stages": [], "train.num_train_epochs": 10, "data.validation": {"take": 8}, "train.load_best": True,
+    "data.test": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("eval_steps", "minutes", "least"), [(None, 4.1, 36), (5, 4.9, 35), (None, 60, 40)])
+def test_the_last_measurement_is_within_the_minutes(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, eval_steps: int | None, minutes: float, least: int
+) -> None:
+    """40 steps of 6 s would fit into 4.1 minutes, and not with the 10 s of a measurement behind them."""
+    path = recipe_file({**MEASURING, "train.eval_steps": eval_steps, "budget.train_minutes": minutes})
+    clock = Ticking(monkeypatch, 6.0, 10.0)
+    with pytest.raises(BudgetMissed) if least < 40 else contextlib.nullcontext():
+        run(load_recipe(path), path, until="adapter", clock=clock)
+    lines = [json.loads(line) for line in only_run(path).log.read_text().splitlines()]
+    assert clock.now - 1000 <= minutes * 60 and least <= len(lines) <= 40
+    assert "validation_loss" in lines[-1] and (len(lines) == 40) == (minutes == 60)
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[-1] == min(rates[1:])
+
+
+def test_where_no_other_step_fits_the_last_weights_are_measured_and_nobody_says_that_the_rate_went_down(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seconds, minutes in ((19.0, 1.0), (70.0, 1.0)):  # after three steps no other fits; the first is too long
+        path = recipe_file({**MEASURING, "budget.train_minutes": minutes, "seed": int(seconds)})
+        with pytest.raises(BudgetMissed):
+            run(load_recipe(path), path, until="adapter", clock=Ticking(monkeypatch, seconds))
+        said = capsys.readouterr().err
+        folder = max((path.parent / "runs").iterdir(), key=lambda each: each.stat().st_mtime_ns)
+        lines = [json.loads(line) for line in RunDir.at(folder).log.read_text().splitlines()]
+        assert "validation_loss" in lines[-1] and len(lines) == (3 if seconds == 19 else 1)
+        assert (RunDir.at(folder).done("train") or {})["best_step"] <= len(lines)
+        assert "its learning rate not yet brought down" in said and "brought down early" not in said
+        assert ("time is up: no other step fits" in said) == (seconds == 19)
+
+
+def test_minutes_without_a_budget_count_once_there_is_one(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe_file({**TRAINED_LONG, "data.test": None, "budget.train_minutes": None, "train.save_steps": 1})
+    clock = Ticking(monkeypatch, 6.0)
+    stopping(monkeypatch, 20)
+    with pytest.raises(KeyboardInterrupt):
+        run(load_recipe(path), path, clock=clock)
+    stopping(monkeypatch, None)
+    with pytest.raises(BudgetMissed, match=r"training ended after step 2[5-9] of 40"):
+        run(load_recipe(path, ["budget.train_minutes=3"]), path, clock=clock)
+    assert clock.now - 1000 <= 3 * 60
+
+
 def test_a_stopped_run_remembers_its_minutes_and_its_annealing(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +237,7 @@ def test_a_stopped_run_remembers_its_minutes_and_its_annealing(
 
     values = {"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 5, "train.save_steps": 1}
     path = recipe_file(values | {"data.test": None})
-    clock = Ticking(monkeypatch, {"log.jsonl": 12.0})
+    clock = Ticking(monkeypatch, 12.0)
 
     class Stopping(console.Bar):
         at = 0
@@ -216,6 +294,20 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
     assert generated["base_answers"] == 0, "no time was left for them"
     (verdict,) = checks.broken(checks.check(folder))
     assert verdict.rule == "no-clock" and f"{generated['cut_by_budget']} answers cut" in verdict.text
+
+
+def test_the_length_at_which_answers_were_cut_is_not_that_of_answers_that_were_as_long_as_allowed(
+    recipe_file: RecipeFactory,
+) -> None:
+    from fast_ft.data.prepare import prepare
+    from fast_ft.generate.answers import Answer, Generation
+    from fast_ft.pipeline import generate_phase
+
+    recipe = load_recipe(recipe_file({"generate.max_new_tokens": 128, "budget.generate_minutes": 1}))
+    lengths = {"a": (128, False), "b": (40, False), "c": (31, False), "d": (90, True)}
+    made = {key: [Answer(key, "x", tokens, ended)] for key, (tokens, ended) in lengths.items()}
+    facts = generate_phase._facts(recipe, prepare(recipe), Generation(made, 1.0, 2, None, []), None)
+    assert (facts["cut_by_budget"], facts["cut_at"]) == (2, 40)
 
 
 # More minutes than before
@@ -279,26 +371,26 @@ def test_with_more_minutes_training_goes_on_and_ends_as_without_the_budget(
     save_steps: int | None,
     stop_at: int | None,
 ) -> None:
-    """The budget ends it after 22 of 40 steps, the rate down from step 18 on; or it is stopped on that way.
+    """The budget ends it after 24 of 40 steps, the rate down from step 20 on; or it is stopped on that way.
 
     In the first case the machine is lost then, and another one goes on from the backup.
     """
     wanted = straight(TRAINED_LONG)
     drive = str(tmp_path / "drive") if stop_at is None else None
     path = recipe_file(TRAINED_LONG | {"train.save_steps": save_steps, "backup_dir": drive})
-    clock = Ticking(monkeypatch, {"log.jsonl": 12.0})
+    clock = Ticking(monkeypatch, 12.0)
     stopping(monkeypatch, stop_at)
     with pytest.raises(BudgetMissed if stop_at is None else KeyboardInterrupt):
         run(load_recipe(path), path, clock=clock)
     folder = only_run(path)
     former = read(folder.pred) if stop_at is None else None
-    assert "step-18" in {each.name for each in folder.checkpoints.iterdir()}
+    assert "step-20" in {each.name for each in folder.checkpoints.iterdir()}
     stopping(monkeypatch, None)
     if stop_at is None:
         shutil.rmtree(folder.root)
     with pytest.raises(BudgetMissed, match=r"after step \d\d of 40"):
         run(load_recipe(path, ["budget.train_minutes=7"]), path, clock=clock)
-    assert 22 < (folder.done("train") or {})["steps"] < 40
+    assert 24 < (folder.done("train") or {})["steps"] < 40
     if stop_at is None:
         assert clock.now - 1000 <= 7 * 60, "the steps that were trained twice count twice"
     assert run(load_recipe(path, ENDLESS), path, clock=clock).root == folder.root
@@ -327,9 +419,9 @@ def stopping(monkeypatch: pytest.MonkeyPatch, at: int | None) -> None:
 def test_less_time_than_before_changes_nothing_that_is_there(
     recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, clock = recipe_file(TRAINED_LONG), Ticking(monkeypatch, {"log.jsonl": 12.0})
+    path, clock = recipe_file(TRAINED_LONG), Ticking(monkeypatch, 12.0)
     for minutes in ("5", "4", "5"):  # 5 again is no more than the 5 that ended it
-        with pytest.raises(BudgetMissed, match="after step 22 of 40"):
+        with pytest.raises(BudgetMissed, match="after step 24 of 40"):
             run(load_recipe(path, [f"budget.train_minutes={minutes}"]), path, clock=clock)
     assert not list(only_run(path).root.glob("pred-*.json"))
 

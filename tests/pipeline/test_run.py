@@ -19,6 +19,7 @@ from fast_ft.pipeline import train_phase
 from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.rerun import generate_again
 from fast_ft.pipeline.run import run
+from fast_ft.plan import planner
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
 from tests.helpers.parts import RecipeFactory, write_recipe
@@ -314,6 +315,15 @@ def test_rows_over_max_length_are_refused_or_dropped_with_a_count(recipe_file: R
     assert int(text.split()[0]) == 16 - len(manifest["rows"]) > 0
     with pytest.raises(InputError, match="no row is left to train on"):
         go(recipe_file({"model.max_length": 8, "data.overlong": "drop"}))
+
+
+@pytest.mark.parametrize("only_answers", [True, False])
+def test_the_plan_counts_the_tokens_that_are_trained(recipe_file: RecipeFactory, only_answers: bool) -> None:
+    """The first token of a row is never one of them: nothing predicts it."""
+    recipe = load_recipe(recipe_file({"train.completion_only_loss": only_answers, "data.test": None}))
+    planned = planner.describe(recipe, prepare(recipe), None)["stages"]
+    trained = run(recipe, "small.yaml", until="adapter").done("train") or {}
+    assert sum(stage["supervised_tokens"] for stage in planned) == trained["supervised_tokens"]
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused_or_noted(

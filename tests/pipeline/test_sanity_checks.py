@@ -15,6 +15,7 @@ import torch
 from fast_ft.cli.main import main
 from fast_ft.common.errors import BudgetMissed, InputError
 from fast_ft.generate.answers import Answer
+from fast_ft.models.adapter_effect import AdapterEffect
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.loaders.peft import PeftLoader
 from fast_ft.pipeline import sanity_checks
@@ -23,6 +24,7 @@ from fast_ft.pipeline.run import run
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
+from fast_ft.run.listing import list_runs
 from tests.helpers.parts import POCKET, RecipeFactory, write_recipe
 
 Spoil = Callable[[int], bool]
@@ -168,20 +170,70 @@ def test_without_a_state_from_before_the_bad_steps_no_half_learning_rate_is_clai
 # Finished runs with a useless result
 
 
-def lines(losses: list[float], stage: str = "all") -> list[dict[str, Any]]:
-    return [{"stage": stage, "loss": loss, "skipped": False} for loss in losses]
+def effect(without: float, tuned: float) -> AdapterEffect:
+    return AdapterEffect(8, without, tuned)
 
 
 def test_a_loss_that_stands_still_is_a_warning() -> None:
     section = schema.Train(learning_rate=1e-9, warmup_steps=0)
-    text = sanity_checks.stands_still(lines([2.0, 2.1, 1.9] * 5), section)
-    assert text is not None and "stood still: 2.020 at first" in text and "train.learning_rate 1e-09" in text
-    text = sanity_checks.stands_still(lines([2.0] * 12), schema.Train(warmup_steps=10))
+    text = sanity_checks.stands_still(effect(2.0, 1.9981), section, 12)
+    assert text is not None and "stood still: 2.0000 before training, 1.9981 after it" in text
+    assert "over 8 rows that it saw" in text and "train.learning_rate 1e-09 is too low or too high" in text
+    text = sanity_checks.stands_still(effect(2.0, 2.0), schema.Train(warmup_steps=10), 12)
     assert text is not None and "the warm-up of 10 steps takes most of the 12 steps" in text
-    assert sanity_checks.stands_still(lines([2.0 - 0.01 * i for i in range(12)]), section) is None
-    assert sanity_checks.stands_still(lines([2.0] * 11), section) is None, "too few to tell"
-    easy, hard = lines([1.0] * 20, "easy"), lines([2.0 - 0.05 * i for i in range(20)], "hard")
-    assert sanity_checks.stands_still([*easy, *hard], section) is None, "a stage of harder rows has a loss of its own"
+    assert sanity_checks.stands_still(effect(2.0, 1.99), section, 12) is None
+    assert sanity_checks.stands_still(effect(2.0, 2.9), section, 12) is not None, "it rose, but not by half"
+
+
+SHORT = [
+    "model.load_in_4bit=false", "curriculum.stages=[]", "train.warmup_steps=1",
+    "train.effective_batch_size=1", "train.per_device_train_batch_size=1", "budget.train_minutes=null",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steps", "rate", "said"),
+    [(4, "2e-4", None), (3, "1e-4", None), (3, "1e-9", "the loss stood still: "), (3, "2", "the loss rose: ")],
+)
+def test_a_short_training_is_judged_by_the_rows_that_it_saw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int, rate: str, said: str | None
+) -> None:
+    """Each step sees one row. With this seed the first of the four is easy: the later losses are higher than its."""
+    values = [*SHORT, "seed=2", f"output_dir={tmp_path}/run", f"train.max_steps={steps}", f"train.learning_rate={rate}"]
+    status = main(["train", "recipes/quickstart.yaml", *values])
+    found = capsys.readouterr().err
+    assert status == (3 if rate == "2" else 0)
+    assert [each for each in ("the loss stood still: ", "the loss rose: ") if each in found] == [said] * bool(said)
+    if steps == 4:
+        losses = [line["loss"] for line in log(tmp_path / "run")]
+        assert losses[-1] > 1.5 * losses[0], "else this test shows nothing: choose another seed"
+    assert [run.state for run in list_runs(tmp_path)] == ["failed" if rate == "2" else "trained"]
+
+
+def test_a_training_from_an_adapter_is_compared_with_that_adapter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter is useless, and stays as it is: the loss has not risen by this training."""
+    quickstart, short = "recipes/quickstart.yaml", [*SHORT, "train.max_steps=3"]
+    assert main(["train", quickstart, *short, "train.learning_rate=2", f"output_dir={tmp_path}/first"]) == 3
+    capsys.readouterr()
+    going_on = [f"model.adapter={tmp_path}/first/adapter", "train.learning_rate=1e-9", f"output_dir={tmp_path}/second"]
+    assert main(["train", quickstart, *short, *going_on]) == 0
+    said = capsys.readouterr().err
+    assert "the loss stood still: " in said and "the loss rose" not in said
+
+
+def test_only_losses_that_are_no_numbers_before_a_budget_ends_are_an_error(
+    recipe_file: RecipeFactory, spoil: Callable[[str, Spoil], None]
+) -> None:
+    path = recipe_file({"curriculum.stages": [], "train.num_train_epochs": 10, "budget.train_minutes": 1})
+    spoil("loss", lambda number: True)
+    for _ in range(2):
+        ticks = itertools.count()
+        with pytest.raises(InputError, match=r"training came to nothing: no finite loss in \d steps?\. Lower"):
+            run(load_recipe(path), path, until="adapter", clock=lambda ticks=ticks: 8.0 * next(ticks))
+        (root,) = (path.parent / "runs").iterdir()
+        assert not (root / "adapter").exists() and RunDir.at(root).done("train") is None
 
 
 def test_a_preview_says_nothing_of_a_loss_that_has_not_had_its_steps(
@@ -210,9 +262,10 @@ def test_a_loss_that_rose_is_an_error_at_the_runs_end(
         assert "Likely cause: train.learning_rate 2 is too high" in said.splitlines()[-1]
     assert main(["train", str(path)]) == 0
     section = schema.Train(learning_rate=2.0)
-    assert sanity_checks.rose(lines([2.0, 9.0, 6.0, 3.1, 3.2, 2.9]), section) is not None
-    assert sanity_checks.rose(lines([2.0, 9.0, 6.0, 3.1, 2.9, 2.9]), section) is None, "not by half"
-    assert sanity_checks.rose(lines([2.0, 9.0]), section) is None, "too few to tell"
+    assert sanity_checks.rose(effect(2.0, 3.1), section) is not None
+    assert sanity_checks.rose(effect(2.0, 2.9), section) is None, "not by half"
+    assert sanity_checks.rose(effect(2.0, math.nan), section) is not None, "weights that give no numbers"
+    assert sanity_checks.rose(effect(0.01, 0.05), section) is None, "rows that are known by heart before and after"
 
 
 def test_a_budget_that_ended_training_is_named_before_the_learning_rate(

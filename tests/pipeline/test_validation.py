@@ -73,6 +73,17 @@ def test_what_is_wrong_with_validation_rows_is_said(recipe_file: RecipeFactory, 
     assert "is the test set" in said(**{"data.validation": str(test_file)})
     assert "25 rows are asked for, where" in said(**{"data.validation": {"take": 25}})
     assert "no row is left to train on" in said(**{"data.validation": {"take": 24}})
+    rows = json.loads(test_file.read_text(encoding="utf-8"))[:2]
+    for row, value in zip(rows, ("long " * 200, "short"), strict=True):
+        row["conversations"] = [{"from": "human", "value": "Say it."}, {"from": "gpt", "value": value}]
+    held = test_file.with_name("held.json")
+    held.write_text(json.dumps(rows[:1]), encoding="utf-8")
+    dropping = {"data.validation": str(held), "data.test": None, "data.overlong": "drop"}
+    assert said(**dropping).startswith("data.validation: all its rows were dropped, and none is left to measure")
+    assert said(**dropping | {"data.overlong": "error"}).startswith("validation rows cannot be measured as they are")
+    held.write_text(json.dumps(rows), encoding="utf-8")
+    notes = prepare(load_recipe(recipe_file(dropping))).notes
+    assert "1 validation row over model.max_length 128 was dropped" in notes
     with pytest.raises(InputError, match=r"train.load_best: not used, since data.validation names no rows"):
         load_recipe(recipe_file(), ["train.load_best=true"])
 

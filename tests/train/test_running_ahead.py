@@ -291,7 +291,8 @@ def test_a_budget_ends_training_at_the_same_step_with_the_same_rates(both: Any) 
     jobs = [StageJob(i, name, rows, [[0, 1, 2, 3]] * count, 0.01) for i, name, count in ((0, "a", 16), (1, "b", 4))]
 
     def pace(lines: Lines) -> TrainPace:
-        return TrainPace(103 / 60 / (1 - RESERVE), [1] * 20, lambda: 6.0 * len(lines))
+        minutes = 103 / 60 / (1 - RESERVE)  # a step is counted before its line is there
+        return TrainPace(minutes, [1] * 20, lambda: 6.0 * (len(lines) + 1), since=0.0)
 
     (plain, wanted), (session, lines) = both(jobs=jobs, pace=pace, warmup_steps=0, lr_scheduler_type="constant")
     assert session.out_of_time and len(lines) == 17

@@ -232,7 +232,8 @@ def session_of(rank: int, base: str, folder: str, variables: dict[str, str], tro
     task = TrainTask(make_jobs(make_rows(12)), section, schema.Carry(), seed=7, pad_id=0)
     pace = None
     if "time" in trouble and rank == 0:
-        pace = TrainPace(1.0, [1] * task.total, clock=lambda: 20.0 * len(lines))  # three steps a minute
+        # three steps a minute; a step is counted before its line is there
+        pace = TrainPace(1.0, [1] * task.total, clock=lambda: 20.0 * (len(lines) + 1), since=0.0)
     callbacks = TrainCallbacks(on_step=lines.append)
     session = TrainSession(maker.for_training(), task, TrainPlan(4, world_size=2), Path(folder), callbacks, pace, here)
     seen = [0]

@@ -280,6 +280,34 @@ def test_the_log_has_one_whole_line_a_step(make_session: MakeSession) -> None:
     json.dumps(lines)
 
 
+def test_a_steps_seconds_are_its_own(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the measurement and the checkpoint before it."""
+    from fast_ft.train import session as session_module
+    from fast_ft.train import sft_trainer
+
+    now, jobs = [0.0], [StageJob(0, "one", make_rows(4), [[0, 1, 2, 3]] * 6, 0.01)]
+
+    def moving(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def moved(*given: Any) -> Any:
+            now[0] += seconds
+            return function(*given)
+
+        return moved
+
+    callbacks = {"on_checkpoint": moving(100.0, lambda *_: None)}
+    session, lines = make_session(jobs, save_steps=2, eval_steps=3, callbacks=callbacks)
+    session.task = replace(session.task, validation=make_rows(2))
+    session.steps.task = session.task
+    for module in (sft_trainer, session_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(session.steps, "train_step", moving(1.0, session.steps.train_step))
+    monkeypatch.setattr(session.steps, "validation_loss", moving(10.0, session.steps.validation_loss))
+    session.run()
+    assert [line["seconds"] for line in lines] == [1.0] * 6
+    assert [line.get("validation_seconds") for line in lines] == [None, None, 10.0] * 2
+    assert now[0] == 6 * 1.0 + 2 * 10.0 + 3 * 100.0
+
+
 def test_training_lowers_the_loss(make_session: MakeSession) -> None:
     rows = make_rows(4)
     session, lines = make_session([StageJob(0, "one", rows, [[0, 1, 2, 3]] * 15, 0.02)])
@@ -329,7 +357,8 @@ def test_the_rate_is_down_where_a_budget_ends_the_training_whatever_was_skipped_
     values = {"warmup_steps": 0, "lr_scheduler_type": "constant"}
 
     def paced(lines: list[dict[str, Any]], spent: float = 0.0) -> TrainPace:
-        return TrainPace(103 / 60 / (1 - RESERVE), [1] * 20, lambda: 6.0 * len(lines), spent=spent)
+        minutes = 103 / 60 / (1 - RESERVE)  # a step is counted before its line is there
+        return TrainPace(minutes, [1] * 20, lambda: 6.0 * (len(lines) + 1), spent=spent, since=0.0)
 
     whole, lines = make_session(jobs, pace=paced, **values)
     skip_first(monkeypatch, skipped, lines)
