@@ -10,6 +10,7 @@ from pathlib import Path
 from fast_ft.common import host_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.hub import families
+from fast_ft.hub.quantisation import HEAD, Quantisation
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 #: The largest numbers that a config.json may hold: far over any model that one GPU trains, far under what harms.
@@ -51,6 +52,17 @@ def check_config(folder: Path) -> None:
     method = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else "bitsandbytes"
     if method != "bitsandbytes":
         raise InputError(f"{path}: quantised by {method!r}; only bitsandbytes is read: give the model unquantised")
+    if isinstance(quantised, dict) and (quantised.get("load_in_8bit") or not quantised.get("load_in_4bit", True)):
+        raise InputError(
+            f"{path}: quantised to 8 bits; of bitsandbytes' weights those of 4 bits are read: give the model "
+            "unquantised, which model.load_in_4bit=true quantises"
+        )
+    stored = Quantisation.from_config(content)
+    if content.get("tie_word_embeddings") and stored is not None and not stored.leaves(HEAD):
+        raise InputError(
+            f"{path}: its llm_int8_skip_modules quantise the head, which is one matrix with the embeddings, and "
+            f"transformers cannot run that: write {HEAD!r} into that list, or give the model unquantised"
+        )
 
 
 def check_weights(folder: Path) -> None:

@@ -109,8 +109,10 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
     if family.general is not None:
         return None
     shape = family.shape
-    is_nf4 = recipe.model.load_in_4bit or family.quantised
     rows = min(plan.slots, len(prepared.prompts) * recipe.generate.num_return_sequences)
+    ranks = _ranks(recipe)
+    scaled = [rank for rank in ranks if rank and recipe.lora.use_dora]  # such products are not decoded in registers
+    planes = family.is_4bit(asked=recipe.model.load_in_4bit) and not plan.dequantise and len(scaled) < len(ranks)
     kind = kernel_checks.Kind(
         heads=shape.num_attention_heads,
         kv_heads=shape.num_key_value_heads,
@@ -120,9 +122,10 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         dtype=maker.dtype,
         device="cuda:0",
         steps=tuple(shapes(max(1, rows), planes=True)),
-        planes=is_nf4 and not plan.dequantise,
+        planes=planes,
         kv_bits=plan.kv_bits,
-        ranks=_ranks(recipe),
+        ranks=ranks,
+        mixed=planes and bool(scaled or shape.unquantised_weights),
     )
     return kernel_checks.ahead(kind, Sampler.of(recipe.generate), shape.vocab_size)
 

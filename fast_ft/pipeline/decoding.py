@@ -40,7 +40,7 @@ def decode_plan(recipe: Recipe, prepared: PreparedData, settled: RunPlan) -> Dec
             planner.answers(recipe, prepared, family),
             planner.wanted(recipe, family).generation_batch,
             memory_gib=memory_gib,
-            load_in_4bit=recipe.model.load_in_4bit,
+            load_in_4bit=family.is_4bit(asked=recipe.model.load_in_4bit),
             tiles=capability is None or decode_pool.has_tiles(capability),
             host_gib=host_memory.own_bytes() / GIB,
         )

@@ -129,7 +129,7 @@ def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(families.read_config(folder))):
         raise InputError("\n".join(broken))
     base_layers.check(folder, family, recipe.lora)
-    if (recipe.model.load_in_4bit or family.quantised) and gpu.gpu() is None:
+    if family.is_4bit(asked=recipe.model.load_in_4bit) and gpu.gpu() is None:
         base_layers.check_4bit_on_cpu(folder, family)
     download.model_folder(name, revision)
 

@@ -147,7 +147,7 @@ def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "
     logits = slots * shape.vocab_size * 14 * wide
     prefill = 2 * PREFILL_TOKENS * wide * (10 * h + 4 * m)
     step = slots * wide * (10 * h + 4 * m)
-    beside = shape.linear_weights * (1 / 16 + 0.12 + 0.035 * (wide - 2))
+    beside = shape.linear_weights * (1 / 16 + 0.12 + 0.035 * (wide - 2)) - shape.unquantised_weights / 16
     return (cache_tokens * kv_bytes(shape, kv_cache) + logits + prefill + step + beside) / GIB + 0.1
 
 
@@ -211,7 +211,7 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
         most = next((n for n in counts if max(shared + n * usual, whole) <= cache(n, held)), 1)
         return _TILE if memory.tiles and _TILE < most < _WORTH_TWO else most
 
-    both = memory.fixed_gib + shape.linear_weights * shape.number_bytes / GIB
+    both = memory.fixed_gib + shape.quantised_weights * shape.number_bytes / GIB
     slots = wanted_slots or most_slots(memory.fixed_gib)
     if not answers.pooled:
         slots = wanted_slots or min(slots, max(1, cache(slots, memory.fixed_gib) // whole))

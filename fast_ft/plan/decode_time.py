@@ -21,9 +21,8 @@ def step_seconds(
 ) -> float:
     """Return the seconds of one step over `slots` rows that have `context` tokens in the cache, in the mean."""
     head = shape.vocab_size * shape.hidden_size
-    moved = (
-        shape.linear_weights * bytes_a_weight + shape.number_bytes * head + slots * context * kv_bytes(shape, kv_cache)
-    )
+    moved = shape.quantised_weights * bytes_a_weight + shape.number_bytes * (shape.unquantised_weights + head)
+    moved += slots * context * kv_bytes(shape, kv_cache)
     return moved / (rates.gb_per_s * 1e9) + 2 * slots * (shape.linear_weights + head) / (rates.tflops * 1e12)
 
 

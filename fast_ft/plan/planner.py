@@ -65,7 +65,7 @@ def training(
     made = Training(
         r=recipe.lora.r,
         optim=recipe.train.optim,
-        load_in_4bit=recipe.model.load_in_4bit,
+        load_in_4bit=family.is_4bit(asked=recipe.model.load_in_4bit),
         backend=backend,
         rows=recipe.train.effective_batch_size,
         longest=max(lengths),
@@ -164,7 +164,8 @@ def answer_minutes(
     if settled.decode is None:
         return None
     asked, slots = answers(recipe, prepared, family), settled.decode.slots
-    return decode_time.answer_minutes(family.shape, card.rates, asked, slots, load_in_4bit=recipe.model.load_in_4bit)
+    in_4_bits = family.is_4bit(asked=recipe.model.load_in_4bit)
+    return decode_time.answer_minutes(family.shape, card.rates, asked, slots, load_in_4bit=in_4_bits)
 
 
 def answers(recipe: Recipe, prepared: PreparedData, family: FamilySpec) -> Answers:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fast_ft.generate.engine.fused_model import FusedModel
 
 DEQUANTISED = "dequantised"
-_LAYERS = 3  #: whose products are timed: more than a card's cache holds
+_TIMED = 12  #: products, three layers' in most models: more than a card's cache holds
 #: Dequantised weights are chosen where the kernel takes this multiple of their time: near 1, noise would choose.
 _CLEARLY = 1.1
 
@@ -52,8 +52,9 @@ def _faster(model: FusedModel, rows: int, way: str) -> str:
 
 
 def _milliseconds(model: FusedModel, rows: int, *, few: bool) -> float:
-    """Return the ms of some layers' products, the least of three replays of a graph."""
-    products = [part for layer in model.layers[:_LAYERS] for part in (layer[1], layer[2], layer[4], layer[5])]
+    """Return the ms of the first products that can be decoded in registers, the least of three replays of a graph."""
+    all_products = (part for layer in model.layers for part in (layer[1], layer[2], layer[4], layer[5]))
+    products = [part for part in all_products if isinstance(part, nf4_linear.InRegisters)][:_TIMED]
     x = {product.inputs: torch.randn(rows, product.inputs, device=model.device).to(model.dtype) for product in products}
 
     def work() -> None:
