@@ -14,7 +14,7 @@ from typing import Any
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainCallbacks, TrainTask

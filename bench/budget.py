@@ -18,7 +18,8 @@ from fast_ft.data.prepare import PreparedData, prepare
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cards, decode_time, planner, plans
 from fast_ft.plan.decode_pool import Answers
-from fast_ft.plan.plans import Machine, RunPlan
+from fast_ft.plan.plans import Machine
+from fast_ft.plan.run_plan import RunPlan
 from fast_ft.plan.training_work import Training
 from fast_ft.plan.ways import ways
 from fast_ft.recipe import loader, policy_ntu_hw5
@@ -101,6 +102,7 @@ def again(recipe: Recipe, done: dict[str, Any]) -> dict[str, list[float]]:
     """Compute a projection's minutes again, from its token counts alone: no rows, no tokenizer, no card."""
     card, shape, plan = cards.card("t4"), _shape(recipe), settled(recipe, done)
     training, answers = _work(recipe, done)
+    assert plan.decode is not None, "the homework's recipes have prompts"
     ends = [
         sum(plans.step_seconds(shape, training, plan.train, step, rates) for step in done["step_lengths"]) / 60
         for rates in reversed(card.rates)

@@ -15,7 +15,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.loaders import choose
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.task import TrainTask
 

@@ -115,7 +115,7 @@ class Worker:
         }  # fmt: skip
 
     def _train(self, loaded: Any, recipe: schema.Recipe, jobs: list[Any]) -> list[float]:
-        from fast_ft.plan.plans import TrainPlan
+        from fast_ft.plan.run_plan import TrainPlan
         from fast_ft.train.session import TrainSession
         from fast_ft.train.task import TrainCallbacks, TrainTask
 

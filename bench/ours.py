@@ -16,7 +16,7 @@ from fast_ft.hub.families import FamilySpec
 from fast_ft.models import lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.plan import cards, planner, plans
-from fast_ft.plan.plans import RunPlan
+from fast_ft.plan.run_plan import RunPlan
 from fast_ft.plan.ways import ways
 from fast_ft.recipe import loader
 from fast_ft.recipe.schema import Recipe, Train

@@ -152,7 +152,7 @@ def run(recipe: Recipe, prepared: PreparedData, work: Path, cap_gib: float) -> d
     """Train a few steps as a user's run does, and return what was planned and what was measured."""
     from fast_ft.models.loaders import choose
     from fast_ft.plan import planner
-    from fast_ft.plan.plans import RunPlan
+    from fast_ft.plan.run_plan import RunPlan
     from fast_ft.train.session import TrainSession
     from fast_ft.train.task import TrainCallbacks
 

@@ -29,7 +29,8 @@ from fast_ft.models import weight_layout
 from fast_ft.models.base_layers import decoder_layers
 from fast_ft.models.loaders import choose
 from fast_ft.models.random_base import SHAPES
-from fast_ft.plan.plans import TrainPlan, widths_of
+from fast_ft.plan.plans import widths_of
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import policy_ntu_hw5, schema
 from fast_ft.train.task import TrainCallbacks, TrainTask
 

@@ -114,7 +114,7 @@ def _trained(
     import tempfile
 
     from bench.agreement import RowsInSteps, run_steps
-    from fast_ft.plan.plans import TrainPlan
+    from fast_ft.plan.run_plan import TrainPlan
 
     _set_adapter(loaded.model)
     steps = [list(range(start, start + a_step)) for start in range(0, len(rows), a_step)]

@@ -21,7 +21,7 @@ from fast_ft.common import gpu
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.plan.ways import ways
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.train.forward_backward import Passes

@@ -13,7 +13,7 @@ from fast_ft.hub.families import GIB, FamilySpec, ModelShape
 from fast_ft.plan import cards, memory_model
 from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.micro_batches import width
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.plan.training_work import Rates, Training, takes_flash
 
 _ALONE_GIB = 1.5  #: of a card that are outside of the allocator; more is taken by other processes

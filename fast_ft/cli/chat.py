@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
@@ -162,6 +163,7 @@ class _Side:
         self._section: Generate | None = None  # of the engine that is there
         self._engine: Engine | None = None
         self._model: FusedModel | None = None
+        self._plan = DecodePlan(slots=1, dequantise=ready.plan.dequantise, kv_cache=ready.plan.kv_cache)
 
     def active(self) -> contextlib.AbstractContextManager[Any]:
         """Return what switches the adapter off meanwhile, for the base model."""
@@ -174,14 +176,25 @@ class _Side:
             longest = longest if longest >= tokens else min(self._context, max(tokens, 2 * longest))
             self._engine = None  # its memory is free for the next one
             with out_of_memory.explained(f"making room for {longest} tokens", out_of_memory.ANSWERING):
-                self._engine, self._section = self._new_engine(longest, section), section
+                self._engine, self._section = self._engine_with_room(longest, section), section
         return self._engine
+
+    def _engine_with_room(self, longest: int, section: Generate) -> Engine:
+        """Return a new engine; weights that were dequantised to 16 bits are given up where memory does not do."""
+        try:
+            return self._new_engine(longest, section)
+        except Exception as error:
+            if not (out_of_memory.is_short(error) and self._plan.dequantise):
+                raise
+        self._plan, self._model = replace(self._plan, dequantise=False), None
+        out_of_memory.release()
+        return self._new_engine(longest, section)
 
     def _new_engine(self, longest: int, section: Generate) -> Engine:
         loaded = self._ready.loaded
         if goes_general_way(loaded):
             return library_engine(loaded, self._encoder, section, 1, self._context)
-        plan = DecodePlan(slots=1, dequantise=self._ready.plan.dequantise, kv_cache=self._ready.plan.kv_cache)
+        plan = self._plan
         if self._model is None:
             self._model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=(1,), kv_bits=plan.kv_bits)
         return engine_over(self._model, self._encoder, section, plan, longest)

@@ -168,12 +168,13 @@ def print_plan(content: dict[str, Any]) -> None:
     again = plan["recompute_layers"]
     ways = f"of {again} layers computed again, the others' kept" if again else "kept"
     each = " on each" if plan["world_size"] > 1 else ""
+    decoding = f", {plan['generate_gib']:.1f} in decoding" if "generate_gib" in plan else ""
     lines = [
         f"card         {card['name']}, {plan['memory_gib']:.1f} GiB, training at {_cell(card['tflops'])} TFLOP/s",
         f"             ({card['rates_from']})",
         f"backend      {plan['backend']}{', since ' * bool(why)}{why}",
         f"pass         {pieces}; activations {ways}{'; replayed from CUDA graphs' if plan['capture'] else ''}",
-        f"memory       {plan['train_gib']:.1f} GiB predicted in training{each}, {plan['generate_gib']:.1f} in decoding",
+        f"memory       {plan['train_gib']:.1f} GiB predicted in training{each}{decoding}",
         f"minutes      {minutes_between(*content['projected_minutes'])} projected for training, not measured; "
         f"about {plan['step_seconds']:.2g} s a step",
         f"conclusion   {content['verdict']}",

@@ -193,6 +193,13 @@ def context_gib() -> float:
     return float(total - free - torch.cuda.memory_reserved()) / 2**30
 
 
+def whole_gpu_gib() -> float | None:
+    """Return the memory of this process's GPU, in GiB, whatever is taken of it; None without a GPU."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[1]) / 2**30 if torch.cuda.is_available() else None
+
+
 def free_gpu_gib() -> float | None:
     """Return the GPU memory that this process may still take, in GiB, or None without a GPU.
 

@@ -1,7 +1,7 @@
-"""Budgets of minutes: how many steps, and how many tokens, still fit at the speed that this run shows.
+"""Budgets of minutes: how many steps still fit at the speed that training shows, and the clock of the answers.
 
 Training that will not make it anneals its learning rate to nothing over the last steps that fit, and ends there.
-Answers that will not make it are cut at the length that lets all of them end. Clocks are passed in, in seconds.
+Answers that will not make it are cut by generate/pace.py. Clocks are passed in, in seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ Clock = Callable[[], float]
 ANNEAL = 0.2  #: share of all steps over which a learning rate that has to end early goes down
 RESERVE = 0.02  #: share of the minutes kept for saving what was trained
 _FIRST = 3  #: training steps before their speed is believed
-_TOKENS = 64  #: new tokens before their speed is believed
 
 
 def longer(now: float | None, then: float | None) -> bool:
@@ -159,53 +158,24 @@ class TrainPace:
 
 
 class AnswerPace:
-    """The answers' minutes. `spent`: seconds of earlier sessions."""
+    """The clock of the answers' minutes, over all runs of the engine. `since`: when this session began to answer."""
 
     def __init__(self, minutes: float, clock: Clock, *, since: float | None = None) -> None:
         self.minutes, self.clock = minutes, clock
-        self.began = clock() if since is None else since
-        self.cut_at: int | None = None  #: new tokens; None: no answer was cut
-        self._first: tuple[int, float] | None = None
+        self._since, self._spent = clock() if since is None else since, 0.0
 
     def elapsed(self) -> float:
         """Seconds since answering began, loading the model and earlier sessions among them."""
-        return self.clock() - self.began
+        return self.clock() - self._since + self._spent
 
     def resume(self, spent: float) -> None:
-        """Count the seconds of earlier sessions."""
-        self.began -= spent
+        """Earlier sessions had taken `spent` seconds by the time of an answer. The latest such time counts."""
+        self._spent = max(self._spent, spent)
 
     def left(self) -> float:
         """Seconds in which answers may still end."""
         return self.minutes * 60 * (1 - RESERVE) - self.elapsed()
 
-    def limit(self, made: Sequence[int], finished: Sequence[int], total: int, most: int) -> int:
-        """Return how many new tokens an answer may have, so that all end in time; at most `most`.
-
-        `made`: tokens so far of each answer that has not ended; `finished`: lengths of those that have; `total`: new
-        tokens of this session. While answers as long as those finished would fit, nothing is cut.
-        """
-        now, left = self.clock(), self.left()
-        self._first = self._first or (total, now)
-        since, tokens = now - self._first[1], total - self._first[0]
-        if left > 0 and (tokens < _TOKENS or since <= 0):
-            return most
-        room = max(0.0, left) * tokens / since if since > 0 else 0.0
-        usual = sum(finished) / len(finished) if finished else most
-        if sum(max(1.0, usual - each) for each in made) <= room:
-            return most
-        low, high = 0, most  # the longest limit under which even answers that all reach it fit
-        while low < high:
-            middle = (low + high + 1) // 2
-            if sum(max(0, middle - each) for each in made) <= room:
-                low = middle
-            else:
-                high = middle - 1
-        return max(1, low)
-
-    def forecast(self, cut: int, most: int) -> str:
-        """Return what to say when answers begin to be cut."""
-        return (
-            f"answers of up to {most} new tokens will not end within budget.generate_minutes={self.minutes:g}: "
-            f"from now on they end at about {cut}. What would fit: generate.max_new_tokens={cut}, or more minutes"
-        )
+    def is_kept(self) -> bool:
+        """Return whether the minutes are not over yet, with what is kept in reserve."""
+        return self.elapsed() <= self.minutes * 60

@@ -17,10 +17,10 @@ LOADING = (
 TRAINING = "Lower lora.r or model.max_length, set train.optim: adamw_8bit, or free the card."
 ANSWERING = "Lower generate.max_new_tokens or generate.batch_size, or free the card."
 
-#: How libraries say it where they raise a RuntimeError of no particular kind.
+#: How torch, Triton, CUDA's libraries and the system say it where a RuntimeError of no particular kind is raised.
 _SAID = (
-    "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory",
-    "Cannot allocate memory",
+    "out of memory", "_status_alloc_failed", "error_out_of_memory", "can't allocate memory", "cannot allocate memory",
+    "not enough memory", "can't start new thread",
 )  # fmt: skip
 #: How it is said where a library found no room for its own code or threads.
 _SAID_LOADING = ("failed to map segment", "cannot allocate memory", "static TLS block")
@@ -49,7 +49,10 @@ def check_address_space() -> None:
 
 
 def is_short(error: BaseException) -> bool:
-    """Return whether an error says that the card or the machine is out of memory."""
+    """Return whether an error says that the card or the machine is out of memory.
+
+    The end of a CUDA graph's capture may fail in its turn where memory ran out within, and hides why.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, ImportError):
@@ -58,7 +61,10 @@ def is_short(error: BaseException) -> bool:
         return wrapped or any(text.lower() in said for text in _SAID_LOADING)
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM or (error.errno is None and _SAID_LOADING[0] in str(error))
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in (*_SAID, "can't start new thread"))
+    if not isinstance(error, RuntimeError):
+        return False
+    hidden = error.__context__
+    return any(text in str(error).lower() for text in _SAID) or (hidden is not None and is_short(hidden))
 
 
 def release() -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fast_ft.common import environment, gpu
+from fast_ft.common import environment, gpu, host_memory
 from fast_ft.common.redaction import redacted
 from fast_ft.doctor import child, kernels, measured, versions
 from fast_ft.doctor.findings import Finding
@@ -90,10 +90,9 @@ def _card(card: dict[str, str] | None) -> Iterator[Finding]:
 
 def _room(card: dict[str, str] | None) -> Iterator[Finding]:
     """Yield free memory of the host, and free disk here and where models are kept."""
-    import psutil
     from huggingface_hub import constants
 
-    free = psutil.virtual_memory().available / GIB
+    free = host_memory.free_bytes() / GIB
     needed = MEMORY_FOR_7B if card else MEMORY_FOR_POCKET
     yield _amount("memory", f"{free:.1f} GiB of host memory free", free, needed, "end what else runs here")
     cache = Path(constants.HF_HUB_CACHE).absolute()

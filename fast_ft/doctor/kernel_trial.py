@@ -61,7 +61,7 @@ def _checks(config: dict[str, Any], dtype: str, device: str, decoding: dict[str,
     import torch
 
     from fast_ft.models import packed_attention
-    from fast_ft.models.fused_block import block, linear_group
+    from fast_ft.models.fused_block import block, group_weights
     from fast_ft.models.patches import ModelPatches
     from fast_ft.models.random_base import random_model
 
@@ -101,7 +101,7 @@ def _checks(config: dict[str, Any], dtype: str, device: str, decoding: dict[str,
 
     yield ATTENTION, lambda: packed_attention.check(like, *heads)
     yield BLOCKS, lambda: block.check(like, shape)
-    yield UNPACKING, lambda: linear_group.check_unpacking(base(), getattr(torch, dtype))
+    yield UNPACKING, lambda: group_weights.check_unpacking(base(), getattr(torch, dtype))
     yield INSTALLED, lambda: block.install(model(), ModelPatches())
     yield PRODUCTS, products
     yield DECODING, decode

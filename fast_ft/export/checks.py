@@ -8,13 +8,12 @@ room. A merge with a wrong scale, a layer left out or A and B exchanged shows in
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fast_ft.common import out_of_memory
+from fast_ft.common import host_memory, out_of_memory
 from fast_ft.common.errors import InputError
 from fast_ft.export.merged import BaseWeights
 from fast_ft.models import adapter_check
@@ -152,7 +151,7 @@ def _float32_fits(folder: Path, device: str) -> bool:
     needed = 4.4 * sum(math.prod(weights.shape(name)) for weights in [BaseWeights(folder)] for name in weights.names())
     if device == "cuda":
         return needed < torch.cuda.mem_get_info()[0]
-    return needed < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return needed < host_memory.free_bytes()
 
 
 def _greedy(model: PreTrainedModel, prompt: list[int], eos_ids: list[int]) -> tuple[list[int], list[float]]:

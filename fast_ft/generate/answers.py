@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,15 @@ from pydantic import TypeAdapter, ValidationError
 from fast_ft.common import out_of_memory, seeds
 from fast_ft.common.atomic_files import Lines
 from fast_ft.common.console import Bar, note
-from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import AnswerPace, longer
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.generate.engine_setup import make_engine
-from fast_ft.generate.pace import shortening
+from fast_ft.generate.pace import Cuts, told
 from fast_ft.generate.parity import allowed, parity
+from fast_ft.generate.plan_in_use import PlanInUse
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import base_fits
 from fast_ft.plan.decode_pool import DecodePlan
@@ -62,8 +62,9 @@ class Generation:
     batch_size: int
     parity: float | None  #: nats, batched against single; None where all answers were there, so nothing was measured
     notes: list[str]
+    #: As it was given, but for what memory took from it, and with the products that were chosen.
+    plan: DecodePlan = field(default_factory=DecodePlan)
     cache_tokens: int = 0  #: of the pool; 0 where there was none
-    products: str = ""  #: as DecodePlan's
     steps: int = 0  #: that were decoded
 
     @property
@@ -77,8 +78,9 @@ class Task:
     """How a set of prompts is answered, beside the recipe's section.
 
     `partial` keeps finished answers, one JSON line each, and is read back on a second start; `on_answer` is called
-    after each, and `on_products` before the first, with DecodePlan's. `pace` cuts answers where they would not all end
-    in time; each prompt has one even so. `watch` divides the seconds into set_up, checks, captures, prefill and steps.
+    after each, and `on_products` before the first, with DecodePlan's. `on_plan` is called where memory ran out, with
+    the plan that a resumed run begins with. `pace` cuts answers where they would not all end in time; each prompt has
+    one even so. `watch` divides the seconds into set_up, checks, captures, prefill and steps.
     """
 
     seed: int
@@ -87,6 +89,7 @@ class Task:
     pace: AnswerPace | None = None
     on_answer: Callable[[], object] = lambda: None
     on_products: Callable[[str], object] = lambda products: None
+    on_plan: Callable[[DecodePlan], object] = lambda plan: None
     watch: Stopwatch = field(default_factory=Stopwatch)
     prompt_ids: list[list[int]] | None = None  #: the prompts' token ids, where they are known already
 
@@ -96,13 +99,10 @@ def generate(
 ) -> Generation:
     """Answer every prompt, `plan.slots` at a time at most.
 
-    Out of memory takes an eighth of slots and cache. InputError where a prompt and its answer do not fit into the
-    model's context, or memory does not do for one prompt at a time.
+    Where memory runs out, plan_in_use.py says what is given up. InputError where a prompt and its answer do not fit
+    into the model's context, or memory does not do for one prompt at a time.
     """
-    import torch
-
-    started, work = time.monotonic(), _Work(loaded, encoder, prompts, section, task)
-    plan = replace(plan, slots=min(plan.slots, len(work.wanted)))
+    started, work = time.monotonic(), _Work(loaded, encoder, prompts, section, plan, task)
     with Bar(task.title, len(work.wanted), done=len(work.answers)) as bar, Lines(task.partial) as file:
 
         def done(answer: Answer) -> None:
@@ -111,30 +111,25 @@ def generate(
             bar.advance(1, f"{work.new_tokens / (time.monotonic() - started):,.0f} tokens/s")
 
         while len(work.answers) < len(work.wanted):
-            try:
-                plan = work.answer(plan, done)
-                continue
-            except torch.OutOfMemoryError:
-                pass  # its traceback holds the cache
-            fewer, cells = _fewer(plan.slots, plan.slots * 7 // 8, "out of memory", work.notes), plan.cache_tokens
-            plan = replace(plan, slots=fewer, cache_tokens=cells and cells * 7 // 8)
-            out_of_memory.release()
+            work.attempt(done)
     by_prompt = {
         prompt.id: [work.answers[prompt.id, candidate] for candidate in range(section.num_return_sequences)]
         for prompt in prompts
     }
     return Generation(
-        by_prompt, time.monotonic() - started, plan.slots, work.difference, work.notes, work.cache_tokens,
-        plan.products, work.steps,
+        by_prompt, time.monotonic() - started, work.plan.now.slots, work.difference,
+        work.plan.notes + told(task.pace, work.answers.values(), task.title), work.plan.kept, work.cache_tokens,
+        work.steps,
     )  # fmt: skip
 
 
 class _Work:
-    """What one call of `generate` works at: the answers so far, and what is told of them."""
+    """What one call of `generate` works at: the answers so far, what is told of them, and the plan."""
 
     def __init__(
-        self, loaded: LoadedModel, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, task: Task
-    ) -> None:
+        self, loaded: LoadedModel, encoder: Encoder, prompts: list[Prompt], section: schema.Generate, plan: DecodePlan,
+        task: Task,
+    ) -> None:  # fmt: skip
         self.loaded, self.encoder, self.section, self.task = loaded, encoder, section, task
         self.ids = task.prompt_ids or [encoder.prompt_ids(prompt.messages) for prompt in prompts]
         context = getattr(loaded.model.config, "max_position_embeddings", None)
@@ -149,23 +144,53 @@ class _Work:
             task.partial.unlink()
         if task.pace is not None:
             task.pace.resume(max((answer.at for answer in self.answers.values()), default=0.0))
-        self.notes: list[str] = []
         self.difference: float | None = None
         self.new_tokens = self.cache_tokens = self.steps = 0
+        longest = max(map(len, self.ids)) + section.max_new_tokens
+        self.plan = PlanInUse(plan, answers=len(self.wanted), longest=longest, on_plan=task.on_plan)
 
-    def answer(self, plan: DecodePlan, done: Callable[[Answer], None]) -> DecodePlan:
-        """Make the answers that are missing, and return the plan that was kept to. Raises torch.OutOfMemoryError."""
-        sequences = self._sequences()
-        engine, plan = self._engine(plan)
-        plan = replace(plan, products=engine.products)
-        if plan.products:
-            self.task.on_products(plan.products)
+    def attempt(self, done: Callable[[Answer], None]) -> None:
+        """Make the answers that are missing by the plan; where it does not do, take another one for the rest."""
+        is_short = agrees = False
+        try:
+            agrees = self._answer(done)
+        except Exception as error:
+            if not out_of_memory.is_short(error):
+                raise
+            is_short = True
+        if agrees:
+            return
+        if is_short:  # outside of the handler, whose error holds the engine
+            self.plan.take_less_memory()
+        elif not self.plan.take_fewer_slots(self.difference or 0.0):
+            self.loaded.general = f"our decoding differs from the model's own by {self.difference:.4f} nat"
+            self.plan.say(f"{self.loaded.general}: transformers' generate answers, more slowly")
+            self.plan.take_all_slots()
+        out_of_memory.release()  # no two engines are there at once
+
+    def _answer(self, done: Callable[[Answer], None]) -> bool:
+        """Make the answers that are missing; return whether batched and single decoding agree, without which none is.
+
+        The engine, with its cache and its graphs, belongs to this call alone. Raises what out_of_memory.is_short knows.
+        """
+        sequences, plan, watch = self._sequences(), self.plan.now, self.task.watch
+        with watch.during("set_up"):
+            engine = make_engine(self.loaded, self.encoder, self.section, plan, self.plan.longest)
+        engine.watch = watch
+        with watch.during("checks", covers=frozenset({"prefill", "steps"})):
+            self.difference = parity(engine, self.loaded, self.ids, self.section.max_new_tokens)
+        agrees = self.difference <= allowed(self.loaded.dtype, plan.kv_cache)
+        if not (agrees or (plan.slots == 1 and self.loaded.general is not None)):
+            return False
+        if engine.products:
+            self.plan.take_products(engine.products)
+            self.task.on_products(engine.products)
         before = engine.steps_made  # those of the check
         for answer in self._made(engine, sequences):
             self.new_tokens += answer.tokens
             done(answer)
         self.cache_tokens, self.steps = engine.cache_tokens, engine.steps_made - before
-        return plan
+        return True
 
     def _sequences(self) -> dict[Sequence, Name]:
         section, seed = self.section, self.task.seed
@@ -178,31 +203,10 @@ class _Work:
     def _known(self, name: Name) -> int | None:
         return self.answers[name].tokens if name in self.answers else None
 
-    def _engine(self, plan: DecodePlan) -> tuple[Engine, DecodePlan]:
-        """Return an engine in which batched and single decoding agree, and the plan, which may have fewer slots."""
-        longest, watch = max(map(len, self.ids)) + self.section.max_new_tokens, self.task.watch
-        while True:
-            with watch.during("set_up"):
-                engine = make_engine(self.loaded, self.encoder, self.section, plan, longest)
-            engine.watch = watch
-            with watch.during("checks", covers=frozenset({"prefill", "steps"})):
-                difference = parity(engine, self.loaded, self.ids, self.section.max_new_tokens)
-            self.difference = difference
-            agrees = difference <= allowed(self.loaded.dtype, plan.kv_cache)
-            if agrees or (plan.slots == 1 and self.loaded.general is not None):
-                return engine, plan
-            reason = f"batched and single decoding differ by {difference:.4f} nat"
-            if plan.slots == 1:
-                self.loaded.general = f"our decoding differs from the model's own by {difference:.4f} nat"
-                self.notes.append(f"{self.loaded.general}: transformers' generate answers, more slowly")
-                note(f"note: {self.notes[-1]}")
-                continue
-            plan = replace(plan, slots=_fewer(plan.slots, plan.slots // 2, reason, self.notes))
-
     def _made(self, engine: Engine, sequences: dict[Sequence, Name]) -> Iterator[Answer]:
         """Yield each answer that was not there, as it ends, and put it among the answers."""
         most, pace, end_ids = self.section.max_new_tokens, self.task.pace, self.encoder.end_ids
-        look = None if pace is None else shortening(pace, list(sequences), most, end_ids, self.notes)
+        look = None if pace is None else Cuts(pace, sequences, self.answers.values(), most, end_ids).look
         for sequence in engine.run(list(sequences), on_look=look):
             if (name := sequences[sequence]) in self.answers:
                 continue
@@ -220,14 +224,6 @@ def predictions(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> dict
         prompt.id: {"input": list(prompt.messages), "output": [answer.text for answer in answers[prompt.id]]}
         for prompt in prompts
     }
-
-
-def _fewer(batch_size: int, smaller: int, reason: str, notes: list[str]) -> int:
-    if batch_size == 1:
-        raise InputError("out of memory with one prompt at a time. Lower generate.max_new_tokens, or free the card.")
-    notes.append(f"{reason} in batches of {batch_size}: went on with {smaller}")
-    note(notes[-1])
-    return smaller
 
 
 def _read_partial(path: Path, wanted: set[Name]) -> dict[Name, Answer]:

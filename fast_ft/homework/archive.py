@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import escaped
-from fast_ft.plan.plans import RunPlan
+from fast_ft.plan.run_plan import RunPlan
 from fast_ft.recipe.loader import validated
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.manifest import Manifest

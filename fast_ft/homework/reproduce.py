@@ -137,7 +137,8 @@ def beforehand(theirs: Bundle, recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "base model", "the same" if same else "its weights differ from those that were trained on"
     if (size := theirs.plan.train.world_size) > 1:
         yield "processes", f"{size} trained it, one will train here: equal up to rounding only"
-    fewer = theirs.manifest.phase("generate").batch_size < min(theirs.plan.decode.slots, len(theirs.pred))
+    planned = theirs.plan.decode
+    fewer = planned and theirs.manifest.phase("generate").batch_size < min(planned.slots, len(theirs.pred))
     if fewer or theirs.manifest.phase("train").out_of_memory:
         yield "plan", "on its way the run went over to smaller batches than planned; so may this one, elsewhere"
 

@@ -8,7 +8,7 @@ is trained row by row, and transformers' `generate` answers. A model that neithe
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fast_ft.common.folders import expanded
 from fast_ft.common.text_safety import escaped
 from fast_ft.hub import gguf_base
 from fast_ft.hub.model_shape import GIB, LINEARS, TARGET_MODULES, ModelShape
+from fast_ft.hub.quantisation import HEAD, Quantisation
 
 __all__ = ["GIB", "LINEARS", "OWN", "TARGET_MODULES", "FamilySpec", "ModelShape", "context_length", "read_config"]
 
@@ -123,7 +124,7 @@ class FamilySpec:
     eps: float = 1e-6
     rope: str = "default"
     qk_norms: bool = False
-    quantised: bool = False
+    quantisation: Quantisation | None = None
     softcap: bool = False
     alone_beyond: int | None = None
 
@@ -140,19 +141,21 @@ class FamilySpec:
         """
         kind = str(config.get("model_type", "llama"))
         _refuse_others(config, kind)
-        shape = ModelShape.from_config(config)
+        shape, quantisation = ModelShape.from_config(config), Quantisation.from_config(config)
+        if quantisation is not None:
+            shape = replace(shape, unquantised_weights=_left_weights(shape, quantisation))
         rope, alone_beyond = _rope(config)
         windows = _windows(config, kind, shape.num_hidden_layers)
         return cls(
             model_type=kind,
             shape=shape,
             context=_context(config),
-            general=_why_general(config, kind, rope),
+            general=_why_general(config, kind, rope, quantisation),
             windows=windows,
             eps=_number(config, "rms_norm_eps", 1e-6),
             rope=rope,
             qk_norms=kind == "qwen3",
-            quantised=bool(config.get("quantization_config")),
+            quantisation=quantisation,
             softcap=bool(config.get("attn_logit_softcapping")),
             alone_beyond=alone_beyond,
         )
@@ -163,6 +166,10 @@ class FamilySpec:
         if self.general is None:
             return None
         return f"general way: {self.general}. PEFT's own layers train, transformers' generate answers, more slowly"
+
+    def is_4bit(self, *, asked: bool) -> bool:
+        """Return whether the base is loaded in 4 bits: the recipe asks for it, or it is stored so."""
+        return asked or self.quantisation is not None
 
     def window_below(self, tokens: int) -> int | None:
         """Return the smallest window that hides anything in a row of this number of tokens, or None."""
@@ -188,7 +195,14 @@ def _refuse_others(config: dict[str, Any], kind: str) -> None:
         )
 
 
-def _why_general(config: dict[str, Any], kind: str, rope: str) -> str | None:
+def _left_weights(shape: ModelShape, quantisation: Quantisation) -> int:
+    """Return how many weights of Llama's linear layers a quantised base leaves in 16 bits."""
+    sizes = dict(zip(LINEARS, shape.linear_shapes, strict=True))
+    named = ((f"model.layers.{i}.{name}", size) for i in range(shape.num_hidden_layers) for name, size in sizes.items())
+    return sum(a * b for name, (a, b) in named if quantisation.leaves(name))
+
+
+def _why_general(config: dict[str, Any], kind: str, rope: str, quantisation: Quantisation | None) -> str | None:
     """Return what our blocks and our decoding do not know of a model, in a few words, or None."""
     if kind not in OWN:
         return f"model_type {escaped(kind)!r} has no blocks of ours"
@@ -196,6 +210,8 @@ def _why_general(config: dict[str, Any], kind: str, rope: str) -> str | None:
         return f"the activation {escaped(str(act))!r} is not in our blocks"
     if rope not in STEADY_ROPE:
         return f"the rope {escaped(rope)!r} is not in our decoding"
+    if quantisation is not None and not quantisation.leaves(HEAD):
+        return "its head is quantised, which our loss and our decoding do not know"
     if config.get("attention_dropout"):
         return "our attention has no dropout"
     for key, value in config.items():

@@ -7,9 +7,10 @@ import os
 import struct
 from pathlib import Path
 
-from fast_ft.common import untrusted_files
+from fast_ft.common import host_memory, untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.hub import families
+from fast_ft.hub.quantisation import HEAD, Quantisation
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 #: The largest numbers that a config.json may hold: far over any model that one GPU trains, far under what harms.
@@ -26,9 +27,7 @@ def read_ahead(folder: Path) -> None:
     The cache is no process's memory, and the system takes it back when it needs room.
     """
     files = sorted(folder.glob("*.safetensors"))
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines() if Path("/proc/meminfo").is_file() else []
-    free = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
-    if sum(file.stat().st_size for file in files) > free // 2:
+    if not hasattr(os, "posix_fadvise") or sum(file.stat().st_size for file in files) > host_memory.free_bytes() // 2:
         return
     for file in files:
         with file.open("rb") as opened:
@@ -53,6 +52,17 @@ def check_config(folder: Path) -> None:
     method = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else "bitsandbytes"
     if method != "bitsandbytes":
         raise InputError(f"{path}: quantised by {method!r}; only bitsandbytes is read: give the model unquantised")
+    if isinstance(quantised, dict) and (quantised.get("load_in_8bit") or not quantised.get("load_in_4bit", True)):
+        raise InputError(
+            f"{path}: quantised to 8 bits; of bitsandbytes' weights those of 4 bits are read: give the model "
+            "unquantised, which model.load_in_4bit=true quantises"
+        )
+    stored = Quantisation.from_config(content)
+    if content.get("tie_word_embeddings") and stored is not None and not stored.leaves(HEAD):
+        raise InputError(
+            f"{path}: its llm_int8_skip_modules quantise the head, which is one matrix with the embeddings, and "
+            f"transformers cannot run that: write {HEAD!r} into that list, or give the model unquantised"
+        )
 
 
 def check_weights(folder: Path) -> None:

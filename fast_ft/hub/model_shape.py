@@ -31,7 +31,8 @@ class ModelShape:
     """Sizes as transformers' LlamaConfig names them.
 
     `own_linears`: (in, out) of each linear layer of all blocks, where these are not Llama's; see
-    models/base_layers.counted. Empty: Llama's.
+    models/base_layers.counted. Empty: Llama's. `unquantised_weights`: of these layers, that a quantised base leaves
+    whole. `number_bytes`: of each number that the model computes with, 2 or 4.
     """
 
     hidden_size: int
@@ -43,6 +44,8 @@ class ModelShape:
     vocab_size: int
     tied: bool
     own_linears: tuple[tuple[int, int], ...] = ()
+    unquantised_weights: int = 0
+    number_bytes: int = 2
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelShape:
@@ -76,8 +79,13 @@ class ModelShape:
 
     @cached_property
     def linear_weights(self) -> int:
-        """Number of weights in all blocks' linear layers, which 4-bit quantisation covers."""
+        """Number of weights in all blocks' linear layers."""
         return sum(a * b for a, b in self._linears)
+
+    @property
+    def quantised_weights(self) -> int:
+        """Number of those weights that have 4 bits in a 4-bit base."""
+        return self.linear_weights - self.unquantised_weights
 
     def lora_weights(self, r: int) -> int:
         """Return the number of weights of a LoRA of rank `r` on all linear layers."""
@@ -99,10 +107,11 @@ class ModelShape:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of one token's 16-bit keys and values, over all layers."""
-        return 2 * 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+        """Bytes of one token's keys and values as the model computes them, over all layers."""
+        return 2 * self.number_bytes * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
     def weights_gib(self, *, load_in_4bit: bool) -> float:
-        """Return the base's GiB: doubly quantised NF4 takes 0.516 bytes a weight; embeddings and head keep 16 bits."""
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2) * 2
-        return (self.linear_weights * (0.516 if load_in_4bit else 2) + embeddings) / GIB
+        """Return the base's GiB: doubly quantised NF4 takes 0.516 bytes a weight; embeddings and head stay whole."""
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2) * self.number_bytes
+        in_4_bits = self.quantised_weights if load_in_4bit else 0
+        return (in_4_bits * 0.516 + (self.linear_weights - in_4_bits) * self.number_bytes + embeddings) / GIB

@@ -14,6 +14,7 @@ from fast_ft.common import environment
 from fast_ft.common.errors import InputError, nearest
 from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import LINEARS, FamilySpec
+from fast_ft.hub.quantisation import HEAD, Quantisation
 from fast_ft.models import lora_config
 from fast_ft.recipe import schema
 
@@ -48,8 +49,10 @@ def counted(folder: Path, family: FamilySpec) -> FamilySpec:
     """
     if family.general is None:
         return family
-    own = tuple(size for name, size in linear_layers(folder, family).items() if "." in name)  # the head has no dot
-    return replace(family, shape=replace(family.shape, own_linears=own))
+    own = {name: size for name, size in linear_layers(folder, family).items() if "." in name}  # the head has no dot
+    stored = family.quantisation
+    left = sum(a * b for name, (a, b) in own.items() if stored is not None and stored.leaves(name))
+    return replace(family, shape=replace(family.shape, own_linears=tuple(own.values()), unquantised_weights=left))
 
 
 def check(folder: Path, family: FamilySpec, lora: schema.Lora) -> None:
@@ -67,6 +70,11 @@ def check(folder: Path, family: FamilySpec, lora: schema.Lora) -> None:
         for name in lora.modules_to_save:
             if lora_config.WHOLE[name] not in there:
                 raise InputError(f"lora.modules_to_save: this base has no {lora_config.WHOLE[name]}: write []")
+        if HEAD in lora.modules_to_save and family.quantisation is not None and not family.quantisation.leaves(HEAD):
+            raise InputError(
+                "lora.modules_to_save: this base's head has 4 bits, so it cannot be trained whole: write "
+                f"{[name for name in lora.modules_to_save if name != HEAD]}"
+            )
     layers = linear_layers(folder, family)
     if not any("." in name for name in layers):
         raise InputError(
@@ -98,8 +106,9 @@ def check_4bit_on_cpu(folder: Path, family: FamilySpec) -> None:
 
     if not bitsandbytes.functional.has_avx512bf16():
         return
+    stored = family.quantisation or Quantisation()
     for name, (inputs, outputs) in linear_layers(folder, family).items():
-        if name != "lm_head" and (inputs % 64 or outputs % 32):
+        if not stored.leaves(name) and (inputs % 64 or outputs % 32):
             raise InputError(
                 f"model.load_in_4bit: bitsandbytes cannot hold {name} ({inputs} x {outputs}) in 4 bits on this CPU, "
                 "which takes multiples of 64 inputs and 32 outputs: use model.load_in_4bit=false"

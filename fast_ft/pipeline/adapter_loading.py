@@ -18,9 +18,10 @@ from fast_ft.models import adapter_check
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader, LoaderBase
 from fast_ft.pipeline import base_check
+from fast_ft.pipeline.decoding import decode_plan
 from fast_ft.pipeline.set_up import base_family, card_to_plan_for, settle_plan
 from fast_ft.plan.decode_pool import DecodePlan
-from fast_ft.plan.plans import RunPlan
+from fast_ft.plan.run_plan import RunPlan
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
 
@@ -29,10 +30,12 @@ from fast_ft.run.folder import RunDir
 class Ready:
     """A model that is ready to answer: the base with the run's adapter, checked, and how answers are decoded.
 
-    `difference` is the check's, in nats per token. `prompt_ids` are the prompts' token ids.
+    `settled` is the run's plan, `plan` how the prompts at hand are decoded. `difference` is the check's, in nats per
+    token. `prompt_ids` are the prompts' token ids.
     """
 
     loaded: LoadedModel
+    settled: RunPlan
     plan: DecodePlan
     difference: float
     prompt_ids: list[list[int]]
@@ -55,7 +58,8 @@ def load(
     with watch.during("loading"):  # libraries, too
         maker = maker or maker_of(folder, recipe)
     card = card_to_plan_for(folder, recipe)
-    plan = decode_plan(recipe, settle_plan(folder, recipe, prepared, maker.name, card))
+    settled = settle_plan(folder, recipe, prepared, maker.name, card)
+    plan = decode_plan(recipe, prepared, settled)
     with watch.during("loading"):
         compiled = _compile_ahead(recipe, prepared, plan, maker)
         with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
@@ -66,12 +70,7 @@ def load(
             out_of_memory.clear_workspaces()  # the threads' own
     with watch.during("checks"), out_of_memory.explained("checking the adapter", out_of_memory.ANSWERING):
         difference = adapter_check.verify(adapter, loaded, prepared.encoder.pad_id)
-    return Ready(loaded, plan, difference, prompt_ids)
-
-
-def decode_plan(recipe: Recipe, settled: RunPlan) -> DecodePlan:
-    """Return how answers are decoded: as planned, with the batch and the cache that the recipe has by now."""
-    return settled.decode.given(recipe.generate)
+    return Ready(loaded, settled, plan, difference, prompt_ids)
 
 
 def maker_of(folder: RunDir, recipe: Recipe) -> Loader:
@@ -110,8 +109,10 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
     if family.general is not None:
         return None
     shape = family.shape
-    is_nf4 = recipe.model.load_in_4bit or family.quantised
     rows = min(plan.slots, len(prepared.prompts) * recipe.generate.num_return_sequences)
+    ranks = _ranks(recipe)
+    scaled = [rank for rank in ranks if rank and recipe.lora.use_dora]  # such products are not decoded in registers
+    planes = family.is_4bit(asked=recipe.model.load_in_4bit) and not plan.dequantise and len(scaled) < len(ranks)
     kind = kernel_checks.Kind(
         heads=shape.num_attention_heads,
         kv_heads=shape.num_key_value_heads,
@@ -121,9 +122,10 @@ def _compile_ahead(recipe: Recipe, prepared: PreparedData, plan: DecodePlan, mak
         dtype=maker.dtype,
         device="cuda:0",
         steps=tuple(shapes(max(1, rows), planes=True)),
-        planes=is_nf4 and not plan.dequantise,
+        planes=planes,
         kv_bits=plan.kv_bits,
-        ranks=_ranks(recipe),
+        ranks=ranks,
+        mixed=planes and bool(scaled or shape.unquantised_weights),
     )
     return kernel_checks.ahead(kind, Sampler.of(recipe.generate), shape.vocab_size)
 

@@ -19,6 +19,7 @@ from fast_ft.generate.answers import Task
 from fast_ft.judge.kinds import KINDS
 from fast_ft.pipeline import judge_phase
 from fast_ft.pipeline.adapter_loading import Ready, load
+from fast_ft.pipeline.decoding import decode_plan
 from fast_ft.pipeline.rerun import open_run, partial_tag
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run import lock
@@ -120,7 +121,7 @@ def _answer(
     partial.parent.mkdir(exist_ok=True)
     partials.append(partial)
     task = Task(recipe.seed, partial, title=name, prompt_ids=ready.prompt_ids)
-    plan = ready.plan.given(recipe.generate)
+    plan = decode_plan(recipe, prepared, ready.settled)
     result = answers.generate(ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, plan, task)
     path = folder.root / FOLDER / f"pred-{name}.json"
     atomic_files.write_json(path, answers.predictions(prepared.prompts, result.answers))

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fast_ft.common import atomic_files, out_of_memory
 from fast_ft.common.console import note
@@ -17,10 +17,12 @@ from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers
 from fast_ft.generate.answers import Generation, Task
+from fast_ft.generate.pace import cut_short
 from fast_ft.models.loaders.base import Loader
 from fast_ft.pipeline import base_check, sanity_checks
-from fast_ft.pipeline.adapter_loading import Ready, collects_new_objects_only, load, maker_of
-from fast_ft.pipeline.set_up import check_model, check_prompts, keep_products
+from fast_ft.pipeline.adapter_loading import collects_new_objects_only, load, maker_of
+from fast_ft.pipeline.base_answers import base_answers
+from fast_ft.pipeline.set_up import check_model, check_prompts, keep_plan, keep_pool, keep_products
 from fast_ft.recipe.loader import resolved
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -52,7 +54,7 @@ def generate_phase(
     An earlier pred.json is kept beside, under its digest. The manifest's generated_with tells the settings.
     """
     started = clock()
-    made = _answer(folder, recipe, prepared, maker, clock, started)
+    made = _answer(folder, recipe, prepared, maker, clock, started, keeps="plan")
     if _others_there(folder, made):
         folder.reopen("generate", "judge")  # first: the manifest never speaks of answers that are not there
     _put(folder, made)
@@ -79,7 +81,7 @@ def answer_others(
 
     The manifest's `others` tells of each such file its prompts, its settings, and what generate_phase would record.
     """
-    made = _answer(folder, recipe, prepared, None, clock, clock())
+    made = _answer(folder, recipe, prepared, None, clock, clock(), keeps="products")
     _put(folder, made)
     facts = {
         "test": recipe.data.test,
@@ -98,7 +100,7 @@ def answer_only(
     folder: RunDir, recipe: Recipe, prepared: PreparedData, clock: Clock = time.monotonic
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (what pred.json would hold, what generate_phase would record). Only partial files are written."""
-    made = _answer(folder, recipe, prepared, None, clock, clock())
+    made = _answer(folder, recipe, prepared, None, clock, clock(), keeps=None)
     return json.loads(made.files[folder.pred]), made.facts
 
 
@@ -121,18 +123,6 @@ def keep_aside(pred: Path) -> Path:
     return kept
 
 
-def base_answers(ready: Ready, recipe: Recipe, prepared: PreparedData, task: Task) -> Generation | None:
-    """Answer the first judge.base_prompts prompts with the adapter switched off, for before and after."""
-    prompts, pace = prepared.prompts[: recipe.judge.base_prompts], task.pace
-    if not prompts:
-        return None
-    if pace is not None and (pace.cut_at is not None or pace.left() <= 0):
-        note("note: no answers of the base model: budget.generate_minutes is used up")
-        return None
-    with ready.loaded.model.disable_adapter():
-        return answers.generate(ready.loaded, prepared.encoder, prompts, recipe.generate, ready.plan, task)
-
-
 def _answer(
     folder: RunDir,
     recipe: Recipe,
@@ -140,8 +130,13 @@ def _answer(
     maker: Loader | None,
     clock: Clock,
     started: float,
+    *,
+    keeps: Literal["plan", "products"] | None,
 ) -> Answered:
-    """Make the adapter's answers and the base model's. Only partial files are written."""
+    """Make the adapter's answers and the base model's. Only partial files are written.
+
+    `keeps` says what of how they are decoded goes into the run's plan: all of it, the products alone, or nothing.
+    """
     moved = base_check.has_moved(folder, recipe)
     if moved:
         check_model(recipe, prepared)
@@ -150,9 +145,7 @@ def _answer(
     minutes = recipe.budget.generate_minutes
     pace = AnswerPace(minutes, clock, since=started) if minutes is not None else None
     watch = Stopwatch()
-    task = Task(
-        recipe.seed, folder.pred_partial, pace=pace, on_answer=folder.on_answer, watch=watch,
-        on_products=partial(keep_products, folder))  # fmt: skip
+    task = Task(recipe.seed, folder.pred_partial, pace=pace, on_answer=folder.on_answer, watch=watch)
     with contextlib.ExitStack() as stack:
         if maker is None:  # a sweep's base stays, and is apart from collections already
             with watch.during("loading"):
@@ -160,7 +153,12 @@ def _answer(
                 with out_of_memory.explained("loading the base model", out_of_memory.LOADING):
                     stack.enter_context(collects_new_objects_only())
         ready = load(folder, recipe, prepared, folder.adapter, maker, watch)
+        if keeps is not None:
+            task = replace(task, on_products=partial(keep_products, folder))
         tuned_task = replace(task, prompt_ids=ready.prompt_ids)
+        if keeps == "plan":  # before the first answer: what was stopped goes on as it began
+            keep_plan(folder, ready.settled.with_decoding(ready.plan))
+            tuned_task = replace(tuned_task, on_plan=partial(keep_pool, folder))
         tuned = answers.generate(
             ready.loaded, prepared.encoder, prepared.prompts, recipe.generate, ready.plan, tuned_task
         )
@@ -170,8 +168,7 @@ def _answer(
             title="answers of the base model",
             prompt_ids=ready.prompt_ids[: recipe.judge.base_prompts],
         )
-        settled = replace(ready, plan=replace(ready.plan, products=tuned.products))
-        base = base_answers(settled, recipe, prepared, base_task)
+        base, said = base_answers(replace(ready, plan=tuned.plan), recipe, prepared, base_task, tuned)
         general = ready.loaded.general
         ready.loaded.free()
     warnings = sanity_checks.answer_warnings(tuned.flat, recipe.generate.max_new_tokens)
@@ -190,19 +187,17 @@ def _answer(
     files, ends = {folder.pred: _content(prepared, tuned)}, {"tuned": _ends(tuned)}
     if base is not None:
         files[folder.base_pred], ends["base"] = _content(prepared, base), _ends(base)
-    return Answered(files, ends, facts, [*tuned.notes, *warnings])
+    return Answered(files, ends, facts, [*tuned.notes, *said, *warnings])
 
 
 def _facts(recipe: Recipe, prepared: PreparedData, tuned: Generation, base: Generation | None) -> dict[str, Any]:
     """Return what the manifest says of answers."""
-    made, most, minutes = tuned.flat, recipe.generate.max_new_tokens, recipe.budget.generate_minutes
-    cut = [answer.tokens for answer in made if not answer.ended and answer.tokens < most]
-    asked = bool(prepared.prompts[: recipe.judge.base_prompts])
-    fewer = asked and (base is None or any(answer.within is not None for answer in base.flat))
+    made, minutes, cut = tuned.flat, recipe.budget.generate_minutes, cut_short(tuned.flat)
+    fewer = (len(base.answers) if base else 0) < len(prepared.prompts[: recipe.judge.base_prompts])
     return {
         "answers": len(made),
         "base_answers": len(base.answers) if base is not None else 0,
-        **({"cut_by_budget": len(cut), "cut_at": max(cut)} if cut else {}),
+        **({"cut_by_budget": len(cut), "cut_at": max(answer.tokens for answer in cut)} if cut else {}),
         **({"minutes": minutes} if cut or fewer else {}),
         "empty": sum(not answer.text for answer in made),
         "ended_at_eos": round(sum(answer.ended for answer in made) / len(made), 4),

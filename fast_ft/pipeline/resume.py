@@ -25,9 +25,8 @@ from fast_ft.common.wording import counted
 from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download
 from fast_ft.models import lora_files
-from fast_ft.pipeline import base_check, course_references, former_scores, judge_phase
+from fast_ft.pipeline import base_check, course_references, former_scores, judge_phase, set_up
 from fast_ft.pipeline.changes import Changes, Diff, compare, recorded, show
-from fast_ft.pipeline.set_up import check_model, check_prompts
 from fast_ft.pipeline.undone import what_is_undone
 from fast_ft.recipe.loader import digest, resolved
 from fast_ft.recipe.schema import Recipe
@@ -71,7 +70,7 @@ def go_on(folder: RunDir, recipe: Recipe, prepared: PreparedData, *, force: bool
     if decision.begins:
         if decision.changes.training:
             note(f"note: nothing was trained in {folder.root} yet: it begins again with this recipe")
-        if decision.changes.training or _MEMORY in decision.changes.free:
+        if decision.changes.training or decision.changes.answers or _MEMORY in decision.changes.free:
             folder.plan.unlink(missing_ok=True)
         _say(prepared)
         folder.update(notes=prepared.notes, environment=provenance.describe(), **_record(folder, recipe, prepared))
@@ -96,7 +95,7 @@ def check(
     changes, undone = compare(folder, recipe, prepared), what_is_undone(folder, prepared, recipe.budget)
     if not _begun(folder):
         if changes.training:
-            check_model(recipe, prepared, answers=judged)
+            set_up.check_model(recipe, prepared, answers=judged)
         return Decision(True, changes)
     needs_model = changes.answers or undone.keys() & {"train", "generate"}
     if needs_model or any(folder.done(phase) is None for phase in _model_phases(prepared)):
@@ -109,9 +108,9 @@ def check(
         )
     if changes.training:
         _refuse_unfit(folder, recipe)
-        check_model(recipe, prepared, answers=judged)
+        set_up.check_model(recipe, prepared, answers=judged)
     if judged and changes.answers:
-        check_prompts(recipe, prepared)
+        set_up.check_prompts(recipe, prepared)
     if judged and (changes.answers or changes.judging):
         judge_phase.check(recipe.judge, prepared.prompts)
         course_references.check(recipe, prepared.prompts)
@@ -145,6 +144,8 @@ def _apply(folder: RunDir, recipe: Recipe, prepared: PreparedData, decision: Dec
     changes, manifest = decision.changes, folder.manifest()
     for text in decision.undone.values():
         note(text)
+    if changes.answers:
+        set_up.keep_attributed(folder, recipe, prepared)
     earlier = resumed = manifest.get("resumed", [])
     if changes.training:
         told = show(changes.training)

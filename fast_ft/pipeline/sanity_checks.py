@@ -70,22 +70,27 @@ def _compared(effect: AdapterEffect) -> str:
 
 
 def answer_warnings(answers: Sequence[Any], max_new_tokens: int) -> list[str]:
-    """Return what is suspicious in answers (generate.Answer): empty, all the same, or all cut off."""
-    found, count = [], len(answers)
-    empty = sum(not answer.text.strip() for answer in answers)
+    """Return what is suspicious in answers (generate.Answer): empty, all the same, or all at max_new_tokens.
+
+    Answers that a budget of minutes cut tell nothing: they are left out.
+    """
+    whole = [answer for answer in answers if answer.within is None]
+    found, count = [], len(whole)
+    these = "answers" if count == len(answers) else "answers that budget.generate_minutes did not cut"
+    empty = sum(not answer.text.strip() for answer in whole)
     if empty and empty >= _HALF * count:
         found.append(
-            f"{empty} of {count} answers are empty. Likely cause: EOS comes first, as after rows whose responses are "
+            f"{empty} of {count} {these} are empty. Likely cause: EOS comes first, as after rows whose responses are "
             "empty, or with another model.template than the base model's"
         )
-    elif count > 1 and len({answer.text for answer in answers}) == 1:
+    elif count > 1 and len({answer.text for answer in whole}) == 1:
         found.append(
-            f"all {count} answers are the same. Likely cause: training went too far (train.learning_rate, epochs), or "
+            f"all {count} {these} are the same. Likely cause: training went too far (train.learning_rate, epochs), or "
             "its rows all have one response"
         )
-    if count > 1 and not any(answer.ended for answer in answers):
+    if count > 1 and not any(answer.ended for answer in whole):
         found.append(
-            f"all {count} answers were cut off at generate.max_new_tokens {max_new_tokens}. Likely cause: that is too "
+            f"all {count} {these} were cut off at generate.max_new_tokens {max_new_tokens}. Likely cause: that is too "
             "few, or EOS was never learned: too few steps, or responses without an end"
         )
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fast_ft.common import atomic_files, environment, gpu, process_group, untrusted_files
 from fast_ft.common.errors import InputError
@@ -13,7 +14,10 @@ from fast_ft.data.prepare import PreparedData
 from fast_ft.hub import download, families
 from fast_ft.hub.families import FamilySpec
 from fast_ft.models import base_layers, lora_files
-from fast_ft.plan import base_fits, cards, planner, plans
+from fast_ft.pipeline import decoding
+from fast_ft.plan import base_fits, cards, planner
+from fast_ft.plan.decode_pool import DecodePlan
+from fast_ft.plan.run_plan import RunPlan
 from fast_ft.recipe import policy_ntu_hw5
 from fast_ft.recipe.schema import Recipe
 from fast_ft.run.folder import RunDir
@@ -40,29 +44,23 @@ def settle_plan(
     backend_name: str,
     card: cards.Card | None,
     world_size: int = 1,
-) -> plans.RunPlan:
+) -> RunPlan:
     """Return this run's plan: the one in plan.json if there is one, else a new one for `card`, written there."""
     if folder.plan.is_file():
-        content = untrusted_files.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
-        there = plans.RunPlan.from_json(content, folder.plan)
+        content = _plan_content(folder)
         if folder.manifest().get("plan") != content:  # a stop came between keep_plan's two writes
             folder.update(plan=content)
-        return there
-    settled = planner.settle(
-        recipe,
-        prepared,
-        base_family(recipe),
-        backend=backend_name,
-        card=card,
-        world_size=world_size,
-    )
+        return decoding.attributed(folder, recipe, prepared, RunPlan.from_json(content, folder.plan))
+    family = base_family(recipe)
+    settled = planner.settle(recipe, prepared, family, backend=backend_name, card=card, world_size=world_size)
+    settled = decoding.named(recipe, prepared, settled)
     keep_plan(folder, settled)
     return settled
 
 
 def settle_for_training(
     folder: RunDir, recipe: Recipe, prepared: PreparedData, backend_name: str, card: cards.Card | None
-) -> tuple[plans.RunPlan, list[str]]:
+) -> tuple[RunPlan, list[str]]:
     """Return the run's plan, and what to note where it goes on in another number of processes."""
     world_size = process_group.here().size
     settled = settle_plan(folder, recipe, prepared, backend_name, card, world_size)
@@ -77,18 +75,37 @@ def settle_for_training(
     return settled, [text]
 
 
-def keep_plan(folder: RunDir, settled: plans.RunPlan) -> None:
+def keep_plan(folder: RunDir, settled: RunPlan) -> None:
     """Write a plan to plan.json, and to the manifest: that alone is then enough to do the run again."""
-    atomic_files.write_json(folder.plan, settled.to_json())
-    folder.update(plan=settled.to_json())
+    content = settled.to_json()
+    if not folder.plan.is_file() or _plan_content(folder) != content:
+        atomic_files.write_json(folder.plan, content)
+    if folder.manifest().get("plan") != content:
+        folder.update(plan=content)
+
+
+def keep_attributed(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> None:
+    """Let the plan of an earlier version tell what its pool was settled for, before the run's record changes."""
+    if folder.plan.is_file():
+        keep_plan(folder, decoding.attributed(folder, recipe, prepared, _plan(folder)))
 
 
 def keep_products(folder: RunDir, products: str) -> None:
-    """Write into the run's plan how 4-bit weights are multiplied, where it does not say so."""
-    content = untrusted_files.json_object(folder.plan)
-    settled = plans.RunPlan.from_json(content, folder.plan)
-    if settled.decode.products != products:
-        keep_plan(folder, replace(settled, decode=replace(settled.decode, products=products)))
+    """Add to the run's plan how 4-bit weights are multiplied in steps of further numbers of rows."""
+    keep_plan(folder, _plan(folder).with_products(products))
+
+
+def _plan(folder: RunDir) -> RunPlan:
+    return RunPlan.from_json(_plan_content(folder), folder.plan)
+
+
+def _plan_content(folder: RunDir) -> dict[str, Any]:
+    return untrusted_files.json_object(folder.plan, remedy="Delete it, and a new plan is made.")
+
+
+def keep_pool(folder: RunDir, pool: DecodePlan) -> None:
+    """Write into the run's plan what memory has left of its pool: a run that is resumed begins with that."""
+    keep_plan(folder, _plan(folder).with_decoding(pool))
 
 
 def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers: bool = True) -> None:
@@ -112,7 +129,7 @@ def check_model(recipe: Recipe, prepared: PreparedData | None = None, *, answers
     if recipe.rules is not None and (broken := policy_ntu_hw5.check_model_config(families.read_config(folder))):
         raise InputError("\n".join(broken))
     base_layers.check(folder, family, recipe.lora)
-    if (recipe.model.load_in_4bit or family.quantised) and gpu.gpu() is None:
+    if family.is_4bit(asked=recipe.model.load_in_4bit) and gpu.gpu() is None:
         base_layers.check_4bit_on_cpu(folder, family)
     download.model_folder(name, revision)
 

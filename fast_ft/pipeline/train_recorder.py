@@ -14,7 +14,7 @@ from fast_ft.common import atomic_files, out_of_memory, processes
 from fast_ft.common.console import Bar, note
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.pipeline.set_up import keep_plan
-from fast_ft.plan.plans import RunPlan, TrainPlan
+from fast_ft.plan.run_plan import RunPlan, TrainPlan
 from fast_ft.run.folder import RunDir
 from fast_ft.train import checkpoints
 from fast_ft.train.task import TrainCallbacks

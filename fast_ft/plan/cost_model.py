@@ -78,7 +78,7 @@ def card_parts(
     else:
         name = "efficient_attention"
         attention = attended * (row + _ATTENTION_TOKENS) / max(row, 1.0) / ((rates.attention or rates.tflops) * 1e12)
-    unpacked = (2 + again) * shape.linear_weights if training.load_in_4bit else 0
+    unpacked = (2 + again) * shape.quantised_weights if training.load_in_4bit else 0
     return {
         "products": flops / tflops,
         name: attention,
@@ -114,7 +114,7 @@ def _of_others(
     attended = 2.0 * tokens * (row + _ATTENTION_TOKENS) * width * layers * (3.5 + again)
     moved = tokens * layers * (_PASSED_OVER * 2.0 * shape.hidden_size * (1 + 0.4 * again) + _lora_bytes(shape, again))
     if training.load_in_4bit:
-        moved += (2 + again) * shape.linear_weights * training.unpack_bytes
+        moved += (2 + again) * shape.quantised_weights * training.unpack_bytes
     card = flops / (rates.tflops * 1e12) + attended / ((rates.attention or rates.tflops) * 1e12)
     card += moved / (rates.gb_per_s * 1e9) + layers * _KERNEL_SECONDS * (1 + again)
     if capture:

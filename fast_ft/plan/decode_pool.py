@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from fast_ft.hub.families import GIB, ModelShape
+from fast_ft.plan.constants import MEMORY
 from fast_ft.recipe import schema
 
 #: New tokens that a row holds in the mean: half of a long answer, for rows of all ages share the cache.
@@ -19,16 +20,23 @@ _MOST_SLOTS = 160
 _TILE, _WORTH_TWO = 64, 112
 _TAKES_EIGHTS = (8, 0)  #: compute capability from which kernels of our own take rows 8 at a time
 _MOST_WITHOUT_CARD = 64
+#: How much of the memory may be planned for: nothing measures a plan for answers, whose lengths decide what they hold.
+_PLANNED_FOR = 0.96
+_PLANNED_FOR_ON_HOST = 0.9  #: of a machine's memory: other programs take more of it meanwhile
+_LIBRARIES_GIB = 0.5  #: of torch, transformers and what they import, on a host
+_PACKED_GIB = 1.0  #: weights up to this are there twice on a CPU (generate/engine/packed_linear.py)
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """How answers are decoded: `slots` side by side, over a KV cache of `cache_tokens` (None: enough for all).
+    """How a set of prompts is decoded: `slots` side by side, over a KV cache of `cache_tokens` (None: enough for all).
 
     `dequantise`: from weights turned to 16 bits, since there is memory for them. `gib` is the predicted peak, CUDA
-    context included; 0 on a CPU, where nothing is predicted. `kv_cache`: "16bit", or "8bit" with a scale for each token
-    and head. `products`: how 4-bit weights are multiplied in steps of each number of rows, chosen by a timing where the
-    answers are made first; see generate/engine/product_choice.py.
+    context included; on a CPU the process's own; 0 where nothing was predicted. `kv_cache`: "16bit", or "8bit" with a
+    scale for each token and head. `products`: how 4-bit weights are multiplied in steps of each number of rows, chosen
+    by a timing where the answers are made first; see generate/engine/product_choice.py. They are the run's (RunPlan),
+    whatever is answered. `settled_for`: the prompts and settings that slots and cache are for, as `what_is_answered`
+    tells them; "" in a plan that no run keeps, and in one of an earlier version.
     """
 
     slots: int = 1
@@ -37,12 +45,14 @@ class DecodePlan:
     gib: float = 0.0
     kv_cache: str = "16bit"
     products: str = ""
+    settled_for: str = ""
 
     def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ValueError(f"it has {self.slots} slots")
         if self.kv_cache not in get_args(schema.KvCache):
             raise ValueError(f"its kv_cache is {self.kv_cache!r}")
-        if not re.fullmatch(r"(\d+:\w+( \d+:\w+)*)?", self.products):
-            raise ValueError(f"its products are {self.products!r}")
+        read_products(self.products)
 
     @property
     def kv_bits(self) -> int:
@@ -50,7 +60,7 @@ class DecodePlan:
         return 8 if self.kv_cache == "8bit" else 16
 
     def given(self, section: schema.Generate) -> DecodePlan:
-        """Return the plan with the batch and the kind of cache that the recipe's section has by now.
+        """Return what an earlier version made of its plan for a section with another batch or kind of cache.
 
         A cache of another kind takes the memory that was planned, or less: tokens of 16 bits are not doubled.
         """
@@ -73,6 +83,28 @@ class Answers:
     kv_cache: str = "16bit"  #: as DecodePlan's; transformers' own cache has 16 bits
 
 
+def what_is_answered(answers: Answers, wanted_slots: int | None) -> str:
+    """Return all that a pool's size follows from but the card: two sets of prompts that are told alike get one pool."""
+    prompts = answers.prompt_tokens
+    return (
+        f"{len(prompts)} prompts of {sum(prompts)} tokens, {max(prompts, default=0)} at most, {answers.shared_tokens} "
+        f"shared; {answers.candidates} x {answers.max_new_tokens} new tokens; "
+        f"{answers.kv_cache if answers.pooled else 'general'}; batch_size {wanted_slots or 'auto'}"
+    )
+
+
+def read_products(text: str) -> dict[int, str]:
+    """Return {rows: how 4-bit weights are multiplied} of a plan's `products`. Raises ValueError."""
+    if not re.fullmatch(r"(\d+:\w+( \d+:\w+)*)?", text):
+        raise ValueError(f"its products are {text!r}")
+    return {int(rows): name for rows, name in (part.split(":") for part in text.split())}
+
+
+def write_products(products: Mapping[int, str]) -> str:
+    """Return a plan's `products`, most rows first."""
+    return " ".join(f"{rows}:{products[rows]}" for rows in sorted(products, reverse=True))
+
+
 @dataclass(frozen=True)
 class PoolMemory:
     """What a pool may take: `budget_gib`, of which the base's weights and the CUDA context hold `fixed_gib`.
@@ -92,13 +124,15 @@ def has_tiles(capability: tuple[int, int]) -> bool:
 
 
 def slots_without_card(prompt_tokens: Sequence[int], candidates: int) -> int:
-    """Return the slots of a pool on a CPU, where no memory is predicted."""
+    """Return the slots of a pool on a CPU, as far as memory allows."""
     return min(_MOST_WITHOUT_CARD, max(1, len(prompt_tokens) * candidates))
 
 
 def kv_bytes(shape: ModelShape, kv_cache: str) -> int:
-    """Return the bytes of one token's keys and values: 8 bits come with two numbers of 16 bits for each head."""
-    return shape.kv_bytes if kv_cache == "16bit" else shape.kv_bytes // 2 + 2 * shape.kv_bytes // shape.head_dim
+    """Return the bytes of one token's keys and values: 8 bits come with two numbers of the model's for each head."""
+    if kv_cache == "16bit":
+        return shape.kv_bytes
+    return shape.kv_bytes // shape.number_bytes + 2 * shape.kv_bytes // shape.head_dim
 
 
 def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "16bit") -> float:
@@ -106,15 +140,52 @@ def pool_gib(shape: ModelShape, slots: int, cache_tokens: int, kv_cache: str = "
 
     Captured passes hold memory of their own beside the first ones'. NF4's scales are undone to 32 bits (1/16 byte a
     weight). LoRA's matrices, as trained and as multiplied, and a buffer for dequantised weights are 0.07 bytes a
-    weight; 0.05 are for what is lost between blocks, in expandable segments. 14.7 GiB then hold 17,500 tokens of a
-    7B's cache.
+    weight, more in 32 bits; 0.05 are for what is lost between blocks, in expandable segments. 14.7 GiB then hold 17,500
+    tokens of a 7B's cache.
     """
-    h, m = shape.hidden_size, shape.intermediate_size
-    logits = slots * shape.vocab_size * 2 * 14
-    prefill = 2 * PREFILL_TOKENS * 2 * (10 * h + 4 * m)
-    step = slots * 2 * (10 * h + 4 * m)
-    beside = shape.linear_weights * (1 / 16 + 0.12)
+    h, m, wide = shape.hidden_size, shape.intermediate_size, shape.number_bytes
+    logits = slots * shape.vocab_size * 14 * wide
+    prefill = 2 * PREFILL_TOKENS * wide * (10 * h + 4 * m)
+    step = slots * wide * (10 * h + 4 * m)
+    beside = shape.linear_weights * (1 / 16 + 0.12 + 0.035 * (wide - 2)) - shape.unquantised_weights / 16
     return (cache_tokens * kv_bytes(shape, kv_cache) + logits + prefill + step + beside) / GIB + 0.1
+
+
+def settle_decoding(
+    shape: ModelShape,
+    answers: Answers,
+    wanted_slots: int | None,
+    *,
+    memory_gib: float | None,
+    load_in_4bit: bool,
+    tiles: bool = True,
+    host_gib: float | None = None,
+) -> DecodePlan:
+    """Return how prompts are decoded where a process may take `memory_gib` of a card; None: on a CPU.
+
+    There it may hold `host_gib` in all, libraries included; None: nothing is known of that. `tiles`: as PoolMemory's.
+    """
+    if memory_gib is None:
+        return _settle_on_host(shape, answers, wanted_slots, host_gib, load_in_4bit=load_in_4bit)
+    fixed_gib = shape.weights_gib(load_in_4bit=load_in_4bit) + MEMORY["context_gib"]
+    memory = PoolMemory(fixed_gib, memory_gib * _PLANNED_FOR, load_in_4bit, tiles)
+    return settle_pool(shape, answers, wanted_slots, memory)
+
+
+def _settle_on_host(
+    shape: ModelShape, answers: Answers, wanted_slots: int | None, host_gib: float | None, *, load_in_4bit: bool
+) -> DecodePlan:
+    """Return a pool with no more slots than a CPU gains by; a cache that does for all of them is not limited."""
+    most = slots_without_card(answers.prompt_tokens, answers.candidates)
+    if host_gib is None:
+        return DecodePlan(wanted_slots or most, kv_cache=answers.kv_cache if answers.pooled else "16bit")
+    weights = shape.weights_gib(load_in_4bit=load_in_4bit)
+    fixed_gib = _LIBRARIES_GIB + weights * (2 if weights <= _PACKED_GIB else 1)
+    memory = PoolMemory(fixed_gib, host_gib * _PLANNED_FOR_ON_HOST, load_in_4bit=False, tiles=False)
+    slots = wanted_slots or min(most, settle_pool(shape, answers, None, memory).slots)
+    made = settle_pool(shape, answers, slots, memory)
+    enough = made.slots * (max(answers.prompt_tokens, default=1) + answers.max_new_tokens)
+    return replace(made, cache_tokens=None) if (made.cache_tokens or 0) >= enough else made
 
 
 def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, memory: PoolMemory) -> DecodePlan:
@@ -140,11 +211,11 @@ def settle_pool(shape: ModelShape, answers: Answers, wanted_slots: int | None, m
         most = next((n for n in counts if max(shared + n * usual, whole) <= cache(n, held)), 1)
         return _TILE if memory.tiles and _TILE < most < _WORTH_TWO else most
 
-    both = memory.fixed_gib + shape.linear_weights * 2 / GIB
+    both = memory.fixed_gib + shape.quantised_weights * shape.number_bytes / GIB
     slots = wanted_slots or most_slots(memory.fixed_gib)
     if not answers.pooled:
-        tokens = min(slots, max(1, cache(slots, memory.fixed_gib) // whole)) * whole
-        slots = tokens // whole
+        slots = wanted_slots or min(slots, max(1, cache(slots, memory.fixed_gib) // whole))
+        tokens = slots * whole
         return DecodePlan(slots, tokens, False, round(memory.fixed_gib + pool_gib(shape, slots, tokens), 2))
     dequantise = memory.load_in_4bit and slots * whole <= cache(slots, both)
     held = both if dequantise else memory.fixed_gib

@@ -21,7 +21,8 @@ def step_seconds(
 ) -> float:
     """Return the seconds of one step over `slots` rows that have `context` tokens in the cache, in the mean."""
     head = shape.vocab_size * shape.hidden_size
-    moved = shape.linear_weights * bytes_a_weight + 2 * head + slots * context * kv_bytes(shape, kv_cache)
+    moved = shape.quantised_weights * bytes_a_weight + shape.number_bytes * (shape.unquantised_weights + head)
+    moved += slots * context * kv_bytes(shape, kv_cache)
     return moved / (rates.gb_per_s * 1e9) + 2 * slots * (shape.linear_weights + head) / (rates.tflops * 1e12)
 
 
@@ -41,7 +42,7 @@ def answer_minutes(
     passed = 2.0 * (sum(answers.prompt_tokens) - again) * shape.linear_weights
 
     def minutes(tokens: int, rates: Rates, bytes_a_weight: float) -> float:
-        moved = bytes_a_weight if load_in_4bit else 2.0
+        moved = bytes_a_weight if load_in_4bit else float(shape.number_bytes)
         step = step_seconds(shape, rates, slots, prompt + tokens / 2, moved, answers.kv_cache)
         return round((rows * tokens / slots * step + passed / (rates.tflops * 1e12)) / 60, 1)
 

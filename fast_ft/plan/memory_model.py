@@ -26,13 +26,13 @@ _HOLES = 32  #: hidden states a token that lie idle between those of other backe
 def fixed_gib(shape: ModelShape, training: Training) -> float:
     """Memory that any pass finds taken: context, base, what is trained with gradients and AdamW's states, buffers.
 
-    Trained weights are fp32, and LoRA's have a copy in 16 bits. 4-bit weights are unpacked into buffers as large as
-    gate and up side by side.
+    Trained weights are fp32, and LoRA's have a copy in the base's dtype. 4-bit weights are unpacked into buffers as
+    large as gate and up side by side.
     """
     states = 2 * (1 + 4 / 256) if training.optim == "adamw_8bit" else 8
     lora, whole = shape.lora_weights(training.r), training.whole_weights
-    trained = (lora + whole) * (4 + 4 + states) + 2 * lora + _zeros_bytes(shape, training)
-    unpacked = 4 * shape.hidden_size * shape.intermediate_size if training.load_in_4bit else 0
+    trained = (lora + whole) * (4 + 4 + states) + shape.number_bytes * lora + _zeros_bytes(shape, training)
+    unpacked = 2 * shape.number_bytes * shape.hidden_size * shape.intermediate_size if training.load_in_4bit else 0
     if training.backend != "fused":  # of one layer, its matrices once more, and their gradients
         trained += lora * 10 / shape.num_hidden_layers
     buffers = unpacked * MEMORY["unpack_buffers"]
@@ -42,15 +42,18 @@ def fixed_gib(shape: ModelShape, training: Training) -> float:
 def pass_gib(
     shape: ModelShape, training: Training, tokens: int, recompute_layers: int, *, capture: bool = False
 ) -> float:
-    """Memory of a pass over `tokens` tokens in 16 bits, at its peak. A layer that is computed again keeps its input."""
-    way = "captured" if capture else "eager"
+    """Memory of a pass over `tokens` tokens at its peak. A layer that is computed again keeps its input.
+
+    Tensors are counted in 16 bits. Of a base in 32 bits all are counted twice: too much, since some are so anyway.
+    """
+    way, times = "captured" if capture else "eager", shape.number_bytes / 2
     if training.backend != "fused":
-        held = _of_others(shape, training, tokens, recompute_layers)
+        held = _of_others(shape, training, tokens, recompute_layers) * times
         return held / GIB + MEMORY["others_gib"][way]
     moments = pass_moments(shape, training, tokens, recompute_layers)
     workspaces = MEMORY["workspaces"][way] * MEMORY["workspace_mib"] / 1024
     grown = MEMORY["graphs_context_gib"] if capture else 0.0
-    return max(moments.values()) / GIB + workspaces + MEMORY["rest_gib"] + grown
+    return max(moments.values()) * times / GIB + workspaces + MEMORY["rest_gib"] + grown
 
 
 def pass_moments(shape: ModelShape, training: Training, tokens: int, recompute_layers: int) -> dict[str, float]:
@@ -138,7 +141,7 @@ def _zeros_bytes(shape: ModelShape, training: Training) -> int:
     q, k = _widths(shape)
     groups = ((3, q + 2 * k), (2, 2 * shape.intermediate_size))
     zeros = sum((count - 1) * width for count, width in groups if count * training.r <= MEMORY["joint_rank"])
-    return 2 * zeros * training.r * shape.num_hidden_layers
+    return shape.number_bytes * zeros * training.r * shape.num_hidden_layers
 
 
 def _whole_bytes(training: Training) -> int:

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fast_ft.common import gpu, gpu_rates
+from fast_ft.common import gpu, gpu_rates, host_memory
 from fast_ft.common.wording import minutes_between
 from fast_ft.data.batches import StageJob
 from fast_ft.data.prepare import PreparedData
 from fast_ft.data.shared_start import shared_start
 from fast_ft.hub import download
-from fast_ft.hub.families import FamilySpec
+from fast_ft.hub.families import GIB, FamilySpec
 from fast_ft.plan import base_fits, cards, decode_time, plans
 from fast_ft.plan.constants import MEMORY
 from fast_ft.plan.decode_pool import PREFILL_TOKENS, Answers, has_tiles
 from fast_ft.plan.micro_batches import share
-from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted
+from fast_ft.plan.plans import Machine, Wanted
+from fast_ft.plan.run_plan import RunPlan, TrainPlan
 from fast_ft.plan.training_work import Training, takes_flash
 from fast_ft.plan.ways import ways
 from fast_ft.recipe import policy_ntu_hw5
@@ -35,7 +36,7 @@ def settle(
     world_size: int = 1,
 ) -> RunPlan:
     """Return the plan of a recipe over a base on a card, None being a CPU; see plans.settle."""
-    family = _counted(recipe, family)
+    family = as_loaded(recipe, family, on_card=card is not None)
     memory = card.memory_gib if card is not None else None
     if memory is not None and recipe.budget.memory_gib != "auto":
         memory = min(memory, float(recipe.budget.memory_gib))
@@ -50,6 +51,7 @@ def settle(
             card.expected if card is not None else None,
             world_size,
             tiles=card is None or has_tiles(card.capability),
+            host_gib=host_memory.own_bytes() / GIB if card is None else None,
         ),
     )
 
@@ -63,7 +65,7 @@ def training(
     made = Training(
         r=recipe.lora.r,
         optim=recipe.train.optim,
-        load_in_4bit=recipe.model.load_in_4bit,
+        load_in_4bit=family.is_4bit(asked=recipe.model.load_in_4bit),
         backend=backend,
         rows=recipe.train.effective_batch_size,
         longest=max(lengths),
@@ -116,7 +118,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
                 "longest_row": max(len(row.input_ids) for row in job.rows),
             }
         )
-    family = _counted(recipe, base_family(recipe))
+    family = as_loaded(recipe, base_family(recipe))
     base_fits.check(family, recipe, prepared)
     card = card_for(recipe, gpu)
     (backend, *_), why = ways(recipe, card.capability if card is not None else None, world_size)
@@ -145,7 +147,7 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
         "why": why,
         "projected_minutes": ends,
         "budget_minutes": budget,
-        "answer_minutes": answer_minutes(recipe, prepared, settled.decode.slots, family, card),
+        "answer_minutes": answer_minutes(recipe, prepared, settled, family, card),
         "answer_budget_minutes": policy_ntu_hw5.minutes(recipe, "generate_minutes"),
         "verdict": _verdict(ends, budget, settled.train),
     }
@@ -153,17 +155,17 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
 
 
 def answer_minutes(
-    recipe: Recipe, prepared: PreparedData, slots: int, family: FamilySpec, card: cards.Card
+    recipe: Recipe, prepared: PreparedData, settled: RunPlan, family: FamilySpec, card: cards.Card
 ) -> list[float] | None:
-    """Return projected minutes of the answers, `slots` at a time, from the quick end to the slow; None without prompts.
+    """Return projected minutes of the answers, from the quick end to the slow; None where none were planned.
 
     See decode_time.answer_minutes.
     """
-    if not prepared.prompts:
+    if settled.decode is None:
         return None
-    return decode_time.answer_minutes(
-        family.shape, card.rates, answers(recipe, prepared, family), slots, load_in_4bit=recipe.model.load_in_4bit
-    )
+    asked, slots = answers(recipe, prepared, family), settled.decode.slots
+    in_4_bits = family.is_4bit(asked=recipe.model.load_in_4bit)
+    return decode_time.answer_minutes(family.shape, card.rates, asked, slots, load_in_4bit=in_4_bits)
 
 
 def answers(recipe: Recipe, prepared: PreparedData, family: FamilySpec) -> Answers:
@@ -192,8 +194,13 @@ def base_family(recipe: Recipe) -> FamilySpec:
     return download.family(recipe.model.name_or_path, recipe.model.revision, weights=False)
 
 
-def _counted(recipe: Recipe, family: FamilySpec) -> FamilySpec:
-    """Return a base's description with the linear layers that it has, where it is not one of ours."""
+def as_loaded(recipe: Recipe, family: FamilySpec, *, on_card: bool = True) -> FamilySpec:
+    """Return a base's description with the bytes that its numbers have on a card, or on a CPU, by this recipe.
+
+    Where it is not one of ours, also with the linear layers that it has.
+    """
+    wide = 4 if recipe.model.dtype == "float32" or (recipe.model.dtype == "auto" and not on_card) else 2
+    family = replace(family, shape=replace(family.shape, number_bytes=wide))
     if family.general is None or family.shape.own_linears:
         return family
     from fast_ft.models import base_layers  # loads torch

@@ -1,7 +1,7 @@
 """How a run's work is cut: tokens in a pass, layers computed again, answers decoded side by side, and what that takes.
 
-Pure arithmetic on the model's shape and the rows' token counts; no torch. What is settled here is written to
-plan.json and obeyed when the run is resumed. The effective batch, the order of rows and the loss stay the recipe's.
+Pure arithmetic on the model's shape and the rows' token counts; no torch. What is settled here is kept (run_plan.py).
+The effective batch, the order of rows and the loss stay the recipe's.
 """
 
 from __future__ import annotations
@@ -10,100 +10,18 @@ import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, get_type_hints
 
-from fast_ft.common.errors import InputError
-from fast_ft.common.text_safety import escaped
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cost_model, memory_model
-from fast_ft.plan.constants import MEMORY
-from fast_ft.plan.decode_pool import Answers, DecodePlan, PoolMemory, settle_pool, slots_without_card
+from fast_ft.plan.decode_pool import Answers, settle_decoding
 from fast_ft.plan.micro_batches import cut, share, width
+from fast_ft.plan.run_plan import RunPlan, TrainPlan
 from fast_ft.plan.training_work import Rates, Training
 
-#: How much of the memory may be planned for. No measured peak of training was over its plan by more than 1.1 %, while
-#: nothing measures a plan for answers: what they hold depends on their lengths.
-_FOR_TRAINING, _FOR_ANSWERS = 0.98, 0.96
+_PLANNED_FOR = 0.98  #: of the memory: no measured peak of training was over its plan by more than 1.1 %
 _FINER = 8  #: tokens by which a pass is made smaller until it fits
 _BUSY = 2.0  #: how much longer a host launches that others use; a graph does not care
 _LOOKED_AT = 48  #: steps that a choice is judged by, evenly over the run
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """How an effective batch is cut. GiB are predicted peaks, CUDA context included; 0 on a CPU, without predictions.
-
-    A micro-batch has at most `micro_batch` rows and `most_tokens` tokens (None: no limit). The first
-    `recompute_layers` layers' activations are computed again. `capture`: passes are replayed from CUDA graphs.
-    `step_seconds` is a mean. `world_size` processes share each effective batch; limits and GiB are those of one.
-    `backend`: whose costs they are. `memory_gib` is what the plan may take.
-    """
-
-    micro_batch: int
-    most_tokens: int | None = None
-    recompute_layers: int = 0
-    capture: bool = False
-    memory_gib: float = 0.0
-    train_gib: float = 0.0
-    step_seconds: float = 0.0
-    world_size: int = 1
-    backend: str = ""
-
-
-#: plan.json's keys, in its order, and what holds them: one flat object, as all versions write it.
-_KEYS = {
-    "micro_batch": ("train", "micro_batch"),
-    "most_tokens": ("train", "most_tokens"),
-    "recompute_layers": ("train", "recompute_layers"),
-    "capture": ("train", "capture"),
-    "generation_batch": ("decode", "slots"),
-    "memory_gib": ("train", "memory_gib"),
-    "train_gib": ("train", "train_gib"),
-    "generate_gib": ("decode", "gib"),
-    "cache_tokens": ("decode", "cache_tokens"),
-    "dequantise": ("decode", "dequantise"),
-    "kv_cache": ("decode", "kv_cache"),
-    "products": ("decode", "products"),
-    "step_seconds": ("train", "step_seconds"),
-    "world_size": ("train", "world_size"),
-    "backend": ("train", "backend"),
-}
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A run's two plans, which are settled together and written to one file."""
-
-    train: TrainPlan
-    decode: DecodePlan
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plan.json's content."""
-        return {key: getattr(getattr(self, part), name) for key, (part, name) in _KEYS.items()}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any], path: Path) -> RunPlan:
-        """Return the plans that a file holds.
-
-        Raises InputError for keys of another version, values of another type, and a plan that is not whole.
-        """
-        hints = {"train": get_type_hints(TrainPlan), "decode": get_type_hints(DecodePlan)}
-        if unknown := sorted(content.keys() - _KEYS.keys()):
-            raise InputError(f"{path}: the plan has {escaped(unknown[0])!r}, which this fast_ft does not know")
-        parts: dict[str, dict[str, Any]] = {"train": {}, "decode": {}}
-        for key, value in content.items():
-            part, name = _KEYS[key]
-            hint, whole = hints[part][name], isinstance(value, int) and not isinstance(value, bool)
-            if not isinstance(value, hint) and not (hint is float and whole):
-                raise InputError(f"{path}: the plan's {key} is of type {type(value).__name__}")
-            if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < 1e9:
-                raise InputError(f"{path}: the plan's {key} is {value}")
-            parts[part][name] = value
-        try:
-            return cls(TrainPlan(**parts["train"]), DecodePlan(**parts["decode"]))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: the plan is not whole ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -120,13 +38,15 @@ class Wanted:
 class Machine:
     """What a plan is made for: memory in GiB that a process may take, its CUDA context included, and a card's rates.
 
-    None for both is a CPU. `world_size` processes train together, each on such a card. `tiles`: as PoolMemory's.
+    None for both is a CPU, on which what a process may hold in all, `host_gib`, limits answers; None: nothing does.
+    `world_size` processes train together, each on such a card. `tiles`: as PoolMemory's.
     """
 
     memory_gib: float | None = None
     rates: Rates | None = None
     world_size: int = 1
     tiles: bool = True
+    host_gib: float | None = None
 
 
 def settle(
@@ -137,26 +57,23 @@ def settle(
     wanted: Wanted,
     machine: Machine,
 ) -> RunPlan:
-    """Return the plan for these steps, each given by its rows' token counts.
+    """Return the plan for these steps, each given by its rows' token counts, and for these answers where there are any.
 
     Of all counts of recomputed layers, with the largest pass that each leaves room for, the one that takes least time
     is chosen.
     """
+    decode = None
+    if answers.prompt_tokens:
+        decode = settle_decoding(
+            shape, answers, wanted.generation_batch, memory_gib=machine.memory_gib, load_in_4bit=training.load_in_4bit,
+            tiles=machine.tiles, host_gib=machine.host_gib,
+        )  # fmt: skip
     micro_batch = wanted.micro_batch or training.rows
     plan = TrainPlan(micro_batch, world_size=machine.world_size, backend=training.backend)
     if machine.memory_gib is None or machine.rates is None:
-        slots = wanted.generation_batch or slots_without_card(answers.prompt_tokens, answers.candidates)
         recomputed = shape.num_hidden_layers if wanted.recompute else 0
-        kind = answers.kv_cache if answers.pooled else "16bit"
-        return RunPlan(replace(plan, recompute_layers=recomputed), DecodePlan(slots, kv_cache=kind))
-    budget = machine.memory_gib * _FOR_TRAINING
-    memory = PoolMemory(
-        fixed_gib=shape.weights_gib(load_in_4bit=training.load_in_4bit) + MEMORY["context_gib"],
-        budget_gib=machine.memory_gib * _FOR_ANSWERS,
-        load_in_4bit=training.load_in_4bit,
-        tiles=machine.tiles,
-    )
-    decode = settle_pool(shape, answers, wanted.generation_batch, memory)
+        return RunPlan(replace(plan, recompute_layers=recomputed), decode)
+    budget = machine.memory_gib * _PLANNED_FOR
     plan = replace(plan, memory_gib=machine.memory_gib)
     tuples = [tuple(step) for step in steps]
     shares = {step: shares_of(plan, step) for step in dict.fromkeys(tuples)}

@@ -19,7 +19,7 @@ from fast_ft.common.redaction import redacted
 from fast_ft.data.prepare import PreparedData
 from fast_ft.generate import answers
 from fast_ft.pipeline import generate_phase, set_up, train_phase
-from fast_ft.pipeline.adapter_loading import decode_plan
+from fast_ft.pipeline.decoding import decode_plan
 from fast_ft.pipeline.opening import opened
 from fast_ft.plan import planner
 from fast_ft.recipe.schema import Recipe
@@ -98,10 +98,7 @@ class TrialRunner:
         maker = self.kept.use(recipe)
         if not self._card:
             self._card = [planner.card_here()]
-        if folder.plan.is_file():
-            return
-        family = set_up.base_family(recipe)
-        set_up.keep_plan(folder, planner.settle(recipe, prepared, family, backend=maker.name, card=self._card[0]))
+        set_up.settle_plan(folder, recipe, prepared, maker.name, self._card[0])
 
     def _answer_some(self, folder: RunDir, task: TrialTask, prepared: PreparedData) -> int:
         """Answer the first prompts with the adapter so far."""
@@ -113,7 +110,7 @@ class TrialRunner:
             settled = set_up.settle_plan(
                 folder, recipe, prepared, self.kept.name, set_up.card_to_plan_for(folder, recipe)
             )
-            plan = decode_plan(recipe, settled)
+            plan = decode_plan(recipe, prepared, settled)
             answering = answers.Task(recipe.seed, partial, title="answers so far")
             result = answers.generate(loaded, prepared.encoder, prompts, recipe.generate, plan, answering)
         path = stage_answers(folder, task.stop_after or 0)

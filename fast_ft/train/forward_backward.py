@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fast_ft.common import out_of_memory
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models import packed_attention
 from fast_ft.models.activation_checkpointing import has_dropout, recompute
@@ -26,7 +27,7 @@ from fast_ft.models.fused_block.dispatch import ops_of_the_loss
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.packed_attention import PackedRows
 from fast_ft.plan.micro_batches import width
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.train.loss import response_loss
 from fast_ft.train.micro_batch import MicroBatch, MicroBatchShape, blank, lay_out
 from fast_ft.train.neftune import Noise
@@ -221,9 +222,9 @@ class Passes:
         try:
             self._graphs[tokens] = Graph(self, tokens, next(iter(self._graphs.values()), None))
             return
-        except torch.OutOfMemoryError:
-            raise  # the session makes room
         except RuntimeError as error:  # something in this model's pass synchronises
+            if out_of_memory.is_short(error):
+                raise  # the session makes room
             reason = str(error).splitlines()[0]
         raise CaptureFailed(reason)  # not within the handler, since the error's traceback holds the activations
 

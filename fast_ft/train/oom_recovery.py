@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from fast_ft.plan.cost_model import STEP_SECONDS
 from fast_ft.plan.micro_batches import cut
-from fast_ft.plan.plans import TrainPlan, shares_of, widths_of
+from fast_ft.plan.plans import shares_of, widths_of
+from fast_ft.plan.run_plan import TrainPlan
 
 
 def thriftier(plan: TrainPlan, steps: Sequence[Sequence[int]], layers: int) -> TrainPlan | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatch, lay_out
 

@@ -26,7 +26,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.common.minutes import TrainPace, longer
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.train import replicas, state
 from fast_ft.train.divergence import BadStepWatch, Rewind
 from fast_ft.train.optimizer import FlatWeights, make_optimizer

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fast_ft.common import seeds
+from fast_ft.common import out_of_memory, seeds
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.process_group import Ranks
@@ -19,7 +19,7 @@ from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.base_layers import decoder_layers
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.micro_batches import cut, share
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.train import oom_recovery
 from fast_ft.train.forward_backward import CaptureFailed, Passes
 from fast_ft.train.micro_batch import MicroBatchShape
@@ -89,9 +89,10 @@ class StepRunner:
                     devices=[torch.cuda.current_device()] if self.loaded.device == "cuda" else []
                 ):
                     return sum(self.passes.measure([rows[i] for i in piece]) for piece in attempt) / supervised
-            except torch.OutOfMemoryError:
-                if self.loaded.device == "cuda":
-                    torch.cuda.empty_cache()
+            except Exception as error:
+                if not out_of_memory.is_short(error):
+                    raise
+            out_of_memory.release()
         raise InputError(
             "out of memory over one validation row. Lower model.max_length, or take data.validation out of the recipe."
         )
@@ -129,12 +130,16 @@ class StepRunner:
         """Return what `attempt` returns. Where a process cannot do it, all take another plan and attempt it again."""
         while True:
             error: Exception | None = None
+            is_short = is_uncapturable = 0
             try:
                 result = attempt()
-            except (torch.OutOfMemoryError, CaptureFailed) as raised:
+            except Exception as raised:
+                is_short, is_uncapturable = out_of_memory.is_short(raised), isinstance(raised, CaptureFailed)
+                if not (is_short or is_uncapturable):
+                    raise
                 error = raised.with_traceback(None)  # which would hold the activations
-            kinds = (torch.OutOfMemoryError, CaptureFailed)
-            is_short, is_uncapturable = self.ranks.most([isinstance(error, kind) for kind in kinds])
+                error.__context__ = None  # whose traceback would, too
+            is_short, is_uncapturable = self.ranks.most([is_short, is_uncapturable])
             if is_short:
                 self._take_thriftier_plan(error, step=at.global_step + 1)
             elif is_uncapturable:

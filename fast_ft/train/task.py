@@ -13,7 +13,7 @@ from fast_ft.common.minutes import Measurements
 from fast_ft.common.stopwatch import Stopwatch
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from fast_ft.common.signals import interruptible
 from fast_ft.data.batches import StageJob
 from fast_ft.data.encoding import EncodedRow
 from fast_ft.models.loaders import choose
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe.schema import Recipe
 from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask

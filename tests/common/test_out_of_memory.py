@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from trl import SFTTrainer
 
-from fast_ft.common import gpu
+from fast_ft.common import gpu, host_memory
 from fast_ft.common.errors import InputError
 from fast_ft.common.out_of_memory import explained, is_short
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
@@ -28,9 +28,11 @@ from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.model_runner import ModelRunner
 from fast_ft.models import adapter_check, lora_files, tensor_file
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
+from fast_ft.pipeline.answer_apart import answer_apart
 from fast_ft.pipeline.opening import opened
 from fast_ft.pipeline.run import run
 from fast_ft.pipeline.train_phase import train_phase
+from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
@@ -172,6 +174,72 @@ def test_out_of_memory_while_answering_goes_on_with_a_smaller_pool(
     folder = run(load_recipe(path), path)
     assert len(json.loads(folder.pred.read_text())) == 5 and (folder.done("generate") or {})["batch_size"] == 3
     assert any("out of memory in batches of 4: went on with 3" in text for text in folder.manifest()["notes"])
+    assert folder.manifest()["plan"] == json.loads(folder.plan.read_text())
+
+
+def test_a_resumed_run_begins_with_the_pool_that_memory_has_left(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five prompts, and room for two. A stop comes before the first answer; other prompts leave the plan as it is."""
+    path = recipe_file({"generate.batch_size": "auto"})
+    made, asked = answers.make_engine, list[int]()
+
+    def small(loaded: Any, encoder: Any, section: Any, plan: Any, longest: int) -> Any:
+        asked.append(plan.slots)
+        if plan.slots > 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return made(loaded, encoder, section, plan, longest)
+
+    monkeypatch.setattr(answers, "make_engine", small)
+    with monkeypatch.context() as patch:
+        patch.setattr(answers._Work, "_made", Full(answers._Work._made, {1}, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(load_recipe(path), path)
+    assert asked == [5, 4, 3, 2]
+    asked.clear()
+    folder = run(load_recipe(path), path)
+    assert asked == [2], "nothing is tried that did not fit"
+    content = folder.plan.read_bytes()
+    assert json.loads(content)["generation_batch"] == 2
+    monkeypatch.setattr(answers, "make_engine", Full(made, {1}))
+    answer_apart(folder.root, ["generate.batch_size=2"], str(load_recipe(path).data.test), None, None)
+    assert folder.plan.read_bytes() == content
+
+
+def test_a_cpus_pool_is_settled_by_the_machines_memory(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe_file({"generate.batch_size": "auto"})
+    monkeypatch.setattr(host_memory, "own_bytes", lambda: 2**28)
+    folder = run(load_recipe(path), path)
+    assert json.loads(folder.plan.read_text())["generation_batch"] == 1
+    assert (folder.done("generate") or {})["batch_size"] == 1
+
+
+def test_a_plan_for_more_memory_than_the_machine_has_is_settled_again_and_another_is_obeyed(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run stops before its first answer, and goes on with a plan that some other machine has settled."""
+    path = recipe_file({"generate.batch_size": "auto"})
+    with monkeypatch.context() as patch:
+        patch.setattr(answers._Work, "_made", Full(answers._Work._made, {1}, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(load_recipe(path), path)
+    (root,) = (path.parent / "runs").iterdir()
+    folder = RunDir.at(root)
+    settled = json.loads(folder.plan.read_text())
+    used: list[DecodePlan] = []
+    made = answers.make_engine
+    monkeypatch.setattr(answers, "make_engine", lambda *given: used.append(given[3]) or made(*given))
+    theirs = settled | {"generation_batch": 3, "cache_tokens": 4096}
+    for gib in (0.1, 100_000.0):
+        folder.plan.write_text(json.dumps(theirs | {"generate_gib": gib}))
+        with monkeypatch.context() as patch:
+            patch.setattr(answers._Work, "_made", Full(answers._Work._made, {1}, KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(load_recipe(path), path)
+    assert [(plan.slots, plan.cache_tokens) for plan in used] == [(3, 4096), (5, None)]
+    assert json.loads(folder.plan.read_text()) == folder.manifest()["plan"] == settled
 
 
 def test_out_of_memory_with_one_answer_says_what_to_change_and_keeps_the_adapter(
@@ -392,6 +460,17 @@ def test_the_limit_is_the_same_for_each_phase_of_a_process(monkeypatch: pytest.M
     assert limits == pytest.approx([13.55, 13.55, 13.55, 13.5, 13.3])
 
 
+def hiding(reason: Exception) -> Exception:
+    """Return the error by which a CUDA graph's capture cannot end, where `reason` ended what was captured."""
+    try:
+        try:
+            raise reason
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        return error
+
+
 @pytest.mark.parametrize(
     ("error", "short"),
     [
@@ -399,6 +478,11 @@ def test_the_limit_is_the_same_for_each_phase_of_a_process(monkeypatch: pytest.M
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True), (OSError(errno.ENOSPC, "full"), False),
         (RuntimeError("CUDA error: device-side assert triggered"), False), (ValueError("out of memory"), False),
+        (RuntimeError("CUDA: out of memory"), True), (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True), (RuntimeError("CUDA: unknown error"), False),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+        (hiding(torch.OutOfMemoryError("x")), True), (hiding(RuntimeError("CUDA error: invalid argument")), False),
     ],
 )  # fmt: skip
 def test_out_of_memory_is_told_from_other_errors(error: Exception, short: bool) -> None:

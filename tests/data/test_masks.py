@@ -20,7 +20,7 @@ from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow, Encoder
 from fast_ft.data.examples import Example
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask

@@ -16,7 +16,7 @@ from fast_ft.doctor import child, kernel_trial, kernels, measured, versions
 from fast_ft.doctor.findings import Finding
 from fast_ft.generate.engine import nf4_linear
 from fast_ft.models import packed_attention
-from fast_ft.models.fused_block import linear_group, ops_torch
+from fast_ft.models.fused_block import group_weights, ops_torch
 from tests.helpers.patience import PATIENCE
 
 SMALL = kernel_trial.CONFIG | {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
@@ -206,14 +206,14 @@ def test_packed_attention_is_held_to_each_rows_own(kv_heads: int, monkeypatch: p
 
 def test_unpacking_is_held_to_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = nf4_linear._small_layer(torch.float16, "cpu")
-    assert linear_group.check_unpacking(layer, torch.float16) is None
+    assert group_weights.check_unpacking(layer, torch.float16) is None
     unpack = ops_torch.unpack
 
     def swaps_nibbles(packed: Any, scale: Any, nested: Any, out: Any) -> None:
         unpack((packed >> 4) | (packed << 4), scale, nested, out)
 
     monkeypatch.setattr(ops_torch, "unpack", swaps_nibbles)
-    assert "differ from bitsandbytes' by" in str(linear_group.check_unpacking(layer, torch.float16))
+    assert "differ from bitsandbytes' by" in str(group_weights.check_unpacking(layer, torch.float16))
 
 
 def test_bitsandbytes_products_are_held_to_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 import torch
 
 from fast_ft.common.errors import InputError
+from fast_ft.common.minutes import AnswerPace
 from fast_ft.data import dataset
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.examples import Prompt
 from fast_ft.generate import answers as generate
 from fast_ft.generate.engine.fused_model import FusedModel
+from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel, Loader
@@ -68,6 +72,17 @@ def prompts() -> list[Prompt]:
 def answer(loaded: LoadedModel, prompts: list[Prompt], partial: Path, batch_size: int = 4, **values: Any) -> Any:
     section = GREEDY.model_copy(update=values)
     return generate.generate(loaded, ENCODER, prompts, section, DecodePlan(batch_size), generate.Task(1, partial))
+
+
+def disturbed_in_pools_over(slots: int) -> Any:
+    """Return what stands in for FusedModel.logits: in pools of more than `slots` slots they are off."""
+    undisturbed = FusedModel.logits
+
+    def disturbed(self: FusedModel, hidden_TE: torch.Tensor) -> torch.Tensor:
+        logits_TV = undisturbed(self, hidden_TE)
+        return logits_TV + torch.randn_like(logits_TV) if len(logits_TV) > slots else logits_TV
+
+    return disturbed
 
 
 # The same answers, however they are batched
@@ -185,14 +200,8 @@ def test_parity_that_fails_halves_the_batch_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fault is real: in pools of more than two slots the logits are off."""
-    undisturbed = FusedModel.logits
-
-    def disturbed(self: FusedModel, hidden_TE: torch.Tensor) -> torch.Tensor:
-        logits_TV = undisturbed(self, hidden_TE)
-        return logits_TV + torch.randn_like(logits_TV) if len(logits_TV) > 2 else logits_TV
-
     with monkeypatch.context() as patched:
-        patched.setattr(FusedModel, "logits", disturbed)
+        patched.setattr(FusedModel, "logits", disturbed_in_pools_over(2))
         result = answer(loaded, prompts, tmp_path / "partial", batch_size=8)
     assert result.batch_size == 2 and result.parity is not None and result.parity < 1e-4
     assert len(result.notes) == 2 and "in batches of 8: went on with 4" in result.notes[0]
@@ -218,6 +227,111 @@ def test_memory_that_runs_out_takes_an_eighth_of_the_batch(
     assert result.notes[0] == "out of memory in batches of 9: went on with 7"
 
 
+def test_memory_that_runs_out_gives_up_weights_in_16_bits_before_slots(
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is one for a larger card. A run that is resumed begins with what memory left of it."""
+    initialised, asked = FusedModel.__init__, []
+
+    def small(self: FusedModel, model: Any, *, dequantise: bool = False, **options: Any) -> None:
+        asked.append((dequantise, options["step_rows"][0]))
+        if dequantise:
+            raise torch.OutOfMemoryError("as a small card would")
+        initialised(self, model, **options)
+
+    monkeypatch.setattr(FusedModel, "__init__", small)
+    kept: list[DecodePlan] = []
+    plan, task = DecodePlan(64, 64 * 200, dequantise=True), generate.Task(1, tmp_path / "partial", on_plan=kept.append)
+    result = generate.generate(loaded, ENCODER, prompts, GREEDY, plan, task)
+    assert asked == [(True, 9), (False, 9)] and result.batch_size == 9
+    assert kept == [replace(plan, dequantise=False)] == [result.plan]
+    assert result.notes == ["out of memory with weights dequantised to 16 bits: went on with weights in 4 bits"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA: out of memory", "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+    ],
+)  # fmt: skip
+def test_memory_that_runs_out_is_known_by_whatever_says_so(
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    made = KVCache.__init__
+
+    def small(self: KVCache, model: Any, pages: int, **options: Any) -> None:
+        if pages > 40:
+            raise RuntimeError(said)
+        made(self, model, pages, **options)
+
+    monkeypatch.setattr(KVCache, "__init__", small)
+    result = answer(loaded, prompts[:4], tmp_path / "partial", batch_size=2, max_new_tokens=400)
+    assert result.batch_size == 1 and result.notes == ["out of memory in batches of 2: went on with 1"]
+
+
+def test_a_cache_that_is_never_filled_is_given_up_before_slots(
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = KVCache.__init__
+
+    def small(self: KVCache, model: Any, pages: int, **options: Any) -> None:
+        if pages > 100:
+            raise torch.OutOfMemoryError("as a small card would")
+        made(self, model, pages, **options)
+
+    monkeypatch.setattr(KVCache, "__init__", small)
+    for slots in (1, 3):
+        partial = tmp_path / str(slots)
+        task = generate.Task(1, partial)
+        result = generate.generate(loaded, ENCODER, prompts, GREEDY, DecodePlan(slots, 100_000), task)
+        assert result.batch_size == slots and "with a cache of 100000 tokens: went on with" in result.notes[0]
+
+
+def test_other_errors_than_out_of_memory_are_no_reason_to_try_again(
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    def broken(module: Any, given: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    hook = loaded.model.get_input_embeddings().register_forward_pre_hook(broken)
+    try:
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            answer(loaded, prompts, tmp_path / "partial")
+    finally:
+        hook.remove()
+
+
+def test_no_two_engines_are_there_at_once(
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card holds one cache of 48 pages, and every pool of more than two slots answers otherwise than alone."""
+    made, there = KVCache.__init__, weakref.WeakSet[KVCache]()
+
+    def small(self: KVCache, model: Any, pages: int, **options: Any) -> None:
+        if pages + sum(each.pages for each in there) > 48:
+            raise torch.OutOfMemoryError("as a full card would")
+        made(self, model, pages, **options)
+        there.add(self)
+
+    monkeypatch.setattr(KVCache, "__init__", small)
+    monkeypatch.setattr(FusedModel, "logits", disturbed_in_pools_over(2))
+    task = generate.Task(1, tmp_path / "partial")
+    result = generate.generate(loaded, ENCODER, prompts, GREEDY, DecodePlan(8, 48 * 16), task)
+    assert result.batch_size == 2 and len(result.notes) == 2 and "out of memory" not in " ".join(result.notes)
+
+
+def test_transformers_generate_gets_all_slots_where_our_decoding_is_off_in_any_pool(
+    loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = answer(loaded, prompts, tmp_path / "wanted").answers
+    monkeypatch.setattr(FusedModel, "logits", disturbed_in_pools_over(0))
+    result = answer(replace(loaded), prompts, tmp_path / "partial", batch_size=4)
+    assert result.batch_size == 4 and "transformers' generate answers" in result.notes[-1]
+    assert result.answers == wanted
+
+
 def test_no_memory_for_one_prompt_is_a_clear_error(loaded: LoadedModel, prompts: list[Prompt], tmp_path: Path) -> None:
     def full(module: Any, given: Any) -> None:
         raise torch.OutOfMemoryError("always")
@@ -228,6 +342,37 @@ def test_no_memory_for_one_prompt_is_a_clear_error(loaded: LoadedModel, prompts:
             answer(loaded, prompts, tmp_path / "partial", batch_size=2)
     finally:
         hook.remove()
+
+
+# Minutes
+
+
+def test_answers_that_end_early_are_whole_though_all_at_their_limit_would_not_fit(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 16 answers and two steps a second. By the second look no answer has ended, and all might reach the limit."""
+    hot = {"do_sample": True, "temperature": 1.0, "max_new_tokens": 200, "num_return_sequences": 2}
+    asked = dataset.load_prompts(str(POCKET.parent / "test.json"))[0][::6]
+    alone = answer(loaded, asked, tmp_path / "alone", 16, **hot).answers
+    long = [prompt for prompt in asked if all(each.tokens > 10 for each in alone[prompt.id])]
+    decode, now = LLMEngine.decode, 0.0
+
+    def slow(self: Any, burst: Any) -> None:
+        nonlocal now
+        now += burst.steps * 0.5
+        decode(self, burst)
+
+    monkeypatch.setattr(LLMEngine, "decode", slow)
+    minutes = 0.6 * 200 * len(long) * 2 / 16 / 2 / 60
+    pace = AnswerPace(minutes, lambda: now)
+    result = generate.generate(
+        loaded, ENCODER, long, GREEDY.model_copy(update=hot), DecodePlan(16),
+        generate.Task(1, tmp_path / "partial", pace=pace),
+    )  # fmt: skip
+    assert len(long) > 5 and now < minutes * 60
+    lengths = [[each.tokens for each in result.answers[prompt.id]] for prompt in long]
+    assert lengths == [[each.tokens for each in alone[prompt.id]] for prompt in long]
+    assert result.notes == [] and not any(each.within for each in result.flat)
 
 
 # Is it the adapter that was trained?

@@ -22,7 +22,7 @@ from fast_ft.generate.engine.sampler import Sampler
 from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan.decode_pool import Answers, DecodePlan, PoolMemory, has_tiles, kv_bytes, settle_pool
-from fast_ft.plan.plans import RunPlan, TrainPlan
+from fast_ft.plan.run_plan import RunPlan, TrainPlan
 from fast_ft.recipe import schema
 from tests.generate.test_engine import HOT, kind_of, tuned
 from tests.helpers.parts import POCKET

@@ -10,11 +10,13 @@ import peft
 import pytest
 import torch
 
+from fast_ft.common.minutes import AnswerPace
 from fast_ft.generate import engine_setup
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.library_engine import LibraryEngine
 from fast_ft.generate.engine.llm_engine import LLMEngine
 from fast_ft.generate.engine.sequence import Sequence
+from fast_ft.generate.pace import Cuts
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
@@ -123,6 +125,28 @@ def test_a_limit_that_is_lowered_ends_an_answer(gemma: LoadedModel) -> None:
 
     whole = answers(engine(gemma))
     assert answers(engine(gemma), burst=4, on_look=look) == [each[:6] for each in whole]
+
+
+def test_minutes_cut_answers_of_the_general_way_too(gemma: LoadedModel) -> None:
+    """Two batches of three answers with 56 tokens would take 112 seconds; there are 60, less what is kept."""
+    made, now = engine(gemma, HOT), 0.0
+    assert isinstance(made, LibraryEngine)
+    every = [Sequence([1, 5 + index], 56, key=index) for index in range(6)]
+    whole = [Sequence(each.prompt, 56, key=each.key) for each in every]
+    list(engine(gemma, HOT).run(whole))
+    choose, pace = made.sampler.choose, AnswerPace(1, lambda: now)
+
+    def choose_slowly(*given: Any) -> torch.Tensor:
+        nonlocal now
+        now += 1
+        return choose(*given)
+
+    object.__setattr__(made.sampler, "choose", choose_slowly)
+    list(made.run(every, on_look=Cuts(pace, every, [], 56, (EOS,)).look))
+    assert pace.is_kept() and now > 50
+    for each, long in zip(every, whole, strict=True):
+        assert each.tokens == long.tokens[: len(each.tokens)]
+    assert min(len(each.tokens) for each in every) > 20
 
 
 def test_repetition_penalty_is_transformers_own_and_the_bases_wishes_are_not_heard(gemma: LoadedModel) -> None:

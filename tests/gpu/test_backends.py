@@ -32,7 +32,7 @@ from bench.agreement import first_step
 from fast_ft.models import lora_files as adapter_file
 from fast_ft.models.loaders import choose as backend
 from fast_ft.recipe import schema as recipe
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.data.encoding import EncodedRow
 job = json.loads(Path(sys.argv[1]).read_text())
 model = recipe.Model(name_or_path=job["base"], dtype="float16", max_length=512)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.bases import save_in_4_bits
+
 pytestmark = pytest.mark.gpu
 
 POCKET = Path(__file__).parents[2] / "fast_ft" / "pocket" / "base"
@@ -34,13 +36,31 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def four_bits(wide: Path) -> Any:
     """A random model of NF4 weights, wide enough for the product's kernel."""
-    import torch
-    import transformers
+    return tuned(wide)
 
+
+@pytest.fixture(scope="module")
+def mixed(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same, but for a block's MLP and one of three layers that share an input, which were left in 16 bits."""
+    skipped = ["lm_head", "model.layers.0.mlp", "model.layers.1.self_attn.v_proj"]
+    return tuned(save_in_4_bits(tmp_path_factory.mktemp("models") / "mixed", wide, skipped))
+
+
+def tuned(folder: Path) -> Any:
     from fast_ft.models.loaders import choose
     from fast_ft.recipe import schema
+
+    section = schema.Model(name_or_path=str(folder), dtype="float16", load_in_4bit=True)
+    maker = choose.make_loader(section, schema.Lora(), seed=1, name="peft")
+    return with_adapter(maker.for_training().model)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    import transformers
 
     folder = tmp_path_factory.mktemp("models") / "wide"
     config = transformers.LlamaConfig(
@@ -51,9 +71,7 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Any:
     transformers.LlamaForCausalLM(config).save_pretrained(str(folder))
     for path in POCKET.glob("tokenizer*"):
         shutil.copy(path, folder)
-    section = schema.Model(name_or_path=str(folder), dtype="float16", load_in_4bit=True)
-    maker = choose.make_loader(section, schema.Lora(), seed=1, name="peft")
-    return with_adapter(maker.for_training().model)
+    return folder
 
 
 def with_adapter(model: Any) -> Any:
@@ -108,7 +126,7 @@ def test_the_same_answers_twice(model: Any, prompts: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("fused", [{}, {"kernels": False}, {"workspace_mib": 1}, {"dequantise": True}], ids=str)
-@pytest.mark.parametrize("which", ["model", "four_bits"])
+@pytest.mark.parametrize("which", ["model", "four_bits", "mixed"])
 def test_the_model_says_the_same_teacher_forced(
     which: str, fused: dict[str, Any], prompts: list[list[int]], request: pytest.FixtureRequest
 ) -> None:

@@ -118,7 +118,7 @@ import json, sys, warnings, torch
 from pathlib import Path
 from fast_ft.data.prepare import prepare
 from fast_ft.models.loaders import choose
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.train.task import TrainTask, TrainCallbacks
 

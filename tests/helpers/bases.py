@@ -80,3 +80,19 @@ def save_base(folder: Path, name: str, **changes: Any) -> Path:
     for path in POCKET.glob("tokenizer*"):
         shutil.copy(path, folder)
     return folder
+
+
+def save_in_4_bits(folder: Path, source: Path, skipped: list[str] | None, **changes: Any) -> Path:
+    """Write a base quantised by bitsandbytes. `skipped`: modules that stay in 16 bits; None: the head alone."""
+    import torch
+    import transformers
+
+    given = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    stored = transformers.BitsAndBytesConfig(llm_int8_skip_modules=skipped, **given | changes)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        str(source), quantization_config=stored, dtype=torch.bfloat16
+    )
+    model.save_pretrained(str(folder))
+    for path in POCKET.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder

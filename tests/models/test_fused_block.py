@@ -13,16 +13,17 @@ from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.hub.families import ModelShape
 from fast_ft.models import packed_attention, weight_layout
-from fast_ft.models.fused_block import block, dispatch, linear_group, ops_torch
+from fast_ft.models.fused_block import block, dispatch, group_weights, linear_group, ops_torch
 from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.packed_attention import PackedRows
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape, lay_out
 from fast_ft.train.optimizer import FlatWeights
+from tests.helpers.bases import save_in_4_bits
 from tests.helpers.parts import POCKET
 
 
@@ -192,6 +193,40 @@ def test_a_loss_whose_kernel_is_wrong_is_torchs(monkeypatch: pytest.MonkeyPatch)
     assert dispatch.ops_of_the_loss(torch.empty(0)) is ops_torch
 
 
+def test_every_layer_is_looked_at_for_what_a_block_does_not_know(tiny: Path, tmp_path: Path) -> None:
+    """A base's first layer may be in 16 bits and another one in 4, which a card's kernels alone unpack."""
+    skipped = ["lm_head", "model.layers.0.mlp", "model.layers.0.self_attn"]
+    base = save_in_4_bits(tmp_path / "base", tiny, skipped)
+    section = schema.Model(name_or_path=str(base), max_length=64)
+    made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
+    assert "not NF4 in blocks of 64 on a card" in (block.install(made.model, made.patches) or "")
+    assert not hasattr(made.model.get_base_model().model.layers[1].forward, "block"), "the model is as it was"
+
+
+def test_gradients_over_a_base_of_4_and_16_bits_equal_autograds(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card's branch on the CPU: a whole group, and one layer of another, were left as they were."""
+    skipped = ["lm_head", "model.layers.0.mlp", "model.layers.1.self_attn.v_proj"]
+    base = save_in_4_bits(tmp_path / "base", tiny, skipped)
+    section = schema.Model(name_or_path=str(base), max_length=64, dtype="float32")
+    made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
+    with torch.no_grad():
+        for name, weight in made.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    loss, expected = gradients(made)
+    monkeypatch.setattr(block.obstacles, "in_layers", lambda core: None)
+    assert block.install(made.model, made.patches) is None
+    ours, found = gradients(made)
+    kinds = [type(group.weights).__name__ for layer in made.model.get_base_model().model.layers
+             for group in layer.forward.block.groups]  # fmt: skip
+    assert kinds == [*["FourBitWeights"] * 2, *["Weights"] * 2, "MixedWeights", *["FourBitWeights"] * 3]
+    assert ours == pytest.approx(loss, rel=1e-4)
+    for name, gradient in expected.items():  # bitsandbytes' backward pass on a CPU rounds to 16 bits
+        assert ((found[name] - gradient).norm() / gradient.norm()).item() < 0.01, name
+
+
 def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
     for lora, reason in (
@@ -203,15 +238,16 @@ def test_what_a_block_does_not_know_is_named(tiny: Path) -> None:
 
 
 class Lora:
-    """A linear layer in 4 bits with a LoRA, as PEFT keeps it; or without, where the rank is 0."""
+    """A linear layer in 4 bits, or whole, with a LoRA, as PEFT keeps it; or without, where the rank is 0."""
 
-    def __init__(self, outputs: int, rank: int, draw: torch.Generator) -> None:
+    def __init__(self, outputs: int, rank: int, draw: torch.Generator, bits: int = 4) -> None:
         from bitsandbytes.functional import quantize_4bit
 
         weight = torch.randn(outputs, 128, generator=draw)
         packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
-        parameter: Any = torch.nn.Parameter(packed, requires_grad=False)
-        parameter.quant_state = state
+        parameter: Any = torch.nn.Parameter(packed if bits == 4 else weight, requires_grad=False)
+        if bits == 4:
+            parameter.quant_state = state
         self.weight, self.bias, self.out_features, self.in_features = parameter, None, outputs, 128
         if rank:
             self.get_base_layer = lambda: types.SimpleNamespace(
@@ -223,14 +259,30 @@ class Lora:
             )
 
 
-@pytest.mark.parametrize("ranks", [(8, 8, 8), (11, 0, 5), (8, 0, 5), (0, 0, 0), (40, 40, 40)])
-def test_one_product_over_weights_and_lora_is_what_two_are(ranks: tuple[int, ...]) -> None:
-    """With room behind x and dy; in fp32, where nothing but the order of sums differs."""
+@pytest.mark.parametrize(
+    ("ranks", "bits"),
+    [
+        ((8, 8, 8), (4, 4, 4)), ((11, 0, 5), (4, 4, 4)), ((8, 0, 5), (4, 4, 4)), ((0, 0, 0), (4, 4, 4)),
+        ((40, 40, 40), (4, 4, 4)), ((8, 8, 8), (4, 4, 32)), ((40, 40, 40), (32, 4, 32)), ((8, 0, 5), (32, 32, 32)),
+    ],
+)  # fmt: skip
+def test_one_product_over_weights_and_lora_is_what_two_are(ranks: tuple[int, ...], bits: tuple[int, ...]) -> None:
+    """With room behind x and dy; in fp32, where nothing but the order of sums differs.
+
+    A base may leave one of the layers as it was (llm_int8_skip_modules).
+    """
     draw = torch.Generator().manual_seed(2)
-    layers: Any = [Lora(outputs, rank, draw) for outputs, rank in zip((96, 64, 64), ranks, strict=True)]
-    buffer, copies = linear_group.WeightBuffer(), LoraCopies(torch.float32)
+    layers: Any = [Lora(*given[:2], draw, given[2]) for given in zip((96, 64, 64), ranks, bits, strict=True)]
+    from bitsandbytes.functional import dequantize_4bit
+
+    kept = [
+        dequantize_4bit(layer.weight.data, layer.weight.quant_state) if each == 4 else layer.weight.data.clone()
+        for layer, each in zip(layers, bits, strict=True)
+    ]
+    buffer, copies = group_weights.WeightBuffer(), LoraCopies(torch.float32)
     group = linear_group.LinearGroup(layers, torch.float32, buffer, copies)
-    assert group.room == (64 if sum(ranks) in (16, 24) else 0)
+    torch.testing.assert_close(group.weights(), torch.cat(kept), rtol=0, atol=1e-2)
+    assert group.room == (64 if sum(ranks) in (16, 24) and {*bits} == {4} else 0)
     rows = packed_attention.PackedRows(torch.tensor([0, 9], dtype=torch.int32), 9)
     copies.renew(rows)
     x, dy, add = (torch.randn(9, n, generator=draw) for n in (128, 224, 224))

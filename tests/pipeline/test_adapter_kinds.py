@@ -23,7 +23,7 @@ from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.run import run
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir

@@ -54,7 +54,7 @@ def test_prompts_are_answered_into_a_file_elsewhere(
     base_prompts: list[int] = []
     monkeypatch.setattr(
         "fast_ft.pipeline.generate_phase.base_answers",
-        lambda ready, recipe, *_: base_prompts.append(recipe.judge.base_prompts),
+        lambda ready, recipe, *_: (base_prompts.append(recipe.judge.base_prompts), []),
     )
     words = [
         "generate",

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from fast_ft.cli.main import main
 from fast_ft.common import atomic_files
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine.block_manager import PAGE
+from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.pipeline import adapter_loading
 from fast_ft.pipeline.decode_grid import grid
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
@@ -195,6 +198,25 @@ def test_a_talk_reserves_what_it_needs_and_not_the_whole_context(folder: Path, m
     chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=io.StringIO())
     assert made[0] < 64 and 2 < len(made) < 6 and made == sorted(made)
     assert made[-1] <= 256, "the context"
+
+
+def test_a_talk_gives_up_weights_in_16_bits_where_memory_does_not_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are there by the plan of a card whose memory others have taken since."""
+    settle = adapter_loading.decode_plan
+    monkeypatch.setattr(adapter_loading, "decode_plan", lambda *given: replace(settle(*given), dequantise=True))
+    made, asked = FusedModel.__init__, list[bool]()
+
+    def small(self: FusedModel, model: Any, *, dequantise: bool, **options: Any) -> None:
+        asked.append(dequantise)
+        if dequantise:
+            raise RuntimeError("CUDA: out of memory")
+        made(self, model, **options)
+
+    monkeypatch.setattr(FusedModel, "__init__", small)
+    assert len(talk(folder, "Why?", "And the hat?")) == 2
+    assert asked == [True, False]
 
 
 def test_transformers_draws_no_bars_in_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fast_ft.cli.main import main
 from fast_ft.common.atomic_files import sha256_file
 from fast_ft.common.errors import BudgetMissed
-from fast_ft.common.minutes import RESERVE, AnswerPace, Measurements, TrainPace
+from fast_ft.common.minutes import RESERVE, Measurements, TrainPace
 from fast_ft.homework import checks
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
@@ -97,34 +98,6 @@ def test_measurements_of_the_validation_loss_have_their_share_of_the_minutes() -
     assert pace.fitting(11) == 30, "180 s, and 4 measurements of 9 s behind steps 20, 30, 40 and the last: 216 of 219 s"
     said = pace.forecast(11)
     assert said is not None and "1.35 of them to measure the validation loss" in said and "after about step 41" in said
-
-
-def test_answers_that_fit_are_not_cut() -> None:
-    clock = Clock()
-    pace = AnswerPace(10, clock)
-    assert pace.limit([1] * 10, [], 10, 1024) == 1024
-    clock.now += 10
-    # 100 tokens a second, ten answers to make; those that have ended had 200 tokens
-    assert pace.limit([101] * 10, [200] * 5, 1010, 1024) == 1024
-
-
-def test_answers_that_do_not_fit_are_cut_where_all_of_them_end_in_time() -> None:
-    clock, made, total = Clock(), [1] * 10, 10
-    pace = AnswerPace(1, clock)  # 58.8 s
-    limit = pace.limit(made, [], total, 1024)
-    while any(each < limit for each in made):
-        clock.now += 1  # 100 tokens a second
-        made = [min(each + 10, max(each, limit)) for each in made]
-        total = sum(made)
-        limit = pace.limit(made, [], total, 1024)
-    assert pace.elapsed() <= 60 and made == pytest.approx([587] * 10, abs=10)
-
-
-def test_answers_that_begin_after_the_time_is_over_still_have_a_token() -> None:
-    clock = Clock()
-    pace = AnswerPace(1, clock)
-    clock.now += 100
-    assert pace.limit([0, 5], [], 5, 1024) == 1
 
 
 # In a run
@@ -292,8 +265,107 @@ def test_answers_keep_their_minutes_and_pred_json_is_complete(
     assert len(pred) == 5 and all(entry["output"][0] for entry in pred.values())
     assert generated["cut_by_budget"] > 0 and clock.now - 1000 < 70
     assert generated["base_answers"] == 0, "no time was left for them"
+    cut = [each["tokens"] for each in read(folder.answers)["tuned"].values() if not each["ended"]]
+    assert generated["cut_at"] == max(cut) < 100 and generated["cut_by_budget"] == len(cut)
+    notes = "\n".join(folder.manifest()["notes"])
+    assert f"{len(cut)} of 5 answers were cut, at {min(cut)}" in notes
+    assert f"the base model answers nothing: budget.generate_minutes cut {len(cut)} answers" in notes
+    assert "cut off at generate.max_new_tokens" not in notes
     (verdict,) = checks.broken(checks.check(folder))
     assert verdict.rule == "no-clock" and f"{generated['cut_by_budget']} answers cut" in verdict.text
+
+
+def slow_steps(monkeypatch: pytest.MonkeyPatch, clock: Clock, before: Callable[[], None] = lambda: None) -> None:
+    """Let each step of decoding take half a second by this clock: an answer of 100 tokens takes 50 seconds.
+
+    `before` is called before each burst of steps.
+    """
+    from fast_ft.generate.engine.llm_engine import LLMEngine
+
+    decode = LLMEngine.decode
+
+    def slow(self: Any, burst: Any) -> None:
+        replayed = all(each.known is not None for each in burst.sequences)
+        if burst.sequences[0].limit > 8 and not replayed:  # nor is it the check of batched against single
+            before()
+            clock.now += burst.steps * 0.5
+        decode(self, burst)
+
+    monkeypatch.setattr(LLMEngine, "decode", slow)
+
+
+def whole(folder: RunDir) -> dict[str, int]:
+    """How many answers there are, by whose they are; each has ended by itself, or has 100 tokens."""
+    ends = read(folder.answers)
+    assert all(each["ended"] or each["tokens"] == 100 for found in ends.values() for each in found.values())
+    return {who: len(found) for who, found in ends.items()}
+
+
+def test_the_base_models_answers_have_the_minutes_that_are_left(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter's answers take 113 seconds, the base model's 50: of 240."""
+    path, clock = recipe_file(ANSWERED_LONG | {"budget.generate_minutes": 4}), Clock()
+    slow_steps(monkeypatch, clock)
+    folder = run(load_recipe(path), path, clock=clock)
+    assert whole(folder) == {"tuned": 5, "base": 2}
+    assert 150 < clock.now - 1000 < 180 and "budget" not in capsys.readouterr().err
+
+
+def test_base_answers_that_the_minutes_cut_are_left_out_and_said(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 138 seconds 113 are used: the base model's answers would be stubs, which cannot be compared."""
+    path, clock = recipe_file(ANSWERED_LONG | {"budget.generate_minutes": 2.3}), Clock()
+    slow_steps(monkeypatch, clock)
+    folder = run(load_recipe(path), path, clock=clock)
+    generated = folder.done("generate") or {}
+    assert whole(folder) == {"tuned": 5} and not folder.base_pred.exists()
+    assert generated["base_answers"] == 0 and generated["minutes"] == 2.3 and clock.now - 1000 <= 138
+    said = "0 of 2 prompts have an answer of the base model: the others were cut by budget.generate_minutes"
+    assert said in folder.manifest()["notes"]
+    folder = run(load_recipe(path, ["budget.generate_minutes=9"]), path, clock=clock)
+    assert whole(folder) == {"tuned": 5, "base": 2} and said not in folder.manifest()["notes"]
+
+
+def test_minutes_count_once_where_a_run_is_stopped_while_the_base_model_answers(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 171 seconds two of the base model's three answers are there; the last one ends at 221, of 240."""
+    values = {"judge.base_prompts": 3, "budget.generate_minutes": 4}
+    path, clock = recipe_file(ANSWERED_LONG | values), Clock()
+    stop = True
+
+    def stops() -> None:
+        if stop and clock.now > 1180:
+            raise KeyboardInterrupt
+
+    slow_steps(monkeypatch, clock, stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(load_recipe(path), path, clock=clock)
+    base = only_run(path).base_partial.read_text().splitlines()
+    assert len(base) == 2 and max(json.loads(line)["at"] for line in base) == pytest.approx(171, abs=2)
+    stop = False
+    folder = run(load_recipe(path), path, clock=clock)
+    assert whole(folder) == {"tuned": 5, "base": 3}
+
+
+def test_out_of_memory_cuts_no_answer_that_has_the_time_to_be_made_again(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five answers at once run out of memory after 20 seconds, of 99; then four are made at once."""
+    values = {"generate.batch_size": 5, "judge.base_prompts": 0, "budget.generate_minutes": 1.65}
+    path, clock = recipe_file(ANSWERED_LONG | values), Clock()
+    full = iter([True])
+
+    def runs_out() -> None:
+        if clock.now > 1019 and next(full, False):
+            raise torch.OutOfMemoryError("as a small card would")
+
+    slow_steps(monkeypatch, clock, runs_out)
+    folder = run(load_recipe(path), path, clock=clock)
+    assert whole(folder) == {"tuned": 5} and (folder.done("generate") or {})["batch_size"] == 4
+    assert 70 < clock.now - 1000 < 99 and "budget" not in capsys.readouterr().err
 
 
 def test_the_length_at_which_answers_were_cut_is_not_that_of_answers_that_were_as_long_as_allowed(
@@ -304,8 +376,8 @@ def test_the_length_at_which_answers_were_cut_is_not_that_of_answers_that_were_a
     from fast_ft.pipeline import generate_phase
 
     recipe = load_recipe(recipe_file({"generate.max_new_tokens": 128, "budget.generate_minutes": 1}))
-    lengths = {"a": (128, False), "b": (40, False), "c": (31, False), "d": (90, True)}
-    made = {key: [Answer(key, "x", tokens, ended)] for key, (tokens, ended) in lengths.items()}
+    ends = {"a": (128, False, None), "b": (40, False, 1.0), "c": (31, False, 1.0), "d": (90, True, None)}
+    made = {key: [Answer(key, "x", tokens, ended, within=cut)] for key, (tokens, ended, cut) in ends.items()}
     facts = generate_phase._facts(recipe, prepare(recipe), Generation(made, 1.0, 2, None, []), None)
     assert (facts["cut_by_budget"], facts["cut_at"]) == (2, 40)
 

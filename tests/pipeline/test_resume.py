@@ -513,7 +513,7 @@ def test_other_package_versions_and_gpus_are_warned_and_recorded(
 
 
 def test_the_settled_plan_is_obeyed(again: Go, tmp_path: Path) -> None:
-    plan = read(tmp_path / "run" / "plan.json")
+    plan = read(again("generate.batch_size=auto").plan)
     RunDir.at(tmp_path / "run").update(phases={})
     (tmp_path / "run" / "plan.json").write_text(json.dumps(plan | {"generation_batch": 2}))
     folder = again("generate.batch_size=auto")

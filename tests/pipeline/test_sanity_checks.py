@@ -308,6 +308,13 @@ def test_answers_that_are_empty_all_the_same_or_all_cut_off_are_warnings(
     assert sanity_checks.answer_warnings([Answer("a", "x", 2, True), Answer("b", "y", 6, False)], 6) == []
 
 
+def test_answers_that_the_minutes_cut_are_not_suspicious() -> None:
+    cut = [Answer(str(i), "", 1, False, within=1.0) for i in range(4)]
+    assert sanity_checks.answer_warnings(cut, 6) == []
+    (said,) = sanity_checks.answer_warnings([*cut, Answer("a", "x", 6, False), Answer("b", "y", 6, False)], 6)
+    assert said.startswith("all 2 answers that budget.generate_minutes did not cut were cut off at generate.max_new")
+
+
 def test_suspicious_answers_are_in_the_manifest_and_on_stderr(
     recipe_file: RecipeFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

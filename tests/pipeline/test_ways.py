@@ -15,6 +15,7 @@ from fast_ft.cli.main import main
 from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import prepare
+from fast_ft.export.export import Export
 from fast_ft.hub import download
 from fast_ft.pipeline.rerun import generate_again
 from fast_ft.pipeline.run import run
@@ -64,6 +65,21 @@ def test_a_run_equals_transformers_and_peft(name: str, recipe_file: RecipeFactor
     assert bool(said) == (name in bases.GENERAL)
     for phase in ("train", "generate"):
         assert bool(folder.done(phase).get("general_way")) == (name in bases.GENERAL)
+
+
+@pytest.mark.parametrize("skipped", [["lm_head", "model.layers.0.mlp", "v_proj"], ["model.layers.1.mlp"]], ids=str)
+def test_a_base_of_4_and_16_bits_is_trained_answered_and_merged(
+    skipped: list[str], recipe_file: RecipeFactory, tiny: Path, tmp_path: Path
+) -> None:
+    """Whichever of its layers were left in 16 bits; its head, where it was not, takes it the general way."""
+    base = bases.save_in_4_bits(tmp_path / "base", tiny, skipped)
+    _, folder = made(recipe_file({"model.name_or_path": str(base), "model.dtype": "float32", **SMALL}))
+    assert bool(folder.done("generate").get("general_way")) == ("lm_head" not in skipped)
+    assert len(json.loads(folder.pred.read_text())) == 5
+    out = Export.of(str(folder.root), output=str(tmp_path / "out")).merged_model()
+    record = json.loads((out / "fast_ft_export.json").read_text(encoding="utf-8"))
+    assert record["against_adapter"]["nats"] < 1e-3
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
 
 
 def test_plan_and_chat_know_the_general_way(

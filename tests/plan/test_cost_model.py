@@ -10,7 +10,8 @@ from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cards, plans
 from fast_ft.plan.constants import SECONDS
 from fast_ft.plan.cost_model import card_parts, pass_seconds, step_overhead
-from fast_ft.plan.plans import TrainPlan, step_seconds
+from fast_ft.plan.plans import step_seconds
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.plan.training_work import Rates, Training
 
 LLAMA = ModelShape(4096, 11008, 32, 32, 32, 128, 32000, False)

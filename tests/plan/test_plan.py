@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 
 from fast_ft.common.errors import InputError
+from fast_ft.data.prepare import prepare
 from fast_ft.hub.families import GIB, FamilySpec, ModelShape
-from fast_ft.plan import cards, memory_model
+from fast_ft.plan import cards, memory_model, planner
 from fast_ft.plan.cost_model import pass_seconds
-from fast_ft.plan.decode_pool import Answers, DecodePlan
+from fast_ft.plan.decode_pool import Answers, DecodePlan, kv_bytes, settle_decoding
 from fast_ft.plan.memory_model import fixed_gib, pass_gib
-from fast_ft.plan.plans import Machine, RunPlan, TrainPlan, Wanted, settle, shares_of, widths_of
+from fast_ft.plan.plans import Machine, Wanted, settle, shares_of, widths_of
+from fast_ft.plan.run_plan import RunPlan, TrainPlan
 from fast_ft.plan.training_work import Rates, Training
-from tests.helpers.parts import POCKET
+from fast_ft.recipe.loader import load_recipe
+from tests.helpers.parts import POCKET, RecipeFactory
 
 CONFIG_7B = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -72,6 +75,41 @@ def test_a_7bs_known_sizes() -> None:
     # by count: 0.25 for the layers' inputs, 0.09 that one layer keeps while it is computed again, 0.06 of gradients
     assert mib_a_token(32) == pytest.approx(0.4, abs=0.05)
     assert mib_a_token(32) < mib_a_token(16) < mib_a_token(0)
+
+
+def test_a_base_in_32_bits_takes_twice_as_much() -> None:
+    """Its cache was planned for half of what it takes, and slots went down by eighths until it fitted."""
+    wide = replace(LLAMA, number_bytes=4)
+    assert wide.kv_bytes == 2 * LLAMA.kv_bytes
+    assert wide.weights_gib(load_in_4bit=False) == 2 * LLAMA.weights_gib(load_in_4bit=False)
+    embeddings = 2 * 32000 * 4096 * 2 / GIB
+    four_bits = LLAMA.weights_gib(load_in_4bit=True)
+    assert wide.weights_gib(load_in_4bit=True) == pytest.approx(four_bits + embeddings), "codes stay codes"
+    assert kv_bytes(wide, "8bit") == 2**18 + 32 * 32 * 2 * 2 * 4, "scale and middle are in 32 bits"
+    assert pass_gib(wide, TRAINING, 1024, 0) > 1.5 * pass_gib(LLAMA, TRAINING, 1024, 0)
+    answers = Answers([120] * 100, 1024)
+
+    def settled(shape: ModelShape, gib: float, *, load_in_4bit: bool = True) -> DecodePlan:
+        return settle_decoding(shape, answers, None, memory_gib=gib, load_in_4bit=load_in_4bit, tiles=False)
+
+    half, whole = settled(LLAMA, 14.7), settled(wide, 14.7)
+    assert half.cache_tokens is not None and whole.cache_tokens is not None
+    held = whole.cache_tokens * wide.kv_bytes / GIB + wide.weights_gib(load_in_4bit=True)
+    assert held < whole.gib <= 0.96 * 14.7 and whole.cache_tokens < 0.5 * half.cache_tokens
+    assert settled(LLAMA, 80.0).dequantise and not settled(wide, 80.0).dequantise, "25 GiB of weights, twice the cache"
+    assert settled(wide, 80.0, load_in_4bit=False).gib > 25
+
+
+@pytest.mark.parametrize(("dtype", "number_bytes"), [("auto", 2), ("bfloat16", 2), ("float16", 2), ("float32", 4)])
+def test_the_recipes_dtype_is_what_is_planned_for(dtype: str, number_bytes: int, recipe_file: RecipeFactory) -> None:
+    recipe = load_recipe(recipe_file(), [f"model.dtype={dtype}"])
+    assert planner.as_loaded(recipe, planner.base_family(recipe)).shape.number_bytes == number_bytes
+    card = cards.card("t4")
+    made = planner.settle(recipe, prepare(recipe), planner.base_family(recipe), backend="peft", card=card)
+    first = planner.settle(load_recipe(recipe_file()), prepare(recipe), planner.base_family(recipe), backend="peft",
+                           card=card)  # fmt: skip
+    assert made.decode is not None and first.decode is not None
+    assert (made.decode.gib > first.decode.gib) == (made.train.train_gib > first.train.train_gib) == (number_bytes == 4)
 
 
 def test_shapes_without_the_optional_keys_and_with_grouped_heads() -> None:
@@ -183,7 +221,7 @@ def test_a_cpu_predicts_nothing_and_never_exceeds_what_there_is_to_do() -> None:
     made = plans(None)
     assert made == RunPlan(TrainPlan(8, backend="fused"), DecodePlan(64))
     few = settle(LLAMA, TRAINING, STEPS, Answers([], 9), Wanted(), Machine())
-    assert few.decode.slots == 1
+    assert few.decode is None, "no prompts are planned for"
     assert RunPlan.from_json(json.loads(json.dumps(made.to_json())), Path("plan.json")) == made
 
 

@@ -24,7 +24,7 @@ from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.models.loaders.peft import FusedLoader, PeftLoader
 from fast_ft.pipeline.run import run
 from fast_ft.pipeline.train_recorder import Recorder
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe.loader import load_recipe, resolved
 from fast_ft.recipe.schema import Data, Recipe
 from fast_ft.run.folder import RunDir

@@ -212,7 +212,7 @@ def session_of(rank: int, base: str, folder: str, variables: dict[str, str], tro
     from fast_ft.common.minutes import TrainPace
     from fast_ft.models import lora_files
     from fast_ft.models.loaders import choose
-    from fast_ft.plan.plans import TrainPlan
+    from fast_ft.plan.run_plan import TrainPlan
     from fast_ft.recipe import schema
     from fast_ft.train.session import TrainSession
     from fast_ft.train.task import TrainCallbacks, TrainTask

@@ -24,7 +24,7 @@ from fast_ft.models import lora_files, packed_attention
 from fast_ft.models.loaders import choose
 from fast_ft.models.packed_attention import PackedRows, attend
 from fast_ft.plan.micro_batches import cut
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train import state
 from fast_ft.train.loss import response_loss
@@ -581,8 +581,12 @@ def test_a_loss_that_is_no_number_is_logged_as_one(make_session: MakeSession) ->
     assert all(math.isnan(line["grad_norm"]) for line in lines)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("as a small card would"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")],
+)
 def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
-    make_session: MakeSession, capsys: pytest.CaptureFixture[str]
+    make_session: MakeSession, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     plain, wanted = make_session()
     plain.run()
@@ -591,7 +595,7 @@ def test_out_of_memory_makes_passes_smaller_and_keeps_the_loss(
 
     def full(module: Any, given: tuple[torch.Tensor, ...]) -> None:
         if given[0].shape[1] > 32:
-            raise torch.OutOfMemoryError("as a small card would")
+            raise error
 
     session.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
     session.run()

@@ -16,7 +16,7 @@ from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import block
 from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
-from fast_ft.plan.plans import TrainPlan
+from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape

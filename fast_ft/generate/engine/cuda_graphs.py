@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from fast_ft.common import out_of_memory
 from fast_ft.common.console import note
 from fast_ft.common.stopwatch import Stopwatch
 
@@ -39,7 +40,7 @@ class Graphs:
             with self.watch.during("captures"), torch.cuda.graph(graph, pool=self._memory, stream=_limited()):
                 output = work()
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if out_of_memory.is_short(error):
                 raise
             self.works = False
             note(f"note: decoding without CUDA graphs, more slowly: {str(error)[:300]}")

@@ -11,18 +11,19 @@ Shapes: T tokens, E hidden, H heads, D head dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from fast_ft.common import out_of_memory
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.generate.engine import kernel_checks, nf4_linear, ops_torch, packed_linear
 from fast_ft.generate.engine.first_half import FirstHalf
-from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora, ranks_of
+from fast_ft.generate.engine.group_products import GroupProducts, groups_of, is_decodable
+from fast_ft.generate.engine.projections import Linear, base_of, ranks_of
 from fast_ft.hub.families import TARGET_MODULES, FamilySpec
 from fast_ft.models.nf4 import Order
 
@@ -38,9 +39,9 @@ class FusedModel:
     """The model as prefill and decoding see it. `dequantise` turns NF4 weights to 16 bits once and for all.
 
     `kernels` false does without Triton. Kernels are checked for the numbers of rows that a step may have, `step_rows`,
-    and for a cache of `kv_bits`. `ops` is the module ops_triton or ops_torch. `planes`: 4-bit weights are decoded in
-    registers for few rows, which then come in the `order` that the product wants. InputError where `unknown` finds
-    something.
+    and for a cache of `kv_bits`. `ops` is the module ops_triton or ops_torch. `planes`: there are products that decode
+    4-bit weights in registers for few rows; which ones do hangs on each one's weights (group_products.py). What makes
+    x for a product makes it in the order that this product wants. InputError where `unknown` finds something.
     """
 
     def __init__(
@@ -58,32 +59,36 @@ class FusedModel:
         self.norm, self.eps, shape = core.model.norm.weight, self.family.eps, self.family.shape
         self.head_dim, self.heads, self.kv_heads = shape.head_dim, shape.num_attention_heads, shape.num_key_value_heads
         self._frequencies, self._rope_scale = _rope(core.config, self.family, self.device)
-        self.ops: Any = ops_torch
         self.notes: list[str] = []  #: why kernels that were asked for are not used
-        self.planes = self._is_nf4_on_gpu(core) and not dequantise and not has_dora(list(core.modules()))
-        self._space: Tensor | None = None
-        if self.planes:
-            # dequantised weights pass through one buffer, small enough to stay in a large card's cache in part
-            self._space = torch.empty(workspace_mib * 2**19, dtype=self.dtype, device=self.device)
-        self._take_kernels(core, tuple(step_rows), kv_bits, wanted=kernels and self.device.type == "cuda")
-        self._packs = packed_linear.serves(core)
+        groups = [group for layer in core.model.layers for group in groups_of(layer)]
+        decodable = [] if dequantise else [group for group in groups if is_decodable(group)]
+        kind = self._kind(groups, len(decodable), tuple(step_rows), kv_bits)
+        bases = [base_of(module) for group in decodable for module in group]
+        self.ops, self._way = self._kernels(kind, bases, wanted=kernels and self.device.type == "cuda")
+        packs = packed_linear.serves(core)
+        product = GroupProducts(self.dtype, self.device, self._way, dequantise, packs, workspace_mib)
         with torch.no_grad():
             self._multiply_by_head: Linear = self.head
-            if self._packs:
+            if packs:
                 self._multiply_by_head = packed_linear.PackedLinear(self.head.weight, self.head.bias, self.head)
-            self.layers = [self._layer(layer) for layer in core.model.layers]
+            self.layers = [_layer(layer, product) for layer in core.model.layers]
             norms = [self._head_norms(layer) for layer in core.model.layers] if self.family.qk_norms else []
         self._norms_ND: list[Tensor] = norms
         self.dequantised_at: frozenset[int] = frozenset()  #: rows of steps whose weights are dequantised all the same
 
     @property
+    def planes(self) -> bool:
+        """Whether there are products that decode 4-bit weights in registers for few rows."""
+        return self._way is not None
+
+    @property
     def way_name(self) -> str | None:
         """What a plan calls the kernel for few rows; None without one."""
-        return self._way.__name__.rpartition(".")[2] if self.planes and self._way is not None else None
+        return self._way.__name__.rpartition(".")[2] if self._way is not None else None
 
-    def order(self, rows: int) -> Order:
-        """Return the order in which a step's products want that many rows of x."""
-        return self._way.order_for(rows) if self._way is not None and self.takes_few(rows) else Order.ROWS
+    def order(self, layer: int, rows: int) -> Order:
+        """Return the order in which attention must leave that many rows of a step for a layer's next product."""
+        return self.layers[layer][2].order(rows) if self.takes_few(rows) else Order.ROWS
 
     def takes_few(self, rows: int) -> bool:
         """Return whether steps of that many rows decode 4-bit weights in registers."""
@@ -92,7 +97,7 @@ class FusedModel:
     @property
     def few_rows(self) -> str | None:
         """The name of the kernel that decodes 4-bit weights in registers for few rows; None without one."""
-        return self._way.NAME if self.planes and self._way is not None else None
+        return self._way.NAME if self._way is not None else None
 
     def forward(
         self, ids_T: Tensor, position_T: Tensor, attend: Attend, *, few: bool = False, keep_P: Tensor | None = None
@@ -101,24 +106,27 @@ class FusedModel:
 
         `few` decodes 4-bit weights in registers; attend must then give the model's `order` for that many rows.
         """
-        ops, eps, order = self.ops, self.eps, self.order(len(ids_T)) if few else Order.ROWS
+        ops, eps = self.ops, self.eps
         cos_sin = ops.rope(position_T, self._frequencies, self._rope_scale, self.dtype)
         x_TE, delta = self.embed(ids_T), None
 
         def first(product: Any) -> FirstHalf | None:
             return product.first(len(ids_T)) if few else None
 
+        def order(product: Any) -> Order:
+            return product.order(len(ids_T)) if few else Order.ROWS
+
         for index, (norm_1, qkv, out, norm_2, gate_up, down) in enumerate(self.layers):
             before = first(qkv)
-            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, order=order, first=before)
+            hidden_TE = ops.add_norm(x_TE, delta, norm_1, eps, order=order(qkv), first=before)
             qkv_TN, before = self._normed(index, qkv(hidden_TE, few, before)), first(out)
             mixed_TN = attend(index, qkv_TN, cos_sin, before)
             if keep_P is not None and index == len(self.layers) - 1:
                 mixed_TN, x_TE = mixed_TN[keep_P], x_TE[keep_P]
             delta, before = out(mixed_TN, few, before), first(gate_up)
-            hidden_TE = ops.add_norm(x_TE, delta, norm_2, eps, order=order, first=before)
+            hidden_TE = ops.add_norm(x_TE, delta, norm_2, eps, order=order(gate_up), first=before)
             both_TN, before = gate_up(hidden_TE, few, before), first(down)
-            delta = down(ops.gated(both_TN, self.dtype, order=order, first=before), few, before)
+            delta = down(ops.gated(both_TN, self.dtype, order=order(down), first=before), few, before)
         return ops.add_norm(x_TE, delta, self.norm, eps)
 
     def logits(self, hidden_TE: Tensor) -> Tensor:
@@ -143,77 +151,55 @@ class FusedModel:
         q_D, k_D = layer.self_attn.q_norm.weight, layer.self_attn.k_norm.weight
         return torch.cat([q_D.expand(self.heads, -1), k_D.expand(self.kv_heads, -1)])
 
-    def _layer(self, layer: Any) -> tuple[Any, ...]:
-        a, m = layer.self_attn, layer.mlp
-        return (
-            layer.input_layernorm.weight, self._product(a.q_proj, a.k_proj, a.v_proj), self._product(a.o_proj),
-            layer.post_attention_layernorm.weight, self._product(m.gate_proj, m.up_proj), self._product(m.down_proj),
-        )  # fmt: skip
-
-    def _product(self, *modules: nn.Module) -> nf4_linear.InRegisters | Product:
-        bases = [base_of(module) for module in modules]
-        if self.planes:
-            assert self._space is not None
-            assert self._way is not None
-            return nf4_linear.InRegisters(self._way, modules, bases, self.dtype, self._space)
-        if self._packs:
-            return packed_linear.PackedProduct(modules, bases)
-        if all(type(base).__name__ == "Linear" for base in bases):
-            base: Linear = dense(bases)
-        elif not all(base.weight.is_cuda and hasattr(base.weight, "quant_state") for base in bases):
-            base = apart(bases)
-        elif self._space is None:
-            base = nf4_linear.dequantised(bases, self.dtype)
-        else:
-            base = nf4_linear.pieces(bases, self.dtype, self._space)
-        return Product(modules, base, self.dtype)
-
-    def _take_kernels(self, core: Any, step_rows: tuple[int, ...], kv_bits: int, *, wanted: bool) -> None:
-        """Settle on Triton's kernels, all or but for products, where they work and are `wanted`."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        kind = kernel_checks.Kind(
+    def _kind(
+        self, groups: Sequence[Sequence[Any]], decodable: int, steps: tuple[int, ...], kv_bits: int
+    ) -> kernel_checks.Kind:
+        """Return what kernels are checked for where `decodable` groups of layers can be decoded in registers."""
+        qkv, out, gate_up, down = map(ranks_of, groups[:4])
+        return kernel_checks.Kind(
             heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, hidden=self.family.shape.hidden_size,
-            inner=self.family.shape.intermediate_size, dtype=dtype, device=str(self.device), steps=step_rows,
-            planes=self.planes, kv_bits=kv_bits, ranks=self._ranks(core.model.layers[0]),
+            inner=self.family.shape.intermediate_size, dtype=str(self.dtype).removeprefix("torch."),
+            device=str(self.device), steps=steps, planes=decodable > 0, kv_bits=kv_bits,
+            ranks=(qkv, out, gate_up, down), mixed=0 < decodable < len(groups),
         )  # fmt: skip
-        self._way = self._way_that_works(core, kind) if self.planes and wanted else None
-        self.planes = self._way is not None
-        if wanted:
-            self.ops = self._kernels(replace(kind, planes=self.planes, way=self._way))
-        self.planes = self.planes and self.ops is not ops_torch
 
-    @staticmethod
-    def _ranks(layer: Any) -> tuple[int, int, int, int]:
-        a, m = layer.self_attn, layer.mlp
-        qkv, gate_up = (a.q_proj, a.k_proj, a.v_proj), (m.gate_proj, m.up_proj)
-        return ranks_of(qkv), ranks_of([a.o_proj]), ranks_of(gate_up), ranks_of([m.down_proj])
+    def _kernels(
+        self, kind: kernel_checks.Kind, bases: Sequence[Any], *, wanted: bool
+    ) -> tuple[Any, nf4_linear.Way | None]:
+        """Return the module of Triton kernels and the way for few rows, where `wanted` and as far as they work here.
 
-    @staticmethod
-    def _is_nf4_on_gpu(core: Any) -> bool:
-        weight = base_of(core.model.layers[0].mlp.down_proj).weight
-        return weight.is_cuda and hasattr(weight, "quant_state")
+        Else the module is ops_torch, and the way None. `bases` are the layers that can be decoded in registers.
+        """
+        if not wanted:
+            return ops_torch, None
+        way = self._way_that_works(kind, bases) if bases else None
+        ops = self._kernels_between(kind.by(way))
+        return ops, None if ops is ops_torch else way
 
-    def _way_that_works(self, core: Any, kind: kernel_checks.Kind) -> nf4_linear.Way | None:
+    def _way_that_works(self, kind: kernel_checks.Kind, bases: Sequence[Any]) -> nf4_linear.Way | None:
         """Return the first way of decoding in registers that works here; a note says why another did not."""
-        layer = core.model.layers[0]
         for way in nf4_linear.ways():
             try:
-                for each in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.down_proj):
-                    nf4_linear.check_layer(way, base_of(each))
-                kernel_checks.products(replace(kind, way=way))
+                for base in bases:
+                    nf4_linear.check_layer(way, base)
+                kernel_checks.products(kind.by(way))
             except Exception as error:  # a compiler on a card that it does not know may fail in any way
+                if out_of_memory.is_short(error):
+                    raise
                 self._note(f"4-bit products not by {way.NAME}, so more slowly: {_first_words(error)}")
             else:
                 return way
         return None
 
-    def _kernels(self, kind: kernel_checks.Kind) -> Any:
+    def _kernels_between(self, kind: kernel_checks.Kind) -> Any:
         """Return the module of Triton kernels if it works here and agrees with plain torch; else plain, and say why."""
         try:
             from fast_ft.generate.engine import ops_triton
 
             kernel_checks.attention(kind, ops_triton)
         except Exception as error:
+            if out_of_memory.is_short(error):
+                raise
             self._note(f"decoding without the Triton kernels, more slowly: {_first_words(error)}")
             return ops_torch
         return ops_triton
@@ -221,6 +207,12 @@ class FusedModel:
     def _note(self, text: str) -> None:
         self.notes.append(text)
         note(f"note: {text}")
+
+
+def _layer(layer: Any, product: GroupProducts) -> tuple[Any, ...]:
+    """Return a block's norms and products in the order in which a pass takes them."""
+    qkv, out, gate_up, down = map(product, groups_of(layer))
+    return layer.input_layernorm.weight, qkv, out, layer.post_attention_layernorm.weight, gate_up, down
 
 
 def _first_words(error: Exception) -> str:

@@ -54,8 +54,7 @@ def ahead(kind: Kind, sampler: Sampler | None = None, vocabulary: int = 0) -> Fu
         from fast_ft.generate.engine import draw_triton, ops_triton  # noqa: F401
 
     if kind.planes and kind.way is None:
-        kind = replace(kind, way=_first_way(kind))
-        kind = replace(kind, planes=kind.way is not None)
+        kind = kind.by(_first_way(kind))
     done: Future[None] = Future()
     threading.Thread(target=_do_all, args=(kind, sampler, vocabulary, done), name="kernels", daemon=True).start()
     return done
@@ -105,8 +104,10 @@ def _product_checks(kind: Kind) -> list[Check]:
 
 
 def _layer_checks(kind: Kind, kernels: Any) -> list[Check]:
-    found = attention_compare.attention(kind, kernels) | kernel_compare.between(kind, kernels)
-    return [((name, kind), check) for name, check in found.items()]
+    # other products than those by the way compute LoRA's first half themselves
+    kinds = [kind, replace(kind, ranks=(0, 0, 0, 0))] if kind.mixed else [kind]
+    found = [attention_compare.attention(each, kernels) | kernel_compare.between(each, kernels) for each in kinds]
+    return [((name, each), check) for each, named in zip(kinds, found, strict=True) for name, check in named.items()]
 
 
 def _do(checks: list[Check]) -> None:

@@ -184,7 +184,8 @@ def _parts(kind: Kind, shapes: Sequence[tuple[int, int]]) -> list[int]:
     if not kind.planes or way is None or kind.device == "cpu":
         return [1] if kind.planes else []
     rows = [each for each in kind.steps if each <= nf4_linear.FEW]
-    return sorted({way.parts_for(n, outputs, inputs, device) for n in rows for outputs, inputs in shapes})
+    found = {way.parts_for(n, outputs, inputs, device) for n in rows for outputs, inputs in shapes}
+    return sorted(found | {1} if kind.mixed else found)
 
 
 def _rotated(kind: Kind, ops: Any, qkv: Tensor) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fast_ft.generate.engine import nf4_linear
 from fast_ft.models.nf4 import Order
@@ -14,6 +14,7 @@ class Kind:
 
     `hidden` and `inner` are the model's hidden size and its MLP's. `device` names the index of a card, as "cuda:0".
     `kv_bits`: 16, the model's dtype, or 8. `ranks`: of each product's LoRA, as InRegisters pads them; 0: none.
+    `mixed`: other products stand between those by the way, as where a base leaves some layers in 16 bits.
     """
 
     heads: int
@@ -28,13 +29,19 @@ class Kind:
     way: nf4_linear.Way | None = None
     kv_bits: int = 16
     ranks: tuple[int, int, int, int] = (0, 0, 0, 0)
+    mixed: bool = False
+
+    def by(self, way: nf4_linear.Way | None) -> Kind:
+        """Return the same with few rows' products by a way; None: no product decodes in registers."""
+        return replace(self, way=way, planes=way is not None, mixed=self.mixed and way is not None)
 
     @property
     def orders(self) -> list[Order]:
         """The orders in which products want x: of one kind of step or another."""
         if not self.planes or self.way is None:
             return [Order.ROWS]
-        return sorted({self.way.order_for(rows) for rows in self.steps if rows <= nf4_linear.FEW})
+        wanted = {self.way.order_for(rows) for rows in self.steps if rows <= nf4_linear.FEW}
+        return sorted(wanted | {Order.ROWS} if self.mixed else wanted)
 
     @property
     def halves(self) -> tuple[int, int, int, int]:

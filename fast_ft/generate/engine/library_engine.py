@@ -50,7 +50,10 @@ class LibraryEngine:
         slots: int | None = None,
         on_look: Callable[[list[Sequence]], None] | None = None,
     ) -> Iterator[Sequence]:
-        """Yield each sequence after its batch. `on_look` is called with the live ones, every `burst` tokens."""
+        """Yield each sequence after its batch.
+
+        `on_look` is called with the live ones, after their first token and every `burst` tokens, as by LLMEngine.
+        """
         for batch in self.batches(sequences, slots or self.config.slots):
             if all(each.known is not None for each in batch):
                 for each in batch:
@@ -128,7 +131,7 @@ class _Batch:
         engine.logits = logits_SV[live]
         engine.steps_made += 1
         self.count += 1
-        if self.on_look and self.count % self.burst == 0:
+        if self.on_look and (self.count - 1) % self.burst == 0:
             self.on_look([self.rows[index] for index in live])
         return torch.full_like(scores, -torch.inf).scatter_(1, fresh_S[:, None], 0.0)
 

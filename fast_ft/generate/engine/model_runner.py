@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fast_ft.common import out_of_memory
 from fast_ft.common.console import note
 from fast_ft.generate.engine import kernel_checks
 from fast_ft.generate.engine.block_manager import PAGE
@@ -92,6 +93,8 @@ class ModelRunner:
 
             kernel_checks.drawing(self.sampler, vocabulary, head.dtype, head.device)
         except Exception as error:  # a compiler on a card that it does not know may fail in any way
+            if out_of_memory.is_short(error):
+                raise
             note(f"note: tokens are drawn by plain torch, more slowly: {type(error).__name__}: {str(error)[:300]}")
             return None
         return draw_triton.Draw(self.sampler, slots, self.ends)
@@ -177,12 +180,11 @@ class ModelRunner:
             keys, values, scales = self.cache.layer(layer)
             q_SHD, _, _ = model.ops.rotate_into_cache(qkv, model.heads, cos_sin, cell_S, keys, values, scales)
             return model.ops.paged_attention(
-                q_SHD, keys, values, table_SW, slot.length, columns=columns, order=order,
+                q_SHD, keys, values, table_SW, slot.length, columns=columns, order=model.order(layer, slots),
                 window=model.windows[layer], scales=scales, first=first,
             )  # fmt: skip
 
         few = model.takes_few(slots)
-        order = model.order(slots)
         hidden_SE = model.forward(slot.token, slot.length, attend, few=few)
         if self.draw is not None:
             self.draw(model.head(hidden_SE), self.logits, state, self.chunk, self.tick)

@@ -104,6 +104,10 @@ class InRegisters:
         """Return what the kernel that makes x must compute beside it for few rows: x A, where there is a LoRA."""
         return None if self.a_ER is None else first_half(self.a_ER, tokens)
 
+    def order(self, rows: int) -> nf4.Order:
+        """Return the order in which the product wants that many rows of x, called with `few`."""
+        return self.way.order_for(rows)
+
     def __call__(self, x_TE: Tensor, few: bool = False, first: FirstHalf | None = None) -> Tensor:
         """Return the product; for few rows `first` holds x A already."""
         if few:
@@ -201,7 +205,7 @@ def pieces(bases: Sequence[Any], dtype: torch.dtype, space: Tensor) -> Linear:
 
     states = [base.weight.quant_state for base in bases]
     packed, absmax = (
-        side_by_side([base.weight for base in bases]).view(-1),
+        side_by_side([base.weight for base in bases]).view(-1).view(torch.uint8),
         torch.cat([_scales(state) for state in states]),
     )
     inputs, outputs = states[0].shape[1], sum(state.shape[0] for state in states)

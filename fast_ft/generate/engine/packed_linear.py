@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from fast_ft.common import out_of_memory
 from fast_ft.generate.engine.projections import Linear, Product, bias_of, dense
 from fast_ft.models.weight_layout import side_by_side
 
@@ -77,6 +78,8 @@ def _works() -> bool:
     try:
         with torch.inference_mode():
             made_TN = PackedLinear(weight_NE, bias_N, lambda x: linear(x, weight_NE, bias_N))(x_TE)
-    except (RuntimeError, AttributeError, TypeError):  # the operators are torch's own affair, and may change
+    except (RuntimeError, AttributeError, TypeError) as error:  # the operators are torch's own affair, and may change
+        if out_of_memory.is_short(error):
+            raise
         return False
     return torch.allclose(made_TN, plain_TN, rtol=1e-4, atol=1e-5)

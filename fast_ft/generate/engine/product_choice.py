@@ -14,12 +14,13 @@ import torch
 
 from fast_ft.generate.engine import nf4_linear
 from fast_ft.generate.engine.cuda_graphs import Graphs
+from fast_ft.plan.decode_pool import read_products, write_products
 
 if TYPE_CHECKING:
     from fast_ft.generate.engine.fused_model import FusedModel
 
 DEQUANTISED = "dequantised"
-_LAYERS = 3  #: whose products are timed: more than a card's cache holds
+_TIMED = 12  #: products, three layers' in most models: more than a card's cache holds
 #: Dequantised weights are chosen where the kernel takes this multiple of their time: near 1, noise would choose.
 _CLEARLY = 1.1
 
@@ -27,20 +28,20 @@ _CLEARLY = 1.1
 def choose(model: FusedModel, rows: Sequence[int], planned: str) -> str:
     """Settle how the model multiplies in steps of these rows, and return it as the plan has it, "64:nf4_mma 32:...".
 
-    What is `planned` for a number of rows is obeyed where it works here. "" where there is nothing to choose.
+    What is `planned` for a number of rows is obeyed where it works here, and what is planned for others is returned
+    too: an engine that is made later, for fewer rows, obeys both. "" where there is nothing to choose.
     """
     way = model.way_name
     if way is None:
         return ""
-    asked = dict(part.split(":") for part in planned.split()) if planned else {}
-    chosen: dict[int, str] = {}
-    fastest = DEQUANTISED
-    for count in sorted(rows, reverse=True):
-        if fastest == DEQUANTISED:  # the kernel takes less time for fewer rows, and dequantising as much
-            fastest = _faster(model, count, way) if asked.get(str(count)) not in (way, DEQUANTISED) else fastest
-        chosen[count] = name if (name := asked.get(str(count))) in (way, DEQUANTISED) else fastest
-    model.dequantised_at = frozenset(count for count, name in chosen.items() if name == DEQUANTISED)
-    return " ".join(f"{count}:{name}" for count, name in chosen.items())
+    asked = read_products(planned)
+    known = {count: name for count, name in asked.items() if name in (way, DEQUANTISED)}
+    for count in sorted(set(rows) - known.keys(), reverse=True):
+        # the kernel takes less time for fewer rows, and dequantising as much
+        is_kernels = any(name == way for more, name in known.items() if more > count)
+        known[count] = way if is_kernels else _faster(model, count, way)
+    model.dequantised_at = frozenset(count for count in rows if known[count] == DEQUANTISED)
+    return write_products(asked | known)
 
 
 def _faster(model: FusedModel, rows: int, way: str) -> str:
@@ -51,8 +52,9 @@ def _faster(model: FusedModel, rows: int, way: str) -> str:
 
 
 def _milliseconds(model: FusedModel, rows: int, *, few: bool) -> float:
-    """Return the ms of some layers' products, the least of three replays of a graph."""
-    products = [part for layer in model.layers[:_LAYERS] for part in (layer[1], layer[2], layer[4], layer[5])]
+    """Return the ms of the first products that can be decoded in registers, the least of three replays of a graph."""
+    all_products = (part for layer in model.layers for part in (layer[1], layer[2], layer[4], layer[5]))
+    products = [part for part in all_products if isinstance(part, nf4_linear.InRegisters)][:_TIMED]
     x = {product.inputs: torch.randn(rows, product.inputs, device=model.device).to(model.dtype) for product in products}
 
     def work() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from fast_ft.models.nf4 import Order
 from fast_ft.models.weight_layout import side_by_side
 
 #: A base's product without LoRA: TE to TN.
@@ -38,6 +39,13 @@ class Product:
             self.shift_N = None if bias_N is None else (bias_N.float() * (1 - size_N)).to(dtype)
             assert self.b_RN is not None, "DoRA comes with LoRA"
             self.b_RN = (self.b_RN.float() * size_N).to(dtype)
+
+    def first(self, tokens: int) -> None:
+        """Return None: a product of this kind computes x A itself."""
+
+    def order(self, rows: int) -> Order:
+        """Return the order in which the product wants x: row after row."""
+        return Order.ROWS
 
     def __call__(self, x_TE: Tensor, few: bool = False, first: None = None) -> Tensor:
         y_TN = self.base(x_TE)
@@ -116,6 +124,6 @@ def dense(bases: Sequence[Any]) -> Linear:
     return lambda x_TE: linear(x_TE, weight_NE, bias_N)
 
 
-def apart(bases: Sequence[nn.Module]) -> Linear:
-    """Return the layers as they are: for 4 bits on a CPU, whose packing is bitsandbytes' own affair."""
-    return lambda x_TE: torch.cat([base(x_TE) for base in bases], dim=-1)
+def apart(products: Sequence[Linear]) -> Linear:
+    """Return several products of one input as one: of layers as they are, or of runs of layers of one kind."""
+    return lambda x_TE: torch.cat([product(x_TE) for product in products], dim=-1)

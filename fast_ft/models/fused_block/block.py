@@ -22,7 +22,8 @@ import torch
 from fast_ft.hub.families import FamilySpec, ModelShape
 from fast_ft.models import packed_attention
 from fast_ft.models.fused_block import dispatch, obstacles
-from fast_ft.models.fused_block.linear_group import LinearGroup, WeightBuffer
+from fast_ft.models.fused_block.group_weights import WeightBuffer
+from fast_ft.models.fused_block.linear_group import LinearGroup
 from fast_ft.models.fused_block.lora_copies import LoraCopies
 from fast_ft.models.packed_attention import PackedRows
 

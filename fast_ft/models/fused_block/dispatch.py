@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fast_ft.common import out_of_memory
 from fast_ft.models.fused_block import ops_torch
 
 if TYPE_CHECKING:
@@ -102,5 +103,7 @@ def _difference(pairs: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> str | N
             if not difference.item() <= _TOLERANCE:  # a NaN, too
                 return f"a Triton kernel differs from plain torch by {difference.item():.3g} on this card"
     except Exception as error:  # a compiler on a card that it does not know may fail in any way
+        if out_of_memory.is_short(error):
+            raise
         return f"Triton's kernels do not run here ({type(error).__name__}: {str(error)[:200]})"
     return None
