@@ -26,7 +26,8 @@ _STATES = {"finished": "", "stopped early": "stopped early", "no result": "came 
 
 def write(root: Path) -> Path:
     """Write report.html into a sweep's folder from its sweep.json, and return its path."""
-    sweep = json.loads((root / "sweep.json").read_text(encoding="utf-8"))
+    written = json.loads((root / "sweep.json").read_text(encoding="utf-8"))
+    sweep = {"own": 0} | written  # an earlier version did not name the recipe itself: it was the first trial
     trials = [t for t in sweep["trials"] if t["state"] in _STATES and not t.get("repeats")]
     scored = [t for t in trials if t["value"] is not None]
     keys = list(sweep["recipe"]["search"]["space"])

@@ -26,7 +26,7 @@ ALLOWED = {
     "what the homework or its course says": ["| 2.4 |", "| 4.15 |", "| 4.4 |", "4.15 and 4.4", "score >= 4.5"],
     "a recipe's setting": ["all 13 times", "With 0.5 an epoch"],
     "a limit that the program keeps, in its code and a test": [
-        "public scores less than 0.35", "less than 1.5 times apart",
+        "public scores less than 0.35", "less than 1.5 times apart", "saw 1.5 times as high",
         "over 2 %", "95 % interval", "cosine at least 0.99", "same within 5 %",
         "no beat came for 60 s", "a dead machine after 60 s", "ends within 10 s of a signal",
         "more than 0.01 nats per token", "pieces of 16 MiB down to 4 KiB",

@@ -94,6 +94,7 @@ SWEEP: dict[str, Any] = {
     "recipe": {"seed": 1, "output_dir": "a", "lora": {"r": 4}, "search": SEARCH.model_dump(mode="json")},
     "recipe_file": "a.yaml", "started": "2026-01-01", "environment": {}, "trials": [], "seconds": 1.0,
     "validation": {"file": "0" * 64, "prompts": ["0" * 16], "in_test": []}, "test": {"prompts": ["0" * 16]},
+    "own": 0,
 }  # fmt: skip
 AXIS_R = '{"name": "CategoricalDistribution", "attributes": {"choices": ["4", "8"]}}'
 AXIS_RATE = '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0001, "high": 0.001, "log": false}}'

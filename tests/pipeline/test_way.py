@@ -16,7 +16,7 @@ from fast_ft.pipeline import way
 from fast_ft.pipeline.preview import preview
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
-from fast_ft.run.folder import RunDir
+from fast_ft.run.folder import ADAPTER_FILES, RunDir
 from fast_ft.train import checkpoints
 from tests.helpers.parts import ROOT, RecipeFactory
 
@@ -111,4 +111,9 @@ def test_a_finished_run_needs_no_way(recipe_file: RecipeFactory, monkeypatch: py
     with pytest.raises(InputError, match="'unsloth' cannot be used here"):
         way.begin(recipe, path)
     folder.finish("generate", 1.0)
+    folder.adapter.mkdir()
+    for left in (*(folder.adapter / name for name in ADAPTER_FILES), folder.pred):
+        with pytest.raises(InputError, match="'unsloth' cannot be used here"):  # its phase is to be done again
+            way.begin(recipe, path)
+        left.touch()
     way.begin(recipe, path)
