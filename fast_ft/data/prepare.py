@@ -113,7 +113,6 @@ def prepare(recipe: Recipe) -> PreparedData:
         sources.check_named(where)  # before a tokenizer is fetched
     found = _select(recipe, encoding.load_encoder(recipe.model), [])
     assert isinstance(found, PreparedData)
-    _ = found.jobs  # refuses more rows than can be planned for, before a run has a folder
     return found
 
 
