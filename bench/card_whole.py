@@ -21,6 +21,7 @@ from fast_ft.models.loaders import choose
 from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan import planner, plans
 from fast_ft.plan.decode_pool import Answers
+from fast_ft.plan.run_plan import RunPlan, TrainPlan
 from fast_ft.plan.training_work import Training, takes_flash
 from fast_ft.recipe import schema
 
@@ -47,7 +48,7 @@ def measure(scale: Scale, keep: Callable[[str, Any], None], base: str | None) ->
         keep("decode", decoding)
 
 
-def plan_here(scale: Scale, config: dict[str, Any]) -> plans.RunPlan | None:
+def plan_here(scale: Scale, config: dict[str, Any]) -> RunPlan | None:
     """Return the plan that an epoch of simple.yaml would follow on this card; None without a card."""
     card = planner.card_here()
     if card is None:
@@ -63,7 +64,7 @@ def plan_here(scale: Scale, config: dict[str, Any]) -> plans.RunPlan | None:
     return plans.settle(shape, work, _steps(scale), answers, plans.Wanted(), machine)
 
 
-def simple(scale: Scale, loaded: LoadedModel, config: dict[str, Any], plan: plans.RunPlan | None) -> dict[str, Any]:
+def simple(scale: Scale, loaded: LoadedModel, config: dict[str, Any], plan: RunPlan | None) -> dict[str, Any]:
     """Train as simple.yaml does, for one epoch, over random tokens; return its seconds, step by step and in all."""
     import torch
 
@@ -79,7 +80,7 @@ def simple(scale: Scale, loaded: LoadedModel, config: dict[str, Any], plan: plan
     batches = [list(range(at, min(at + 8, len(rows)))) for at in range(0, len(rows), 8)]
     task = task_over(rows, batches, SIMPLE)
     started = time.monotonic()
-    train = plan.train if plan is not None else plans.TrainPlan(8)
+    train = plan.train if plan is not None else TrainPlan(8)
     with tempfile.TemporaryDirectory() as folder:
         session = TrainSession(loaded, task, train, Path(folder), TrainCallbacks(on_step=entries.append))
         session.run()

@@ -24,7 +24,7 @@ from fast_ft.pipeline.backup import Backup
 from fast_ft.pipeline.model_card import model_card
 from fast_ft.pipeline.set_up import adapter_to_start_from, card_to_plan_for, check_model, settle_for_training
 from fast_ft.pipeline.train_recorder import Recorder
-from fast_ft.plan import plans
+from fast_ft.plan.run_plan import RunPlan
 from fast_ft.recipe.schema import Recipe
 from fast_ft.report.plots import loss_picture
 from fast_ft.run import epoch_loss
@@ -47,7 +47,7 @@ class SetUp:
     recipe: Recipe
     prepared: PreparedData
     loaded: LoadedModel
-    plan: plans.RunPlan
+    plan: RunPlan
     task: TrainTask
     notes: list[str]
 
