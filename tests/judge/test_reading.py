@@ -152,4 +152,4 @@ def test_a_reply_made_to_be_slow_is_read_soon() -> None:
                   "8 7\n" + json.dumps([[]] * 9000)):  # fmt: skip
         started = time.process_time()
         reading.read(reply, 2)
-        assert time.process_time() - started < 10, "a pattern that begins anew at each character takes minutes"
+        assert time.process_time() - started < 10, "a pattern that begins again at each character takes minutes"

@@ -230,7 +230,7 @@ def settled_7b(memory_gib: float, prompts: list[int]) -> RunPlan:
 
 @pytest.fixture
 def on_a_card(monkeypatch: pytest.MonkeyPatch, recipe_file: RecipeFactory) -> Any:
-    """decode_plan of a 7B with 100 prompts of 120 tokens on a card of so many GiB."""
+    """How decoding is planned for a 7B and 100 prompts of 120 tokens, on a card with this much memory in GiB."""
     small = load_recipe(recipe_file(AUTO))
     recipe = small.model_copy(
         update={
@@ -310,7 +310,7 @@ def test_later_answers_add_to_the_products_and_change_none(copied: Made, many: P
 
 
 def test_an_engine_for_fewer_rows_obeys_what_was_chosen_for_more(timed: list[int]) -> None:
-    """After out of memory the next engine timed numbers of rows anew that the plan had by then."""
+    """After out of memory the next engine timed again the numbers of rows that the plan had by then."""
     model: Any = type("Model", (), {"way_name": "nf4_mma", "dequantised_at": frozenset()})()
     first = product_choice.choose(model, [64, 48, 32, 16], "")
     assert first == "64:dequantised 48:nf4_mma 32:nf4_mma 16:nf4_mma" and timed == [64, 48]

@@ -116,7 +116,7 @@ def begin_and_pause(after: int, recipe: Path, folder: Path, *overrides: str) -> 
 
 
 def run_and_pause(after: int, words: list[str], errors: str, environment: dict[str, str]) -> None:
-    """In the child: killed.run, where the first process stops itself when so many steps are done."""
+    """Run a command in the child as killed.run does; its first process stops itself after this number of steps."""
     from fast_ft.pipeline import train_phase
 
     class Pausing(console.Bar):
