@@ -24,6 +24,7 @@ from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.recipe import schema
 from fast_ft.train.session import TrainSession
 from fast_ft.train.task import TrainTask
+from tests.helpers.adapters import draw_lora_b
 from tests.helpers.parts import POCKET
 
 ENCODER = Encoder(POCKET)
@@ -52,10 +53,7 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[LoadedModel]:
     maker = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft")
     made = maker.for_training()
     torch.manual_seed(2)
-    with torch.no_grad():
-        for name, weight in made.model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.02)
+    draw_lora_b(made.model, std=0.02)
     kinds = {type(module).__name__ for module in made.model.modules()}
     assert ("Linear4bit" in kinds) == (request.param == "nf4")
     yield made

@@ -28,6 +28,7 @@ from fast_ft.models.loaders.base import LoadedModel, Loader
 from fast_ft.plan import base_fits
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
+from tests.helpers.adapters import draw_lora_b
 from tests.helpers.parts import POCKET, save_random_llama
 
 ENCODER = Encoder(POCKET)
@@ -45,10 +46,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter on the trained pocket base that changes its answers, with its self-check beside it."""
     loaded = maker().for_training()
     torch.manual_seed(3)
-    with torch.no_grad():
-        for name, weight in loaded.model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.08)
+    draw_lora_b(loaded.model, std=0.08)
     folder = tmp_path_factory.mktemp("adapter")
     lora_files.save(loaded.model, folder, "pocket", "card")
     pool = dataset.load_pool(schema.Data(train=str(POCKET.parent / "train.json")))

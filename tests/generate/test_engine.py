@@ -30,6 +30,7 @@ from fast_ft.generate.engine.sequence import Sequence
 from fast_ft.models import nf4
 from fast_ft.models.loaders import choose
 from fast_ft.recipe import schema
+from tests.helpers.adapters import draw_lora_b
 from tests.helpers.parts import POCKET, save_random_llama
 from tests.helpers.patience import PATIENCE
 
@@ -44,10 +45,7 @@ def tuned(base: Path, load_in_4bit: bool = False, **lora: Any) -> Any:
     maker = choose.make_loader(section, schema.Lora(r=4, lora_alpha=8, **lora), seed=1, name="peft")
     model = maker.for_training().model.eval()
     torch.manual_seed(3)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.08)
+    draw_lora_b(model, std=0.08)
     return model
 
 

@@ -26,6 +26,7 @@ from fast_ft.models.loaders.base import LoaderBase
 from fast_ft.pipeline import adapter_loading
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
+from tests.helpers.adapters import draw_lora_b
 from tests.helpers.bases import save_in_4_bits
 from tests.helpers.parts import save_random_llama
 
@@ -48,10 +49,7 @@ def tuned(base: Path, **lora: Any) -> Any:
     """A model in training mode: in the other one a CPU's 4-bit weights are packed again at the first pass."""
     model = maker_of(base, **lora).for_training().model
     torch.manual_seed(3)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.2)
+    draw_lora_b(model, std=0.2)
     return model
 
 

@@ -21,6 +21,7 @@ from fast_ft.models.loaders.base import LoadedModel
 from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe import schema
 from tests.helpers import bases
+from tests.helpers.adapters import draw_lora_b
 
 EOS, LIMIT = 2, 12
 ENCODER: Any = SimpleNamespace(end_ids=(EOS,), pad_id=0)
@@ -33,10 +34,7 @@ def loaded_base(name: str, **changes: Any) -> LoadedModel:
     base = bases.random_base(name, **changes)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(base, config).eval()
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if "lora_B" in key:
-                weight.normal_(std=0.08)
+    draw_lora_b(model, std=0.08)
     family = bases.ALL[name][0] if name in bases.GENERAL else None
     return LoadedModel(model, None, "peft", "cpu", "float32", general=family)
 

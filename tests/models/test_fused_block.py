@@ -23,6 +23,7 @@ from fast_ft.recipe import schema
 from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape, lay_out
 from fast_ft.train.optimizer import FlatWeights
+from tests.helpers.adapters import draw_lora_b
 from tests.helpers.bases import save_in_4_bits
 from tests.helpers.parts import POCKET
 
@@ -118,10 +119,7 @@ def trained(tiny: Path) -> LoadedModel:
     """The tiny model with our blocks and a LoRA whose matrices are all drawn."""
     section = schema.Model(name_or_path=str(tiny), load_in_4bit=False, max_length=64)
     made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
-    with torch.no_grad():
-        for name, weight in made.model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.2)
+    draw_lora_b(made.model, std=0.2)
     assert block.install(made.model, made.patches) is None
     return made
 
@@ -211,10 +209,7 @@ def test_gradients_over_a_base_of_4_and_16_bits_equal_autograds(
     base = save_in_4_bits(tmp_path / "base", tiny, skipped)
     section = schema.Model(name_or_path=str(base), max_length=64, dtype="float32")
     made = choose.make_loader(section, schema.Lora(r=4), seed=1, name="peft").for_training()
-    with torch.no_grad():
-        for name, weight in made.model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.2)
+    draw_lora_b(made.model, std=0.2)
     loss, expected = gradients(made)
     monkeypatch.setattr(block.obstacles, "in_layers", lambda core: None)
     assert block.install(made.model, made.patches) is None

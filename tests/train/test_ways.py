@@ -23,6 +23,7 @@ from fast_ft.train.micro_batch import MicroBatchShape
 from fast_ft.train.optimizer import FlatWeights
 from fast_ft.train.row_passes import RowPasses
 from tests.helpers import bases
+from tests.helpers.adapters import draw_lora_b
 
 LENGTHS = (5, 40, 29)
 
@@ -42,10 +43,7 @@ def loaded_base(folder: Path, name: str, backend: str = "auto", **changes: Any) 
     section = schema.Model(name_or_path=str(base), load_in_4bit=False, max_length=64, backend=backend)
     made = choose.make_loader(section, schema.Lora(r=4, lora_alpha=12), seed=1).for_training()
     torch.manual_seed(5)
-    with torch.no_grad():
-        for key, weight in made.model.named_parameters():
-            if "lora_B" in key:
-                weight.normal_(std=0.1)
+    draw_lora_b(made.model, std=0.1)
     return made
 
 
