@@ -77,14 +77,13 @@ def _in_fp32(base: str, setup: str) -> Any:
     """Return PEFT's model in fp32 over the weights that it computes with in this set-up: 4 bits are turned to 16."""
     import torch
 
+    from fast_ft.models import nf4
     from fast_ft.models.patches import ModelPatches
 
-    model = _maker("peft", base, setup)._base_model()
+    model, dtype = _maker("peft", base, setup)._base_model(), getattr(torch, setup.partition("/")[0])
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "Linear4bit":
-            from bitsandbytes.functional import dequantize_4bit
-
-            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            weight = nf4.dequantised(module.weight.data, module.weight.quant_state, dtype)
             plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             plain.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
             model.set_submodule(name, plain)

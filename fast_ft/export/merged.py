@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common import untrusted_files
 from fast_ft.common.errors import InputError
 from fast_ft.hub.families import read_config, read_generation_config
-from fast_ft.models import lora_files, tensor_file
+from fast_ft.models import lora_files, nf4, tensor_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,16 +71,17 @@ class BaseWeights:
             return tuple(file.get_slice(name).get_shape())
 
     def get(self, name: str, device: str) -> Tensor:
-        """Return a weight in float32, or in the 16 bits that it is stored in, on a device."""
+        """Return a weight in the dtype that it is stored in, or in float32 where that has 4 bits, on a device."""
         key = self._state_key(name)
         if key is None:
             return self._raw(name).to(device)
-        from bitsandbytes.functional import QuantState, dequantize_4bit
+        import torch
+        from bitsandbytes.functional import QuantState
 
         prefix = f"{name}."
         parts = {part: self._raw(part) for part in self.places if part.startswith(prefix)}
         state = QuantState.from_dict({part.removeprefix(prefix): value for part, value in parts.items()}, device=device)
-        return dequantize_4bit(self._raw(name).to(device), state)
+        return nf4.dequantised(self._raw(name).to(device), state, torch.float32)
 
     def _state_key(self, name: str) -> str | None:
         keys = (f"{name}{_QUANTISED}{kind}" for kind in ("nf4", "fp4"))

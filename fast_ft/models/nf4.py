@@ -10,9 +10,10 @@ Shapes: T tokens, K inputs, B blocks of 64 weights.
 
 from __future__ import annotations
 
+import copy
 import struct
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -149,3 +150,17 @@ def pack_scales(absmax_B: Tensor, dtype: torch.dtype) -> Tensor:
     high = scale.to(dtype)
     low = (scale - high.float()).to(dtype)
     return torch.stack((high, low), dim=-1).view(torch.int32).squeeze(-1)
+
+
+def dequantised(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
+    """Return bitsandbytes' 4-bit weights in `dtype`, in their own shape, each rounded once.
+
+    A `state` (its QuantState) names the dtype that the weights had before, and `dequantize_4bit` rounds to that. Stored
+    bases often say bfloat16 there, whose rounding is eight times as coarse as float16's. Products never round so.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy.copy(state)
+    state.dtype = dtype
+    weight: Tensor = dequantize_4bit(packed, state)
+    return weight

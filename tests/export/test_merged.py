@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from bitsandbytes.functional import dequantize_4bit
 
 from fast_ft.cli.main import main
 from fast_ft.common.errors import InputError
@@ -19,6 +20,7 @@ from fast_ft.export import checks, merged
 from fast_ft.export.chat_forms import JINJA
 from fast_ft.export.export import Export
 from fast_ft.export.merged import AdapterWeights
+from tests.helpers.bases import save_in_4_bits
 from tests.helpers.parts import POCKET
 
 
@@ -82,6 +84,19 @@ def test_a_base_in_four_bits_is_dequantised_tensor_by_tensor(run: Path, tiny: Pa
     assert record["against_adapter"]["nats"] < 1e-3 and record["against_run_nats"] < 0.01, "the run's own base"
     names = merged.BaseWeights(folder).names()
     assert names == merged.BaseWeights(tiny).names() == merged.BaseWeights(quantised).names()
+
+
+def test_four_bits_are_merged_as_products_round_them(tiny: Path, tmp_path: Path) -> None:
+    """A base that says bfloat16 is not rounded to that on its way to a model in float16."""
+    quantised = save_in_4_bits(tmp_path / "nf4", tiny, None)
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(quantised), dtype=torch.float16)
+    name = "model.layers.0.mlp.down_proj.weight"
+    stored = model.get_parameter(name)
+    coarse = dequantize_4bit(stored.data, stored.quant_state)
+    assert coarse.dtype == torch.bfloat16
+    made = merged.BaseWeights(quantised).get(name, "cpu")
+    assert made.dtype == torch.float32 and not torch.equal(made, coarse.float())
+    assert torch.equal(made.bfloat16(), coarse)
 
 
 def wrong_scale(self: AdapterWeights, name: str, weight: torch.Tensor) -> torch.Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.functional import get_4bit_type
+from bitsandbytes.functional import get_4bit_type, quantize_4bit
 
+from fast_ft.generate.engine import nf4_linear
 from fast_ft.models import nf4
 
 Words = torch.Tensor  #: 32-bit words, in int64
@@ -117,3 +120,18 @@ def test_a_scale_in_two_parts_loses_nothing_that_counts() -> None:
         packed = nf4.pack_scales(scale, dtype)
         back = halves(packed.long() & 0xFFFFFFFF, dtype).sum(-1) * nf4.FACTOR[str(dtype).removeprefix("torch.")]
         assert ((back - scale.double()).abs() / scale).max().item() < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_are_rounded_once_whatever_their_state_says(dtype: torch.dtype) -> None:
+    """Stored bases often say bfloat16. Rounded to that first, float16 weights were 8 times as far from the true ones."""
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    true = torch.tensor(nf4.CODES)[torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()].view(-1, 64)
+    true = (true * state.absmax.view(-1, 1)).view(64, 256)
+    made = nf4.dequantised(packed, state, dtype)
+    assert made.dtype == dtype and torch.equal(made, true.to(dtype))
+    assert state.dtype == torch.bfloat16, "the state is the model's own"
+    layer: Any = SimpleNamespace(weight=SimpleNamespace(data=packed, quant_state=state), bias=None)
+    product = nf4_linear.dequantised([layer], dtype)
+    assert torch.equal(product(torch.eye(256, dtype=dtype)), true.to(dtype).T)

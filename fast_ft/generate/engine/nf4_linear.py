@@ -243,9 +243,7 @@ def fused_rows(device: torch.device) -> int:
 
 def dequantised(bases: Sequence[Any], dtype: torch.dtype) -> Linear:
     """Return a product with the weights in 16 bits, which are held beside the 4-bit ones."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    parts = [dequantize_4bit(base.weight.data, base.weight.quant_state).to(dtype) for base in bases]
+    parts = [nf4.dequantised(base.weight.data, base.weight.quant_state, dtype) for base in bases]
     weight_NE, bias_N = torch.cat(parts), bias_of(bases)
     return lambda x_TE: linear(x_TE, weight_NE, bias_N)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fast_ft.common import out_of_memory
+from fast_ft.models import nf4
 from fast_ft.models.fused_block import ops_torch
 from fast_ft.models.fused_block.dispatch import ops_for
 from fast_ft.models.weight_layout import side_by_side
@@ -136,10 +137,8 @@ class MixedWeights(Weights):
 
 def check_unpacking(base: Any, dtype: torch.dtype) -> str | None:
     """Return why a 4-bit layer's weights are not unpacked as bitsandbytes unpacks them, or None."""
-    from bitsandbytes.functional import dequantize_4bit
-
     try:
-        expected_NE = dequantize_4bit(base.weight.data, base.weight.quant_state).float()
+        expected_NE = nf4.dequantised(base.weight.data, base.weight.quant_state, torch.float32)
         made_NE = FourBitWeights([base], dtype, WeightBuffer())().float()
         difference = ((made_NE - expected_NE).abs().max() / expected_NE.abs().max()).item()
     except Exception as error:  # a compiler on a card that it does not know may fail in any way
