@@ -124,7 +124,7 @@ def test_a_scale_in_two_parts_loses_nothing_that_counts() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_weights_are_rounded_once_whatever_their_state_says(dtype: torch.dtype) -> None:
-    """Stored bases often say bfloat16. Rounded to that first, float16 weights were 8 times as far from the true ones."""
+    """Stored bases often say bfloat16. Rounded to that first, float16 weights were 8 times as far from true ones."""
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
     true = torch.tensor(nf4.CODES)[torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()].view(-1, 64)
