@@ -94,7 +94,7 @@ class TrainCallbacks:
         saved, or None.
     on_plan(plan): the plan was replaced by a thriftier one, which a resumed run has to follow.
     on_best(step, write): the weights after `step` have the least validation loss so far, and train.load_best is set;
-        `write` fills a folder with them.
+        `write` fills a folder with them. Returns why they were not kept, or None.
     on_rewind(step): training goes back to the state after `step`; what came later is trained again.
     find_checkpoint(step): returns the newest whole checkpoint of a step below `step`, or None.
     watch: counts the seconds of making a session, of its trainers and of rehearsing passes, before the first step.
@@ -103,7 +103,7 @@ class TrainCallbacks:
     on_step: Callable[[dict[str, Any]], None] = ignore
     on_checkpoint: Callable[[int, Callable[[Path], None]], str | None] = ignore
     on_plan: Callable[[TrainPlan], None] = ignore
-    on_best: Callable[[int, Callable[[Path], None]], None] = ignore
+    on_best: Callable[[int, Callable[[Path], None]], str | None] = ignore
     on_rewind: Callable[[int], None] = ignore
     find_checkpoint: Callable[[int], Path | None] = ignore
     watch: Stopwatch = field(default_factory=Stopwatch)

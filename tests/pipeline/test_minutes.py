@@ -109,9 +109,10 @@ class Ticking(Clock):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float, measurement: float = 0.0) -> None:
         super().__init__()
         from fast_ft.train.step_runner import StepRunner
+        from fast_ft.train.validation_loss import ValidationLoss
 
-        for name, seconds in (("train_step", step), ("validation_loss", measurement)):
-            monkeypatch.setattr(StepRunner, name, self._moved_by(seconds, getattr(StepRunner, name)))
+        for owner, name, seconds in ((StepRunner, "train_step", step), (ValidationLoss, "measure", measurement)):
+            monkeypatch.setattr(owner, name, self._moved_by(seconds, getattr(owner, name)))
 
     def _moved_by(self, seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
         def moved(*given: Any) -> Any:
