@@ -280,7 +280,8 @@ def session_in(size: int, base: Path, folder: Path, trouble: str = "none") -> di
     assert statuses(processes) == [0] * size
     first, *others = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
     for other in others:
-        assert {key for key in first if str(first[key]) != str(other[key])} <= {"notes", "validation"}, "NaN are equal too"
+        differs = {key for key in first if str(first[key]) != str(other[key])}
+        assert differs <= {"notes", "validation"}, "NaN are equal too"
     return first
 
 
