@@ -6,6 +6,7 @@ Answers that will not make it are cut by generate/pace.py. Clocks are passed in,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,17 @@ class Measurements:
 
     tokens: int = 0
     after: frozenset[int] = frozenset()
+
+    @classmethod
+    def over(cls, lengths: Sequence[int], stage_steps: Sequence[int], every: int | None) -> Measurements:
+        """Return those over rows of these token counts: at the end of each stage, and every so many steps.
+
+        `stage_steps` are the steps of each stage; `every`: None is at stages' ends only. Without rows there are none.
+        """
+        if not lengths:
+            return cls()
+        between = range(every, sum(stage_steps), every) if every else ()
+        return cls(sum(lengths), frozenset([*itertools.accumulate(stage_steps), *between]))
 
 
 class TrainPace:

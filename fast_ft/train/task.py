@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,11 +64,8 @@ class TrainTask:
     @cached_property
     def measurements(self) -> Measurements:
         """When the validation loss is measured, and over how many tokens."""
-        if not self.validation:
-            return Measurements()
-        ends, every = itertools.accumulate(len(job.batches) for job in self.jobs), self.section.eval_steps
-        between = range(every, self.total, every) if every else ()
-        return Measurements(sum(len(row.input_ids) for row in self.validation), frozenset([*ends, *between]))
+        lengths, steps = [len(row.input_ids) for row in self.validation], [len(job.batches) for job in self.jobs]
+        return Measurements.over(lengths, steps, self.section.eval_steps)
 
 
 @dataclass(frozen=True)
