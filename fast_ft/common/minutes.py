@@ -35,9 +35,9 @@ class Measurements:
 
     @classmethod
     def over(cls, lengths: Sequence[int], stage_steps: Sequence[int], every: int | None) -> Measurements:
-        """Return those over rows of these token counts: at the end of each stage, and every so many steps.
+        """Return those over rows of these token counts: at the end of each stage, and after every `every` steps.
 
-        `stage_steps` are the steps of each stage; `every`: None is at stages' ends only. Without rows there are none.
+        `stage_steps` are the steps of each stage; None for `every`: at stages' ends only. Without rows there are none.
         """
         if not lengths:
             return cls()
@@ -85,6 +85,10 @@ class TrainPace:
         """Note that the validation loss was measured behind the step that was noted last."""
         now = self.clock()
         self._measured, self._last = now - self._last, now
+
+    def measure_no_more(self) -> None:
+        """Note that no measurement is to come: steps have all of the time."""
+        self.measurements = Measurements()
 
     def left(self) -> float:
         """Seconds in which steps may still end, so that there is time to measure the validation loss behind them."""
@@ -164,7 +168,7 @@ class TrainPace:
 
         The latter is an upper bound: a measurement has no backward pass.
         """
-        if self._measured is not None:
+        if self._measured is not None and self.measurements.after:
             return self._measured
         return self._rate() * self.measurements.tokens if self._is_believed() else 0.0
 

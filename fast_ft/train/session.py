@@ -232,6 +232,8 @@ class TrainSession:
             found["validation_loss"] = loss = self.validation.measure()
         except InputError as error:
             self.task = replace(self.task, validation=())
+            if self.stopping.pace is not None:
+                self.stopping.pace.measure_no_more()
             self._warn(f"the validation loss is not measured from step {at.global_step} on: {error}")
         else:
             if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss) and self._keep_best(at):

@@ -98,6 +98,10 @@ def test_measurements_of_the_validation_loss_have_their_share_of_the_minutes() -
     assert pace.fitting(11) == 30, "180 s, and 4 measurements of 9 s behind steps 20, 30, 40 and the last: 216 of 219 s"
     said = pace.forecast(11)
     assert said is not None and "1.35 of them to measure the validation loss" in said and "after about step 41" in said
+    pace.measure_no_more()
+    assert pace.left() == 294 - 75 and pace.fitting(11) == 219 // 6, "steps have all of the time"
+    said = pace.forecast(11)
+    assert said is not None and "to measure" not in said
 
 
 # In a run

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from fast_ft.common.minutes import Measurements, TrainPace
 from fast_ft.train.session import TrainSession
 from tests.train.test_train import MakeSession, make_rows, make_session, same
 
@@ -76,13 +78,18 @@ def test_a_row_that_does_not_fit_ends_the_measurements_and_not_the_training(
 ) -> None:
     plain, wanted = make_session()
     plain.run()
-    session, lines = make_session(validation=ROWS, eval_steps=2, save_steps=1)
+    due = Measurements.over([len(row.input_ids) for row in ROWS], [4, 3], 2)
+    session, lines = make_session(
+        validation=ROWS, eval_steps=2, save_steps=1,
+        pace=lambda _: TrainPace(60, [1] * 7, time.monotonic, measurements=due),
+    )  # fmt: skip
     seen = measuring(session, lambda _: session.state.global_step > 2 * fits)
     session.run()
     assert session.finished and same(plain, session)
     assert [line["loss"] for line in lines] == [line["loss"] for line in wanted]
     assert ["validation_loss" in line for line in lines] == [False, bool(fits)] + [False] * 5
     assert ["validation_seconds" in line for line in lines].count(True) == 1 + fits, "it is not tried again"
+    assert session.stopping.pace is not None and not session.stopping.pace.measurements.after
     longest = max(len(row.input_ids) for row in ROWS)
     assert len([tokens for tokens in seen if tokens >= longest]) <= 2 * fits + 3
     (text,) = session.notes
