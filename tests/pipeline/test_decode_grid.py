@@ -268,6 +268,11 @@ def test_memory_that_runs_out_in_an_answer_costs_that_answer_and_not_the_talk(
     assert capsys.readouterr().err.count("write /base to have one model answer") == 3
 
 
+def test_a_text_that_is_too_long_leaves_what_was_said_before_it(folder: Path) -> None:
+    hat, cup = "What colour is the hat?", "And the cup?"
+    assert talk(folder, hat, "x " * 400, cup) == talk(folder, hat, cup)
+
+
 def test_an_engine_with_room_to_spare_gives_it_up_before_an_answer_fails(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
