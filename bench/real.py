@@ -117,7 +117,7 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
 
     own = [each for each in compared if each["way"] == "fused"]
     alone = [each for each in peft["training"].values() if "cosine_to_fp32" in each]
-    of_peft = [{"setup": setup, **peft["training"][setup]} for setup in SETUPS]
+    of_peft = [{"way": "peft", "setup": setup, **peft["training"][setup]} for setup in SETUPS]
     to_peft = "cosine of gradients of eight rows to PEFT's in the same dtype, median of ten steps"
     found = {
         "real.grad_cosine_worst": (least("cosine", compared), f"{to_peft}, worst of all ways"),
@@ -133,11 +133,12 @@ def headline(result: dict[str, Any]) -> dict[str, tuple[float, str]]:
         ),
         "real.loss_apart_worst": (max(map(_apart, compared)), "largest difference of a step's loss, as a share"),
         "real.loss_apart_own_worst": (max(map(_apart, own)), "the same of our blocks"),
-        "real.mean_loss_to_fp32_own_worst": (
-            max(_to_fp32(result, each) for each in own), "difference of ten steps' mean loss from fp32's, our blocks'",
-        ),
-        "real.mean_loss_to_fp32_peft_worst": (max(_to_fp32(result, each) for each in of_peft), "the same of PEFT's"),
     }  # fmt: skip
+    for each in [*compared, *of_peft]:
+        if each["setup"].startswith("bfloat16"):
+            way, bits = {"fused": "own"}.get(each["way"], each["way"]), each["setup"].partition("/")[2]
+            name, unit = f"real.bf16_loss_off_{way}_{bits}", f"difference of ten steps' mean loss from fp32's, {way}"
+            found[name] = (_to_fp32(result, each), f"{unit}, bf16 over a base of {bits} bits")
     for name, answers in peft["decoding"].items():
         found[f"real.argmax_agreement_{name}"] = (answers["argmax_agrees"], "share of greedy tokens, teacher-forced")
     return found

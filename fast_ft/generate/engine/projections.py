@@ -24,8 +24,8 @@ Linear = Callable[[Tensor], Tensor]  #: TE to TN
 class BaseProduct(Protocol):
     """Products of a base's layers without LoRA, TE to TN. `add_TN` is what to add; it may be written over.
 
-    Where it can be, that is added before the sum is rounded: part of what a LoRA adds in bf16 is lost otherwise, since
-    it is less than half a step of the base's rounded output.
+    The product is added to it, and not the other way round. Much of what a LoRA adds in bf16 is less than half a step
+    of the base's rounded output; where a device adds before it rounds, as a CPU does, it is not lost.
     """
 
     def __call__(self, x_TE: Tensor, add_TN: Tensor | None = None, /) -> Tensor:

@@ -74,9 +74,12 @@ class LinearGroup:
     def forward(self, x_TX: Tensor, add_TN: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (y_TN, with `add_TN` added to it; x A, TR, which the backward pass needs).
 
-        `x_TX` are the inputs, or inputs and room, which is written over. The base's part and the LoRA's are summed and
-        then rounded. Most of what a young LoRA adds is less than half a step of the base's output in bf16: added to the
-        rounded output, it is lost in part. A residual stream's few huge numbers in `add_TN` are rounded once, too.
+        `x_TX` are the inputs, or inputs and room, which is written over. A residual stream's few huge numbers in
+        `add_TN` are rounded once.
+
+        Most of what a young LoRA adds is less than half a step of the base's output in bf16, and part of it is lost
+        where it is added to the rounded output. With room one product makes the whole sum. Without, the base's product
+        is added to the LoRA's: a CPU does that before it rounds; on an H200 torch 2.11 rounds first, in either order.
         """
         rank, inputs = self.a_RE.shape
         x_TE, has_room = x_TX[:, :inputs], x_TX.shape[1] > inputs
