@@ -6,6 +6,7 @@ their names in the hub's cache, which are their digests, or by a digest over sam
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -40,10 +41,19 @@ def weights_digest(path: Path) -> str:
     blob = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", blob):
         return f"sha256:{blob}"
-    size = path.stat().st_size
+    now = path.stat()
+    return f"samples:{_sampled(path, now.st_size, (now.st_ino, now.st_mtime_ns, now.st_ctime_ns))}"
+
+
+@functools.lru_cache(maxsize=64)
+def _sampled(path: Path, size: int, as_it_is: tuple[int, int, int]) -> str:
+    """Return the digest of a file's samples, read once a process while the file is `as_it_is`: a sweep asks each trial.
+
+    `as_it_is` is its inode and when the file and its inode were changed.
+    """
     total = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         for index in range(_SAMPLES):
             file.seek(max(0, size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
             total.update(file.read(_SAMPLE_BYTES))
-    return f"samples:{total.hexdigest()}"
+    return total.hexdigest()
