@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common import untrusted_files
 from fast_ft.hub import download, families
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 18
@@ -41,16 +42,13 @@ def weights_digest(path: Path) -> str:
     blob = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", blob):
         return f"sha256:{blob}"
-    now = path.stat()
-    return f"samples:{_sampled(path, now.st_size, (now.st_ino, now.st_mtime_ns, now.st_ctime_ns))}"
+    return f"samples:{_sampled(path, untrusted_files.state_of(path))}"
 
 
 @functools.lru_cache(maxsize=64)
-def _sampled(path: Path, size: int, as_it_is: tuple[int, int, int]) -> str:
-    """Return the digest of a file's samples, read once a process while the file is `as_it_is`: a sweep asks each trial.
-
-    `as_it_is` is its inode and when the file and its inode were changed.
-    """
+def _sampled(path: Path, state: tuple[int, ...]) -> str:
+    """Return the digest of a file's samples, read once a process for each state of it: a sweep asks at each trial."""
+    size = state[0]
     total = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         for index in range(_SAMPLES):
