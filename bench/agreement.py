@@ -46,7 +46,7 @@ def first_step(
     """Run one step over `rows` through the real trainer and record it, before the optimizer uses the gradients."""
     step = RowsInSteps(rows, [list(range(len(rows)))])
     gradients, log = run_steps(loaded, step, pad_id=pad_id, plan=plan, work_folder=work_folder, seed=seed)
-    return StepRecord(log[0]["supervised_tokens"], log[0]["loss"], gradients)
+    return StepRecord(log[0]["supervised_tokens"], log[0]["loss"], gradients[0])
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,14 @@ class RowsInSteps:
 
 
 def run_steps(
-    loaded: LoadedModel, work: RowsInSteps, *, pad_id: int, plan: TrainPlan, work_folder: Path, seed: int = 3407
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run the steps through the real trainer; return the first step's gradients by name, and the log of all."""
+    loaded: LoadedModel, work: RowsInSteps, *, pad_id: int, plan: TrainPlan, work_folder: Path, seed: int = 3407,
+    stands_still: bool = False,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+    """Run the steps through the real trainer; return gradients by name, and the log of all steps.
+
+    The gradients are those of the first step alone; or those of each one where the adapter `stands_still`, at a
+    learning rate of 0.
+    """
     from transformers import TrainerCallback
 
     from fast_ft.train.sft_trainer import StageTrainer
@@ -69,18 +74,19 @@ def run_steps(
     size = len(work.steps[0])
     section = schema.Train(effective_batch_size=size, max_grad_norm=1e9, optim="adamw_torch", warmup_steps=0)
     log: list[dict[str, Any]] = []
-    job = StageJob(0, "agreement", work.rows, work.steps, section.learning_rate)
+    job = StageJob(0, "agreement", work.rows, work.steps, 0.0 if stands_still else section.learning_rate)
     task = TrainTask([job], section, schema.Carry(), seed, pad_id)
     session = TrainSession(loaded, task, plan, work_folder, TrainCallbacks(on_step=log.append))
-    gradients: dict[str, Any] = {}
+    gradients: list[dict[str, Any]] = []
 
     class Capture(TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            """Copy the first step's gradients, before the optimizer uses them."""
-            if not gradients:
-                for name, weight in loaded.model.named_parameters():
-                    if weight.grad is not None:
-                        gradients[name] = weight.grad.detach().float().cpu().clone()
+            """Copy a step's gradients, before the optimizer uses them."""
+            if stands_still or not gradients:
+                named = loaded.model.named_parameters()
+                gradients.append(
+                    {name: w.grad.detach().float().cpu().clone() for name, w in named if w.grad is not None}
+                )
 
     trainer = StageTrainer(session)
     trainer.add_callback(Capture())

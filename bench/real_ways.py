@@ -1,4 +1,4 @@
-"""What one way computes on a real model: losses and first gradients in each set-up, and decoding. For bench/real.py."""
+"""What one way computes on a real model: losses and gradients in each set-up, and decoding. For bench/real.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ ROWS = "recipes/smollm"
 EXACT = "fp32 of "  #: before a set-up: PEFT in fp32 over the weights that this set-up computes with
 AGAIN = "passes of two rows of "  #: before a set-up: PEFT once more
 ALL_ROWS = ", all rows"  #: behind a set-up: the gradients of one step over all rows
-BORDER = ": "  #: between set-up and weight, in the name of a gradient
+
+Gradients = list[dict[str, Any]]  #: of each step, by the weight's name
+BORDER = ": "  #: between set-up, step and weight, in the name of a gradient
 
 
 def child(way: str, base: str, out: Path) -> None:
@@ -32,13 +34,18 @@ def child(way: str, base: str, out: Path) -> None:
     prompts = dataset.load_prompts(f"{ROWS}/test.json")[0][:PROMPTS]
     ids = [encoder.prompt_ids(prompt.messages) for prompt in prompts]
     found: dict[str, Any] = {"training": {}, "decoding": {}}
-    gradients: dict[str, Any] = {}
+    gradients: dict[str, Gradients] = {}
+
+    def train(loaded: Any, setup: str) -> None:
+        found["training"][setup] = _trained(loaded, rows, encoder.pad_id, out.parent)
+        gradients[setup] = _gradients(loaded, rows, encoder.pad_id, out.parent)
+        gradients[setup + ALL_ROWS] = _gradients(loaded, rows, encoder.pad_id, out.parent, a_step=len(rows))
+
     for setup in SETUPS:
         loaded = _loaded(way, base, setup)
-        found["training"][setup], gradients[setup] = _trained(loaded, rows, encoder.pad_id, out.parent)
-        _, gradients[setup + ALL_ROWS] = _trained(loaded, rows, encoder.pad_id, out.parent, a_step=len(rows))
+        train(loaded, setup)
         if way == "peft":
-            _, gradients[AGAIN + setup] = _trained(loaded, rows[:ROWS_A_STEP], encoder.pad_id, out.parent, a_pass=2)
+            gradients[AGAIN + setup] = _gradients(loaded, rows, encoder.pad_id, out.parent, a_pass=2)
             if setup.startswith("float16"):
                 loaded.free()
                 loaded = _loaded(way, base, setup)
@@ -46,11 +53,14 @@ def child(way: str, base: str, out: Path) -> None:
                 found["decoding"]["nf4" if setup.endswith("/4") else "fp16"] = _decoded(loaded, ids, encoder)
             loaded.free()
             loaded = _in_fp32(base, setup)
-            name = EXACT + setup
-            found["training"][name], gradients[name] = _trained(loaded, rows, encoder.pad_id, out.parent)
-            _, gradients[name + ALL_ROWS] = _trained(loaded, rows, encoder.pad_id, out.parent, a_step=len(rows))
+            train(loaded, EXACT + setup)
         loaded.free()
-    flat = {f"{setup}{BORDER}{name}": g.contiguous() for setup, each in gradients.items() for name, g in each.items()}
+    flat = {
+        BORDER.join((setup, str(step), name)): gradient.contiguous()
+        for setup, steps in gradients.items()
+        for step, each in enumerate(steps)
+        for name, gradient in each.items()
+    }
     save_file(flat, str(out.with_suffix(".safetensors")))
     out.write_text(json.dumps(found), encoding="utf-8")
 
@@ -106,31 +116,38 @@ def _set_adapter(model: Any) -> None:
                 weight.copy_(torch.randn(weight.shape, generator=draw) * spread)
 
 
-def _trained(
-    loaded: Any, rows: list[Any], pad_id: int, folder: Path, *, a_step: int = ROWS_A_STEP, a_pass: int = ROWS_A_STEP
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (losses, skipped steps and what ran; the first step's gradients), from the initial adapter."""
-    import tempfile
-
-    from bench.agreement import RowsInSteps, run_steps
-    from fast_ft.plan.run_plan import TrainPlan
-
-    _set_adapter(loaded.model)
-    steps = [list(range(start, start + a_step)) for start in range(0, len(rows), a_step)]
-    plan = TrainPlan(a_pass, backend=loaded.backend)
-    work = Path(tempfile.mkdtemp(dir=folder))
-    gradients, log = run_steps(loaded, RowsInSteps(rows, steps), pad_id=pad_id, plan=plan, work_folder=work)
+def _trained(loaded: Any, rows: list[Any], pad_id: int, folder: Path) -> dict[str, Any]:
+    """Return losses, skipped steps and what ran, from the initial adapter on."""
+    _, log = _run(loaded, rows, pad_id, folder, ROWS_A_STEP, ROWS_A_STEP, stands_still=False)
     core = loaded.model.get_base_model()
     ran = {
         "forward_of_a_layer": _name(core.model.layers[0].forward), "forward_of_a_projection":
         _name(core.model.layers[0].self_attn.q_proj.forward), "attention": core.config._attn_implementation,
         "weights": type(core.model.layers[0].self_attn.q_proj.base_layer).__name__, "notes": loaded.notes,
     }  # fmt: skip
-    return {
-        "losses": [each["loss"] for each in log],
-        "skipped": [bool(each["skipped"]) for each in log],
-        "ran": ran,
-    }, gradients
+    return {"losses": [each["loss"] for each in log], "skipped": [bool(each["skipped"]) for each in log], "ran": ran}
+
+
+def _gradients(
+    loaded: Any, rows: list[Any], pad_id: int, folder: Path, *, a_step: int = ROWS_A_STEP, a_pass: int = ROWS_A_STEP
+) -> Gradients:
+    """Return the gradients of all steps, each at the initial adapter."""
+    return _run(loaded, rows, pad_id, folder, a_step, a_pass, stands_still=True)[0]
+
+
+def _run(
+    loaded: Any, rows: list[Any], pad_id: int, folder: Path, a_step: int, a_pass: int, *, stands_still: bool
+) -> tuple[Gradients, list[dict[str, Any]]]:
+    """Train from the initial adapter; return gradients and log, as run_steps does."""
+    import tempfile
+
+    from bench.agreement import RowsInSteps, run_steps
+    from fast_ft.plan.run_plan import TrainPlan
+
+    _set_adapter(loaded.model)
+    steps = RowsInSteps(rows, [list(range(start, start + a_step)) for start in range(0, len(rows), a_step)])
+    plan, work = TrainPlan(a_pass, backend=loaded.backend), Path(tempfile.mkdtemp(dir=folder))
+    return run_steps(loaded, steps, pad_id=pad_id, plan=plan, work_folder=work, stands_still=stands_still)
 
 
 def _decoded(loaded: Any, ids: list[list[int]], encoder: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from fast_ft.common.console import labelled
 from fast_ft.common.streams import new_console
 from fast_ft.common.text_safety import harmless, plain
 from fast_ft.common.wording import counted, minutes_between
@@ -77,7 +78,7 @@ def print_selection(recipe: Recipe, prepared: SelectedData, show: int) -> None:
         if stage.name in spreads:
             console.print(f"  {spreads[stage.name].sentence(recipe.curriculum.by)}", markup=False)
     for note in prepared.notes:
-        console.print(f"note: {plain(note)}", markup=False)
+        console.print(labelled(plain(note)), markup=False)
     if isinstance(prepared, PreparedData):
         checked = counted(len(prepared.rows), "row")
         console.print(f"checked: {checked}. In each, the response and EOS are trained, and the prompt is masked.")

@@ -29,6 +29,11 @@ def note(text: str) -> None:
     print(harmless(redacted(text)), file=sys.stderr, flush=True)
 
 
+def labelled(text: str) -> str:
+    """Return what a run notes as it is shown: with a word before it that says what it is, if it has none."""
+    return text if text.startswith("warning: ") else f"note: {text}"
+
+
 class Bar:
     """A bar over `total` units of work, to be used in a with statement.
 

@@ -8,6 +8,14 @@ def counted(count: float, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Return a duration with its unit: "9 seconds", "1 minute", "12.5 minutes"."""
+    if seconds < 59.5:
+        return counted(round(seconds), "second") if seconds >= 0.5 else "less than a second"
+    minutes = round(seconds / 60, 1)
+    return "1 minute" if minutes == 1 else f"{minutes:g} minutes"
+
+
 def minutes_between(low: float, high: float) -> str:
     """Return a projection's two ends, in minutes: "5 to 9", "about 5", or "less than 0.1"; never "0 to 0"."""
     low, high = round(low, 1), round(high, 1)

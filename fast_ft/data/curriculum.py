@@ -81,7 +81,7 @@ def alike_stages(section: Curriculum, spreads: Sequence[Spread]) -> Iterator[str
     for one, other in itertools.pairwise(spreads):
         if one.median >= FEW and other.median < APART * one.median:
             yield (
-                f"WARNING: curriculum.stages: stages {one.stage} and {other.stage} hardly differ: their medians of "
+                f"warning: curriculum.stages: stages {one.stage} and {other.stage} hardly differ: their medians of "
                 f"{section.by} are {one.median:g} and {other.median:g}, less than {APART:g} times apart. Choose rows "
                 "that spread further (select.strata), or train in one stage."
             )

@@ -235,6 +235,6 @@ def _duplicate_notes(section: Select, taken: int, skipped: list[Duplicate], near
             "select.deduplicate=exact to keep them, or type select.deduplicate=near on the command line to go on."
         )
     yield (
-        f"WARNING: {text}. Look at some of them (data --json lists all pairs); select.deduplicate: exact keeps rows "
+        f"warning: {text}. Look at some of them (data --json lists all pairs); select.deduplicate: exact keeps rows "
         "that only have much in common."
     )

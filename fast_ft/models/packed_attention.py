@@ -234,7 +234,8 @@ def _written_out(
             scores_HTT = q_HTD[:, a:b] @ k_HTD[:, a:b].transpose(1, 2) / q_HTD.shape[2] ** 0.5
             hidden_TT = ~window_mask(b - a, b - a, window, q_HTD.device)
             mixed.append(scores_HTT.masked_fill(hidden_TT, float("-inf")).softmax(dim=-1) @ v_HTD[:, a:b])
-        out_THD = torch.cat(mixed, dim=1).transpose(0, 1)[None]
+        # Times 1: cuBLAS warns where a thread's first work on a card is a product, and autograd's thread begins here.
+        out_THD = torch.cat(mixed, dim=1).transpose(0, 1)[None] * 1.0
         grads = torch.autograd.grad(out_THD, leaves, grad_THD.float())
     return [out_THD.detach(), torch.cat(grads, dim=2)[0]]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fast_ft.common import atomic_files
-from fast_ft.common.console import note
+from fast_ft.common.console import labelled, note
 from fast_ft.common.errors import InputError
 from fast_ft.common.folders import expanded
 from fast_ft.common.wording import counted
@@ -217,7 +217,7 @@ def _record(folder: RunDir, recipe: Recipe, prepared: PreparedData) -> dict[str,
 
 def _say(prepared: PreparedData) -> None:
     for text in prepared.notes:
-        note(f"note: {text}")
+        note(labelled(text))
     if hits := prepared.leakage["hits"]:
         note(f"warning: {counted(len(hits), 'selected row')} with a test prompt's text; manifest.json names them")
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from fast_ft.common import environment, gpu
+from fast_ft.common import environment, garbage, gpu
 from fast_ft.sweep.trial_task import TaskRunner, TrialResult, TrialTask
 
 GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand
@@ -97,9 +97,17 @@ class LocalWorkers:
             self._busy.discard(number)
 
     def close(self) -> None:
-        """See WorkerPool."""
-        for worker in self._workers:
+        """See WorkerPool. An idle worker ends by itself when its pipe is closed.
+
+        One that is killed leaves a semaphore behind, and multiprocessing would warn of it as the sweep's last word.
+        """
+        for number, worker in enumerate(self._workers):
             worker.pipe.close()
+            if number in self._busy:
+                worker.process.kill()
+        end = time.monotonic() + GRACE
+        for worker in self._workers:
+            worker.process.join(max(0.0, end - time.monotonic()))
             worker.process.kill()
             worker.process.join()
 
@@ -154,6 +162,7 @@ def _serve(pipe: Connection, log: str, make_runner: Callable[[], TaskRunner]) ->
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    garbage.seldom()
     runner = make_runner()
     while True:
         try:

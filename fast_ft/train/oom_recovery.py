@@ -38,11 +38,11 @@ def widths_to_come(plan: TrainPlan, steps: Sequence[Sequence[int]], rank: int) -
     return [widths_of(plan, shares_of(plan, step)[rank]) for step in steps]
 
 
-def predicted_minutes(widths: Sequence[Sequence[int]], seconds: Mapping[int, float]) -> float:
-    """Return how long steps with passes of these widths will take.
+def predicted_seconds(widths: Sequence[Sequence[int]], seconds: Mapping[int, float]) -> float:
+    """Return how many seconds steps with passes of these widths will take.
 
     `seconds` are measured, by width. The widest pass alone was run: a narrower one takes its share.
     """
     widest = max(seconds)
     total = sum(seconds.get(each, seconds[widest] * each / widest) for step in widths for each in step)
-    return (total + len(widths) * STEP_SECONDS) / 60
+    return total + len(widths) * STEP_SECONDS

@@ -14,7 +14,7 @@ from fast_ft.common import out_of_memory, seeds
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.process_group import Ranks
-from fast_ft.common.wording import counted
+from fast_ft.common.wording import counted, duration
 from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models.base_layers import decoder_layers
 from fast_ft.models.loaders.base import LoadedModel
@@ -123,8 +123,8 @@ class StepRunner:
         widths = oom_recovery.widths_to_come(self.plan, steps, self.ranks.rank)
         seconds = self.passes.rehearse({each for step in widths for each in step})
         if seconds:  # else there are fewer rows in a step than processes
-            minutes = oom_recovery.predicted_minutes(widths, seconds)
-            note(f"{counted(len(steps), 'step')} will take {minutes:.1f} minutes, by the passes measured just now")
+            took = duration(oom_recovery.predicted_seconds(widths, seconds))
+            note(f"{counted(len(steps), 'step')} will take {took}, by the passes measured just now")
 
     def _until_it_fits(self, attempt: Callable[[], Result], at: TrainState) -> Result:
         """Return what `attempt` returns. Where a process cannot do it, all take another plan and attempt it again."""

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fast_ft.common.wording import counted, listed, minutes_between
+from fast_ft.common.wording import counted, duration, listed, minutes_between
 from tests.helpers.parts import ROOT
 
 
@@ -34,6 +34,17 @@ def test_a_long_list_says_how_many_more() -> None:
 )  # fmt: skip
 def test_a_projection_never_goes_from_nothing(low: float, high: float, text: str) -> None:
     assert minutes_between(low, high) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "less than a second"), (1.2, "1 second"), (59.4, "59 seconds"), (59.6, "1 minute"), (64, "1.1 minutes"),
+        (754, "12.6 minutes"),
+    ],
+)  # fmt: skip
+def test_a_duration_has_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_nothing_else_decides_between_singular_and_plural() -> None:

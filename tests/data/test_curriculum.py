@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from fast_ft.common.console import labelled
 from fast_ft.common.errors import InputError
 from fast_ft.data.curriculum import alike_stages, build_stages, metrics_needed, stage_spreads
 from fast_ft.data.examples import Pool
@@ -132,8 +133,9 @@ def test_a_stage_is_described_by_the_rows_that_it_adds():
         "3 rows that no stage before has: response_words: 60 to 100, median 70; 0% within the range before"
     )
     _, said = spread(section(*specs), (30, 40, 50, 51, 52, 53))
-    assert len(said) == 1 and said[0].startswith("WARNING: curriculum.stages: stages easy and all hardly differ")
+    assert len(said) == 1 and said[0].startswith("warning: curriculum.stages: stages easy and all hardly differ")
     assert "are 40 and 52, less than 1.5 times apart" in said[0]
+    assert labelled(said[0]) == said[0] and labelled("a row is gone") == "note: a row is gone"
     assert spread(section(*specs), (1, 2, 3, 4, 5, 6))[1] == [], "a few words say nothing of how hard a row is"
     specs = ("a", {"where": {"response_words": "30..60"}}), ("b", {"where": {"response_words": "40..100"}})
     (_, other), _ = spread(section(*specs, cumulative=False), (30, 40, 60, 100))

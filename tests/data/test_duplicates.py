@@ -150,7 +150,7 @@ def test_many_near_duplicates_are_said_and_most_stop():
     rows = [(f"Question {n}", text) for n, text in enumerate(texts)]
     twice = [*rows, *((prompt, text + " more") for prompt, text in rows[:4])]
     assert any(
-        text.startswith("WARNING: 4 of 24 rows (17%) are near-duplicates") for text in taken(twice, "near").notes
+        text.startswith("warning: 4 of 24 rows (17%) are near-duplicates") for text in taken(twice, "near").notes
     )
     thrice = [*rows, *((prompt, f"{text} {end}") for prompt, text in rows for end in ("more", "again"))]
     with pytest.raises(InputError, match=r"select.deduplicate: 40 of 60 rows \(67%\).*select.deduplicate=near on the"):

@@ -701,6 +701,27 @@ def test_fused_products_equal_the_layers(model: Any, fused: FusedModel) -> None:
     assert len(storage) == 1, "side by side, and held once"
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_a_lora_adds_is_not_lost_in_rounding(bias: bool) -> None:
+    """In bf16 a young LoRA adds less than half a step of the base's output. On average all of it must arrive."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(4)
+    plain = torch.nn.Sequential(torch.nn.Linear(128, 96, bias=bias, dtype=torch.bfloat16))
+    (module,) = get_peft_model(plain, LoraConfig(r=8, target_modules=["0"])).base_model.model
+    x, weight = torch.randn(512, 128, dtype=torch.bfloat16), module.lora_B["default"].weight.data
+    made = []
+    for size in (0.0, 1e-4):
+        weight.copy_(size * torch.randn(96, 8, generator=torch.Generator().manual_seed(5)))
+        product = Product([module], dense([module.get_base_layer()]), torch.bfloat16)
+        made.append(product(x).float())
+    assert product.a_ER is not None and product.b_RN is not None
+    added = x.float() @ product.a_ER.float() @ product.b_RN.float()
+    assert added.square().mean().sqrt() < 2**-9 * made[0].square().mean().sqrt(), "less than half a step"
+    arrived = ((made[1] - made[0]) * added).sum() / added.square().sum()
+    assert 0.9 < arrived < 1.1
+
+
 @pytest.mark.parametrize("rows", [2, 200])
 def test_the_products_of_4_bit_weights_equal_their_dequantised_ones(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a GPU, on the CPU: scales undone, weights side by side and in pieces of 64 rows."""
@@ -727,8 +748,9 @@ def test_the_products_of_4_bit_weights_equal_their_dequantised_ones(rows: int, m
     bias = torch.cat([layer.bias for layer in layers])
     x = torch.randn(rows, 128, generator=draw)
     with torch.no_grad():
-        made = nf4_linear.pieces(layers, torch.float32, torch.empty(64 * 128))(x)
-        torch.testing.assert_close(made, x @ dense.T + bias, atol=1e-4, rtol=1e-4)
+        product, add = nf4_linear.pieces(layers, torch.float32, torch.empty(64 * 128)), torch.randn(rows, 328)
+        torch.testing.assert_close(product(x), x @ dense.T + bias, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(product(x, add.clone()), x @ dense.T + bias + add, atol=1e-4, rtol=1e-4)
         for layer in layers:  # the layers' own weights are views now, and still theirs
             dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         apart = torch.cat([dequantize_4bit(layer.weight.data, layer.weight.quant_state) for layer in layers])

@@ -306,6 +306,32 @@ def test_one_product_over_weights_and_lora_is_what_two_are(ranks: tuple[int, ...
         torch.testing.assert_close(made, right, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("rank", "bits"), [(8, (4, 4)), (3, (4, 4)), (4, (4, 16)), (40, (16, 16))])
+def test_what_a_lora_adds_is_not_lost_in_rounding(rank: int, bits: tuple[int, ...]) -> None:
+    """In bf16 a young LoRA adds less than half a step of the base's output. On average all of it must arrive."""
+    draw = torch.Generator().manual_seed(4)
+    layers: Any = [Lora(96, rank, draw, each) for each in bits]
+    for layer in layers:
+        if layer.weight.dtype == torch.float32:
+            layer.weight.data = layer.weight.data.bfloat16()
+        layer.lora_A["default"].weight.data = torch.randn(rank, 128, generator=draw)
+    copies = LoraCopies(torch.bfloat16)
+    group = linear_group.LinearGroup(layers, torch.bfloat16, group_weights.WeightBuffer(), copies)
+    x = torch.nn.functional.pad(torch.randn(512, 128, generator=draw).bfloat16(), (0, group.room))
+    made = []
+    for size in (0.0, 4e-4 * rank**-0.5):
+        for layer in layers:
+            layer.lora_B["default"].weight.data = size * torch.randn(96, rank, generator=draw.manual_seed(5))
+        copies.renew(packed_attention.PackedRows(torch.tensor([0, 512], dtype=torch.int32), 512))
+        made.append(group.forward(x.clone())[0].float())
+    xa = x[:, :128].float() @ group.a_RE.float().t() * group.scaling
+    added = torch.cat([xa[:, i * rank : (i + 1) * rank] @ each.lora_B["default"].weight.bfloat16().float().t()
+                       for i, each in enumerate(layers)], dim=1)  # fmt: skip
+    assert added.square().mean().sqrt() < 2**-9 * made[0].square().mean().sqrt(), "less than half a step"
+    arrived = ((made[1] - made[0]) * added).sum() / added.square().sum()
+    assert 0.9 < arrived < 1.1
+
+
 def test_a_gradients_room_is_found_again_where_a_block_made_it() -> None:
     whole = torch.arange(30.0).view(3, 10).clone()
     part = whole[:, :6].unsqueeze(0).squeeze(0)

@@ -102,6 +102,7 @@ def test_a_killed_sweep_goes_on_without_losing_a_finished_trial(
         file.write(b'{"op_code":8,"worker_id":"half a li')  # as a kill in the middle of a write leaves it
     done = subprocess.run([*words, "--resume"], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr, "the workers were let go of, not killed"
     after = journal.read_bytes()
     assert all(line in after for line in before) and scores(root) == pytest.approx(values)
     trials = json.loads((root / "sweep.json").read_text(encoding="utf-8"))["trials"]

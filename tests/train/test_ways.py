@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.helpers import bases
 from tests.helpers.adapters import draw_lora_b
 
 LENGTHS = (5, 40, 29)
+PACKAGES = metadata.packages_distributions
 
 
 def rows() -> list[EncodedRow]:
@@ -160,3 +162,12 @@ def test_a_backend_that_cannot_train_a_family_says_so_before_anything_is_loaded(
     section = schema.Model(name_or_path=str(base), load_in_4bit=False, max_length=64, backend=backend)
     with pytest.raises(InputError, match=f"'{backend}' .*gemma3_text.*model.backend=auto"):
         choose.make_loader(section, schema.Lora(), seed=1)
+
+
+def test_installed_packages_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers and TRL each ask for them as they are imported; a hundred thousand files may be looked for then."""
+    monkeypatch.setattr(metadata, "packages_distributions", getattr(PACKAGES, "__wrapped__", PACKAGES))
+    choose.prepare_libraries()
+    found = metadata.packages_distributions()
+    choose.prepare_libraries()
+    assert metadata.packages_distributions() is found and "torch" in found

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fast_ft.generate.engine.nf4_linear import InRegisters, Way, dequantised, pieces
 from fast_ft.generate.engine.packed_linear import PackedProduct
-from fast_ft.generate.engine.projections import Linear, Product, apart, base_of, dense, has_dora
+from fast_ft.generate.engine.projections import BaseProduct, Product, apart, base_of, dense, has_dora
 
 
 def groups_of(layer: Any) -> tuple[tuple[nn.Module, ...], ...]:
@@ -62,7 +62,7 @@ class GroupProducts:
         parts = [self._linear(list(run)) for _, run in itertools.groupby(bases, _kind)]
         return Product(modules, parts[0] if len(parts) == 1 else apart(parts), self.dtype)
 
-    def _linear(self, bases: Sequence[Any]) -> Linear:
+    def _linear(self, bases: Sequence[Any]) -> BaseProduct:
         """Return the product of layers of one kind, without LoRA."""
         if type(bases[0]).__name__ == "Linear":
             return dense(bases)

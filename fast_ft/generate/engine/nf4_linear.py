@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from fast_ft.generate.engine.first_half import FirstHalf, first_half
-from fast_ft.generate.engine.projections import Linear, bias_of, lora, padded_ranks
+from fast_ft.generate.engine.projections import BaseProduct, bias_of, in_one, lora, padded_ranks
 from fast_ft.models import nf4
 from fast_ft.models.weight_layout import side_by_side
 
@@ -113,11 +113,14 @@ class InRegisters:
         if few:
             xa_TR = None if first is None else first.xa_TR
             return self.way.product(x_TE, self.words, self.scales, xa_TR, self.b_NR)
-        y_TN = x_TE.new_empty(len(x_TE), len(self.words))
+        if self.a_ER is None or self.b_NR is None:
+            y_TN, beta = x_TE.new_empty(len(x_TE), len(self.words)), 0  # what the memory held is ignored
+        else:
+            y_TN, beta = (x_TE @ self.a_ER) @ self.b_NR.T, 1
         for a, b, weight_NE in self.pieces:
             self.dequantise(self.words[a:b], self.scales[:, a:b], weight_NE)
-            torch.mm(x_TE, weight_NE.T, out=y_TN[:, a:b])
-        return y_TN if self.a_ER is None or self.b_NR is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_NR.T)
+            y_TN[:, a:b].addmm_(x_TE, weight_NE.T, beta=beta)
+        return y_TN
 
 
 def check_layer(way: Way, base: Any) -> None:
@@ -199,7 +202,7 @@ def _normal(rows: int, columns: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.randn(rows, columns, generator=draw, device=device, dtype=torch.float32).to(dtype)
 
 
-def pieces(bases: Sequence[Any], dtype: torch.dtype, space: Tensor) -> Linear:
+def pieces(bases: Sequence[Any], dtype: torch.dtype, space: Tensor) -> BaseProduct:
     """Return bitsandbytes' own ways to multiply; weights that are dequantised pass through `space`."""
     import bitsandbytes as bnb
 
@@ -221,15 +224,19 @@ def pieces(bases: Sequence[Any], dtype: torch.dtype, space: Tensor) -> Linear:
     ]
     whole, few = state(0, outputs), fused_rows(packed.device)
 
-    def product(x_TE: Tensor) -> Tensor:
+    def product(x_TE: Tensor, add_TN: Tensor | None = None) -> Tensor:
         if len(x_TE) <= few:
             y_TN = bnb.matmul_4bit(x_TE, packed, whole)
         else:
-            y_TN = x_TE.new_empty(len(x_TE), outputs)
+            y_TN = x_TE.new_empty(len(x_TE), outputs) if add_TN is None else add_TN
             for a, b, piece, piece_state, weight_NE in parts:
                 bnb.functional.dequantize_4bit(piece, piece_state, out=weight_NE)
-                torch.mm(x_TE, weight_NE.T, out=y_TN[:, a:b])
-        return y_TN if bias_N is None else y_TN.add_(bias_N)
+                y_TN[:, a:b].addmm_(x_TE, weight_NE.T, beta=int(add_TN is not None))
+            add_TN = None  # it is in the sum
+        for more in (bias_N, add_TN):
+            if more is not None:
+                y_TN += more
+        return y_TN
 
     return product
 
@@ -241,11 +248,10 @@ def fused_rows(device: torch.device) -> int:
     )
 
 
-def dequantised(bases: Sequence[Any], dtype: torch.dtype) -> Linear:
+def dequantised(bases: Sequence[Any], dtype: torch.dtype) -> BaseProduct:
     """Return a product with the weights in 16 bits, which are held beside the 4-bit ones."""
     parts = [nf4.dequantised(base.weight.data, base.weight.quant_state, dtype) for base in bases]
-    weight_NE, bias_N = torch.cat(parts), bias_of(bases)
-    return lambda x_TE: linear(x_TE, weight_NE, bias_N)
+    return in_one(torch.cat(parts), bias_of(bases))
 
 
 def _scales(state: Any) -> Tensor:

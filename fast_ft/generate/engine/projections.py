@@ -9,7 +9,7 @@ Shapes: T tokens, E inputs, N outputs, R ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,18 @@ from torch.nn.functional import linear
 from fast_ft.models.nf4 import Order
 from fast_ft.models.weight_layout import side_by_side
 
-#: A base's product without LoRA: TE to TN.
-Linear = Callable[[Tensor], Tensor]
+Linear = Callable[[Tensor], Tensor]  #: TE to TN
+
+
+class BaseProduct(Protocol):
+    """Products of a base's layers without LoRA, TE to TN. `add_TN` is what to add; it may be written over.
+
+    Where it can be, that is added before the sum is rounded: part of what a LoRA adds in bf16 is lost otherwise, since
+    it is less than half a step of the base's rounded output.
+    """
+
+    def __call__(self, x_TE: Tensor, add_TN: Tensor | None = None, /) -> Tensor:
+        """Return the layers' outputs, and `add_TN` with them."""
 
 
 class Product:
@@ -28,7 +38,7 @@ class Product:
     DoRA scales the whole of an output but for its bias.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], base: Linear, dtype: torch.dtype) -> None:
+    def __init__(self, modules: Sequence[nn.Module], base: BaseProduct, dtype: torch.dtype) -> None:
         self.base, self.inputs = base, base_of(modules[0]).in_features
         self.a_ER, self.b_RN = lora(modules, dtype)
         self.size_N = self.shift_N = None
@@ -48,10 +58,14 @@ class Product:
         return Order.ROWS
 
     def __call__(self, x_TE: Tensor, few: bool = False, first: None = None) -> Tensor:
+        if self.a_ER is None or self.b_RN is None:
+            return self.base(x_TE)
+        xa_TR = x_TE @ self.a_ER
+        if self.size_N is None:
+            return self.base(x_TE, xa_TR @ self.b_RN)
         y_TN = self.base(x_TE)
-        if self.size_N is not None:
-            y_TN = y_TN * self.size_N if self.shift_N is None else torch.addcmul(self.shift_N, y_TN, self.size_N)
-        return y_TN if self.a_ER is None or self.b_RN is None else y_TN.addmm_(x_TE @ self.a_ER, self.b_RN)
+        y_TN = y_TN * self.size_N if self.shift_N is None else torch.addcmul(self.shift_N, y_TN, self.size_N)
+        return y_TN.addmm_(xa_TR, self.b_RN)
 
 
 def base_of(module: nn.Module) -> Any:
@@ -118,12 +132,29 @@ def bias_of(bases: Sequence[Any]) -> Tensor | None:
     return torch.cat([base.bias for base in bases]) if bases[0].bias is not None else None
 
 
-def dense(bases: Sequence[Any]) -> Linear:
+def dense(bases: Sequence[Any]) -> BaseProduct:
     """Return one product with 16 or 32-bit weights."""
-    weight_NE, bias_N = side_by_side([base.weight for base in bases]), bias_of(bases)
-    return lambda x_TE: linear(x_TE, weight_NE, bias_N)
+    return in_one(side_by_side([base.weight for base in bases]), bias_of(bases))
 
 
-def apart(products: Sequence[Linear]) -> Linear:
+def in_one(weight_NE: Tensor, bias_N: Tensor | None) -> BaseProduct:
+    """Return the product with these weights."""
+
+    def product(x_TE: Tensor, add_TN: Tensor | None = None) -> Tensor:
+        if add_TN is None:
+            return linear(x_TE, weight_NE, bias_N)
+        if bias_N is not None:
+            add_TN += bias_N
+        return add_TN.addmm_(x_TE, weight_NE.t())
+
+    return product
+
+
+def apart(products: Sequence[BaseProduct]) -> BaseProduct:
     """Return several products of one input as one: of layers as they are, or of runs of layers of one kind."""
-    return lambda x_TE: torch.cat([product(x_TE) for product in products], dim=-1)
+
+    def product(x_TE: Tensor, add_TN: Tensor | None = None) -> Tensor:
+        y_TN = torch.cat([each(x_TE) for each in products], dim=-1)
+        return y_TN if add_TN is None else y_TN.add_(add_TN)
+
+    return product

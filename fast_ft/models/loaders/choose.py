@@ -9,9 +9,11 @@ Importing unsloth patches transformers and trl, so a loader is made before eithe
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Sequence
+from importlib import metadata
 
 from fast_ft.common import environment, gpu
 from fast_ft.common.errors import InputError
@@ -98,8 +100,14 @@ def unfit(way: str, family: FamilySpec, max_length: int) -> str | None:
 
 
 def prepare_libraries() -> None:
-    """Set what torch, transformers and Unsloth read when they are imported. What the user has set stays."""
+    """Set what torch, transformers and Unsloth read when they are imported. What the user has set stays.
+
+    transformers and TRL each look through all installed packages as they are imported, for up to a second where these
+    are many; here that is done once.
+    """
     environment.for_libraries()
+    if not hasattr(metadata.packages_distributions, "cache_info"):
+        vars(metadata)["packages_distributions"] = functools.cache(metadata.packages_distributions)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a CPU kernel that it would fetch
 
 
