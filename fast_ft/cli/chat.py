@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from fast_ft.cli.chat_side import Side
 from fast_ft.common import out_of_memory, seeds
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
@@ -18,12 +17,10 @@ from fast_ft.common.text_safety import harmless, whole
 from fast_ft.common.wording import counted
 from fast_ft.data.encoding import Encoder
 from fast_ft.data.prepare import prepare
-from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.sequence import Sequence
-from fast_ft.generate.engine_setup import Engine, engine_over, goes_general_way, library_engine
+from fast_ft.generate.engine_setup import Engine
 from fast_ft.pipeline.adapter_loading import Ready, load
 from fast_ft.pipeline.rerun import open_run
-from fast_ft.plan.decode_pool import DecodePlan
 from fast_ft.recipe.schema import Generate
 
 _BURST = 4  #: tokens between two looks: few enough to read along
@@ -68,8 +65,8 @@ class _Talk:
         self._ready, self._encoder, self._section, self._seed, self._out = ready, encoder, section, seed, out
         self._context: int = ready.loaded.model.config.max_position_embeddings
         self._system: list[dict[str, str]] = []
-        self._tuned = _Side(ready, encoder, self._context, base=False)
-        self._base: _Side | None = None
+        self._tuned = Side(ready, encoder, self._context, base=False)
+        self._base: Side | None = None
 
     def forget(self) -> None:
         """Begin again, with the system turn that was given."""
@@ -88,28 +85,54 @@ class _Talk:
             note(f"{word}: there is no such command. /help lists them; a text that begins with / is written with //.")
 
     def say(self, text: str, turn: int) -> None:
-        """Let each side answer. The same `turn` draws the same random numbers."""
+        """Let each side answer. The same `turn` draws the same random numbers.
+
+        What was said is kept up to the last whole answer: where memory runs out, this text is as if it was not said.
+        """
         for side, name in ((self._base, "base"), (self._tuned, "tuned")):
             if side is None:
                 continue
-            if self._base is not None:
-                print(f"{name}: ", end="", flush=True, file=self._out)
-            with side.active():
-                self._answer(side, text, turn)
+            said = [*side.said, {"role": "user", "content": text}]
+            while len(said) > 1 and len(self._ids(said)) + self._section.max_new_tokens > self._context:
+                said = said[2:]  # the oldest exchange gives way
+            ids = self._ids(said)
+            if len(ids) >= self._context:
+                note(f"That has {counted(len(ids), 'token')}; the model's context is {self._context}.")
+                continue
+            answer = self._answer(side, ids, turn, f"{name}: " if self._base is not None else "")
+            if answer is None:
+                note(self._without_room(len(ids), is_long=len(said) > 1))
+            else:
+                side.said = [*said, {"role": "assistant", "content": answer}]
 
-    def _answer(self, side: _Side, text: str, turn: int) -> None:
+    def _answer(self, side: Side, ids: list[int], turn: int, label: str) -> str | None:
+        """Write a side's answer to a prompt of these tokens and return it; None where there is no memory for it."""
+        limit = min(self._section.max_new_tokens, self._context - len(ids))
+        tokens = len(ids) + limit
+        while True:
+            row = Sequence(ids, limit, seeds.derive(self._seed, "chat", turn))
+            print(label, end="", flush=True, file=self._out)
+            try:
+                with side.active():
+                    return _answer(side.engine(tokens, self._section), row, self._encoder, self._out)
+            except Exception as error:
+                if not out_of_memory.is_short(error):
+                    raise
+            if label or row.tokens:  # the line was begun
+                print(file=self._out)
+            if not side.makes_room(tokens):  # outside of the handler, whose error holds the engine
+                return None
+            note("Memory ran out: the answer begins again, in less memory.")
+
+    def _without_room(self, tokens: int, *, is_long: bool) -> str:
+        """Return what to say where memory ran out over the answer to a prompt of `tokens` tokens."""
+        ways = ["send an empty line to forget what was said" if is_long else "ask in fewer words"]
+        ways += ["write /base to have one model answer"] * (self._base is not None)
         most = self._section.max_new_tokens
-        side.said.append({"role": "user", "content": text})
-        while len(side.said) > 1 and len(self._ids(side.said)) + most > self._context:
-            side.said = side.said[2:]  # the oldest exchange gives way
-        ids = self._ids(side.said)
-        if len(ids) >= self._context:
-            note(f"That has {counted(len(ids), 'token')}; the model's context is {self._context}.")
-            side.said = []
-            return
-        row = Sequence(ids, min(most, self._context - len(ids)), seeds.derive(self._seed, "chat", turn))
-        answer = _answer(side.engine(len(ids) + row.limit, self._section), row, self._encoder, self._out)
-        side.said.append({"role": "assistant", "content": answer})
+        return (
+            f"Memory ran out over the answer to {counted(tokens, 'token')}, and the talk goes on as if you had not "
+            f"asked: {', '.join(ways)}, or start chat again with a generate.max_new_tokens below {most}."
+        )
 
     def _ids(self, said: list[dict[str, str]]) -> list[int]:
         return self._encoder.prompt_ids([*self._system, *said])
@@ -121,7 +144,7 @@ class _Talk:
             self._base = None
             note("The tuned model answers alone.")
         else:
-            self._base = _Side(self._ready, self._encoder, self._context, base=True)
+            self._base = Side(self._ready, self._encoder, self._context, base=True)
             self._base.said = list(self._tuned.said)
             note("The base model answers too, before the tuned one, and remembers its own answers from now on.")
 
@@ -149,55 +172,6 @@ class _Talk:
         else:
             self._section = self._section.model_copy(update={"do_sample": True, "temperature": value})
             note(f"Tokens are drawn at temperature {value:g}.")
-
-
-class _Side:
-    """One of the two models, what was said to it, and its engine.
-
-    The engine grows with the talk: a long context's whole cache would not fit.
-    """
-
-    def __init__(self, ready: Ready, encoder: Encoder, context: int, *, base: bool) -> None:
-        self.said: list[dict[str, str]] = []
-        self._ready, self._encoder, self._context, self._is_base = ready, encoder, context, base
-        self._section: Generate | None = None  # of the engine that is there
-        self._engine: Engine | None = None
-        self._model: FusedModel | None = None
-        self._plan = DecodePlan(slots=1, dequantise=ready.plan.dequantise, kv_cache=ready.plan.kv_cache)
-
-    def active(self) -> contextlib.AbstractContextManager[Any]:
-        """Return what switches the adapter off meanwhile, for the base model."""
-        return self._ready.loaded.model.disable_adapter() if self._is_base else contextlib.nullcontext()
-
-    def engine(self, tokens: int, section: Generate) -> Engine:
-        """Return an engine for `tokens` tokens, at most the context's: the former one, or one twice as long."""
-        longest = self._engine.config.longest if self._engine is not None else 0
-        if self._engine is None or longest < tokens or section != self._section:
-            longest = longest if longest >= tokens else min(self._context, max(tokens, 2 * longest))
-            self._engine = None  # its memory is free for the next one
-            with out_of_memory.explained(f"making room for {longest} tokens", out_of_memory.ANSWERING):
-                self._engine, self._section = self._engine_with_room(longest, section), section
-        return self._engine
-
-    def _engine_with_room(self, longest: int, section: Generate) -> Engine:
-        """Return a new engine; weights that were dequantised to 16 bits are given up where memory does not do."""
-        try:
-            return self._new_engine(longest, section)
-        except Exception as error:
-            if not (out_of_memory.is_short(error) and self._plan.dequantise):
-                raise
-        self._plan, self._model = replace(self._plan, dequantise=False), None
-        out_of_memory.release()
-        return self._new_engine(longest, section)
-
-    def _new_engine(self, longest: int, section: Generate) -> Engine:
-        loaded = self._ready.loaded
-        if goes_general_way(loaded):
-            return library_engine(loaded, self._encoder, section, 1, self._context)
-        plan = self._plan
-        if self._model is None:
-            self._model = FusedModel(loaded.model, dequantise=plan.dequantise, step_rows=(1,), kv_bits=plan.kv_bits)
-        return engine_over(self._model, self._encoder, section, plan, longest)
 
 
 def _stdin() -> Callable[[str], str]:

@@ -180,6 +180,10 @@ def print_plan(content: dict[str, Any]) -> None:
         f"about {plan['step_seconds']:.2g} s a step",
         f"conclusion   {content['verdict']}",
     ]
+    if found := content.get("validation"):
+        rows, times = counted(found["rows"], "row"), counted(found["times"], "time")
+        share = minutes_between(*found["projected_minutes"])
+        lines.insert(-1, f"validation   {rows}, measured {times}: {share} of these minutes")
     if content["answer_minutes"]:
         allowed = content["answer_budget_minutes"]
         of = f", {allowed:g} allowed" if allowed is not None else ""

@@ -6,6 +6,7 @@ Answers that will not make it are cut by generate/pace.py. Clocks are passed in,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,17 @@ class Measurements:
 
     tokens: int = 0
     after: frozenset[int] = frozenset()
+
+    @classmethod
+    def over(cls, lengths: Sequence[int], stage_steps: Sequence[int], every: int | None) -> Measurements:
+        """Return those over rows of these token counts: at the end of each stage, and after every `every` steps.
+
+        `stage_steps` are the steps of each stage; None for `every`: at stages' ends only. Without rows there are none.
+        """
+        if not lengths:
+            return cls()
+        between = range(every, sum(stage_steps), every) if every else ()
+        return cls(sum(lengths), frozenset([*itertools.accumulate(stage_steps), *between]))
 
 
 class TrainPace:
@@ -73,6 +85,10 @@ class TrainPace:
         """Note that the validation loss was measured behind the step that was noted last."""
         now = self.clock()
         self._measured, self._last = now - self._last, now
+
+    def measure_no_more(self) -> None:
+        """Note that no measurement is to come: steps have all of the time."""
+        self.measurements = Measurements()
 
     def left(self) -> float:
         """Seconds in which steps may still end, so that there is time to measure the validation loss behind them."""
@@ -152,7 +168,7 @@ class TrainPace:
 
         The latter is an upper bound: a measurement has no backward pass.
         """
-        if self._measured is not None:
+        if self._measured is not None and self.measurements.after:
             return self._measured
         return self._rate() * self.measurements.tokens if self._is_believed() else 0.0
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fast_ft.common import host_memory, out_of_memory
 from fast_ft.common.errors import InputError
 from fast_ft.export.merged import BaseWeights
-from fast_ft.models import adapter_check
+from fast_ft.models import adapter_check, nf4
 from fast_ft.models.adapter_check import StoredCheck
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def loader(folder: Path, *, adapter: Path | None = None, gguf_file: Path | None 
         ).to(device)
         if getattr(config, "quantization_config", None) is not None:
             # Products on 4-bit weights round in their own ways, on a CPU most of all; what was merged into is W itself.
+            nf4.compute_in(model, dtype)
             model = model.dequantize().to(dtype)
         if adapter is not None:
             import peft

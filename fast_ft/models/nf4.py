@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 CODES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -164,3 +164,14 @@ def dequantised(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
     state.dtype = dtype
     weight: Tensor = dequantize_4bit(packed, state)
     return weight
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let a model's 4-bit layers compute in `dtype`: a stored base may ask for bfloat16, which a T4 has not.
+
+    Their weights are turned to it directly, too, and not by way of the dtype that they had once.
+    """
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = dtype
+            module.weight.quant_state.dtype = dtype

@@ -191,13 +191,17 @@ def _best_weights(setup: SetUp, session: TrainSession, lines: Lines) -> list[str
     """Put the weights of the least validation loss into the model where train.load_best asks; return what to note."""
     from fast_ft.train import state
 
-    at, last = session.state, next((x["validation_loss"] for x in reversed(lines) if "validation_loss" in x), None)
-    if at.best_step is None or at.best_loss is None or last is None:
+    at, load_best = session.state, setup.recipe.train.load_best
+    last = next((x["validation_loss"] for x in reversed(lines) if "validation_loss" in x), None)
+    if at.best_step is not None and at.best_loss is not None and last is not None:
+        said = f"the least validation loss was {at.best_loss:.4f}, after step {at.best_step} of {len(lines)}"
+        if load_best:
+            state.load_weights(checkpoints.best(setup.folder.checkpoints, at.best_step), setup.loaded.model)
+            said += f"; the adapter is that of this step (train.load_best); the last measurement gave {last:.4f}"
+    elif load_best:
+        said = "train.load_best: no weights with a validation loss were kept, so the adapter is that of the last step"
+    else:
         return []
-    said = f"the least validation loss was {at.best_loss:.4f}, after step {at.best_step} of {len(lines)}"
-    if setup.recipe.train.load_best:
-        state.load_weights(checkpoints.best(setup.folder.checkpoints, at.best_step), setup.loaded.model)
-        said += f"; the adapter is that of this step (train.load_best); the last measurement gave {last:.4f}"
     note(f"note: {said}")
     return [said]
 

@@ -42,6 +42,19 @@ def _import_for_the_end() -> None:
         import matplotlib.figure  # noqa: F401
 
 
+def _unsaved(
+    save: Callable[[Path, int, Callable[[Path], None]], object], root: Path, step: int, write: Callable[[Path], None]
+) -> str | None:
+    """Save and return None, or return that there was no memory for it."""
+    try:
+        save(root, step, write)
+    except Exception as error:
+        if not out_of_memory.is_short(error):
+            raise
+        return "out of memory, in the smallest pieces too"
+    return None
+
+
 class Recorder:
     """Writes what a training session tells into the run folder, and shows it on the bar."""
 
@@ -98,20 +111,20 @@ class Recorder:
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> str | None:
         """Let `write` fill the checkpoint of this step. Return what to note where there is no memory for it."""
         self.log.sync()  # a checkpoint's steps are in the log, whatever happens to the machine
-        try:
-            checkpoints.save(self.folder.checkpoints, step, write)
-        except Exception as error:
-            if not out_of_memory.is_short(error):
-                raise
-            text = f"no checkpoint after step {step}: out of memory, in the smallest pieces too"
+        if problem := _unsaved(checkpoints.save, self.folder.checkpoints, step, write):
+            text = f"no checkpoint after step {step}: {problem}"
             note(f"warning: {text}. Training goes on; the next checkpoint holds these steps")
             return text
         self.folder.on_saved()
         return None
 
-    def save_best(self, step: int, write: Callable[[Path], None]) -> None:
-        """Let `write` fill the folder of the weights of the least validation loss."""
-        checkpoints.save_best(self.folder.checkpoints, step, write)
+    def save_best(self, step: int, write: Callable[[Path], None]) -> str | None:
+        """Let `write` fill the folder of the weights of the least validation loss. Returns as save_checkpoint does."""
+        if problem := _unsaved(checkpoints.save_best, self.folder.checkpoints, step, write):
+            text = f"the weights after step {step}, of the least validation loss so far, were not kept: {problem}"
+            note(f"warning: {text}. Training goes on")
+            return text
+        return None
 
     def find_checkpoint(self, before: int) -> Path | None:
         """Return the newest whole checkpoint of a step below `before`, or None."""

@@ -56,6 +56,19 @@ def pass_seconds(
     return PassSeconds(card, host * rates.launch)
 
 
+def forward_seconds(shape: ModelShape, training: Training, rates: Rates, tokens: int, *, row: float) -> PassSeconds:
+    """Return the seconds of a forward pass alone, without a graph; `tokens` and `row` are as in pass_seconds.
+
+    It is what a pass takes longer where all layers are computed again, and the product with the head.
+    """
+    once, again = (
+        pass_seconds(shape, training, rates, tokens, count, row=row, capture=False)
+        for count in (0, shape.num_hidden_layers)
+    )
+    head = 2.0 * tokens * shape.vocab_size * shape.hidden_size / (rates.tflops * 1e12)
+    return PassSeconds(again.card - once.card + head, again.host - once.host)
+
+
 def card_parts(
     shape: ModelShape, training: Training, rates: Rates, tokens: int, recompute_layers: int, *, row: float
 ) -> dict[str, float]:

@@ -20,6 +20,7 @@ from fast_ft.plan.decode_pool import PREFILL_TOKENS, Answers, has_tiles
 from fast_ft.plan.micro_batches import share
 from fast_ft.plan.plans import Machine, Wanted
 from fast_ft.plan.run_plan import RunPlan, TrainPlan
+from fast_ft.plan.train_time import train_minutes
 from fast_ft.plan.training_work import Training, takes_flash
 from fast_ft.plan.ways import ways
 from fast_ft.recipe import policy_ntu_hw5
@@ -131,15 +132,17 @@ def describe(recipe: Recipe, prepared: PreparedData, gpu: str | None, world_size
         return content
     settled = settle(recipe, prepared, family, backend=backend, card=card, world_size=world_size)
     shape, work = family.shape, training(recipe, prepared, family, backend=backend, card=card)
-    ends: list[float] = []
-    for rates in card.rates:
-        by_stage = [
-            sum(plans.step_seconds(shape, work, settled.train, step, rates) for step in job.lengths) / 60
-            for job in jobs
-        ]
-        for entry, minutes in zip(stages, by_stage, strict=True):
-            entry.setdefault("projected_minutes", []).insert(0, round(minutes, 1))
-        ends.insert(0, round(sum(by_stage), 1))
+    steps, held_out = [job.lengths for job in jobs], [len(row.input_ids) for row in prepared.validation]
+    both = [
+        train_minutes(shape, work, settled.train, steps, held_out, recipe.train.eval_steps, rates)
+        for rates in reversed(card.rates)  # the quick end first
+    ]
+    for index, entry in enumerate(stages):
+        entry["projected_minutes"] = [round(each.stages[index], 1) for each in both]
+    ends = [round(sum(each.stages), 1) for each in both]
+    if held_out:
+        minutes = [round(each.validation, 1) for each in both]
+        content["validation"] = {"rows": len(held_out), "times": both[0].measurements, "projected_minutes": minutes}
     budget = policy_ntu_hw5.minutes(recipe, "train_minutes")
     content |= {
         "card": {"name": card.name, "tflops": list(card.tflops), "rates_from": card.source, "lacks": card.missing()},

@@ -82,7 +82,7 @@ class Passes:
 
     def close(self) -> None:
         """Take the noise off the embeddings, let go of graphs and their memory, keep all activations again."""
-        self._drop_graphs()
+        self.drop_graphs()
         if self._open:
             self._patches.undo()
         self._open = False
@@ -93,12 +93,21 @@ class Passes:
         Graphs are for a card. A layer that draws random numbers and is computed again cannot be captured: it puts
         random states back.
         """
-        self._drop_graphs()
+        self.drop_graphs()
         random = plan.recompute_layers > 0 and has_dropout(self.model)
         self.plan = replace(plan, capture=plan.capture and self.device == "cuda" and not random)
         if self._open:
             self._recomputed.undo()
             recompute(self.model, plan.recompute_layers, self._recomputed)
+
+    def drop_graphs(self) -> bool:
+        """Let go of all graphs and their memory; return whether there were any. A call captures again what it needs."""
+        had = bool(self._graphs)
+        if had:
+            self._graphs.clear()
+            # cuBLAS holds 32 MiB and more for each stream that a capture ran on: they stayed, some 64 MiB a run
+            torch._C._cuda_clearCublasWorkspaces()
+        return had
 
     def begin(self, supervised: float, scale: Tensor | None) -> None:
         """Start a step: `supervised` are its trained tokens, `scale` (0-d) is fp16's loss scale or None."""
@@ -227,12 +236,6 @@ class Passes:
                 raise  # the session makes room
             reason = str(error).splitlines()[0]
         raise CaptureFailed(reason)  # not within the handler, since the error's traceback holds the activations
-
-    def _drop_graphs(self) -> None:
-        if self._graphs:
-            self._graphs.clear()
-            # cuBLAS holds 32 MiB and more for each stream that a capture ran on: they stayed, some 64 MiB a run
-            torch._C._cuda_clearCublasWorkspaces()
 
 
 class Graph:

@@ -33,6 +33,7 @@ from fast_ft.train.optimizer import FlatWeights, make_optimizer
 from fast_ft.train.step_runner import StepRunner
 from fast_ft.train.stopping import Stopping
 from fast_ft.train.task import StepFacts, TrainCallbacks, TrainTask
+from fast_ft.train.validation_loss import ValidationLoss
 
 
 class TrainSession:
@@ -59,6 +60,7 @@ class TrainSession:
         self.state = state.TrainState()
         self.flat = FlatWeights(loaded.model)
         self.steps = StepRunner(loaded, self.flat, task, plan, ranks, self.callbacks.on_plan)
+        self.validation = ValidationLoss(self.steps.passes, task.validation)
         self.optimizer = make_optimizer(self.flat, task.section)
         self.notes: list[str] = []  #: what the manifest has to know
         self.peak_gib = 0.0  #: of GPU memory reserved, over all stages
@@ -88,7 +90,7 @@ class TrainSession:
 
     def free(self) -> None:
         """Give back the model and all that was made over it. What is known of the steps stays."""
-        del self.steps, self.optimizer, self.flat
+        del self.steps, self.validation, self.optimizer, self.flat
         self.callbacks, self._first_weights = TrainCallbacks(), None
         self.loaded.free()
 
@@ -188,9 +190,7 @@ class TrainSession:
         is_up = self.stopping.is_up(at)
         is_last = is_up and self._in_flight == 0
         if self._is_measured(at) or (is_last and self.task.validation):
-            began = time.monotonic()
-            entry["validation_loss"] = self._validate(at)
-            entry["validation_seconds"] = round(time.monotonic() - began, 4)
+            entry |= self._validate(at)
             self.stopping.count_measurement(at)
         self.callbacks.on_step(entry)
         self._watch.see(entry, is_last=at.global_step == self.task.total)
@@ -221,14 +221,33 @@ class TrainSession:
         due = self.task.measurements.after
         return bool(due) and (at.global_step in due or at.global_step == at.stop_at)
 
-    def _validate(self, at: state.TrainState) -> float:
-        """Measure the validation loss, and keep the weights where it is the least so far and train.load_best asks."""
-        loss = self.steps.validation_loss()
-        if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss):
-            at.best_step, at.best_loss = at.global_step, loss
-            if self.task.section.load_best:
-                self.callbacks.on_best(at.global_step, partial(state.save_weights, model=self.loaded.model))
-        return loss
+    def _validate(self, at: state.TrainState) -> dict[str, float]:
+        """Measure the validation loss, and return what the step's line says of it.
+
+        The weights are kept where it is the least so far and train.load_best asks. Where a row does not fit into
+        memory, training goes on and measures no more.
+        """
+        began, found = time.monotonic(), {}
+        try:
+            found["validation_loss"] = loss = self.validation.measure()
+        except InputError as error:
+            self.task = replace(self.task, validation=())
+            if self.stopping.pace is not None:
+                self.stopping.pace.measure_no_more()
+            self._warn(f"the validation loss is not measured from step {at.global_step} on: {error}")
+        else:
+            if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss) and self._keep_best(at):
+                at.best_step, at.best_loss = at.global_step, loss
+        return found | {"validation_seconds": round(time.monotonic() - began, 4)}
+
+    def _keep_best(self, at: state.TrainState) -> bool:
+        """Keep the weights where train.load_best asks; return False where they could not be kept."""
+        if not self.task.section.load_best:
+            return True
+        problem = self.callbacks.on_best(at.global_step, partial(state.save_weights, model=self.loaded.model))
+        if problem:
+            self.notes.append(problem)
+        return not problem
 
     def _run_stage(self) -> None:
         # Imported only now: unsloth, which may have loaded the model, is imported before trl and transformers.

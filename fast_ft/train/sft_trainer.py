@@ -254,6 +254,6 @@ class StepCallback(TrainerCallback):
         if self.session.end_step(entry):
             return True
         is_saved = self.session.checkpoint_if_due(self.trainer.accelerator.scaler)
-        if is_saved or "validation_loss" in entry:  # no step was running: the next one begins only now
+        if is_saved or "validation_seconds" in entry:  # no step was running: the next one begins only now
             self._begin_step()
         return False

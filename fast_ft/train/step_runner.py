@@ -70,33 +70,6 @@ class StepRunner:
         self.ranks.sum(facts.loss)
         return facts
 
-    def validation_loss(self) -> float:
-        """Return the mean loss of the task's validation rows, in nats per trained token, by the weights as they are.
-
-        Rows share a pass as the plan says; where memory runs out, each row goes alone. Random states stay as they are.
-
-        Raises:
-            InputError: Memory ran out over a single row.
-        """
-        rows = self.task.validation
-        lengths = [len(row.input_ids) for row in rows]
-        supervised = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
-        pieces = cut(lengths, most_rows=self.plan.micro_batch, most_tokens=self.plan.most_tokens)
-        alone = [[index] for index in range(len(rows))]
-        for attempt in (pieces, alone):
-            try:
-                with torch.random.fork_rng(
-                    devices=[torch.cuda.current_device()] if self.loaded.device == "cuda" else []
-                ):
-                    return sum(self.passes.measure([rows[i] for i in piece]) for piece in attempt) / supervised
-            except Exception as error:
-                if not out_of_memory.is_short(error):
-                    raise
-            out_of_memory.release()
-        raise InputError(
-            "out of memory over one validation row. Lower model.max_length, or take data.validation out of the recipe."
-        )
-
     def rehearse(self, at: TrainState) -> None:
         """Run a pass of each width that is to come, over all stages, and say how long the steps will take.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,11 +64,8 @@ class TrainTask:
     @cached_property
     def measurements(self) -> Measurements:
         """When the validation loss is measured, and over how many tokens."""
-        if not self.validation:
-            return Measurements()
-        ends, every = itertools.accumulate(len(job.batches) for job in self.jobs), self.section.eval_steps
-        between = range(every, self.total, every) if every else ()
-        return Measurements(sum(len(row.input_ids) for row in self.validation), frozenset([*ends, *between]))
+        lengths, steps = [len(row.input_ids) for row in self.validation], [len(job.batches) for job in self.jobs]
+        return Measurements.over(lengths, steps, self.section.eval_steps)
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class TrainCallbacks:
         saved, or None.
     on_plan(plan): the plan was replaced by a thriftier one, which a resumed run has to follow.
     on_best(step, write): the weights after `step` have the least validation loss so far, and train.load_best is set;
-        `write` fills a folder with them.
+        `write` fills a folder with them. Returns why they were not kept, or None.
     on_rewind(step): training goes back to the state after `step`; what came later is trained again.
     find_checkpoint(step): returns the newest whole checkpoint of a step below `step`, or None.
     watch: counts the seconds of making a session, of its trainers and of rehearsing passes, before the first step.
@@ -103,7 +99,7 @@ class TrainCallbacks:
     on_step: Callable[[dict[str, Any]], None] = ignore
     on_checkpoint: Callable[[int, Callable[[Path], None]], str | None] = ignore
     on_plan: Callable[[TrainPlan], None] = ignore
-    on_best: Callable[[int, Callable[[Path], None]], None] = ignore
+    on_best: Callable[[int, Callable[[Path], None]], str | None] = ignore
     on_rewind: Callable[[int], None] = ignore
     find_checkpoint: Callable[[int], Path | None] = ignore
     watch: Stopwatch = field(default_factory=Stopwatch)

@@ -129,10 +129,16 @@ loaded = maker.for_training()
 from fast_ft.train.session import TrainSession
 from fast_ft.train.launched_step import LaunchedStep
 lines, waits = [], []
-task = TrainTask(prepared.jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, 24)
+task = TrainTask(prepared.jobs, recipe.train, recipe.curriculum.carry, recipe.seed, prepared.encoder.pad_id, 24,
+                 prepared.validation)
 session = TrainSession(loaded, task, TrainPlan(8, capture=sys.argv[2] == "graphs"), Path(sys.argv[3]),
                        TrainCallbacks(on_step=lines.append))
 session.ahead = sys.argv[4] == "ahead"
+def full(module, given):
+    if not torch.is_grad_enabled() and session.steps.passes._graphs:
+        raise torch.OutOfMemoryError("beside graphs")
+if len(sys.argv) > 5:
+    session.loaded.model.get_input_embeddings().register_forward_pre_hook(full)
 train_step = session.steps.train_step
 def watched(*given):
     torch.cuda.set_sync_debug_mode("warn" if 12 <= len(lines) < 20 else "default")
@@ -149,13 +155,13 @@ print(json.dumps({"lines": lines, "waits": waits, "bits": bits}))
 """
 
 
-def session(tmp_path: Path, name: str, passes: str, when: str, **values: Any) -> dict[str, Any]:
+def session(tmp_path: Path, name: str, passes: str, when: str, *short: str, **values: Any) -> dict[str, Any]:
     overrides = [
         "model.dtype=float16", "model.backend=fused", "train.optim=adamw_8bit", "budget.train_minutes=null",
         *(f"{key}={value}" for key, value in values.items()),
     ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", SESSION, json.dumps(overrides), passes, str(tmp_path / name), when],
+        [sys.executable, "-c", SESSION, json.dumps(overrides), passes, str(tmp_path / name), when, *short],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -171,3 +177,16 @@ def test_running_ahead_changes_no_bit_and_its_steps_wait_for_nothing(tmp_path: P
     print([line["loss_scale"] for line in told[0]], [line["skipped"] for line in told[0]])
     assert repr(told[0]) == repr(told[1]) and made["ahead"]["bits"] == made["waiting"]["bits"]
     assert len(told[0]) == 24 and not made["ahead"]["waits"], made["ahead"]["waits"]
+
+
+def test_a_measurement_may_take_the_graphs_memory_and_the_next_step_captures_again(tmp_path: Path) -> None:
+    values = {"data.validation": "{take: 8}", "train.eval_steps": 9, "train.load_best": "false"}
+    plain, short = (
+        session(tmp_path, name, "graphs", "ahead", *more, **values) for name, more in (("a", ()), ("b", ("short",)))
+    )
+    losses = [[line["loss"] for line in made["lines"]] for made in (plain, short)]
+    validation = [
+        [line["validation_loss"] for line in made["lines"] if "validation_loss" in line] for made in (plain, short)
+    ]
+    assert losses[0] == losses[1] and plain["bits"] == short["bits"] and len(losses[0]) == 24
+    assert len(validation[0]) >= 2 and validation[1] == pytest.approx(validation[0], rel=1e-3)

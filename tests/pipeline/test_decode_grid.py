@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fast_ft.cli.chat import chat
 from fast_ft.cli.main import main
@@ -20,6 +22,7 @@ from fast_ft.common.errors import InputError
 from fast_ft.generate.engine.block_manager import PAGE
 from fast_ft.generate.engine.fused_model import FusedModel
 from fast_ft.generate.engine.kv_cache import KVCache
+from fast_ft.generate.engine.model_runner import ModelRunner
 from fast_ft.pipeline import adapter_loading
 from fast_ft.pipeline.decode_grid import grid
 from fast_ft.pipeline.run import run
@@ -217,6 +220,77 @@ def test_a_talk_gives_up_weights_in_16_bits_where_memory_does_not_do(
     monkeypatch.setattr(FusedModel, "__init__", small)
     assert len(talk(folder, "Why?", "And the hat?")) == 2
     assert asked == [True, False]
+
+
+def fails_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *calls: int) -> None:
+    """Let memory run out at these calls of a method, counted from 1."""
+    function, count = getattr(owner, name), itertools.count(1)
+
+    def short(*given: Any, **options: Any) -> Any:
+        if next(count) in calls:
+            raise torch.OutOfMemoryError("as a small card would")
+        return function(*given, **options)
+
+    monkeypatch.setattr(owner, name, short)
+
+
+def test_memory_that_runs_out_in_an_answer_costs_that_answer_and_not_the_talk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An answer of 9 tokens is one of the prompt's pass and two bursts of 4."""
+    hat, cup = "What colour is the hat?", "And the cup?"
+    first, second = talk(folder, hat, cup)
+    capsys.readouterr()
+    made, caches = KVCache.__init__, list[weakref.ref[KVCache]]()
+
+    def counted(self: KVCache, *given: Any, **options: Any) -> None:
+        assert not any(cache() is not None for cache in caches), "the answer that failed holds its cache"
+        made(self, *given, **options)
+        caches.append(weakref.ref(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "__init__", counted)
+        fails_at(patch, ModelRunner, "decode", 4)  # in the middle of the second answer
+        one, part, two = talk(folder, hat, "And a text that is not answered?", cup)
+    assert (one, two) == (first, second), "what was said is what was answered"
+    assert part, "what was made of it was shown, and the line ended"
+    said = capsys.readouterr().err
+    assert said.count("Memory ran out over the answer to ") == 1 and "Traceback" not in said
+    assert "send an empty line to forget what was said, or start chat again with a generate.max_new_tokens" in said
+    with monkeypatch.context() as patch:
+        fails_at(patch, ModelRunner, "prefill", 1)
+        assert talk(folder, cup, hat, cup) == [first, second]
+    assert "ask in fewer words, or start chat again" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        fails_at(patch, KVCache, "__init__", 1, 2, 3)  # for both sides of the first, and one of the second
+        said_by = talk(folder, "/base", hat, hat)
+    assert said_by[:3] == ["base: ", "tuned: ", "base: "] and said_by[3] == f"tuned: {first}", "each side by itself"
+    assert capsys.readouterr().err.count("write /base to have one model answer") == 3
+
+
+def test_a_text_that_is_too_long_leaves_what_was_said_before_it(folder: Path) -> None:
+    hat, cup = "What colour is the hat?", "And the cup?"
+    assert talk(folder, hat, "x " * 400, cup) == talk(folder, hat, cup)
+
+
+def test_an_engine_with_room_to_spare_gives_it_up_before_an_answer_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (" ".join(["What colour is the hat?"] * 3), "And the cup?")
+    wanted = talk(folder, *lines)
+    capsys.readouterr()
+    asked, made = list[int](), KVCache.__init__
+
+    def small(self: KVCache, model: Any, pages: int, **options: Any) -> None:
+        asked.append(pages)
+        if pages >= 2 * asked[0] - 1:
+            raise torch.OutOfMemoryError("as a small card would")
+        made(self, model, pages, **options)
+
+    monkeypatch.setattr(KVCache, "__init__", small)
+    assert talk(folder, *lines) == wanted
+    assert len(asked) == 3 and asked[0] < asked[2] < asked[1], "twice as long at first, then what the talk needs"
+    assert capsys.readouterr().err.count("the answer begins again, in less memory") == 1
 
 
 def test_transformers_draws_no_bars_in_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,10 @@ def test_measurements_of_the_validation_loss_have_their_share_of_the_minutes() -
     assert pace.fitting(11) == 30, "180 s, and 4 measurements of 9 s behind steps 20, 30, 40 and the last: 216 of 219 s"
     said = pace.forecast(11)
     assert said is not None and "1.35 of them to measure the validation loss" in said and "after about step 41" in said
+    pace.measure_no_more()
+    assert pace.left() == 294 - 75 and pace.fitting(11) == 219 // 6, "steps have all of the time"
+    said = pace.forecast(11)
+    assert said is not None and "to measure" not in said
 
 
 # In a run
@@ -109,9 +113,10 @@ class Ticking(Clock):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float, measurement: float = 0.0) -> None:
         super().__init__()
         from fast_ft.train.step_runner import StepRunner
+        from fast_ft.train.validation_loss import ValidationLoss
 
-        for name, seconds in (("train_step", step), ("validation_loss", measurement)):
-            monkeypatch.setattr(StepRunner, name, self._moved_by(seconds, getattr(StepRunner, name)))
+        for owner, name, seconds in ((StepRunner, "train_step", step), (ValidationLoss, "measure", measurement)):
+            monkeypatch.setattr(owner, name, self._moved_by(seconds, getattr(owner, name)))
 
     def _moved_by(self, seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
         def moved(*given: Any) -> Any:

@@ -1,10 +1,12 @@
 """Validation rows: kept out of training by text, measured without a trace, and the best weights survive a stop."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fast_ft.common.atomic_files import sha256_file
 from fast_ft.common.errors import InputError
@@ -14,6 +16,8 @@ from fast_ft.homework import checks
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run.folder import RunDir
+from fast_ft.train import state
+from fast_ft.train.forward_backward import Passes
 from tests.helpers.parts import RecipeFactory
 from tests.pipeline.test_walk import Stop, disk
 
@@ -155,6 +159,49 @@ def test_the_best_weights_are_the_adapter_and_survive_a_stop_at_any_write(
         again = start(f"stopped-{stop}")
         assert weights(again) == weights(straight), stop
         assert again.record().phase("train").best_step == step
+
+
+def test_weights_that_could_not_be_kept_are_not_the_best_ones(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss falls with each measurement; memory for keeping the weights is short at the last one, then at all."""
+    changes = {**MEASURED, "data.validation": {"take": 8}, "train.load_best": True}
+    kept = state.save_weights
+    for short, best in (({6}, 4), ({2, 4, 6}, 0)):
+        path = recipe_file({**changes, "output_dir": str(tmp_path / f"kept-{best}")})
+        steps = iter((2, 4, 6))
+
+        def save(folder: Path, model: Any, short: set[int] = short, steps: Iterator[int] = steps) -> None:
+            if next(steps) in short:
+                raise MemoryError
+            kept(folder, model)
+
+        monkeypatch.setattr(state, "save_weights", save)
+        folder = run(load_recipe(path), path, until="adapter")
+        measured = [line["validation_loss"] for line in lines(folder) if "validation_loss" in line]
+        assert measured == sorted(measured, reverse=True) and next(steps, None) is None, "else this shows nothing"
+        notes = folder.record().notes
+        assert folder.record().phase("train").best_step == best
+        assert any("weights after step 6, of the least validation loss so far, were not kept" in text for text in notes)
+        wanted = f"after step {best} of 6; the adapter" if best else "so the adapter is that of the last step"
+        assert any(wanted in text for text in notes)
+        assert "Training goes on" in capsys.readouterr().err
+        assert not list(folder.checkpoints.glob("best-6*"))
+
+
+def test_a_validation_row_without_room_costs_the_figure_and_not_the_run(
+    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> float:
+        raise torch.OutOfMemoryError("of a test")
+
+    monkeypatch.setattr(Passes, "measure", full)
+    path = recipe_file({**MEASURED, "data.validation": {"take": 8}, "train.load_best": True})
+    folder = run(load_recipe(path), path, until="adapter")
+    assert (folder.adapter / "adapter_model.safetensors").is_file() and len(lines(folder)) == 6
+    notes = folder.record().notes
+    assert any(text.startswith("the validation loss is not measured from step 2 on") for text in notes)
+    assert any("so the adapter is that of the last step" in text for text in notes)
 
 
 def test_under_rules_validation_rows_choose_nothing(recipe_file: RecipeFactory) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fast_ft.cli.chat import chat
 from fast_ft.cli.main import main
@@ -16,6 +17,7 @@ from fast_ft.common import gpu
 from fast_ft.common.errors import InputError
 from fast_ft.data.prepare import prepare
 from fast_ft.export.export import Export
+from fast_ft.generate.engine.library_engine import LibraryEngine
 from fast_ft.hub import download
 from fast_ft.pipeline.rerun import generate_again
 from fast_ft.pipeline.run import run
@@ -83,7 +85,7 @@ def test_a_base_of_4_and_16_bits_is_trained_answered_and_merged(
 
 
 def test_plan_and_chat_know_the_general_way(
-    recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe_file: RecipeFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = bases.save_base(tmp_path / "base", "gemma3")
     file = recipe_file({"model.name_or_path": str(base), **SMALL})
@@ -91,7 +93,16 @@ def test_plan_and_chat_know_the_general_way(
         assert main(["plan", str(file), *more]) == 0
         assert "general way: model_type 'gemma3_text' has no blocks of ours" in capsys.readouterr().out
     _, folder = made(file)
-    lines = iter(["Is the tent gold?"])
+    lines = iter(["For this question there is no memory?", "Is the tent gold?"])
+    answer, asked = LibraryEngine._answer, list[int]()
+
+    def short(self: LibraryEngine, batch: Any) -> None:
+        asked.append(len(batch.rows))
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("as a small card would")
+        answer(self, batch)
+
+    monkeypatch.setattr(LibraryEngine, "_answer", short)
 
     def ask(_: str) -> str:
         try:
@@ -101,8 +112,8 @@ def test_plan_and_chat_know_the_general_way(
 
     out = io.StringIO()
     chat(folder.root, [], ask=ask, out=out)
-    first = json.loads(folder.pred.read_text())
-    assert out.getvalue().strip(), first
+    assert out.getvalue().strip() and asked == [1, 1]
+    assert "Memory ran out over the answer to " in capsys.readouterr().err
 
 
 # Refused before anything is loaded or fetched

@@ -9,7 +9,7 @@ import pytest
 from fast_ft.hub.families import ModelShape
 from fast_ft.plan import cards, plans
 from fast_ft.plan.constants import SECONDS
-from fast_ft.plan.cost_model import card_parts, pass_seconds, step_overhead
+from fast_ft.plan.cost_model import card_parts, forward_seconds, pass_seconds, step_overhead
 from fast_ft.plan.plans import step_seconds
 from fast_ft.plan.run_plan import TrainPlan
 from fast_ft.plan.training_work import Rates, Training
@@ -17,6 +17,7 @@ from fast_ft.plan.training_work import Rates, Training
 LLAMA = ModelShape(4096, 11008, 32, 32, 32, 128, 32000, False)
 TRAINING = Training(16, "adamw_8bit", load_in_4bit=True, backend="fused", rows=8, longest=700)
 RATES = Rates(700.0, 4000.0, 90.0)
+T4 = cards.card("t4").expected
 
 
 FLASH, OTHERS = replace(TRAINING, flash=True), replace(TRAINING, backend="unsloth")
@@ -41,6 +42,16 @@ def test_layers_that_are_computed_again_go_forward_twice() -> None:
     assert twice["unpacking"] == pytest.approx(1.5 * once["unpacking"])
     assert once["elementwise"] < twice["elementwise"] < 1.6 * once["elementwise"]
     assert twice["flash"] / once["flash"] == pytest.approx(4.5 / 3.5)
+
+
+@pytest.mark.parametrize("training", [FLASH, TRAINING, OTHERS, replace(OTHERS, backend="peft")])
+def test_a_forward_pass_takes_less_than_half_of_both(training: Training) -> None:
+    for tokens in (512, 4096):
+        forward = forward_seconds(LLAMA, training, T4, tokens, row=300)
+        both = pass_seconds(LLAMA, training, T4, tokens, 0, row=300, capture=False)
+        assert 0.4 * both.card < forward.card < 0.5 * both.card and 0 < forward.host < both.host
+    least = 2 * 4096 * (LLAMA.linear_weights + 32000 * 4096) / 65e12
+    assert forward.card > least, "not quicker than its arithmetic at the card's rate on paper"
 
 
 def test_attention_has_a_rate_of_its_own_where_the_card_has_no_flash_attention() -> None:

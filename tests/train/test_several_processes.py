@@ -229,7 +229,8 @@ def session_of(rank: int, base: str, folder: str, variables: dict[str, str], tro
         effective_batch_size=4, warmup_steps=2, optim="adamw_torch", learning_rate=0.01, max_bad_steps=2
     )
     lines: list[dict[str, Any]] = []
-    task = TrainTask(make_jobs(make_rows(12)), section, schema.Carry(), seed=7, pad_id=0)
+    validation = make_rows(6, seed=3) if rank == 0 else []  # it measures alone
+    task = TrainTask(make_jobs(make_rows(12)), section, schema.Carry(), seed=7, pad_id=0, validation=validation)
     pace = None
     if "time" in trouble and rank == 0:
         # three steps a minute; a step is counted before its line is there
@@ -246,9 +247,15 @@ def session_of(rank: int, base: str, folder: str, variables: dict[str, str], tro
         seen[0] += 1
         return output * float("inf") if seen[0] in (3, 4) else output
 
+    def no_room_to_measure(module: Any, given: tuple[Any, ...]) -> None:
+        if not torch.is_grad_enabled() and given[0].shape[1] > (0 if "at all" in trouble else 24):
+            raise torch.OutOfMemoryError("as a small card would")
+
     embeddings = session.loaded.model.get_input_embeddings()
     if "memory" in trouble and rank == 1:
         embeddings.register_forward_pre_hook(full)
+    if "measuring" in trouble and rank == 0:
+        embeddings.register_forward_pre_hook(no_room_to_measure)
     if trouble == "numbers" and rank == 1:
         embeddings.register_forward_hook(spoilt)
     session.run()
@@ -257,7 +264,7 @@ def session_of(rank: int, base: str, folder: str, variables: dict[str, str], tro
         "losses": [line["loss"] for line in lines], "skipped": [line["skipped"] for line in lines],
         "rates": [line["learning_rate"] for line in lines], "tokens": session.steps.plan.most_tokens,
         "out_of_memory": session.steps.out_of_memory, "out_of_time": session.out_of_time, "weights": weights.tolist(),
-        "notes": session.notes,
+        "notes": session.notes, "validation": [line["validation_loss"] for line in lines if "validation_loss" in line],
     }  # fmt: skip
     here.leave()
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
@@ -273,17 +280,23 @@ def session_in(size: int, base: Path, folder: Path, trouble: str = "none") -> di
     assert statuses(processes) == [0] * size
     first, *others = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
     for other in others:
-        assert {key for key in first if str(first[key]) != str(other[key])} <= {"notes"}, "NaN are equal too"
+        differs = {key for key in first if str(first[key]) != str(other[key])}
+        assert differs <= {"notes", "validation"}, "NaN are equal too"
     return first
 
 
 def test_trouble_in_one_of_two_is_settled_alike_in_both(tiny: Path, tmp_path: Path) -> None:
     plain = session_in(3, tiny, tmp_path / "plain")  # in steps of two rows one of three has nothing to do
     assert len(plain["losses"]) == 7 and not plain["notes"]
-    short = session_in(2, tiny, tmp_path / "short", "memory and time")
+    assert len(plain["validation"]) == 2
+    measuring = session_in(2, tiny, tmp_path / "measuring", "measuring")
+    assert measuring["losses"] == pytest.approx(plain["losses"], abs=LOSS) and not measuring["notes"]
+    assert measuring["validation"] == pytest.approx(plain["validation"], abs=LOSS) and measuring["out_of_memory"] == 0
+    short = session_in(2, tiny, tmp_path / "short", "memory, time, measuring at all")
     assert short["out_of_memory"] > 0 and short["tokens"] <= 24
     assert short["out_of_time"] and len(short["losses"]) == 3
     assert short["losses"] == pytest.approx(plain["losses"][:3], abs=LOSS)
+    assert not short["validation"] and any("is not measured from step 3 on" in text for text in short["notes"])
     spoilt = session_in(2, tiny, tmp_path / "numbers", "numbers")
     assert spoilt["skipped"].count(True) == 2 and len(spoilt["losses"]) == 2 + 2 + 7
     assert spoilt["rates"][-5:] == pytest.approx([rate / 2 for rate in plain["rates"][-5:]])

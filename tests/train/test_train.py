@@ -216,6 +216,7 @@ def make_session(tiny: Path, tmp_path: Path) -> MakeSession:
         ranks: Ranks = ALONE,
         pace: Callable[[list[dict[str, Any]]], TrainPace] | None = None,
         callbacks: dict[str, Any] | None = None,
+        validation: Sequence[EncodedRow] = (),
         **values: Any,
     ) -> tuple[TrainSession, list[dict[str, Any]]]:
         model = schema.Model(name_or_path=str(tiny), max_length=64, load_in_4bit=False)
@@ -226,7 +227,7 @@ def make_session(tiny: Path, tmp_path: Path) -> MakeSession:
         lines: list[dict[str, Any]] = []
         session = TrainSession(
             maker.for_training(),
-            TrainTask(jobs or make_jobs(make_rows(12)), section, carry or schema.Carry(), 7, 0, stop_after),
+            TrainTask(jobs or make_jobs(make_rows(12)), section, carry or schema.Carry(), 7, 0, stop_after, validation),
             TrainPlan(micro_batch, recompute_layers=recompute_layers, world_size=ranks.size),
             tmp_path / "work",
             TrainCallbacks(**{"on_step": lines.append} | (callbacks or {})),
@@ -295,13 +296,11 @@ def test_a_steps_seconds_are_its_own(make_session: MakeSession, monkeypatch: pyt
         return moved
 
     callbacks = {"on_checkpoint": moving(100.0, lambda *_: None)}
-    session, lines = make_session(jobs, save_steps=2, eval_steps=3, callbacks=callbacks)
-    session.task = replace(session.task, validation=make_rows(2))
-    session.steps.task = session.task
+    session, lines = make_session(jobs, save_steps=2, eval_steps=3, callbacks=callbacks, validation=make_rows(2))
     for module in (sft_trainer, session_module):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(session.steps, "train_step", moving(1.0, session.steps.train_step))
-    monkeypatch.setattr(session.steps, "validation_loss", moving(10.0, session.steps.validation_loss))
+    monkeypatch.setattr(session.validation, "measure", moving(10.0, session.validation.measure))
     session.run()
     assert [line["seconds"] for line in lines] == [1.0] * 6
     assert [line.get("validation_seconds") for line in lines] == [None, None, 10.0] * 2

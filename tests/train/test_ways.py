@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fast_ft.train.forward_backward import Passes
 from fast_ft.train.micro_batch import MicroBatchShape
 from fast_ft.train.optimizer import FlatWeights
 from fast_ft.train.row_passes import RowPasses
+from fast_ft.train.validation_loss import ValidationLoss
 from tests.helpers import bases
 from tests.helpers.adapters import draw_lora_b
 
@@ -106,6 +108,24 @@ def test_the_validation_loss_is_transformers_own(tmp_path: Path, name: str) -> N
     passes = passes_over(loaded)
     supervised = sum(row.supervised for row in rows())
     assert sum(map(passes.measure, (rows()[:2], rows()[2:]))) / supervised == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", next(iter(bases.GENERAL))])
+def test_a_measurement_that_had_no_memory_says_the_same_in_smaller_passes(tmp_path: Path, name: str) -> None:
+    """Memory is short at the first pass of the model; on the general way a pass takes one row whatever it is given."""
+    loaded = loaded_base(tmp_path, name)
+    loss = ValidationLoss(passes_over(loaded), rows())
+    expected, count = loss.measure(), itertools.count()
+
+    def full(module: Any, given: Any, named: Any) -> None:
+        if next(count) == 0:
+            raise MemoryError
+
+    hook = loaded.model.get_base_model().get_input_embeddings().register_forward_pre_hook(full, with_kwargs=True)
+    assert loss.measure() == pytest.approx(expected, rel=1e-6) and loss.most_rows == 1
+    hook.remove()
+    modes = {each.training for each in loaded.model.modules()}
+    assert modes == {True}, "as it was before the pass that failed"
 
 
 def test_on_the_general_way_a_rehearsal_holds_rows_as_long_as_the_longest(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fast_ft.common import out_of_memory
 from fast_ft.common.errors import InputError
-from fast_ft.models import lora_files, own_pass, weight_layout
+from fast_ft.models import lora_files, nf4, own_pass, weight_layout
 from fast_ft.models.base_layers import decoder_layers
 from fast_ft.models.loaders.base import LoadedModel, LoaderBase, draw_no_bars
 from fast_ft.models.patches import ModelPatches
@@ -127,9 +127,7 @@ class PeftLoader(LoaderBase):
             local_files_only=True,
             **extra,
         )
-        for module in model.modules():
-            if hasattr(module, "compute_dtype"):  # a stored checkpoint may ask for bf16, which a T4 has not
-                module.compute_dtype = dtype
+        nf4.compute_in(model, dtype)
         weight_layout.by_layer(decoder_layers(model))
         return model
 
