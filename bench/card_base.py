@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@functools.cache
 def tokenizer() -> PreTrainedTokenizerBase:
     """Return the quickstart's tokenizer: the trainer wants one, and nothing is tokenised."""
     import transformers
@@ -39,7 +41,7 @@ def in_memory(config: dict[str, Any], wanted: str, r: int) -> LoadedModel:
     model = random_model(config, dtype, r=r)
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)
-    return LoadedModel(model, tokenizer(), "peft", device(), dtype)
+    return LoadedModel(model, tokenizer, "peft", device(), dtype)
 
 
 def as_folder(folder: Path, config: dict[str, Any], wanted: str) -> None:

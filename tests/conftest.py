@@ -44,13 +44,14 @@ FORKING = (
 )  # fmt: skip
 #: Files that take longest, the longest first, so that no worker is left with one of them at the end.
 LONG = (
-    *FORKING, "test_fuzz", "test_sweep", "test_minutes", "test_wheel", "test_reproduce", "test_resume",
-    "test_report_browser", "test_submit", "test_out_of_memory", "test_sweep_workers", "test_engine", "test_backup",
-    "test_best_peer", "test_train", "test_running_ahead", "test_sanity_checks", "test_doctor", "test_disk",
-    "test_adapter_kinds", "test_run", "test_bench", "test_validation", "test_card_file", "test_jinja_sandbox",
-    "test_lock", "test_signals", "test_answers", "test_ways", "test_selection", "test_gguf", "test_notebook",
-    "test_encoding", "test_preview", "test_kernels", "test_chat_templates", "test_plan", "test_masks",
-    "test_kv_cache", "test_decode_grid", "test_merged", "test_secrets", "test_hostile", "test_hub",
+    *FORKING, "test_engine", "test_minutes", "test_sweep", "test_resume", "test_report_browser", "test_fuzz",
+    "test_reproduce", "test_wheel", "test_sanity_checks", "test_train", "test_submit", "test_out_of_memory",
+    "test_backup", "test_sweep_workers", "test_answers", "test_running_ahead", "test_best_peer", "test_doctor",
+    "test_adapter_kinds", "test_decode_grid", "test_bench", "test_run", "test_ways", "test_disk", "test_validation",
+    "test_card_file", "test_notebook", "test_signals", "test_selection", "test_kv_cache", "test_chat_templates",
+    "test_preview", "test_lock", "test_jinja_sandbox", "test_merged", "test_gguf", "test_pace", "test_decoding",
+    "test_masks", "test_kernels", "test_figures_decode", "test_hostile", "test_test_command", "test_pocket",
+    "test_imports",
 )  # fmt: skip
 
 

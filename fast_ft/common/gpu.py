@@ -131,6 +131,8 @@ def _facts(card: dict[str, str]) -> dict[str, str]:
 
 def _smi(*arguments: str) -> str | None:
     """Return what nvidia-smi prints, or None where it is absent or fails."""
+    if shutil.which("nvidia-smi") is None:  # said without a process: a run asks more than ten times
+        return None
     try:
         return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -12,6 +12,12 @@ MOST_JSON = 8 << 20  #: bytes of a config.json, an adapter_config.json, an index
 MOST_LEVELS = 50  #: of lists and objects within one another; no file of ours, of PEFT's or of a model's has ten
 
 
+def state_of(path: Path) -> tuple[int, ...]:
+    """Return a value that is another one once a file has changed: to know whether what was read of it still holds."""
+    now = path.stat()
+    return now.st_size, now.st_ino, now.st_mtime_ns, now.st_ctime_ns
+
+
 def check_size(path: Path, most: int = MOST_JSON) -> None:
     """Raise InputError for a file over `most` bytes."""
     if (size := path.stat().st_size) > most:

@@ -6,8 +6,9 @@ row is four characters.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -143,6 +144,15 @@ class _SentencePiece:
         return index if self._model.id_to_piece(index) == token else None
 
 
+@functools.lru_cache(maxsize=4)
+def _opened(
+    kind: Callable[..., Tokenizer], path: Path, state: tuple[int, ...], added: tuple[tuple[str, int], ...],
+    named: tuple[str, ...],
+) -> Tokenizer:  # fmt: skip
+    """Return the tokenizer of a file, read once a process for each state of it. What was read never changes."""
+    return kind(path, dict(added), named)
+
+
 def open_tokenizer(folder: Path, added: Mapping[str, int], named: Iterable[str]) -> Tokenizer:
     """Return the tokenizer in a folder. InputError where there is none, or one that cannot be read.
 
@@ -151,7 +161,8 @@ def open_tokenizer(folder: Path, added: Mapping[str, int], named: Iterable[str])
     for name, kind in (("tokenizer.json", _TokenizerJson), ("tokenizer.model", _SentencePiece)):
         if (folder / name).is_file():
             untrusted_files.check_size(folder / name, MOST_TOKENIZER)
-            return kind(folder / name, added, named)
+            state = untrusted_files.state_of(folder / name)
+            return _opened(kind, folder / name, state, tuple(added.items()), tuple(named))
     raise InputError(
         f"{folder}: no tokenizer here. A tokenizer.json or a tokenizer.model is needed; "
         "set model.tokenizer to a folder or hub id that has one."

@@ -6,11 +6,13 @@ their names in the hub's cache, which are their digests, or by a digest over sam
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
+from fast_ft.common import untrusted_files
 from fast_ft.hub import download, families
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 18
@@ -40,10 +42,16 @@ def weights_digest(path: Path) -> str:
     blob = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", blob):
         return f"sha256:{blob}"
-    size = path.stat().st_size
+    return f"samples:{_sampled(path, untrusted_files.state_of(path))}"
+
+
+@functools.lru_cache(maxsize=64)
+def _sampled(path: Path, state: tuple[int, ...]) -> str:
+    """Return the digest of a file's samples, read once a process for each state of it: a sweep asks at each trial."""
+    size = state[0]
     total = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
         for index in range(_SAMPLES):
             file.seek(max(0, size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
             total.update(file.read(_SAMPLE_BYTES))
-    return f"samples:{total.hexdigest()}"
+    return total.hexdigest()

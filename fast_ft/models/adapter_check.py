@@ -86,15 +86,17 @@ def log_probabilities_of(
     starts: Sequence[int],
     pad_id: int,
     most_tokens: int | None = None,
+    exactly: bool = True,
 ) -> list[list[float]]:
     """Return what `log_probabilities` does, in as few passes as the model gives the same numbers in.
 
     On a GPU a pass over one row takes about as long as one over four, so rows of up to `most_tokens` (default:
     _PASS_TOKENS), padding included, share one. On a CPU 4-bit products depend on how many rows they take, Unsloth's
     forward takes no list of logits to keep, and on the general way a row's rope may depend on its neighbours: there
-    each row has a pass of its own.
+    each row has a pass of its own. Where `exactly` is False, rows share passes on a CPU too: 4-bit products then differ
+    by some 1e-4.
     """
-    most = (most_tokens or _PASS_TOKENS) if _may_share_passes(loaded) else 0
+    most = (most_tokens or _PASS_TOKENS) if _may_share_passes(loaded, exactly) else 0
     values: dict[int, list[float]] = {}
     for group in _groups([len(row) for row in ids], most):
         rows, begins = [ids[index] for index in group], [starts[index] for index in group]
@@ -102,8 +104,8 @@ def log_probabilities_of(
     return [values[index] for index in range(len(ids))]
 
 
-def _may_share_passes(loaded: LoadedModel) -> bool:
-    return loaded.device == "cuda" and loaded.backend != "unsloth" and loaded.general is None
+def _may_share_passes(loaded: LoadedModel, exactly: bool) -> bool:
+    return (loaded.device == "cuda" or not exactly) and loaded.backend != "unsloth" and loaded.general is None
 
 
 def _groups(lengths: Sequence[int], most: int) -> list[list[int]]:
@@ -169,11 +171,11 @@ def verify(folder: Path, loaded: LoadedModel, pad_id: int) -> float:
 
 
 def log_probabilities_that_fit(
-    loaded: LoadedModel, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int
+    loaded: LoadedModel, ids: Sequence[Sequence[int]], starts: Sequence[int], pad_id: int, exactly: bool = True
 ) -> list[list[float]]:
     """Return what `log_probabilities_of` does; where memory is short, of a row's first tokens only."""
     try:
-        return log_probabilities_of(loaded, ids, starts, pad_id)
+        return log_probabilities_of(loaded, ids, starts, pad_id, exactly=exactly)
     except Exception as error:
         if not out_of_memory.is_short(error):
             raise

@@ -15,7 +15,7 @@ from fast_ft.data.encoding import IGNORE_INDEX, EncodedRow
 from fast_ft.models import adapter_check, lora_files
 from fast_ft.models.loaders.base import LoadedModel
 
-ROWS = 8  #: at most: a card takes them in one or two passes
+ROWS = 8  #: at most: they take one or two passes
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AdapterEffect:
 
 
 def measure(loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id: int, start: Path | None = None) -> AdapterEffect:
-    """Measure a trained model's adapter on up to ROWS of these rows, evenly spread.
+    """Measure a trained model's adapter on up to ROWS of these rows, evenly spread, by the same passes on both sides.
 
     `start` is the safetensors file of the adapter that training started from; None: a new one, with which the model
     says what the base model does. Afterwards the model evaluates, and has the weights of `start`. Where memory is
@@ -51,7 +51,7 @@ def measure(loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id: int, start:
 
 def _log_probabilities(loaded: LoadedModel, rows: Sequence[EncodedRow], pad_id: int) -> list[list[float]]:
     ids, starts = [row.input_ids for row in rows], [adapter_check.first_trained(row) for row in rows]
-    return adapter_check.log_probabilities_that_fit(loaded, ids, starts, pad_id)
+    return adapter_check.log_probabilities_that_fit(loaded, ids, starts, pad_id, exactly=False)
 
 
 def _losses(row: EncodedRow, *values: Sequence[float]) -> tuple[float, ...]:

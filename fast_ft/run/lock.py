@@ -64,10 +64,11 @@ class Lease:
             self.lost = True
             return
         self.content["beat"] += 1
-        content = json.dumps(self.content).encode()
+        content = _text(self.content).encode()
         with contextlib.suppress(OSError):
             # In place: a Drive's rename may leave two files of one name. In one write, and cut to length only after it:
-            # whoever reads meanwhile finds this beat or the last one, and never an empty lease.
+            # whoever reads meanwhile finds this beat or the last one, and never an empty lease. All are of one length:
+            # who has read up to the end of the last beat's must not find one more byte there.
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             try:
                 os.write(file, content)
@@ -159,7 +160,7 @@ def _acquire(path: Path, stale: float, sleep: Callable[[float], object]) -> Leas
             with atomic_files.refusal(path):
                 atomic_files.touch("write", path)
                 with path.open("x", encoding="utf-8") as file:
-                    file.write(json.dumps(content))
+                    file.write(_text(content))
             return Lease(path, content)
         except InputError as error:
             if not isinstance(error.__cause__, FileExistsError):
@@ -241,6 +242,11 @@ def _self(folder: Path) -> dict[str, Any]:
         "token": uuid.uuid4().hex,
         "beat": 0,
     }
+
+
+def _text(content: dict[str, Any]) -> str:
+    """Return a lease's JSON, as long at each beat as at any other."""
+    return json.dumps(content) + " " * (20 - len(str(content["beat"])))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

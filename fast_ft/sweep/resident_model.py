@@ -118,7 +118,7 @@ class ResidentLoader:
             self._trial.keep_4bit(layer)
         return ResidentModel(
             model,
-            loaded.tokenizer,
+            loaded.open_tokenizer,
             loaded.backend,
             loaded.device,
             loaded.dtype,

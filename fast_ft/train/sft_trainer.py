@@ -18,17 +18,19 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTTrainer
 
+from fast_ft.data.encoding import EncodedRow
 from fast_ft.train.launched_step import LaunchedStep, mark
 from fast_ft.train.optimizer import decides_on_device, make_scheduler
 from fast_ft.train.sft_settings import collate, sft_config
@@ -62,7 +64,7 @@ class StageTrainer(SFTTrainer):
         super().__init__(
             model=session.loaded.model,
             args=sft_config(task, self.job, session.loaded, session.work_folder, len(self.batches)),
-            train_dataset=Dataset.from_list([{"input_ids": r.input_ids, "labels": r.labels} for r in self.job.rows]),
+            train_dataset=_dataset(self.job.rows),
             processing_class=session.loaded.tokenizer,
             data_collator=collate,
             optimizers=(session.optimizer, self.schedule),
@@ -139,6 +141,15 @@ class StageTrainer(SFTTrainer):
 
     def _rate_scale(self, step: int) -> float:
         return self.session.state.rate_scale(self.steps_before + step)
+
+
+def _dataset(rows: Sequence[EncodedRow]) -> Dataset:
+    """Return the rows as TRL wants them.
+
+    Nothing here asks for datasets' cache. With a name of ours, datasets does not pickle the whole table for a name.
+    """
+    columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
+    return Dataset(InMemoryTable.from_pydict(columns), fingerprint="rows")
 
 
 def _keep_gradients(set_to_none: bool = True) -> None:

@@ -71,7 +71,7 @@ COSTS = {
 
 @pytest.mark.parametrize("case", COSTS)
 def test_a_chat_template_is_bounded_in_time_and_memory(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 1.5)
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(InputError, match=r"evil: its chat template .*Use model\.template: llama-2"):
         SandboxedTemplate(COSTS[case], "evil").render(HI)
@@ -81,9 +81,9 @@ def test_a_chat_template_is_bounded_in_time_and_memory(case: str, monkeypatch: p
 def test_after_its_end_a_template_says_so_again(monkeypatch: pytest.MonkeyPatch) -> None:
     template = SandboxedTemplate("{% if messages[1] is defined %}" + COSTS["loops"] + "{% endif %}ok", "sly")
     assert template.render(HI) == "ok"
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 1.0)
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.5)
     for _ in range(2):
-        with pytest.raises(InputError, match="took more than 1 s"):
+        with pytest.raises(InputError, match=r"took more than 0\.5 s"):
             template.render(HI * 2)
 
 

@@ -36,7 +36,7 @@ def loaded_base(name: str, **changes: Any) -> LoadedModel:
     model = peft.get_peft_model(base, config).eval()
     draw_lora_b(model, std=0.08)
     family = bases.ALL[name][0] if name in bases.GENERAL else None
-    return LoadedModel(model, None, "peft", "cpu", "float32", general=family)
+    return LoadedModel(model, lambda: None, "peft", "cpu", "float32", general=family)
 
 
 def prompts() -> list[list[int]]:

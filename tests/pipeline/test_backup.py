@@ -24,14 +24,18 @@ from fast_ft.pipeline.backup import COMPLETE, REPLIES, Backup
 from fast_ft.pipeline.run import run
 from fast_ft.recipe.loader import load_recipe
 from fast_ft.run import folder as folder_of_run
-from fast_ft.run.folder import RESTORED, output_folder
+from fast_ft.run.folder import RESTORED, RunDir, output_folder
 from tests.helpers.judge_server import JudgeServer
-from tests.helpers.parts import RecipeFactory
+from tests.helpers.parts import RecipeFactory, write_recipe
+
+
+def recipe_in(folder: Path) -> dict[str, Any]:
+    return {"train.save_steps": 2, "output_dir": str(folder / "local" / "run")}
 
 
 @pytest.fixture
 def path(recipe_file: RecipeFactory, tmp_path: Path) -> Path:
-    return recipe_file({"train.save_steps": 2, "output_dir": str(tmp_path / "local" / "run")})
+    return recipe_file(recipe_in(tmp_path))
 
 
 def drive(tmp_path: Path) -> Path:
@@ -40,6 +44,22 @@ def drive(tmp_path: Path) -> Path:
 
 def go(path: Path, tmp_path: Path, *overrides: str) -> Any:
     return run(load_recipe(path, [f"backup_dir={tmp_path}/drive", *overrides]), path)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of `path`'s recipe that was never stopped, made once; its backup is in drive(...) two folders above it."""
+    folder = tmp_path_factory.mktemp("whole")
+    made: RunDir = go(write_recipe(folder, tiny, train_file, test_file, recipe_in(folder)), folder)
+    return made
+
+
+@pytest.fixture
+def finished(whole: RunDir, tmp_path: Path) -> RunDir:
+    """That run and its backup, copied into the test's folder: as go(path, tmp_path) leaves them."""
+    for name in ("local", "drive"):
+        shutil.copytree(whole.root.parents[1] / name, tmp_path / name)
+    return RunDir.at(tmp_path / "local" / "run")
 
 
 def stopped_at(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -57,9 +77,9 @@ def stopped_at(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step
 
 
 def test_a_fresh_machine_goes_on_from_the_backup(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path, whole: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = run(load_recipe(path, [f"output_dir={tmp_path}/whole"]), path)
+    capsys.readouterr()
     stopped_at(path, tmp_path, monkeypatch, 5)
     assert [each.name for each in drive(tmp_path).iterdir()] == ["snapshot-2"], "one, of step 4"
     said = capsys.readouterr().err
@@ -83,7 +103,12 @@ def test_a_fresh_machine_goes_on_from_the_backup(
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_fresh_machine_goes_on_from_the_answers_too(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: bool
+    path: Path,
+    whole: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lost: bool,
 ) -> None:
     """A machine that vanishes leaves what the last copy held; one that is told to stop leaves all."""
 
@@ -98,10 +123,10 @@ def test_a_fresh_machine_goes_on_from_the_answers_too(
         patch.setattr(backup, "_SHARE", math.inf)
         patch.setattr(answers, "Bar", Stopping)
         go(path, tmp_path)
-    whole, newer = sorted(drive(tmp_path).iterdir())
+    older, newer = sorted(drive(tmp_path).iterdir())
     held = json.loads((newer / COMPLETE).read_text())
-    assert held["on"] == whole.name and "adapter/adapter_model.safetensors" in held["files"]
-    assert not (newer / "adapter").exists() and (whole / "adapter").is_dir()
+    assert held["on"] == older.name and "adapter/adapter_model.safetensors" in held["files"]
+    assert not (newer / "adapter").exists() and (older / "adapter").is_dir()
     partial = (newer / "pred.partial.jsonl").read_bytes()
     assert partial.count(b"\n") == 3
 
@@ -112,8 +137,7 @@ def test_a_fresh_machine_goes_on_from_the_answers_too(
     folder = go(path, tmp_path)
     assert f"restored from {newer}" in capsys.readouterr().err
     assert sum(row.known is not None for row in drawn[-1]) == 3, "these are not answered again"
-    wanted = run(load_recipe(path, [f"output_dir={tmp_path}/whole"]), path)
-    assert folder.pred.read_bytes() == wanted.pred.read_bytes()
+    assert folder.pred.read_bytes() == whole.pred.read_bytes()
     assert len(list(drive(tmp_path).iterdir())) == 1, "a finished run is one whole snapshot"
 
 
@@ -247,15 +271,14 @@ def test_old_snapshots_are_truncated_before_they_are_deleted(
 
 
 def test_a_copy_that_does_not_read_back_is_no_backup(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    go(path, tmp_path)
     (before,) = drive(tmp_path).iterdir()
     digest = atomic_files.sha256_file
     monkeypatch.setattr(
         atomic_files, "sha256_file", lambda p: "0" if "snapshot-" in str(p) and p.name == "log.jsonl" else digest(p)
     )
-    assert not Backup(tmp_path / "local" / "run", str(tmp_path / "drive")).save()
+    assert not Backup(finished.root, str(tmp_path / "drive")).save()
     assert "no backup was made" in capsys.readouterr().err
     assert list(drive(tmp_path).iterdir()) == [before] and (before / COMPLETE).is_file()
 
@@ -350,10 +373,10 @@ def test_a_folder_that_cannot_be_made_or_whose_disk_is_not_mounted_is_one_messag
     assert not Path("/mnt/no-such-disk").exists() and not folders.DRIVE.exists()
 
 
+@pytest.mark.usefixtures("finished")
 def test_the_backup_of_another_run_of_the_same_name_is_not_taken_for_this_ones(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    go(path, tmp_path)
     held = {file: file.read_bytes() for file in drive(tmp_path).rglob("*") if file.is_file()}
     other = [str(path), f"backup_dir={tmp_path}/drive", f"output_dir={tmp_path}/other/run", "lora.r=2"]
     assert main(other) == 2
@@ -363,10 +386,10 @@ def test_the_backup_of_another_run_of_the_same_name_is_not_taken_for_this_ones(
     assert {file: file.read_bytes() for file in drive(tmp_path).rglob("*") if file.is_file()} == held
 
 
+@pytest.mark.usefixtures("finished")
 def test_a_users_own_folder_is_refused_before_anything_is_restored_into_it(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    go(path, tmp_path)
     mine = tmp_path / "other" / "run"
     (mine / "photos").mkdir(parents=True)
     (mine / "thesis.txt").write_text("years of work")
@@ -380,10 +403,9 @@ def test_a_users_own_folder_is_refused_before_anything_is_restored_into_it(
 
 @pytest.mark.parametrize(("what", "name"), [("write", "log.jsonl"), ("rename", "adapter"), ("rename", "manifest.json")])
 def test_a_restoring_that_was_killed_is_done_again_or_goes_on(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, name: str
+    path: Path, finished: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, name: str
 ) -> None:
-    whole = go(path, tmp_path)
-    pred, root = whole.pred.read_bytes(), tmp_path / "local" / "run"
+    pred, root = finished.pred.read_bytes(), finished.root
     shutil.rmtree(root)
 
     def killed(seen: str, file: Path) -> None:

@@ -581,14 +581,26 @@ def test_force_resume_is_a_flag(again: Go, tmp_path: Path, capsys: pytest.Captur
 # The base model, the tokenizer and the chat template lie outside of the run's folder
 
 
-@pytest.fixture
-def stopped(tiny: Path, train_file: Path, test_file: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A recipe whose run was stopped after 4 of 6 steps, and a base of its own."""
-    base = tmp_path / "base"
-    shutil.copytree(tiny, base)
-    path = write_recipe(tmp_path, base, train_file, test_file, {"output_dir": str(tmp_path / "run")})
+@pytest.fixture(scope="module")
+def once_stopped(
+    tiny: Path, train_file: Path, test_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A folder with what `stopped` gives, made once, and a copy of it as it was."""
+    folder = tmp_path_factory.mktemp("stopped") / "as-used"
+    shutil.copytree(tiny, folder / "base")
+    path = write_recipe(folder, folder / "base", train_file, test_file, {"output_dir": str(folder / "run")})
     preview(load_recipe(path), path, 4)
-    return path, base
+    run(load_recipe(path, [f"output_dir={folder}/trained"]), path, until="adapter")
+    return folder, Path(shutil.copytree(folder, folder.with_name("as-made")))
+
+
+@pytest.fixture
+def stopped(once_stopped: tuple[Path, Path]) -> tuple[Path, Path]:
+    """A recipe with a base of its own, stopped in `run` after 4 of 6 steps, and ended in `trained` beside it."""
+    folder, made = once_stopped
+    shutil.rmtree(folder)
+    shutil.copytree(made, folder)
+    return folder / "small.yaml", folder / "base"
 
 
 def swap_weights(base: Path) -> None:
@@ -617,12 +629,12 @@ def swap_tokenizer(base: Path) -> None:
     ],
 )
 def test_another_base_or_tokenizer_in_the_same_place_is_refused(
-    stopped: tuple[Path, Path], tmp_path: Path, swap: Callable[[Path], None], words: str
+    stopped: tuple[Path, Path], swap: Callable[[Path], None], words: str
 ) -> None:
     path, base = stopped
-    trained = run(load_recipe(path, [f"output_dir={tmp_path}/trained"]), path, until="adapter")
+    trained = RunDir.at(path.parent / "trained")
     swap(base)
-    for folder in (tmp_path / "run", trained.root):  # one is to be trained further, the other is to answer
+    for folder in (path.parent / "run", trained.root):  # one is to be trained further, the other is to answer
         before = digests(folder)
         with pytest.raises(InputError, match=words) as caught:
             run(load_recipe(path, [f"output_dir={folder}"]), path)

@@ -151,6 +151,16 @@ def test_whoever_reads_while_a_lease_beats_finds_a_whole_one(tmp_path: Path) -> 
         assert json.loads((tmp_path / lock.NAME).read_text())["beat"] == 500
 
 
+def test_a_lease_is_as_long_at_each_beat_as_at_any_other(tmp_path: Path) -> None:
+    """A reader that has come to its end, while a longer one is written over it, would find the last byte twice."""
+    with lock.hold(tmp_path, every=3600) as held:
+        sizes = {(tmp_path / lock.NAME).stat().st_size}
+        for _ in range(11):
+            held.beat()
+            sizes.add((tmp_path / lock.NAME).stat().st_size)
+    assert len(sizes) == 1
+
+
 def test_a_lease_that_is_cut_off_in_writing_counts_as_held_while_it_is_fresh(tmp_path: Path) -> None:
     assert not lock.is_held(tmp_path)
     (tmp_path / lock.NAME).write_text("")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,19 +36,25 @@ class LoadedModel:
     """A model on its device, and what is known of it.
 
     `model` is a PeftModel; `tokenizer` is transformers' own, for whoever loads the adapter later (our own token ids
-    come from data/encoding.py). `backend` is the loader's name, `dtype` what the base computes in. `notes` are
-    sentences for the manifest. Whoever replaces a forward or hangs a hook on the model does so through `patches`.
+    come from data/encoding.py). `open_tokenizer` opens it once it is asked for, which answering never does. `backend`
+    is the loader's name, `dtype` what the base computes in. `notes` are sentences for the manifest. Whoever replaces a
+    forward or hangs a hook on the model does so through `patches`.
     `general` says why the model goes the general way (hub/families.py); None: our passes and our decoding take it.
     """
 
     model: Any  # a PeftModel, until `free`
-    tokenizer: Any
+    open_tokenizer: Callable[[], Any]
     backend: str
     device: str
     dtype: str
     notes: list[str] = field(default_factory=list)
     patches: ModelPatches = field(default_factory=ModelPatches)
     general: str | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer."""
+        return self.open_tokenizer()
 
     def free(self) -> None:
         """Give the model's memory back, so that the next one fits where this one was."""
@@ -96,15 +104,20 @@ class LoaderBase(ABC):
         """Return a fresh base model with the adapter in a folder, ready to answer."""
 
     def _loaded(self, model: PeftModel, patches: ModelPatches | None = None) -> LoadedModel:
+        changes = patches or ModelPatches()
+        return LoadedModel(
+            model, functools.cache(self._tokenizer), self.name, self.device, self.dtype, self.notes, changes,
+            self.family.general,
+        )  # fmt: skip
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return transformers' tokenizer, padding with another token than its EOS."""
         source = self.section.tokenizer or self.section.name_or_path
         tokenizer = open_tokenizer(download.tokenizer_folder(source, self.section.revision))
         if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
             others = [tokenizer.unk_token, *tokenizer.convert_ids_to_tokens([0, 1])]
             tokenizer.pad_token = next(token for token in others if token and token != tokenizer.eos_token)
-        changes = patches or ModelPatches()
-        return LoadedModel(
-            model, tokenizer, self.name, self.device, self.dtype, self.notes, changes, self.family.general
-        )
+        return tokenizer
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
