@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fast_ft.cli.chat_side import Side
-from fast_ft.common import out_of_memory, seeds
+from fast_ft.common import out_of_memory, seeds, signals
 from fast_ft.common.console import note
 from fast_ft.common.errors import InputError
 from fast_ft.common.text_safety import harmless, whole
@@ -29,7 +29,8 @@ _HELP = """\
 /system TEXT     begin again with this system turn; without TEXT: with none
 /temperature X   draw tokens at this temperature; 0: take the likeliest ones
 /help            these lines
-An empty line forgets what was said. A text that begins with / is written with //. Ctrl-D leaves."""
+An empty line forgets what was said. A text that begins with / is written with //. Ctrl-C stops an answer; Ctrl-D
+leaves."""
 
 
 def chat(
@@ -184,8 +185,12 @@ def _stdin() -> Callable[[str], str]:
 
 
 def _answer(engine: Engine, row: Sequence, encoder: Encoder, out: TextIO) -> str:
-    """Write the row's answer as it grows, and return it."""
-    shown = ""
+    """Write the row's answer as it grows, and return it. Ctrl-C ends it where it is."""
+    shown, is_stopped = "", False
+
+    def stop() -> None:
+        nonlocal is_stopped
+        is_stopped = True
 
     def show(live: list[Sequence]) -> None:
         """Print what the answer has grown by."""
@@ -194,10 +199,13 @@ def _answer(engine: Engine, row: Sequence, encoder: Encoder, out: TextIO) -> str
         if not text.endswith("\ufffd") and text.startswith(shown):  # else half of a character
             print(harmless(text[len(shown) :]), end="", flush=True, file=out)
             shown = text
+        if is_stopped:
+            row.limit = len(row.tokens)
 
-    list(engine.run([row], burst=_BURST, on_look=show))
+    with signals.calling(stop, ["SIGINT"]):
+        list(engine.run([row], burst=_BURST, on_look=show))
     text = encoder.decode(row.tokens)
     print(harmless(text[len(shown) :]) if text.startswith(shown) else "", file=out)
     if row.tokens[-1] not in encoder.end_ids:
-        note(f"(cut off after {counted(len(row.tokens), 'token')})")
+        note(f"({'stopped' if is_stopped else 'cut off'} after {counted(len(row.tokens), 'token')})")
     return text

@@ -233,6 +233,8 @@ def _schema(options: argparse.Namespace) -> int:
 
 #: Those that load a model, and torch for it.
 LOADING = frozenset({"run", "quickstart", "train", "generate", "chat", "export", "reproduce", "sweep"})
+#: Those that go on, when they are started again, from what they had done when they were stopped.
+GOES_ON = frozenset({"run", "quickstart", "train", "generate", "judge", "sweep", "reproduce"})
 #: Those that several processes can do together (common/process_group.py).
 TOGETHER = ("run", "train")
 

@@ -79,6 +79,7 @@ def _status_alone(words: list[str], place: process_group.Ranks) -> int:
     if not words:
         parser.print_help()
         return 2
+    name = ""
     try:
         name, rest = _command(parser, words)
         options = parse(parsers[name], rest)
@@ -101,7 +102,8 @@ def _status_alone(words: list[str], place: process_group.Ranks) -> int:
         note(str(error))
         return 3
     except (KeyboardInterrupt, process_group.Lost):
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from what was kept" if name in commands.GOES_ON else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return 130
     except (ImportError, OSError) as error:
         said = _unloadable(error) or _no_name(error) or _refused(error)

@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 GRACE = 9.0  #: seconds between a signal and the end of the process, whatever it still waits for
 
@@ -22,10 +22,10 @@ def interruptible() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def calling(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at Ctrl-C, SIGTERM or SIGHUP within: training finishes the step in hand first."""
+def calling(stop: Callable[[], None], names: Sequence[str] = ("SIGINT", "SIGTERM", "SIGHUP")) -> Iterator[None]:
+    """Call `stop` at Ctrl-C (SIGINT), SIGTERM or SIGHUP within: training finishes the step in hand first."""
     global _finishing
-    with _handled(_known("SIGINT", "SIGTERM", "SIGHUP"), stop):
+    with _handled(_known(*names), stop):
         _finishing = True
         try:
             yield

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import shutil
+import signal
 import sys
 import weakref
 from dataclasses import replace
@@ -150,6 +152,30 @@ def test_base_and_tuned_answer_beside_each_other(folder: Path, capsys: pytest.Ca
     assert "The base model answers too" in (notes := capsys.readouterr().err) and "tuned model answers alone" in notes
     untrained = talk(folder, "/base", hat)
     assert untrained == [base, tuned], "the sides do not disturb each other"
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_talk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hat, cup = "What colour is the hat?", "And the cup?"
+    (whole,) = talk(folder, hat)
+
+    class Out(io.StringIO):
+        def write(self, text: str) -> int:
+            if text and not self.getvalue():  # at the first words
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().write(text)
+
+    lines, out, before = iter([hat, "", cup]), Out(), signal.getsignal(signal.SIGINT)
+
+    def ask(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=out)
+    stopped, other = out.getvalue().splitlines()[:2]
+    assert whole.startswith(stopped) and stopped != whole and other
+    assert "(stopped after " in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_system_turn_begins_a_new_talk_and_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
