@@ -228,19 +228,5 @@ def test_a_missing_space_after_a_colon_is_named(
     assert re.search(r"'\w+:\d': put a space after the colon: \w+: \d\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(("command", "goes_on"), [("train", True), ("data", False)])
-def test_an_interrupted_command_says_whether_it_goes_on(
-    command: str, goes_on: bool, recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    def interrupted(_: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(COMMANDS, command, interrupted)
-    assert main([command, str(recipe_file())]) == 130
-    said = capsys.readouterr().err
-    assert said.startswith("interrupted") and ("goes on" in said) == goes_on
-
-
 def test_every_command_that_goes_on_is_one() -> None:
     assert COMMANDS.keys() > commands.GOES_ON

@@ -387,17 +387,20 @@ def test_a_reader_that_leaves_ends_the_command_quietly(recipe_file: RecipeFactor
     assert done.stdout.splitlines()[-1] in ("0", "141") and "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_with_130(
-    recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(("command", "goes_on"), [("train", True), ("data", False)])
+def test_ctrl_c_ends_with_130_and_says_whether_the_command_goes_on(
+    command: str, goes_on: bool, recipe_file: RecipeFactory, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     from fast_ft.data import prepare
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare.dataset, "load_pool", interrupted)
-    assert main(["data", str(recipe_file())]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert main([command, str(recipe_file())]) == 130
+    said = capsys.readouterr().err
+    assert "interrupted" in said and ("the same command goes on" in said) == goes_on
 
 
 def test_a_whole_run_says_what_it_made_and_is_answered_again(recipe_file: RecipeFactory, tmp_path: Path) -> None:
