@@ -8,11 +8,8 @@ and the same noise as one that was never stopped.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from fast_ft.train.optimizer import FlatWeights, make_optimizer
 from fast_ft.train.step_runner import StepRunner
 from fast_ft.train.stopping import Stopping
 from fast_ft.train.task import StepFacts, TrainCallbacks, TrainTask
-from fast_ft.train.validation_loss import ValidationLoss
+from fast_ft.train.validation import Validation
 
 
 class TrainSession:
@@ -60,7 +57,7 @@ class TrainSession:
         self.state = state.TrainState()
         self.flat = FlatWeights(loaded.model)
         self.steps = StepRunner(loaded, self.flat, task, plan, ranks, self.callbacks.on_plan)
-        self.validation = ValidationLoss(self.steps.passes, task.validation)
+        self.validation = Validation(self.steps.passes, task, self.callbacks, self.stopping)
         self.optimizer = make_optimizer(self.flat, task.section)
         self.notes: list[str] = []  #: what the manifest has to know
         self.peak_gib = 0.0  #: of GPU memory reserved, over all stages
@@ -177,7 +174,7 @@ class TrainSession:
         it, where bad numbers are being counted, and where a request or the budget may end the training.
         """
         at = self._launched
-        is_needed = self._is_due(at) or self._is_measured(at)
+        is_needed = self._is_due(at) or self.validation.is_due(at)
         return self.ahead and not is_needed and self._watch.is_calm and not self.stopping.is_near(self.state)
 
     def end_step(self, entry: dict[str, Any]) -> bool:
@@ -189,9 +186,10 @@ class TrainSession:
             self.notes.append(warning)
         is_up = self.stopping.is_up(at)
         is_last = is_up and self._in_flight == 0
-        if self._is_measured(at) or (is_last and self.task.validation):
-            entry |= self._validate(at)
-            self.stopping.count_measurement(at)
+        if self.validation.is_due(at) or (is_last and self.validation.is_on):
+            said, problems = self.validation.measure(at)
+            entry |= said
+            self.notes += problems
         self.callbacks.on_step(entry)
         self._watch.see(entry, is_last=at.global_step == self.task.total)
         self.stopping.agree(at, is_up=is_up)
@@ -215,39 +213,6 @@ class TrainSession:
         every = self.task.section.save_steps
         due = bool(every and at.step % every == 0) or at.begins_to_anneal
         return due and at.step < len(self.task.jobs[at.stage].batches)
-
-    def _is_measured(self, at: state.TrainState) -> bool:
-        """Return whether the validation loss is due after the step that `at` stands behind."""
-        due = self.task.measurements.after
-        return bool(due) and (at.global_step in due or at.global_step == at.stop_at)
-
-    def _validate(self, at: state.TrainState) -> dict[str, float]:
-        """Measure the validation loss, and return what the step's line says of it.
-
-        The weights are kept where it is the least so far and train.load_best asks. Where a row does not fit into
-        memory, training goes on and measures no more.
-        """
-        began, found = time.monotonic(), {}
-        try:
-            found["validation_loss"] = loss = self.validation.measure()
-        except InputError as error:
-            self.task = replace(self.task, validation=())
-            if self.stopping.pace is not None:
-                self.stopping.pace.measure_no_more()
-            self._warn(f"the validation loss is not measured from step {at.global_step} on: {error}")
-        else:
-            if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss) and self._keep_best(at):
-                at.best_step, at.best_loss = at.global_step, loss
-        return found | {"validation_seconds": round(time.monotonic() - began, 4)}
-
-    def _keep_best(self, at: state.TrainState) -> bool:
-        """Keep the weights where train.load_best asks; return False where they could not be kept."""
-        if not self.task.section.load_best:
-            return True
-        problem = self.callbacks.on_best(at.global_step, partial(state.save_weights, model=self.loaded.model))
-        if problem:
-            self.notes.append(problem)
-        return not problem
 
     def _run_stage(self) -> None:
         # Imported only now: unsloth, which may have loaded the model, is imported before trl and transformers.

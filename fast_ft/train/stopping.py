@@ -79,8 +79,13 @@ class Stopping:
                 note("time is up: no other step fits, and the learning rate could not be brought down")
         return warning
 
-    def count_measurement(self, at: TrainState) -> None:
-        """Count the time in which the validation loss was measured behind the step that was counted last."""
+    def count_measurement(self, at: TrainState, *, is_last: bool) -> None:
+        """Count the time in which the validation loss was measured behind the step that was counted last.
+
+        `is_last`: none is to come, and steps have all of the time.
+        """
         if self.pace is not None:
+            if is_last:
+                self.pace.measure_no_more()
             self.pace.measure()
             at.seconds = self.pace.elapsed()

@@ -283,8 +283,7 @@ def test_the_log_has_one_whole_line_a_step(make_session: MakeSession) -> None:
 
 def test_a_steps_seconds_are_its_own(make_session: MakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not those of the measurement and the checkpoint before it."""
-    from fast_ft.train import session as session_module
-    from fast_ft.train import sft_trainer
+    from fast_ft.train import sft_trainer, validation
 
     now, jobs = [0.0], [StageJob(0, "one", make_rows(4), [[0, 1, 2, 3]] * 6, 0.01)]
 
@@ -297,10 +296,10 @@ def test_a_steps_seconds_are_its_own(make_session: MakeSession, monkeypatch: pyt
 
     callbacks = {"on_checkpoint": moving(100.0, lambda *_: None)}
     session, lines = make_session(jobs, save_steps=2, eval_steps=3, callbacks=callbacks, validation=make_rows(2))
-    for module in (sft_trainer, session_module):
+    for module in (sft_trainer, validation):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(session.steps, "train_step", moving(1.0, session.steps.train_step))
-    monkeypatch.setattr(session.validation, "measure", moving(10.0, session.validation.measure))
+    monkeypatch.setattr(session.validation.loss, "measure", moving(10.0, session.validation.loss.measure))
     session.run()
     assert [line["seconds"] for line in lines] == [1.0] * 6
     assert [line.get("validation_seconds") for line in lines] == [None, None, 10.0] * 2

@@ -50,7 +50,9 @@ def test_where_memory_runs_out_passes_take_half_as_many_rows_and_say_the_same(
     assert same(plain, session), "nothing was drawn, and no gradient was added"
     assert session.steps.plan == plain.steps.plan and session.steps.out_of_memory == 0 and not session.notes
     short = [tokens for tokens in seen if tokens > 32]
-    assert len(short) == 1 and session.validation.most_rows == 2, "four rows were too many once, and then never again"
+    assert len(short) == 1 and session.validation.loss.most_rows == 2, (
+        "four rows were too many once, and then never again"
+    )
     assert capsys.readouterr().err.count("is measured again with at most 2 rows in a pass") == 1
 
 
