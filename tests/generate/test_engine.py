@@ -489,7 +489,7 @@ def test_a_shared_prefix_changes_no_draw(
     others = [[5, *prompt] for prompt in asked]
 
     def rows(asked: list[list[int]]) -> list[Sequence]:
-        return [Sequence(prompt, 5, key=10 * i + c) for i, prompt in enumerate(asked) for c in range(3)]
+        return [Sequence(prompt, 8, key=10 * i + c) for i, prompt in enumerate(asked) for c in range(3)]
 
     with monkeypatch.context() as apart:
         apart.setattr("fast_ft.data.shared_start._WORTH", 0)
