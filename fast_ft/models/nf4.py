@@ -156,7 +156,7 @@ def dequantised(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
     """Return bitsandbytes' 4-bit weights in `dtype`, in their own shape, each rounded once.
 
     A `state` (its QuantState) names the dtype that the weights had before, and `dequantize_4bit` rounds to that. Stored
-    bases often say bfloat16 there, whose rounding is eight times as coarse as float16's. Products never round so.
+    bases often say bfloat16 there, whose rounding is eight times as coarse as float16's. Our kernels do not round so.
     """
     from bitsandbytes.functional import dequantize_4bit
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from fast_ft.common import environment, garbage, gpu
 from fast_ft.sweep.trial_task import TaskRunner, TrialResult, TrialTask
 
-GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand
+GRACE = 8.0  #: seconds that interrupted workers have to save the step in hand, and idle ones to end
 
 
 class WorkerPool(Protocol):

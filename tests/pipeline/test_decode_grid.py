@@ -129,9 +129,9 @@ def test_a_talk_streams_remembers_and_forgets(folder: Path, capsys: pytest.Captu
     assert "cut off after 9 tokens" in (notes := capsys.readouterr().err) and "context is 256" in notes
 
 
-def talk(folder: Path, *lines: str) -> list[str]:
-    """What chat writes to stdout for these lines, a line an answer."""
-    said, out = iter(lines), io.StringIO()
+def talk(folder: Path, *lines: str, out: io.StringIO | None = None) -> list[str]:
+    """What chat writes to `out` (default: a stream of its own) for these lines, a line an answer."""
+    said, out = iter(lines), out or io.StringIO()
 
     def ask(prompt: str) -> str:
         try:
@@ -164,16 +164,8 @@ def test_ctrl_c_stops_an_answer_and_not_the_talk(folder: Path, capsys: pytest.Ca
                 os.kill(os.getpid(), signal.SIGINT)
             return super().write(text)
 
-    lines, out, before = iter([hat, "", cup]), Out(), signal.getsignal(signal.SIGINT)
-
-    def ask(_: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    chat(folder, ["generate.max_new_tokens=9"], ask=ask, out=out)
-    stopped, other = out.getvalue().splitlines()[:2]
+    before = signal.getsignal(signal.SIGINT)
+    stopped, other = talk(folder, hat, "", cup, out=Out())
     assert whole.startswith(stopped) and stopped != whole and other
     assert "(stopped after " in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is before
 
